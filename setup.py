@@ -1,0 +1,71 @@
+"""Packaging of tpv_jax; the version ranges are ones that were tried (see CHANGELOG.md)."""
+
+import pathlib
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+VERSION = next(
+  line.split('"')[1]
+  for line in (HERE / "tpv_jax" / "__init__.py").read_text().splitlines()
+  if line.startswith("__version__")
+)
+
+# The top-level folder gin_configs/ is shipped as the package tpv_jax.gin_configs, so that
+# the same files serve from the clone, after `pip install -e .` and after `pip install .`.
+GIN_PACKAGES = [
+  ".".join(("tpv_jax.gin_configs", *init.parent.relative_to(HERE / "gin_configs").parts))
+  for init in sorted((HERE / "gin_configs").rglob("__init__.py"))
+]
+
+EXTRAS = {
+  "data": ["seqio>=0.0.20", "tensorflow-datasets>=4.9.9", "tensorflow-cpu>=2.19"],
+  "parity": ["torch>=2.6", "transformers>=5.0", "sentencepiece>=0.2"],
+  "test": [
+    "beartype>=0.21",
+    "build>=1.2",
+    "hypothesis>=6.130",
+    "mypy>=1.16",
+    "pytest>=8.3",
+    "pytest-xdist>=3.6",
+    "ruff>=0.11",
+  ],
+}
+
+setuptools.setup(
+  name="tpv_jax",
+  version=VERSION,
+  description="Soft prompts on frozen language models in JAX: task prompt vectors and EPT",
+  long_description=(HERE / "README.md").read_text(),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=[*setuptools.find_packages(include=["tpv_jax", "tpv_jax.*"]), *GIN_PACKAGES],
+  package_dir={"tpv_jax.gin_configs": "gin_configs"},
+  package_data={
+    "tpv_jax": ["py.typed"],
+    "tpv_jax.embedded": ["*.safetensors", "*.txt", "*.md"],
+    **{package: ["*.gin"] for package in GIN_PACKAGES},
+  },
+  install_requires=[
+    "clu>=0.0.12",
+    "etils[epath]>=1.12",
+    "flax>=0.10.6",
+    "gin-config>=0.5",
+    "jax>=0.6.2",
+    "jaxtyping>=0.3.2",
+    "matplotlib>=3.10",
+    "ml_dtypes>=0.5",
+    "numpy>=2.0",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.11.16",
+    "rich>=14.0",
+    "safetensors>=0.5.3",
+    "scikit-learn>=1.6",
+    "sentencepiece>=0.2",
+    "tensorboardX>=2.6.4",
+    "tqdm>=4.67",
+  ],
+  extras_require=EXTRAS,
+  entry_points={"console_scripts": ["tpv = tpv_jax.vectors.cli:main"]},
+)

@@ -1,0 +1,60 @@
+"""One way to tell a user what went wrong: what, why, what next.
+
+Imports nothing but the standard library, so that every room can use it.
+"""
+
+import difflib
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+
+EXIT_USER_ERROR = 2
+"""Exit code of every command after bad input."""
+
+EXIT_INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells use it."""
+
+
+class UserError(Exception):
+  """Bad input: its text says what is wrong, why, and what to do next, in one line."""
+
+
+def near_misses(name: str, known: Iterable[str], most: int = 3) -> str:
+  """Returns ' Did you mean a, b?' for the known names closest to `name`, or ''."""
+  close = difflib.get_close_matches(name, list(known), n=most, cutoff=0.5)
+  return f" Did you mean {', '.join(repr(c) for c in close)}?" if close else ""
+
+
+def run_command(main: Callable[[], int | None], debug: bool = False) -> int:
+  """Runs a command's body and returns its exit code.
+
+  A `UserError`, a missing file or a full device becomes one line on stderr and exit
+  code 2; `debug` lets the trace through. Other exceptions are our own mistakes and keep
+  their trace.
+  """
+  try:
+    return main() or 0
+  except (UserError, OSError) as error:
+    if debug:
+      traceback.print_exc()
+    else:
+      print(f"error: {_one_line(error)}", file=sys.stderr)
+    return EXIT_USER_ERROR
+  except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr)
+    return EXIT_INTERRUPTED
+
+
+def _one_line(error: UserError | OSError) -> str:
+  if isinstance(error, OSError) and not isinstance(error, UserError):
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno == errno.ENOSPC:
+      return (
+        f"No space left on the device{where}. Nothing half-written was kept; free some "
+        "space or choose another folder, then run the same command again."
+      )
+    if error.errno in (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR):
+      return f"Cannot open{where or ' a file'}: {os.strerror(error.errno)}."
+  return " ".join(str(error).split())
