@@ -1,0 +1,82 @@
+"""What a task is: named splits of text pairs, its labels and its metric."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+
+from tpv_jax.errors import UserError, near_misses
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One text-to-text pair: `inputs` is the source, `targets` the answer."""
+
+  inputs: str
+  targets: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """A task: its name, its label words, the metric that chooses, and its examples.
+
+  Attributes:
+    name: one word, used in provenance and file names.
+    labels: all allowed targets in their order, or None where the targets are free.
+    metric: the name in `metrics.METRICS` by which the best prompt is chosen.
+    load: gives the examples of a split of `SPLITS`, the same ones at every call. It is
+      called at every use: a loader for which that is dear keeps what it read.
+  """
+
+  name: str
+  labels: tuple[str, ...] | None
+  metric: str
+  load: Callable[[str], Sequence[Example]]
+
+  def examples(self, split: str) -> tuple[Example, ...]:
+    """Returns the examples of `split`, checked.
+
+    Raises:
+      UserError: no such split, an empty split, or a target that is not a label.
+    """
+    if split not in SPLITS:
+      raise UserError(
+        f"Task '{self.name}' has no split '{split}'; the splits are "
+        f"{', '.join(SPLITS)}.{near_misses(split, SPLITS)}"
+      )
+    examples = tuple(self.load(split))
+    if not examples:
+      raise UserError(
+        f"Split '{split}' of task '{self.name}' is empty, so there is nothing to do "
+        "with it. Point it at other data, or choose another split."
+      )
+    if self.labels is not None:
+      for number, example in enumerate(examples, start=1):
+        if example.targets not in self.labels:
+          raise UserError(
+            f"Example {number} of split '{split}' of task '{self.name}' has the "
+            f"target '{example.targets}', which is not among its labels "
+            f"{', '.join(self.labels)}.{near_misses(example.targets, self.labels)} "
+            "Correct the data, or the task's labels."
+          )
+    return examples
+
+  def split_digest(self, split: str) -> str:
+    """Returns the `digest` of the examples of `split`."""
+    return digest(self.examples(split))
+
+
+def digest(examples: Iterable[Example]) -> str:
+  """Returns 64 hex digits that name the examples and their order (SHA-256).
+
+  The hashed bytes are, for each example, its inputs and then its targets, each as its
+  length in UTF-8 bytes (8 bytes, little-endian) followed by those bytes.
+  """
+  content = hashlib.sha256()
+  for example in examples:
+    for text in (example.inputs, example.targets):
+      encoded = text.encode()
+      content.update(len(encoded).to_bytes(8, "little"))
+      content.update(encoded)
+  return content.hexdigest()
