@@ -1,0 +1,223 @@
+"""Where a prompt or a vector comes from, as data that travels with its values.
+
+Nothing here is parsed from a name. What is not known is None, never guessed.
+"""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+KINDS = ("prompt", "vector")
+
+_RESIDUE = 1e-12
+"""A coefficient this small beside those it was summed from is what rounding left."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+  """One task in a prompt or vector; the task of a foreign checkpoint is None."""
+
+  task: str | None
+  coefficient: float
+
+  def __post_init__(self) -> None:
+    if not math.isfinite(self.coefficient):
+      raise ValueError(f"coefficient {self.coefficient} of {self.task!r} is not finite")
+    if self.task == "":
+      raise ValueError("the name of a task is empty")
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+  """What a set of leaves is: its kind, its task terms, and what they belong to.
+
+  Attributes:
+    kind: 'prompt' (may be put in front of a source) or 'vector' (a difference).
+    terms: the tasks with their signed coefficients; () for an initial prompt.
+    backbone_name: for people; two names may be one backbone.
+    backbone_fingerprint: `identity.backbone_fingerprint` of the frozen backbone.
+    initial_digest: `identity.prompt_digest` of the initial prompt that training started
+      from: an initial prompt's own digest; of a vector, the prompt it was taken from.
+    initial_seed: the seed of that initial prompt.
+    applied_to_digest: for a vector that was applied, the digest of the prompt it was
+      applied to. It differs from `initial_digest` in a cross-origin application.
+    applied_to_seed: the seed of that prompt.
+    mixed_origins: digests of several initial prompts in one sum, sorted; then
+      `initial_digest` is None.
+    steps: optimizer steps of the training.
+    method: how the prompt is parametrised: 'plain'.
+    versions: the packages that trained it, name -> version.
+    notes: what the user overrode and what could not be known, one sentence each.
+
+  Raises:
+    ValueError: a field holds what cannot be.
+  """
+
+  kind: str
+  terms: tuple[Term, ...] = ()
+  backbone_name: str | None = None
+  backbone_fingerprint: str | None = None
+  initial_digest: str | None = None
+  initial_seed: int | None = None
+  applied_to_digest: str | None = None
+  applied_to_seed: int | None = None
+  mixed_origins: tuple[str, ...] = ()
+  steps: int | None = None
+  method: str | None = "plain"
+  versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  notes: tuple[str, ...] = ()
+
+  def __post_init__(self) -> None:
+    if self.kind not in KINDS:
+      raise ValueError(f"kind {self.kind!r} is neither 'prompt' nor 'vector'")
+    for digest in (
+      self.backbone_fingerprint,
+      self.initial_digest,
+      self.applied_to_digest,
+      *self.mixed_origins,
+    ):
+      if digest is not None and not re.fullmatch("[0-9a-f]{64}", digest):
+        raise ValueError(f"{digest!r} is not a SHA-256 in 64 hex digits")
+    if self.mixed_origins and self.initial_digest is not None:
+      raise ValueError("a mixed origin and one initial prompt exclude each other")
+
+  @property
+  def base_digest(self) -> str | None:
+    """The digest of the prompt that a tuned or summed prompt differs from."""
+    if self.applied_to_digest is not None:
+      return self.applied_to_digest
+    return self.initial_digest
+
+  @property
+  def base_seed(self) -> int | None:
+    """The seed of the prompt that `base_digest` names."""
+    if self.applied_to_digest is not None:
+      return self.applied_to_seed
+    return self.initial_seed
+
+  @property
+  def cross_origin(self) -> bool | None:
+    """Whether a vector was applied to another initial prompt; None if unknown."""
+    if self.applied_to_digest is None:
+      return False
+    if self.initial_digest is None:
+      return True if self.mixed_origins else None
+    return self.applied_to_digest != self.initial_digest
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns a dictionary of JSON values that `from_json` reads back equal."""
+    content = {
+      field.name: getattr(self, field.name) for field in dataclasses.fields(self)
+    }
+    content["terms"] = [dataclasses.asdict(term) for term in self.terms]
+    content["mixed_origins"] = list(self.mixed_origins)
+    content["versions"] = dict(sorted(self.versions.items()))
+    content["notes"] = list(self.notes)
+    return content
+
+  @classmethod
+  def from_json(cls, content: Any) -> "Provenance":
+    """Returns the provenance that `to_json` wrote.
+
+    Raises:
+      ValueError: a field is foreign, missing or of another type.
+    """
+    if not isinstance(content, dict):
+      raise ValueError("it is not a dictionary")
+    fields: dict[str, Any] = dict(content)
+    if unequal := {field.name for field in dataclasses.fields(cls)} ^ set(fields):
+      raise ValueError(
+        f"unknown or missing fields: {', '.join(sorted(map(str, unequal)))}"
+      )
+    for name, types in _JSON_TYPES.items():
+      if not isinstance(fields[name], types) or isinstance(fields[name], bool):
+        raise ValueError(f"{name} is {fields[name]!r}")
+    terms = tuple(_term_from_json(term) for term in fields.pop("terms"))
+    for name in ("mixed_origins", "notes"):
+      if not all(isinstance(item, str) for item in fields[name]):
+        raise ValueError(f"{name} holds what is not text")
+      fields[name] = tuple(fields[name])
+    if not all(isinstance(version, str) for version in fields["versions"].values()):
+      raise ValueError("versions holds what is not text")
+    return cls(terms=terms, **fields)
+
+
+_TEXT, _COUNT = (str, type(None)), (int, type(None))
+_JSON_TYPES: dict[str, type | tuple[type, ...]] = {
+  "kind": str,
+  "terms": list,
+  "backbone_name": _TEXT,
+  "backbone_fingerprint": _TEXT,
+  "initial_digest": _TEXT,
+  "initial_seed": _COUNT,
+  "applied_to_digest": _TEXT,
+  "applied_to_seed": _COUNT,
+  "mixed_origins": list,
+  "steps": _COUNT,
+  "method": _TEXT,
+  "versions": dict,
+  "notes": list,
+}
+
+
+def scale_terms(terms: Iterable[Term], factor: float) -> tuple[Term, ...]:
+  """Returns the terms with every coefficient times `factor`; those at 0 are dropped."""
+  return merge_terms([Term(term.task, term.coefficient * factor) for term in terms])
+
+
+def merge_terms(terms: Iterable[Term]) -> tuple[Term, ...]:
+  """Returns one term a task, in order of appearance, its coefficients added.
+
+  Coefficients are added exactly and rounded once (`math.fsum`). A sum of at most 1e-12
+  of its largest addend is what decimal input left (0.1 + 0.2 - 0.3) and is dropped as 0
+  (ours). Terms of an unknown task are never merged: they may be different ones.
+  """
+  coefficients: dict[object, list[float]] = {}
+  tasks: dict[object, str | None] = {}
+  for term in terms:
+    key = object() if term.task is None else term.task
+    coefficients.setdefault(key, []).append(term.coefficient)
+    tasks[key] = term.task
+  merged = []
+  for key, addends in coefficients.items():
+    total = math.fsum(addends)
+    if abs(total) > _RESIDUE * max(map(abs, addends)):
+      merged.append(Term(tasks[key], total))
+  return tuple(merged)
+
+
+def describe_terms(terms: Iterable[Term]) -> str:
+  """Returns the terms for people: "sst2 - 0.5 rte", or "none"."""
+  text = ""
+  for term in terms:
+    size = abs(term.coefficient)
+    name = "unknown task" if term.task is None else term.task
+    part = name if size == 1 else f"{size:g} {name}"
+    if text:
+      text += f" {'-' if term.coefficient < 0 else '+'} {part}"
+    else:
+      text = f"-{part}" if term.coefficient < 0 else part
+  return text or "none"
+
+
+def canonical_json(content: Any) -> str:
+  """Returns JSON text with sorted keys and no spaces: equal data, equal text."""
+  return json.dumps(
+    content,
+    allow_nan=False,
+    ensure_ascii=False,
+    separators=(",", ":"),
+    sort_keys=True,
+  )
+
+
+def _term_from_json(content: Any) -> Term:
+  if not isinstance(content, dict) or set(content) != {"task", "coefficient"}:
+    raise ValueError(f"the term {content!r} is not a task with its coefficient")
+  task, coefficient = content["task"], content["coefficient"]
+  if not isinstance(task, str | None) or type(coefficient) not in (int, float):
+    raise ValueError(f"the term {content!r} is not a task with its coefficient")
+  return Term(task, float(coefficient))

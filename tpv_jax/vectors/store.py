@@ -1,0 +1,240 @@
+"""One portable file for a prompt or a vector: fp32 leaves and what they are.
+
+An ordinary `.safetensors` file that any reader of that format opens. Its metadata are
+
+    content_digest  SHA-256 over the whole file with these 64 digits as zeros
+    format          "tpv_jax 1"
+    provenance      JSON, see `provenance.Provenance`
+    written_by      "tpv_jax <version>"
+
+in this order, at the start of the header: equal content gives equal bytes, and no byte
+can change unseen.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+
+import tpv_jax
+from tpv_jax import errors, files, identity
+from tpv_jax.errors import UserError
+from tpv_jax.vectors.provenance import Provenance, canonical_json
+
+FORMAT = "tpv_jax 1"
+
+MAX_HEADER_BYTES = 1 << 20
+"""No prompt needs a longer header; a length beyond it is damage or another file."""
+
+_START = b'{"__metadata__":{"content_digest":"'
+_DIGEST = slice(8 + len(_START), 8 + len(_START) + 64)
+_ZEROS = b"0" * 64
+
+
+def write(
+  path: files.PathLike,
+  leaves: Mapping[str, np.ndarray],
+  provenance: Provenance,
+  overwrite: bool = False,
+) -> None:
+  """Writes leaves and provenance to one `.safetensors` file, atomically.
+
+  bf16 and fp16 leaves are widened to fp32, which is exact.
+
+  Raises:
+    UserError: `path` exists (without `overwrite`), does not end in `.safetensors` or
+      lies in no folder; a leaf is fp64, not floating-point, empty, NaN or infinite.
+    OSError: nothing was written, for instance for lack of space.
+  """
+  path = pathlib.Path(path)
+  if path.suffix != ".safetensors":
+    raise UserError(
+      f"'{path}' does not end in .safetensors, the one format that is written. Name "
+      f"the output '{path}.safetensors'."
+    )
+  if not path.parent.is_dir():
+    raise UserError(
+      f"Cannot write '{path}': the folder '{path.parent}' does not exist. Make it "
+      "first."
+    )
+  files.refuse_existing(path, overwrite)
+  files.write_bytes(path, encode(leaves, provenance), overwrite)
+
+
+def read(path: files.PathLike) -> tuple[dict[str, np.ndarray], Provenance]:
+  """Returns the fp32 leaves and the provenance of a file that `write` made.
+
+  Raises:
+    UserError: there is no such file; it is of another kind (safetensors of another
+      tool, pickle, ...), truncated, or one byte differs from what was written.
+  """
+  path = pathlib.Path(path)
+  content = _read_file(path)
+  digest = hashlib.sha256(content[: _DIGEST.start] + _ZEROS)
+  digest.update(memoryview(content)[_DIGEST.stop :])
+  if digest.hexdigest().encode() != content[_DIGEST]:
+    raise UserError(
+      f"'{path}' was truncated, damaged or changed after it was written: its content "
+      f"has the digest {digest.hexdigest()[:12]}… and it states "
+      f"{_show(content[_DIGEST][:12])}…. Make it again or take another copy."
+    )
+  try:
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata = header["__metadata__"]
+    if metadata["format"] != FORMAT:
+      raise ValueError(f"its format is {metadata['format']!r}, not {FORMAT!r}")
+    provenance = Provenance.from_json(json.loads(metadata["provenance"]))
+    leaves = {
+      name: _array(spec) for name, spec in sorted(safetensors.deserialize(content))
+    }
+  except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+    raise UserError(
+      f"'{path}' cannot be read by tpv_jax {tpv_jax.__version__}: {error}. Read it "
+      "with the version that wrote it."
+    ) from error
+  return leaves, provenance
+
+
+def encode(leaves: Mapping[str, np.ndarray], provenance: Provenance) -> bytes:
+  """Returns the bytes of the file; see `write` for what is refused."""
+  if not leaves:
+    raise UserError("There are no leaves to write.")
+  arrays = {name: _checked(name, leaves[name]) for name in sorted(leaves)}
+  header: dict[str, Any] = {
+    "__metadata__": {
+      "content_digest": _ZEROS.decode(),
+      "format": FORMAT,
+      "provenance": canonical_json(provenance.to_json()),
+      "written_by": f"tpv_jax {tpv_jax.__version__}",
+    }
+  }
+  offset = 0
+  for name, array in arrays.items():
+    header[name] = {
+      "dtype": "F32",
+      "shape": list(array.shape),
+      "data_offsets": [offset, offset + array.nbytes],
+    }
+    offset += array.nbytes
+  text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)
+  if len(text) > MAX_HEADER_BYTES:
+    raise UserError(
+      f"The provenance and names need a header of {len(text)} bytes; at most "
+      f"{MAX_HEADER_BYTES} are written. Shorten the notes."
+    )
+  content = bytearray(len(text).to_bytes(8, "little") + text)
+  for array in arrays.values():
+    content += array.tobytes()
+  content[_DIGEST] = hashlib.sha256(content).hexdigest().encode()
+  return bytes(content)
+
+
+def content_digest(path: files.PathLike) -> str:
+  """Returns the content digest that a file states; `read` is what checks it."""
+  return _read_file(pathlib.Path(path))[_DIGEST].decode()
+
+
+def _checked(name: str, leaf: Any) -> np.ndarray:
+  leaf = np.asarray(leaf)
+  if name == "__metadata__" or not name:
+    raise UserError(f"A leaf cannot be named {name!r} in a safetensors file.")
+  if not identity.is_floating(leaf.dtype) or leaf.dtype.itemsize > 4:
+    raise UserError(
+      f"Leaf '{name}' is {leaf.dtype}; prompts and vectors are fp32. Convert it first."
+    )
+  if leaf.size == 0:
+    raise UserError(f"Leaf '{name}' of shape {leaf.shape} is empty.")
+  leaf = np.ascontiguousarray(leaf, dtype="<f4").reshape(leaf.shape)
+  refuse_not_finite(name, leaf)
+  return leaf
+
+
+def refuse_not_finite(name: str, leaf: np.ndarray) -> None:
+  """Raises `UserError` if the leaf `name` holds NaN or infinity."""
+  finite = np.isfinite(leaf)
+  if not finite.all():
+    where = np.unravel_index(int(np.argmin(finite)), leaf.shape)
+    raise UserError(
+      f"Leaf '{name}' holds {np.size(leaf) - int(finite.sum())} values that are NaN or "
+      f"infinite, the first at {tuple(map(int, where))}. Go back to a checkpoint from "
+      "before training diverged, or choose smaller coefficients."
+    )
+
+
+def _array(spec: Mapping[str, Any]) -> np.ndarray:
+  if spec["dtype"] != "F32":
+    raise ValueError(f"it holds {spec['dtype']} values, not fp32")
+  values = np.frombuffer(spec["data"], dtype="<f4").reshape(spec["shape"])
+  return values.astype(np.float32)
+
+
+def _read_file(path: pathlib.Path) -> bytes:
+  """Returns the bytes of a file that starts as ours do and is not plainly too long."""
+  try:
+    with open(path, "rb") as file:
+      start = file.read(8 + len(_START))
+      _refuse_foreign(path, start, os.fstat(file.fileno()).st_size)
+      return start + file.read()
+  except FileNotFoundError:
+    raise UserError(_missing(path)) from None
+  except IsADirectoryError:
+    raise UserError(
+      f"'{path}' is a folder. Give a .safetensors file that tpv or a training run of "
+      "tpv_jax wrote."
+    ) from None
+  except OSError as error:
+    if error.errno == errno.EACCES:
+      raise UserError(f"'{path}' cannot be opened: permission denied.") from None
+    raise
+
+
+def _refuse_foreign(path: pathlib.Path, start: bytes, size: int) -> None:
+  """Raises `UserError` unless a file that starts with `start` may be one of ours."""
+  length = int.from_bytes(start[:8], "little")
+  ours = start[8:] == _START
+  if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+    problem = "is a pickle or a zip of pickles, and loading one can run any code"
+  elif size < 8 + len(_START):
+    problem = f"is truncated or no prompt: it has {size} bytes only"
+  elif length > MAX_HEADER_BYTES or 8 + length > size:
+    if not ours and start[8:10] != b'{"':
+      problem = "is no safetensors file"
+    elif length > MAX_HEADER_BYTES:
+      problem = f"states a header of {length} bytes, which no prompt or vector needs"
+    else:
+      problem = f"is truncated: its header alone needs {8 + length} of its {size} bytes"
+  elif not ours and start[8:9] == b"{":
+    problem = "is a safetensors file that another tool wrote, so its origin is unknown"
+  elif not ours:
+    problem = "is no safetensors file"
+  else:
+    return
+  raise UserError(
+    f"'{path}' {problem}. Give a file that tpv or a training run of tpv_jax wrote, a "
+    "run folder, or an Orbax checkpoint."
+  )
+
+
+def _missing(path: pathlib.Path) -> str:
+  """Returns what to say about a path that does not exist, with near misses."""
+  folder = path.parent
+  while not folder.is_dir() and folder != folder.parent:
+    path, folder = folder, folder.parent
+  try:
+    known = [entry.name for entry in os.scandir(folder)]
+  except OSError:
+    known = []
+  return (
+    f"'{path}' does not exist.{errors.near_misses(path.name, known)} Check the path."
+  )
+
+
+def _show(raw: bytes) -> str:
+  return raw.decode("ascii", "backslashreplace")
