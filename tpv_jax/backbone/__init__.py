@@ -1,0 +1,1 @@
+"""T5 in Flax: the network, its sizes, its decoding, and where its weights come from."""

@@ -1,0 +1,724 @@
+"""T5 encoder-decoder (v1.0 and v1.1) with the parameter tree of T5X's `examples/t5`.
+
+v1.0 has `mlp_activations=('relu',)` and `logits_via_embedding=True`; v1.1, LM-adapted,
+Flan and mT5 have `('gelu', 'linear')`, the tanh approximation of GELU, and an output
+layer of their own. Parameter paths, shapes, initial distributions and logical axes are
+T5X's, and so public T5X checkpoints fit. Departures from T5X's code that change nothing
+at a real token: masks are boolean and hide keys only (what a padding position computes
+is never read), tokens are embedded by a gather, and the relative bias is computed once
+per stack. One that changes bf16 results slightly: the softmax is always in fp32.
+
+The network knows nothing of prompt parameters: `encode` takes a folded prompt, an
+array. Letters as in the README; `joined` is P + T, prompt and source together.
+"""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import struct
+from flax.linen.partitioning import param_with_axes
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from tpv_jax.errors import UserError, near_misses
+
+AnyArray = Array | np.ndarray
+"""What a caller outside of `jit` may pass as well: a NumPy array."""
+
+MASKED = -1e10
+"""Attention logit of a hidden key. Finite: a row that sees nothing gives no NaN."""
+
+RELATIVE_BUCKETS = 32
+RELATIVE_MAX_DISTANCE = 128
+
+_fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+_fan_in_truncated = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+_fan_avg_uniform = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+
+
+@struct.dataclass
+class DecodingCache:
+  """What the decoder needs of the past and of the source, one entry per layer.
+
+  Attributes:
+    self_keys_values: [B, L, heads, width], of the targets so far; zero ahead.
+    cross_keys_values: [B, joined, heads, width], of the encoded source, never changed.
+    cross_mask: [B, 1, 1, joined], true at what the target may see of the source.
+    bias: [1, heads, L, L], the target's relative bias; a step takes one row of it.
+  """
+
+  self_keys_values: tuple[tuple[Array, Array], ...]
+  cross_keys_values: tuple[tuple[Array, Array], ...]
+  cross_mask: Array
+  bias: Array
+
+
+def relative_buckets(
+  queries: int, keys: int, bidirectional: bool
+) -> Int[np.ndarray, "queries keys"]:
+  """Returns T5's bucket number of each distance `key position - query position`.
+
+  Half of the buckets count single steps, the others grow logarithmically up to
+  `RELATIVE_MAX_DISTANCE`; a bidirectional table gives each direction its half, a causal
+  one lumps the future with distance 0 (the mask hides it). float32 logarithms with the
+  epsilon of T5X, so that exact powers fall on its side of the border.
+  """
+  distance = np.arange(keys)[None, :] - np.arange(queries)[:, None]
+  buckets = RELATIVE_BUCKETS
+  if bidirectional:
+    buckets //= 2
+    offset = np.where(distance > 0, buckets, 0)
+    distance = np.abs(distance)
+  else:
+    offset = np.zeros_like(distance)
+    distance = np.maximum(-distance, 0)
+  exact = buckets // 2
+  ratio = distance.astype(np.float32) / exact + np.finfo(np.float32).eps
+  logarithmic = exact + (
+    np.log(ratio) / np.log(RELATIVE_MAX_DISTANCE / exact) * (buckets - exact)
+  ).astype(np.int32)
+  far = np.minimum(logarithmic, buckets - 1)
+  return (offset + np.where(distance < exact, distance, far)).astype(np.int32)
+
+
+class Dense(nn.Module):
+  """A linear map without bias over the last axis; its kernel is stored as a matrix."""
+
+  features: int
+  axes: tuple[str, str]
+  dtype: str
+  kernel_init: Any = _fan_in_truncated
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
+    kernel = param_with_axes(
+      "kernel",
+      self.kernel_init,
+      (x.shape[-1], self.features),
+      jnp.float32,
+      axes=self.axes,
+    )
+    return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+
+
+class LayerNorm(nn.Module):
+  """T5's layer norm: divided by the root mean square (in fp32) and scaled; no bias."""
+
+  dtype: str
+  epsilon: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    scale = param_with_axes(
+      "scale", nn.initializers.ones, (x.shape[-1],), jnp.float32, axes=("embed",)
+    )
+    x = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    normal = x * jax.lax.rsqrt(mean_square + self.epsilon)
+    return normal.astype(self.dtype) * scale.astype(self.dtype)
+
+
+class Embed(nn.Module):
+  """The token table [V, D], used for input and, in v1.0, for output."""
+
+  vocab_size: int
+  features: int
+  dtype: str
+
+  def setup(self) -> None:
+    self.embedding = param_with_axes(
+      "embedding",
+      nn.initializers.normal(stddev=1.0),
+      (self.vocab_size, self.features),
+      jnp.float32,
+      axes=("vocab", "embed"),
+    )
+
+  def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Returns rows of the table; an id outside of it gives NaN, never a wrong row."""
+    return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+
+  def attend(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
+    """Returns `x @ embedding.T / sqrt(D)` in fp32, the tied logits of v1.0."""
+    x = x.astype(jnp.float32) * self.features**-0.5
+    return jnp.dot(x, self.embedding.astype(jnp.float32).T)
+
+
+class RelativeBias(nn.Module):
+  """Adds to an attention logit what the distance between query and key is worth."""
+
+  num_heads: int
+  bidirectional: bool
+
+  @nn.compact
+  def __call__(self, queries: int, keys: int) -> Float[Array, "1 heads queries keys"]:
+    table = param_with_axes(
+      "rel_embedding",
+      _fan_avg_uniform,
+      (self.num_heads, RELATIVE_BUCKETS),
+      jnp.float32,
+      axes=("heads", "relpos_buckets"),
+    )
+    buckets = relative_buckets(queries, keys, self.bidirectional)
+    return jnp.take(table.astype(jnp.float32), buckets, axis=1)[None]
+
+
+class Attention(nn.Module):
+  """Multi-head attention with unscaled logits (T5 folds the scale into its weights)."""
+
+  num_heads: int
+  head_dim: int
+  features: int
+  dropout_rate: float
+  dtype: str
+
+  def setup(self) -> None:
+    joined = self.num_heads * self.head_dim
+    project = functools.partial(
+      Dense, features=joined, axes=("embed", "joined_kv"), dtype=self.dtype
+    )
+    self.query = project(kernel_init=self._query_init)
+    self.key = project(kernel_init=_fan_in_normal)
+    self.value = project(kernel_init=_fan_in_normal)
+    self.out = Dense(
+      self.features, ("joined_kv", "embed"), self.dtype, kernel_init=_fan_in_normal
+    )
+    # One mask for all queries, as in T5.
+    self.dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))
+
+  def _query_init(self, *args: Any) -> Array:
+    return _fan_in_normal(*args) / jnp.sqrt(self.head_dim)
+
+  def _heads(
+    self, x: Float[Array, "B joined both"]
+  ) -> Float[Array, "B joined heads width"]:
+    return x.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
+
+  def keys_values(
+    self, x: Float[Array, "B joined D"]
+  ) -> tuple[
+    Float[Array, "B joined heads width"], Float[Array, "B joined heads width"]
+  ]:
+    """Returns the keys and values of `x`."""
+    return self._heads(self.key(x)), self._heads(self.value(x))
+
+  def __call__(
+    self,
+    x: Float[Array, "B queries D"],
+    keys_values: tuple[
+      Float[Array, "B joined heads width"], Float[Array, "B joined heads width"]
+    ],
+    mask: Bool[Array, "#B 1 #queries joined"],
+    bias: Float[Array, "1 heads queries joined"] | None,
+    deterministic: bool,
+  ) -> Float[Array, "B queries D"]:
+    """Returns what the queries `x` gather from the keys that `mask` shows them."""
+    keys, values = keys_values
+    logits = jnp.einsum(
+      "bqhk,bshk->bhqs",
+      self._heads(self.query(x)),
+      keys,
+      preferred_element_type=jnp.float32,
+    )
+    if bias is not None:
+      logits = logits + bias
+    weights = jax.nn.softmax(jnp.where(mask, logits, MASKED)).astype(self.dtype)
+    weights = self.dropout(weights, deterministic=deterministic)
+    gathered = jnp.einsum("bhqs,bshk->bqhk", weights, values)
+    return self.out(gathered.reshape(*gathered.shape[:-2], -1))
+
+
+class Mlp(nn.Module):
+  """The feed-forward block: the product of its activations, mapped back to width D."""
+
+  mlp_dim: int
+  activations: Sequence[str]
+  dropout_rate: float
+  dtype: str
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B joined D"], deterministic: bool
+  ) -> Float[Array, "B joined D"]:
+    features = x.shape[-1]
+    branches = []
+    for number, activation in enumerate(self.activations):
+      name = "wi" if len(self.activations) == 1 else f"wi_{number}"
+      branch = Dense(self.mlp_dim, ("embed", "mlp"), self.dtype, name=name)(x)
+      branches.append(ACTIVATIONS[activation](branch))
+    x = functools.reduce(operator.mul, branches)
+    x = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(
+      x, deterministic=deterministic
+    )
+    return Dense(features, ("mlp", "embed"), self.dtype, name="wo")(x)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+  "relu": jax.nn.relu,
+  "gelu": functools.partial(jax.nn.gelu, approximate=True),
+  "linear": lambda x: x,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The numbers that layers share; fields as in `Transformer`."""
+
+  emb_dim: int
+  num_heads: int
+  head_dim: int
+  mlp_dim: int
+  mlp_activations: tuple[str, ...]
+  dropout_rate: float
+  dtype: str
+
+
+class EncoderLayer(nn.Module):
+  """Self-attention and feed-forward, each behind a norm and beside a skip."""
+
+  config: Config
+
+  def setup(self) -> None:
+    _set_up_layer(self, self.config)
+    self.pre_attention_layer_norm = LayerNorm(self.config.dtype)
+    self.attention = _attention(self.config)
+
+  def __call__(
+    self,
+    x: Float[Array, "B joined D"],
+    mask: Bool[Array, "B 1 #joined joined"],
+    bias: Float[Array, "1 heads joined joined"],
+    deterministic: bool,
+  ) -> Float[Array, "B joined D"]:
+    y = self.pre_attention_layer_norm(x)
+    y = self.attention(y, self.attention.keys_values(y), mask, bias, deterministic)
+    x = x + self.dropout(y, deterministic=deterministic)
+    y = self.mlp(self.pre_mlp_layer_norm(x), deterministic)
+    return x + self.dropout(y, deterministic=deterministic)
+
+
+class DecoderLayer(nn.Module):
+  """Self-attention, attention to the source and feed-forward, each beside a skip."""
+
+  config: Config
+
+  def setup(self) -> None:
+    _set_up_layer(self, self.config)
+    self.pre_self_attention_layer_norm = LayerNorm(self.config.dtype)
+    self.self_attention = _attention(self.config)
+    self.pre_cross_attention_layer_norm = LayerNorm(self.config.dtype)
+    self.encoder_decoder_attention = _attention(self.config)
+
+  def __call__(
+    self,
+    x: Float[Array, "B L D"],
+    encoded: Float[Array, "B joined D"],
+    self_mask: Bool[Array, "B 1 L L"],
+    cross_mask: Bool[Array, "B 1 #L joined"],
+    bias: Float[Array, "1 heads L L"],
+    deterministic: bool,
+  ) -> Float[Array, "B L D"]:
+    """Returns the layer's output at all target positions at once."""
+    y = self.pre_self_attention_layer_norm(x)
+    y = self.self_attention(
+      y, self.self_attention.keys_values(y), self_mask, bias, deterministic
+    )
+    x = x + self.dropout(y, deterministic=deterministic)
+    return self._rest(x, self.cross_keys_values(encoded), cross_mask, deterministic)
+
+  def cross_keys_values(
+    self, encoded: Float[Array, "B joined D"]
+  ) -> tuple[
+    Float[Array, "B joined heads width"], Float[Array, "B joined heads width"]
+  ]:
+    """Returns the source's keys and values, the same at every step of decoding."""
+    return self.encoder_decoder_attention.keys_values(encoded)
+
+  def step(
+    self,
+    x: Float[Array, "B 1 D"],
+    index: Int[Array, ""],
+    self_keys_values: tuple[
+      Float[Array, "B L heads width"], Float[Array, "B L heads width"]
+    ],
+    cross_keys_values: tuple[
+      Float[Array, "B joined heads width"], Float[Array, "B joined heads width"]
+    ],
+    cross_mask: Bool[Array, "B 1 1 joined"],
+    bias: Float[Array, "1 heads 1 L"],
+  ) -> tuple[
+    Float[Array, "B 1 D"],
+    tuple[Float[Array, "B L heads width"], Float[Array, "B L heads width"]],
+  ]:
+    """Returns the output at target position `index`, and the cache with it written."""
+    y = self.pre_self_attention_layer_norm(x)
+    cached = jax.tree.map(
+      lambda past, now: jax.lax.dynamic_update_slice_in_dim(past, now, index, axis=1),
+      self_keys_values,
+      self.self_attention.keys_values(y),
+    )
+    past = jnp.arange(bias.shape[-1])[None, None, None, :] <= index
+    x = x + self.self_attention(y, cached, past, bias, True)
+    return self._rest(x, cross_keys_values, cross_mask, True), cached
+
+  def _rest(
+    self,
+    x: Float[Array, "B L D"],
+    cross_keys_values: tuple[Array, Array],
+    cross_mask: Bool[Array, "B 1 #L joined"],
+    deterministic: bool,
+  ) -> Float[Array, "B L D"]:
+    y = self.pre_cross_attention_layer_norm(x)
+    y = self.encoder_decoder_attention(
+      y, cross_keys_values, cross_mask, None, deterministic
+    )
+    x = x + self.dropout(y, deterministic=deterministic)
+    y = self.mlp(self.pre_mlp_layer_norm(x), deterministic)
+    return x + self.dropout(y, deterministic=deterministic)
+
+
+def _attention(config: Config) -> Attention:
+  return Attention(
+    config.num_heads,
+    config.head_dim,
+    config.emb_dim,
+    config.dropout_rate,
+    config.dtype,
+  )
+
+
+def _set_up_layer(layer: Any, config: Config) -> None:
+  """Gives a layer the parts that both kinds of layer have."""
+  layer.pre_mlp_layer_norm = LayerNorm(config.dtype)
+  layer.mlp = Mlp(
+    config.mlp_dim, config.mlp_activations, config.dropout_rate, config.dtype
+  )
+  layer.dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
+
+
+class Encoder(nn.Module):
+  """The encoder's stack, from embedded tokens to the encoded source."""
+
+  config: Config
+  num_layers: int
+  remat: bool
+
+  def setup(self) -> None:
+    self.relpos_bias = RelativeBias(self.config.num_heads, bidirectional=True)
+    layer = nn.remat(EncoderLayer, static_argnums=(4,)) if self.remat else EncoderLayer
+    self.layers = [layer(self.config) for _ in range(self.num_layers)]
+    self.encoder_norm = LayerNorm(self.config.dtype)
+    self.input_dropout = nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))
+    self.output_dropout = nn.Dropout(self.config.dropout_rate)
+
+  def __call__(
+    self,
+    x: Float[Array, "B joined D"],
+    mask: Bool[Array, "B 1 #joined joined"],
+    deterministic: bool,
+  ) -> Float[Array, "B joined D"]:
+    bias = self.relpos_bias(x.shape[1], x.shape[1])
+    x = self.input_dropout(x, deterministic=deterministic)
+    for layer in self.layers:
+      x = layer(x, mask, bias, deterministic)
+    return self.output_dropout(self.encoder_norm(x), deterministic=deterministic)
+
+
+class Decoder(nn.Module):
+  """The decoder's stack, from embedded tokens to what the output layer reads."""
+
+  config: Config
+  num_layers: int
+  remat: bool
+  own_logits: int | None
+
+  def setup(self) -> None:
+    self.relpos_bias = RelativeBias(self.config.num_heads, bidirectional=False)
+    layer = nn.remat(DecoderLayer, static_argnums=(6,)) if self.remat else DecoderLayer
+    self.layers = [layer(self.config) for _ in range(self.num_layers)]
+    self.decoder_norm = LayerNorm(self.config.dtype)
+    self.input_dropout = nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))
+    self.output_dropout = nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))
+    if self.own_logits is not None:
+      self.logits_dense = Dense(self.own_logits, ("embed", "vocab"), "float32")
+
+  def __call__(
+    self,
+    x: Float[Array, "B L D"],
+    encoded: Float[Array, "B joined D"],
+    self_mask: Bool[Array, "B 1 L L"],
+    cross_mask: Bool[Array, "B 1 #L joined"],
+    deterministic: bool,
+  ) -> Float[Array, "B L D"]:
+    bias = self.relpos_bias(x.shape[1], x.shape[1])
+    x = self.input_dropout(x, deterministic=deterministic)
+    for layer in self.layers:
+      x = layer(x, encoded, self_mask, cross_mask, bias, deterministic)
+    return self.output_dropout(self.decoder_norm(x), deterministic=deterministic)
+
+  def start(
+    self,
+    encoded: Float[Array, "B joined D"],
+    cross_mask: Bool[Array, "B 1 1 joined"],
+    target_length: int,
+  ) -> DecodingCache:
+    """Returns the cache before the first of `target_length` steps."""
+    config = self.config
+    shape = (encoded.shape[0], target_length, config.num_heads, config.head_dim)
+    empty = jnp.zeros(shape, config.dtype)
+    return DecodingCache(
+      self_keys_values=tuple((empty, empty) for _ in self.layers),
+      cross_keys_values=tuple(
+        layer.cross_keys_values(encoded) for layer in self.layers
+      ),
+      cross_mask=cross_mask,
+      bias=self.relpos_bias(target_length, target_length),
+    )
+
+  def step(
+    self, x: Float[Array, "B 1 D"], index: Int[Array, ""], cache: DecodingCache
+  ) -> tuple[Float[Array, "B 1 D"], DecodingCache]:
+    """Returns what the output layer reads at target position `index`, and the cache."""
+    bias = jax.lax.dynamic_slice_in_dim(cache.bias, index, 1, axis=2)
+    written = []
+    for layer, own, cross in zip(
+      self.layers, cache.self_keys_values, cache.cross_keys_values, strict=True
+    ):
+      x, own = layer.step(x, index, own, cross, cache.cross_mask, bias)
+      written.append(own)
+    return self.decoder_norm(x), dataclasses.replace(
+      cache, self_keys_values=tuple(written)
+    )
+
+  def logits(self, x: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
+    """Returns the fp32 logits of an output layer of its own (v1.1)."""
+    return self.logits_dense(x)
+
+
+class Transformer(nn.Module):
+  """T5: an encoder that takes a soft prompt, and a decoder.
+
+  Attributes:
+    vocab_size: V, rows of the embedding table, which may exceed the vocabulary's size.
+    emb_dim: D, the width.
+    num_heads: attention heads.
+    head_dim: width of a head; heads times this need not be D.
+    num_encoder_layers: layers of the encoder.
+    num_decoder_layers: layers of the decoder.
+    mlp_dim: hidden width of the feed-forward block.
+    mlp_activations: ('relu',) in v1.0, ('gelu', 'linear') in v1.1.
+    logits_via_embedding: True in v1.0: logits from the embedding table.
+    dropout_rate: used where `enable_dropout` is given; 0 for a frozen backbone.
+    dtype: of the computation, 'float32' or 'bfloat16'. Norms, softmax and logits are
+      computed in fp32 in both; parameters are fp32 unless the caller casts them.
+    remat: whether layers recompute their activations in the backward pass, which saves
+      memory and costs a third more time.
+  """
+
+  vocab_size: int
+  emb_dim: int
+  num_heads: int
+  head_dim: int
+  num_encoder_layers: int
+  num_decoder_layers: int
+  mlp_dim: int
+  mlp_activations: Sequence[str] = ("gelu", "linear")
+  logits_via_embedding: bool = False
+  dropout_rate: float = 0.0
+  dtype: str = "float32"
+  remat: bool = False
+
+  def setup(self) -> None:
+    for activation in self.mlp_activations:
+      if activation not in ACTIVATIONS:
+        raise UserError(
+          f"The network has no activation '{activation}'. Choose "
+          f"mlp_activations from {sorted(ACTIVATIONS)}."
+          + near_misses(activation, ACTIVATIONS)
+        )
+    if self.dtype not in ("float32", "bfloat16"):
+      raise UserError(
+        f"The network computes in 'float32' or 'bfloat16', not in '{self.dtype}'. "
+        "Set Transformer.dtype to one of them."
+      )
+    config = Config(
+      emb_dim=self.emb_dim,
+      num_heads=self.num_heads,
+      head_dim=self.head_dim,
+      mlp_dim=self.mlp_dim,
+      mlp_activations=tuple(self.mlp_activations),
+      dropout_rate=self.dropout_rate,
+      dtype=self.dtype,
+    )
+    self.token_embedder = Embed(self.vocab_size, self.emb_dim, self.dtype)
+    self.encoder = Encoder(config, self.num_encoder_layers, self.remat)
+    self.decoder = Decoder(
+      config,
+      self.num_decoder_layers,
+      self.remat,
+      own_logits=None if self.logits_via_embedding else self.vocab_size,
+    )
+
+  def encode(
+    self,
+    encoder_input_tokens: Num[AnyArray, "B T"],
+    encoder_segment_ids: Num[AnyArray, "B T"] | None = None,
+    prompt: Float[AnyArray, "*rows P D"] | None = None,
+    enable_dropout: bool = False,
+  ) -> Float[Array, "B joined D"]:
+    """Returns the encoded source, the prompt's positions first (P + T in all).
+
+    The prompt stands before the embedded tokens, relative positions are those of the
+    joined sequence, and it is never masked (Lester et al. 2021). Dropout, where it is
+    enabled, falls on the joined sequence.
+
+    Args:
+      encoder_input_tokens: token ids, 0 is padding; floats are cast (T5X's eval).
+      encoder_segment_ids: 1, 2, ... for the examples packed into a row, 0 for padding.
+      prompt: [P, D] for all rows, or [B, P, D] with one prompt per row.
+      enable_dropout: needs the rng 'dropout'.
+
+    Raises:
+      UserError: a prompt together with segment ids.
+    """
+    tokens = _as_tokens(encoder_input_tokens)
+    x = self.token_embedder(tokens)
+    mask = (tokens > 0)[:, None, None, :]
+    if prompt is not None:
+      if encoder_segment_ids is not None:
+        raise UserError(
+          "A soft prompt cannot be prepended to packed rows: every example of a row "
+          "would need its own. Build the batches without packing (pack=False)."
+        )
+      prompt = jnp.asarray(prompt).astype(self.dtype)
+      prompt = jnp.broadcast_to(prompt, (x.shape[0], *prompt.shape[-2:]))
+      x = jnp.concatenate([prompt, x], axis=1)
+      mask = _show_prompt(mask, prompt.shape[1])
+    if encoder_segment_ids is not None:
+      mask = mask & _same_segment(encoder_segment_ids, encoder_segment_ids)
+    return self.encoder(x, mask, not enable_dropout)
+
+  def decode(
+    self,
+    encoded: Float[Array, "B joined D"],
+    encoder_input_tokens: Num[AnyArray, "B T"],
+    decoder_input_tokens: Num[AnyArray, "B L"],
+    decoder_target_tokens: Num[AnyArray, "B L"],
+    encoder_segment_ids: Num[AnyArray, "B T"] | None = None,
+    decoder_segment_ids: Num[AnyArray, "B L"] | None = None,
+    enable_dropout: bool = False,
+  ) -> Float[Array, "B L V"]:
+    """Returns fp32 logits at every target position, given the targets before it.
+
+    Args:
+      encoded: from `encode`; what it has more than T positions is prompt.
+      encoder_input_tokens: the source again, for its padding only.
+      decoder_input_tokens: the targets shifted right, 0 first.
+      decoder_target_tokens: the targets, for their padding only.
+      encoder_segment_ids: as in `encode`. Without them, and with `decoder_segment_ids`,
+        every target segment sees the whole source: several targets for one source.
+      decoder_segment_ids: of the targets.
+      enable_dropout: needs the rng 'dropout'.
+    """
+    inputs = _as_tokens(decoder_input_tokens)
+    length = inputs.shape[1]
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    self_mask = causal & (_as_tokens(decoder_target_tokens) > 0)[:, None, None, :]
+    if decoder_segment_ids is not None:
+      self_mask = self_mask & _same_segment(decoder_segment_ids, decoder_segment_ids)
+    cross_mask = self._source_mask(encoded, encoder_input_tokens)
+    if encoder_segment_ids is not None:
+      if decoder_segment_ids is None:
+        raise UserError(
+          "encoder_segment_ids came without decoder_segment_ids; both are needed. "
+          "Build the batches with one converter."
+        )
+      cross_mask = cross_mask & _same_segment(decoder_segment_ids, encoder_segment_ids)
+    x = self.token_embedder(inputs)
+    x = self.decoder(x, encoded, self_mask, cross_mask, not enable_dropout)
+    return self._logits(x)
+
+  def __call__(
+    self,
+    encoder_input_tokens: Num[AnyArray, "B T"],
+    decoder_input_tokens: Num[AnyArray, "B L"],
+    decoder_target_tokens: Num[AnyArray, "B L"],
+    encoder_segment_ids: Num[AnyArray, "B T"] | None = None,
+    decoder_segment_ids: Num[AnyArray, "B L"] | None = None,
+    encoder_positions: Num[AnyArray, "B T"] | None = None,
+    decoder_positions: Num[AnyArray, "B L"] | None = None,
+    prompt: Float[AnyArray, "*rows P D"] | None = None,
+    enable_dropout: bool = False,
+  ) -> Float[Array, "B L V"]:
+    """Returns fp32 logits of the targets; see `encode` and `decode`.
+
+    The positions of packed rows are not used: T5 knows relative ones only, which do not
+    change inside a contiguous segment.
+    """
+    del encoder_positions, decoder_positions
+    encoded = self.encode(
+      encoder_input_tokens, encoder_segment_ids, prompt, enable_dropout
+    )
+    return self.decode(
+      encoded,
+      encoder_input_tokens,
+      decoder_input_tokens,
+      decoder_target_tokens,
+      encoder_segment_ids,
+      decoder_segment_ids,
+      enable_dropout,
+    )
+
+  def start_decoding(
+    self,
+    encoded: Float[Array, "B joined D"],
+    encoder_input_tokens: Num[AnyArray, "B T"],
+    target_length: int,
+  ) -> DecodingCache:
+    """Returns the cache for up to `target_length` calls of `decode_step`."""
+    mask = self._source_mask(encoded, encoder_input_tokens)
+    return self.decoder.start(encoded, mask, target_length)
+
+  def decode_step(
+    self, tokens: Int[Array, " B"], index: Int[Array, ""], cache: DecodingCache
+  ) -> tuple[Float[Array, "B V"], DecodingCache]:
+    """Returns the fp32 logits that follow `tokens`, the inputs at position `index`."""
+    x = self.token_embedder(tokens[:, None])
+    x, cache = self.decoder.step(x, index, cache)
+    return self._logits(x)[:, 0], cache
+
+  def _logits(self, x: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
+    if self.logits_via_embedding:
+      return self.token_embedder.attend(x)
+    return self.decoder.logits(x)
+
+  def _source_mask(
+    self,
+    encoded: Float[Array, "B joined D"],
+    encoder_input_tokens: Num[AnyArray, "B T"],
+  ) -> Bool[Array, "B 1 1 joined"]:
+    mask = (_as_tokens(encoder_input_tokens) > 0)[:, None, None, :]
+    return _show_prompt(mask, encoded.shape[1] - mask.shape[-1])
+
+
+def _as_tokens(tokens: Num[AnyArray, "B T"]) -> Int[Array, "B T"]:
+  return jnp.asarray(tokens).astype(jnp.int32)
+
+
+def _show_prompt(
+  mask: Bool[Array, "B 1 1 T"], length: int
+) -> Bool[Array, "B 1 1 joined"]:
+  """Returns the mask with `length` visible positions before it."""
+  return jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (length, 0)), constant_values=True)
+
+
+def _same_segment(
+  queries: Num[AnyArray, "B queries"], keys: Num[AnyArray, "B joined"]
+) -> Bool[Array, "B 1 queries joined"]:
+  return (jnp.asarray(queries)[:, :, None] == jnp.asarray(keys)[:, None, :])[:, None]
