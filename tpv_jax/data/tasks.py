@@ -2,8 +2,9 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from tpv_jax.data import metrics
 from tpv_jax.errors import UserError, near_misses
 
 SPLITS = ("train", "validation", "test")
@@ -33,6 +34,14 @@ class Task:
   labels: tuple[str, ...] | None
   metric: str
   load: Callable[[str], Sequence[Example]]
+
+  def __post_init__(self):
+    """Checks the metric's name.
+
+    Raises:
+      UserError: there is no such metric.
+    """
+    metrics.check_name(self.metric)
 
   def examples(self, split: str) -> tuple[Example, ...]:
     """Returns the examples of `split`, checked.
@@ -67,6 +76,38 @@ class Task:
     return digest(self.examples(split))
 
 
+def overlaps(task: Task) -> dict[str, int]:
+  """Returns how many examples of a split have a source that a later split has too.
+
+  The keys are 'train/validation', 'train/test' and 'validation/test'; sources are
+  compared after white space is collapsed. Zero everywhere: deduplicated across splits.
+  """
+  sources = {split: [_source(e) for e in task.examples(split)] for split in SPLITS}
+  return {
+    f"{split}/{later}": len([s for s in sources[split] if s in set_of_later])
+    for later, set_of_later in ((s, set(sources[s])) for s in SPLITS)
+    for split in SPLITS[: SPLITS.index(later)]
+  }
+
+
+def deduplicate(
+  splits: Mapping[str, Sequence[Example]],
+) -> dict[str, tuple[Example, ...]]:
+  """Returns the splits without the examples whose source a later split has too.
+
+  The test split stays whole, so scores stay comparable; what it shares with validation
+  leaves validation, and what either shares with train leaves train. Sources are
+  compared as in `overlaps`. Repetitions within a split stay. Ours.
+  """
+  seen: set[str] = set()
+  kept = {}
+  for split in reversed(SPLITS):
+    examples = splits.get(split, ())
+    kept[split] = tuple(e for e in examples if _source(e) not in seen)
+    seen.update(map(_source, examples))
+  return kept
+
+
 def digest(examples: Iterable[Example]) -> str:
   """Returns 64 hex digits that name the examples and their order (SHA-256).
 
@@ -80,3 +121,7 @@ def digest(examples: Iterable[Example]) -> str:
       content.update(len(encoded).to_bytes(8, "little"))
       content.update(encoded)
   return content.hexdigest()
+
+
+def _source(example: Example) -> str:
+  return " ".join(example.inputs.split())
