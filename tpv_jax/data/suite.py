@@ -1,0 +1,59 @@
+"""The embedded suite: small tasks made on the fly, on which prompt tuning really works.
+
+Texts come from `tpv_jax.embedded.grammar`. Each task has its own label words, which
+the embedded backbone met in pre-training as one of several label sets of that
+attribute, so that a prompt has to ask for the task and choose the words. No text is in
+two splits, and none was shown in pre-training.
+"""
+
+import functools
+import hashlib
+import random
+
+from tpv_jax.data.tasks import Example, Task
+from tpv_jax.embedded import grammar, lexicon
+from tpv_jax.errors import UserError, near_misses
+
+TASKS = tuple(lexicon.LABEL_SETS)
+"""The names of the tasks, easier ones first."""
+
+LENGTHS = {"inputs": 24, "targets": 2}
+"""The longest source and target in tokens, EOS included; no example is longer."""
+
+SIZES = {"train": 2000, "validation": 250, "test": 500}
+"""How many different examples a split has."""
+
+SEED = 0
+"""Of the examples; another seed gives other splits that are as disjoint."""
+
+
+def task(name: str) -> Task:
+  """Returns the task `name` of `TASKS`, its best prompt chosen by exact match.
+
+  Raises:
+    UserError: no such task.
+  """
+  if name not in TASKS:
+    raise UserError(
+      f"There is no embedded task '{name}'.{near_misses(name, TASKS)} The tasks are "
+      f"{', '.join(TASKS)}."
+    )
+  return Task(
+    name=name,
+    labels=lexicon.labels(name),
+    metric="exact_match",
+    load=functools.partial(examples, name),
+  )
+
+
+@functools.cache
+def examples(name: str, split: str, seed: int = SEED) -> tuple[Example, ...]:
+  """Returns `SIZES[split]` different examples: a pure function of its arguments."""
+  digest = hashlib.sha256(f"{seed}/{name}/{split}".encode()).digest()
+  randomness = random.Random(int.from_bytes(digest, "little"))
+  labels = lexicon.labels(name)
+  found: dict[str, Example] = {}
+  while len(found) < SIZES[split]:
+    text, label = grammar.draw(name, split, randomness)
+    found.setdefault(text, Example(text, labels[label]))
+  return tuple(found.values())
