@@ -1,0 +1,336 @@
+"""The model that both runners call: it owns loss, prediction and scoring.
+
+It has the members that T5X calls (by duck typing) and imports neither T5X nor seqio nor
+TensorFlow. A batch is a mapping of arrays with T5X's feature names:
+`encoder_input_tokens` [B, T]; `decoder_input_tokens`, `decoder_target_tokens` and
+`decoder_loss_weights` [B, L]; packed ones have `*_segment_ids` and `*_positions` too.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from clu import metrics as clu_metrics
+from jaxtyping import Array, Float, Int, Num
+
+from tpv_jax import identity
+from tpv_jax.backbone import decoding, network
+from tpv_jax.errors import UserError, near_misses
+from tpv_jax.prompts import plain
+
+Params = Mapping[str, Any]
+Batch = Mapping[str, Any]
+Metrics = dict[str, clu_metrics.Metric]
+Leaves = dict[str, Any]
+"""Leaves by path, "a/b/c" -> array."""
+
+PROMPT = "prompt"
+"""Top-level key of the soft prompt's parameters, beside the backbone's."""
+
+
+class SoftPromptModel:
+  """A T5 backbone with a soft prompt of which `trainable` leaves are trained.
+
+  Its hash is its identity, so that jitted functions may close over its methods.
+
+  Attributes:
+    network: the backbone.
+    prompt: the soft prompt that is trained. None: a folded one [P, D] is read from
+      `params["prompt"]["prompt"]` where there is one (evaluation), otherwise it is the
+      backbone alone (pre-training, "no prompt").
+    input_vocabulary: of the source.
+    output_vocabulary: of the targets; its `eos_id` ends decoding.
+    optimizer_def: handed to T5X; the standalone runner reads it too.
+    trainable: pattern that the whole path of a leaf must match to be trained.
+    z_loss: weight of log(Z)^2, added to each token's loss.
+    label_smoothing: probability spread over the wrong tokens.
+  """
+
+  def __init__(
+    self,
+    network: network.Transformer,
+    prompt: plain.Prompt | None,
+    input_vocabulary: Any,
+    output_vocabulary: Any,
+    optimizer_def: Any = None,
+    trainable: str = r"prompt/.*",
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+  ):
+    if prompt is not None and prompt.features != network.emb_dim:
+      raise UserError(
+        f"The prompt's rows have {prompt.features} features, the backbone's tokens "
+        f"{network.emb_dim}. Set Prompt.features to {network.emb_dim}."
+      )
+    self.network = network
+    self.prompt = prompt
+    self.input_vocabulary = input_vocabulary
+    self.output_vocabulary = output_vocabulary
+    self.optimizer_def = optimizer_def
+    self.trainable = trainable
+    self.z_loss = z_loss
+    self.label_smoothing = label_smoothing
+    eos_id = getattr(output_vocabulary, "eos_id", None)
+    self._eos_id = 1 if eos_id is None else int(eos_id)
+
+  @property
+  def FEATURE_CONVERTER_CLS(self) -> Any:
+    """seqio's converter for encoder-decoders; call it with `pack=False`."""
+    import seqio
+
+    return seqio.EncDecFeatureConverter
+
+  def get_initial_variables(
+    self,
+    rng: Array,
+    input_shapes: Mapping[str, Any],
+    input_types: Mapping[str, Any] | None = None,
+  ) -> dict[str, Any]:
+    """Returns fresh `params` and their logical axes, `params_axes`.
+
+    Neither depends on the shapes of a batch (T5 has no absolute positions), so
+    `input_shapes` and `input_types`, which T5X passes, are not read. The prompt depends
+    on `rng` only, not on the backbone or the number of devices.
+    """
+    del input_shapes, input_types
+    network_rng, prompt_rng = jax.random.split(rng)
+    token = jnp.ones((1, 1), jnp.int32)
+    variables = self.network.init(network_rng, token, token, token)
+    params, axes = dict(variables["params"]), dict(variables["params_axes"])
+    if self.prompt is not None:
+      variables = self.prompt.init(prompt_rng)
+      params[PROMPT] = variables["params"]
+      axes[PROMPT] = variables["params_axes"]
+    return {"params": params, "params_axes": axes}
+
+  def split(self, params: Params) -> tuple[Leaves, Leaves]:
+    """Returns the trainable and the frozen leaves, by path.
+
+    Raises:
+      UserError: `trainable` matches no leaf.
+    """
+    flat = identity.flatten(params)
+    trainable = {path: leaf for path, leaf in flat.items() if self._trains(path)}
+    if not trainable:
+      raise UserError(
+        f"The pattern '{self.trainable}' matches none of the {len(flat)} parameters: "
+        "nothing would be trained. SoftPromptModel.trainable must match whole paths, "
+        f"such as '{next(iter(flat))}'." + near_misses(self.trainable, flat)
+      )
+    return trainable, {path: flat[path] for path in flat if path not in trainable}
+
+  def merge(self, trainable: Leaves, frozen: Leaves) -> dict[str, Any]:
+    """Returns the nested parameters of both, the inverse of `split`."""
+    return identity.unflatten({**frozen, **trainable})
+
+  def loss_fn(
+    self, params: Params, batch: Batch, dropout_rng: Array | None
+  ) -> tuple[Float[Array, ""], Metrics]:
+    """Returns the mean loss over target tokens, weighted, and the batch's metrics.
+
+    Frozen leaves are behind `stop_gradient`: their gradients are exactly zero and cost
+    nothing. The metrics are means that merge across batches: `loss` and `accuracy` over
+    target tokens, `exact_match` over rows.
+
+    Args:
+      params: the backbone's parameters and the prompt's.
+      batch: see the module.
+      dropout_rng: None for no dropout.
+    """
+    loss_sum, weight_sum, metrics = self.loss_sums(params, batch, dropout_rng)
+    return loss_sum / jnp.where(weight_sum > 0, weight_sum, 1.0), metrics
+
+  def loss_sums(
+    self, params: Params, batch: Batch, dropout_rng: Array | None = None
+  ) -> tuple[Float[Array, ""], Float[Array, ""], Metrics]:
+    """Returns the weighted loss and the weights, each summed over target tokens (fp32).
+
+    Sums add up over devices and micro-batches where means do not.
+    """
+    flat = identity.flatten(params)
+    params = identity.unflatten(
+      {
+        path: leaf if self._trains(path) else jax.lax.stop_gradient(leaf)
+        for path, leaf in flat.items()
+      }
+    )
+    logits = self._logits(params, batch, dropout_rng)
+    targets = jnp.asarray(batch["decoder_target_tokens"]).astype(jnp.int32)
+    weights = jnp.asarray(batch["decoder_loss_weights"]).astype(jnp.float32)
+    losses = token_losses(logits, targets, self.label_smoothing, self.z_loss)
+    loss_sum, weight_sum = jnp.sum(losses * weights), jnp.sum(weights)
+    hits = jnp.argmax(logits, axis=-1) == targets
+    counted = weights > 0
+    rows = jnp.any(counted, axis=-1)
+    metrics: Metrics = {
+      "loss": clu_metrics.Average(total=loss_sum, count=weight_sum),
+      "accuracy": clu_metrics.Average(total=jnp.sum(hits * weights), count=weight_sum),
+      # What greedy decoding would get right: it writes the target if and only if each
+      # token is the arg max after the ones before it.
+      "exact_match": clu_metrics.Average(
+        total=jnp.sum(rows & jnp.all(hits | ~counted, axis=-1)), count=jnp.sum(rows)
+      ),
+    }
+    return loss_sum, weight_sum, metrics
+
+  def eval_fn(self, params: Params, batch: Batch) -> tuple[Float[Array, ""], Metrics]:
+    """Returns loss and metrics as `loss_fn` does, without dropout."""
+    return self.loss_fn(params, batch, None)
+
+  def predict_batch(
+    self, params: Params, batch: Batch, rng: Array | None = None
+  ) -> Int[Array, "B L"]:
+    """Returns the greedily decoded tokens; see `predict_batch_with_aux`."""
+    return self.predict_batch_with_aux(params, batch, rng)[0]
+
+  def predict_batch_with_aux(
+    self, params: Params, batch: Batch, rng: Array | None = None
+  ) -> tuple[Int[Array, "B L"], dict[str, Float[Array, " B"]]]:
+    """Returns the greedily decoded tokens, 0 after the end token, and their `scores`.
+
+    At most as many tokens are written as the batch's targets have room for. `rng`,
+    which T5X passes, is not used: greedy decoding is deterministic.
+    """
+    del rng
+    tokens = batch["encoder_input_tokens"]
+    tokens, scores = decoding.greedy(
+      self.network,
+      _backbone(params),
+      self._encode(params, tokens),
+      tokens,
+      target_length=batch["decoder_input_tokens"].shape[1],
+      eos_id=self._eos_id,
+    )
+    return tokens, {"scores": scores}
+
+  def score_batch(
+    self, params: Params, batch: Batch, return_intermediates: bool = False
+  ) -> Float[Array, " B"] | tuple[Float[Array, " B"], dict[str, Any]]:
+    """Returns the log-probability of each row's targets, weighted and summed (fp32).
+
+    With `return_intermediates` also T5X's tree of per-token values, `{'decoder':
+    {'target_tokens', 'loss_weights', 'token_scores'}}`, each in a tuple of one.
+    """
+    logits = self._logits(params, batch, None)
+    targets = jnp.asarray(batch["decoder_target_tokens"]).astype(jnp.int32)
+    weights = jnp.asarray(batch["decoder_loss_weights"]).astype(jnp.float32)
+    token_scores = -token_losses(logits, targets) * weights
+    scores = jnp.sum(token_scores, axis=-1)
+    if not return_intermediates:
+      return scores
+    return scores, {
+      "decoder": {
+        "target_tokens": (batch["decoder_target_tokens"],),
+        "loss_weights": (batch["decoder_loss_weights"],),
+        "token_scores": (token_scores,),
+      }
+    }
+
+  def score_labels(
+    self, params: Params, batch: Batch, label_tokens: Num[network.AnyArray, "C L"]
+  ) -> Float[Array, "B C"]:
+    """Returns the log-probability of each of C targets for each source (fp32).
+
+    The source is encoded once, and its keys and values are computed once: all labels
+    stand in one target row as packed segments, which changes nothing, since relative
+    positions within a segment are those of the label alone.
+
+    Args:
+      params: the backbone's parameters and the prompt's.
+      batch: only `encoder_input_tokens` is read.
+      label_tokens: padded with 0; with the end token if it shall count.
+    """
+    source = batch["encoder_input_tokens"]
+    rows = source.shape[0]
+    labels = jnp.asarray(label_tokens).astype(jnp.int32)
+    count, length = labels.shape
+    shifted = jnp.pad(labels, ((0, 0), (1, 0)))[:, :-1]
+    segments = jnp.repeat(jnp.arange(1, count + 1), length)
+
+    def every_row(x: Int[Array, " labels"]) -> Int[Array, "B labels"]:
+      return jnp.broadcast_to(x, (rows, count * length))
+
+    targets = every_row(labels.reshape(-1))
+    logits = self._apply(
+      params,
+      self._encode(params, source),
+      source,
+      every_row(shifted.reshape(-1)),
+      targets,
+      decoder_segment_ids=every_row(segments),
+      method=self.network.decode,
+    )
+    token_scores = -token_losses(logits, targets) * (targets > 0)
+    return token_scores.reshape(rows, count, length).sum(axis=-1)
+
+  def _trains(self, path: str) -> bool:
+    return re.fullmatch(self.trainable, path) is not None
+
+  def _folded_prompt(self, params: Params) -> Any:
+    if self.prompt is None:
+      return params[PROMPT]["prompt"] if PROMPT in params else None
+    return self.prompt.apply({"params": params[PROMPT]})
+
+  def _apply(self, params: Params, *inputs: Any, **options: Any) -> Any:
+    return self.network.apply({"params": _backbone(params)}, *inputs, **options)
+
+  def _encode(
+    self, params: Params, tokens: Num[network.AnyArray, "B T"]
+  ) -> Float[Array, "B joined D"]:
+    return self._apply(
+      params,
+      tokens,
+      prompt=self._folded_prompt(params),
+      method=self.network.encode,
+    )
+
+  def _logits(
+    self, params: Params, batch: Batch, dropout_rng: Array | None
+  ) -> Float[Array, "B L V"]:
+    return self._apply(
+      params,
+      batch["encoder_input_tokens"],
+      batch["decoder_input_tokens"],
+      batch["decoder_target_tokens"],
+      encoder_segment_ids=batch.get("encoder_segment_ids"),
+      decoder_segment_ids=batch.get("decoder_segment_ids"),
+      prompt=self._folded_prompt(params),
+      enable_dropout=dropout_rng is not None,
+      rngs=None if dropout_rng is None else {"dropout": dropout_rng},
+    )
+
+
+def token_losses(
+  logits: Float[Array, "B L V"],
+  targets: Int[Array, "B L"],
+  label_smoothing: float = 0.0,
+  z_loss: float = 0.0,
+) -> Float[Array, "B L"]:
+  """Returns each target token's cross-entropy in nats (fp32), padding tokens included.
+
+  With `label_smoothing` s the target keeps probability 1 - s, the other V - 1 tokens
+  share s, and the entropy of that distribution is subtracted, so that the least
+  possible loss is 0 (as in T5X). `z_loss` adds `z_loss * log(Z)^2`.
+  """
+  logits = logits.astype(jnp.float32)
+  vocabulary = logits.shape[-1]
+  log_z = jax.nn.logsumexp(logits, axis=-1)
+  # A masked sum instead of a gather: it stays local when the vocabulary is sharded.
+  hit = jnp.arange(vocabulary) == targets[..., None]
+  target = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+  losses = log_z - target
+  if label_smoothing:
+    kept, other = 1.0 - label_smoothing, label_smoothing / (vocabulary - 1)
+    others = (vocabulary - 1) * log_z - (jnp.sum(logits, axis=-1) - target)
+    entropy = -kept * math.log(kept) - label_smoothing * math.log(other)
+    losses = kept * losses + other * others - entropy
+  if z_loss:
+    losses = losses + z_loss * jnp.square(log_z)
+  return losses
+
+
+def _backbone(params: Params) -> dict[str, Any]:
+  return {name: tree for name, tree in params.items() if name != PROMPT}
