@@ -45,11 +45,11 @@ def text_file_task(
   allow_empty: bool = False,
   deduplicated: bool = False,
 ) -> Task:
-  """Returns the task that the files hold; they are read when a split is first asked for.
+  """Returns the task that the files hold; they are read when examples are first used.
 
   Formats, all in UTF-8, blank lines skipped: TSV (columns between tabs, quotes mean
-  nothing, as in GLUE's files), CSV (quoted as Excel does), JSON lines (an object a line;
-  numbers and true/false count as they are spelled).
+  nothing, as in GLUE's files), CSV (quoted as Excel does), JSON lines (an object a
+  line; numbers and true/false count as they are spelled).
 
   Args:
     name: of the task.
@@ -64,8 +64,8 @@ def text_file_task(
     metric: the name in `metrics.METRICS` by which the best prompt is chosen.
     splits: where splits without a file come from.
       None: nowhere, each split is its file.
-      A mapping such as `{'validation': 0.1, 'test': 500}`: they are taken from the train
-        file, a fraction (below 1, rounded to the nearest row) or a number of rows each.
+      A mapping such as `{'validation': 0.1, 'test': 500}`: they are taken from the
+        train file, each a fraction (below 1, to the nearest row) or a number of rows.
       'paper': methods.md, section 4 (task prompt vectors): the files are 'train' and
         'validation'. With more than 10,000 training rows, 1,000 of them become the
         validation split and the validation file the test split; otherwise the
@@ -73,16 +73,16 @@ def text_file_task(
     seed: of the rows that are taken; they and the rest stay in the order of the file.
     columns: the names of the columns of a TSV or CSV file without a header line.
     file_format: 'tsv', 'csv' or 'jsonl'; by default what the path ends in.
-    round_targets_to: the targets are numbers and are written as the nearest multiple, as
-      T5 does for STS-B with 0.2 ("3.8"). Halves go to the even multiple.
+    round_targets_to: the targets are numbers and are written as the nearest multiple,
+      as T5 does for STS-B with 0.2 ("3.8"). Halves go to the even multiple.
     skip_labels: values of the target column whose rows are left out (SNLI: '-').
     allow_empty: whether a column of the template may be empty.
     deduplicated: whether a text is kept out of a split if a later one has it
       (`tasks.deduplicate`), after the rows were split.
 
   Raises:
-    UserError: now, if the settings contradict each other; at the first use, if a file is
-      missing or a line of it is not as described.
+    UserError: now, if the settings contradict each other; at the first use, if a file
+      is missing or a line of it is not as described.
   """
   files = {"train": paths} if isinstance(paths, str | os.PathLike) else dict(paths)
   if not files:
@@ -94,6 +94,8 @@ def text_file_task(
         f"{', '.join(SPLITS)}.{near_misses(split, SPLITS)}"
       )
   _check_rule(name, files, splits)
+  if round_targets_to is not None and not round_targets_to > 0:
+    raise UserError(f"round_targets_to is {round_targets_to}; it must be above 0.")
   rows = _Rows(
     template=_parsed(name, template),
     target=target,
@@ -107,16 +109,16 @@ def text_file_task(
 
   @functools.cache
   def load_all() -> Mapping[str, Sequence[Example]]:
-    found = {split: rows.read(path) for split, path in files.items()}
-    found = _split(name, found, splits, seed)
+    whole = {split: rows.read(path) for split, path in files.items()}
+    found = _split(name, whole, splits, seed)
     return deduplicate(found) if deduplicated else found
 
   def load(split: str) -> Sequence[Example]:
     found = load_all()
     if split not in found:
       raise UserError(
-        f"Task '{name}' has no file for split '{split}', only for {', '.join(files)}. Add "
-        "it to text_file_task.paths, or set text_file_task.splits."
+        f"Task '{name}' has no file for split '{split}', only for {', '.join(found)}. "
+        "Add it to text_file_task.paths, or set text_file_task.splits."
       )
     return found[split]
 
@@ -132,8 +134,8 @@ def _check_rule(name: str, files: Mapping[str, str], splits: Any) -> None:
     if set(files) != {"train", "validation"}:
       raise UserError(
         f"Task '{name}' is split by the paper's rule, which takes a train and a "
-        f"validation file and makes test itself, but has {', '.join(files)}. Give those "
-        "two, or choose another text_file_task.splits."
+        f"validation file and makes test itself, but has {', '.join(files)}. Give "
+        "those two, or choose another text_file_task.splits."
       )
   elif isinstance(splits, Mapping):
     for split, size in splits.items():
@@ -187,7 +189,7 @@ def _split(
 def _taken(
   examples: Sequence[Example], sizes: Sequence[int], seed: int
 ) -> list[tuple[Example, ...]]:
-  """Returns disjoint random parts of those sizes and then the rest, all in file order."""
+  """Returns disjoint random parts of those sizes, then the rest, all in file order."""
   places = order(len(examples), seed)
   parts, start = [], 0
   for size in (*sizes, len(examples) - sum(sizes)):
@@ -218,6 +220,11 @@ class _Rows:
       if value in self.skip:
         continue
       examples.append(Example(self._source(row, where), self._answer(value, where)))
+    if not examples:
+      raise UserError(
+        f"'{path}' has no examples (no line but a header, blank ones and those of "
+        "text_file_task.skip_labels). Choose another file."
+      )
     return tuple(examples)
 
   def _source(self, row: Mapping[str, Any], where: str) -> str:
@@ -247,8 +254,8 @@ class _Rows:
     if value not in self.words:
       raise UserError(
         f"{where}: '{value}' in column '{self.target}' is outside the labels "
-        f"{', '.join(self.words)}.{near_misses(value, self.words)} Correct the line, add "
-        "the label to text_file_task.labels, or leave it out by skip_labels."
+        f"{', '.join(self.words)}.{near_misses(value, self.words)} Correct the line, "
+        "add the label to text_file_task.labels, or leave such rows out by skip_labels."
       )
     return self.words[value]
 
@@ -261,8 +268,8 @@ class _Rows:
     value = row[column]
     if isinstance(value, Mapping | list):
       raise UserError(
-        f"{where}: '{column}' holds a {'list' if isinstance(value, list) else 'object'}; "
-        "a text or a number is needed. Flatten the file first."
+        f"{where}: '{column}' holds several values; a text or a number is needed. "
+        "Flatten the file first."
       )
     return _text(value)
 
@@ -274,19 +281,23 @@ def _lines(
   known = file_format or FORMATS.get(pathlib.Path(path).suffix.lower())
   if known not in FORMATS.values():
     raise UserError(
-      f"'{path}' is of unknown format"
-      f"{f' {file_format!r}' if file_format else ''}; tsv, csv and jsonl can be read. Set "
-      "text_file_task.file_format."
+      f"'{path}' is of unknown format '{known or pathlib.Path(path).suffix}'; tsv, csv "
+      "and jsonl can be read. Set text_file_task.file_format."
     )
   text = _content(path)
   if known == "jsonl":
     yield from _json_lines(path, text)
     return
   header = columns
-  for number, cells in _tables[known](path, text):
+  for number, cells in (_tsv if known == "tsv" else _csv)(path, text):
     where = f"{path}:{number}"
     if header is None:
       header = tuple(cell.strip() for cell in cells)
+      if len(set(header)) < len(header):
+        raise UserError(
+          f"{where}: a column name appears twice in the header ({', '.join(header)}). "
+          "Correct it; for a file without a header, set text_file_task.columns."
+        )
       continue
     if len(cells) != len(header):
       raise UserError(
@@ -318,8 +329,8 @@ def _json_lines(path: str, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]
 
 def _tsv(path: str, text: str) -> Iterator[tuple[int, Sequence[str]]]:
   for number, line in enumerate(text.split("\n"), start=1):
-    if line.strip():
-      yield number, line.removesuffix("\r").split("\t")
+    if row := line.removesuffix("\r"):
+      yield number, row.split("\t")
 
 
 def _csv(path: str, text: str) -> Iterator[tuple[int, Sequence[str]]]:
@@ -337,12 +348,9 @@ def _csv(path: str, text: str) -> Iterator[tuple[int, Sequence[str]]]:
     ) from error
 
 
-_tables = {"tsv": _tsv, "csv": _csv}
-
-
 def _content(path: str) -> str:
   try:
-    content = pathlib.Path(path).read_bytes()
+    content = pathlib.Path(path).expanduser().read_bytes()
   except OSError as error:
     folder = pathlib.Path(path).parent
     beside = [p.name for p in folder.iterdir()] if folder.is_dir() else []
@@ -371,8 +379,8 @@ def _parsed(name: str, template: str) -> tuple[tuple[str, str | None], ...]:
   for _, column, specification, conversion in parts:
     if column == "" or specification or conversion:
       raise UserError(
-        f"The template of task '{name}', {template!r}, must have nothing but the name of "
-        "a column between braces, as in '{sentence}'."
+        f"The template of task '{name}', {template!r}, must have only the name of a "
+        "column between braces, as in '{sentence}'."
       )
   if not any(column for _, column, _, _ in parts):
     raise UserError(
@@ -385,9 +393,20 @@ def _parsed(name: str, template: str) -> tuple[tuple[str, str | None], ...]:
 def _words(labels: Mapping[Any, str] | Sequence[str] | None) -> dict[str, str] | None:
   if labels is None:
     return None
+  if isinstance(labels, str) or not labels:
+    raise UserError(
+      f"text_file_task.labels is {labels!r}; give a mapping of values to label words, "
+      "a sequence of label words, or None for free targets."
+    )
   if not isinstance(labels, Mapping):
     labels = {word: word for word in labels}
-  return {_text(value): word for value, word in labels.items()}
+  words = {_text(value).strip(): _text(word) for value, word in labels.items()}
+  for value, word in words.items():
+    if not word.strip():
+      raise UserError(
+        f"text_file_task.labels maps '{value}' to an empty word; choose a word for it."
+      )
+  return words
 
 
 def _text(value: Any) -> str:
@@ -401,12 +420,13 @@ def _text(value: Any) -> str:
 
 def _rounded(value: str, step: decimal.Decimal, where: str) -> str:
   try:
-    multiple = (decimal.Decimal(value) / step).to_integral_value(
-      decimal.ROUND_HALF_EVEN
-    )
-  except decimal.InvalidOperation as error:
+    number = decimal.Decimal(value)
+  except decimal.InvalidOperation:
+    number = decimal.Decimal("NaN")
+  if not number.is_finite():
     raise UserError(
       f"{where}: the target '{value}' is no number, but targets are to be rounded to "
       f"multiples of {step}. Correct the line, or leave out round_targets_to."
-    ) from error
-  return str(multiple * step)
+    )
+  multiple = (number / step).to_integral_value(decimal.ROUND_HALF_EVEN)
+  return f"{multiple * step:f}"
