@@ -1,0 +1,32 @@
+"""`python -m tpv_jax.eval --gin_file=...`: scores prompts, vectors or no prompt on tasks."""
+
+import sys
+from collections.abc import Sequence
+
+EXAMPLES = """\
+  no prompt, all embedded tasks:
+    python -m tpv_jax.eval --gin_file=gin_configs/runs/eval_embedded.gin
+  the best prompt of a run, results and predictions to files:
+    python -m tpv_jax.eval --gin_file=gin_configs/runs/eval_embedded.gin \\
+      --gin.PROMPT_PATH='"runs/sentiment"' --gin.TASK_NAMES='["sentiment"]' \\
+      --gin.OUTPUT='"results.json"' --gin.PREDICTIONS=True
+  half a vector on another initial prompt:
+    python -m tpv_jax.eval --gin_file=gin_configs/runs/eval_embedded.gin \\
+      --gin.VECTOR='"v.safetensors"' --gin.INITIAL='"runs/topic"' --gin.COEFFICIENT=0.5
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs `runner.evaluation.evaluate` as gin says; returns the exit code."""
+  from tpv_jax.runner import command_line, evaluation
+
+  return command_line.main(
+    evaluation.evaluate,
+    description="Evaluate a prompt, a vector on an initial prompt, or no prompt.",
+    examples=EXAMPLES,
+    argv=sys.argv[1:] if argv is None else argv,
+  )
+
+
+if __name__ == "__main__":
+  sys.exit(main())

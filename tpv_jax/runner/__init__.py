@@ -1,0 +1,1 @@
+"""The standalone runner: training, evaluation and inference on any single host."""

@@ -1,0 +1,165 @@
+"""Checkpoints of a run by Orbax: what is trained, the optimizer, the best so far.
+
+Layout: `RUN/checkpoints/checkpoint_<step>/state`, a tree `{'target': trainable leaves,
+'state': {...}}` as T5X writes it, without the backbone. Orbax renames a finished
+checkpoint into place, so a killed run leaves the earlier ones.
+"""
+
+import logging
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from tpv_jax import identity
+from tpv_jax.errors import UserError
+from tpv_jax.runner.steps import TrainState
+
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class Best(NamedTuple):
+  """The best trainable leaves so far, by the run's chosen metric."""
+
+  step: int
+  metric: float
+  trainable: dict[str, np.ndarray]
+
+
+class Checkpoints:
+  """The checkpoints of one run folder; the newest `keep` are kept."""
+
+  def __init__(self, folder: pathlib.Path, keep: int = 2):
+    self.folder = folder.absolute()
+    self._manager = ocp.CheckpointManager(
+      self.folder,
+      item_names=("state",),
+      item_handlers={"state": ocp.PyTreeCheckpointHandler()},
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        step_prefix="checkpoint",
+        cleanup_tmp_directories=True,
+        enable_async_checkpointing=False,
+      ),
+    )
+
+  def latest_step(self) -> int | None:
+    """Returns the newest finished checkpoint's step, None without any."""
+    return self._manager.latest_step()
+
+  def save(self, state: TrainState, best: Best | None) -> None:
+    """Writes the state after `state.step` steps; an existing one stays as it is.
+
+    Raises:
+      OSError: nothing is kept of a checkpoint that could not be written whole.
+    """
+    step = int(state.step)
+    if step == self.latest_step():
+      return
+    tree = {
+      "target": identity.unflatten(state.trainable),
+      "state": {
+        "step": state.step,
+        "optimizer": _named_leaves(state.optimizer),
+        **({} if best is None else {"best": _best_tree(best)}),
+      },
+    }
+    try:
+      self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree)))
+    except Exception as error:
+      # Orbax and TensorStore pass a full device on as errors of several types.
+      if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
+        raise OSError(28, "No space left on device", str(self.folder)) from error
+      raise
+
+  def restore(self, state: TrainState) -> tuple[TrainState, Best | None]:
+    """Returns the newest checkpoint, laid out over the devices as `state` is.
+
+    Raises:
+      UserError: the checkpoint is damaged or belongs to another model or optimizer.
+    """
+    step = self.latest_step()
+    path = self.folder / f"checkpoint_{step}"
+    try:
+      tree = self._read(step)
+    except Exception as error:
+      raise UserError(
+        f"Cannot read the checkpoint '{path}': {' '.join(str(error).split())[:200]}. "
+        "Delete that folder to continue from the one before it, or start again with "
+        "--gin.OVERWRITE=True."
+      ) from error
+    saved = tree["state"]
+    optimizer = _named_leaves(state.optimizer)
+    trainable = identity.flatten(tree["target"])
+    for part, here, there in (
+      ("optimizer", optimizer, saved["optimizer"]),
+      ("prompt", state.trainable, trainable),
+    ):
+      _check_same(path, part, here, there)
+    restored = TrainState(
+      step=_like(state.step, saved["step"]),
+      trainable={k: _like(v, trainable[k]) for k, v in state.trainable.items()},
+      optimizer=jax.tree.unflatten(
+        jax.tree.structure(state.optimizer),
+        [_like(leaf, saved["optimizer"][name]) for name, leaf in optimizer.items()],
+      ),
+    )
+    return restored, _best_from(saved.get("best"))
+
+  def _read(self, step: int | None) -> dict[str, Any]:
+    metadata = self._manager.item_metadata(step)["state"].tree
+    restore_args = jax.tree.map(
+      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata
+    )
+    args = ocp.args.PyTreeRestore(
+      item=jax.tree.map(lambda _: 0, metadata), restore_args=restore_args
+    )
+    return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+
+  def close(self) -> None:
+    """Ends Orbax's threads."""
+    self._manager.close()
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+  """Returns the leaves by a name without '/' (T5X refuses those), in tree order."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator=".").replace("/", "."): leaf
+    for path, leaf in leaves
+  }
+
+
+def _best_tree(best: Best) -> dict[str, Any]:
+  return {
+    "step": np.int32(best.step),
+    "metric": np.float64(best.metric),
+    "trainable": identity.unflatten(best.trainable),
+  }
+
+
+def _best_from(tree: dict[str, Any] | None) -> Best | None:
+  if tree is None:
+    return None
+  trainable = identity.flatten(tree["trainable"])
+  return Best(int(tree["step"]), float(tree["metric"]), trainable)
+
+
+def _like(here: jax.Array, value: np.ndarray) -> jax.Array:
+  return jax.device_put(np.asarray(value, here.dtype), here.sharding)
+
+
+def _check_same(
+  path: pathlib.Path, part: str, here: dict[str, Any], there: dict[str, Any]
+) -> None:
+  mine = {name: np.shape(leaf) for name, leaf in here.items()}
+  saved = {name: np.shape(leaf) for name, leaf in there.items()}
+  if mine != saved:
+    name = sorted(dict(mine.items() ^ saved.items()))[0]
+    raise UserError(
+      f"The checkpoint '{path}' has another {part}: {name} is {saved.get(name)} there, "
+      f"{mine.get(name)} in this run. Use the settings it was made with, or another "
+      "run folder."
+    )

@@ -1,0 +1,126 @@
+"""The folder of a run: what is in it, and how it is written so that a kill harms nothing.
+
+    RUN/config.gin                    the operative gin configuration
+    RUN/manifest.json                 settings, versions, seeds, digests, status
+    RUN/metrics.jsonl                 one line a log or validation; no wall-clock times,
+                                      so that a resumed run writes the same bytes
+    RUN/initial_prompt.safetensors    written before the first step
+    RUN/best_prompt.safetensors       by the chosen validation metric
+    RUN/last_prompt.safetensors       of the newest checkpoint
+    RUN/checkpoints/checkpoint_N/     Orbax, what is trained only
+    RUN/events.out.tfevents.*         TensorBoard
+"""
+
+import importlib.metadata
+import json
+import pathlib
+import platform
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+
+from tpv_jax import __version__, files
+from tpv_jax.errors import UserError
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def versions() -> dict[str, str]:
+  """Returns the versions that a run's numbers depend on."""
+  found = {name: importlib.metadata.version(name) for name in PACKAGES}
+  return {"tpv_jax": __version__, "python": platform.python_version(), **found}
+
+
+class RunFolder:
+  """The files of one run, each written atomically."""
+
+  def __init__(self, path: files.PathLike):
+    self.path = pathlib.Path(path)
+
+  def prompt(self, which: str) -> pathlib.Path:
+    """Returns the path of the 'initial', 'best' or 'last' prompt."""
+    return self.path / f"{which}_prompt.safetensors"
+
+  def open(self, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
+    """Makes the folder, or finds a run in it; returns the manifest so far, {} if new.
+
+    Raises:
+      UserError: the folder holds a run with other settings, or something else.
+    """
+    if overwrite and self.path.exists():
+      self._refuse_foreign()
+      shutil.rmtree(self.path)
+    self.path.mkdir(parents=True, exist_ok=True)
+    manifest = self.manifest()
+    if not manifest:
+      self._refuse_foreign()
+      return {}
+    _refuse_other_settings(self.path, manifest["settings"], settings)
+    return manifest
+
+  def _refuse_foreign(self) -> None:
+    if not (self.path / "manifest.json").exists() and any(self.path.iterdir()):
+      raise UserError(
+        f"'{self.path}' is not empty and holds no run of tpv_jax, so nothing was written "
+        "there. Choose another RUN_DIR."
+      )
+
+  def manifest(self) -> dict[str, Any]:
+    """Returns the manifest, {} if there is none yet."""
+    path = self.path / "manifest.json"
+    if not path.exists():
+      return {}
+    try:
+      return json.loads(path.read_text())
+    except ValueError as error:
+      raise UserError(
+        f"'{path}' is no JSON ({error}), so this cannot be continued. Choose another "
+        "RUN_DIR, or start again with --gin.OVERWRITE=True."
+      ) from error
+
+  def write_manifest(self, manifest: dict[str, Any]) -> None:
+    """Writes the manifest; metrics that are not finite become text."""
+    files.write_json(self.path / "manifest.json", manifest)
+
+  def metrics(self) -> list[dict[str, Any]]:
+    """Returns the lines of metrics.jsonl; a line that a kill cut short is left out."""
+    path = self.path / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+  def keep_metrics_until(self, step: int) -> None:
+    """Drops the lines of steps after `step`, which a resumed run writes again."""
+    kept = [line for line in self.metrics() if line["step"] <= step]
+    text = "".join(json.dumps(line) + "\n" for line in kept)
+    files.write_text(self.path / "metrics.jsonl", text)
+
+  def append_metrics(self, step: int, kind: str, values: dict[str, float]) -> None:
+    """Appends one line: `{"step", "kind": 'train' | 'validation', ...values}`."""
+    line = json.dumps({"step": step, "kind": kind, **values})
+    with open(self.path / "metrics.jsonl", "a") as file:
+      file.write(line + "\n")
+
+
+def describe(value: Any) -> Any:
+  """Returns a setting as JSON: numbers and text as they are, others by their text."""
+  if isinstance(value, dict):
+    return {str(key): describe(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [describe(item) for item in value]
+  if isinstance(value, np.generic | jax.Array) and np.ndim(value) == 0:
+    return value.item()
+  return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _refuse_other_settings(
+  path: pathlib.Path, saved: dict[str, Any], settings: dict[str, Any]
+) -> None:
+  for name in sorted(saved.keys() | settings.keys()):
+    if saved.get(name) != settings.get(name):
+      raise UserError(
+        f"'{path}' holds a run with another {name}: {saved.get(name)} there, "
+        f"{settings.get(name)} now. Continue it with the settings it was started with, "
+        "choose another RUN_DIR, or start again with --gin.OVERWRITE=True."
+      )

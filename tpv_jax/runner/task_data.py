@@ -1,0 +1,85 @@
+"""What a run trains and validates on: a task, tokenised once, as batches by step."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from tpv_jax.data import batches
+from tpv_jax.data.batches import Features
+from tpv_jax.data.tasks import Task
+from tpv_jax.data.vocabularies import Vocabulary
+
+
+class TrainingData(Protocol):
+  """The contract between a run and its data; batches are pure functions of the step."""
+
+  name: str
+  batch_size: int
+
+  def batch_at(self, step: int) -> Features:
+    """Returns the training batch of a step, the same one however often asked."""
+    ...
+
+  def validation_batches(self) -> Iterable[Features]:
+    """Returns the validation rows in order; rows that only fill up weigh nothing."""
+    ...
+
+  def describe(self) -> dict[str, Any]:
+    """Returns what the manifest says of the data: sizes, digests, what was trimmed."""
+    ...
+
+
+class TaskData:
+  """A task's train split in random order by seed, and its first validation examples."""
+
+  def __init__(
+    self,
+    task: Task,
+    vocabulary: Vocabulary,
+    lengths: Mapping[str, int],
+    batch_size: int,
+    seed: int = 0,
+    validation_examples: int = 250,
+    validation_batch_size: int | None = None,
+  ):
+    """Tokenises both splits.
+
+    Args:
+      task: gives the texts.
+      vocabulary: the backbone's.
+      lengths: `{'inputs': T, 'targets': L}` in tokens, EOS included.
+      batch_size: examples a step.
+      seed: of the order of the examples.
+      validation_examples: at most so many; 250 is the task-vector paper's number.
+      validation_batch_size: examples a validation call; `batch_size` by default.
+
+    Raises:
+      UserError: an empty split, a target outside the labels, or bad lengths.
+    """
+    self.name = task.name
+    self.batch_size = batch_size
+    train = batches.tokenize(task.examples("train"), vocabulary, lengths)
+    validation = batches.tokenize(
+      task.examples("validation")[:validation_examples], vocabulary, lengths
+    )
+    self.batch_at = batches.Batches(train, batch_size, seed).batch_at
+    self._validation = list(
+      batches.eval_batches(validation, validation_batch_size or batch_size)
+    )
+    self._description = {
+      "task": task.name,
+      "lengths": dict(lengths),
+      "batch_size": batch_size,
+      "seed": seed,
+      "train_digest": task.split_digest("train"),
+      "validation_digest": task.split_digest("validation"),
+      "train": train.report(),
+      "validation": validation.report(),
+    }
+
+  def validation_batches(self) -> Iterable[Features]:
+    """Returns the validation rows in order; rows that only fill up weigh nothing."""
+    return self._validation
+
+  def describe(self) -> dict[str, Any]:
+    """Returns sizes, digests and what was trimmed."""
+    return self._description

@@ -1,0 +1,420 @@
+"""One training run: batches in, a best prompt out, resumable at any moment."""
+
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from tpv_jax import files, identity, partitioning
+from tpv_jax.backbone import loading
+from tpv_jax.errors import UserError
+from tpv_jax.model import SoftPromptModel
+from tpv_jax.optimizers import LearningRate
+from tpv_jax.prompts.initial import InitialPrompt
+from tpv_jax.runner import steps as compiled
+from tpv_jax.runner.checkpoints import Best, Checkpoints
+from tpv_jax.runner.run_folder import RunFolder, describe, versions
+from tpv_jax.runner.task_data import TrainingData
+from tpv_jax.vectors import store
+from tpv_jax.vectors.provenance import Provenance, Term
+
+HIGHER_IS_BETTER = {"loss": False, "accuracy": True, "exact_match": True}
+"""The validation metrics that can choose the best prompt."""
+
+UNCOMPARED = ("run_dir", "RUN_DIR", "overwrite", "OVERWRITE", "progress", "PROGRESS")
+"""Settings that may change when a run is continued."""
+
+
+class Stopped(KeyboardInterrupt):
+  """A signal asked the run to stop; its state is saved."""
+
+
+def train(
+  model: SoftPromptModel,
+  data: TrainingData,
+  run_dir: files.PathLike,
+  total_steps: int,
+  learning_rate: LearningRate,
+  backbone: str | loading.Backbone | None = None,
+  initial_prompt: InitialPrompt | None = None,
+  initial_seed: int = 0,
+  seed: int = 0,
+  eval_period: int = 100,
+  log_period: int = 25,
+  checkpoint_period: int | None = None,
+  best_metric: str | None = "loss",
+  microbatches: int = 1,
+  model_parallel: int = 1,
+  overwrite: bool = False,
+  progress: bool = True,
+  config: Callable[[], str] | None = None,
+) -> dict[str, Any]:
+  """Trains what `model.trainable` names and returns the run's manifest.
+
+  The same call continues a run that was stopped or killed, from its newest checkpoint,
+  and ends with the same bits as an unbroken run on the same CPU machine (on an
+  accelerator: with XLA's deterministic flags). A finished run is left as it is.
+
+  Args:
+    model: owns loss, optimizer and the pattern of what is trained.
+    data: batches by step and validation rows.
+    run_dir: the run's folder; see `run_folder`.
+    total_steps: optimizer steps in all.
+    learning_rate: step, from 0, to learning rate.
+    backbone: what `load_backbone` takes, or its result; None draws random parameters by
+      `seed` (pre-training).
+    initial_prompt: (embedding table, seed) -> [P, D]; required if the model has a prompt.
+    initial_seed: the seed of the initial prompt.
+    seed: of dropout and of random parameters.
+    eval_period: steps between validations.
+    log_period: steps between log lines; that many steps run in one compiled call.
+    checkpoint_period: steps between checkpoints, by default `eval_period`.
+    best_metric: the validation metric that chooses the best prompt, from
+      `HIGHER_IS_BETTER`; None keeps no best.
+    microbatches: parts a batch is split into, their gradients weighted by target tokens.
+    model_parallel: devices over which each parameter is split.
+    overwrite: delete a run that is in `run_dir` and start again.
+    progress: show a progress bar.
+    config: gives the text for config.gin, asked once the run has started.
+
+  Raises:
+    UserError: settings that do not fit each other or the run in `run_dir`; NaN or
+      infinity in the loss (the last good state is kept).
+    Stopped: SIGINT or SIGTERM came; the state is saved.
+  """
+  run = _Run(**{k: v for k, v in locals().items() if k not in ("config", "overwrite")})
+  manifest = run.folder.open(run.settings(config), overwrite)
+  if manifest.get("status") == "finished":
+    tqdm.write(f"{run.folder.path} is finished; nothing to do.")
+    return manifest
+  with _stop_signals() as stop_requested:
+    return run.execute(stop_requested, config)
+
+
+@dataclasses.dataclass
+class _Run:
+  """The parts of one run while it goes on; the fields are the arguments of `train`."""
+
+  model: SoftPromptModel
+  data: TrainingData
+  run_dir: files.PathLike
+  total_steps: int
+  learning_rate: LearningRate
+  backbone: str | loading.Backbone | None
+  initial_prompt: InitialPrompt | None
+  initial_seed: int
+  seed: int
+  eval_period: int
+  log_period: int
+  checkpoint_period: int | None
+  best_metric: str | None
+  microbatches: int
+  model_parallel: int
+  progress: bool
+
+  def __post_init__(self) -> None:
+    self.folder = RunFolder(self.run_dir)
+    self.checkpoint_period = self.checkpoint_period or self.eval_period
+    for name in ("total_steps", "eval_period", "log_period", "checkpoint_period"):
+      if getattr(self, name) < 1:
+        raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1 step.")
+    if self.best_metric is not None and self.best_metric not in HIGHER_IS_BETTER:
+      raise UserError(
+        f"Validation gives no metric '{self.best_metric}'. Choose one of "
+        f"{', '.join(HIGHER_IS_BETTER)}."
+      )
+    if self.model.prompt is not None and self.initial_prompt is None:
+      raise UserError(
+        "The model has a soft prompt and the run no initial prompt. Include a file of "
+        "gin_configs/prompts/, or bind training.train.initial_prompt."
+      )
+    self.mesh = partitioning.make_mesh(self.model_parallel)
+    compiled.check_batch_size(self.data.batch_size, self.microbatches, self.mesh)
+    self.steps = compiled.build(
+      self.model, self.learning_rate, self.microbatches, self.mesh
+    )
+    if isinstance(self.backbone, str):
+      self.backbone = loading.load_backbone(self.backbone)
+
+  def settings(self, config: Callable[[], str] | None) -> dict[str, Any]:
+    """Returns what must be equal for a run to be continued, as JSON."""
+    settings = {
+      "total_steps": self.total_steps,
+      "eval_period": self.eval_period,
+      "log_period": self.log_period,
+      "checkpoint_period": self.checkpoint_period,
+      "best_metric": self.best_metric,
+      "microbatches": self.microbatches,
+      "seed": self.seed,
+      "initial_seed": self.initial_seed,
+      "backbone": self._fingerprint(),
+      "data": describe(self.data.describe()),
+    }
+    if config is not None:
+      lines = config().replace("\\\n", " ").splitlines()
+      pairs = (line.split(" = ", 1) for line in lines if " = " in line)
+      settings["gin"] = {
+        name: " ".join(value.split())
+        for name, value in pairs
+        if name.rpartition(".")[2] not in UNCOMPARED
+      }
+    return settings
+
+  def _fingerprint(self) -> str | None:
+    return None if self.backbone is None else self.backbone.fingerprint
+
+  def execute(
+    self, stop_requested: Callable[[], int | None], config: Callable[[], str] | None
+  ) -> dict[str, Any]:
+    """Runs all steps that are left and returns the manifest."""
+    frozen, state, initial = self._place()
+    self.checkpoints = Checkpoints(self.folder.path / "checkpoints")
+    best: Best | None = None
+    started = time.time()
+    resumed = self.checkpoints.latest_step()
+    if resumed is not None:
+      state, best = self.checkpoints.restore(state)
+    self.folder.keep_metrics_until(resumed or 0)
+    self.manifest = {
+      "status": "running",
+      "settings": self.settings(config),
+      "task": self.data.name,
+      "steps": self.total_steps,
+      "seed": self.seed,
+      "initial_seed": self.initial_seed,
+      "initial_digest": None if initial is None else identity.prompt_digest(initial),
+      "backbone": None
+      if self.backbone is None
+      else {"name": self.backbone.name, "fingerprint": self.backbone.fingerprint},
+      "data": self.data.describe(),
+      "versions": versions(),
+      "devices": [str(device.device_kind) for device in self.mesh.devices.flat],
+      "mesh": dict(self.mesh.shape),
+    }
+    self.folder.write_manifest(self.manifest)
+    if config is not None:
+      files.write_text(self.folder.path / "config.gin", config())
+    if initial is not None:
+      self._write_prompt("initial", initial, steps=0)
+    if resumed is None:
+      self.checkpoints.save(state, best)
+    self.writer = SummaryWriter(str(self.folder.path), purge_step=(resumed or 0) + 1)
+    try:
+      state, best = self._loop(state, frozen, best, stop_requested)
+    finally:
+      self.writer.close()
+      self.checkpoints.close()
+    return self._finish("finished", state, best, seconds=time.time() - started)
+
+  def _place(self) -> tuple[Any, compiled.TrainState, dict[str, np.ndarray] | None]:
+    """Returns frozen leaves and fresh state on the devices, and the initial prompt."""
+    if self.backbone is None:
+      shapes = compiled.INPUT_SHAPES
+      rng = jax.random.key(self.seed)
+      params = jax.jit(lambda: self.model.get_initial_variables(rng, shapes)["params"])()
+      params = jax.device_get(params)
+    else:
+      params = dict(self.backbone.params)
+    initial = None
+    if self.model.prompt is not None and self.initial_prompt is not None:
+      table = np.asarray(params["token_embedder"]["embedding"], np.float32)
+      initial = {"prompt": self.initial_prompt(table, self.initial_seed)}
+      expected = (self.model.prompt.length, table.shape[1])
+      if initial["prompt"].shape != expected:
+        raise UserError(
+          f"The initial prompt has shape {initial['prompt'].shape}; this run needs "
+          f"{expected} (prompt tokens, width). Set PROMPT_LENGTH to the prompt's length."
+        )
+      params["prompt"] = initial
+    trainable, frozen = self.model.split(params)
+    put = lambda leaves: {
+      path: jax.device_put(leaf, self.steps.param_shardings[path])
+      for path, leaf in leaves.items()
+    }
+    return put(frozen), self.steps.initialise(put(trainable)), initial
+
+  def _loop(
+    self,
+    state: compiled.TrainState,
+    frozen: compiled.Leaves,
+    best: Best | None,
+    stop_requested: Callable[[], int | None],
+  ) -> tuple[compiled.TrainState, Best | None]:
+    rng = jax.random.key(self.seed)
+    first = int(state.step)
+    chunks = _chunks(
+      first,
+      self.total_steps,
+      (self.log_period, self.eval_period, self.checkpoint_period),
+    )
+    batches = lambda start, stop: compiled.put_batches(
+      self.steps, [self.data.batch_at(step) for step in range(start, stop)]
+    )
+    bar = tqdm(
+      total=self.total_steps,
+      initial=first,
+      desc=self.data.name,
+      unit="step",
+      disable=not self.progress,
+      dynamic_ncols=True,
+    )
+    upcoming = batches(*chunks[0]) if chunks else None
+    with bar:
+      for index, (start, stop) in enumerate(chunks):
+        began = time.time()
+        state, report = self.steps.train(state, frozen, upcoming, rng)
+        # The next batches are prepared while the devices work on these.
+        if index + 1 < len(chunks):
+          upcoming = batches(*chunks[index + 1])
+        train_metrics = self._check_finite(jax.device_get(report), start)
+        self.folder.append_metrics(stop, "train", train_metrics)
+        speed = (stop - start) * self.data.batch_size / (time.time() - began)
+        self._tensorboard(stop, "train", train_metrics | {"examples_per_s": speed})
+        bar.update(stop - start)
+        postfix = {"loss": f"{train_metrics['loss']:.3f}", "examples/s": f"{speed:.0f}"}
+        if stop % self.eval_period == 0 or stop == self.total_steps:
+          best, validation = self._validate(state, frozen, best)
+          postfix |= {f"val_{k}": f"{v:.3f}" for k, v in validation.items()}
+        bar.set_postfix(postfix)
+        number = stop_requested()
+        if stop % self.checkpoint_period == 0 or stop == self.total_steps or number:
+          self.checkpoints.save(state, best)
+        if number and stop < self.total_steps:
+          self._finish("stopped", state, best)
+          raise Stopped(
+            f"stopped by {signal.Signals(number).name} after step {stop}; the same "
+            "command continues"
+          )
+    return state, best
+
+  def _check_finite(self, report: dict[str, np.ndarray], start: int) -> dict[str, float]:
+    """Returns the means over the call's steps; stops the run if a loss is not finite."""
+    finite = np.isfinite(report["loss"]) & np.isfinite(report["gradient_norm"])
+    if not finite.all():
+      step = start + int(np.argmin(finite)) + 1
+      self.manifest["status"] = "failed"
+      self.folder.write_manifest(self.manifest)
+      raise UserError(
+        f"The loss or its gradient became NaN or infinite at step {step}. The last good "
+        f"state is checkpoint {self.checkpoints.latest_step()} in '{self.folder.path}'. "
+        "Lower the learning rate or clip gradients, and start in another RUN_DIR."
+      )
+    return {name: float(np.mean(values, dtype=np.float64)) for name, values in report.items()}
+
+  def _validate(
+    self, state: compiled.TrainState, frozen: compiled.Leaves, best: Best | None
+  ) -> tuple[Best | None, dict[str, float]]:
+    sums = None
+    for batch in self.data.validation_batches():
+      batch = {k: jax.device_put(v, self.steps.batch_sharding) for k, v in batch.items()}
+      new = self.steps.validate(state.trainable, frozen, batch)
+      sums = new if sums is None else {k: sums[k].merge(new[k]) for k in new}
+    if sums is None:
+      return best, {}
+    values = {name: float(metric.compute()) for name, metric in sums.items()}
+    step = int(state.step)
+    self.folder.append_metrics(step, "validation", values)
+    self._tensorboard(step, "validation", values)
+    if self.best_metric is None:
+      return None, values
+    value = values[self.best_metric]
+    sign = 1.0 if HIGHER_IS_BETTER[self.best_metric] else -1.0
+    if math.isfinite(value) and (best is None or sign * value > sign * best.metric):
+      best = Best(step, value, jax.device_get(state.trainable))
+      if self.model.prompt is not None:
+        self._write_prompt("best", self._prompt_leaves(best.trainable), step)
+    return best, values
+
+  def _tensorboard(self, step: int, kind: str, values: dict[str, float]) -> None:
+    for name, value in values.items():
+      self.writer.add_scalar(f"{kind}/{name}", value, step)
+
+  def _prompt_leaves(self, trainable: compiled.Leaves) -> dict[str, np.ndarray]:
+    return {
+      path.removeprefix("prompt/"): np.asarray(leaf, np.float32)
+      for path, leaf in jax.device_get(trainable).items()
+      if path.startswith("prompt/")
+    }
+
+  def _write_prompt(self, which: str, leaves: dict[str, np.ndarray], steps: int) -> None:
+    provenance = Provenance(
+      kind="prompt",
+      terms=() if which == "initial" else (Term(self.data.name, 1.0),),
+      backbone_name=self.backbone.name if self.backbone else None,
+      backbone_fingerprint=self._fingerprint(),
+      initial_digest=self.manifest["initial_digest"],
+      initial_seed=self.initial_seed,
+      steps=steps,
+      versions=versions(),
+    )
+    store.write(self.folder.prompt(which), leaves, provenance, overwrite=True)
+
+  def _finish(
+    self,
+    status: str,
+    state: compiled.TrainState,
+    best: Best | None,
+    seconds: float | None = None,
+  ) -> dict[str, Any]:
+    """Writes the prompts that now stand and the manifest, which it returns."""
+    self.manifest |= {"status": status, "last_step": int(state.step)}
+    if self.model.prompt is not None:
+      last = self._prompt_leaves(state.trainable)
+      self._write_prompt("last", last, int(state.step))
+      self.manifest["last_digest"] = identity.prompt_digest(last)
+      if best is not None:
+        leaves = self._prompt_leaves(best.trainable)
+        self._write_prompt("best", leaves, best.step)
+        self.manifest["best_digest"] = identity.prompt_digest(leaves)
+    if best is not None:
+      self.manifest |= {
+        "best_step": best.step, "best_metric": {self.best_metric: best.metric}
+      }
+    if seconds is not None:
+      self.manifest["seconds_since_start"] = round(seconds, 3)
+    self.folder.write_manifest(self.manifest)
+    return self.manifest
+
+
+def _chunks(first: int, total: int, periods: tuple[int, ...]) -> list[tuple[int, int]]:
+  """Returns [start, stop) step ranges that end at each multiple of a period.
+
+  The ends depend on the step alone, so a resumed run makes the same compiled calls.
+  """
+  ends = sorted({
+    min(end, total)
+    for period in periods
+    for end in range(first - first % period + period, total + period, period)
+  })
+  return list(zip([first, *ends[:-1]], ends, strict=True)) if first < total else []
+
+
+class _stop_signals:
+  """Within it, the first SIGINT or SIGTERM is noted; a second one acts at once."""
+
+  def __enter__(self) -> Callable[[], int | None]:
+    received: list[int] = []
+    self._previous: dict[int, Any] = {}
+
+    def note(number: int, frame: Any) -> None:
+      received.append(number)
+      tqdm.write("stopping after this call; once more to stop at once")
+      signal.signal(number, self._previous[number])
+
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGINT, signal.SIGTERM):
+        self._previous[number] = signal.signal(number, note)
+    return lambda: received[0] if received else None
+
+  def __exit__(self, *_: object) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
