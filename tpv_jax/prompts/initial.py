@@ -1,0 +1,142 @@
+"""What a soft prompt starts from: functions (embedding table, seed) -> array, in NumPy.
+
+Gin binds the other arguments; a run calls `initial(table, seed)`. The same table and
+seed give the same bits, whatever the number of devices.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from tpv_jax import files
+from tpv_jax.errors import UserError
+
+Table = Float[np.ndarray, "V D"]
+Initial = Callable[[np.ndarray, int], np.ndarray]
+"""(embedding table [V, D], seed) -> prompt [P, D] in fp32."""
+
+
+def uniform(
+  table: Table, seed: int, length: int, scale: float = 0.5
+) -> Float[np.ndarray, "P D"]:
+  """Returns `length` rows uniform in [-scale, scale) (Lester et al. 2021: 0.5)."""
+  rng = np.random.default_rng(seed)
+  return rng.uniform(-scale, scale, (length, table.shape[1])).astype(np.float32)
+
+
+def sampled_vocabulary(
+  table: Table, seed: int, length: int, most_common: int = 5000, first: int = 3
+) -> Float[np.ndarray, "P D"]:
+  """Returns the embeddings of `length` different tokens, drawn from the most common.
+
+  Vocabularies list tokens by frequency, so the most common ones are the `most_common`
+  rows from `first` on (after padding, end and unknown), or what the table has of them.
+
+  Raises:
+    UserError: there are fewer such tokens than rows to fill.
+  """
+  last = min(first + most_common, len(table))
+  if last - first < length:
+    raise UserError(
+      f"Cannot draw {length} different tokens from ids {first} to {last - 1} of a "
+      f"table with {len(table)} rows. Set length to at most {max(last - first, 0)}, raise "
+      "most_common, or use prompts.initial.uniform."
+    )
+  rng = np.random.default_rng(seed)
+  ids = first + rng.choice(last - first, size=length, replace=False)
+  return table[ids].astype(np.float32)
+
+
+def class_labels(
+  table: Table,
+  seed: int,
+  length: int,
+  label_token_ids: Sequence[Sequence[int]],
+  most_common: int = 5000,
+  first: int = 3,
+) -> Float[np.ndarray, "P D"]:
+  """Returns the mean embedding of each label's tokens, then sampled vocabulary.
+
+  Lester et al. 2021, section 3.2. `label_token_ids` has one sequence of ids for each
+  label, without end tokens.
+
+  Raises:
+    UserError: more labels than rows, a label without tokens, or an id out of range.
+  """
+  if len(label_token_ids) > length:
+    raise UserError(
+      f"{len(label_token_ids)} labels do not fit in a prompt of {length} rows. Set "
+      f"length to at least {len(label_token_ids)}, or use sampled_vocabulary."
+    )
+  rows = []
+  for number, ids in enumerate(label_token_ids):
+    if not len(ids) or min(ids) < 0 or max(ids) >= len(table):
+      raise UserError(
+        f"Label {number} has the token ids {list(ids)}; each label needs at least one, "
+        f"from 0 to {len(table) - 1}. Encode the labels with the backbone's vocabulary."
+      )
+    rows.append(table[list(ids)].astype(np.float32).mean(axis=0))
+  rest = sampled_vocabulary(table, seed, length - len(rows), most_common, first)
+  return np.concatenate(
+    [np.asarray(rows, np.float32).reshape(-1, table.shape[1]), rest]
+  )
+
+
+def from_file(
+  table: Table, seed: int, length: int, path: files.PathLike, which: str = "best"
+) -> Float[np.ndarray, "P D"]:
+  """Returns a saved prompt: from a run folder, an Orbax checkpoint or a `tpv` file.
+
+  The table gives the width it must have; the seed is not used.
+
+  Raises:
+    UserError: no prompt is there, it is a vector, or it has another shape.
+  """
+  del seed
+  return _load(path, "prompt", (length, table.shape[1]), which)
+
+
+def from_vector(
+  table: Table,
+  seed: int,
+  length: int,
+  path: files.PathLike,
+  initial: Initial,
+  coefficient: float = 1.0,
+) -> Float[np.ndarray, "P D"]:
+  """Returns `initial(table, seed) + coefficient * vector`, in fp32.
+
+  Belanec et al., section 3: training of a target task starts from a source's vector,
+  or from a sum that `tpv sum` wrote. `initial` is another function of this module,
+  bound by gin; another one than the vector's own makes it the cross-origin case.
+
+  Raises:
+    UserError: no vector is there, it is a prompt, or it has another shape.
+  """
+  start = initial(table, seed)
+  vector = _load(path, "vector", (length, table.shape[1]), "best")
+  return start + np.float32(coefficient) * vector
+
+
+def _load(
+  path: files.PathLike, kind: str, shape: tuple[int, int], which: str
+) -> Float[np.ndarray, "P D"]:
+  from tpv_jax.vectors import sources
+
+  loaded = sources.load(path, which=which)
+  if loaded.provenance.kind != kind:
+    other = loaded.provenance.kind
+    use = {"prompt": "from_file", "vector": "from_vector"}[other]
+    raise UserError(
+      f"'{path}' holds a {other}, and a {kind} is due here. Use prompts.initial.{use}, "
+      f"or give a {kind}."
+    )
+  prompt = loaded.leaves.get("prompt")
+  if set(loaded.leaves) != {"prompt"} or prompt is None or prompt.shape != shape:
+    found = {name: leaf.shape for name, leaf in loaded.leaves.items()}
+    raise UserError(
+      f"'{path}' holds {found}; this run needs 'prompt' of shape {shape} (prompt "
+      "tokens, width). Set length to the saved prompt's, or choose the backbone it was made on."
+    )
+  return np.asarray(prompt, np.float32)
