@@ -40,8 +40,8 @@ def sampled_vocabulary(
   if last - first < length:
     raise UserError(
       f"Cannot draw {length} different tokens from ids {first} to {last - 1} of a "
-      f"table with {len(table)} rows. Set length to at most {max(last - first, 0)}, raise "
-      "most_common, or use prompts.initial.uniform."
+      f"table with {len(table)} rows. Set length to at most {max(last - first, 0)}, "
+      "raise most_common, or use prompts.initial.uniform."
     )
   rng = np.random.default_rng(seed)
   ids = first + rng.choice(last - first, size=length, replace=False)
@@ -137,6 +137,7 @@ def _load(
     found = {name: leaf.shape for name, leaf in loaded.leaves.items()}
     raise UserError(
       f"'{path}' holds {found}; this run needs 'prompt' of shape {shape} (prompt "
-      "tokens, width). Set length to the saved prompt's, or choose the backbone it was made on."
+      "tokens, width). Set length to the saved prompt's, or choose the backbone it "
+      "was made on."
     )
   return np.asarray(prompt, np.float32)
