@@ -20,6 +20,8 @@ import safetensors
 
 from tpv_jax import errors, files, identity, orbax_io
 from tpv_jax.backbone.network import Transformer
+from tpv_jax.data import vocabularies
+from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError
 
 EMBEDDED = "embedded"
@@ -53,17 +55,23 @@ class Backbone:
   vocabulary: str | None = None
 
 
-def load_backbone(path: files.PathLike, network: Transformer | None = None) -> Backbone:
+def load_backbone(
+  path: files.PathLike,
+  network: Transformer | None = None,
+  vocabulary: Vocabulary | None = None,
+) -> Backbone:
   """Returns the weights that `path` names, on the host, in the dtype of their storage.
 
   Args:
     path: 'embedded', a `.safetensors` file of `save_backbone`, or a T5X Orbax
       checkpoint (`checkpoint_<step>`); a soft prompt that lies in it is left out.
     network: if given, leaves and shapes are checked against it.
+    vocabulary: if given, it must be the backbone's: by digest where the backbone states
+      one, otherwise by its size.
 
   Raises:
     UserError: there is no such file; it is of another kind, truncated or altered; it
-      does not fit `network`.
+      does not fit `network` or `vocabulary`.
   """
   if str(path) == EMBEDDED:
     path = EMBEDDED_PATH
@@ -71,7 +79,21 @@ def load_backbone(path: files.PathLike, network: Transformer | None = None) -> B
   backbone = _load_file(path) if path.is_file() else _load_orbax(path)
   if network is not None:
     check(identity.flatten(backbone.params), network, str(path))
+  if vocabulary is not None:
+    check_vocabulary(vocabulary, backbone)
   return backbone
+
+
+def check_vocabulary(vocabulary: Vocabulary, backbone: Backbone) -> None:
+  """Raises `UserError` unless the vocabulary can be the one of the backbone's training."""
+  if backbone.vocabulary not in (None, vocabulary.digest):
+    raise UserError(
+      f"The backbone '{backbone.name}' was trained with another vocabulary (digest "
+      f"{backbone.vocabulary[:12]}…, this one is {vocabulary.digest[:12]}…), so ids would "
+      "mean other words. Choose the vocabulary that belongs to it."
+    )
+  rows = len(backbone.params["token_embedder"]["embedding"])
+  vocabularies.check_fits(vocabulary, rows, f"'{backbone.name}'")
 
 
 def save_backbone(
