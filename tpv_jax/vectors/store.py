@@ -52,6 +52,12 @@ def write(
       lies in no folder; a leaf is fp64, not floating-point, empty, NaN or infinite.
     OSError: nothing was written, for instance for lack of space.
   """
+  check_output(path, overwrite)
+  files.write_bytes(path, encode(leaves, provenance), overwrite)
+
+
+def check_output(path: files.PathLike, overwrite: bool = False) -> None:
+  """Raises `UserError` if `write` could not write to `path`, whatever the content."""
   path = pathlib.Path(path)
   if path.suffix != ".safetensors":
     raise UserError(
@@ -63,8 +69,9 @@ def write(
       f"Cannot write '{path}': the folder '{path.parent}' does not exist. Make it "
       "first."
     )
+  if path.is_dir():
+    raise UserError(f"Cannot write '{path}': it is a folder. Name a file in it.")
   files.refuse_existing(path, overwrite)
-  files.write_bytes(path, encode(leaves, provenance), overwrite)
 
 
 def read(path: files.PathLike) -> tuple[dict[str, np.ndarray], Provenance]:

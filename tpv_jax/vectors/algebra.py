@@ -1,0 +1,441 @@
+"""The verbs of the task prompt vectors: what may be combined, and what comes of it.
+
+Pure: values with their provenance in, values with their provenance out. The numbers
+and their error bounds are in `arithmetic`; the definitions are those of the TPV paper
+(arXiv 2408.01119), with P_i an initial prompt, P_t the prompt tuned from it on task t,
+and v_t = P_t - P_i its vector. The terms of a prompt or vector are data: they are
+scaled and added with the values, so negating v_a + v_b negates both.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float64
+
+from tpv_jax import identity
+from tpv_jax.errors import UserError
+from tpv_jax.vectors import arithmetic
+from tpv_jax.vectors.provenance import (
+  Provenance,
+  Term,
+  describe_terms,
+  merge_terms,
+  scale_terms,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """A prompt or vector in memory: fp32 leaves, what they are, a name for messages."""
+
+  leaves: arithmetic.Leaves
+  provenance: Provenance
+  name: str = "a value in memory"
+
+
+def diff(
+  tuned: Loaded,
+  initial: Loaded,
+  allow_mixed_origin: bool = False,
+  task: str | None = None,
+) -> Loaded:
+  """Returns the vector tuned - initial, with the terms of `tuned`.
+
+  Applied to `initial` again it gives the values of `tuned` within
+  U (|tuned| + |tuned - initial|) (1 + 2^-20) + 2^-149, U = 2^-24.
+
+  What `tuned` does not know of its origin is taken from `initial`, on the user's word,
+  and noted; the backbone is known only where both state the same.
+
+  Args:
+    tuned: a prompt.
+    initial: the prompt that it was tuned from.
+    allow_mixed_origin: also take the difference from another prompt; it then holds the
+      difference of the two initial prompts as well, and says so.
+    task: the name of the one task, for a checkpoint that does not state it.
+
+  Raises:
+    UserError: a vector was given, the backbones or shapes differ, `tuned` was tuned
+      from another prompt, or it states another task than `task`.
+  """
+  _require("prompt", tuned, f"It is a difference already: use '{tuned.name}' as it is.")
+  _require("prompt", initial, "Give the initial prompt of the run.")
+  arithmetic.refuse_unequal(
+    tuned.leaves, initial.leaves, f"'{tuned.name}'", f"'{initial.name}'"
+  )
+  _refuse_other_method([tuned, initial])
+  fingerprint, notes = _common_backbone([tuned, initial], allow_unknown=True)
+  start = identity.prompt_digest(initial.leaves)
+  mine, other = tuned.provenance, initial.provenance
+  terms, mixed = _named(tuned, task), mine.mixed_origins
+  digest: str | None = start
+  seed = mine.base_seed if mine.base_digest == start else None
+  if seed is None and other.initial_digest == start:
+    seed = other.initial_seed
+  if mine.base_digest is None:
+    notes += (
+      f"that it was tuned from the initial prompt {start[:12]} is the user's word",
+    )
+  elif mine.base_digest != start:
+    if not allow_mixed_origin:
+      raise UserError(
+        f"Cannot subtract '{initial.name}' from '{tuned.name}': the latter was tuned "
+        f"from the initial prompt {mine.base_digest[:12]}…, and the former is "
+        f"{start[:12]}…. Give the prompt that it was tuned from, or pass "
+        "--allow-mixed-origin. (To subtract one task from another, use 'tpv sum V1 V2 "
+        "-w 1 -1'.)"
+      )
+    terms = merge_terms([*terms, *scale_terms(other.terms, -1.0)])
+    mixed, digest, seed = tuple(sorted({mine.base_digest, start})), None, None
+    notes += ("it holds the difference of two initial prompts (--allow-mixed-origin)",)
+  elif mine.applied_to_digest is not None:
+    digest, seed = mine.initial_digest, mine.initial_seed
+  provenance = dataclasses.replace(
+    mine,
+    kind="vector",
+    terms=terms,
+    backbone_name=mine.backbone_name or other.backbone_name,
+    backbone_fingerprint=fingerprint,
+    initial_digest=digest,
+    initial_seed=seed,
+    applied_to_digest=None,
+    applied_to_seed=None,
+    mixed_origins=mixed,
+    notes=_union(mine.notes, notes),
+  )
+  return Loaded(
+    arithmetic.subtract(tuned.leaves, initial.leaves), provenance, f"diff {tuned.name}"
+  )
+
+
+def negate(vector: Loaded) -> Loaded:
+  """Returns -vector, every term negated; exact, so negating twice changes no bit.
+
+  Raises:
+    UserError: a prompt was given.
+  """
+  return dataclasses.replace(scale(vector, -1.0), name=f"negate {vector.name}")
+
+
+def scale(vector: Loaded, factor: float) -> Loaded:
+  """Returns factor * vector; bound in `arithmetic.scale`. 0 drops the terms.
+
+  Raises:
+    UserError: a prompt was given, the factor or a result is not finite.
+  """
+  _require_vector(vector)
+  _refuse_not_finite(factor)
+  return Loaded(
+    arithmetic.scale(vector.leaves, factor),
+    dataclasses.replace(
+      vector.provenance, terms=scale_terms(vector.provenance.terms, factor)
+    ),
+    f"{factor:g} {vector.name}",
+  )
+
+
+def sum_vectors(
+  vectors: Sequence[Loaded],
+  weights: Sequence[float] | None = None,
+  allow_mixed_origin: bool = False,
+  allow_unknown_backbone: bool = False,
+) -> Loaded:
+  """Returns sum_k weights[k] * vectors[k]; bound in `arithmetic.linear`.
+
+  Terms of one task become one, their coefficients added. The order of the vectors
+  changes no bit of the values.
+
+  Args:
+    vectors: at least one.
+    weights: one for each vector; all 1 (the paper's default) if None.
+    allow_mixed_origin: also add vectors whose initial prompts differ or are unknown;
+      the result says so.
+    allow_unknown_backbone: also add vectors whose backbone is unknown, which is noted.
+
+  Raises:
+    UserError: a prompt was given; shapes, methods, backbones or initial prompts differ,
+      or cannot be shown to be the same; the weights do not fit.
+  """
+  if not vectors:
+    raise UserError("There is nothing to add. Give at least one vector.")
+  weights = [1.0] * len(vectors) if weights is None else list(weights)
+  if len(weights) != len(vectors):
+    raise UserError(
+      f"The number of weights ({len(weights)}) is not that of the vectors "
+      f"({len(vectors)}). Give one weight for each vector, in the same order."
+    )
+  for vector, weight in zip(vectors, weights, strict=True):
+    _require_vector(vector)
+    _refuse_not_finite(weight)
+    arithmetic.refuse_unequal(
+      vectors[0].leaves, vector.leaves, f"'{vectors[0].name}'", f"'{vector.name}'"
+    )
+  _refuse_other_method(vectors)
+  fingerprint, backbone_notes = _common_backbone(vectors, allow_unknown_backbone)
+  digest, mixed, origin_notes = _common_origin(vectors, allow_mixed_origin)
+  known = [vector.provenance for vector in vectors]
+  provenance = Provenance(
+    kind="vector",
+    terms=merge_terms(
+      term
+      for one, weight in zip(known, weights, strict=True)
+      for term in scale_terms(one.terms, weight)
+    ),
+    backbone_name=next((one.backbone_name for one in known if one.backbone_name), None),
+    backbone_fingerprint=fingerprint,
+    initial_digest=digest,
+    initial_seed=_agreed([one.initial_seed for one in known]) if digest else None,
+    mixed_origins=mixed,
+    steps=_agreed([one.steps for one in known]),
+    method=known[0].method,
+    versions=dict(
+      sorted(set.intersection(*(set(one.versions.items()) for one in known)))
+    ),
+    notes=_union(*(one.notes for one in known), backbone_notes, origin_notes),
+  )
+  values = arithmetic.linear([vector.leaves for vector in vectors], weights)
+  return Loaded(values, provenance, "sum")
+
+
+def analogy(
+  a: Loaded,
+  b: Loaded,
+  c: Loaded,
+  allow_mixed_origin: bool = False,
+  allow_unknown_backbone: bool = False,
+) -> Loaded:
+  """Returns c + (b - a), "a is to b as c is to the result" (TPV paper).
+
+  Raises:
+    UserError: as `sum_vectors`.
+  """
+  result = sum_vectors(
+    [c, b, a], [1.0, 1.0, -1.0], allow_mixed_origin, allow_unknown_backbone
+  )
+  return dataclasses.replace(result, name="analogy")
+
+
+def apply(
+  vector: Loaded,
+  initial: Loaded,
+  coefficient: float = 1.0,
+  allow_unknown_backbone: bool = False,
+) -> Loaded:
+  """Returns the prompt initial + coefficient * vector; bound in `arithmetic.linear`.
+
+  Another initial prompt than the vector's own is always allowed (the cross-origin test)
+  and recorded: `provenance.cross_origin`. The terms are relative to the prompt that it
+  was applied to, which `applied_to_digest` names.
+
+  Raises:
+    UserError: `vector` is a prompt or `initial` a vector; shapes, methods or backbones
+      differ, or the backbones cannot be shown to be the same; a value is not finite.
+  """
+  _require_vector(vector)
+  _require(
+    "prompt", initial, "Give an initial prompt, or a run folder, which means its."
+  )
+  _refuse_not_finite(coefficient)
+  arithmetic.refuse_unequal(
+    vector.leaves, initial.leaves, f"'{vector.name}'", f"'{initial.name}'"
+  )
+  _refuse_other_method([vector, initial])
+  fingerprint, notes = _common_backbone([vector, initial], allow_unknown_backbone)
+  start = identity.prompt_digest(initial.leaves)
+  mine, other = vector.provenance, initial.provenance
+  if other.terms:
+    notes += (
+      f"the prompt that it was applied to, {start[:12]}, has the terms: "
+      f"{describe_terms(other.terms)}",
+    )
+  provenance = dataclasses.replace(
+    mine,
+    kind="prompt",
+    terms=scale_terms(mine.terms, coefficient),
+    backbone_name=mine.backbone_name or other.backbone_name,
+    backbone_fingerprint=fingerprint,
+    applied_to_digest=start,
+    applied_to_seed=other.initial_seed if other.initial_digest == start else None,
+    notes=_union(mine.notes, notes),
+  )
+  values = arithmetic.linear([initial.leaves, vector.leaves], [1.0, coefficient])
+  return Loaded(values, provenance, f"{vector.name} on {initial.name}")
+
+
+def cosine(items: Sequence[Loaded]) -> Float64[np.ndarray, "N N"]:
+  """Returns the cosine of every pair; bound in `arithmetic.cosine`.
+
+  Symmetric, with a diagonal of exactly 1. Vectors and prompts may be compared.
+
+  Raises:
+    UserError: shapes or known backbones differ, or one is all zeros.
+  """
+  if not items:
+    raise UserError("There is nothing to compare. Give at least one prompt or vector.")
+  for item in items:
+    arithmetic.refuse_unequal(
+      items[0].leaves, item.leaves, f"'{items[0].name}'", f"'{item.name}'"
+    )
+    if not any(leaf.any() for leaf in item.leaves.values()):
+      raise UserError(f"'{item.name}' is all zeros and has no direction. Leave it out.")
+  _common_backbone(items, allow_unknown=True)
+  matrix = np.eye(len(items))
+  for row, first in enumerate(items):
+    for column in range(row):
+      value = arithmetic.cosine(first.leaves, items[column].leaves)
+      matrix[row, column] = matrix[column, row] = value
+  return matrix
+
+
+def _require_vector(item: Loaded) -> None:
+  _require(
+    "vector",
+    item,
+    f"Make a vector of it: tpv diff {item.name} INITIAL -o V.safetensors.",
+  )
+
+
+def _require(kind: str, item: Loaded, advice: str) -> None:
+  """Raises `UserError` unless the item is of this kind and finite."""
+  if item.provenance.kind != kind:
+    raise UserError(
+      f"'{item.name}' is a {item.provenance.kind} (terms: "
+      f"{describe_terms(item.provenance.terms)}), and a {kind} is due here. {advice}"
+    )
+  for name, leaf in item.leaves.items():
+    if not np.isfinite(leaf).all():
+      raise UserError(
+        f"'{item.name}' holds NaN or infinity in its leaf '{name}'. Go back to a "
+        "checkpoint from before training diverged."
+      )
+
+
+def _refuse_not_finite(coefficient: float) -> None:
+  if not math.isfinite(coefficient):
+    raise UserError(
+      f"The coefficient {coefficient} is not finite. Give an ordinary number."
+    )
+
+
+def _refuse_other_method(items: Sequence[Loaded]) -> None:
+  for item in items[1:]:
+    if item.provenance.method != items[0].provenance.method:
+      raise UserError(
+        f"Cannot combine '{items[0].name}' and '{item.name}': their methods differ "
+        f"({items[0].provenance.method}, {item.provenance.method}). Use prompts of one "
+        "method."
+      )
+
+
+def _common_backbone(
+  items: Sequence[Loaded], allow_unknown: bool
+) -> tuple[str | None, tuple[str, ...]]:
+  """Returns the one fingerprint, None if any is unknown, and what to note about it."""
+  known = [item for item in items if item.provenance.backbone_fingerprint]
+  for item in known[1:]:
+    first = known[0]
+    if item.provenance.backbone_fingerprint != first.provenance.backbone_fingerprint:
+      raise UserError(
+        f"Cannot combine '{first.name}' and '{item.name}': they belong to different "
+        f"backbones ({_backbone(first)}, {_backbone(item)}). A prompt means nothing to "
+        "another backbone; use prompts of one."
+      )
+  unknown = [item for item in items if not item.provenance.backbone_fingerprint]
+  if not unknown:
+    return known[0].provenance.backbone_fingerprint, ()
+  if not allow_unknown:
+    raise UserError(
+      f"'{unknown[0].name}' does not state its backbone, so it cannot be shown to fit "
+      "the others. State it when the vector is made (tpv diff --backbone), or pass "
+      "--allow-unknown-backbone."
+    )
+  return None, ("that all parts belong to one backbone is the user's word",)
+
+
+def _common_origin(
+  vectors: Sequence[Loaded], allow_mixed: bool
+) -> tuple[str | None, tuple[str, ...], tuple[str, ...]]:
+  """Returns the one initial digest or None, the mixed ones, and what to note."""
+  digests = {vector.provenance.initial_digest for vector in vectors}
+  mixed = {digest for one in vectors for digest in one.provenance.mixed_origins}
+  if len(digests) == 1 and not mixed and None not in digests:
+    return digests.pop(), (), ()
+  if len(vectors) == 1:
+    return None, tuple(sorted(mixed)), ()
+  if not allow_mixed:
+    raise UserError(_origins_differ(vectors))
+  mixed |= {digest for digest in digests if digest}
+  notes = []
+  if len(mixed) > 1:
+    notes.append(
+      "vectors of different initial prompts were added (--allow-mixed-origin)"
+    )
+  if any(_origin_unknown(vector) for vector in vectors):
+    notes.append("not every added vector states its origin (--allow-mixed-origin)")
+  return None, tuple(sorted(mixed)), tuple(notes)
+
+
+def _origins_differ(vectors: Sequence[Loaded]) -> str:
+  first = vectors[0]
+  for other in vectors[1:]:
+    pair = f"Cannot add '{first.name}' and '{other.name}'"
+    one, two = first.provenance, other.provenance
+    if _origin_unknown(first) or _origin_unknown(other):
+      unknown = first if _origin_unknown(first) else other
+      return (
+        f"{pair}: '{unknown.name}' does not state its initial prompt, so the two "
+        "cannot be shown to start from one. Pass --allow-mixed-origin to add them "
+        "nevertheless."
+      )
+    if one.initial_digest != two.initial_digest:
+      return (
+        f"{pair}: they start from different initial prompts (digest {_origin(first)}, "
+        f"{_origin(other)}). Train both from one initial prompt, or pass "
+        "--allow-mixed-origin."
+      )
+  return (
+    f"Cannot add '{first.name}' to others: it mixes several initial prompts "
+    f"({_origin(first)}). Pass --allow-mixed-origin."
+  )
+
+
+def _origin_unknown(item: Loaded) -> bool:
+  return item.provenance.initial_digest is None and not item.provenance.mixed_origins
+
+
+def _origin(item: Loaded) -> str:
+  if item.provenance.initial_digest:
+    return f"{item.provenance.initial_digest[:12]}…"
+  return "mixed " + "+".join(f"{one[:12]}…" for one in item.provenance.mixed_origins)
+
+
+def _backbone(item: Loaded) -> str:
+  known = item.provenance
+  return f"{known.backbone_name or 'no name'} {str(known.backbone_fingerprint)[:12]}…"
+
+
+def _named(tuned: Loaded, task: str | None) -> tuple[Term, ...]:
+  """Returns the terms, the one unknown task named by the user."""
+  terms = tuned.provenance.terms
+  if task is None:
+    return terms
+  stated = [term.task for term in terms]
+  if stated == [None]:
+    return (Term(task, terms[0].coefficient),)
+  if stated != [task]:
+    raise UserError(
+      f"'{tuned.name}' states its task terms itself ({describe_terms(terms)}), not "
+      f"'{task}'. Leave out --task."
+    )
+  return terms
+
+
+def _agreed(values: Sequence[int | None]) -> int | None:
+  """Returns the value that all share, None if they differ."""
+  return values[0] if len(set(values)) == 1 else None
+
+
+def _union(*notes: Sequence[str]) -> tuple[str, ...]:
+  return tuple(dict.fromkeys(note for some in notes for note in some))

@@ -1,0 +1,153 @@
+"""The numbers of the vector algebra: pure functions from fp32 leaves to fp32 leaves.
+
+Leaves are a mapping from name to array; a plain prompt or vector is
+`{"prompt": [P, D]}`. What the values mean and whether they belong together is asked in
+`algebra`.
+
+Error bounds are absolute, for one element, against exact arithmetic on the fp32 inputs.
+U = 2^-24 is the relative error of rounding to fp32, TINY = 2^-150 the absolute error of
+rounding to an fp32 subnormal.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from tpv_jax.errors import UserError
+
+Leaves = Mapping[str, Float32[np.ndarray, "..."]]
+
+
+def subtract(minuend: Leaves, subtrahend: Leaves) -> dict[str, np.ndarray]:
+  """Returns minuend - subtrahend (TPV paper: v_t = P_t - P_i).
+
+  Error: at most U |result|, one rounding. Equal inputs give exactly 0.
+
+  Raises:
+    UserError: the leaves differ in name or shape, or a result is not finite.
+  """
+  refuse_unequal(minuend, subtrahend)
+  with np.errstate(over="ignore"):
+    return _finite({name: minuend[name] - subtrahend[name] for name in sorted(minuend)})
+
+
+def scale(leaves: Leaves, factor: float) -> dict[str, np.ndarray]:
+  """Returns factor * leaves; `factor` may have more digits than fp32.
+
+  Error: at most (1 + 2^-28) U |result| + TINY: a product in fp64, rounded once more.
+  Exact for a factor of 1, -1 or 0, and for other powers of two unless a result is
+  subnormal.
+
+  Raises:
+    UserError: a result is not finite.
+  """
+  return linear([leaves], [factor])
+
+
+def linear(
+  addends: Sequence[Leaves], coefficients: Sequence[float]
+) -> dict[str, np.ndarray]:
+  """Returns sum_k coefficients[k] * addends[k].
+
+  Products and their sum are fp64, rounded to fp32 once. Error for N addends: at most
+  U |result| + (N + 1) 2^-53 sum_k |coefficients[k] * addends[k]| + TINY. Addends are
+  summed in the order of their values, so their order cannot change a bit (ours).
+
+  Raises:
+    UserError: there is no addend, the leaves differ in name or shape, or a result is
+      not finite.
+    ValueError: there are more or fewer coefficients than addends.
+  """
+  if not addends:
+    raise UserError("There is nothing to add. Give at least one vector.")
+  for other in addends[1:]:
+    refuse_unequal(addends[0], other)
+  results = {}
+  for name in sorted(addends[0]):
+    with np.errstate(over="ignore", invalid="ignore"):
+      products = np.stack(
+        [
+          np.float64(coefficient) * addend[name].astype(np.float64)
+          for addend, coefficient in zip(addends, coefficients, strict=True)
+        ]
+      )
+      results[name] = _ordered_sum(products).astype(np.float32)
+  return _finite(results)
+
+
+def cosine(first: Leaves, second: Leaves) -> float:
+  """Returns the cosine of the angle between all values of `first` and of `second`.
+
+  cos = <first, second> / (|first| |second|) in fp64 over the leaves in the order of
+  their names. Error: at most (n + 4) 2^-52 for n values. The cosine of leaves with
+  themselves is exactly 1.
+
+  Raises:
+    UserError: the leaves differ in name or shape, or one side is all zeros.
+  """
+  refuse_unequal(first, second)
+  x, y = _joined(first), _joined(second)
+  square_x, square_y = float(np.dot(x, x)), float(np.dot(y, y))
+  if square_x == 0 or square_y == 0:
+    raise UserError("One of the two is all zeros and has no direction. Leave it out.")
+  product = float(np.dot(x, y)) / math.sqrt(square_x * square_y)
+  return min(1.0, max(-1.0, product))
+
+
+def norm(leaves: Leaves) -> float:
+  """Returns the Euclidean norm of all values together, accumulated in fp64."""
+  return float(np.linalg.norm(_joined(leaves)))
+
+
+def refuse_unequal(
+  first: Leaves,
+  second: Leaves,
+  first_name: str = "the first",
+  second_name: str = "the second",
+) -> None:
+  """Raises `UserError` unless both have the same leaves with the same shapes."""
+  if unequal := sorted(set(first) ^ set(second)):
+    raise UserError(
+      f"Cannot combine {first_name} and {second_name}: they have other leaves "
+      f"({', '.join(sorted(first))} against {', '.join(sorted(second))}; "
+      f"'{unequal[0]}' is in one only). Use prompts of one method."
+    )
+  for name in sorted(first):
+    if first[name].shape != second[name].shape:
+      raise UserError(
+        f"Cannot combine {first_name} and {second_name}: leaf '{name}' has shape "
+        f"{_shape(first[name])} in the one and {_shape(second[name])} in the other. "
+        "Use prompts of one length and one backbone."
+      )
+
+
+def _ordered_sum(products: Float64[np.ndarray, "N *shape"]) -> np.ndarray:
+  """Returns the sum over the first axis, which no permutation of it can change."""
+  if len(products) > 2:
+    products.sort(axis=0)
+  total = products[0]
+  for product in products[1:]:
+    total = total + product
+  return total
+
+
+def _finite(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  for name, leaf in leaves.items():
+    if not np.isfinite(leaf).all():
+      raise UserError(
+        f"The result does not fit into fp32: leaf '{name}' would hold NaN or infinity. "
+        "Choose smaller coefficients."
+      )
+  return leaves
+
+
+def _joined(leaves: Leaves) -> Float64[np.ndarray, " n"]:
+  return np.concatenate(
+    [leaves[name].reshape(-1).astype(np.float64) for name in sorted(leaves)]
+  )
+
+
+def _shape(leaf: np.ndarray) -> str:
+  return str(list(leaf.shape))

@@ -1,0 +1,500 @@
+"""The console command `tpv`: makes, adds, applies, compares and shows prompt vectors.
+
+Thin: it loads, calls `algebra`, writes and says so. JAX and TensorFlow are never
+imported, except by Orbax when a checkpoint of it is read.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tpv_jax
+from tpv_jax import identity
+from tpv_jax.errors import EXIT_USER_ERROR, UserError, run_command
+from tpv_jax.vectors import algebra, arithmetic, sources, store
+from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.provenance import describe_terms
+
+_SOURCES = """\
+A PATH is a run folder of tpv_jax.train (its best prompt; see --which), an Orbax
+checkpoint 'checkpoint_<step>' of tpv_jax.train or of T5X, or a .safetensors file that
+tpv or a run wrote. Outputs are .safetensors files with their provenance inside."""
+
+_EXAMPLES = {
+  "": """\
+  tpv diff runs/sst2 -o sst2.safetensors           a vector from a run folder
+  tpv sum sst2.safetensors rte.safetensors -o both.safetensors
+  tpv apply both.safetensors runs/sst2 -o prompt.safetensors
+  tpv cosine *.safetensors""",
+  "diff": """\
+  tpv diff runs/sst2 -o sst2.safetensors
+  tpv diff runs/sst2 --which last -o sst2.safetensors
+  tpv diff t5x/checkpoint_9000 t5x/checkpoint_0 --task sst2 \\
+      --backbone t5_base.safetensors -o sst2.safetensors""",
+  "sum": """\
+  tpv sum sst2.safetensors rte.safetensors -o both.safetensors
+  tpv sum sst2.safetensors rte.safetensors -w 1 -0.5 -o difference.safetensors""",
+  "negate": "  tpv negate sst2.safetensors -o forget_sst2.safetensors",
+  "scale": "  tpv scale sst2.safetensors -0.5 -o weaker.safetensors",
+  "analogy": """\
+  tpv analogy imdb.safetensors sst2.safetensors yelp.safetensors -o new.safetensors
+      'imdb is to sst2 as yelp is to new': new = yelp + (sst2 - imdb)""",
+  "apply": """\
+  tpv apply both.safetensors runs/sst2 -o prompt.safetensors
+  tpv apply both.safetensors other_init.safetensors -c 0.7 -o prompt.safetensors""",
+  "cosine": """\
+  tpv cosine sst2.safetensors rte.safetensors trec.safetensors
+  tpv cosine runs/sst2 runs/rte --which last --json""",
+  "show": """\
+  tpv show both.safetensors
+  tpv show runs/sst2 --json""",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs one command and returns its exit code: 0, 2 for bad input, 130 for Ctrl-C."""
+  arguments = sys.argv[1:] if arguments is None else list(arguments)
+  # Orbax brings JAX, which would claim a GPU to read a few kilobytes.
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  try:
+    options = build_parser().parse_args(arguments)
+  except SystemExit as stop:  # --help, --version, or a wrong call, which is printed.
+    return stop.code if isinstance(stop.code, int) else EXIT_USER_ERROR
+  return run_command(lambda: options.command(options), options.debug)
+
+
+def build_parser() -> argparse.ArgumentParser:
+  """Returns the parser; `command` of what it returns is the function to call."""
+  parser = _Parser(
+    prog="tpv",
+    description=f"Task prompt vectors.\n\n{_SOURCES}",
+    epilog=f"examples:\n{_EXAMPLES['']}\n\n'tpv COMMAND --help' tells more.",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument(
+    "--version", action="version", version=f"tpv_jax {tpv_jax.__version__}"
+  )
+  commands = parser.add_subparsers(
+    title="commands", metavar="COMMAND", required=True, parser_class=_Parser
+  )
+
+  command = _add(commands, "diff", _diff, "the vector TUNED - INITIAL", writes=True)
+  command.add_argument("tuned", metavar="TUNED", help="a tuned prompt")
+  command.add_argument(
+    "initial",
+    metavar="INITIAL",
+    nargs="?",
+    help="the prompt it was tuned from; a run folder means its initial prompt "
+    "(default: that of the run TUNED)",
+  )
+  _add_which(command, ("best", "last"))
+  command.add_argument(
+    "--task", metavar="NAME", help="the task of a checkpoint that does not state it"
+  )
+  command.add_argument(
+    "--backbone",
+    metavar="BACKBONE",
+    help="the backbone of checkpoints that do not state it: a fingerprint (64 hex "
+    "digits), a prompt or vector of that backbone, or the backbone itself",
+  )
+  _add_mixed(command, "another prompt than TUNED was tuned from")
+
+  command = _add(commands, "sum", _sum, "the sum of vectors", writes=True)
+  command.add_argument("vectors", metavar="V", nargs="+", help="a vector")
+  command.add_argument(
+    "-w",
+    "--weights",
+    metavar="W",
+    nargs="+",
+    type=_number,
+    help="one coefficient for each vector, in their order (default: all 1)",
+  )
+  _add_mixed(command, "vectors of different or unknown initial prompts")
+  _add_unknown_backbone(command)
+
+  command = _add(commands, "negate", _negate, "the vector -V, to forget", writes=True)
+  command.add_argument("vector", metavar="V", help="a vector")
+
+  command = _add(commands, "scale", _scale, "the vector C * V", writes=True)
+  command.add_argument("vector", metavar="V", help="a vector")
+  command.add_argument("factor", metavar="C", type=_number, help="any number")
+
+  command = _add(commands, "analogy", _analogy, "the vector C + (B - A)", writes=True)
+  for name in "abc":
+    command.add_argument(name, metavar=name.upper(), help="a vector")
+  _add_mixed(command, "vectors of different or unknown initial prompts")
+  _add_unknown_backbone(command)
+
+  command = _add(commands, "apply", _apply, "the prompt INITIAL + C * V", writes=True)
+  command.add_argument("vector", metavar="V", help="a vector")
+  command.add_argument(
+    "initial",
+    metavar="INITIAL",
+    help="a prompt, not only V's own; a run folder means its initial prompt",
+  )
+  command.add_argument(
+    "-c", "--coefficient", metavar="C", type=_number, default=1.0, help="default: 1"
+  )
+  _add_unknown_backbone(command)
+
+  command = _add(commands, "cosine", _cosine, "the cosine of every pair")
+  command.add_argument("paths", metavar="PATH", nargs="+", help="a prompt or vector")
+  _add_which(command)
+  command.add_argument("--json", action="store_true", help="print JSON")
+
+  command = _add(commands, "show", _show, "what a prompt or vector is")
+  command.add_argument("path", metavar="PATH", help="a prompt or vector")
+  _add_which(command)
+  command.add_argument("--json", action="store_true", help="print JSON")
+  return parser
+
+
+class _Parser(argparse.ArgumentParser):
+  """Accepts '-1e-3' as a number and reports a wrong call in one line."""
+
+  def __init__(self, **options: Any):
+    super().__init__(allow_abbrev=False, **options)
+    self._negative_number_matcher = re.compile(
+      r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^-(inf|infinity|nan)$", re.IGNORECASE
+    )
+
+  def error(self, message: str) -> Any:
+    self.exit(
+      EXIT_USER_ERROR, f"error: {message}. '{self.prog} --help' shows the usage.\n"
+    )
+
+
+def _add(
+  commands: Any,
+  name: str,
+  function: Callable[[argparse.Namespace], None],
+  summary: str,
+  writes: bool = False,
+) -> argparse.ArgumentParser:
+  command = commands.add_parser(
+    name,
+    help=summary,
+    description=f"{function.__doc__}\n\n{_SOURCES}",
+    epilog=f"examples:\n{_EXAMPLES[name]}",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  command.set_defaults(command=function)
+  if writes:
+    command.add_argument(
+      "-o", "--output", metavar="OUT", required=True, help="a new .safetensors file"
+    )
+    command.add_argument(
+      "--overwrite", action="store_true", help="replace an existing output"
+    )
+  command.add_argument(
+    "--debug", action="store_true", help="show the trace of an error"
+  )
+  return command
+
+
+def _add_which(
+  command: argparse.ArgumentParser, choices: Sequence[str] = sources.WHICH
+) -> None:
+  command.add_argument(
+    "--which",
+    choices=choices,
+    default="best",
+    help="which prompt of a run folder (default: best)",
+  )
+
+
+def _add_mixed(command: argparse.ArgumentParser, what: str) -> None:
+  command.add_argument(
+    "--allow-mixed-origin", action="store_true", help=f"accept {what}; it is recorded"
+  )
+
+
+def _add_unknown_backbone(command: argparse.ArgumentParser) -> None:
+  command.add_argument(
+    "--allow-unknown-backbone",
+    action="store_true",
+    help="accept parts that do not state their backbone; it is recorded",
+  )
+
+
+def _number(text: str) -> float:
+  try:
+    return float(text)
+  except ValueError:
+    raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
+
+
+def _diff(options: argparse.Namespace) -> None:
+  """Writes the vector TUNED - INITIAL, with the task of TUNED as its term."""
+  _refuse_output(options)
+  tuned = sources.load(options.tuned, options.which)
+  initial = _initial_of(options)
+  if options.backbone is not None:
+    fingerprint, name = _backbone(options.backbone)
+    tuned = _with_backbone(tuned, fingerprint, name)
+    initial = _with_backbone(initial, fingerprint, name)
+  _write(
+    options, algebra.diff(tuned, initial, options.allow_mixed_origin, options.task)
+  )
+
+
+def _sum(options: argparse.Namespace) -> None:
+  """Writes the sum of vectors, each times its weight; equal tasks become one term."""
+  _refuse_output(options)
+  vectors = [sources.load(path) for path in options.vectors]
+  _write(
+    options,
+    algebra.sum_vectors(
+      vectors,
+      options.weights,
+      options.allow_mixed_origin,
+      options.allow_unknown_backbone,
+    ),
+  )
+
+
+def _negate(options: argparse.Namespace) -> None:
+  """Writes the vector -V, every term negated; applied, it forgets its tasks."""
+  _refuse_output(options)
+  _write(options, algebra.negate(sources.load(options.vector)))
+
+
+def _scale(options: argparse.Namespace) -> None:
+  """Writes the vector C * V, every coefficient times C."""
+  _refuse_output(options)
+  _write(options, algebra.scale(sources.load(options.vector), options.factor))
+
+
+def _analogy(options: argparse.Namespace) -> None:
+  """Writes the vector C + (B - A): 'A is to B as C is to OUT'."""
+  _refuse_output(options)
+  _write(
+    options,
+    algebra.analogy(
+      sources.load(options.a),
+      sources.load(options.b),
+      sources.load(options.c),
+      options.allow_mixed_origin,
+      options.allow_unknown_backbone,
+    ),
+  )
+
+
+def _apply(options: argparse.Namespace) -> None:
+  """Writes the prompt INITIAL + C * V.
+
+  Another initial prompt than V's own is allowed (the cross-origin test) and recorded.
+  """
+  _refuse_output(options)
+  _write(
+    options,
+    algebra.apply(
+      sources.load(options.vector),
+      sources.load(options.initial, "initial"),
+      options.coefficient,
+      options.allow_unknown_backbone,
+    ),
+  )
+
+
+def _cosine(options: argparse.Namespace) -> None:
+  """Prints the cosine similarity of every pair of prompts or vectors."""
+  items = [sources.load(path, options.which) for path in options.paths]
+  matrix = algebra.cosine(items)
+  names = short_names([item.name for item in items])
+  if options.json:
+    content = {
+      "names": names,
+      "paths": [str(path) for path in options.paths],
+      "kinds": [item.provenance.kind for item in items],
+      "cosine": [[float(value) for value in row] for row in matrix],
+    }
+    print(json.dumps(content, indent=2, ensure_ascii=False))
+    return
+  cells = [["", *names]]
+  cells += [
+    [name, *(f"{value:.4f}" for value in row)]
+    for name, row in zip(names, matrix, strict=True)
+  ]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  for first, *others in cells:
+    aligned = [
+      f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)
+    ]
+    print("  ".join([f"{first:<{widths[0]}}", *aligned]).rstrip())
+
+
+def _show(options: argparse.Namespace) -> None:
+  """Prints the provenance of a prompt or vector, its leaves and its digest."""
+  item = sources.load(options.path, options.which)
+  known = item.provenance
+  digest = identity.prompt_digest(item.leaves)
+  shapes = {name: list(leaf.shape) for name, leaf in item.leaves.items()}
+  norm = arithmetic.norm(item.leaves)
+  if options.json:
+    content = {
+      "path": str(options.path),
+      **known.to_json(),
+      "cross_origin": known.cross_origin,
+      "leaves": shapes,
+      "digest": digest,
+      "norm": norm,
+    }
+    print(json.dumps(content, indent=2, ensure_ascii=False))
+    return
+  rows = [
+    ("path", item.name),
+    ("kind", known.kind),
+    ("terms", describe_terms(known.terms)),
+    *(("leaf", f"{name} {shape}, fp32") for name, shape in shapes.items()),
+    ("norm", f"{norm:.6g}"),
+    ("digest", digest),
+    ("backbone", known.backbone_name),
+    ("  fingerprint", known.backbone_fingerprint),
+    *_origin_rows(item),
+    ("steps", known.steps),
+    ("method", known.method),
+    ("versions", ", ".join(f"{k} {v}" for k, v in known.versions.items()) or None),
+    *(("note", note) for note in known.notes),
+  ]
+  for label, value in rows:
+    print(f"{label:<14}{'unknown' if value is None else value}")
+
+
+def _origin_rows(item: Loaded) -> list[tuple[str, Any]]:
+  known = item.provenance
+  rows: list[tuple[str, Any]]
+  if known.mixed_origins:
+    rows = [("mixed origin", digest) for digest in known.mixed_origins]
+  else:
+    rows = [("initial", known.initial_digest), ("  seed", known.initial_seed)]
+  if known.applied_to_digest is not None:
+    word = {True: "yes", False: "no", None: None}[known.cross_origin]
+    rows += [
+      ("applied to", known.applied_to_digest),
+      ("  seed", known.applied_to_seed),
+      ("cross-origin", word),
+    ]
+  return rows
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+  """Returns the last part of each path without '.safetensors', longer where needed.
+
+  Parts are added from the right until all names differ; a path given twice is numbered.
+  """
+  parts = [
+    pathlib.PurePath(name.removesuffix(".safetensors")).parts or (name,)
+    for name in names
+  ]
+  lengths = [1] * len(parts)
+
+  def shortened() -> list[str]:
+    return [
+      str(pathlib.PurePath(*part[-length:]))
+      for part, length in zip(parts, lengths, strict=True)
+    ]
+
+  for _ in range(max(map(len, parts), default=0)):
+    current = shortened()
+    for index, name in enumerate(current):
+      if current.count(name) > 1:
+        lengths[index] = min(lengths[index] + 1, len(parts[index]))
+  current = shortened()
+  return [
+    f"{name} ({current[: index + 1].count(name)})" if current.count(name) > 1 else name
+    for index, name in enumerate(current)
+  ]
+
+
+def _initial_of(options: argparse.Namespace) -> Loaded:
+  """Returns the initial prompt of `tpv diff`: the second path, or the run's own."""
+  if options.initial is not None:
+    return sources.load(options.initial, "initial")
+  run = sources.run_of(options.tuned)
+  if run is None:
+    raise UserError(
+      f"'{options.tuned}' is no run folder, so its initial prompt must be given: tpv "
+      f"diff {options.tuned} INITIAL -o {options.output}."
+    )
+  return sources.load(run, "initial")
+
+
+def _backbone(text: str) -> tuple[str, str | None]:
+  """Returns the fingerprint and the name of the backbone that the user means."""
+  if re.fullmatch("[0-9a-f]{64}", text):
+    return text, None
+  try:
+    known = sources.load(text).provenance
+  except UserError:
+    from tpv_jax.backbone import loading
+
+    backbone = loading.load_backbone(text)
+    return backbone.fingerprint, backbone.name
+  if known.backbone_fingerprint is None:
+    raise UserError(
+      f"'{text}' does not state its own backbone. Give the backbone itself, or its "
+      "fingerprint."
+    )
+  return known.backbone_fingerprint, known.backbone_name
+
+
+def _with_backbone(item: Loaded, fingerprint: str, name: str | None) -> Loaded:
+  """Returns the item with a backbone that it did not state; one that it did stays."""
+  if item.provenance.backbone_fingerprint not in (None, fingerprint):
+    raise UserError(
+      f"'{item.name}' states another backbone ("
+      f"{str(item.provenance.backbone_fingerprint)[:12]}…) than --backbone "
+      f"({fingerprint[:12]}…). Leave out --backbone."
+    )
+  provenance = dataclasses.replace(
+    item.provenance,
+    backbone_fingerprint=fingerprint,
+    backbone_name=item.provenance.backbone_name or name,
+  )
+  return dataclasses.replace(item, provenance=provenance)
+
+
+def _refuse_output(options: argparse.Namespace) -> None:
+  """Refuses an output that cannot be written before anything is read."""
+  store.check_output(options.output, options.overwrite)
+
+
+def _write(options: argparse.Namespace, item: Loaded) -> None:
+  store.write(options.output, item.leaves, item.provenance, options.overwrite)
+  known = item.provenance
+  shapes = ", ".join(f"{name} {list(leaf.shape)}" for name, leaf in item.leaves.items())
+  print(f"Wrote the {known.kind} '{options.output}': {describe_terms(known.terms)}.")
+  print(f"  {shapes}, norm {arithmetic.norm(item.leaves):.4g}, {_origin_text(item)}.")
+  for note in known.notes:
+    print(f"  note: {note}.")
+
+
+def _origin_text(item: Loaded) -> str:
+  known = item.provenance
+  if known.mixed_origins:
+    origin = f"{len(known.mixed_origins)} initial prompts"
+  else:
+    origin = _named_digest("initial prompt", known.initial_digest, known.initial_seed)
+  if known.applied_to_digest is not None:
+    applied = _named_digest("", known.applied_to_digest, known.applied_to_seed)
+    if known.cross_origin is False:
+      return f"applied to its own {origin}"
+    return f"cross-origin: from {origin}, applied to {applied.strip()}"
+  return f"from {origin}"
+
+
+def _named_digest(what: str, digest: str | None, seed: int | None) -> str:
+  if digest is None:
+    return f"an unknown {what}"
+  return f"{what} {digest[:12]}" + ("" if seed is None else f" (seed {seed})")
+
+
+if __name__ == "__main__":
+  sys.exit(main())

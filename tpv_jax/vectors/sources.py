@@ -1,0 +1,162 @@
+"""Loads a prompt or vector from wherever one lies: a run, a checkpoint, a file.
+
+A folder that is neither says what it is. Orbax is imported only for a checkpoint.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from tpv_jax import files, identity, orbax_io
+from tpv_jax.errors import UserError
+from tpv_jax.vectors import store
+from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.provenance import Provenance, Term
+
+WHICH = ("best", "last", "initial")
+"""The prompts that a run folder holds, as `<which>_prompt.safetensors`."""
+
+_PLAIN_LEAVES = {"prompt"}
+
+
+def load(path: files.PathLike, which: str = "best") -> Loaded:
+  """Returns the prompt or vector at `path`, its values checked to be finite fp32.
+
+  Args:
+    path: a run folder, an Orbax checkpoint `checkpoint_<step>` of the standalone runner
+      or of T5X, or a file that `store.write` made.
+    which: which prompt of a run folder: 'best', 'last' or 'initial'. The others hold
+      only one, and it is loaded whatever this says.
+
+  A checkpoint inside a run folder takes its provenance from the prompts of that run.
+  Any other states none: its fields stay None, and it counts as one term of an unknown
+  task.
+
+  Raises:
+    UserError: nothing usable lies there; the message says what does.
+  """
+  if which not in WHICH:
+    raise UserError(f"'{which}' is none of {', '.join(WHICH)}.")
+  path = pathlib.Path(path)
+  if not path.is_dir():
+    leaves, provenance = store.read(path)
+    return Loaded(leaves, provenance, str(path))
+  if is_run_folder(path):
+    return _from_run(path, which)
+  return _from_checkpoint(path)
+
+
+def is_run_folder(path: files.PathLike) -> bool:
+  """Returns whether `path` is a folder that `tpv_jax.train` wrote a run into."""
+  path = pathlib.Path(path)
+  return (path / "manifest.json").is_file() or any(
+    _in_run(path, which).is_file() for which in WHICH
+  )
+
+
+def run_of(path: files.PathLike) -> pathlib.Path | None:
+  """Returns the run folder that `path` is, or is a prompt or checkpoint of, or None."""
+  path = pathlib.Path(path)
+  if is_run_folder(path):
+    return path
+  path = path.absolute()
+  if path.name == "state":
+    path = path.parent
+  if path.name in {_in_run(path, which).name for which in WHICH}:
+    run = path.parent
+  elif path.parent.name == "checkpoints":
+    run = path.parent.parent
+  else:
+    return None
+  return run if is_run_folder(run) else None
+
+
+def _in_run(run: pathlib.Path, which: str) -> pathlib.Path:
+  return run / f"{which}_prompt.safetensors"
+
+
+def _from_run(run: pathlib.Path, which: str) -> Loaded:
+  file = _in_run(run, which)
+  if not file.is_file():
+    present = [one for one in WHICH if _in_run(run, one).is_file()]
+    advice = (
+      f"It has the {' and the '.join(present)} prompt: pass --which {present[0]}"
+      if present
+      else "Train it first, or continue the run that was stopped"
+    )
+    raise UserError(f"The run '{run}' has no {which} prompt{_status(run)}. {advice}.")
+  leaves, provenance = store.read(file)
+  name = str(run) if which == "best" else f"{run}:{which}"
+  return Loaded(leaves, provenance, name)
+
+
+def _status(run: pathlib.Path) -> str:
+  """Returns ' (its status is running)', or '' where the manifest does not say."""
+  try:
+    status = json.loads((run / "manifest.json").read_text())["status"]
+  except (OSError, ValueError, KeyError, TypeError):
+    return ""
+  return f" (its status is '{status}')"
+
+
+def _from_checkpoint(path: pathlib.Path) -> Loaded:
+  if orbax_io.state_folder(path) is None and not orbax_io.checkpoints_in(path):
+    _refuse_folder(path)
+  leaves = {}
+  for name, leaf in orbax_io.read_leaves(path).items():
+    if not identity.is_floating(leaf.dtype):
+      raise UserError(
+        f"Leaf '{name}' of the prompt in '{path}' is {leaf.dtype}, not floating-point. "
+        "Give a checkpoint of a soft-prompt run."
+      )
+    store.refuse_not_finite(f"{path}: {name}", leaf.astype(np.float32))
+    leaves[name] = leaf.astype(np.float32)
+  run = run_of(path)
+  provenance = _unknown(leaves) if run is None else _of_step(run, path, leaves)
+  return Loaded(leaves, provenance, str(path))
+
+
+def _refuse_folder(path: pathlib.Path) -> None:
+  """Raises `UserError` about a folder without a checkpoint, saying what is in it."""
+  inside = sorted(os.listdir(path))
+  if inside and not (path / "checkpoint").is_file():
+    usable = [
+      name
+      for name in inside
+      if name.endswith(".safetensors") or is_run_folder(path / name)
+    ]
+    held = f" It holds {', '.join(usable[:5])}: give one of these." if usable else ""
+    raise UserError(
+      f"'{path}' is neither a run folder nor an Orbax checkpoint.{held or ' Check it.'}"
+    )
+  if not inside:
+    raise UserError(f"'{path}' is an empty folder. Give a run, a checkpoint or a file.")
+
+
+def _of_step(
+  run: pathlib.Path, path: pathlib.Path, leaves: Mapping[str, np.ndarray]
+) -> Provenance:
+  """Returns the provenance that a run's own prompts give one of its checkpoints."""
+  for which in ("last", "best", "initial"):
+    if _in_run(run, which).is_file():
+      known = store.read(_in_run(run, which))[1]
+      if identity.prompt_digest(leaves) == known.base_digest:
+        return dataclasses.replace(known, terms=(), steps=0)
+      terms = known.terms or _unknown(leaves).terms
+      return dataclasses.replace(
+        known, terms=terms, steps=orbax_io.checkpoint_step(path)
+      )
+  return _unknown(leaves)
+
+
+def _unknown(leaves: Mapping[str, np.ndarray]) -> Provenance:
+  """Returns what a checkpoint without a run folder is known to be: one prompt."""
+  return Provenance(
+    kind="prompt",
+    terms=(Term(None, 1.0),),
+    method="plain" if set(leaves) == _PLAIN_LEAVES else None,
+  )
