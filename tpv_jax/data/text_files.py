@@ -19,6 +19,7 @@ from typing import Any, Literal
 from tpv_jax.data.batches import order
 from tpv_jax.data.tasks import SPLITS, Example, Task, deduplicate
 from tpv_jax.errors import UserError, near_misses
+from tpv_jax.files import PathLike
 
 LARGE = 10_000
 """More training rows than this make a task large in the paper's split rule."""
@@ -31,7 +32,7 @@ FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
 
 def text_file_task(
   name: str,
-  paths: str | Mapping[str, str],
+  paths: PathLike | Mapping[str, PathLike],
   template: str,
   target: str,
   labels: Mapping[Any, str] | Sequence[str] | None = None,
@@ -126,7 +127,7 @@ def text_file_task(
   return Task(name=name, labels=words, metric=metric, load=load)
 
 
-def _check_rule(name: str, files: Mapping[str, str], splits: Any) -> None:
+def _check_rule(name: str, files: Mapping[str, PathLike], splits: Any) -> None:
   """Raises `UserError` unless the rule of the splits fits the files."""
   if splits is None:
     return
@@ -212,7 +213,7 @@ class _Rows:
   step: decimal.Decimal | None
   allow_empty: bool
 
-  def read(self, path: str) -> tuple[Example, ...]:
+  def read(self, path: PathLike) -> tuple[Example, ...]:
     """Returns the examples of a file in its order."""
     examples = []
     for where, row in _lines(path, self.file_format, self.columns):
@@ -275,7 +276,7 @@ class _Rows:
 
 
 def _lines(
-  path: str, file_format: str | None, columns: tuple[str, ...] | None
+  path: PathLike, file_format: str | None, columns: tuple[str, ...] | None
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
   """Yields (file and line, row by column name)."""
   known = file_format or FORMATS.get(pathlib.Path(path).suffix.lower())
@@ -308,13 +309,19 @@ def _lines(
     yield where, dict(zip(header, cells, strict=True))
 
 
-def _json_lines(path: str, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _json_lines(path: PathLike, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
   for number, line in enumerate(text.split("\n"), start=1):
     if not line.strip():
       continue
     where = f"{path}:{number}"
     try:
       row = json.loads(line, parse_float=str, parse_int=str)
+      if "\\u" in line:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+      raise UserError(
+        f"{where}: half of a surrogate pair, which is no text. Correct the line."
+      ) from error
     except json.JSONDecodeError as error:
       raise UserError(
         f"{where}: malformed JSON at column {error.colno} ({error.msg}). Correct the "
@@ -327,13 +334,13 @@ def _json_lines(path: str, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]
     yield where, row
 
 
-def _tsv(path: str, text: str) -> Iterator[tuple[int, Sequence[str]]]:
+def _tsv(path: PathLike, text: str) -> Iterator[tuple[int, Sequence[str]]]:
   for number, line in enumerate(text.split("\n"), start=1):
     if row := line.removesuffix("\r"):
       yield number, row.split("\t")
 
 
-def _csv(path: str, text: str) -> Iterator[tuple[int, Sequence[str]]]:
+def _csv(path: PathLike, text: str) -> Iterator[tuple[int, Sequence[str]]]:
   reader = csv.reader(io.StringIO(text, newline=""), strict=True)
   line = 1
   try:
@@ -348,7 +355,7 @@ def _csv(path: str, text: str) -> Iterator[tuple[int, Sequence[str]]]:
     ) from error
 
 
-def _content(path: str) -> str:
+def _content(path: PathLike) -> str:
   try:
     content = pathlib.Path(path).expanduser().read_bytes()
   except OSError as error:

@@ -10,14 +10,16 @@ import importlib.resources
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tpv_jax.errors import UserError
+from tpv_jax.files import PathLike
 
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
 SPECIAL = (PAD, EOS, UNK)
 
 
+@runtime_checkable
 class Vocabulary(Protocol):
   """What the model, the batches and the runner use of a vocabulary."""
 
@@ -60,7 +62,7 @@ class WordVocabulary:
   eos_id = 1
   unk_id = 2
 
-  def __init__(self, words: str | os.PathLike[str] | Sequence[str]):
+  def __init__(self, words: PathLike | Sequence[str]):
     """Builds the vocabulary from a file or from words.
 
     Args:
@@ -72,7 +74,7 @@ class WordVocabulary:
         word that is empty, repeated or holds white space.
     """
     if isinstance(words, str | os.PathLike):
-      where, every = f"'{os.fspath(words)}'", tuple(_read(words).decode().splitlines())
+      where, every = f"'{os.fspath(words)}'", _lines(words)
     else:
       where, every = "the word list", tuple(words)
       if every[:3] != SPECIAL:
@@ -80,7 +82,7 @@ class WordVocabulary:
     if every[:3] != SPECIAL:
       raise UserError(
         f"{where} is not a word vocabulary: its first three lines are "
-        f"{', '.join(map(repr, every[:3])) or 'missing'} instead of "
+        f"{', '.join(repr(w[:20]) for w in every[:3]) or 'missing'} instead of "
         f"{', '.join(SPECIAL)}. A SentencePiece model needs SentencePieceVocabulary."
       )
     self.words: tuple[str, ...] = every
@@ -140,7 +142,7 @@ class SentencePieceVocabulary:
 
   pad_id = 0
 
-  def __init__(self, path: str | os.PathLike[str], extra_ids: int = 100):
+  def __init__(self, path: PathLike, extra_ids: int = 100):
     """Reads the model.
 
     Args:
@@ -241,13 +243,23 @@ def check_fits(
     )
 
 
-def _read(path: str | os.PathLike[str]) -> bytes:
+def _read(path: PathLike) -> bytes:
   try:
     return pathlib.Path(path).read_bytes()
   except OSError as error:
     raise UserError(
       f"Cannot read the vocabulary '{os.fspath(path)}': {error.strerror}. Check the "
       "path."
+    ) from error
+
+
+def _lines(path: PathLike) -> tuple[str, ...]:
+  try:
+    return tuple(_read(path).decode().splitlines())
+  except UnicodeDecodeError as error:
+    raise UserError(
+      f"'{os.fspath(path)}' is not a word vocabulary: it is no UTF-8 text. A "
+      "SentencePiece model needs SentencePieceVocabulary."
     ) from error
 
 
