@@ -9,6 +9,7 @@ two splits, and none was shown in pre-training.
 import functools
 import hashlib
 import random
+from collections.abc import Sequence
 
 from tpv_jax.data.tasks import Example, Task
 from tpv_jax.embedded import grammar, lexicon
@@ -44,6 +45,11 @@ def task(name: str) -> Task:
     metric="exact_match",
     load=functools.partial(examples, name),
   )
+
+
+def tasks(names: Sequence[str] | None = None) -> tuple[Task, ...]:
+  """Returns the tasks of `names`, or all of them."""
+  return tuple(task(name) for name in (TASKS if names is None else names))
 
 
 @functools.cache

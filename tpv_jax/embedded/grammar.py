@@ -50,9 +50,9 @@ def sentiment(randomness: random.Random) -> tuple[str, int]:
   """
   label = _index(randomness, 2)
   shape = randomness.random()
-  if shape < 0.4:
+  if shape < 0.5:
     words = _opinion(randomness, label)
-  elif shape < 0.7:
+  elif shape < 0.8:
     words = f"{_opinion(randomness, label)} and {_opinion(randomness, label)}"
   else:
     main, aside = _opinion(randomness, label), _opinion(randomness, 1 - label)
@@ -66,7 +66,7 @@ def sentiment(randomness: random.Random) -> tuple[str, int]:
 
 def _opinion(randomness: random.Random, label: int) -> str:
   """Returns a clause that praises (1) or blames (0) something."""
-  turned = _chance(randomness, 0.25)
+  turned = _chance(randomness, 0.15)
   side = 1 - label if turned else label
   aspect = _pick(randomness, lexicon.ASPECTS)
   if _chance(randomness, 0.25):
@@ -137,7 +137,7 @@ def answerability(randomness: random.Random) -> tuple[str, int]:
     facts = [(asked, wrong_kind), (other, kind)]
   else:
     facts = [(other, kind), (third, _index(randomness, 3))]
-  if _chance(randomness, 0.4):
+  if _chance(randomness, 0.6):
     facts = facts[:1]
   elif _chance(randomness, 0.5):
     facts.reverse()
@@ -248,8 +248,8 @@ def nli(randomness: random.Random) -> tuple[str, int]:
 def paraphrase(randomness: random.Random) -> tuple[str, int]:
   """Returns two sentences and 1 if they say the same, else 0.
 
-  They differ in voice and in synonyms; if they say different things, also in exactly
-  one of person, deed and thing.
+  They differ in voice and in synonyms; if they say different things, also in one to
+  three of person, deed and thing.
   """
   label = _index(randomness, 2)
   name, other_name = _distinct(randomness, lexicon.NAMES, 2)
@@ -257,8 +257,8 @@ def paraphrase(randomness: random.Random) -> tuple[str, int]:
   deed, other_deed = _distinct(randomness, lexicon.SYNONYMS, 2)
   second = [name, deed, noun]
   if not label:
-    place = _index(randomness, 3)
-    second[place] = (other_name, other_deed, other_noun)[place]
+    for place in _distinct(randomness, range(3), 1 + _index(randomness, 3)):
+      second[place] = (other_name, other_deed, other_noun)[place]
   return (
     f"first: {_told(randomness, name, deed, noun)} second: {_told(randomness, *second)}"
   ), label
