@@ -3,6 +3,97 @@
 import os
 
 import jaxtyping
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 jaxtyping.install_import_hook("tpv_jax", "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def tiny():
+  """A random backbone of two small layers and a task of copied words (see `Tiny`)."""
+  return Tiny()
+
+
+class Tiny:
+  """What a run needs, small enough for a test; every part is rebuilt from fixed seeds."""
+
+  lengths = {"inputs": 8, "targets": 2}  # noqa: RUF012
+
+  def __init__(self):
+    import jax
+    import numpy as np
+
+    from tpv_jax import identity
+    from tpv_jax.backbone import loading, network
+    from tpv_jax.data import tasks, vocabularies
+
+    words = [f"word{i}" for i in range(29)]
+    self.vocabulary = vocabularies.WordVocabulary(words)
+    self.network = network.Transformer(
+      vocab_size=32,
+      emb_dim=16,
+      num_heads=2,
+      head_dim=8,
+      num_encoder_layers=1,
+      num_decoder_layers=1,
+      mlp_dim=32,
+      mlp_activations=("relu",),
+      logits_via_embedding=True,
+    )
+    params = self.model(prompt=None).get_initial_variables(jax.random.key(7), {})["params"]
+    flat = {path: np.asarray(leaf) for path, leaf in identity.flatten(params).items()}
+    self.backbone = loading.Backbone(
+      identity.unflatten(flat), "tiny", identity.backbone_fingerprint(flat)
+    )
+
+    def examples(split):
+      rng = np.random.default_rng(["train", "validation", "test"].index(split))
+      rows = rng.integers(0, len(words), (40, 5))
+      return [
+        tasks.Example(" ".join(words[i] for i in row), words[row.max() % 2]) for row in rows
+      ]
+
+    self.task = tasks.Task("parity", (words[0], words[1]), "exact_match", examples)
+
+  def model(self, prompt="plain", optimizer=None, trainable="prompt/.*"):
+    from tpv_jax import optimizers
+    from tpv_jax.model import SoftPromptModel
+    from tpv_jax.prompts import plain
+
+    return SoftPromptModel(
+      self.network,
+      plain.Prompt(length=4, features=16) if prompt else None,
+      self.vocabulary,
+      self.vocabulary,
+      optimizer_def=optimizer or optimizers.adamw(weight_decay=1e-5),
+      trainable=trainable,
+    )
+
+  def data(self, batch_size=8, seed=0):
+    from tpv_jax.runner.task_data import TaskData
+
+    return TaskData(self.task, self.vocabulary, self.lengths, batch_size, seed)
+
+  def train(self, run_dir, model=None, **settings):
+    import functools
+
+    from tpv_jax import optimizers
+    from tpv_jax.prompts import initial
+    from tpv_jax.runner import training
+
+    defaults = {
+      "total_steps": 20,
+      "learning_rate": optimizers.constant(0.3),
+      "backbone": self.backbone,
+      "initial_prompt": functools.partial(initial.sampled_vocabulary, length=4),
+      "eval_period": 10,
+      "log_period": 5,
+      "progress": False,
+    }
+    return training.train(
+      model=model or self.model(),
+      data=settings.pop("data", None) or self.data(),
+      run_dir=run_dir,
+      **(defaults | settings),
+    )

@@ -115,7 +115,9 @@ def _find(name: str, search_paths: Sequence[str]) -> str:
   """Returns a path for `name`: as given, in a search path, or in the installed package."""
   if any((pathlib.Path(folder) / name).is_file() for folder in (".", *search_paths)):
     return name
-  package = pathlib.Path(str(importlib.import_module("tpv_jax.gin_configs").__path__[0]))
+  package = pathlib.Path(
+    str(importlib.import_module("tpv_jax.gin_configs").__path__[0])
+  )
   relative = name.removeprefix("tpv_jax/").removeprefix("gin_configs/")
   if (package / relative).is_file():
     return str(package / relative)
@@ -159,7 +161,9 @@ def _bind(binding: str, macros: dict[str, str]) -> None:
 def _explain(error: Exception) -> str:
   """Returns gin's message in one line, with near misses for an unknown name."""
   text = " ".join(str(error).split())
-  parameter = re.search(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", text)
+  parameter = re.search(
+    r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", text
+  )
   if parameter:
     function, name = parameter.groups()
     return text + near_misses(name, _parameters(function))
@@ -167,7 +171,9 @@ def _explain(error: Exception) -> str:
   if selector:
     name = selector.group(1)
     module = sys.modules.get(_modules().get(name.split(".")[0], ""))
-    known = [f"{name.split('.')[0]}.{public}" for public in dir(module)] if module else []
+    known = (
+      [f"{name.split('.')[0]}.{public}" for public in dir(module)] if module else []
+    )
     return text + (near_misses(name, known) or near_misses(name, _modules()))
   return text
 

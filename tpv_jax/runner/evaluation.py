@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Float
 from tqdm import tqdm
 
@@ -66,16 +66,20 @@ class Evaluator:
     self.lengths = dict(lengths)
     self.batch_size = batch_size
     mesh = mesh or partitioning.make_mesh()
-    axes = jax.eval_shape(
+    shapes = jax.eval_shape(
       lambda: model.get_initial_variables(jax.random.key(0), INPUT_SHAPES)
-    )["params_axes"]
-    shardings = identity.flatten(partitioning.param_shardings(axes, mesh))
-    self._backbone = identity.unflatten({
-      path: jax.device_put(leaf, shardings[path])
-      for path, leaf in identity.flatten(params).items()
-      if not path.startswith("prompt/")
-    })
-    self._rows = NamedSharding(mesh, PartitionSpec("data"))
+    )
+    shardings = identity.flatten(
+      partitioning.param_shardings(shapes["params_axes"], mesh, shapes["params"])
+    )
+    self._backbone = identity.unflatten(
+      {
+        path: jax.device_put(leaf, shardings[path])
+        for path, leaf in identity.flatten(params).items()
+        if not path.startswith("prompt/")
+      }
+    )
+    self._rows = partitioning.batch_sharding(mesh)
     self._predict = jax.jit(model.predict_batch)
     self._score_labels = jax.jit(model.score_labels)
     self._measure = jax.jit(lambda params, batch: model.eval_fn(params, batch)[1])
@@ -191,7 +195,7 @@ def evaluate(
       files.refuse_existing(lines_path, overwrite)
   elif predictions:
     raise UserError("Predictions need a place: give --gin.OUTPUT as well.")
-  loaded = loading.load_backbone(backbone)
+  loaded = loading.load_backbone(backbone, model.network, vocabulary)
   leaves, provenance = subject(prompt, vector, initial, coefficient, which)
   folded = None
   if provenance is not None:
@@ -281,7 +285,8 @@ def print_table(results: Sequence[Result]) -> None:
   table = Table("task", "split", "examples", *names)
   for result in results:
     scores = [
-      f"{100 * result.scores[name]:.1f}" if name in result.scores else "" for name in names
+      f"{100 * result.scores[name]:.1f}" if name in result.scores else ""
+      for name in names
     ]
     table.add_row(result.task, result.split, str(result.examples), *scores)
   Console().print(table)
@@ -342,8 +347,10 @@ def infer(
   files.refuse_existing(output, overwrite)
   lines = pathlib.Path(input_file).read_text(encoding="utf-8").splitlines()
   if not lines:
-    raise UserError(f"'{input_file}' is empty. Give a text file with one source a line.")
-  loaded = loading.load_backbone(backbone)
+    raise UserError(
+      f"'{input_file}' is empty. Give a text file with one source a line."
+    )
+  loaded = loading.load_backbone(backbone, model.network, vocabulary)
   leaves, provenance = subject(prompt, None, None, 1.0, which)
   if provenance is not None:
     check_fits(leaves, provenance, loaded)

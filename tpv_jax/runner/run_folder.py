@@ -1,14 +1,14 @@
 """The folder of a run: what is in it, and how it is written so that a kill harms nothing.
 
-    RUN/config.gin                    the operative gin configuration
-    RUN/manifest.json                 settings, versions, seeds, digests, status
-    RUN/metrics.jsonl                 one line a log or validation; no wall-clock times,
-                                      so that a resumed run writes the same bytes
-    RUN/initial_prompt.safetensors    written before the first step
-    RUN/best_prompt.safetensors       by the chosen validation metric
-    RUN/last_prompt.safetensors       of the newest checkpoint
-    RUN/checkpoints/checkpoint_N/     Orbax, what is trained only
-    RUN/events.out.tfevents.*         TensorBoard
+RUN/config.gin                    the operative gin configuration
+RUN/manifest.json                 settings, versions, seeds, digests, status
+RUN/metrics.jsonl                 one line a log or validation; no wall-clock times,
+                                  so that a resumed run writes the same bytes
+RUN/initial_prompt.safetensors    written before the first step
+RUN/best_prompt.safetensors       by the chosen validation metric
+RUN/last_prompt.safetensors       of the newest checkpoint
+RUN/checkpoints/checkpoint_N/     Orbax, what is trained only
+RUN/events.out.tfevents.*         TensorBoard
 """
 
 import importlib.metadata

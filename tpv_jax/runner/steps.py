@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from tpv_jax import identity, partitioning
 from tpv_jax.errors import UserError
@@ -27,16 +27,24 @@ INPUT_SHAPES = {
 }
 """Enough for `get_initial_variables`: no parameter depends on the shapes of a batch."""
 
-Leaves = dict[str, Array]
-"""Parameters by their path, as in 'prompt/prompt'."""
+Leaves = dict[str, Any]
+"""Parameters, their shapes or their shardings by path, as in 'prompt/prompt'."""
 
 
 @struct.dataclass
 class TrainState:
-  """What a step changes: nothing here belongs to the frozen backbone."""
+  """What a step changes: nothing here belongs to the frozen backbone.
 
-  step: Int[Array, ""]
-  trainable: Leaves
+  Also a tree of their shapes or shardings, so the fields are not annotated as arrays.
+
+  Attributes:
+    step: int32 scalar, steps done.
+    trainable: `Leaves`, fp32.
+    optimizer: the optimizer's state over `trainable`.
+  """
+
+  step: Any
+  trainable: Any
   optimizer: Any
 
 
@@ -59,11 +67,11 @@ def build(
     lambda: model.get_initial_variables(jax.random.key(0), INPUT_SHAPES)
   )
   param_shardings = identity.flatten(
-    partitioning.param_shardings(shapes["params_axes"], mesh)
+    partitioning.param_shardings(shapes["params_axes"], mesh, shapes["params"])
   )
   trainable_shapes, _ = model.split(shapes["params"])
   trainable_shardings = {path: param_shardings[path] for path in trainable_shapes}
-  replicated = NamedSharding(mesh, PartitionSpec())
+  replicated = partitioning.replicated(mesh)
 
   def initialise(trainable: Leaves) -> TrainState:
     return TrainState(
@@ -84,7 +92,7 @@ def build(
     trainable_shardings,
     transform_non_params=lambda _: replicated,
   )
-  state_shardings = TrainState(
+  state_shardings = state_shapes.replace(
     step=replicated, trainable=trainable_shardings, optimizer=optimizer_shardings
   )
 
@@ -109,8 +117,10 @@ def build(
 
     rng = jax.random.fold_in(rng, state.step)
     parts = jax.tree.map(
-      lambda x: x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:])
-      .swapaxes(0, 1), batch
+      lambda x: x.reshape(
+        x.shape[0] // microbatches, microbatches, *x.shape[1:]
+      ).swapaxes(0, 1),
+      batch,
     )  # Rows are dealt out in turn, so that each device keeps its own.
     one = jax.tree.map(lambda x: x[0], parts)
     zeros = jax.tree.map(
@@ -142,20 +152,18 @@ def build(
 
   return Steps(
     initialise=jax.jit(initialise, out_shardings=state_shardings),
-    train=jax.jit(
-      train, donate_argnums=0, out_shardings=(state_shardings, replicated)
-    ),
+    train=jax.jit(train, donate_argnums=0, out_shardings=(state_shardings, replicated)),
     validate=jax.jit(validate, out_shardings=replicated),
     param_shardings=param_shardings,
-    batch_sharding=NamedSharding(mesh, PartitionSpec("data")),
+    batch_sharding=partitioning.batch_sharding(mesh),
   )
 
 
-def put_batches(
-  steps: Steps, batches: list[dict[str, np.ndarray]]
-) -> dict[str, Array]:
+def put_batches(steps: Steps, batches: list[dict[str, np.ndarray]]) -> dict[str, Array]:
   """Returns the batches of one call on the devices, stacked to [steps, B, ...]."""
-  sharding = NamedSharding(steps.batch_sharding.mesh, PartitionSpec(None, "data"))
+  sharding = NamedSharding(
+    steps.batch_sharding.mesh, PartitionSpec(None, partitioning.DATA)
+  )
   return {
     name: jax.device_put(np.stack([batch[name] for batch in batches]), sharding)
     for name in batches[0]

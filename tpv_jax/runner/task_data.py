@@ -1,7 +1,7 @@
 """What a run trains and validates on: a task, tokenised once, as batches by step."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tpv_jax.data import batches
 from tpv_jax.data.batches import Features
@@ -9,6 +9,7 @@ from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
 
 
+@runtime_checkable
 class TrainingData(Protocol):
   """The contract between a run and its data; batches are pure functions of the step."""
 

@@ -5,12 +5,11 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
@@ -19,7 +18,7 @@ from tpv_jax.backbone import loading
 from tpv_jax.errors import UserError
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.optimizers import LearningRate
-from tpv_jax.prompts.initial import InitialPrompt
+from tpv_jax.prompts.initial import Initial
 from tpv_jax.runner import steps as compiled
 from tpv_jax.runner.checkpoints import Best, Checkpoints
 from tpv_jax.runner.run_folder import RunFolder, describe, versions
@@ -45,7 +44,7 @@ def train(
   total_steps: int,
   learning_rate: LearningRate,
   backbone: str | loading.Backbone | None = None,
-  initial_prompt: InitialPrompt | None = None,
+  initial_prompt: Initial | None = None,
   initial_seed: int = 0,
   seed: int = 0,
   eval_period: int = 100,
@@ -91,7 +90,26 @@ def train(
       infinity in the loss (the last good state is kept).
     Stopped: SIGINT or SIGTERM came; the state is saved.
   """
-  run = _Run(**{k: v for k, v in locals().items() if k not in ("config", "overwrite")})
+  if isinstance(backbone, str):
+    backbone = loading.load_backbone(backbone, model.network, model.input_vocabulary)
+  run = _Run(
+    model=model,
+    data=data,
+    folder=RunFolder(run_dir),
+    total_steps=total_steps,
+    learning_rate=learning_rate,
+    backbone=backbone,
+    initial_prompt=initial_prompt,
+    initial_seed=initial_seed,
+    seed=seed,
+    eval_period=eval_period,
+    log_period=log_period,
+    checkpoint_period=checkpoint_period or eval_period,
+    best_metric=best_metric,
+    microbatches=microbatches,
+    model_parallel=model_parallel,
+    progress=progress,
+  )
   manifest = run.folder.open(run.settings(config), overwrite)
   if manifest.get("status") == "finished":
     tqdm.write(f"{run.folder.path} is finished; nothing to do.")
@@ -106,24 +124,22 @@ class _Run:
 
   model: SoftPromptModel
   data: TrainingData
-  run_dir: files.PathLike
+  folder: RunFolder
   total_steps: int
   learning_rate: LearningRate
-  backbone: str | loading.Backbone | None
-  initial_prompt: InitialPrompt | None
+  backbone: loading.Backbone | None
+  initial_prompt: Initial | None
   initial_seed: int
   seed: int
   eval_period: int
   log_period: int
-  checkpoint_period: int | None
+  checkpoint_period: int
   best_metric: str | None
   microbatches: int
   model_parallel: int
   progress: bool
 
   def __post_init__(self) -> None:
-    self.folder = RunFolder(self.run_dir)
-    self.checkpoint_period = self.checkpoint_period or self.eval_period
     for name in ("total_steps", "eval_period", "log_period", "checkpoint_period"):
       if getattr(self, name) < 1:
         raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1 step.")
@@ -142,8 +158,6 @@ class _Run:
     self.steps = compiled.build(
       self.model, self.learning_rate, self.microbatches, self.mesh
     )
-    if isinstance(self.backbone, str):
-      self.backbone = loading.load_backbone(self.backbone)
 
   def settings(self, config: Callable[[], str] | None) -> dict[str, Any]:
     """Returns what must be equal for a run to be continued, as JSON."""
@@ -184,7 +198,7 @@ class _Run:
     if resumed is not None:
       state, best = self.checkpoints.restore(state)
     self.folder.keep_metrics_until(resumed or 0)
-    self.manifest = {
+    self.manifest: dict[str, Any] = {
       "status": "running",
       "settings": self.settings(config),
       "task": self.data.name,
@@ -220,7 +234,9 @@ class _Run:
     if self.backbone is None:
       shapes = compiled.INPUT_SHAPES
       rng = jax.random.key(self.seed)
-      params = jax.jit(lambda: self.model.get_initial_variables(rng, shapes)["params"])()
+      params = jax.jit(
+        lambda: self.model.get_initial_variables(rng, shapes)["params"]
+      )()
       params = jax.device_get(params)
     else:
       params = dict(self.backbone.params)
@@ -236,10 +252,13 @@ class _Run:
         )
       params["prompt"] = initial
     trainable, frozen = self.model.split(params)
-    put = lambda leaves: {
-      path: jax.device_put(leaf, self.steps.param_shardings[path])
-      for path, leaf in leaves.items()
-    }
+
+    def put(leaves: compiled.Leaves) -> compiled.Leaves:
+      return {
+        path: jax.device_put(leaf, self.steps.param_shardings[path])
+        for path, leaf in leaves.items()
+      }
+
     return put(frozen), self.steps.initialise(put(trainable)), initial
 
   def _loop(
@@ -256,9 +275,11 @@ class _Run:
       self.total_steps,
       (self.log_period, self.eval_period, self.checkpoint_period),
     )
-    batches = lambda start, stop: compiled.put_batches(
-      self.steps, [self.data.batch_at(step) for step in range(start, stop)]
-    )
+
+    def batches(start: int, stop: int) -> dict[str, jax.Array]:
+      steps = range(start, stop)
+      return compiled.put_batches(self.steps, [self.data.batch_at(i) for i in steps])
+
     bar = tqdm(
       total=self.total_steps,
       initial=first,
@@ -296,7 +317,9 @@ class _Run:
           )
     return state, best
 
-  def _check_finite(self, report: dict[str, np.ndarray], start: int) -> dict[str, float]:
+  def _check_finite(
+    self, report: dict[str, np.ndarray], start: int
+  ) -> dict[str, float]:
     """Returns the means over the call's steps; stops the run if a loss is not finite."""
     finite = np.isfinite(report["loss"]) & np.isfinite(report["gradient_norm"])
     if not finite.all():
@@ -308,14 +331,18 @@ class _Run:
         f"state is checkpoint {self.checkpoints.latest_step()} in '{self.folder.path}'. "
         "Lower the learning rate or clip gradients, and start in another RUN_DIR."
       )
-    return {name: float(np.mean(values, dtype=np.float64)) for name, values in report.items()}
+    return {
+      name: float(np.mean(values, dtype=np.float64)) for name, values in report.items()
+    }
 
   def _validate(
     self, state: compiled.TrainState, frozen: compiled.Leaves, best: Best | None
   ) -> tuple[Best | None, dict[str, float]]:
     sums = None
     for batch in self.data.validation_batches():
-      batch = {k: jax.device_put(v, self.steps.batch_sharding) for k, v in batch.items()}
+      batch = {
+        k: jax.device_put(v, self.steps.batch_sharding) for k, v in batch.items()
+      }
       new = self.steps.validate(state.trainable, frozen, batch)
       sums = new if sums is None else {k: sums[k].merge(new[k]) for k in new}
     if sums is None:
@@ -338,14 +365,16 @@ class _Run:
     for name, value in values.items():
       self.writer.add_scalar(f"{kind}/{name}", value, step)
 
-  def _prompt_leaves(self, trainable: compiled.Leaves) -> dict[str, np.ndarray]:
+  def _prompt_leaves(self, trainable: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {
       path.removeprefix("prompt/"): np.asarray(leaf, np.float32)
       for path, leaf in jax.device_get(trainable).items()
       if path.startswith("prompt/")
     }
 
-  def _write_prompt(self, which: str, leaves: dict[str, np.ndarray], steps: int) -> None:
+  def _write_prompt(
+    self, which: str, leaves: dict[str, np.ndarray], steps: int
+  ) -> None:
     provenance = Provenance(
       kind="prompt",
       terms=() if which == "initial" else (Term(self.data.name, 1.0),),
@@ -377,7 +406,8 @@ class _Run:
         self.manifest["best_digest"] = identity.prompt_digest(leaves)
     if best is not None:
       self.manifest |= {
-        "best_step": best.step, "best_metric": {self.best_metric: best.metric}
+        "best_step": best.step,
+        "best_metric": {self.best_metric: best.metric},
       }
     if seconds is not None:
       self.manifest["seconds_since_start"] = round(seconds, 3)
@@ -390,11 +420,13 @@ def _chunks(first: int, total: int, periods: tuple[int, ...]) -> list[tuple[int,
 
   The ends depend on the step alone, so a resumed run makes the same compiled calls.
   """
-  ends = sorted({
-    min(end, total)
-    for period in periods
-    for end in range(first - first % period + period, total + period, period)
-  })
+  ends = sorted(
+    {
+      min(end, total)
+      for period in periods
+      for end in range(first - first % period + period, total + period, period)
+    }
+  )
   return list(zip([first, *ends[:-1]], ends, strict=True)) if first < total else []
 
 
