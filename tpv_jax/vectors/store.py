@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -206,23 +207,23 @@ def _refuse_foreign(path: pathlib.Path, start: bytes, size: int) -> None:
   """Raises `UserError` unless a file that starts with `start` may be one of ours."""
   length = int.from_bytes(start[:8], "little")
   ours = start[8:] == _START
-  if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+  if ours or start[8:9] == b"{":
+    if length > MAX_HEADER_BYTES:
+      problem = f"states a header of {length} bytes, which no prompt or vector needs"
+    elif 8 + length > size:
+      problem = f"is truncated: its header alone needs {8 + length} of its {size} bytes"
+    elif not ours:
+      problem = (
+        "is a safetensors file that another tool wrote, so its origin is unknown"
+      )
+    else:
+      return
+  elif start[:4] == b"PK\x03\x04" or re.match(rb"\x80[\x02-\x05]", start):
     problem = "is a pickle or a zip of pickles, and loading one can run any code"
   elif size < 8 + len(_START):
     problem = f"is truncated or no prompt: it has {size} bytes only"
-  elif length > MAX_HEADER_BYTES or 8 + length > size:
-    if not ours and start[8:10] != b'{"':
-      problem = "is no safetensors file"
-    elif length > MAX_HEADER_BYTES:
-      problem = f"states a header of {length} bytes, which no prompt or vector needs"
-    else:
-      problem = f"is truncated: its header alone needs {8 + length} of its {size} bytes"
-  elif not ours and start[8:9] == b"{":
-    problem = "is a safetensors file that another tool wrote, so its origin is unknown"
-  elif not ours:
-    problem = "is no safetensors file"
   else:
-    return
+    problem = "is no safetensors file"
   raise UserError(
     f"'{path}' {problem}. Give a file that tpv or a training run of tpv_jax wrote, a "
     "run folder, or an Orbax checkpoint."
@@ -231,16 +232,16 @@ def _refuse_foreign(path: pathlib.Path, start: bytes, size: int) -> None:
 
 def _missing(path: pathlib.Path) -> str:
   """Returns what to say about a path that does not exist, with near misses."""
-  folder = path.parent
+  shown, folder = path, path.parent
   while not folder.is_dir() and folder != folder.parent:
     path, folder = folder, folder.parent
   try:
     known = [entry.name for entry in os.scandir(folder)]
   except OSError:
     known = []
-  return (
-    f"'{path}' does not exist.{errors.near_misses(path.name, known)} Check the path."
-  )
+  reason = "" if path == shown else f", for there is no '{path}'"
+  misses = errors.near_misses(path.name, known)
+  return f"'{shown}' does not exist{reason}.{misses} Check the path."
 
 
 def _show(raw: bytes) -> str:

@@ -1,0 +1,167 @@
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tpv_jax.vectors import provenance
+from tpv_jax.vectors.provenance import Provenance, Term
+
+DIGESTS = st.text("0123456789abcdef", min_size=64, max_size=64)
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+FIELDS = st.fixed_dictionaries(
+  {
+    "kind": st.sampled_from(provenance.KINDS),
+    "backbone_name": st.none() | st.text(),
+    "backbone_fingerprint": st.none() | DIGESTS,
+    "initial_digest": st.none() | DIGESTS,
+    "initial_seed": st.none() | st.integers(0),
+    "applied_to_digest": st.none() | DIGESTS,
+    "applied_to_seed": st.none() | st.integers(0),
+    "steps": st.none() | st.integers(0),
+    "method": st.none() | st.text(),
+    "versions": st.dictionaries(st.text(), st.text()),
+    "notes": st.lists(st.text()).map(tuple),
+  }
+)
+
+
+@given(FIELDS, st.lists(st.tuples(st.none() | st.text(min_size=1), FINITE)))
+def test_json_text_gives_back_every_field(fields, terms):
+  one = Provenance(terms=tuple(Term(*term) for term in terms), **fields)
+  text = provenance.canonical_json(one.to_json())
+  assert Provenance.from_json(json.loads(text)) == one
+
+
+def test_mixed_origins_come_back_too():
+  one = Provenance(kind="vector", mixed_origins=("0" * 64, "1" * 64))
+  assert Provenance.from_json(one.to_json()) == one
+
+
+def test_what_is_not_known_is_none():
+  one = Provenance(kind="prompt")
+  assert {name for name, value in one.to_json().items() if value is None} == {
+    "backbone_name",
+    "backbone_fingerprint",
+    "initial_digest",
+    "initial_seed",
+    "applied_to_digest",
+    "applied_to_seed",
+    "steps",
+  }
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"kind": "sum"},
+    {"kind": None},
+    {"terms": {"sst2": 1}},
+    {"terms": [["sst2", 1]]},
+    {"terms": [{"task": "sst2"}]},
+    {"terms": [{"task": 3, "coefficient": 1}]},
+    {"terms": [{"task": "sst2", "coefficient": "1"}]},
+    {"terms": [{"task": "sst2", "coefficient": True}]},
+    {"terms": [{"task": "", "coefficient": 1}]},
+    {"terms": [{"task": "sst2", "coefficient": math.nan}]},
+    {"initial_digest": "3f2a"},
+    {"initial_digest": "G" * 64},
+    {"initial_seed": True},
+    {"steps": 1.5},
+    {"versions": {"jax": 1}},
+    {"versions": []},
+    {"notes": [1]},
+    {"notes": "note"},
+    {"colour": "red"},
+  ],
+)
+def test_json_that_cannot_be_ours_is_refused(change):
+  content = Provenance(kind="vector", terms=(Term("sst2", 1.0),)).to_json()
+  with pytest.raises(ValueError, match=r".+"):
+    Provenance.from_json(content | change)
+
+
+def test_a_missing_field_is_refused_by_name():
+  content = Provenance(kind="vector").to_json()
+  del content["steps"]
+  with pytest.raises(ValueError, match="steps"):
+    Provenance.from_json(content)
+  with pytest.raises(ValueError, match="dictionary"):
+    Provenance.from_json([content])
+
+
+def test_one_initial_prompt_and_several_exclude_each_other():
+  with pytest.raises(ValueError, match="exclude"):
+    Provenance(kind="vector", initial_digest="0" * 64, mixed_origins=("1" * 64,))
+
+
+@pytest.mark.parametrize(
+  ("known", "base", "cross_origin"),
+  [
+    ({}, None, False),
+    ({"initial_digest": "0" * 64}, "0" * 64, False),
+    ({"initial_digest": "0" * 64, "applied_to_digest": "0" * 64}, "0" * 64, False),
+    ({"initial_digest": "0" * 64, "applied_to_digest": "1" * 64}, "1" * 64, True),
+    ({"applied_to_digest": "1" * 64}, "1" * 64, None),
+    ({"mixed_origins": ("0" * 64,), "applied_to_digest": "1" * 64}, "1" * 64, True),
+  ],
+)
+def test_a_prompt_knows_its_base_and_whether_it_crossed_origins(
+  known, base, cross_origin
+):
+  one = Provenance(kind="prompt", **known)
+  assert (one.base_digest, one.cross_origin) == (base, cross_origin)
+
+
+def test_terms_of_one_task_become_one_in_order_of_appearance():
+  terms = [Term("b", 1.0), Term("a", 2.0), Term("b", 0.5), Term("c", 1.0)]
+  assert provenance.merge_terms(terms) == (
+    Term("b", 1.5),
+    Term("a", 2.0),
+    Term("c", 1.0),
+  )
+
+
+def test_terms_that_cancel_are_dropped_also_in_decimals():
+  assert provenance.merge_terms([Term("a", 1.0), Term("a", -1.0)]) == ()
+  assert 0.1 + 0.2 - 0.3 != 0
+  decimals = [Term("a", 0.1), Term("a", 0.2), Term("a", -0.3), Term("b", 1e-300)]
+  assert provenance.merge_terms(decimals) == (Term("b", 1e-300),)
+
+
+def test_unknown_tasks_are_never_taken_for_one_another():
+  terms = (Term(None, 1.0), Term(None, -1.0), Term(None, 1.0))
+  assert provenance.merge_terms(terms) == terms
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(-9, 9))))
+def test_merged_terms_count_as_integers_do(counts):
+  expected = {}
+  for task, count in counts:
+    expected[task] = expected.get(task, 0) + count
+  expected = {task: count for task, count in expected.items() if count}
+  merged = provenance.merge_terms([Term(task, float(count)) for task, count in counts])
+  assert {term.task: term.coefficient for term in merged} == expected
+  assert len(merged) == len(expected)
+
+
+def test_scaling_scales_every_term_and_zero_drops_them():
+  terms = (Term("a", 1.0), Term("b", -0.5))
+  assert provenance.scale_terms(terms, -2.0) == (Term("a", -2.0), Term("b", 1.0))
+  assert provenance.scale_terms(terms, 0.0) == ()
+
+
+@pytest.mark.parametrize(
+  ("terms", "text"),
+  [
+    ([], "none"),
+    ([("a", 1)], "a"),
+    ([("a", -1), ("b", 1)], "-a + b"),
+    ([("a", 0.5), ("b", -0.25), (None, -1)], "0.5 a - 0.25 b - unknown task"),
+    ([("a + b", -2)], "-2 a + b"),
+  ],
+)
+def test_terms_are_described_with_their_signs(terms, text):
+  described = [Term(task, float(coefficient)) for task, coefficient in terms]
+  assert provenance.describe_terms(described) == text
