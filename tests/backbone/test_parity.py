@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+
 from tpv_jax import identity
 from tpv_jax.backbone import decoding, loading, network
 
