@@ -24,7 +24,7 @@ class Tiny:
     import jax
     import numpy as np
 
-    from tpv_jax import identity
+    from tpv_jax import identity, optimizers
     from tpv_jax.backbone import loading, network
     from tpv_jax.data import tasks, vocabularies
 
@@ -54,6 +54,9 @@ class Tiny:
         tasks.Example(" ".join(words[i] for i in row), words[row.max() % 2]) for row in rows
       ]
 
+    # One model and one schedule for all runs that ask for no others: compiled once.
+    self.plain_model = self.model()
+    self.schedule = optimizers.constant(0.3)
     self.task = tasks.Task("parity", (words[0], words[1]), "exact_match", examples)
 
   def model(self, prompt="plain", optimizer=None, trainable="prompt/.*"):
@@ -78,13 +81,12 @@ class Tiny:
   def train(self, run_dir, model=None, **settings):
     import functools
 
-    from tpv_jax import optimizers
     from tpv_jax.prompts import initial
     from tpv_jax.runner import training
 
     defaults = {
       "total_steps": 20,
-      "learning_rate": optimizers.constant(0.3),
+      "learning_rate": self.schedule,
       "backbone": self.backbone,
       "initial_prompt": functools.partial(initial.sampled_vocabulary, length=4),
       "eval_period": 10,
@@ -92,7 +94,7 @@ class Tiny:
       "progress": False,
     }
     return training.train(
-      model=model or self.model(),
+      model=model or self.plain_model,
       data=settings.pop("data", None) or self.data(),
       run_dir=run_dir,
       **(defaults | settings),

@@ -1,0 +1,403 @@
+"""Training runs: what moves, what does not, and what survives a kill."""
+
+import functools
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from tpv_jax import identity, optimizers
+from tpv_jax.errors import UserError
+from tpv_jax.prompts import initial
+from tpv_jax.runner import training
+from tpv_jax.runner.checkpoints import Checkpoints
+from tpv_jax.vectors import store
+
+TESTS = pathlib.Path(__file__).parents[1]
+
+
+def deterministic_files(run: pathlib.Path) -> dict[str, bytes]:
+  names = [
+    "metrics.jsonl",
+    "initial_prompt.safetensors",
+    "best_prompt.safetensors",
+    "last_prompt.safetensors",
+  ]
+  return {name: (run / name).read_bytes() for name in names}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+  run = tmp_path_factory.mktemp("finished") / "a run"
+  return run, tiny.train(run)
+
+
+def test_a_run_moves_the_prompt_and_lowers_the_loss(finished):
+  run, manifest = finished
+  before, _ = store.read(run / "initial_prompt.safetensors")
+  after, provenance = store.read(run / "last_prompt.safetensors")
+  assert before["prompt"].shape == after["prompt"].shape == (4, 16)
+  assert (np.abs(after["prompt"] - before["prompt"]).max(axis=1) > 0.1).all()
+  losses = [
+    json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()
+  ]
+  assert losses[-1] < losses[0]
+  assert provenance.terms[0].task == "parity" and provenance.steps == 20
+  assert provenance.initial_digest == identity.prompt_digest(before)
+  assert manifest["status"] == "finished"
+  assert manifest["last_digest"] == identity.prompt_digest(after)
+
+
+def test_the_backbone_is_bit_identical_after_training(tiny, tmp_path):
+  before = {
+    path: leaf.copy() for path, leaf in identity.flatten(tiny.backbone.params).items()
+  }
+  model = tiny.model()
+  placed = {}
+  run = training._Run  # The frozen leaves as the devices hold them, after the last step.
+  place = run._place
+
+  def keep(self):
+    result = place(self)
+    placed["frozen"] = result[0]
+    return result
+
+  run._place = keep
+  try:
+    tiny.train(tmp_path / "run", model=model)
+  finally:
+    run._place = place
+  assert set(placed["frozen"]) == set(before)
+  for path, leaf in before.items():
+    assert np.asarray(placed["frozen"][path]).tobytes() == leaf.tobytes(), path
+
+
+def test_a_checkpoint_holds_the_prompt_and_not_the_backbone(finished):
+  run, _ = finished
+  manager = Checkpoints(run / "checkpoints")
+  tree = manager._read(manager.latest_step())
+  assert list(identity.flatten(tree["target"])) == ["prompt/prompt"]
+  sizes = {path: np.size(leaf) for path, leaf in identity.flatten(tree["state"]).items()}
+  # AdamW: two moments and two counters; the best prompt, its step and metric.
+  assert sorted(sizes.values()) == [1, 1, 1, 1, 64, 64, 64]
+
+
+def test_the_prompt_after_one_step_is_that_of_plain_adamw(tiny, tmp_path):
+  model = tiny.model()
+  tiny.train(tmp_path / "run", model=model, total_steps=1, log_period=1)
+  start, _ = store.read(tmp_path / "run" / "initial_prompt.safetensors")
+  params = {**tiny.backbone.params, "prompt": start}
+  batch = tiny.data().batch_at(0)
+  gradient = jax.grad(lambda p: model.loss_fn(p, batch, None)[0])(params)["prompt"]
+  reference = optax.adamw(0.3, weight_decay=1e-5)
+  update, _ = reference.update(gradient, reference.init(start), start)
+  expected = np.asarray(start["prompt"] + update["prompt"])
+  actual, _ = store.read(tmp_path / "run" / "last_prompt.safetensors")
+  # fp32; Adam divides by the root of its own square, so small gradients amplify rounding.
+  np.testing.assert_allclose(actual["prompt"], expected, rtol=2e-4, atol=2e-5)
+
+
+def test_microbatches_change_nothing_but_rounding(tiny, tmp_path):
+  results = {}
+  for parts in (1, 4):
+    tiny.train(
+      tmp_path / str(parts),
+      microbatches=parts,
+      total_steps=4,
+      log_period=2,
+      # Small: at 0.3 Adam turns a rounded gradient near 0 into a different step.
+      learning_rate=optimizers.constant(0.001),
+    )
+    lines = (tmp_path / str(parts) / "metrics.jsonl").read_text().splitlines()
+    results[parts] = [json.loads(line) for line in lines if '"train"' in line]
+  for whole, split in zip(results[1], results[4], strict=True):
+    for name in ("loss", "gradient_norm"):
+      np.testing.assert_allclose(whole[name], split[name], rtol=1e-5)
+
+
+def test_accumulated_gradients_are_weighted_by_target_tokens(tiny):
+  """A batch whose rows have 1 and 2 target tokens: the mean is over tokens, not rows."""
+  from tpv_jax import partitioning
+  from tpv_jax.runner import steps
+
+  model = tiny.model(optimizer=optimizers.adamw())
+  rng = np.random.default_rng(0)
+  batch = {
+    "encoder_input_tokens": rng.integers(3, 30, (4, 8)).astype(np.int32),
+    "decoder_target_tokens": np.array([[5, 1], [6, 0], [7, 0], [8, 0]], np.int32),
+    "decoder_input_tokens": np.array([[0, 5], [0, 6], [0, 7], [0, 8]], np.int32),
+  }
+  batch["decoder_loss_weights"] = (batch["decoder_target_tokens"] > 0).astype(np.float32)
+  stacked = {name: value[None] for name, value in batch.items()}
+  prompt = rng.normal(size=(4, 16)).astype(np.float32)
+  params = {**tiny.backbone.params, "prompt": {"prompt": prompt}}
+  trainable, frozen = model.split(params)
+  gradient = jax.grad(lambda p: model.loss_fn(p, batch, None)[0])(params)
+  expected = float(np.linalg.norm(gradient["prompt"]["prompt"]))
+  for parts in (1, 2):
+    built = steps.build(model, optimizers.constant(0.0), parts, partitioning.make_mesh())
+    state = built.initialise(dict(trainable))
+    _, report = built.train(state, frozen, stacked, jax.random.key(0))
+    np.testing.assert_allclose(report["gradient_norm"][0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("optimizer", "schedule"),
+  [
+    (optimizers.adafactor(), optimizers.constant(0.3, warmup_steps=4)),
+    (optimizers.adamw(clip_norm=1.0), optimizers.linear(0.3, total_steps=20)),
+  ],
+)
+def test_every_optimizer_and_schedule_lowers_the_loss(tiny, tmp_path, optimizer, schedule):
+  tiny.train(
+    tmp_path / "run", model=tiny.model(optimizer=optimizer), learning_rate=schedule
+  )
+  lines = [
+    json.loads(line)
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+  ]
+  validation = [line["loss"] for line in lines if line["kind"] == "validation"]
+  assert validation[-1] < lines[0]["loss"]
+
+
+def test_the_best_prompt_is_the_one_of_the_best_validation(finished):
+  run, manifest = finished
+  lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+  validation = {line["step"]: line["loss"] for line in lines if line["kind"] == "validation"}
+  best_step = min(validation, key=validation.get)
+  assert manifest["best_step"] == best_step
+  assert manifest["best_metric"]["loss"] == validation[best_step]
+  _, provenance = store.read(run / "best_prompt.safetensors")
+  assert provenance.steps == best_step
+
+
+def test_a_finished_run_is_left_as_it_is(tiny, finished):
+  run, manifest = finished
+  before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+  assert tiny.train(run) == manifest
+  after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+  assert before == after
+
+
+def test_other_settings_in_the_same_folder_are_refused(tiny, finished):
+  run, _ = finished
+  with pytest.raises(UserError, match="another total_steps: 20 there, 30 now"):
+    tiny.train(run, total_steps=30)
+  with pytest.raises(UserError, match=r"another data: .*'batch_size': 8.* 'batch_size': 4"):
+    tiny.train(run, data=tiny.data(batch_size=4))
+
+
+def test_a_folder_that_holds_something_else_is_not_touched(tiny, tmp_path):
+  (tmp_path / "thesis.tex").write_text("mine")
+  for overwrite in (False, True):
+    with pytest.raises(UserError, match="holds no run of tpv_jax"):
+      tiny.train(tmp_path, overwrite=overwrite)
+  assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
+def test_overwrite_starts_again(tiny, tmp_path):
+  tiny.train(tmp_path / "run", total_steps=10)
+  manifest = tiny.train(tmp_path / "run", total_steps=5, overwrite=True)
+  assert manifest["last_step"] == 5
+
+
+def test_nan_stops_the_run_and_keeps_the_last_good_state(tiny, tmp_path):
+  data = tiny.data()
+  good = data.batch_at
+
+  def poisoned(step):
+    batch = good(step)
+    if step >= 12:
+      batch["decoder_loss_weights"] = batch["decoder_loss_weights"] * np.float32("nan")
+    return batch
+
+  data.batch_at = poisoned
+  run = tmp_path / "run"
+  with pytest.raises(UserError, match=r"NaN or infinite at step 13.*checkpoint 10"):
+    tiny.train(run, data=data)
+  assert json.loads((run / "manifest.json").read_text())["status"] == "failed"
+  best, _ = store.read(run / "best_prompt.safetensors")
+  assert np.isfinite(best["prompt"]).all()
+  checkpoints = Checkpoints(run / "checkpoints")
+  assert checkpoints.latest_step() == 10
+  assert np.isfinite(checkpoints._read(10)["target"]["prompt"]["prompt"]).all()
+
+
+def test_a_prompt_of_another_length_is_refused_before_the_first_step(tiny, tmp_path):
+  start = functools.partial(initial.sampled_vocabulary, length=3)
+  with pytest.raises(UserError, match=r"shape \(3, 16\); this run needs \(4, 16\)"):
+    tiny.train(tmp_path / "run", initial_prompt=start)
+
+
+def test_unknown_metric_and_bad_periods_are_refused(tiny, tmp_path):
+  with pytest.raises(UserError, match="no metric 'f1'"):
+    tiny.train(tmp_path / "run", best_metric="f1")
+  with pytest.raises(UserError, match="eval_period is -1"):
+    tiny.train(tmp_path / "run", eval_period=-1)
+  with pytest.raises(UserError, match="batch of 8 rows does not divide"):
+    tiny.train(tmp_path / "run", microbatches=3)
+
+
+def test_pre_training_trains_everything_from_random_parameters(tiny, tmp_path):
+  model = tiny.model(prompt=None, trainable=".*")
+  run = tmp_path / "run"
+  tiny.train(
+    run, model=model, backbone=None, initial_prompt=None, best_metric=None,
+    learning_rate=optimizers.constant(0.01),
+  )
+  checkpoints = Checkpoints(run / "checkpoints")
+  target = identity.flatten(checkpoints._read(20)["target"])
+  assert set(target) == set(identity.flatten(tiny.backbone.params))
+  assert not list(run.glob("*.safetensors"))
+
+
+SCRIPT = textwrap.dedent(
+  """
+  import sys, time
+  sys.path.insert(0, {tests!r})
+  import conftest
+  tiny = conftest.Tiny()
+  data = tiny.data()
+  fast = data.batch_at
+  def slow(step):
+    print("step", step, flush=True)
+    time.sleep({delay})
+    return fast(step)
+  data.batch_at = slow
+  tiny.train({run!r}, data=data)
+  """
+)
+
+
+def start_slow_run(run: pathlib.Path, delay: float = 0.1) -> subprocess.Popen:
+  script = SCRIPT.format(tests=str(TESTS), run=str(run), delay=delay)
+  return subprocess.Popen(
+    [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True,
+    env={**os.environ, "XLA_FLAGS": ""},
+  )
+
+
+def wait_for_step(process: subprocess.Popen, step: int) -> None:
+  for line in process.stdout:
+    if line == f"step {step}\n":
+      return
+  raise AssertionError(f"the run ended before step {step}")
+
+
+@pytest.mark.parametrize(
+  ("number", "at"),
+  [(signal.SIGKILL, 3), (signal.SIGKILL, 16), (signal.SIGTERM, 12), (signal.SIGINT, 18)],
+)
+def test_a_stopped_run_resumes_to_the_same_bits(tiny, finished, tmp_path, number, at):
+  run = tmp_path / "run"
+  process = start_slow_run(run)
+  wait_for_step(process, at)
+  process.send_signal(number)
+  process.communicate(timeout=120)
+  assert process.returncode != 0
+  manifest = json.loads((run / "manifest.json").read_text())
+  assert manifest["status"] == ("running" if number == signal.SIGKILL else "stopped")
+  tiny.train(run)
+  assert deterministic_files(run) == deterministic_files(finished[0])
+  for unbroken, resumed in zip(
+    *(
+      identity.flatten(Checkpoints(path / "checkpoints")._read(20)).items()
+      for path in (finished[0], run)
+    ),
+    strict=True,
+  ):
+    assert unbroken[0] == resumed[0]
+    assert unbroken[1].tobytes() == resumed[1].tobytes(), unbroken[0]
+
+
+def test_a_half_written_checkpoint_is_not_taken_for_a_whole_one(tiny, finished, tmp_path):
+  """What a kill during a save leaves is Orbax's temporary folder."""
+  run = tmp_path / "run"
+  tiny.train(run, total_steps=20)
+  manifest = json.loads((run / "manifest.json").read_text())
+  manifest["status"] = "running"
+  (run / "manifest.json").write_text(json.dumps(manifest))
+  last = run / "checkpoints" / "checkpoint_20"
+  last.rename(last.with_name("checkpoint_20.orbax-checkpoint-tmp-1"))
+  tiny.train(run)
+  assert deterministic_files(run) == deterministic_files(finished[0])
+
+
+def test_a_damaged_checkpoint_is_one_clear_line(tiny, tmp_path):
+  run = tmp_path / "run"
+  tiny.train(run)
+  manifest = json.loads((run / "manifest.json").read_text())
+  (run / "manifest.json").write_text(json.dumps(manifest | {"status": "running"}))
+  for file in (run / "checkpoints" / "checkpoint_20").rglob("*"):
+    if file.is_file() and file.stat().st_size > 100:
+      file.write_bytes(file.read_bytes()[:50])
+  with pytest.raises(UserError, match=r"Cannot read the checkpoint .*checkpoint_20"):
+    tiny.train(run)
+
+
+def test_chunks_end_at_the_same_steps_from_wherever_they_start():
+  whole = training._chunks(0, 47, (10, 15))
+  assert whole == [(0, 10), (10, 15), (15, 20), (20, 30), (30, 40), (40, 45), (45, 47)]
+  for start, _ in whole:
+    assert training._chunks(start, 47, (10, 15)) == [c for c in whole if c[0] >= start]
+  assert training._chunks(47, 47, (10, 15)) == []
+
+
+def test_eight_devices_give_the_numbers_of_one(tiny, tmp_path):
+  script = textwrap.dedent(
+    f"""
+    import sys
+    sys.path.insert(0, {str(TESTS)!r})
+    import conftest
+    tiny = conftest.Tiny()
+    for model_parallel in (1, 2):
+      tiny.train({str(tmp_path)!r} + f"/{{model_parallel}}", model_parallel=model_parallel)
+    """
+  )
+  flags = "--xla_force_host_platform_device_count=8"
+  subprocess.run(
+    [sys.executable, "-c", script], check=True, env={**os.environ, "XLA_FLAGS": flags}
+  )
+  tiny.train(tmp_path / "one")
+  one = [json.loads(s) for s in (tmp_path / "one" / "metrics.jsonl").read_text().splitlines()]
+  for name, mesh in (("1", {"data": 8, "model": 1}), ("2", {"data": 4, "model": 2})):
+    manifest = json.loads((tmp_path / name / "manifest.json").read_text())
+    assert manifest["mesh"] == mesh
+    lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+    for expected, line in zip(one, map(json.loads, lines), strict=True):
+      # Sums over eight devices round differently, and Adam at lr 0.3 amplifies it.
+      np.testing.assert_allclose(line["loss"], expected["loss"], rtol=1e-3)
+
+
+def test_a_run_compiles_each_function_once(tiny, tmp_path):
+  from tpv_jax import partitioning
+  from tpv_jax.runner import steps
+
+  model, schedule = tiny.model(), optimizers.constant(0.3)
+  for seed in (0, 1):
+    tiny.train(
+      tmp_path / str(seed), model=model, learning_rate=schedule, initial_seed=seed
+    )
+  built = steps.build(model, schedule, 1, partitioning.make_mesh())
+  assert built.train._cache_size() == 1
+  assert built.validate._cache_size() == 1
+
+
+def test_two_stops_act_at_once_and_one_is_noted():
+  with training._stop_signals() as requested:
+    assert requested() is None
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.01)
+    assert requested() == signal.SIGTERM
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+      os.kill(os.getpid(), signal.SIGINT)
