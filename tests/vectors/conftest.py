@@ -13,7 +13,7 @@ from tpv_jax.vectors.provenance import Provenance, Term
 BACKBONE = "ab" * 32
 
 
-def initial_prompt(seed, shape=(4, 6), backbone=BACKBONE) -> Loaded:
+def _initial(seed, shape=(4, 6), backbone=BACKBONE) -> Loaded:
   """An initial prompt as a run writes it."""
   values = np.random.default_rng(seed).uniform(-0.5, 0.5, shape).astype(np.float32)
   leaves = {"prompt": values}
@@ -29,7 +29,7 @@ def initial_prompt(seed, shape=(4, 6), backbone=BACKBONE) -> Loaded:
   return Loaded(leaves, known, f"initial{seed}")
 
 
-def tuned_prompt(initial, task, change) -> Loaded:
+def _tuned(initial, task, change) -> Loaded:
   """A prompt that a run tuned from `initial`; `change` seeds what training did."""
   known = initial.provenance
   step = np.random.default_rng([7, change]).normal(size=initial.leaves["prompt"].shape)
@@ -48,17 +48,29 @@ def tuned_prompt(initial, task, change) -> Loaded:
 
 
 @pytest.fixture
+def initial_prompt():
+  """The function (seed, shape, backbone) -> an initial prompt."""
+  return _initial
+
+
+@pytest.fixture
+def tuned_prompt():
+  """The function (initial, task, change) -> a prompt tuned from it."""
+  return _tuned
+
+
+@pytest.fixture
 def make_run(tmp_path):
   """Writes a run folder and returns its path."""
 
   def make(name, task="sst2", seed=0, change=1, which=("initial", "best", "last")):
     run = tmp_path / name
     run.mkdir(parents=True)
-    initial = initial_prompt(seed)
+    initial = _initial(seed)
     prompts = {
       "initial": initial,
-      "best": tuned_prompt(initial, task, change),
-      "last": tuned_prompt(initial, task, change + 1000),
+      "best": _tuned(initial, task, change),
+      "last": _tuned(initial, task, change + 1000),
     }
     for one in which:
       item = prompts[one]
