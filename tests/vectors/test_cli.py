@@ -1,0 +1,426 @@
+"""Every verb of `tpv`, in this process and, for what a process decides, in a fresh one."""
+
+import errno
+import json
+import logging
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from tpv_jax import __version__
+from tpv_jax.vectors import cli, store
+from tpv_jax.vectors.provenance import Provenance, Term
+
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+VERBS = ("diff", "sum", "negate", "scale", "analogy", "apply", "cosine", "show")
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def tpv(capsys):
+  """Runs `tpv` with these arguments; returns what it printed, or fails."""
+
+  def run(*arguments):
+    code = cli.main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    assert (code, printed.err) == (0, "")
+    return printed.out
+
+  return run
+
+
+@pytest.fixture
+def refused(capsys):
+  """Runs `tpv` with these arguments; returns the one line with which it refuses."""
+
+  def run(*arguments):
+    before = sorted(pathlib.Path().rglob("*"))
+    code = cli.main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    assert code == 2
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert sorted(pathlib.Path().rglob("*")) == before
+    return printed.err
+
+  return run
+
+
+@pytest.fixture
+def vectors(make_run, tpv):
+  """Writes runs and the vectors sst2, rte (of one initial prompt) and trec (another)."""
+  make_run("runs/sst2", "sst2", 0, 1)
+  make_run("runs/rte", "rte", 0, 2)
+  make_run("runs/trec", "trec", 1, 3)
+  for task in ("sst2", "rte", "trec"):
+    tpv("diff", f"runs/{task}", "-o", f"{task}.safetensors")
+
+
+def values(path):
+  return store.read(path)[0]["prompt"].astype(np.float64)
+
+
+def terms(path):
+  return {term.task: term.coefficient for term in store.read(path)[1].terms}
+
+
+def python(*arguments, **environment):
+  """Runs the interpreter in a process of its own that finds this package."""
+  package = str(pathlib.Path(cli.__file__).parents[2])
+  return subprocess.run(
+    [sys.executable, *map(str, arguments)],
+    capture_output=True,
+    text=True,
+    check=False,
+    env={**os.environ, "PYTHONPATH": package, **environment},
+  )
+
+
+def fresh(*arguments, **environment):
+  """Runs `python -m tpv_jax.vectors.cli` in a process of its own."""
+  return python("-m", "tpv_jax.vectors.cli", *arguments, **environment)
+
+
+def test_diff_of_a_run_needs_no_second_path(make_run, tpv):
+  run = make_run("run")
+  printed = tpv("diff", run, "-o", "v.safetensors")
+  assert printed.startswith("Wrote the vector 'v.safetensors': sst2.\n")
+  expected = values(run / "best_prompt.safetensors") - values(
+    run / "initial_prompt.safetensors"
+  )
+  expected = expected.astype(np.float32)
+  np.testing.assert_array_equal(values("v.safetensors"), expected)
+  tpv("diff", run / "best_prompt.safetensors", "-o", "same.safetensors")
+  tpv("diff", run, run, "-o", "also.safetensors")
+  for name in ("same", "also"):
+    np.testing.assert_array_equal(values(f"{name}.safetensors"), expected)
+
+
+def test_diff_takes_the_last_prompt_when_asked(make_run, tpv):
+  run = make_run("run")
+  tpv("diff", run, "--which", "last", "-o", "v.safetensors")
+  expected = values(run / "last_prompt.safetensors") - values(
+    run / "initial_prompt.safetensors"
+  )
+  np.testing.assert_array_equal(values("v.safetensors"), expected.astype(np.float32))
+
+
+def test_sum_adds_with_weights_also_negative_ones(vectors, tpv):
+  tpv("sum", "sst2.safetensors", "rte.safetensors", "-o", "a.safetensors")
+  assert terms("a.safetensors") == {"sst2": 1.0, "rte": 1.0}
+  printed = tpv(
+    *("sum", "sst2.safetensors", "rte.safetensors", "-w", "1", "-0.5"),
+    *("-o", "b.safetensors"),
+  )
+  assert "sst2 - 0.5 rte" in printed
+  assert terms("b.safetensors") == {"sst2": 1.0, "rte": -0.5}
+  expected = values("sst2.safetensors") - 0.5 * values("rte.safetensors")
+  np.testing.assert_array_equal(values("b.safetensors"), expected.astype(np.float32))
+
+
+def test_weights_may_be_written_with_exponents(vectors, tpv):
+  tpv(
+    *("sum", "sst2.safetensors", "rte.safetensors", "-w", "-1e-3", "-.5e+1"),
+    *("-o", "a.safetensors"),
+  )
+  assert terms("a.safetensors") == {"sst2": -0.001, "rte": -5.0}
+
+
+def test_negate_negates_every_task_of_a_sum(vectors, tpv):
+  tpv("sum", "sst2.safetensors", "rte.safetensors", "-o", "a.safetensors")
+  assert "-sst2 - rte" in tpv("negate", "a.safetensors", "-o", "b.safetensors")
+  np.testing.assert_array_equal(values("b.safetensors"), -values("a.safetensors"))
+
+
+@pytest.mark.parametrize("factor", ["-1", "-0.25", "-1e-2", "3"])
+def test_scale_takes_negative_numbers(vectors, tpv, factor):
+  tpv("scale", "sst2.safetensors", factor, "-o", "a.safetensors")
+  assert terms("a.safetensors") == {"sst2": float(factor)}
+  expected = (float(factor) * values("sst2.safetensors")).astype(np.float32)
+  np.testing.assert_array_equal(values("a.safetensors"), expected)
+
+
+def test_analogy_is_c_plus_b_minus_a(vectors, tpv):
+  tpv("scale", "sst2.safetensors", "2", "-o", "c.safetensors")
+  names = ("sst2.safetensors", "rte.safetensors", "c.safetensors")
+  tpv("analogy", *names, "-o", "d.safetensors")
+  assert terms("d.safetensors") == {"sst2": 1.0, "rte": 1.0}
+  a, b, c = map(values, names)
+  np.testing.assert_allclose(values("d.safetensors"), c + b - a, rtol=2**-23)
+
+
+def test_apply_to_a_run_means_its_initial_prompt(vectors, tpv):
+  printed = tpv("apply", "sst2.safetensors", "runs/sst2", "-o", "p.safetensors")
+  assert "applied to its own initial prompt" in printed
+  np.testing.assert_allclose(
+    values("p.safetensors"),
+    values("runs/sst2/best_prompt.safetensors"),
+    rtol=0,
+    atol=2**-21,
+  )
+
+
+def test_apply_across_origins_is_said_and_recorded(vectors, tpv):
+  printed = tpv(
+    *("apply", "sst2.safetensors", "runs/trec", "-c", "-0.5", "-o", "p.safetensors")
+  )
+  assert "cross-origin: from initial prompt" in printed
+  assert store.read("p.safetensors")[1].cross_origin is True
+  expected = values("runs/trec/initial_prompt.safetensors") - 0.5 * values(
+    "sst2.safetensors"
+  )
+  np.testing.assert_array_equal(values("p.safetensors"), expected.astype(np.float32))
+  assert json.loads(tpv("show", "p.safetensors", "--json"))["cross_origin"] is True
+
+
+def test_cosine_prints_an_aligned_table(vectors, tpv):
+  printed = tpv("cosine", "sst2.safetensors", "rte.safetensors", "trec.safetensors")
+  lines = printed.splitlines()
+  assert lines[0].split() == ["sst2", "rte", "trec"]
+  assert len(set(map(len, lines))) == 1
+  x, y = values("sst2.safetensors").ravel(), values("rte.safetensors").ravel()
+  expected = x @ y / np.linalg.norm(x) / np.linalg.norm(y)
+  assert lines[1].split() == ["sst2", "1.0000", f"{expected:.4f}", lines[1].split()[3]]
+  assert lines[2].split()[1] == f"{expected:.4f}"
+
+
+def test_cosine_gives_json(vectors, tpv):
+  printed = tpv("cosine", "runs/sst2", "sst2.safetensors", "--which", "last", "--json")
+  content = json.loads(printed)
+  assert content["kinds"] == ["prompt", "vector"]
+  assert content["paths"] == ["runs/sst2", "sst2.safetensors"]
+  x = values("runs/sst2/last_prompt.safetensors").ravel()
+  y = values("sst2.safetensors").ravel()
+  expected = x @ y / np.linalg.norm(x) / np.linalg.norm(y)
+  np.testing.assert_allclose(content["cosine"], [[1, expected], [expected, 1]])
+
+
+@pytest.mark.parametrize(
+  ("names", "expected"),
+  [
+    (["a/x.safetensors", "b/y"], ["x", "y"]),
+    (["a/x.safetensors", "b/x.safetensors", "c"], ["a/x", "b/x", "c"]),
+    (["r/a/x", "s/a/x", "s/b/x"], ["r/a/x", "s/a/x", "b/x"]),
+    (["x", "x"], ["x (1)", "x (2)"]),
+    (["x", "a/x"], ["x", "a/x"]),
+    (["/x", "/a/x"], ["/x", "a/x"]),
+    ([], []),
+  ],
+)
+def test_names_are_as_short_as_they_can_be_and_differ(names, expected):
+  assert cli.short_names(names) == expected
+
+
+def test_show_tells_all_that_is_known(vectors, tpv):
+  tpv(
+    *("sum", "sst2.safetensors", "trec.safetensors", "--allow-mixed-origin"),
+    *("-o", "m.safetensors"),
+  )
+  printed = tpv("show", "m.safetensors")
+  assert re.search(r"^kind +vector$", printed, re.M)
+  assert re.search(r"^terms +sst2 \+ trec$", printed, re.M)
+  assert len(re.findall(r"^mixed origin +\w{64}$", printed, re.M)) == 2
+  assert re.search(r"^note .*--allow-mixed-origin", printed, re.M)
+  content = json.loads(tpv("show", "m.safetensors", "--json"))
+  assert content["terms"][1] == {"task": "trec", "coefficient": 1.0}
+  assert content["leaves"] == {"prompt": [4, 6]}
+  assert content["initial_digest"] is None
+
+
+def save_checkpoint(path, prompt):
+  tree = {"target": {"prompt": {"prompt": prompt}}, "state": {"step": np.int32(9)}}
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    state = pathlib.Path(path, "state").absolute()
+    checkpointer.save(state, args=ocp.args.PyTreeSave(tree))
+
+
+def test_a_t5x_checkpoint_goes_the_whole_way(vectors, tpv, refused):
+  initial = values("runs/sst2/initial_prompt.safetensors").astype(np.float32)
+  save_checkpoint("t5x/checkpoint_0", initial)
+  save_checkpoint("t5x/checkpoint_9", initial + np.float32(0.5))
+  shown = tpv("show", "t5x/checkpoint_9")
+  assert re.search(r"^terms +unknown task$", shown, re.M)
+  assert re.search(r"^backbone +unknown$", shown, re.M)
+  assert "initial prompt must be given" in refused(
+    "diff", "t5x/checkpoint_9", "-o", "v.safetensors"
+  )
+  two = ("t5x/checkpoint_9", "t5x/checkpoint_0")
+  tpv("diff", *two, "-o", "unknown.safetensors")
+  assert terms("unknown.safetensors") == {None: 1.0}
+  assert "does not state its backbone" in refused(
+    "sum", "unknown.safetensors", "rte.safetensors", "-o", "s.safetensors"
+  )
+  fingerprint = store.read("rte.safetensors")[1].backbone_fingerprint
+  for backbone in (fingerprint, "rte.safetensors", "runs/rte"):
+    tpv(
+      *("diff", *two, "--task", "imdb", "--backbone", backbone),
+      *("-o", "imdb.safetensors", "--overwrite"),
+    )
+    assert store.read("imdb.safetensors")[1].backbone_fingerprint == fingerprint
+  tpv("sum", "imdb.safetensors", "rte.safetensors", "-o", "s.safetensors")
+  assert terms("s.safetensors") == {"imdb": 1.0, "rte": 1.0}
+  np.testing.assert_allclose(
+    values("s.safetensors"), 0.5 + values("rte.safetensors"), atol=2**-22
+  )
+
+
+def test_a_backbone_that_contradicts_the_prompt_is_refused(vectors, refused):
+  printed = refused("diff", "runs/sst2", "--backbone", "c" * 64, "-o", "v.safetensors")
+  assert "states another backbone (abababababab…) than --backbone (cccccccccccc…)" in (
+    printed
+  )
+
+
+def test_what_does_not_belong_together_is_refused(vectors, refused):
+  for arguments, expected in {
+    ("sum", "sst2.safetensors", "trec.safetensors"): "different initial prompts",
+    ("sum", "sst2.safetensors", "runs/rte"): "a vector is due here",
+    ("apply", "sst2.safetensors", "rte.safetensors"): "a prompt is due here",
+    ("diff", "runs/sst2", "runs/trec"): "was tuned from the initial prompt",
+    ("scale", "sst2.safetensors", "nan"): "is not finite",
+    ("scale", "sst2.safetensors", "-inf"): "is not finite",
+    ("scale", "sst2.safetensors", "1e300"): "does not fit into fp32",
+    ("sum", "sst2.safetensors", "-w", "1", "2"): "number of weights",
+    ("negate", "sst.safetensors"): "Did you mean 'sst2.safetensors'",
+    ("diff", "runs/sst2", "--task", "rte"): "states its task terms itself",
+  }.items():
+    assert expected in refused(*arguments, "-o", "out.safetensors")
+
+
+def test_a_wrong_call_is_one_line(vectors, refused):
+  for arguments, expected in {
+    (): "required: COMMAND",
+    ("add",): "invalid choice: 'add'",
+    ("negate", "sst2.safetensors"): "required: -o/--output",
+    ("scale", "sst2.safetensors", "x", "-o", "o.safetensors"): "'x' is not a number",
+    ("show", "sst2.safetensors", "--jsn"): "unrecognized arguments: --jsn",
+    ("show", "sst2.safetensors", "--which", "worst"): "invalid choice: 'worst'",
+  }.items():
+    printed = refused(*arguments)
+    assert expected in printed
+    assert "--help" in printed
+
+
+def test_an_output_that_exists_is_refused_before_anything_is_read(
+  vectors, tpv, refused
+):
+  printed = refused("sum", "none.safetensors", "-o", "rte.safetensors")
+  assert "'rte.safetensors' exists and was left as it is" in printed
+  tpv("negate", "sst2.safetensors", "-o", "rte.safetensors", "--overwrite")
+  assert terms("rte.safetensors") == {"sst2": -1.0}
+  tpv("negate", "rte.safetensors", "-o", "rte.safetensors", "--overwrite")
+  assert terms("rte.safetensors") == {"sst2": 1.0}
+
+
+def test_a_full_device_is_one_line_and_leaves_nothing(vectors, refused, monkeypatch):
+  def full(_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(os, "fsync", full)
+  before = pathlib.Path("rte.safetensors").read_bytes()
+  for output in ("new.safetensors", "rte.safetensors"):
+    printed = refused("negate", "sst2.safetensors", "-o", output, "--overwrite")
+    assert "No space left on the device" in printed
+  assert pathlib.Path("rte.safetensors").read_bytes() == before
+
+
+def test_debug_shows_the_trace(vectors, capsys):
+  arguments = ["negate", "none.safetensors", "-o", "v.safetensors", "--debug"]
+  assert cli.main(arguments) == 2
+  printed = capsys.readouterr().err
+  assert "Traceback" in printed
+  assert "UserError: 'none.safetensors' does not exist" in printed
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_of_every_verb_has_an_example(tpv, verb):
+  printed = tpv(*filter(None, [verb]), "--help")
+  assert "examples:\n  tpv " in printed
+  assert max(map(len, printed.splitlines())) <= 96
+  if not verb:
+    assert all(f"\n    {name} " in printed for name in VERBS)
+
+
+def test_the_examples_of_the_help_are_calls_that_parse():
+  parser = cli.build_parser()
+  calls = [
+    line.strip().split("   ")[0].split()[1:]
+    for text in cli._EXAMPLES.values()
+    for line in re.sub(r" *\\\n *", " ", text).splitlines()
+    if line.strip().startswith("tpv ")
+  ]
+  assert {call[0] for call in calls} == set(VERBS)
+  for call in calls:
+    parser.parse_args(call)
+
+
+def test_the_version_is_that_of_the_package(tpv):
+  assert tpv("--version") == f"tpv_jax {__version__}\n"
+
+
+def test_a_fresh_process_does_the_same_and_sets_the_exit_code(vectors):
+  done = fresh("sum", "sst2.safetensors", "rte.safetensors", "-o", "a.safetensors")
+  assert (done.returncode, done.stderr) == (0, "")
+  assert done.stdout.startswith("Wrote the vector 'a.safetensors': sst2 + rte.\n")
+  again = fresh("sum", "sst2.safetensors", "rte.safetensors", "-o", "a.safetensors")
+  assert again.returncode == 2
+  assert again.stderr.startswith("error: 'a.safetensors' exists")
+  assert again.stderr.count("\n") == 1
+
+
+def test_ascii_terminals_get_a_line_not_a_trace(vectors):
+  arguments = ("sum", "sst2.safetensors", "trec.safetensors", "-o", "x.safetensors")
+  done = fresh(*arguments, PYTHONIOENCODING="ascii")
+  assert done.returncode == 2
+  assert done.stderr.startswith("error: Cannot add")
+  assert done.stderr.count("\n") == 1
+
+
+FORBIDDEN = ("jax", "jaxlib", "tensorflow", "flax", "orbax", "seqio", "torch", "rich")
+
+
+@pytest.mark.parametrize(
+  "arguments",
+  [
+    ["--help"],
+    ["diff", "runs/sst2", "-o", "x.safetensors"],
+    ["sum", "sst2.safetensors", "rte.safetensors", "-o", "x.safetensors"],
+    ["negate", "sst2.safetensors", "-o", "x.safetensors"],
+    ["scale", "sst2.safetensors", "2", "-o", "x.safetensors"],
+    ["analogy", *["sst2.safetensors"] * 3, "-o", "x.safetensors"],
+    ["apply", "sst2.safetensors", "runs/trec", "-o", "x.safetensors"],
+    ["cosine", "sst2.safetensors", "runs/rte"],
+    ["show", "runs/rte"],
+  ],
+  ids=lambda arguments: arguments[0],
+)
+def test_no_verb_imports_jax_or_tensorflow(vectors, arguments):
+  code = (
+    "import sys\n"
+    "from tpv_jax.vectors import cli\n"
+    "code = cli.main(sys.argv[1:])\n"
+    "loaded = {name.split('.')[0] for name in sys.modules}\n"
+    f"sys.exit(code or str(sorted(loaded & set({FORBIDDEN!r}))))\n"
+  )
+  done = python("-c", code, *arguments)
+  assert done.stderr == "[]\n"
+
+
+def test_vectors_of_many_tasks_show_in_full(tpv, tmp_path):
+  known = Provenance(
+    kind="vector", terms=tuple(Term(f"task{i}", (-1.0) ** i) for i in range(20))
+  )
+  store.write("many.safetensors", {"prompt": np.ones((1, 2), np.float32)}, known)
+  assert tpv("show", "many.safetensors").count("task") == 20

@@ -1,0 +1,193 @@
+"""Loading from run folders, Orbax checkpoints and files."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from tpv_jax import identity
+from tpv_jax.errors import UserError
+from tpv_jax.vectors import algebra, sources, store
+from tpv_jax.vectors.provenance import Provenance, Term
+
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def save_checkpoint(path, prompt):
+  """Writes what T5X and the standalone runner write, by Orbax itself."""
+  tree = {
+    "target": {"prompt": {"prompt": prompt}},
+    "state": {"step": np.int32(7), "param_states": {"prompt": {"m": prompt}}},
+  }
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    checkpointer.save((path / "state").absolute(), args=ocp.args.PyTreeSave(tree))
+  return path
+
+
+def test_a_run_folder_means_its_best_prompt_unless_another_is_asked_for(make_run):
+  run = make_run("run")
+  for which in ("best", "last", "initial"):
+    leaves, known = store.read(run / f"{which}_prompt.safetensors")
+    loaded = sources.load(run, which)
+    np.testing.assert_array_equal(loaded.leaves["prompt"], leaves["prompt"])
+    assert loaded.provenance == known
+  assert sources.load(run).leaves["prompt"].tobytes() == (
+    sources.load(run, "best").leaves["prompt"].tobytes()
+  )
+  assert sources.load(run).provenance.terms == (Term("sst2", 1.0),)
+  assert sources.load(run, "initial").provenance.terms == ()
+
+
+def test_a_run_without_that_prompt_says_which_it_has(make_run):
+  run = make_run("run", which=("initial", "last"))
+  expected = (
+    r"has no best prompt \(its status is 'finished'\)\. It has the last and the initial "
+    "prompt: pass --which last"
+  )
+  with pytest.raises(UserError, match=expected):
+    sources.load(run)
+  with pytest.raises(UserError, match="continue the run that was stopped"):
+    sources.load(make_run("new", which=()))
+
+
+def test_a_prompt_of_a_run_must_be_whole(make_run):
+  run = make_run("run")
+  os.truncate(run / "best_prompt.safetensors", 900)
+  with pytest.raises(UserError, match=r"best_prompt.safetensors' (was|is) truncated"):
+    sources.load(run)
+
+
+def test_a_file_is_what_it_says_it_is_whatever_which(make_run, tmp_path):
+  loaded = sources.load(make_run("run"))
+  known = Provenance(kind="vector", terms=(Term("a", -2.0),))
+  store.write(tmp_path / "v.safetensors", loaded.leaves, known)
+  for which in sources.WHICH:
+    assert sources.load(tmp_path / "v.safetensors", which).provenance == known
+  with pytest.raises(UserError, match="'worst' is none of best, last, initial"):
+    sources.load(tmp_path / "v.safetensors", "worst")
+
+
+def test_an_orbax_checkpoint_is_a_prompt_of_unknown_origin(tmp_path):
+  prompt = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+  path = save_checkpoint(tmp_path / "model" / "checkpoint_500", prompt)
+  for given in (path, path / "state"):
+    loaded = sources.load(given)
+    np.testing.assert_array_equal(loaded.leaves["prompt"], prompt)
+    assert loaded.provenance == Provenance(kind="prompt", terms=(Term(None, 1.0),))
+
+
+def test_a_bf16_checkpoint_is_widened_to_fp32(tmp_path):
+  prompt = jnp.asarray([[1.5, -2.0, 0.1]], "bfloat16")
+  loaded = sources.load(save_checkpoint(tmp_path / "checkpoint_1", prompt))
+  assert loaded.leaves["prompt"].dtype == np.float32
+  np.testing.assert_array_equal(
+    loaded.leaves["prompt"], np.asarray(prompt).astype(np.float32)
+  )
+
+
+def test_a_checkpoint_with_nan_or_whole_numbers_is_refused(tmp_path):
+  broken = save_checkpoint(tmp_path / "checkpoint_1", np.float32([[1, np.nan]]))
+  with pytest.raises(UserError, match=r"checkpoint_1: prompt' holds 1 values.*NaN"):
+    sources.load(broken)
+  whole = save_checkpoint(tmp_path / "checkpoint_2", np.int32([[1, 2]]))
+  with pytest.raises(UserError, match=r"checkpoint_2' is int32"):
+    sources.load(whole)
+
+
+def test_a_checkpoint_inside_a_run_knows_what_the_run_knows(make_run):
+  run = make_run("run", seed=3)
+  initial = sources.load(run, "initial")
+  tuned = initial.leaves["prompt"] + np.float32(1)
+  loaded = sources.load(save_checkpoint(run / "checkpoints" / "checkpoint_120", tuned))
+  known = loaded.provenance
+  assert known.terms == (Term("sst2", 1.0),)
+  assert known.steps == 120
+  assert known.initial_digest == identity.prompt_digest(initial.leaves)
+  assert known.backbone_name == "tiny"
+  vector = algebra.diff(loaded, initial)
+  np.testing.assert_allclose(vector.leaves["prompt"], 1, atol=2**-22)
+
+
+def test_the_first_checkpoint_of_a_run_is_its_initial_prompt(make_run):
+  run = make_run("run")
+  initial = sources.load(run, "initial").leaves["prompt"]
+  path = save_checkpoint(run / "checkpoints" / "checkpoint_0", initial)
+  known = sources.load(path).provenance
+  assert (known.terms, known.steps) == ((), 0)
+
+
+def test_the_run_of_a_path_is_found(make_run, tmp_path):
+  run = make_run("run")
+  checkpoint = save_checkpoint(
+    run / "checkpoints" / "checkpoint_3", np.ones((1, 2), np.float32)
+  )
+  for path in (run, checkpoint, checkpoint / "state", run / "best_prompt.safetensors"):
+    assert sources.run_of(path) == run
+  (run / "my_vectors").mkdir()
+  for path in (tmp_path, run / "my_vectors" / "v.safetensors", tmp_path / "none"):
+    assert sources.run_of(path) is None
+
+
+def test_a_model_folder_says_which_checkpoints_it_holds(tmp_path):
+  for step in (0, 20, 100):
+    save_checkpoint(tmp_path / f"checkpoint_{step}", np.ones((1, 2), np.float32))
+  expected = r"\(checkpoint_0, checkpoint_20, checkpoint_100\).*'.*checkpoint_100'"
+  with pytest.raises(UserError, match=expected):
+    sources.load(tmp_path)
+
+
+def test_a_folder_of_runs_says_so(make_run, tmp_path):
+  make_run("sst2")
+  make_run("rte")
+  with pytest.raises(
+    UserError, match=r"neither a run folder.*It holds rte, sst2: give"
+  ):
+    sources.load(tmp_path)
+
+
+def test_folders_with_nothing_usable_are_refused(tmp_path):
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(UserError, match="is an empty folder"):
+    sources.load(tmp_path / "empty")
+  (tmp_path / "other").mkdir()
+  (tmp_path / "other" / "x.txt").write_text("x")
+  with pytest.raises(UserError, match="neither a run folder nor an Orbax checkpoint"):
+    sources.load(tmp_path / "other")
+  (tmp_path / "legacy").mkdir()
+  (tmp_path / "legacy" / "checkpoint").write_bytes(b"\x83")
+  with pytest.raises(UserError, match="layout from before Orbax"):
+    sources.load(tmp_path / "legacy")
+
+
+def test_a_missing_path_names_its_near_misses(make_run):
+  run = make_run("sst2")
+  with pytest.raises(UserError, match=r"sst' does not exist. Did you mean 'sst2'"):
+    sources.load(run.with_name("sst"))
+
+
+def test_a_manifest_that_is_no_json_does_not_hide_the_reason(make_run):
+  run = make_run("run", which=("initial",))
+  for text in ("{", "[]", json.dumps({"task": "x"})):
+    (run / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"has no best prompt\. It has the initial"):
+      sources.load(run)
+
+
+def test_reading_files_and_runs_imports_no_jax(make_run):
+  code = (
+    "import sys; from tpv_jax.vectors import sources; sources.load(sys.argv[1])\n"
+    "print({'jax', 'orbax', 'flax', 'tensorflow'} & set(sys.modules))"
+  )
+  result = subprocess.run(
+    [sys.executable, "-c", code, make_run("run")],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert result.stdout == "set()\n"
