@@ -62,7 +62,11 @@ def main(
       )
     search_paths = [path for path in flags.gin_search_paths.split(",") if path]
     parse_gin(flags.gin_file, flags.gin_bindings, search_paths)
-    result = gin.get_configurable(function)(**arguments)
+    try:
+      result = gin.get_configurable(function)(**arguments)
+    except UserError as error:
+      # gin appends which configurable was called, which is no news to a user.
+      raise UserError(str(error).split("\n  In call to configurable")[0]) from error
     return result if isinstance(result, int) else None
 
   return run_command(body, debug=flags.debug)

@@ -52,7 +52,7 @@ def study(
   initial_seeds: Sequence[int] = (0, 1, 2),
   coefficients: Sequence[float] = GRID,
   search_examples: int = 100,
-  best_metric: str = "exact_match",
+  best_metric: str = "loss",
   progress: bool = True,
   config: Callable[[], str] | None = None,
 ) -> dict[str, Any]:

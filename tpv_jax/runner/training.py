@@ -141,8 +141,11 @@ class _Run:
 
   def __post_init__(self) -> None:
     for name in ("total_steps", "eval_period", "log_period", "checkpoint_period"):
-      if getattr(self, name) < 1:
-        raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1 step.")
+      value = getattr(self, name)
+      if not isinstance(value, int) or value < 1:
+        raise UserError(
+          f"{name} is {value!r}; it must be a number of steps, at least 1."
+        )
     if self.best_metric is not None and self.best_metric not in HIGHER_IS_BETTER:
       raise UserError(
         f"Validation gives no metric '{self.best_metric}'. Choose one of "

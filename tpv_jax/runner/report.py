@@ -1,0 +1,315 @@
+"""The report of a study: `report.md`, PNG plots and the table on the terminal."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from tpv_jax import files
+
+Results = Mapping[str, Any]
+Rows = Sequence[Sequence[str]]
+
+
+def write(folder: pathlib.Path, results: Results) -> None:
+  """Writes report and plots to `folder`, prints the summary and where the report is."""
+  _plot_single(folder / "single.png", results)
+  _plot_sums(folder / "sums.png", results)
+  _plot_cosine(folder / "cosine.png", results)
+  files.write_text(folder / "report.md", markdown(results))
+  header, rows = _single_table(results)
+  table = Table(
+    *header, title="Exact match on test, % (mean ± std over initial prompts)"
+  )
+  for row in rows:
+    table.add_row(*row)
+  console = Console()
+  console.print(table)
+  for line in _summary(results):
+    console.print(line.replace("**", ""), highlight=False)
+  console.print(f"Report: {folder / 'report.md'}", highlight=False, soft_wrap=True)
+
+
+def markdown(results: Results) -> str:
+  """Returns the report: what was done, tables, plots, and what the numbers do not show."""
+  seeds = results["initial_seeds"]
+  seconds = results["seconds"]
+  backbone = results["backbone"]
+  parts = [
+    "# Task prompt vectors: report",
+    f"{len(results['tasks'])} tasks x {len(seeds)} initial prompts (seeds "
+    f"{', '.join(map(str, seeds))}) on the backbone `{backbone['name']}` (fingerprint "
+    f"`{backbone['fingerprint'][:12]}`), {results['device']}; {seconds['tuning']:.0f} s of "
+    f"tuning, {seconds['all']:.0f} s in all. Scores are exact match in percent on the test "
+    "split, mean ± standard deviation over initial prompts, unless it says otherwise.",
+    "## In short",
+    "\n".join(f"- {line}" for line in _summary(results)),
+    "## (a) Single vectors",
+    _markdown_table(*_single_table(results)),
+    "*No prompt*: the backbone alone. *Among own labels*: which of the task's labels scores "
+    "highest, without and with the prompt; where it is high without a prompt, most of the "
+    "gain is the choice of label words. *Other initial prompt*: the vector applied to an "
+    "initial prompt that it was not tuned from. *Control*: the mean of all other tasks' "
+    "vectors, on their own initial prompt.",
+    "![single vectors](single.png)",
+    "## (b) Sums",
+    _markdown_table(*_sums_table(results)),
+    "One coefficient for all vectors of a sum, chosen on validation among "
+    f"{', '.join(f'{c:g}' for c in results['coefficients'])}. *Relative*: divided by the "
+    "score of the task's own prompt from the same initial prompt.",
+    "![sums](sums.png)",
+    "### Negation",
+    _markdown_table(*_negation_table(results)),
+    "The sum of all before and after a task's vector is subtracted from it, and the vector "
+    "subtracted from the initial prompt (*negated alone*, score on its own task).",
+    "## (c) Similarity",
+    _markdown_table(*_cosine_table(results)),
+    "![cosine similarity](cosine.png)",
+    "Rows are ordered by task, then by initial prompt. All numbers: `results.json`.",
+  ]
+  return "\n\n".join(parts) + "\n"
+
+
+def _summary(results: Results) -> list[str]:
+  summary = results["summary"]
+  lines = [
+    f"own prompt **{_percent(summary['own'])}**, on another initial prompt "
+    f"{_percent(summary['other_initial'])}, control (another task's vector) "
+    f"{_percent(summary['control'])}",
+    f"sums of two **{_percent(summary['pair_sums'])}** "
+    f"({_percent(summary['pair_sums_relative'])} of the single prompts' scores)",
+  ]
+  if summary["sum_of_all"] is not None:
+    lines[-1] += (
+      f"; sum of all {len(results['tasks'])}: {_percent(summary['sum_of_all'])} "
+      f"({_percent(summary['sum_of_all_relative'])})"
+    )
+  few = summary["tasks_with_label_accuracy_at_most_0.75_without_prompt"]
+  lines.append(
+    f"without a prompt, accuracy among own labels is at most 75 on {few} of "
+    f"{len(results['tasks'])} tasks"
+  )
+  return lines
+
+
+def _single_table(results: Results) -> tuple[list[str], Rows]:
+  header = [
+    "task",
+    "no prompt",
+    "own prompt",
+    "other initial prompt",
+    "control",
+    "among own labels: none",
+    "own",
+  ]
+  rows = []
+  for name in results["tasks"]:
+    single = results["single"][name]
+    rows.append(
+      [
+        name,
+        _percent(single["no_prompt"]["exact_match"]),
+        _spread([scores["exact_match"] for scores in single["own"]]),
+        _spread(single["other_initial"]),
+        _spread(single["control"]),
+        _percent(single["no_prompt"]["label_accuracy"]),
+        _spread([scores["label_accuracy"] for scores in single["own"]]),
+      ]
+    )
+  return header, rows
+
+
+def _sums_table(results: Results) -> tuple[list[str], Rows]:
+  rows = []
+  for total in results["sums"]:
+    relative = [
+      score / max(results["single"][name]["own"][index]["exact_match"], 1e-9)
+      for name, scores in total["scores"].items()
+      for index, score in enumerate(scores)
+    ]
+    rows.append(
+      [
+        " + ".join(total["tasks"]),
+        ", ".join(f"{c:g}" for c in total["coefficient"]),
+        ", ".join(f"{name} {_spread(s)}" for name, s in total["scores"].items()),
+        _percent(float(np.mean(relative))),
+      ]
+    )
+  return ["sum", "coefficients", "scores", "relative"], rows
+
+
+def _negation_table(results: Results) -> tuple[list[str], Rows]:
+  rows = []
+  for name, negation in results["negation"].items():
+    others = [other for other in results["tasks"] if other != name]
+
+    def mean_of_others(
+      scores: Mapping[str, float], names: Sequence[str] = tuple(others)
+    ) -> float:
+      return float(np.mean([scores[other] for other in names]))
+
+    rows.append(
+      [
+        name,
+        _spread([scores[name] for scores in negation["before"]]),
+        _spread([scores[name] for scores in negation["after"]]),
+        _spread([mean_of_others(scores) for scores in negation["before"]]),
+        _spread([mean_of_others(scores) for scores in negation["after"]]),
+        _spread(negation["alone"]),
+      ]
+    )
+  header = [
+    "negated task",
+    "its score before",
+    "after",
+    "others before",
+    "after",
+    "negated alone",
+  ]
+  return header, rows
+
+
+def _cosine_table(results: Results) -> tuple[list[str], Rows]:
+  groups = results["summary"]["cosine"]
+  names = {
+    "same_task_other_initial": "same task, other initial prompts",
+    "other_task_same_initial": "other tasks, same initial prompt",
+    "other_task_other_initial": "other tasks, other initial prompts",
+  }
+  rows = [
+    [text, f"{groups['prompts'][key]:.3f}", f"{groups['vectors'][key]:.3f}"]
+    for key, text in names.items()
+  ]
+  return ["mean cosine", "prompts", "vectors"], rows
+
+
+def _markdown_table(header: Sequence[str], rows: Rows) -> str:
+  lines = [header, ["---"] * len(header), *rows]
+  return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _percent(value: float) -> str:
+  return f"{100 * value:.1f}"
+
+
+def _spread(values: Sequence[float]) -> str:
+  return f"{100 * np.mean(values):.1f} ± {100 * np.std(values):.1f}"
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+  # Without a backend that needs a screen, and without touching pyplot's global state.
+  matplotlib.rcParams["svg.fonttype"] = "none"
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(width, height), layout="constrained")
+  FigureCanvasAgg(figure)
+  return figure, figure.subplots(1, columns)
+
+
+def _bars(axes: Any, groups: Sequence[str], series: Mapping[str, Any]) -> None:
+  """Draws grouped bars with their standard deviation; `series` name -> [group][seed]."""
+  width = 0.8 / len(series)
+  for number, (name, values) in enumerate(series.items()):
+    places = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
+    means = [100 * np.mean(scores) for scores in values]
+    spread = [100 * np.std(scores) for scores in values]
+    axes.bar(places, means, width * 0.95, yerr=spread, label=name, capsize=2)
+  axes.set_xticks(np.arange(len(groups)), groups, rotation=30, ha="right")
+  axes.set_ylabel("exact match on test (%)")
+  axes.set_ylim(0, 105)
+  axes.spines[["top", "right"]].set_visible(False)
+  axes.legend(
+    frameon=False, ncols=len(series), loc="lower center", bbox_to_anchor=(0.5, 1)
+  )
+
+
+def _plot_single(path: pathlib.Path, results: Results) -> None:
+  tasks, single = results["tasks"], results["single"]
+  figure, axes = _figure(1.5 + 1.3 * len(tasks), 4)
+  _bars(
+    axes,
+    tasks,
+    {
+      "no prompt": [[single[t]["no_prompt"]["exact_match"]] for t in tasks],
+      "own prompt": [[s["exact_match"] for s in single[t]["own"]] for t in tasks],
+      "other initial prompt": [single[t]["other_initial"] for t in tasks],
+      "another task's vector": [single[t]["control"] for t in tasks],
+    },
+  )
+  _save(path, figure)
+
+
+def _plot_sums(path: pathlib.Path, results: Results) -> None:
+  """A matrix: row task's score in its sum with the column task; the diagonal is alone."""
+  tasks, single = results["tasks"], results["single"]
+  matrix = np.full((len(tasks), len(tasks) + (len(tasks) > 2)), np.nan)
+  for row, name in enumerate(tasks):
+    matrix[row, row] = np.mean([s["exact_match"] for s in single[name]["own"]])
+  for total in results["sums"]:
+    for name, scores in total["scores"].items():
+      row = tasks.index(name)
+      others = [tasks.index(other) for other in total["tasks"] if other != name]
+      matrix[row, others[0] if len(others) == 1 else -1] = np.mean(scores)
+  figure, axes = _figure(2.5 + 0.9 * len(tasks), 1.5 + 0.7 * len(tasks))
+  columns = [f"+ {name}" for name in tasks] + ["+ all others"] * (len(tasks) > 2)
+  _matrix(axes, 100 * matrix, tasks, columns, "{:.0f}", 0, 100, "viridis")
+  axes.set_title("Exact match of the row's task in sums of vectors (diagonal: alone)")
+  _save(path, figure)
+
+
+def _plot_cosine(path: pathlib.Path, results: Results) -> None:
+  cosine = results["cosine"]
+  count, seeds = len(cosine["names"]), len(results["initial_seeds"])
+  figure, both = _figure(2 * (1.8 + 0.32 * count), 1.6 + 0.32 * count, columns=2)
+  for axes, kind in zip(both, ("prompts", "vectors"), strict=True):
+    _matrix(
+      axes,
+      np.asarray(cosine[kind]),
+      cosine["names"],
+      cosine["names"],
+      "",
+      -1,
+      1,
+      "RdBu_r",
+    )
+    for border in np.arange(seeds, count, seeds) - 0.5:
+      axes.axhline(border, color="black", linewidth=0.6)
+      axes.axvline(border, color="black", linewidth=0.6)
+    axes.set_title(f"Cosine similarity of {kind} (task-initial prompt)")
+  _save(path, figure)
+
+
+def _matrix(
+  axes: Any,
+  matrix: Any,
+  rows: Sequence[str],
+  columns: Sequence[str],
+  text: str,
+  low: float,
+  high: float,
+  colours: str,
+) -> None:
+  image = axes.imshow(matrix, vmin=low, vmax=high, cmap=colours)
+  axes.figure.colorbar(image, ax=axes, shrink=0.8)
+  axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize=8)
+  axes.set_yticks(range(len(rows)), rows, fontsize=8)
+  if text:
+    for (row, column), value in np.ndenumerate(matrix):
+      if np.isfinite(value):
+        colour = "white" if value < (low + high) / 2 else "black"
+        axes.text(
+          column, row, text.format(value), ha="center", va="center", color=colour
+        )
+
+
+def _save(path: pathlib.Path, figure: Any) -> None:
+  import io
+
+  buffer = io.BytesIO()
+  figure.savefig(buffer, dpi=120, format="png")
+  files.write_bytes(path, buffer.getvalue())

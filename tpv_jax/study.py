@@ -1,0 +1,29 @@
+"""`python -m tpv_jax.study --gin_file=...`: tunes prompts, makes vectors, reports on sums."""
+
+import sys
+from collections.abc import Sequence
+
+EXAMPLES = """\
+  the job of `make demo`: embedded tasks, three initial prompts, all in the package:
+    python -m tpv_jax.study --gin_file=gin_configs/runs/demo.gin \\
+      --gin.OUTPUT_DIR='"demo_out"'
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs `runner.study.study` as gin says; returns the exit code."""
+  import gin
+
+  from tpv_jax.runner import command_line, study
+
+  return command_line.main(
+    study.study,
+    description="Tune prompts, make task vectors, and report what arithmetic on them does.",
+    examples=EXAMPLES,
+    argv=sys.argv[1:] if argv is None else argv,
+    config=gin.operative_config_str,
+  )
+
+
+if __name__ == "__main__":
+  sys.exit(main())
