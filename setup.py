@@ -19,7 +19,7 @@ GIN_PACKAGES = [
 ]
 
 EXTRAS = {
-  "data": ["seqio>=0.0.20", "tensorflow-datasets>=4.9.9", "tensorflow-cpu>=2.19"],
+  "data": ["seqio>=0.0.20", "tensorflow-datasets>=4.9.9"],
   "parity": ["torch>=2.6", "transformers>=5.0", "sentencepiece>=0.2"],
   "test": [
     "beartype>=0.21",

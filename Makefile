@@ -1,0 +1,54 @@
+# make demo   installs into .venv and runs the main job: prompts, vectors, sums, a report
+# make test   installs with the extras for tests, then lint, types and all tests
+# make clean  removes the environment and what the two made
+#
+# PYTHON=python3.12  chooses the interpreter (3.11 or newer)
+# OUT=folder         where the demo writes (default demo_out)
+# TESTS=tests/data   runs a part of the tests
+
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= demo_out
+TESTS ?= tests
+JOBS ?= auto
+BIN := $(VENV)/bin/python
+
+.PHONY: demo test lint clean help
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# //p' Makefile | head -7
+
+demo: $(VENV)/.installed
+	@echo "== tuning prompts, making vectors, measuring sums; report in $(OUT)/report.md"
+	"$(BIN)" -m tpv_jax.study --gin_file=gin_configs/runs/demo.gin --gin.OUTPUT_DIR="'$(OUT)'"
+
+test: lint
+	@echo "== tests"
+	JAX_PLATFORMS=cpu "$(BIN)" -m pytest -n $(JOBS) --dist worksteal $(TESTS)
+
+lint: $(VENV)/.installed-test
+	@echo "== lint and types"
+	"$(BIN)" -m ruff check .
+	"$(BIN)" -m ruff format --check .
+	"$(BIN)" -m mypy
+
+clean:
+	rm -rf "$(VENV)" demo_out build tpv_jax.egg-info
+
+$(BIN):
+	@"$(PYTHON)" -c 'import sys; assert sys.version_info >= (3, 11), sys.version' || \
+	  { echo "tpv_jax needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 2; }
+	@echo "== making the virtual environment $(VENV)"
+	"$(PYTHON)" -m venv "$(VENV)"
+	"$(BIN)" -m pip install --quiet --upgrade pip
+
+$(VENV)/.installed: $(BIN) setup.py pyproject.toml
+	@echo "== installing tpv_jax (JAX and friends, about 700 MB on disk)"
+	"$(BIN)" -m pip install --quiet -e .
+	@touch "$@"
+
+$(VENV)/.installed-test: $(BIN) setup.py pyproject.toml
+	@echo "== installing tpv_jax with its test and data extras (TensorFlow too, about 3 GB)"
+	"$(BIN)" -m pip install --quiet -e '.[test,data]'
+	@touch "$@" "$(VENV)/.installed"
