@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from tpv_jax import __version__
+from tpv_jax import __version__, identity
 from tpv_jax.vectors import cli, store
 from tpv_jax.vectors.provenance import Provenance, Term
 
@@ -273,6 +273,24 @@ def test_a_t5x_checkpoint_goes_the_whole_way(vectors, tpv, refused):
   assert terms("s.safetensors") == {"imdb": 1.0, "rte": 1.0}
   np.testing.assert_allclose(
     values("s.safetensors"), 0.5 + values("rte.safetensors"), atol=2**-22
+  )
+
+
+def test_a_backbone_file_names_the_backbone_of_a_checkpoint(tpv, refused):
+  from tpv_jax.backbone import loading
+
+  initial = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+  save_checkpoint("t5x/checkpoint_0", initial)
+  save_checkpoint("t5x/checkpoint_9", initial + np.float32(0.5))
+  flat = {"token_embedder/embedding": initial}
+  loading.save_backbone("backbone.safetensors", flat, "my_t5")
+  arguments = ("diff", "t5x/checkpoint_9", "t5x/checkpoint_0", "--backbone")
+  tpv(*arguments, "backbone.safetensors", "-o", "v.safetensors")
+  known = store.read("v.safetensors")[1]
+  assert known.backbone_fingerprint == identity.backbone_fingerprint(flat)
+  assert known.backbone_name == "my_t5"
+  assert "none.safetensors" in refused(
+    *arguments, "none.safetensors", "-o", "w.safetensors"
   )
 
 

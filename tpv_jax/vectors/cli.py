@@ -5,6 +5,7 @@ imported, except by Orbax when a checkpoint of it is read.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -430,19 +431,14 @@ def _backbone(text: str) -> tuple[str, str | None]:
   """Returns the fingerprint and the name of the backbone that the user means."""
   if re.fullmatch("[0-9a-f]{64}", text):
     return text, None
-  try:
+  with contextlib.suppress(UserError):  # Then it is no prompt, but a backbone.
     known = sources.load(text).provenance
-  except UserError:
-    from tpv_jax.backbone import loading
+    if known.backbone_fingerprint is not None:
+      return known.backbone_fingerprint, known.backbone_name
+  from tpv_jax.backbone import loading
 
-    backbone = loading.load_backbone(text)
-    return backbone.fingerprint, backbone.name
-  if known.backbone_fingerprint is None:
-    raise UserError(
-      f"'{text}' does not state its own backbone. Give the backbone itself, or its "
-      "fingerprint."
-    )
-  return known.backbone_fingerprint, known.backbone_name
+  backbone = loading.load_backbone(text)
+  return backbone.fingerprint, backbone.name
 
 
 def _with_backbone(item: Loaded, fingerprint: str, name: str | None) -> Loaded:
