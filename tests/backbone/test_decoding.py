@@ -1,0 +1,160 @@
+"""Greedy decoding against a decoder that runs all over again at each step."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tpv_jax.backbone import decoding, network
+
+SOURCE = np.array([[5, 9, 4, 1, 0], [7, 1, 0, 0, 0], [8, 3, 6, 11, 1], [2, 1, 0, 0, 0]])
+LENGTH = 7
+
+
+@pytest.fixture(scope="module", params=("v1_0", "v1_1"))
+def model(request):
+  old = request.param == "v1_0"
+  net = network.Transformer(
+    vocab_size=16,
+    emb_dim=12,
+    num_heads=2,
+    head_dim=5,
+    num_encoder_layers=1,
+    num_decoder_layers=2,
+    mlp_dim=20,
+    mlp_activations=("relu",) if old else ("gelu", "linear"),
+    logits_via_embedding=old,
+  )
+  params = jax.jit(net.init)(jax.random.key(8), SOURCE, SOURCE, SOURCE)["params"]
+  # Not so tied that a token is always followed by itself, so that the cache matters.
+  params["token_embedder"]["embedding"] *= 0.05
+  return net, params
+
+
+def encode(net, params, prompt=None, source=SOURCE):
+  apply = functools.partial(net.apply, method=net.encode)
+  return jax.jit(apply)({"params": params}, source, prompt=prompt)
+
+
+def greedy(net, params, encoded, source, length, eos_id):
+  return jax.jit(lambda p, e: decoding.greedy(net, p, e, source, length, eos_id))(
+    params, encoded
+  )
+
+
+def rerun(net, params, encoded, eos_id):
+  """Returns tokens and scores of the full decoder, run anew for each token."""
+  rows = len(SOURCE)
+  tokens, scores = np.zeros((rows, LENGTH), np.int64), np.zeros(rows)
+  over = np.zeros(rows, bool)
+  decode = jax.jit(
+    lambda inputs: net.apply(
+      {"params": params},
+      encoded,
+      SOURCE,
+      inputs,
+      jnp.ones_like(inputs),
+      method=net.decode,
+    )
+  )
+  for step in range(LENGTH):
+    inputs = np.pad(tokens, ((0, 0), (1, 0)))[:, :-1]
+    logits = np.asarray(decode(inputs), np.float64)[:, step]
+    log_probabilities = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    best = log_probabilities.argmax(axis=-1)
+    tokens[:, step] = np.where(over, 0, best)
+    scores += np.where(over, 0, log_probabilities.max(axis=-1))
+    over |= best == eos_id
+  return tokens, scores
+
+
+@pytest.mark.parametrize("prompted", (False, True))
+def test_the_cache_changes_nothing(model, prompted):
+  net, params = model
+  prompt = jax.random.normal(jax.random.key(3), (3, 12)) if prompted else None
+  encoded = encode(net, params, prompt)
+  free, _ = rerun(net, params, encoded, eos_id=-1)
+  # A token that is really written ends a row, the later in it the better.
+  late, eos_id = max(
+    (row.index(token), token) for row in free.tolist() for token in row
+  )
+  assert late >= 1
+  expected, scores = rerun(net, params, encoded, eos_id)
+  found = greedy(net, params, encoded, SOURCE, LENGTH, eos_id)
+  assert np.array_equal(found[0], expected)
+  np.testing.assert_allclose(found[1], scores, rtol=1e-5)
+
+
+def test_a_row_of_padding_is_over_before_it_starts(model):
+  net, params = model
+  source = np.concatenate([SOURCE[:1], np.zeros((1, 5), int)])
+  prompt = jax.random.normal(jax.random.key(3), (3, 12))
+  encoded = encode(net, params, prompt, source)
+  tokens, scores = greedy(net, params, encoded, source, LENGTH, eos_id=-1)
+  assert tokens[0].any() and scores[0] < 0
+  assert not tokens[1].any() and scores[1] == 0
+
+
+def bodies(jaxpr):
+  """Yields the bodies of all while loops in a jaxpr."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "while":
+      yield equation.params["body_jaxpr"].jaxpr
+    for value in equation.params.values():
+      if hasattr(value, "jaxpr"):
+        yield from bodies(value.jaxpr)
+
+
+def products(jaxpr):
+  """Yields the operand shapes of all matrix products in a jaxpr."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "dot_general":
+      yield tuple(variable.aval.shape for variable in equation.invars)
+    for value in equation.params.values():
+      if hasattr(value, "jaxpr"):
+        yield from products(value.jaxpr)
+
+
+def test_a_step_projects_neither_the_source_nor_the_past(model):
+  net, params = model
+  encoded = encode(net, params)
+  closed = jax.make_jaxpr(lambda p, e: decoding.greedy(net, p, e, SOURCE, LENGTH)[0])(
+    params, encoded
+  )
+  [body] = bodies(closed.jaxpr)
+  shapes = list(products(body))
+  assert shapes
+  rows, _, width = encoded.shape
+  for pair in shapes:
+    for shape in pair:
+      # What is as wide as the model has one position: the present one.
+      assert shape[:1] + shape[2:] != (rows, width) or shape[1] == 1, pair
+
+
+def test_decoding_stops_when_all_rows_are_over(model):
+  # The logits of a step past the end would be NaN here, and its token would be written.
+  net, params = model
+  encoded = encode(net, params)
+  tokens, _ = greedy(net, params, encoded, SOURCE, 1, eos_id=-1)
+  calls = []
+
+  class Counting(network.Transformer):
+    def decode_step(self, *arguments):
+      jax.debug.callback(lambda: calls.append(1))
+      return network.Transformer.decode_step(self, *arguments)
+
+  counting = Counting(
+    **{
+      name: getattr(net, name)
+      for name in net.__dataclass_fields__
+      if name not in ("parent", "name")
+    }
+  )
+  one = encoded[:1]
+  eos_id = int(tokens[0, 0])
+  written, _ = greedy(counting, params, one, SOURCE[:1], LENGTH, eos_id)
+  jax.effects_barrier()
+  assert written.tolist() == [[eos_id] + [0] * (LENGTH - 1)]
+  assert len(calls) == 1

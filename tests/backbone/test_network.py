@@ -1,0 +1,289 @@
+"""The network on its own: tree, masks, prompt, packing, precision."""
+
+import functools
+import json
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tpv_jax import identity
+from tpv_jax.backbone import network
+from tpv_jax.errors import UserError
+
+T5X = json.loads(
+  (pathlib.Path(__file__).parents[1] / "references" / "t5x_tree.json").read_text()
+)
+VERSIONS = ("v1_0", "v1_1")
+
+ROUNDING = 2e-6
+"""Equal sums in another order, in fp32; logits here are about 1."""
+
+SOURCE = np.array([[5, 9, 4, 1, 0, 0], [7, 1, 0, 0, 0, 0], [8, 3, 6, 11, 2, 1]])
+TARGETS = np.array([[4, 6, 1, 0], [9, 1, 0, 0], [3, 7, 12, 1]])
+INPUTS = np.pad(TARGETS, ((0, 0), (1, 0)))[:, :-1]
+REAL = TARGETS > 0
+
+
+def build(version, **changes):
+  """Returns T5X's configuration, with one layer each, which compiles fast."""
+  shallow = {"num_encoder_layers": 1, "num_decoder_layers": 1}
+  return network.Transformer(**{**T5X[version]["config"], **shallow, **changes})
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def model(request):
+  """A network of each version, its parameters, and its jitted call."""
+  net = build(request.param)
+  params = jax.jit(net.init)(jax.random.key(0), SOURCE, INPUTS, TARGETS)["params"]
+  return net, params, jax.jit(lambda *a, **k: net.apply({"params": params}, *a, **k))
+
+
+def prompt_of(length, rows=()):
+  return jax.random.normal(jax.random.key(3), (*rows, length, 16))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_tree_is_that_of_t5x(version):
+  variables = jax.eval_shape(
+    lambda: network.Transformer(**T5X[version]["config"]).init(
+      jax.random.key(0), SOURCE, INPUTS, TARGETS
+    )
+  )
+  axes = identity.flatten(variables["params_axes"])
+  ours = {
+    path: {"shape": list(leaf.shape), "axes": list(axes.pop(f"{path}_axes").names)}
+    for path, leaf in identity.flatten(variables["params"]).items()
+  }
+  assert ours == T5X[version]["leaves"]
+  assert axes == {}
+
+
+def test_initial_weights_have_the_spread_of_t5x():
+  # fan-in variance; queries narrower by sqrt(head_dim); embeddings of std 1.
+  net = build("v1_1", emb_dim=64, num_heads=4, head_dim=25, mlp_dim=50, vocab_size=500)
+  token = np.ones((1, 1), int)
+  flat = identity.flatten(
+    jax.jit(net.init)(jax.random.key(0), token, token, token)["params"]
+  )
+  expected = {
+    "token_embedder/embedding": 1.0,
+    "encoder/layers_0/attention/query/kernel": 1 / 8 / 5,
+    "encoder/layers_0/attention/key/kernel": 1 / 8,
+    "encoder/layers_0/attention/value/kernel": 1 / 8,
+    "encoder/layers_0/attention/out/kernel": 1 / 10,
+    "encoder/layers_0/mlp/wi_0/kernel": 1 / 8,
+    "encoder/layers_0/mlp/wo/kernel": 1 / math.sqrt(50),
+    "decoder/logits_dense/kernel": 1 / 8,
+    "encoder/relpos_bias/rel_embedding": math.sqrt(2 / (4 + 32)),
+  }
+  for path, std in expected.items():
+    # 128 draws or more: the estimate is within 4 / sqrt(2 * 128) of the truth.
+    assert np.std(flat[path]) == pytest.approx(std, rel=0.25), path
+
+
+def bucket_of(distance, bidirectional):
+  """The bucket by the words of the paper (Raffel et al. 2020, 2.1), one distance."""
+  buckets, offset = 32, 0
+  if bidirectional:
+    buckets, offset = 16, 16 if distance > 0 else 0
+    distance = -abs(distance)
+  past = max(-distance, 0)
+  exact = buckets // 2
+  if past < exact:
+    return offset + past
+  share = math.log(past / exact) / math.log(128 / exact)
+  return offset + min(exact + int(share * (buckets - exact) + 1e-9), buckets - 1)
+
+
+@pytest.mark.parametrize("bidirectional", (True, False))
+def test_buckets_are_those_of_the_paper(bidirectional):
+  buckets = network.relative_buckets(3, 300, bidirectional)
+  backwards = network.relative_buckets(300, 3, bidirectional)
+  for query in range(3):
+    for key in range(300):
+      assert buckets[query, key] == bucket_of(key - query, bidirectional)
+      assert backwards[key, query] == bucket_of(query - key, bidirectional)
+
+
+def test_more_padding_changes_nothing(model):
+  _, _, call = model
+
+  def wide(x):
+    return np.pad(x, ((0, 0), (0, 3)))
+
+  short = call(SOURCE, INPUTS, TARGETS)
+  long = call(wide(SOURCE), wide(INPUTS), wide(TARGETS))[:, : TARGETS.shape[1]]
+  assert np.abs((short - long) * REAL[..., None]).max() < ROUNDING
+
+
+def test_a_row_of_padding_gives_no_nan(model):
+  _, _, call = model
+  empty = np.zeros_like(SOURCE)
+  assert np.isfinite(call(empty, INPUTS * 0, TARGETS * 0)).all()
+
+
+def test_later_targets_do_not_change_earlier_logits(model):
+  _, _, call = model
+  other = np.where(np.arange(4) == 3, 13, INPUTS)
+  before, after = call(SOURCE, INPUTS, TARGETS), call(SOURCE, other, TARGETS)
+  assert np.array_equal(before[:, :3], after[:, :3])
+  assert np.abs(before[2, 3] - after[2, 3]).max() > 1e-3
+
+
+def test_a_prompt_of_real_tokens_is_the_plain_model_on_those_tokens(model):
+  _, params, call = model
+  prefix = np.array([14, 5, 2])
+  table = params["token_embedder"]["embedding"]
+  joined = np.concatenate([np.tile(prefix, (3, 1)), SOURCE], axis=1)
+  prompted = call(SOURCE, INPUTS, TARGETS, prompt=table[prefix])
+  assert np.array_equal(prompted, call(joined, INPUTS, TARGETS))
+
+
+def test_the_encoder_gives_the_prompts_positions_first_and_exactly(model):
+  net, params, _ = model
+  encoded = net.apply(
+    {"params": params}, SOURCE, prompt=prompt_of(5), method=net.encode
+  )
+  assert encoded.shape == (3, 5 + 6, 16)
+
+
+def test_the_prompt_is_never_masked(model):
+  # Each of its rows matters to every example, also to one of padding only.
+  _, _, call = model
+  source = np.concatenate([SOURCE, np.zeros((1, 6), int)])
+  inputs, targets = (
+    np.concatenate([INPUTS, INPUTS[:1]]),
+    np.concatenate([TARGETS] * 2)[:4],
+  )
+  prompt = prompt_of(4)
+  before = call(source, inputs, targets, prompt=prompt)
+  for row in range(4):
+    after = call(source, inputs, targets, prompt=prompt.at[row].add(1.0))
+    assert (np.abs(before - after)[:, 0].max(axis=-1) > 1e-4).all()
+
+
+def test_each_row_may_have_its_own_prompt(model):
+  _, _, call = model
+  prompts = prompt_of(4, rows=(3,))
+  together = call(SOURCE, INPUTS, TARGETS, prompt=prompts)
+  for row in range(3):
+    alone = call(SOURCE, INPUTS, TARGETS, prompt=prompts[row])
+    assert np.abs(together[row] - alone[row]).max() < ROUNDING
+
+
+def packed():
+  """Rows 0 and 1 of the batch in one row, with a gap of padding at the end."""
+
+  def parts(x, n0, n1, total):
+    row = np.concatenate([x[0, :n0], x[1, :n1]])
+    return np.pad(row, (0, total - n0 - n1))[None]
+
+  def segments(n0, n1, total):
+    return np.array([[1] * n0 + [2] * n1 + [0] * (total - n0 - n1)])
+
+  return {
+    "encoder_input_tokens": parts(SOURCE, 4, 2, 8),
+    "decoder_input_tokens": parts(INPUTS, 3, 2, 7),
+    "decoder_target_tokens": parts(TARGETS, 3, 2, 7),
+    "encoder_segment_ids": segments(4, 2, 8),
+    "decoder_segment_ids": segments(3, 2, 7),
+    "encoder_positions": np.array([[0, 1, 2, 3, 0, 1, 0, 0]]),
+    "decoder_positions": np.array([[0, 1, 2, 0, 1, 0, 0]]),
+  }
+
+
+def test_packed_rows_equal_unpacked_rows(model):
+  _, _, call = model
+  together = call(**packed())
+  alone = call(SOURCE, INPUTS, TARGETS)
+  assert np.abs(together[0, :3] - alone[0, :3]).max() < ROUNDING
+  assert np.abs(together[0, 3:5] - alone[1, :2]).max() < ROUNDING
+  unsegmented = {k: v for k, v in packed().items() if not k.endswith("segment_ids")}
+  assert np.abs(call(**unsegmented)[0, 3:5] - alone[1, :2]).max() > 1e-2
+
+
+def test_a_prompt_before_packed_rows_is_refused(model):
+  _, _, call = model
+  with pytest.raises(UserError, match=r"packed rows.*pack=False"):
+    call(**packed(), prompt=prompt_of(4))
+
+
+def test_half_a_packed_batch_is_refused(model):
+  _, _, call = model
+  batch = packed()
+  del batch["decoder_segment_ids"]
+  with pytest.raises(UserError, match="both are needed"):
+    call(**batch)
+
+
+def test_tokens_may_arrive_as_floats(model):
+  _, _, call = model
+  floats = [x.astype(np.float32) for x in (SOURCE, INPUTS, TARGETS)]
+  assert np.array_equal(call(*floats), call(SOURCE, INPUTS, TARGETS))
+
+
+def test_a_token_outside_the_table_gives_nan(model):
+  _, _, call = model
+  outside = np.where(SOURCE == 9, 48, SOURCE)
+  logits = call(outside, INPUTS, TARGETS)
+  assert np.isnan(logits[0]).all() and np.isfinite(logits[1:]).all()
+
+
+def test_bf16_computes_near_fp32_and_gives_fp32_logits(model):
+  net, params, call = model
+  half = net.copy(dtype="bfloat16")
+  half = jax.jit(half.apply)({"params": params}, SOURCE, INPUTS, TARGETS)
+  full = call(SOURCE, INPUTS, TARGETS)
+  assert half.dtype == full.dtype == jnp.float32
+  # 8 bits of mantissa: 0.4 % a rounding, over some thirty operations in sequence.
+  distance = np.abs(half - full).max() / np.abs(full).max()
+  assert 1e-4 < distance < 0.05
+
+
+def test_dropout_needs_its_rng_and_is_off_by_default(model):
+  net, params, call = model
+  wet = net.copy(dropout_rate=0.5)
+
+  @functools.partial(jax.jit, static_argnames="enable_dropout")
+  def apply(**options):
+    return wet.apply({"params": params}, SOURCE, INPUTS, TARGETS, **options)
+
+  dry = call(SOURCE, INPUTS, TARGETS)
+  assert np.abs(apply() - dry).max() < ROUNDING
+  one = apply(enable_dropout=True, rngs={"dropout": jax.random.key(1)})
+  same = apply(enable_dropout=True, rngs={"dropout": jax.random.key(1)})
+  other = apply(enable_dropout=True, rngs={"dropout": jax.random.key(2)})
+  assert np.array_equal(one, same)
+  assert np.abs(one - dry).max() > 0.1 and np.abs(one - other).max() > 0.1
+
+
+def test_rematerialisation_changes_no_gradient(model):
+  net, params, _ = model
+
+  def gradient(net):
+    def loss(p):
+      return net.apply({"params": p}, SOURCE, INPUTS, TARGETS).var()
+
+    return identity.flatten(jax.jit(jax.grad(loss))(params))
+
+  plain, again = gradient(net), gradient(net.copy(remat=True))
+  assert plain.keys() == again.keys()
+  for path, leaf in plain.items():
+    assert np.abs(leaf).max() > 0, path
+    np.testing.assert_allclose(leaf, again[path], rtol=1e-4, atol=1e-7, err_msg=path)
+
+
+@pytest.mark.parametrize(
+  ("changes", "text"),
+  [
+    ({"mlp_activations": ("gelo",)}, "no activation 'gelo'.*Did you mean 'gelu'"),
+    ({"dtype": "float16"}, "'float32' or 'bfloat16', not in 'float16'"),
+  ],
+)
+def test_a_wrong_setting_is_refused(changes, text):
+  with pytest.raises(UserError, match=text):
+    build("v1_1", **changes).init(jax.random.key(0), SOURCE, INPUTS, TARGETS)
