@@ -113,7 +113,10 @@ def test_a_missing_checkpoint_is_refused_with_near_misses(model_dir):
 
 @pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt", "d/*"])
 @pytest.mark.parametrize("kept", [0.0, 0.5, None])
-def test_a_damaged_checkpoint_is_one_line(model_dir, tmp_path, capfd, name, kept):
+@pytest.mark.parametrize("prefix", ["target/prompt", "target"])
+def test_a_damaged_checkpoint_is_one_line(
+  model_dir, tmp_path, capfd, name, kept, prefix
+):
   checkpoint = copied(model_dir, tmp_path)
   damaged = list((checkpoint / "state").glob(name))
   assert damaged
@@ -125,7 +128,7 @@ def test_a_damaged_checkpoint_is_one_line(model_dir, tmp_path, capfd, name, kept
   with pytest.raises(
     UserError, match=r"truncated or damaged|lost its _METADATA"
   ) as bad:
-    orbax_io.read_leaves(checkpoint)
+    orbax_io.read_leaves(checkpoint, prefix)
   assert str(checkpoint) in str(bad.value)
   assert "\n" not in str(bad.value)
   assert capfd.readouterr().err == ""

@@ -4,13 +4,11 @@ Orbax (and with it JAX) is imported inside the functions, for NumPy callers that
 need neither. Neither T5X nor TensorFlow is needed.
 """
 
-import contextlib
 import json
-import logging
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,6 +84,8 @@ def read_leaves(
   if not wanted:
     raise UserError(_nothing_under(str(path), names, saved))
   try:
+    # One alone first: where many fail together, tensorstore's threads print traces.
+    _restore(folder, wanted[:1])
     restored = _restore(folder, wanted)
   except Exception as error:  # Orbax and tensorstore raise a dozen kinds on damage.
     raise UserError(_damaged(str(path), error)) from error
@@ -98,7 +98,7 @@ def read_leaves(
 def _restore(folder: pathlib.Path, wanted: Sequence[Keys]) -> Any:
   import orbax.checkpoint as ocp
 
-  with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     return checkpointer.restore(
       folder,
       args=ocp.args.PyTreeRestore(
@@ -122,8 +122,7 @@ def _saved_paths(folder: pathlib.Path, shown: str) -> list[Keys]:
     return [
       tuple(str(key["key"]) for key in entry["key_metadata"])
       for entry in content["tree_metadata"].values()
-      if not entry["value_metadata"].get("skip_deserialize", False)
-      and entry["value_metadata"]["value_type"] != "None"
+      if not entry["value_metadata"].get("skip_deserialize", False)  # None, {}, ...
     ]
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(_damaged(shown, error)) from error
@@ -143,20 +142,6 @@ def _at(tree: Any, keys: Keys) -> Any:
   for key in keys:
     tree = tree[key]
   return tree
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Keeps the log lines of Orbax and asyncio about a damaged file off the screen."""
-  loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-  levels = [logger.level for logger in loggers]
-  try:
-    for logger in loggers:
-      logger.setLevel(logging.CRITICAL)
-    yield
-  finally:
-    for logger, level in zip(loggers, levels, strict=True):
-      logger.setLevel(level)
 
 
 def _checked_state_folder(path: pathlib.Path, shown: str) -> pathlib.Path:

@@ -1,5 +1,6 @@
 """The stated error bounds and laws, against exact rational arithmetic."""
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -83,6 +84,14 @@ def test_the_order_of_the_addends_changes_no_bit(order, seed):
   first = arithmetic.linear(arrays, weights)["prompt"]
   again = arithmetic.linear([arrays[i] for i in order], [weights[i] for i in order])
   assert again["prompt"].tobytes() == first.tobytes()
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_the_order_changes_no_bit_where_fp64_itself_would_round(order):
+  parts = [np.full(SHAPE, value, np.float32) for value in (2.0**60, 1.0, -(2.0**60))]
+  assert (2.0**60 + 1.0) - 2.0**60 != (2.0**60 - 2.0**60) + 1.0
+  total = arithmetic.linear([leaves(parts[i]) for i in order], [1.0, 1.0, 1.0])
+  np.testing.assert_array_equal(total["prompt"], np.zeros(SHAPE))
 
 
 @laws
