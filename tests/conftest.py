@@ -1,12 +1,15 @@
 """Shape annotations are checked while the tests run; JAX runs on the CPU."""
 
 import os
+import pathlib
+import sys
 
 import jaxtyping
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-jaxtyping.install_import_hook("tpv_jax", "beartype.beartype")
+sys.path.append(str(pathlib.Path(__file__).parent))
+jaxtyping.install_import_hook("tpv_jax", "shape_checks.check")
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +44,9 @@ class Tiny:
       mlp_activations=("relu",),
       logits_via_embedding=True,
     )
-    params = self.model(prompt=None).get_initial_variables(jax.random.key(7), {})["params"]
+    params = self.model(prompt=None).get_initial_variables(jax.random.key(7), {})[
+      "params"
+    ]
     flat = {path: np.asarray(leaf) for path, leaf in identity.flatten(params).items()}
     self.backbone = loading.Backbone(
       identity.unflatten(flat), "tiny", identity.backbone_fingerprint(flat)
@@ -51,7 +56,8 @@ class Tiny:
       rng = np.random.default_rng(["train", "validation", "test"].index(split))
       rows = rng.integers(0, len(words), (40, 5))
       return [
-        tasks.Example(" ".join(words[i] for i in row), words[row.max() % 2]) for row in rows
+        tasks.Example(" ".join(words[i] for i in row), words[row.max() % 2])
+        for row in rows
       ]
 
     # One model and one schedule for all runs that ask for no others: compiled once.

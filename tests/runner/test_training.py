@@ -48,7 +48,8 @@ def test_a_run_moves_the_prompt_and_lowers_the_loss(finished):
   assert before["prompt"].shape == after["prompt"].shape == (4, 16)
   assert (np.abs(after["prompt"] - before["prompt"]).max(axis=1) > 0.1).all()
   losses = [
-    json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()
+    json.loads(line)["loss"]
+    for line in (run / "metrics.jsonl").read_text().splitlines()
   ]
   assert losses[-1] < losses[0]
   assert provenance.terms[0].task == "parity" and provenance.steps == 20
@@ -63,7 +64,9 @@ def test_the_backbone_is_bit_identical_after_training(tiny, tmp_path):
   }
   model = tiny.model()
   placed = {}
-  run = training._Run  # The frozen leaves as the devices hold them, after the last step.
+  run = (
+    training._Run
+  )  # The frozen leaves as the devices hold them, after the last step.
   place = run._place
 
   def keep(self):
@@ -86,7 +89,9 @@ def test_a_checkpoint_holds_the_prompt_and_not_the_backbone(finished):
   manager = Checkpoints(run / "checkpoints")
   tree = manager._read(manager.latest_step())
   assert list(identity.flatten(tree["target"])) == ["prompt/prompt"]
-  sizes = {path: np.size(leaf) for path, leaf in identity.flatten(tree["state"]).items()}
+  sizes = {
+    path: np.size(leaf) for path, leaf in identity.flatten(tree["state"]).items()
+  }
   # AdamW: two moments and two counters; the best prompt, its step and metric.
   assert sorted(sizes.values()) == [1, 1, 1, 1, 64, 64, 64]
 
@@ -136,7 +141,9 @@ def test_accumulated_gradients_are_weighted_by_target_tokens(tiny):
     "decoder_target_tokens": np.array([[5, 1], [6, 0], [7, 0], [8, 0]], np.int32),
     "decoder_input_tokens": np.array([[0, 5], [0, 6], [0, 7], [0, 8]], np.int32),
   }
-  batch["decoder_loss_weights"] = (batch["decoder_target_tokens"] > 0).astype(np.float32)
+  batch["decoder_loss_weights"] = (batch["decoder_target_tokens"] > 0).astype(
+    np.float32
+  )
   stacked = {name: value[None] for name, value in batch.items()}
   prompt = rng.normal(size=(4, 16)).astype(np.float32)
   params = {**tiny.backbone.params, "prompt": {"prompt": prompt}}
@@ -144,7 +151,9 @@ def test_accumulated_gradients_are_weighted_by_target_tokens(tiny):
   gradient = jax.grad(lambda p: model.loss_fn(p, batch, None)[0])(params)
   expected = float(np.linalg.norm(gradient["prompt"]["prompt"]))
   for parts in (1, 2):
-    built = steps.build(model, optimizers.constant(0.0), parts, partitioning.make_mesh())
+    built = steps.build(
+      model, optimizers.constant(0.0), parts, partitioning.make_mesh()
+    )
     state = built.initialise(dict(trainable))
     _, report = built.train(state, frozen, stacked, jax.random.key(0))
     np.testing.assert_allclose(report["gradient_norm"][0], expected, rtol=1e-5)
@@ -157,7 +166,9 @@ def test_accumulated_gradients_are_weighted_by_target_tokens(tiny):
     (optimizers.adamw(clip_norm=1.0), optimizers.linear(0.3, total_steps=20)),
   ],
 )
-def test_every_optimizer_and_schedule_lowers_the_loss(tiny, tmp_path, optimizer, schedule):
+def test_every_optimizer_and_schedule_lowers_the_loss(
+  tiny, tmp_path, optimizer, schedule
+):
   tiny.train(
     tmp_path / "run", model=tiny.model(optimizer=optimizer), learning_rate=schedule
   )
@@ -171,8 +182,12 @@ def test_every_optimizer_and_schedule_lowers_the_loss(tiny, tmp_path, optimizer,
 
 def test_the_best_prompt_is_the_one_of_the_best_validation(finished):
   run, manifest = finished
-  lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-  validation = {line["step"]: line["loss"] for line in lines if line["kind"] == "validation"}
+  lines = [
+    json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()
+  ]
+  validation = {
+    line["step"]: line["loss"] for line in lines if line["kind"] == "validation"
+  }
   best_step = min(validation, key=validation.get)
   assert manifest["best_step"] == best_step
   assert manifest["best_metric"]["loss"] == validation[best_step]
@@ -192,7 +207,9 @@ def test_other_settings_in_the_same_folder_are_refused(tiny, finished):
   run, _ = finished
   with pytest.raises(UserError, match="another total_steps: 20 there, 30 now"):
     tiny.train(run, total_steps=30)
-  with pytest.raises(UserError, match=r"another data: .*'batch_size': 8.* 'batch_size': 4"):
+  with pytest.raises(
+    UserError, match=r"another data: .*'batch_size': 8.* 'batch_size': 4"
+  ):
     tiny.train(run, data=tiny.data(batch_size=4))
 
 
@@ -251,7 +268,11 @@ def test_pre_training_trains_everything_from_random_parameters(tiny, tmp_path):
   model = tiny.model(prompt=None, trainable=".*")
   run = tmp_path / "run"
   tiny.train(
-    run, model=model, backbone=None, initial_prompt=None, best_metric=None,
+    run,
+    model=model,
+    backbone=None,
+    initial_prompt=None,
+    best_metric=None,
     learning_rate=optimizers.constant(0.01),
   )
   checkpoints = Checkpoints(run / "checkpoints")
@@ -281,7 +302,9 @@ SCRIPT = textwrap.dedent(
 def start_slow_run(run: pathlib.Path, delay: float = 0.1) -> subprocess.Popen:
   script = SCRIPT.format(tests=str(TESTS), run=str(run), delay=delay)
   return subprocess.Popen(
-    [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True,
+    [sys.executable, "-c", script],
+    stdout=subprocess.PIPE,
+    text=True,
     env={**os.environ, "XLA_FLAGS": ""},
   )
 
@@ -295,7 +318,12 @@ def wait_for_step(process: subprocess.Popen, step: int) -> None:
 
 @pytest.mark.parametrize(
   ("number", "at"),
-  [(signal.SIGKILL, 3), (signal.SIGKILL, 16), (signal.SIGTERM, 12), (signal.SIGINT, 18)],
+  [
+    (signal.SIGKILL, 3),
+    (signal.SIGKILL, 16),
+    (signal.SIGTERM, 12),
+    (signal.SIGINT, 18),
+  ],
 )
 def test_a_stopped_run_resumes_to_the_same_bits(tiny, finished, tmp_path, number, at):
   run = tmp_path / "run"
@@ -319,7 +347,9 @@ def test_a_stopped_run_resumes_to_the_same_bits(tiny, finished, tmp_path, number
     assert unbroken[1].tobytes() == resumed[1].tobytes(), unbroken[0]
 
 
-def test_a_half_written_checkpoint_is_not_taken_for_a_whole_one(tiny, finished, tmp_path):
+def test_a_half_written_checkpoint_is_not_taken_for_a_whole_one(
+  tiny, finished, tmp_path
+):
   """What a kill during a save leaves is Orbax's temporary folder."""
   run = tmp_path / "run"
   tiny.train(run, total_steps=20)
@@ -368,7 +398,9 @@ def test_eight_devices_give_the_numbers_of_one(tiny, tmp_path):
     [sys.executable, "-c", script], check=True, env={**os.environ, "XLA_FLAGS": flags}
   )
   tiny.train(tmp_path / "one")
-  one = [json.loads(s) for s in (tmp_path / "one" / "metrics.jsonl").read_text().splitlines()]
+  one = [
+    json.loads(s) for s in (tmp_path / "one" / "metrics.jsonl").read_text().splitlines()
+  ]
   for name, mesh in (("1", {"data": 8, "model": 1}), ("2", {"data": 4, "model": 2})):
     manifest = json.loads((tmp_path / name / "manifest.json").read_text())
     assert manifest["mesh"] == mesh

@@ -1,0 +1,231 @@
+"""Evaluation: scores agree with slower ways to the same numbers; inputs that do not fit."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import Tiny
+
+from tpv_jax import identity, optimizers, orbax_io
+from tpv_jax.backbone import loading
+from tpv_jax.data import batches, vocabularies
+from tpv_jax.errors import UserError
+from tpv_jax.model import SoftPromptModel
+from tpv_jax.runner import evaluation
+from tpv_jax.vectors import algebra, sources, store
+from tpv_jax.vectors.provenance import Provenance, Term
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+  """A tiny backbone that has learned something, so that not all answers are wrong."""
+  tiny = Tiny()
+  run = tmp_path_factory.mktemp("taught") / "run"
+  tiny.train(
+    run,
+    model=tiny.model(prompt=None, trainable=".*"),
+    backbone=None,
+    initial_prompt=None,
+    best_metric=None,
+    learning_rate=optimizers.constant(0.003),
+    total_steps=50,
+    eval_period=50,
+    log_period=50,
+  )
+  flat = orbax_io.read_leaves(run / "checkpoints" / "checkpoint_50", prefix="target")
+  tiny.backbone = loading.Backbone(
+    identity.unflatten(flat), "taught", identity.backbone_fingerprint(flat)
+  )
+  return tiny
+
+
+@pytest.fixture(scope="module")
+def evaluator(tiny):
+  model = tiny.model(prompt=None)
+  return evaluation.Evaluator(
+    model, tiny.backbone.params, tiny.vocabulary, tiny.lengths, batch_size=16
+  )
+
+
+@pytest.fixture(scope="module")
+def prompt(tiny, tmp_path_factory):
+  run = tmp_path_factory.mktemp("evaluation") / "run"
+  tiny.train(run, total_steps=20, best_metric="exact_match")
+  return run, store.read(run / "last_prompt.safetensors")[0]["prompt"]
+
+
+def test_exact_match_in_one_pass_equals_that_of_decoding(tiny, evaluator, prompt):
+  _, array = prompt
+  result = evaluator.evaluate(array, tiny.task, "test")
+  assert 0.2 < result.scores["exact_match"] < 1
+  tokenized = evaluator.tokenize(tiny.task.examples("test"))
+  assert evaluator.exact_match(array, tokenized) == pytest.approx(
+    result.scores["exact_match"]
+  )
+
+
+def test_the_last_batch_does_not_count_its_filling(tiny, evaluator, prompt):
+  """40 examples in batches of 16 and in one of 40 give the same predictions."""
+  whole = evaluation.Evaluator(
+    tiny.model(prompt=None), tiny.backbone.params, tiny.vocabulary, tiny.lengths, 40
+  )
+  for array in (None, prompt[1]):
+    one, other = (e.evaluate(array, tiny.task, "test") for e in (evaluator, whole))
+    assert one == other
+    assert len(one.generated) == one.examples == 40
+
+
+def test_the_chosen_label_is_the_one_with_the_best_score_by_itself(
+  tiny, evaluator, prompt
+):
+  _, array = prompt
+  examples = tiny.task.examples("test")
+  model = tiny.model(prompt=None)
+  params = {**tiny.backbone.params, "prompt": {"prompt": array}}
+  scores = []
+  for label in tiny.task.labels:
+    rows = [type(examples[0])(example.inputs, label) for example in examples]
+    tokenized = batches.tokenize(rows, tiny.vocabulary, tiny.lengths)
+    batch = batches.features(tokenized.inputs, tokenized.targets)
+    scores.append(np.asarray(model.score_batch(params, batch)))
+  result = evaluator.evaluate(array, tiny.task, "test")
+  expected = [tiny.task.labels[i] for i in np.argmax(scores, axis=0)]
+  assert result.chosen == expected
+  right = [label == e.targets for label, e in zip(expected, examples, strict=True)]
+  assert result.scores["label_accuracy"] == pytest.approx(np.mean(right))
+
+
+def write_backbone(tiny, path):
+  loading.save_backbone(path, identity.flatten(tiny.backbone.params), "tiny")
+  return str(path)
+
+
+def evaluate(tiny, tmp_path, **arguments):
+  plain = tiny.model(prompt=None)
+  path = tmp_path / "backbone.safetensors"
+  backbone = str(path) if path.exists() else write_backbone(tiny, path)
+  return evaluation.evaluate(
+    plain,
+    backbone,
+    [tiny.task],
+    tiny.vocabulary,
+    tiny.lengths,
+    progress=False,
+    **arguments,
+  )
+
+
+def test_results_are_written_and_nothing_is_overwritten_unasked(tiny, prompt, tmp_path):
+  output = tmp_path / "out" / "results.json"
+  output.parent.mkdir()
+  arguments = {"prompt": str(prompt[0]), "output": str(output), "predictions": True}
+  report = evaluate(tiny, tmp_path, **arguments)
+  assert json.loads(output.read_text()) == report
+  lines = (tmp_path / "out" / "results.json.predictions.jsonl").read_text().splitlines()
+  assert len(lines) == 40
+  rows = [json.loads(line) for line in lines]
+  right = np.mean([row["generated"] == row["target"] for row in rows])
+  assert report["results"][0]["exact_match"] == pytest.approx(right)
+  with pytest.raises(UserError, match=r"results\.json' exists"):
+    evaluate(tiny, tmp_path, **arguments)
+
+
+def test_a_vector_on_its_initial_prompt_scores_as_the_tuned_prompt(
+  tiny, prompt, tmp_path
+):
+  run = prompt[0]
+  vector = algebra.diff(
+    sources.load(str(run), "best"), sources.load(str(run), "initial")
+  )
+  store.write(tmp_path / "v.safetensors", vector.leaves, vector.provenance)
+  tuned = evaluate(tiny, tmp_path, prompt=str(run))
+  applied = evaluate(
+    tiny, tmp_path, vector=str(tmp_path / "v.safetensors"), initial=str(run)
+  )
+  assert applied["results"] == tuned["results"]
+  nothing = evaluate(
+    tiny,
+    tmp_path,
+    vector=str(tmp_path / "v.safetensors"),
+    initial=str(run),
+    coefficient=0.0,
+  )
+  initial = evaluate(tiny, tmp_path, prompt=str(run), which="initial")
+  assert nothing["results"] == initial["results"] != tuned["results"]
+
+
+def test_no_prompt_is_the_plain_backbone(tiny, tmp_path, evaluator):
+  report = evaluate(tiny, tmp_path)
+  assert report["prompt"] is None
+  expected = evaluator.evaluate(None, tiny.task, "test").scores
+  assert {k: report["results"][0][k] for k in expected} == expected
+
+
+def test_inputs_that_do_not_belong_together_are_refused(tiny, prompt, tmp_path):
+  with pytest.raises(UserError, match="Both a prompt and a vector"):
+    evaluate(tiny, tmp_path, prompt="a", vector="b")
+  with pytest.raises(UserError, match="must be applied to an initial prompt"):
+    evaluate(tiny, tmp_path, vector="b")
+  with pytest.raises(UserError, match="Predictions need a place"):
+    evaluate(tiny, tmp_path, predictions=True)
+  other = Provenance(
+    kind="prompt", terms=(Term("x", 1.0),), backbone_fingerprint="0" * 64
+  )
+  path = str(tmp_path / "other.safetensors")
+  store.write(path, {"prompt": prompt[1]}, other)
+  with pytest.raises(UserError, match=r"was trained on the backbone .*000000000000"):
+    evaluate(tiny, tmp_path, prompt=path)
+  store.write(path, {"prompt": prompt[1]}, Provenance(kind="vector"), overwrite=True)
+  with pytest.raises(UserError, match="A vector is a difference"):
+    evaluate(tiny, tmp_path, prompt=path)
+  store.write(
+    path, {"prompt": prompt[1][:, :8]}, Provenance(kind="prompt"), overwrite=True
+  )
+  with pytest.raises(UserError, match="has width 8, the backbone 16"):
+    evaluate(tiny, tmp_path, prompt=path)
+
+
+def test_another_vocabulary_of_the_same_size_is_refused(tiny, tmp_path):
+  path = tmp_path / "backbone.safetensors"
+  flat = identity.flatten(tiny.backbone.params)
+  loading.save_backbone(path, flat, "tiny", vocabulary=tiny.vocabulary.digest)
+  evaluate(tiny, tmp_path)
+  other = vocabularies.WordVocabulary([f"other{i}" for i in range(29)])
+  model = SoftPromptModel(tiny.network, None, other, other)
+  with pytest.raises(UserError, match="trained with another vocabulary"):
+    evaluation.evaluate(
+      model, str(path), [tiny.task], other, tiny.lengths, progress=False
+    )
+
+
+def test_inference_answers_each_line(tiny, prompt, tmp_path, evaluator):
+  lines = [example.inputs for example in tiny.task.examples("test")[:5]]
+  (tmp_path / "in.txt").write_text("\n".join(lines) + "\n")
+  backbone = write_backbone(tiny, tmp_path / "backbone.safetensors")
+
+  def infer(**arguments):
+    return evaluation.infer(
+      tiny.model(prompt=None),
+      backbone,
+      tiny.vocabulary,
+      tiny.lengths,
+      str(tmp_path / "in.txt"),
+      str(tmp_path / "out.jsonl"),
+      str(prompt[0]),
+      which="last",
+      **arguments,
+    )
+
+  infer(labels=tiny.task.labels)
+  rows = [
+    json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()
+  ]
+  result = evaluator.evaluate(prompt[1], tiny.task, "test")
+  assert [row["inputs"] for row in rows] == lines
+  assert [row["generated"] for row in rows] == result.generated[:5]
+  assert [row["label"] for row in rows] == result.chosen[:5]
+  with pytest.raises(UserError, match="exists"):
+    infer()
+  (tmp_path / "in.txt").write_text("")
+  with pytest.raises(UserError, match="is empty"):
+    infer(overwrite=True)
