@@ -1,5 +1,13 @@
 """Task prompt vectors on NumPy: neither JAX nor TensorFlow is imported here.
 
-`sources` loads, `algebra` computes, `store` writes, `provenance` says what it is, and
-`cli` is the console command `tpv`.
+    from tpv_jax.vectors import algebra, sources, store
+
+    initial = sources.load("runs/sst2", which="initial")
+    vectors = [algebra.diff(sources.load(f"runs/{task}"), initial) for task in TASKS]
+    prompt = algebra.apply(algebra.sum_vectors(vectors), initial)
+    store.write("prompt.safetensors", prompt.leaves, prompt.provenance)
+
+`sources` loads, `algebra` says what may be combined and computes it by `arithmetic`,
+`provenance` is what travels with the values, `store` is the file, and `cli` the console
+command `tpv`.
 """

@@ -293,7 +293,7 @@ def _require_vector(item: Loaded) -> None:
   _require(
     "vector",
     item,
-    f"Make a vector of it: tpv diff {item.name} INITIAL -o V.safetensors.",
+    f"Make a vector of it: tpv diff {item.name} [INITIAL] -o V.safetensors.",
   )
 
 

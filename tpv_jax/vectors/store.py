@@ -214,7 +214,8 @@ def _refuse_foreign(path: pathlib.Path, start: bytes, size: int) -> None:
       problem = f"is truncated: its header alone needs {8 + length} of its {size} bytes"
     elif not ours:
       problem = (
-        "is a safetensors file that another tool wrote, so its origin is unknown"
+        "is a safetensors file but no prompt or vector of tpv_jax (a backbone, or what "
+        "another tool wrote), so its origin is unknown"
       )
     else:
       return
