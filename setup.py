@@ -23,12 +23,13 @@ EXTRAS = {
   "parity": ["torch>=2.6", "transformers>=5.0", "sentencepiece>=0.2"],
   "test": [
     "beartype>=0.21",
-    "build>=1.2",
     "hypothesis>=6.130",
     "mypy>=1.16",
     "pytest>=8.3",
     "pytest-xdist>=3.6",
     "ruff>=0.11",
+    "setuptools>=77",
+    "wheel>=0.45",
   ],
 }
 

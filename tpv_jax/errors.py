@@ -42,8 +42,8 @@ def run_command(main: Callable[[], int | None], debug: bool = False) -> int:
     else:
       print(f"error: {_one_line(error)}", file=sys.stderr)
     return EXIT_USER_ERROR
-  except KeyboardInterrupt:
-    print("interrupted", file=sys.stderr)
+  except KeyboardInterrupt as interrupt:
+    print(": ".join(["interrupted", *map(str, interrupt.args)]), file=sys.stderr)
     return EXIT_INTERRUPTED
 
 

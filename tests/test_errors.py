@@ -1,0 +1,50 @@
+"""Errors: one line, the right exit code."""
+
+import errno
+
+import pytest
+
+from tpv_jax import errors
+
+
+def raising(error):
+  def body():
+    raise error
+
+  return body
+
+
+@pytest.mark.parametrize(
+  ("error", "line"),
+  [
+    (errors.UserError("Bad\n  input."), "error: Bad input.\n"),
+    (
+      OSError(errno.ENOSPC, "No space left on device", "/full/x"),
+      "error: No space left on the device (/full/x). Nothing half-written was kept; free "
+      "some space or choose another folder, then run the same command again.\n",
+    ),
+    (
+      FileNotFoundError(errno.ENOENT, "No such file", "gone.txt"),
+      "error: Cannot open (gone.txt): No such file or directory.\n",
+    ),
+  ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(capsys, error, line):
+  assert errors.run_command(raising(error)) == 2
+  assert capsys.readouterr().err == line
+
+
+def test_our_own_mistakes_keep_their_trace():
+  with pytest.raises(ZeroDivisionError):
+    errors.run_command(raising(ZeroDivisionError()))
+
+
+def test_an_interrupt_says_what_it_left_and_exits_130(capsys):
+  assert errors.run_command(raising(KeyboardInterrupt("stopped after step 3"))) == 130
+  assert capsys.readouterr().err == "interrupted: stopped after step 3\n"
+
+
+def test_near_misses_are_only_the_near_ones():
+  known = ["TRAIN_STEPS", "EVAL_PERIOD"]
+  assert errors.near_misses("TRAIN_STEP", known) == " Did you mean 'TRAIN_STEPS'?"
+  assert errors.near_misses("banana", known) == ""

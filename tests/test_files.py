@@ -1,0 +1,53 @@
+"""Atomic writes: the old file, the new one, or none."""
+
+import errno
+import json
+import os
+
+import pytest
+
+from tpv_jax import files
+from tpv_jax.errors import UserError
+
+
+def test_a_file_is_written_and_replaced_only_when_told(tmp_path):
+  path = tmp_path / "a.json"
+  files.write_json(path, {"x": [1, 2]})
+  assert json.loads(path.read_text()) == {"x": [1, 2]}
+  with pytest.raises(UserError, match="exists and was left as it is"):
+    files.write_text(path, "new", overwrite=False)
+  files.write_text(path, "new")
+  assert path.read_text() == "new"
+  assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+  tmp_path, monkeypatch, call
+):
+  path = tmp_path / "a"
+  path.write_bytes(b"old")
+
+  def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(os, call, full)
+  with pytest.raises(OSError, match="No space left"):
+    files.write_bytes(path, b"new")
+  assert path.read_bytes() == b"old"
+  assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_new_file_has_the_rights_that_the_umask_leaves(tmp_path):
+  previous = os.umask(0o027)
+  try:
+    files.write_bytes(tmp_path / "a", b"")
+  finally:
+    os.umask(previous)
+  assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_json_without_a_meaning_is_refused(tmp_path):
+  with pytest.raises(ValueError, match="not JSON compliant"):
+    files.write_json(tmp_path / "a", float("nan"))
+  assert not os.listdir(tmp_path)
