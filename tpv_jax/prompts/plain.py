@@ -24,8 +24,9 @@ class Prompt(nn.Module):
   @nn.compact
   def __call__(self) -> Float[Array, "P D"]:
     """Returns the folded prompt, which for this kind is the matrix itself."""
-    return param_with_axes(
-      "prompt", _uniform, (self.length, self.features), axes=("prompt", "embed")
+    shape = (self.length, self.features)
+    return jnp.asarray(
+      param_with_axes("prompt", _uniform, shape, axes=("prompt", "embed"))
     )
 
 

@@ -1,0 +1,152 @@
+"""Initial prompts: functions of (embedding table, seed)."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from tpv_jax.errors import UserError
+from tpv_jax.prompts import initial
+from tpv_jax.vectors import store
+from tpv_jax.vectors.provenance import Provenance, Term
+
+TABLE = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)
+LABELS = ((5, 7), (9,), (11, 12, 13))
+STARTS = {
+  "uniform": functools.partial(initial.uniform, length=8),
+  "sampled_vocabulary": functools.partial(initial.sampled_vocabulary, length=8),
+  "class_labels": functools.partial(
+    initial.class_labels, length=8, label_token_ids=LABELS
+  ),
+}
+
+
+def rows_of(prompt, table=TABLE):
+  """Returns the number of the table's row that each row of a prompt is, or None."""
+  found = [np.flatnonzero((table == row).all(axis=1)) for row in prompt]
+  return [int(match[0]) if len(match) else None for match in found]
+
+
+@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
+def test_equal_seeds_give_equal_bits_and_others_do_not(start):
+  one = start(TABLE, 3)
+  assert one.shape == (8, 6) and one.dtype == np.float32
+  assert np.array_equal(one, start(TABLE.copy(), 3))
+  assert not np.array_equal(one, start(TABLE, 4))
+
+
+@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
+def test_the_table_is_not_changed(start):
+  before = TABLE.copy()
+  start(TABLE, 0)[:] = 9.0
+  assert np.array_equal(TABLE, before)
+
+
+def test_uniform_fills_its_range():
+  prompt = initial.uniform(TABLE, 0, length=5000, scale=0.25)
+  assert -0.25 <= prompt.min() < -0.249 and 0.249 < prompt.max() < 0.25
+  # The mean of 30,000 draws has a standard deviation of 0.14 / sqrt(30000) = 0.0008.
+  assert abs(prompt.mean()) < 0.004
+
+
+def test_sampled_vocabulary_takes_different_rows_of_the_most_common_tokens():
+  drawn = set()
+  for seed in range(60):
+    rows = rows_of(
+      initial.sampled_vocabulary(TABLE, seed, length=5, most_common=12, first=4)
+    )
+    assert None not in rows and len(set(rows)) == 5
+    drawn |= set(rows)
+  assert drawn == set(range(4, 16))
+
+
+def test_sampled_vocabulary_never_takes_padding_end_or_unknown():
+  rows = rows_of(initial.sampled_vocabulary(TABLE, 0, length=37))
+  assert sorted(rows) == list(range(3, 40))
+
+
+def test_sampled_vocabulary_refuses_more_rows_than_tokens():
+  with pytest.raises(
+    UserError, match=r"38 different tokens from ids 3 to 39.*at most 37"
+  ):
+    initial.sampled_vocabulary(TABLE, 0, length=38)
+
+
+def test_class_labels_come_first_as_means_of_their_tokens():
+  prompt = initial.class_labels(TABLE, 0, length=8, label_token_ids=LABELS)
+  means = [(TABLE[5] + TABLE[7]) / 2, TABLE[9], (TABLE[11] + TABLE[12] + TABLE[13]) / 3]
+  np.testing.assert_allclose(prompt[:3], means, rtol=1e-6)
+  assert None not in rows_of(prompt[3:])
+
+
+def test_class_labels_may_fill_the_prompt():
+  prompt = initial.class_labels(TABLE, 0, length=2, label_token_ids=((5,), (6,)))
+  assert rows_of(prompt) == [5, 6]
+
+
+@pytest.mark.parametrize(
+  ("labels", "text"),
+  [
+    (((3,), (4,), (5,)), r"3 labels do not fit in a prompt of 2 rows.*at least 3"),
+    (((3,), ()), r"Label 1 has the token ids \[\].*at least one"),
+    (((3,), (40,)), r"Label 1 has the token ids \[40\].*from 0 to 39"),
+  ],
+)
+def test_labels_that_cannot_be_are_refused(labels, text):
+  with pytest.raises(UserError, match=text):
+    initial.class_labels(TABLE, 0, length=2, label_token_ids=labels)
+
+
+def test_bf16_tables_give_fp32_prompts():
+  ml_dtypes = pytest.importorskip("ml_dtypes")
+  table = TABLE.astype(ml_dtypes.bfloat16)
+  for start in STARTS.values():
+    assert start(table, 0).dtype == np.float32
+
+
+@pytest.fixture
+def saved(tmp_path):
+  """Returns the paths of a prompt and of a vector, and their values."""
+  rng = np.random.default_rng(2)
+  values = {kind: rng.standard_normal((4, 6)).astype(np.float32) for kind in "pv"}
+  paths = {kind: tmp_path / f"{kind}.safetensors" for kind in "pv"}
+  for kind, name in (("p", "prompt"), ("v", "vector")):
+    provenance = Provenance(kind=name, terms=(Term("task", 1.0),))
+    store.write(paths[kind], {"prompt": values[kind]}, provenance)
+  return paths, values
+
+
+def test_a_saved_prompt_is_taken_bit_by_bit(saved):
+  paths, values = saved
+  prompt = initial.from_file(TABLE, 0, length=4, path=paths["p"])
+  assert np.array_equal(prompt, values["p"]) and prompt.dtype == np.float32
+
+
+def test_a_saved_vector_is_added_to_another_start(saved):
+  paths, values = saved
+  start = functools.partial(initial.uniform, length=4)
+  prompt = initial.from_vector(TABLE, 7, 4, paths["v"], start, coefficient=0.5)
+  expected = start(TABLE, 7) + np.float32(0.5) * values["v"]
+  assert np.array_equal(prompt, expected)
+
+
+def test_prompts_and_vectors_are_not_mixed_up(saved):
+  paths, _ = saved
+  with pytest.raises(UserError, match=r"holds a vector.*initial\.from_vector"):
+    initial.from_file(TABLE, 0, length=4, path=paths["v"])
+  with pytest.raises(UserError, match=r"holds a prompt.*initial\.from_file"):
+    initial.from_vector(
+      TABLE, 0, 4, paths["p"], functools.partial(initial.uniform, length=4)
+    )
+
+
+@pytest.mark.parametrize("table, length", [(TABLE, 5), (TABLE[:, :5], 4)])
+def test_a_saved_prompt_of_another_shape_is_refused(saved, table, length):
+  paths, _ = saved
+  with pytest.raises(UserError, match=r"\(4, 6\).*needs 'prompt' of shape"):
+    initial.from_file(table, 0, length=length, path=paths["p"])
+
+
+def test_a_missing_file_is_named(tmp_path):
+  with pytest.raises(UserError, match="nowhere"):
+    initial.from_file(TABLE, 0, length=4, path=tmp_path / "nowhere.safetensors")

@@ -1,0 +1,458 @@
+"""The model: what T5X calls, what is trained, loss, prediction and scoring."""
+
+import inspect
+import math
+import subprocess
+import sys
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from clu import metrics as clu_metrics
+from flax.linen import partitioning as flax_partitioning
+
+from tpv_jax import identity, model
+from tpv_jax.backbone import network
+from tpv_jax.errors import UserError
+from tpv_jax.prompts import plain
+
+ROUNDING = 1e-5
+"""fp32 against NumPy in fp64, sums of a few terms near 3."""
+
+SOURCE = np.array([[5, 9, 4, 1, 0, 0], [7, 1, 0, 0, 0, 0], [8, 3, 6, 11, 2, 1]])
+TARGETS = np.array([[4, 6, 1, 0], [9, 1, 0, 0], [3, 7, 12, 1]])
+BATCH = {
+  "encoder_input_tokens": SOURCE,
+  "decoder_input_tokens": np.pad(TARGETS, ((0, 0), (1, 0)))[:, :-1],
+  "decoder_target_tokens": TARGETS,
+  "decoder_loss_weights": (TARGETS > 0).astype(np.float32),
+}
+LENGTH = 5
+
+
+class WithEos:
+  """All that the model reads of a vocabulary."""
+
+  def __init__(self, eos_id):
+    self.eos_id = eos_id
+
+
+def build(prompt=True, eos_id=1, **settings):
+  net = network.Transformer(
+    vocab_size=16,
+    emb_dim=12,
+    num_heads=2,
+    head_dim=5,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    mlp_dim=20,
+  )
+  vocabulary = WithEos(eos_id)
+  soft = plain.Prompt(LENGTH, 12) if prompt else None
+  return model.SoftPromptModel(
+    net, soft, vocabulary, vocabulary, "optimizer", **settings
+  )
+
+
+@pytest.fixture(scope="module")
+def params():
+  """Returns weights drawn by NumPy, which compiles nothing."""
+  shapes = jax.eval_shape(
+    lambda: build().get_initial_variables(jax.random.key(0), {})["params"]
+  )
+  rng = np.random.default_rng(1)
+
+  def draw(leaf):
+    return rng.normal(len(leaf.shape) == 1, 0.5, leaf.shape).astype(np.float32)
+
+  return jax.tree.map(draw, shapes)
+
+
+def network_log_probabilities(params, batch=BATCH):
+  """Returns fp64 log-probabilities [B, L, V] from the network itself, by NumPy."""
+  net = build().network
+  logits = jax.jit(net.apply)(
+    {"params": {name: tree for name, tree in params.items() if name != "prompt"}},
+    batch["encoder_input_tokens"],
+    batch["decoder_input_tokens"],
+    batch["decoder_target_tokens"],
+    prompt=params["prompt"]["prompt"],
+  )
+  logits = np.asarray(logits, np.float64)
+  return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True)), logits
+
+
+def score(ours, params, batch=BATCH):
+  return np.asarray(jax.jit(ours.score_batch)(params, batch))
+
+
+def of_targets(log_probabilities, targets=TARGETS):
+  return np.take_along_axis(log_probabilities, targets[..., None], axis=-1)[..., 0]
+
+
+# The table in t5x.md: name, parameters that T5X passes by position or by name.
+CONTRACT = {
+  "get_initial_variables": ["rng", "input_shapes", "input_types"],
+  "loss_fn": ["params", "batch", "dropout_rng"],
+  "eval_fn": ["params", "batch"],
+  "predict_batch": ["params", "batch", "rng"],
+  "predict_batch_with_aux": ["params", "batch", "rng"],
+  "score_batch": ["params", "batch", "return_intermediates"],
+}
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_t5x_may_call_a_member_by_position_and_by_name(name):
+  method = getattr(build(), name)
+  assert inspect.ismethod(method) and isinstance(method.__self__, model.SoftPromptModel)
+  parameters = inspect.signature(method).parameters
+  assert list(parameters) == CONTRACT[name]
+  for parameter in parameters.values():
+    assert parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+  optional = {"input_types": None, "rng": None, "return_intermediates": False}
+  for argument, parameter in parameters.items():
+    if argument in optional and (name, argument) != ("get_initial_variables", "rng"):
+      assert parameter.default is optional[argument]
+    else:
+      assert parameter.default is parameter.empty
+  assert "flax_mutables" not in parameters
+
+
+def test_t5x_finds_the_attributes_it_reads():
+  ours = build()
+  assert ours.optimizer_def == "optimizer"
+  assert ours.input_vocabulary.eos_id == ours.output_vocabulary.eos_id == 1
+  assert isinstance(inspect.getattr_static(ours, "FEATURE_CONVERTER_CLS"), property)
+
+
+def test_the_feature_converter_is_that_of_seqio():
+  seqio = pytest.importorskip("seqio", reason="needs the extra 'data'")
+  assert build().FEATURE_CONVERTER_CLS is seqio.EncDecFeatureConverter
+  assert build().FEATURE_CONVERTER_CLS(pack=False).pack is False
+
+
+def test_importing_the_model_loads_neither_seqio_nor_tensorflow_nor_t5x():
+  code = (
+    "import sys; from tpv_jax import model, partitioning; "
+    "from tpv_jax.backbone import loading, sizes; from tpv_jax.prompts import initial; "
+    "print(sorted({'seqio', 'tensorflow', 't5x', 'torch'} & set(sys.modules)))"
+  )
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+  assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_model_is_hashed_by_identity():
+  assert build() != build()
+  assert len({build(), build()}) == 2
+
+
+def test_initial_variables_hold_exactly_p_rows_and_all_axes():
+  ours = build()
+  shapes = {name: value.shape for name, value in BATCH.items()}
+  variables = jax.eval_shape(
+    lambda: ours.get_initial_variables(rng=jax.random.key(0), input_shapes=shapes)
+  )
+  assert set(variables) == {"params", "params_axes"}
+  flat = identity.flatten(variables["params"])
+  axes = identity.flatten(variables["params_axes"])
+  assert flat["prompt/prompt"].shape == (LENGTH, 12)
+  assert axes["prompt/prompt_axes"] == flax_partitioning.AxisMetadata(
+    ("prompt", "embed")
+  )
+  assert {f"{path}_axes" for path in flat} == set(axes)
+  assert [path for path in flat if path.startswith("prompt/")] == ["prompt/prompt"]
+  for path, leaf in flat.items():
+    assert len(axes[f"{path}_axes"].names) == len(leaf.shape), path
+
+
+def test_the_initial_prompt_depends_on_the_seed_only():
+  def prompt(ours, seed):
+    @jax.jit
+    def initialise(rng):
+      return ours.get_initial_variables(rng, {})["params"]["prompt"]["prompt"]
+
+    return np.asarray(initialise(jax.random.key(seed)))
+
+  ours, other = build(), build()
+  other.network = other.network.copy(emb_dim=8, num_heads=3, logits_via_embedding=True)
+  other.prompt = plain.Prompt(LENGTH, 12)
+  assert np.array_equal(prompt(ours, 0), prompt(other, 0))
+  assert not np.array_equal(prompt(ours, 0), prompt(ours, 1))
+
+
+def test_the_loss_is_the_mean_over_target_tokens(params):
+  loss, metrics = jax.jit(build().loss_fn)(params, BATCH, None)
+  log_probabilities, _ = network_log_probabilities(params)
+  real = TARGETS > 0
+  expected = -of_targets(log_probabilities)[real].mean()
+  assert float(loss) == pytest.approx(expected, rel=ROUNDING)
+  assert float(metrics["loss"].compute()) == pytest.approx(expected, rel=ROUNDING)
+  hits = (log_probabilities.argmax(axis=-1) == TARGETS)[real].mean()
+  assert float(metrics["accuracy"].compute()) == pytest.approx(hits)
+  assert all(isinstance(metric, clu_metrics.Average) for metric in metrics.values())
+
+
+def test_metrics_merge_to_those_of_the_whole_batch(params):
+  evaluate = jax.jit(build().eval_fn)
+  _, whole = evaluate(params, BATCH)
+  _, first = evaluate(params, {name: value[:1] for name, value in BATCH.items()})
+  _, rest = evaluate(params, {name: value[1:] for name, value in BATCH.items()})
+  assert set(whole) >= {"loss", "accuracy", "exact_match"}
+  for name, metric in whole.items():
+    merged = first[name].merge(rest[name]).compute()
+    assert float(merged) == pytest.approx(float(metric.compute()), rel=ROUNDING), name
+
+
+def test_exact_match_counts_the_rows_that_greedy_decoding_gets_right(params):
+  ours = build()
+  written = np.asarray(jax.jit(ours.predict_batch)(params, BATCH))
+  targets = np.array([written[0], np.roll(written[1], 1) + 1, written[2]])
+  assert (written > 1).all()  # No end token, so that every position is a target.
+  batch = {
+    **BATCH,
+    "decoder_target_tokens": targets,
+    "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+    "decoder_loss_weights": np.ones(targets.shape, np.float32),
+  }
+  _, metrics = jax.jit(ours.eval_fn)(params, batch)
+  assert float(metrics["exact_match"].compute()) == pytest.approx(2 / 3)
+
+
+def test_a_batch_of_padding_only_has_loss_zero(params):
+  empty = {name: value * 0 for name, value in BATCH.items()}
+  loss, _ = jax.jit(build().loss_fn)(params, empty, None)
+  assert float(loss) == 0.0
+
+
+def test_label_smoothing_is_cross_entropy_with_a_soft_target_less_its_entropy():
+  rng = np.random.default_rng(0)
+  logits = rng.standard_normal((2, 3, 7))
+  targets = rng.integers(0, 7, (2, 3))
+  log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  soft = np.full((2, 3, 7), 0.1 / 6)
+  np.put_along_axis(soft, targets[..., None], 0.9, axis=-1)
+  expected = (soft * (np.log(soft) - log_probabilities)).sum(-1)
+  found = model.token_losses(jnp.asarray(logits), jnp.asarray(targets), 0.1)
+  np.testing.assert_allclose(found, expected, rtol=ROUNDING)
+
+
+def test_z_loss_adds_the_squared_log_of_the_normaliser():
+  logits = np.random.default_rng(0).standard_normal((2, 3, 7)).astype(np.float32)
+  targets = np.array([[0, 1, 2], [3, 4, 6]])
+  plain_losses = model.token_losses(jnp.asarray(logits), jnp.asarray(targets))
+  found = model.token_losses(jnp.asarray(logits), jnp.asarray(targets), z_loss=0.3)
+  expected = 0.3 * np.log(np.exp(logits).sum(-1)) ** 2
+  np.testing.assert_allclose(found - plain_losses, expected, rtol=1e-4)
+
+
+def gradients(ours, params):
+  gradient = jax.jit(jax.grad(lambda p: ours.loss_fn(p, BATCH, None)[0]))
+  return identity.flatten(gradient(params))
+
+
+def test_gradients_reach_the_prompt_only_and_every_row_of_it(params):
+  found = gradients(build(), params)
+  prompt = np.asarray(found.pop("prompt/prompt"))
+  assert prompt.shape == (LENGTH, 12)
+  assert (np.abs(prompt).max(axis=1) > 1e-5).all()
+  assert len(found) > 10
+  for path, gradient in found.items():
+    assert not np.any(gradient), path
+
+
+def test_the_gradient_for_the_prompt_is_the_slope_of_the_loss(params):
+  ours = build()
+  loss = jax.jit(lambda p: ours.loss_fn(p, BATCH, None)[0])
+  direction = np.random.default_rng(5).standard_normal((LENGTH, 12)).astype(np.float32)
+
+  def at(step):
+    moved = params["prompt"]["prompt"] + np.float32(step) * direction
+    return float(loss({**params, "prompt": {"prompt": moved}}))
+
+  slope = (at(3e-4) - at(-3e-4)) / 6e-4
+  expected = float((gradients(ours, params)["prompt/prompt"] * direction).sum())
+  # Central differences: an error of the order of the step squared, and of rounding.
+  assert slope == pytest.approx(expected, rel=1e-2, abs=1e-4)
+
+
+def test_every_leaf_is_trained_if_the_pattern_says_so(params):
+  backbone = {name: tree for name, tree in params.items() if name != "prompt"}
+  for path, gradient in gradients(
+    build(prompt=False, trainable=".*"), backbone
+  ).items():
+    assert np.any(gradient), path
+
+
+def test_a_frozen_backbone_costs_no_gradient(params):
+  def flops(ours):
+    step = jax.jit(jax.grad(lambda p: ours.loss_fn(p, BATCH, None)[0]))
+    return step.lower(params).compile().cost_analysis()["flops"]
+
+  # Forward 1, backward to the inputs 1, backward to the weights 1.
+  assert flops(build()) < 0.8 * flops(build(trainable=".*"))
+
+
+def test_split_and_merge_are_inverse(params):
+  ours = build(trainable=r"prompt/.*|encoder/.*/scale")
+  trainable, frozen = ours.split(params)
+  assert set(trainable) == {
+    "prompt/prompt",
+    "encoder/encoder_norm/scale",
+    "encoder/layers_0/pre_attention_layer_norm/scale",
+    "encoder/layers_0/pre_mlp_layer_norm/scale",
+  }
+  merged = identity.flatten(ours.merge(trainable, frozen))
+  expected = identity.flatten(params)
+  assert merged.keys() == expected.keys()
+  assert all(merged[path] is expected[path] for path in expected)
+
+
+def test_the_pattern_must_match_the_whole_path(params):
+  trainable, _ = build(trainable=".*prompt").split(params)
+  assert set(trainable) == {"prompt/prompt"}
+  with pytest.raises(UserError, match=r"'prompt' matches none of the \d+ parameters"):
+    build(trainable="prompt").split(params)
+
+
+def test_a_prompt_of_another_width_is_refused():
+  with pytest.raises(
+    UserError, match=r"16 features.*tokens 12.*Prompt\.features to 12"
+  ):
+    model.SoftPromptModel(build().network, plain.Prompt(4, 16), None, None)
+
+
+def test_scores_are_sums_of_log_probabilities(params):
+  scores, kept = jax.jit(build().score_batch, static_argnums=2)(params, BATCH, True)
+  log_probabilities, _ = network_log_probabilities(params)
+  expected = of_targets(log_probabilities) * (TARGETS > 0)
+  np.testing.assert_allclose(scores, expected.sum(axis=-1), rtol=ROUNDING)
+  [token_scores] = kept["decoder"]["token_scores"]
+  np.testing.assert_allclose(token_scores, expected, rtol=1e-4, atol=1e-5)
+  assert np.array_equal(kept["decoder"]["target_tokens"][0], TARGETS)
+  assert np.array_equal(kept["decoder"]["loss_weights"][0], TARGETS > 0)
+  assert np.array_equal(scores, score(build(), params))
+
+
+def test_scores_ignore_label_smoothing_and_z_loss(params):
+  smooth = build(label_smoothing=0.3, z_loss=0.5)
+  assert np.array_equal(score(smooth, params), score(build(), params))
+
+
+def test_label_scores_are_those_of_each_label_alone(params):
+  ours = build()
+  labels = np.array([[4, 6, 1], [9, 1, 0], [3, 3, 3], [2, 0, 0]])
+  found = jax.jit(ours.score_labels)(params, BATCH, labels)
+  for column, label in enumerate(labels):
+    targets = np.tile(label, (3, 1))
+    alone = {
+      "encoder_input_tokens": SOURCE,
+      "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+      "decoder_target_tokens": targets,
+      "decoder_loss_weights": (targets > 0).astype(np.float32),
+    }
+    np.testing.assert_allclose(
+      found[:, column], score(ours, params, alone), rtol=ROUNDING
+    )
+
+
+def test_label_scoring_encodes_once(params):
+  # Sixteen times the labels add decoder work only: no second run of the encoder.
+  ours = build()
+
+  def flops(count):
+    labels = np.ones((count, 1), np.int32)
+    batch = {"encoder_input_tokens": np.ones((2, 64), np.int32)}
+    scoring = jax.jit(lambda p: ours.score_labels(p, batch, labels))
+    return scoring.lower(params).compile().cost_analysis()["flops"]
+
+  assert flops(16) < 2 * flops(1)
+
+
+def test_predictions_end_with_the_vocabularys_end_token(params):
+  free = np.asarray(jax.jit(build(eos_id=99).predict_batch)(params, BATCH))
+  end = int(free[0, 1])
+  ours = build(eos_id=end)
+  tokens, aux = jax.jit(ours.predict_batch_with_aux)(params, BATCH, jax.random.key(0))
+  first = free[0].tolist().index(end)
+  assert tokens[0].tolist() == free[0, : first + 1].tolist() + [0] * (3 - first)
+  assert set(aux) == {"scores"} and aux["scores"].shape == (3,)
+  assert np.array_equal(tokens, jax.jit(ours.predict_batch)(params, BATCH))
+
+
+def test_the_score_of_a_prediction_is_that_of_scoring_it(params):
+  ours = build(eos_id=99)
+  tokens, aux = jax.jit(ours.predict_batch_with_aux)(params, BATCH)
+  batch = {
+    **BATCH,
+    "decoder_target_tokens": tokens,
+    "decoder_input_tokens": np.pad(tokens, ((0, 0), (1, 0)))[:, :-1],
+    "decoder_loss_weights": np.ones(tokens.shape, np.float32),
+  }
+  assert (np.asarray(tokens) > 0).all()
+  np.testing.assert_allclose(aux["scores"], score(ours, params, batch), rtol=ROUNDING)
+
+
+def test_without_a_prompt_it_is_the_backbone_alone(params):
+  backbone = {name: tree for name, tree in params.items() if name != "prompt"}
+  alone = build(prompt=False, trainable=".*")
+  logits = jax.jit(alone.network.apply)(
+    {"params": backbone},
+    *(
+      BATCH[f"{n}_tokens"] for n in ("encoder_input", "decoder_input", "decoder_target")
+    ),
+  )
+  found = score(alone, backbone)
+  log_probabilities = np.asarray(jax.nn.log_softmax(logits))
+  expected = (of_targets(log_probabilities) * (TARGETS > 0)).sum(axis=-1)
+  np.testing.assert_allclose(found, expected, rtol=ROUNDING)
+  assert np.abs(found - score(build(), params)).max() > 1e-2
+
+
+def test_frozen_dicts_and_float_tokens_serve_as_well(params):
+  # T5X freezes parameters; its eval gives no input types, so tokens arrive as floats.
+  frozen = flax.core.freeze(params)
+  floats = {name: value.astype(np.float32) for name, value in BATCH.items()}
+  ours = build()
+  assert np.array_equal(score(ours, frozen, floats), score(ours, params))
+  predict = jax.jit(ours.predict_batch)
+  assert np.array_equal(predict(frozen, floats), predict(params, BATCH))
+  assert jnp.issubdtype(predict(frozen, floats).dtype, jnp.integer)
+  gradient = jax.eval_shape(
+    jax.grad(lambda p: ours.loss_fn(p, floats, None)[0]), frozen
+  )
+  assert isinstance(gradient, flax.core.FrozenDict)
+
+
+def test_dropout_follows_the_rng_of_the_loss(params):
+  ours = build()
+  ours.network = ours.network.copy(dropout_rate=0.5)
+  loss = jax.jit(lambda rng: ours.loss_fn(params, BATCH, rng)[0])
+  one, same, other = (loss(jax.random.key(n)) for n in (0, 0, 1))
+  assert one == same and one != other
+  dry = jax.jit(build().loss_fn)(params, BATCH, None)[0]
+  assert float(jax.jit(ours.eval_fn)(params, BATCH)[0]) == pytest.approx(
+    float(dry), rel=ROUNDING
+  )
+
+
+@pytest.mark.parametrize("name", ("loss", "predict_batch", "score_labels"))
+def test_what_is_compiled_can_be_lowered_for_a_tpu(params, name):
+  ours = build()
+  functions = {
+    "loss": jax.grad(lambda p: ours.loss_fn(p, BATCH, None)[0]),
+    "predict_batch": lambda p: ours.predict_batch(p, BATCH),
+    "score_labels": lambda p: ours.score_labels(p, BATCH, TARGETS),
+  }
+  lowered = jax.jit(functions[name]).trace(params).lower(lowering_platforms=("tpu",))
+  assert "stablehlo" in lowered.as_text()
+
+
+def test_entropy_of_smoothing_is_what_t5x_subtracts():
+  # A prediction equal to the soft target has no loss.
+  kept, other = 0.9, 0.1 / 6
+  logits = np.full((1, 1, 7), math.log(other))
+  logits[0, 0, 2] = math.log(kept)
+  losses = model.token_losses(jnp.asarray(logits), jnp.array([[2]]), 0.1)
+  assert float(losses[0, 0]) == pytest.approx(0.0, abs=1e-6)
