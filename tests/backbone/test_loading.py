@@ -1,0 +1,206 @@
+"""Backbones on disk: ours, T5X's, and what is refused."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from tpv_jax import identity
+from tpv_jax.backbone import loading, network
+from tpv_jax.errors import UserError
+
+NETWORK = network.Transformer(
+  vocab_size=12,
+  emb_dim=8,
+  num_heads=2,
+  head_dim=3,
+  num_encoder_layers=1,
+  num_decoder_layers=1,
+  mlp_dim=10,
+)
+
+
+@pytest.fixture(scope="module")
+def flat():
+  token = jax.ShapeDtypeStruct((1, 1), np.int32)
+  shapes = jax.eval_shape(NETWORK.init, jax.random.key(0), token, token, token)[
+    "params"
+  ]
+  rng = np.random.default_rng(0)
+  return {
+    path: rng.standard_normal(leaf.shape).astype(np.float32)
+    for path, leaf in identity.flatten(shapes).items()
+  }
+
+
+@pytest.fixture
+def path(flat, tmp_path):
+  path = tmp_path / "small.safetensors"
+  loading.save_backbone(path, flat, "small", vocabulary="ab12")
+  return path
+
+
+def test_what_is_saved_is_loaded_bit_by_bit(flat, path):
+  backbone = loading.load_backbone(path, NETWORK)
+  loaded = identity.flatten(backbone.params)
+  assert loaded.keys() == flat.keys()
+  for name, leaf in flat.items():
+    assert loaded[name].dtype == np.float32 and np.array_equal(loaded[name], leaf)
+  assert backbone.name == "small" and backbone.vocabulary == "ab12"
+  assert backbone.fingerprint == identity.backbone_fingerprint(flat)
+
+
+def test_any_reader_of_safetensors_opens_it(flat, path):
+  loaded = safetensors.numpy.load_file(path)
+  assert loaded.keys() == flat.keys()
+  assert all(np.array_equal(loaded[name], flat[name]) for name in flat)
+
+
+def test_bf16_storage_keeps_bits_and_fingerprint(flat, tmp_path):
+  half = {name: leaf.astype(ml_dtypes.bfloat16) for name, leaf in flat.items()}
+  stated = loading.save_backbone(tmp_path / "half.safetensors", half, "half")
+  backbone = loading.load_backbone(tmp_path / "half.safetensors", NETWORK)
+  loaded = identity.flatten(backbone.params)
+  for name, leaf in half.items():
+    assert loaded[name].dtype == ml_dtypes.bfloat16
+    assert np.array_equal(loaded[name].view(np.uint16), leaf.view(np.uint16))
+  assert stated == backbone.fingerprint == identity.backbone_fingerprint(flat)
+
+
+def test_equal_backbones_have_equal_bytes(flat, path, tmp_path):
+  again = tmp_path / "again.safetensors"
+  backwards = dict(reversed(flat.items()))
+  loading.save_backbone(again, backwards, "small", vocabulary="ab12")
+  assert again.read_bytes() == path.read_bytes()
+
+
+def test_the_embedded_backbone_loads():
+  backbone = loading.load_backbone("embedded")
+  stated = identity.backbone_fingerprint(identity.flatten(backbone.params))
+  assert backbone.fingerprint == stated
+  assert backbone.vocabulary is not None
+
+
+def test_an_existing_file_is_left_as_it_is(flat, path):
+  before = path.read_bytes()
+  with pytest.raises(UserError, match="exists and was left"):
+    loading.save_backbone(path, flat, "other")
+  assert path.read_bytes() == before
+  loading.save_backbone(path, flat, "other", overwrite=True)
+  assert loading.load_backbone(path).name == "other"
+
+
+def test_other_dtypes_are_not_stored(flat, tmp_path):
+  wide = {name: leaf.astype(np.float64) for name, leaf in flat.items()}
+  with pytest.raises(UserError, match="is float64; a backbone is stored in float32"):
+    loading.save_backbone(tmp_path / "wide.safetensors", wide, "wide")
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_changed_weight_is_noticed(path):
+  content = bytearray(path.read_bytes())
+  content[-2] ^= 0x40
+  path.write_bytes(content)
+  with pytest.raises(UserError, match="altered or damaged"):
+    loading.load_backbone(path)
+
+
+@pytest.mark.parametrize("kept", (0, 5, 300, -4))
+def test_a_truncated_file_is_refused(path, kept):
+  path.write_bytes(path.read_bytes()[:kept])
+  with pytest.raises(UserError, match="no safetensors file, or a truncated one"):
+    loading.load_backbone(path)
+
+
+def test_a_foreign_safetensors_file_is_refused(tmp_path):
+  path = tmp_path / "foreign.safetensors"
+  safetensors.numpy.save_file({"shared.weight": np.zeros((2, 2), np.float32)}, path)
+  with pytest.raises(UserError, match="not a backbone of tpv_jax"):
+    loading.load_backbone(path)
+
+
+def test_a_missing_path_is_named_with_near_misses():
+  with pytest.raises(
+    UserError, match=r"no backbone 'embeded'.*Did you mean 'embedded'"
+  ):
+    loading.load_backbone("embeded")
+
+
+def test_another_size_is_refused_by_leaf(path):
+  deeper = NETWORK.copy(num_encoder_layers=2, mlp_dim=11)
+  with pytest.raises(UserError) as caught:
+    loading.load_backbone(path, deeper)
+  text = str(caught.value)
+  assert "9 missing (encoder/layers_1/attention/key/kernel, " in text
+  assert "decoder/layers_0/mlp/wi_0/kernel is (8, 10) and must be (8, 11)" in text
+  assert "foreign" not in text
+
+
+def test_another_version_is_refused_by_leaf(path):
+  tied = NETWORK.copy(logits_via_embedding=True, mlp_activations=("relu",))
+  with pytest.raises(UserError) as caught:
+    loading.load_backbone(path, tied)
+  assert "2 missing (decoder/layers_0/mlp/wi/kernel" in str(caught.value)
+  assert "5 foreign (decoder/layers_0/mlp/wi_0/kernel" in str(caught.value)
+
+
+def test_an_orbax_checkpoint_of_t5x_loads_without_its_prompt(flat, tmp_path):
+  ocp = pytest.importorskip("orbax.checkpoint")
+  target = identity.unflatten({**flat, "prompt/prompt": np.ones((2, 8), np.float32)})
+  folder = tmp_path / "checkpoint_1000000"
+  tree = {"target": target, "state": {"step": np.int32(7)}}
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    checkpointer.save(folder / "state", args=ocp.args.PyTreeSave(tree))
+  backbone = loading.load_backbone(folder, NETWORK)
+  loaded = identity.flatten(backbone.params)
+  assert loaded.keys() == flat.keys()
+  assert all(np.array_equal(loaded[name], flat[name]) for name in flat)
+  assert backbone.name == "checkpoint_1000000" and backbone.vocabulary is None
+  assert backbone.fingerprint == identity.backbone_fingerprint(flat)
+
+
+def test_the_fingerprint_of_a_large_backbone_is_computed_once(
+  path, flat, tmp_path, monkeypatch
+):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  monkeypatch.setattr(loading, "CACHED_FROM_BYTES", 1)
+  computed = []
+  real = identity.backbone_fingerprint
+  monkeypatch.setattr(
+    identity, "backbone_fingerprint", lambda f: computed.append(1) or real(f)
+  )
+  first = loading.load_backbone(path).fingerprint
+  assert loading.load_backbone(path).fingerprint == first == real(flat)
+  assert len(computed) == 1
+  changed = {**flat, "encoder/encoder_norm/scale": np.zeros(8, np.float32)}
+  loading.save_backbone(path, changed, "small", overwrite=True)
+  computed.clear()
+  assert loading.load_backbone(path).fingerprint == real(changed)
+  assert len(computed) == 1
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(
+  path, flat, tmp_path, monkeypatch
+):
+  (tmp_path / "cache").write_text("a file, not a folder")
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  monkeypatch.setattr(loading, "CACHED_FROM_BYTES", 1)
+  assert loading.load_backbone(path).fingerprint == identity.backbone_fingerprint(flat)
+
+
+def test_bytes_do_not_depend_on_the_process(flat, path, tmp_path):
+  # The library's own writer orders its metadata by a hash that differs each time.
+  code = (
+    "import sys; from tpv_jax import identity; from tpv_jax.backbone import loading; "
+    "b = loading.load_backbone(sys.argv[1]); "
+    "loading.save_backbone(sys.argv[2], identity.flatten(b.params), b.name, b.vocabulary)"
+  )
+  again = tmp_path / "again.safetensors"
+  environment = {**os.environ, "PYTHONHASHSEED": "5", "JAX_PLATFORMS": "cpu"}
+  subprocess.run([sys.executable, "-c", code, path, again], check=True, env=environment)
+  assert again.read_bytes() == path.read_bytes()
