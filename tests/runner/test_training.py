@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -433,3 +434,52 @@ def test_two_stops_act_at_once_and_one_is_noted():
     os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
       os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_full_device_is_said_before_anything_half_written_is_left(
+  tiny, tmp_path, monkeypatch
+):
+  run = tmp_path / "run"
+  usage = shutil.disk_usage(tmp_path)
+  calls = []
+
+  def filling_up(path):
+    calls.append(path)
+    return usage if len(calls) == 1 else usage._replace(free=1000)
+
+  monkeypatch.setattr(shutil, "disk_usage", filling_up)
+  with pytest.raises(OSError, match="No space left on device"):
+    tiny.train(run)
+  assert [p.name for p in (run / "checkpoints").iterdir()] == ["checkpoint_0"]
+  monkeypatch.undo()
+  assert tiny.train(run)["status"] == "finished"
+
+
+def test_orbax_running_out_of_space_leaves_no_temporary_folder(
+  tiny, tmp_path, monkeypatch
+):
+  run = tmp_path / "run"
+
+  def fails(self, step, args):
+    (self.directory / f"checkpoint_{step}.orbax-checkpoint-tmp").mkdir()
+    raise ValueError("RESOURCE_EXHAUSTED: Error writing local file")
+
+  monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", fails)
+  with pytest.raises(OSError, match="No space left on device"):
+    tiny.train(run)
+  assert not list((run / "checkpoints").iterdir())
+
+
+def test_tensorboard_reads_the_events_of_a_run(finished):
+  (path,) = finished[0].glob("events.out.tfevents.*")
+  events = list(event_file_loader.LegacyEventFileLoader(str(path)).Load())
+  read = {
+    (value.tag, event.step): value.simple_value
+    for event in events
+    for value in event.summary.value
+  }
+  lines = map(json.loads, (finished[0] / "metrics.jsonl").read_text().splitlines())
+  for line in lines:
+    for name in ("loss", "accuracy", "exact_match"):
+      tag = f"{line['kind']}/{name}"
+      assert read[tag, line["step"]] == pytest.approx(line[name])

@@ -5,8 +5,11 @@ Layout: `RUN/checkpoints/checkpoint_<step>/state`, a tree `{'target': trainable 
 checkpoint into place, so a killed run leaves the earlier ones.
 """
 
+import errno
 import logging
+import os
 import pathlib
+import shutil
 from typing import Any, NamedTuple
 
 import jax
@@ -66,13 +69,24 @@ class Checkpoints:
         **({} if best is None else {"best": _best_tree(best)}),
       },
     }
+    self._require_space(sum(np.size(leaf) * 4 for leaf in jax.tree.leaves(tree)))
     try:
       self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree)))
     except Exception as error:
+      for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
       # Orbax and TensorStore pass a full device on as errors of several types.
       if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
-        raise OSError(28, "No space left on device", str(self.folder)) from error
+        raise self._full() from error
       raise
+
+  def _require_space(self, size: int) -> None:
+    """Raises before Orbax starts, whose threads would print traces of a full device."""
+    if shutil.disk_usage(self.folder).free < 2 * size + 2**17:
+      raise self._full()
+
+  def _full(self) -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
 
   def restore(self, state: TrainState) -> tuple[TrainState, Best | None]:
     """Returns the newest checkpoint, laid out over the devices as `state` is.

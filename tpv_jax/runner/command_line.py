@@ -64,12 +64,19 @@ def main(
     parse_gin(flags.gin_file, flags.gin_bindings, search_paths)
     try:
       result = gin.get_configurable(function)(**arguments)
-    except UserError as error:
-      # gin appends which configurable was called, which is no news to a user.
-      raise UserError(str(error).split("\n  In call to configurable")[0]) from error
+    except (UserError, OSError) as error:
+      raise _without_gin(error) from None
     return result if isinstance(result, int) else None
 
   return run_command(body, debug=flags.debug)
+
+
+def _without_gin(error: Exception) -> BaseException:
+  """Returns the error that gin wrapped to say which configurable was called."""
+  inner: BaseException = error
+  while inner.__context__ is not None and str(inner).startswith(str(inner.__context__)):
+    inner = inner.__context__
+  return inner
 
 
 def _rewrite_gin_flags(argv: Sequence[str]) -> list[str]:

@@ -16,10 +16,14 @@ import json
 import pathlib
 import platform
 import shutil
+import time
 from typing import Any
 
 import jax
 import numpy as np
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from tpv_jax import __version__, files
 from tpv_jax.errors import UserError
@@ -101,6 +105,33 @@ class RunFolder:
     line = json.dumps({"step": step, "kind": kind, **values})
     with open(self.path / "metrics.jsonl", "a") as file:
       file.write(line + "\n")
+
+
+class Events:
+  """TensorBoard's event file of a run, written at once.
+
+  Not tensorboardX's `SummaryWriter`: its thread writes behind our back, so a full device
+  would end in a trace beside the one clear line.
+  """
+
+  def __init__(self, folder: pathlib.Path, first_step: int):
+    """Opens a file whose events from `first_step` on replace those of earlier files."""
+    prefix, suffix = str(folder / "events"), f".from-{first_step}"
+    self._writer = EventsWriter(prefix, filename_suffix=suffix)
+    start = SessionLog(status=SessionLog.START)
+    self._writer.write_event(Event(step=first_step, session_log=start))
+
+  def write(self, step: int, kind: str, values: dict[str, float]) -> None:
+    """Writes scalars under `kind/name`."""
+    now = time.time()
+    for name, value in values.items():
+      summary = scalar(f"{kind}/{name}", value)
+      self._writer.write_event(Event(wall_time=now, step=step, summary=summary))
+    self._writer.flush()
+
+  def close(self) -> None:
+    """Closes the file; what is written is on disk already."""
+    self._writer.close()
 
 
 def describe(value: Any) -> Any:

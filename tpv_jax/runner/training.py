@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from tpv_jax import files, identity, partitioning
@@ -21,7 +20,7 @@ from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts.initial import Initial
 from tpv_jax.runner import steps as compiled
 from tpv_jax.runner.checkpoints import Best, Checkpoints
-from tpv_jax.runner.run_folder import RunFolder, describe, versions
+from tpv_jax.runner.run_folder import Events, RunFolder, describe, versions
 from tpv_jax.runner.task_data import TrainingData
 from tpv_jax.vectors import store
 from tpv_jax.vectors.provenance import Provenance, Term
@@ -224,11 +223,11 @@ class _Run:
       self._write_prompt("initial", initial, steps=0)
     if resumed is None:
       self.checkpoints.save(state, best)
-    self.writer = SummaryWriter(str(self.folder.path), purge_step=(resumed or 0) + 1)
+    self.events = Events(self.folder.path, first_step=(resumed or 0) + 1)
     try:
       state, best = self._loop(state, frozen, best, stop_requested)
     finally:
-      self.writer.close()
+      self.events.close()
       self.checkpoints.close()
     return self._finish("finished", state, best, seconds=time.time() - started)
 
@@ -302,7 +301,7 @@ class _Run:
         train_metrics = self._check_finite(jax.device_get(report), start)
         self.folder.append_metrics(stop, "train", train_metrics)
         speed = (stop - start) * self.data.batch_size / (time.time() - began)
-        self._tensorboard(stop, "train", train_metrics | {"examples_per_s": speed})
+        self.events.write(stop, "train", train_metrics | {"examples_per_s": speed})
         bar.update(stop - start)
         postfix = {"loss": f"{train_metrics['loss']:.3f}", "examples/s": f"{speed:.0f}"}
         if stop % self.eval_period == 0 or stop == self.total_steps:
@@ -353,7 +352,7 @@ class _Run:
     values = {name: float(metric.compute()) for name, metric in sums.items()}
     step = int(state.step)
     self.folder.append_metrics(step, "validation", values)
-    self._tensorboard(step, "validation", values)
+    self.events.write(step, "validation", values)
     if self.best_metric is None:
       return None, values
     value = values[self.best_metric]
@@ -363,10 +362,6 @@ class _Run:
       if self.model.prompt is not None:
         self._write_prompt("best", self._prompt_leaves(best.trainable), step)
     return best, values
-
-  def _tensorboard(self, step: int, kind: str, values: dict[str, float]) -> None:
-    for name, value in values.items():
-      self.writer.add_scalar(f"{kind}/{name}", value, step)
 
   def _prompt_leaves(self, trainable: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {
