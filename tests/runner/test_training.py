@@ -471,6 +471,8 @@ def test_orbax_running_out_of_space_leaves_no_temporary_folder(
 
 
 def test_tensorboard_reads_the_events_of_a_run(finished):
+  from tensorboard.backend.event_processing import event_file_loader
+
   (path,) = finished[0].glob("events.out.tfevents.*")
   events = list(event_file_loader.LegacyEventFileLoader(str(path)).Load())
   read = {
