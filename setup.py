@@ -14,7 +14,9 @@ VERSION = next(
 # The top-level folder gin_configs/ is shipped as the package tpv_jax.gin_configs, so that
 # the same files serve from the clone, after `pip install -e .` and after `pip install .`.
 GIN_PACKAGES = [
-  ".".join(("tpv_jax.gin_configs", *init.parent.relative_to(HERE / "gin_configs").parts))
+  ".".join(
+    ("tpv_jax.gin_configs", *init.parent.relative_to(HERE / "gin_configs").parts)
+  )
   for init in sorted((HERE / "gin_configs").rglob("__init__.py"))
 ]
 
