@@ -1,0 +1,153 @@
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tpv_jax.data import metrics
+from tpv_jax.errors import UserError
+
+LABELS = ("yes", "no", "maybe")
+
+
+def one(name, targets, predictions, labels=None):
+  return metrics.compute([name], targets, predictions, labels)[name]
+
+
+def test_exact_match_is_the_share_of_equal_texts_white_space_collapsed():
+  targets = ["yes", "a  b", "no", "no"]
+  assert one("exact_match", targets, [" yes ", "a b", "No", ""]) == 0.5
+
+
+def test_a_prediction_that_is_no_label_is_wrong_in_exact_match():
+  assert one("exact_match", ["yes", "no"], ["yes", "noo"], LABELS) == 0.5
+
+
+def test_label_accuracy_is_the_share_of_right_labels():
+  assert one("label_accuracy", ["yes", "no"], ["yes", "maybe"], LABELS) == 0.5
+
+
+@pytest.mark.parametrize("labels", [LABELS, None])
+def test_label_accuracy_refuses_generated_text(labels):
+  with pytest.raises(ValueError, match="'nope' is not one of them"):
+    one("label_accuracy", ["yes"], ["nope"], labels)
+
+
+def test_macro_f1_is_the_mean_of_the_labels_f1():
+  # yes: precision 2/3, recall 2/2, F1 4/5; no: precision 1/1, recall 1/2, F1 2/3.
+  targets, predictions = ["yes", "yes", "no", "no"], ["yes", "yes", "yes", "no"]
+  assert one("macro_f1", targets, predictions, ("yes", "no")) == pytest.approx(
+    (4 / 5 + 2 / 3) / 2
+  )
+
+
+def test_a_prediction_that_is_no_label_costs_recall_and_is_no_class():
+  # yes: precision 1/1, recall 1/2, F1 2/3; no: F1 1. 'what' has no part in the mean.
+  targets, predictions = ["yes", "yes", "no"], ["yes", "what", "no"]
+  assert one("macro_f1", targets, predictions, ("yes", "no")) == pytest.approx(
+    (2 / 3 + 1) / 2
+  )
+  assert one("macro_f1", targets, predictions) == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_a_label_that_never_occurs_counts_as_zero_in_macro_f1():
+  assert one("macro_f1", ["yes", "no"], ["yes", "no"], LABELS) == pytest.approx(2 / 3)
+
+
+def binary_matthews(targets, predictions, positive):
+  """The closed form for two classes."""
+  t = np.array([text == positive for text in targets])
+  p = np.array([text == positive for text in predictions])
+  tp, tn = np.sum(t & p), np.sum(~t & ~p)
+  fp, fn = np.sum(~t & p), np.sum(t & ~p)
+  product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+  return float((tp * tn - fp * fn) / math.sqrt(product)) if product else 0.0
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30))
+def test_matthews_equals_the_closed_form_of_two_classes(pairs):
+  targets = ["yes" if t else "no" for t, _ in pairs]
+  predictions = ["yes" if p else "no" for _, p in pairs]
+  found = one("matthews", targets, predictions, ("yes", "no"))
+  # Tens of additions in float64.
+  assert found == pytest.approx(binary_matthews(targets, predictions, "yes"), abs=1e-12)
+
+
+def test_all_predictions_that_are_no_labels_are_one_extra_class_for_matthews():
+  targets = ["yes", "no", "yes", "no", "no"]
+  mixed = one("matthews", targets, ["yes", "x", "yes", "y", "no"], ("yes", "no"))
+  equal = one("matthews", targets, ["yes", "x", "yes", "x", "no"], ("yes", "no"))
+  right = one("matthews", targets, targets, ("yes", "no"))
+  assert mixed == equal < right == 1.0
+
+
+def test_matthews_is_zero_for_constant_predictions():
+  assert one("matthews", ["yes", "no"], ["yes", "yes"], ("yes", "no")) == 0.0
+
+
+def test_correlations_are_those_of_numpy():
+  right, predicted = [0.0, 1.2, 3.8, 5.0, 2.0], [0.4, 1.0, 5.0, 3.0, 2.2]
+  texts = [str(x) for x in right], [str(x) for x in predicted]
+  expected = np.corrcoef(right, predicted)[0, 1]
+  assert one("pearson", *texts) == pytest.approx(expected, abs=1e-12)
+  ranks = [np.argsort(np.argsort(x)) for x in (right, predicted)]
+  assert one("spearman", *texts) == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-12)
+
+
+@pytest.mark.parametrize("text", ["", "high", "nan", "inf", "3.8.1"])
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+def test_a_prediction_that_is_no_number_counts_as_minus_one(name, text):
+  targets = ["0.0", "1.0", "5.0", "2.0"]
+  assert one(name, targets, ["1.0", "2.0", text, "0.0"]) == pytest.approx(
+    one(name, targets, ["1.0", "2.0", "-1.0", "0.0"])
+  )
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+def test_a_correlation_that_is_not_defined_is_zero(name):
+  assert one(name, ["1.0", "2.0"], ["3.0", "3.0"]) == 0.0
+  assert one(name, ["1.0"], ["3.0"]) == 0.0
+
+
+@given(
+  st.lists(
+    st.tuples(st.sampled_from(LABELS), st.sampled_from((*LABELS, "", "4", "other"))),
+    min_size=1,
+  )
+)
+def test_every_metric_of_any_prediction_is_a_finite_number_up_to_one(pairs):
+  targets, predictions = zip(*pairs, strict=True)
+  names = set(metrics.METRICS) - {"label_accuracy"}
+  for name, value in metrics.compute(names, targets, predictions, LABELS).items():
+    assert -1.0 - 1e-12 <= value <= 1.0 + 1e-12, name
+    assert type(value) is float
+
+
+def test_perfect_predictions_have_every_metric_one():
+  texts = ["0.0", "1.0", "2.0", "0.0"]
+  found = metrics.compute(metrics.METRICS, texts, texts, ("0.0", "1.0", "2.0"))
+  assert found == pytest.approx(dict.fromkeys(metrics.METRICS, 1.0))
+
+
+def test_an_unknown_metric_is_refused_with_near_misses():
+  with pytest.raises(UserError, match=r"no metric 'acuracy'.*Did you mean"):
+    one("acuracy", ["a"], ["a"])
+
+
+@pytest.mark.parametrize(("targets", "predictions"), [([], []), (["a"], ["a", "b"])])
+def test_nothing_to_compare_is_our_own_mistake(targets, predictions):
+  with pytest.raises(ValueError, match=f"{len(targets)} targets"):
+    one("exact_match", targets, predictions)
+
+
+def test_exact_match_needs_no_scikit_learn():
+  code = (
+    "import sys; from tpv_jax.data import metrics; "
+    "metrics.compute(['exact_match', 'label_accuracy'], ['a'], ['a'], ['a']); "
+    "print({'sklearn', 'scipy'} & set(sys.modules))"
+  )
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+  assert done.stdout == "set()\n", done.stderr

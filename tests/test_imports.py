@@ -1,0 +1,70 @@
+"""What each module may import, tried in fresh interpreters."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parent.parent / "tpv_jax"
+TENSORFLOW = {"tensorflow", "tensorflow_datasets", "seqio", "t5x", "t5"}
+JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
+HEAVY = {"torch", "transformers", "sklearn", "matplotlib"}
+
+SEQIO_ROOM = "tpv_jax.data.seqio_tasks"
+
+NUMPY_ONLY = ("errors", "files", "identity", "orbax_io", "vectors", "data", "embedded")
+"""Modules and rooms that know no JAX either."""
+
+JAX_IN_NUMPY_ROOMS = {"tpv_jax.embedded.pretraining"}
+"""What of these rooms trains, and so may import JAX."""
+
+
+def modules():
+  """Every module of the package but the one that exists to import seqio."""
+  for path in sorted(PACKAGE.rglob("*.py")):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    if name != SEQIO_ROOM:
+      yield name
+
+
+def loaded_by(*names):
+  """Returns the top-level packages that importing the modules loads."""
+  code = (
+    "import importlib, sys\n"
+    f"for name in {names!r}: importlib.import_module(name)\n"
+    "print(*{name.split('.')[0] for name in sys.modules})"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr
+  return set(done.stdout.split())
+
+
+def test_no_module_but_the_seqio_room_imports_tensorflow_or_seqio():
+  # One interpreter for all of them: if none loads it, no single one does.
+  assert not loaded_by(*modules()) & TENSORFLOW
+
+
+@pytest.mark.parametrize("name", ["tpv_jax.model", "tpv_jax.backbone.network"])
+def test_the_model_imports_jax_but_neither_tensorflow_nor_torch(name):
+  loaded = loaded_by(name)
+  assert "jax" in loaded
+  assert not loaded & (TENSORFLOW | HEAVY)
+
+
+def test_the_numpy_rooms_import_neither_jax_nor_anything_heavy():
+  names = [
+    name
+    for name in modules()
+    if name.split(".")[1:2] and name.split(".")[1] in NUMPY_ONLY
+    if name not in JAX_IN_NUMPY_ROOMS
+  ]
+  assert {f"tpv_jax.{room}" for room in NUMPY_ONLY} <= set(names)
+  assert not loaded_by(*names) & (TENSORFLOW | JAX | HEAVY)
+
+
+def test_importing_the_package_alone_loads_no_library():
+  assert not loaded_by("tpv_jax") & (TENSORFLOW | JAX | HEAVY | {"numpy"})
