@@ -12,15 +12,13 @@ import seqio
 import tensorflow as tf
 
 from tpv_jax.data import metrics, suite, vocabularies
+from tpv_jax.data.batches import order
 from tpv_jax.data.tasks import SPLITS, Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError
 
 PREFIX = "tpv_embedded_"
 """Of the names of the embedded suite among seqio's tasks."""
-
-SHUFFLE_BUFFER = 20_000
-"""Examples that seqio shuffles among; smaller tasks are shuffled whole."""
 
 
 class SeqioVocabulary(seqio.Vocabulary):
@@ -98,7 +96,8 @@ def register(task: Task, vocabulary: Vocabulary, name: str | None = None) -> seq
   """Registers a task with seqio and returns it.
 
   Its features are 'inputs' and 'targets', trimmed to the lengths that the caller of
-  `get_dataset` gives and then ended by EOS. Its metrics, of generated text, are exact
+  `get_dataset` gives and then ended by EOS; shuffled data follows the seed given there
+  (None: 0). Its metrics, of generated text, are exact
   match and the task's own.
 
   Args:
@@ -120,6 +119,9 @@ def register(task: Task, vocabulary: Vocabulary, name: str | None = None) -> seq
     split: str, shuffle_files: bool = False, seed: int | None = None
   ) -> tf.data.Dataset:
     examples = task.examples(split)
+    if shuffle_files:
+      # seqio shuffles among 1,000 neighbours only, and repeats before it shuffles.
+      examples = tuple(examples[i] for i in order(len(examples), seed or 0))
     return tf.data.Dataset.from_tensor_slices(
       {
         "inputs": [example.inputs for example in examples],
@@ -140,7 +142,6 @@ def register(task: Task, vocabulary: Vocabulary, name: str | None = None) -> seq
     ],
     output_features={"inputs": feature, "targets": feature},
     metric_fns=[scores],
-    shuffle_buffer_size=SHUFFLE_BUFFER,
   )
 
 

@@ -35,7 +35,7 @@ def text_file_task(
   paths: PathLike | Mapping[str, PathLike],
   template: str,
   target: str,
-  labels: Mapping[Any, str] | Sequence[str] | None = None,
+  labels: Mapping[Any, Any] | Sequence[Any] | None = None,
   metric: str = "exact_match",
   splits: Literal["paper"] | Mapping[str, int | float] | None = None,
   seed: int = 0,
@@ -397,7 +397,7 @@ def _parsed(name: str, template: str) -> tuple[tuple[str, str | None], ...]:
   return tuple((literal, column) for literal, column, _, _ in parts)
 
 
-def _words(labels: Mapping[Any, str] | Sequence[str] | None) -> dict[str, str] | None:
+def _words(labels: Mapping[Any, Any] | Sequence[Any] | None) -> dict[str, str] | None:
   if labels is None:
     return None
   if isinstance(labels, str) or not labels:

@@ -7,10 +7,11 @@ All of them have the members of `Vocabulary`. Encoding never adds EOS
 import functools
 import hashlib
 import importlib.resources
+import operator
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, SupportsIndex, runtime_checkable
 
 from tpv_jax.errors import UserError
 from tpv_jax.files import PathLike
@@ -46,7 +47,7 @@ class Vocabulary(Protocol):
   def encode(self, text: str) -> list[int]:
     """Returns the token ids of `text`, without EOS."""
 
-  def decode(self, ids: Iterable[int]) -> str:
+  def decode(self, ids: Iterable[SupportsIndex]) -> str:
     """Returns the text of `ids` up to the first EOS, padding skipped."""
 
 
@@ -118,14 +119,14 @@ class WordVocabulary:
     """Returns the ids of the white-space separated words of `text`, without EOS."""
     return [self._ids.get(word, self.unk_id) for word in text.split()]
 
-  def decode(self, ids: Iterable[int]) -> str:
+  def decode(self, ids: Iterable[SupportsIndex]) -> str:
     """Returns the words of `ids` up to the first EOS, joined by one space.
 
     Padding is skipped; an id outside the vocabulary (a backbone may have more embedding
     rows than there are words) reads `<unk>`.
     """
     words = []
-    for index in ids:
+    for index in map(operator.index, ids):
       if index == self.eos_id:
         break
       if index != self.pad_id:
@@ -205,14 +206,14 @@ class SentencePieceVocabulary:
     """Returns the ids of `text`, normalised as the model says, without EOS."""
     return self._processor.EncodeAsIds(text)
 
-  def decode(self, ids: Iterable[int]) -> str:
+  def decode(self, ids: Iterable[SupportsIndex]) -> str:
     """Returns the text of `ids` up to the first EOS.
 
     Padding is skipped; an id outside the vocabulary (T5 has 32,128 embedding rows for
     32,100 ids) reads as `<unk>` does.
     """
     kept = []
-    for index in map(int, ids):
+    for index in map(operator.index, ids):
       if index == self.eos_id:
         break
       if index != self.pad_id:

@@ -1,0 +1,200 @@
+import numpy as np
+import pytest
+
+from tpv_jax.data import batches, suite, vocabularies
+from tpv_jax.data.tasks import Example, Task
+from tpv_jax.data.vocabularies import WordVocabulary
+from tpv_jax.errors import UserError
+
+seqio = pytest.importorskip("seqio", reason="seqio is not installed (extra 'data')")
+tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
+
+from tpv_jax.data import seqio_tasks  # noqa: E402
+
+WORDS = WordVocabulary(["a", "b", "c", "d"])
+
+
+def seqio_batches(name, split, lengths, batch_size, **settings):
+  """Batches as T5X makes them."""
+  settings = {"shuffle": False} | settings
+  dataset = seqio.get_mixture_or_task(name).get_dataset(lengths, split, **settings)
+  dataset = seqio.EncDecFeatureConverter(pack=False)(dataset, lengths)
+  return dataset.batch(batch_size)
+
+
+def assert_equal(theirs, ours):
+  assert theirs.keys() == ours.keys()
+  for name, value in ours.items():
+    np.testing.assert_array_equal(theirs[name], value, err_msg=name)
+
+
+@pytest.fixture
+def small():
+  """A task registered for one test: texts that are too long, unknown, or empty."""
+  examples = {
+    "train": [Example(f"a {'b ' * (i % 4)}", "cd"[i % 2]) for i in range(12)],
+    "test": [
+      Example("a b c d a b c", "a b c d"),
+      Example("a b c d", "b"),
+      Example("a\u00a0b  nothing </s> <pad>", "a </s> b"),
+      Example("", "x"),
+    ],
+  }
+  task = Task("small", None, "macro_f1", lambda split: examples.get(split, ()))
+  yield task, seqio_tasks.register(task, WORDS, "tpv_small")
+  seqio.TaskRegistry.remove("tpv_small")
+
+
+@pytest.mark.parametrize("name", suite.TASKS)
+def test_both_roads_give_the_embedded_suite_token_by_token(name):
+  split = "validation"
+  tokenized = batches.tokenize(
+    suite.task(name).examples(split), vocabularies.embedded(), suite.LENGTHS
+  )
+  size = len(tokenized)
+  (ours,) = batches.eval_batches(tokenized, size)
+  (theirs,) = seqio_batches(
+    f"tpv_embedded_{name}", split, suite.LENGTHS, size
+  ).as_numpy_iterator()
+  assert_equal(theirs, ours)
+
+
+def test_both_roads_trim_and_miss_words_alike(small):
+  task, _ = small
+  lengths = {"inputs": 5, "targets": 3}
+  (ours,) = batches.eval_batches(
+    batches.tokenize(task.examples("test"), WORDS, lengths), 4
+  )
+  (theirs,) = seqio_batches("tpv_small", "test", lengths, 4).as_numpy_iterator()
+  assert_equal(theirs, ours)
+  np.testing.assert_array_equal(ours["encoder_input_tokens"][2], [3, 4, 2, 2, 1])
+
+
+def test_a_shuffled_epoch_has_the_same_examples_on_both_roads(small):
+  task, _ = small
+  lengths = {"inputs": 5, "targets": 2}
+  data = batches.Batches(
+    batches.tokenize(task.examples("train"), WORDS, lengths), 12, 0
+  )
+  ours = data.batch_at(0)
+  (theirs,) = seqio_batches(
+    "tpv_small", "train", lengths, 12, shuffle=True, seed=1
+  ).as_numpy_iterator()
+  rows = [
+    sorted(
+      (*source, *target)
+      for source, target in zip(
+        batch["encoder_input_tokens"].tolist(),
+        batch["decoder_target_tokens"].tolist(),
+        strict=True,
+      )
+    )
+    for batch in (ours, theirs)
+  ]
+  assert rows[0] == rows[1]
+
+
+def test_a_saved_iterator_continues_with_the_same_batches(small, tmp_path):
+  # T5X saves the iterator of the training data beside its checkpoints.
+  lengths = {"inputs": 5, "targets": 2}
+
+  def iterator():
+    return iter(
+      seqio_batches(
+        "tpv_small", "train", lengths, 5, shuffle=True, seed=3, num_epochs=None
+      )
+    )
+
+  unbroken = iterator()
+  for _ in range(4):
+    next(unbroken)
+  path = tf.train.Checkpoint(data=unbroken).save(str(tmp_path / "position"))
+  expected = [next(unbroken)["encoder_input_tokens"].numpy() for _ in range(4)]
+  resumed = iterator()
+  tf.train.Checkpoint(data=resumed).restore(path)
+  found = [next(resumed)["encoder_input_tokens"].numpy() for _ in range(4)]
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_shuffled_data_follow_the_seed_and_reach_across_the_whole_split():
+  lengths = {"inputs": 3, "targets": 2}
+  words = WordVocabulary([str(number) for number in range(4000)])
+  examples = [Example(str(number), str(number)) for number in range(4000)]
+  task = Task("long", None, "exact_match", lambda split: examples)
+  seqio_tasks.register(task, words, "tpv_long")
+  try:
+    first, again, other = (
+      next(
+        seqio_batches(
+          "tpv_long", "train", lengths, 50, shuffle=True, seed=seed
+        ).as_numpy_iterator()
+      )["encoder_input_tokens"][:, 0]
+      for seed in (1, 1, 2)
+    )
+  finally:
+    seqio.TaskRegistry.remove("tpv_long")
+  np.testing.assert_array_equal(first, again)
+  assert set(first) != set(other)
+  # The last quarter is out of reach of seqio's own 1,000 neighbours at the start.
+  assert max(first) > 3000
+
+
+def test_importing_registers_the_suite_and_again_changes_nothing():
+  names = seqio_tasks.register_suite()
+  assert names == tuple(f"tpv_embedded_{name}" for name in suite.TASKS)
+  assert set(names) <= seqio.TaskRegistry.names()
+
+
+def test_a_taken_name_is_refused(small):
+  task, _ = small
+  with pytest.raises(
+    UserError, match="seqio has a task or mixture 'tpv_small' already"
+  ):
+    seqio_tasks.register(task, WORDS, "tpv_small")
+
+
+def test_scores_are_those_of_our_metrics(small):
+  _, registered = small
+  (score,) = registered.predict_metric_fns
+  # c: recall 1/2, precision 1; d: 1.
+  found = score(["c", "c", "d"], ["c", "x", "d"])
+  assert found == pytest.approx({"exact_match": 2 / 3, "macro_f1": (2 / 3 + 1) / 2})
+
+
+def test_the_wrapped_vocabulary_says_what_ours_says():
+  wrapped = seqio_tasks.seqio_vocabulary(WORDS)
+  assert wrapped.vocab_size == WORDS.vocab_size
+  assert (wrapped.pad_id, wrapped.eos_id, wrapped.unk_id) == (0, 1, 2)
+  for text in ("a d zz", ""):
+    ids = WORDS.encode(text)
+    assert wrapped.encode(text) == ids
+    assert wrapped.encode_tf(tf.constant(text)).numpy().tolist() == ids
+  rows = [[3, 4, 1, 5], [6, 0, 0, 0], [99, 3, 0, 1]]
+  texts = [WORDS.decode(row) for row in rows]
+  assert texts == ["a b", "d", "<unk> a"]
+  assert [wrapped.decode(row) for row in rows] == texts
+  assert [
+    text.decode() for text in wrapped.decode_tf(tf.constant(rows)).numpy()
+  ] == texts
+  assert wrapped.decode_tf(tf.constant(rows[0])).numpy() == b"a b"
+
+
+def test_wrapped_vocabularies_are_equal_when_their_words_are():
+  # seqio asks this of the tasks of a mixture.
+  one, same = (seqio_tasks.SeqioVocabulary(WordVocabulary(["a"])) for _ in range(2))
+  assert one == same
+  assert hash(one) == hash(same)
+  assert one != seqio_tasks.SeqioVocabulary(WORDS)
+
+
+def test_tasks_of_the_suite_can_be_mixed():
+  names = seqio_tasks.register_suite()[:2]
+  seqio.MixtureRegistry.add("tpv_mixture", names, default_rate=1.0)
+  try:
+    dataset = seqio_batches("tpv_mixture", "validation", suite.LENGTHS, 3)
+    assert next(dataset.as_numpy_iterator())["encoder_input_tokens"].shape == (
+      3,
+      suite.LENGTHS["inputs"],
+    )
+  finally:
+    seqio.MixtureRegistry.remove("tpv_mixture")
