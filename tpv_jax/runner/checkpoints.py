@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 
 from tpv_jax import identity
 from tpv_jax.errors import UserError
+from tpv_jax.runner import processes
 from tpv_jax.runner.steps import TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -162,7 +163,7 @@ def _best_from(tree: dict[str, Any] | None) -> Best | None:
 
 
 def _like(here: jax.Array, value: np.ndarray) -> jax.Array:
-  return jax.device_put(np.asarray(value, here.dtype), here.sharding)
+  return processes.put(np.asarray(value, here.dtype), here.sharding)
 
 
 def _check_same(

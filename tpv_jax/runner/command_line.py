@@ -8,6 +8,7 @@ import argparse
 import importlib
 import importlib.util  # gin forgets to import it before its first use.
 import inspect
+import os
 import pathlib
 import re
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 import gin
 
 from tpv_jax.errors import UserError, near_misses, run_command
+from tpv_jax.runner import processes
 
 _FLAGS = """\
 flags, spelled as T5X spells them:
@@ -51,6 +53,14 @@ def main(
   )
   parser.add_argument("--gin_bindings", action="append", default=[], help="NAME=VALUE")
   parser.add_argument("--gin_search_paths", default="", help="folders, by commas")
+  parser.add_argument(
+    "--multiprocess_gpu",
+    action="store_true",
+    help="one of several processes (GPU, CPU or TPU hosts); T5X's name for it",
+  )
+  parser.add_argument("--coordinator_address", help="HOST:PORT of process 0")
+  parser.add_argument("--process_count", type=int, help="how many processes")
+  parser.add_argument("--process_index", type=int, help="which one this is, from 0")
   parser.add_argument("--debug", action="store_true", help="show traces of errors")
   flags = parser.parse_args(_rewrite_gin_flags(argv))
 
@@ -60,6 +70,10 @@ def main(
         "No gin file was given, so there is nothing to run. Pass --gin_file=FILE; "
         "--help shows examples."
       )
+    if flags.multiprocess_gpu:
+      processes.initialise(
+        flags.coordinator_address, flags.process_count, flags.process_index
+      )
     search_paths = [path for path in flags.gin_search_paths.split(",") if path]
     parse_gin(flags.gin_file, flags.gin_bindings, search_paths)
     try:
@@ -68,7 +82,13 @@ def main(
       raise _without_gin(error) from None
     return result if isinstance(result, int) else None
 
-  return run_command(body, debug=flags.debug)
+  code = run_command(body, debug=flags.debug)
+  if code and flags.multiprocess_gpu:
+    # Leave at once: JAX's own way out waits for the processes that are lost.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  return code
 
 
 def _without_gin(error: Exception) -> BaseException:

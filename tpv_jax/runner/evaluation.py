@@ -19,6 +19,7 @@ from tpv_jax.data.tasks import Example, Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError
 from tpv_jax.model import SoftPromptModel
+from tpv_jax.runner import processes
 from tpv_jax.runner.run_folder import versions
 from tpv_jax.runner.steps import INPUT_SHAPES
 from tpv_jax.vectors import algebra, sources
@@ -74,15 +75,18 @@ class Evaluator:
     )
     self._backbone = identity.unflatten(
       {
-        path: jax.device_put(leaf, shardings[path])
+        path: processes.put(leaf, shardings[path])
         for path, leaf in identity.flatten(params).items()
         if not path.startswith("prompt/")
       }
     )
     self._rows = partitioning.batch_sharding(mesh)
-    self._predict = jax.jit(model.predict_batch)
-    self._score_labels = jax.jit(model.score_labels)
-    self._measure = jax.jit(lambda params, batch: model.eval_fn(params, batch)[1])
+    whole = partitioning.replicated(mesh)  # So that every process can read the answers.
+    self._predict = jax.jit(model.predict_batch, out_shardings=whole)
+    self._score_labels = jax.jit(model.score_labels, out_shardings=whole)
+    self._measure = jax.jit(
+      lambda params, batch: model.eval_fn(params, batch)[1], out_shardings=whole
+    )
 
   def evaluate(self, prompt: Prompt, task: Task, split: str) -> Result:
     """Returns all scores of a prompt on a split: generation and rank classification."""
@@ -140,7 +144,7 @@ class Evaluator:
 
   def _batches(self, tokenized: batches.Tokenized) -> list[dict[str, jax.Array]]:
     return [
-      {name: jax.device_put(values, self._rows) for name, values in batch.items()}
+      processes.put_all(batch, self._rows)
       for batch in batches.eval_batches(tokenized, self.batch_size)
     ]
 

@@ -27,6 +27,9 @@ from tensorboardX.summary import scalar
 
 from tpv_jax import __version__, files
 from tpv_jax.errors import UserError
+from tpv_jax.runner import processes
+from tpv_jax.vectors import store
+from tpv_jax.vectors.provenance import Provenance
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -38,7 +41,7 @@ def versions() -> dict[str, str]:
 
 
 class RunFolder:
-  """The files of one run, each written atomically."""
+  """The files of one run, each written atomically, by process 0 alone."""
 
   def __init__(self, path: files.PathLike):
     self.path = pathlib.Path(path)
@@ -48,24 +51,33 @@ class RunFolder:
     return self.path / f"{which}_prompt.safetensors"
 
   def open(self, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
-    """Makes the folder, or finds a run in it; returns the manifest so far, {} if new.
+    """Makes the folder, or finds a run in it; returns its manifest.
+
+    The manifest is the first file that is written, so that a run killed at any moment
+    is known again.
 
     Raises:
       UserError: the folder holds a run with other settings, or something else.
     """
-    if overwrite and self.path.exists():
-      self._refuse_foreign()
-      shutil.rmtree(self.path)
-    self.path.mkdir(parents=True, exist_ok=True)
     manifest = self.manifest()
     if not manifest:
       self._refuse_foreign()
-      return {}
-    _refuse_other_settings(self.path, manifest["settings"], settings)
-    return manifest
+    elif not overwrite:
+      _refuse_other_settings(self.path, manifest["settings"], settings)
+    processes.wait_for_all("the run folder is checked")
+    if processes.is_writer():
+      if overwrite and self.path.exists():
+        shutil.rmtree(self.path)
+      self.path.mkdir(parents=True, exist_ok=True)
+      if overwrite or not manifest:
+        self.write_manifest({"status": "running", "settings": settings})
+    processes.wait_for_all("the run folder is there")
+    return self.manifest()
 
   def _refuse_foreign(self) -> None:
-    if not (self.path / "manifest.json").exists() and any(self.path.iterdir()):
+    """Raises unless the folder is empty but for what a killed first write left."""
+    inside = list(self.path.iterdir()) if self.path.exists() else []
+    if any(not path.name.startswith(".manifest.json.") for path in inside):
       raise UserError(
         f"'{self.path}' is not empty and holds no run of tpv_jax, so nothing was written "
         "there. Choose another RUN_DIR."
@@ -86,7 +98,20 @@ class RunFolder:
 
   def write_manifest(self, manifest: dict[str, Any]) -> None:
     """Writes the manifest; metrics that are not finite become text."""
-    files.write_json(self.path / "manifest.json", manifest)
+    if processes.is_writer():
+      files.write_json(self.path / "manifest.json", manifest)
+
+  def write_text(self, name: str, text: str) -> None:
+    """Writes a text file of the run."""
+    if processes.is_writer():
+      files.write_text(self.path / name, text)
+
+  def write_prompt(
+    self, which: str, leaves: dict[str, np.ndarray], provenance: Provenance
+  ) -> None:
+    """Writes the 'initial', 'best' or 'last' prompt."""
+    if processes.is_writer():
+      store.write(self.prompt(which), leaves, provenance, overwrite=True)
 
   def metrics(self) -> list[dict[str, Any]]:
     """Returns the lines of metrics.jsonl; a line that a kill cut short is left out."""
@@ -97,11 +122,12 @@ class RunFolder:
   def keep_metrics_until(self, step: int) -> None:
     """Drops the lines of steps after `step`, which a resumed run writes again."""
     kept = [line for line in self.metrics() if line["step"] <= step]
-    text = "".join(json.dumps(line) + "\n" for line in kept)
-    files.write_text(self.path / "metrics.jsonl", text)
+    self.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
   def append_metrics(self, step: int, kind: str, values: dict[str, float]) -> None:
     """Appends one line: `{"step", "kind": 'train' | 'validation', ...values}`."""
+    if not processes.is_writer():
+      return
     line = json.dumps({"step": step, "kind": kind, **values})
     with open(self.path / "metrics.jsonl", "a") as file:
       file.write(line + "\n")
@@ -116,13 +142,17 @@ class Events:
 
   def __init__(self, folder: pathlib.Path, first_step: int):
     """Opens a file whose events from `first_step` on replace those of earlier files."""
-    prefix, suffix = str(folder / "events"), f".from-{first_step}"
-    self._writer = EventsWriter(prefix, filename_suffix=suffix)
-    start = SessionLog(status=SessionLog.START)
-    self._writer.write_event(Event(step=first_step, session_log=start))
+    self._writer = None
+    if processes.is_writer():
+      prefix, suffix = str(folder / "events"), f".from-{first_step}"
+      self._writer = EventsWriter(prefix, filename_suffix=suffix)
+      start = SessionLog(status=SessionLog.START)
+      self._writer.write_event(Event(step=first_step, session_log=start))
 
   def write(self, step: int, kind: str, values: dict[str, float]) -> None:
     """Writes scalars under `kind/name`."""
+    if self._writer is None:
+      return
     now = time.time()
     for name, value in values.items():
       summary = scalar(f"{kind}/{name}", value)
@@ -131,7 +161,8 @@ class Events:
 
   def close(self) -> None:
     """Closes the file; what is written is on disk already."""
-    self._writer.close()
+    if self._writer is not None:
+      self._writer.close()
 
 
 def describe(value: Any) -> Any:

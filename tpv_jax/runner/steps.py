@@ -19,6 +19,7 @@ from tpv_jax import identity, partitioning
 from tpv_jax.errors import UserError
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.optimizers import LearningRate
+from tpv_jax.runner import processes
 
 INPUT_SHAPES = {
   "encoder_input_tokens": (1, 1),
@@ -164,10 +165,8 @@ def put_batches(steps: Steps, batches: list[dict[str, np.ndarray]]) -> dict[str,
   sharding = NamedSharding(
     steps.batch_sharding.mesh, PartitionSpec(None, partitioning.DATA)
   )
-  return {
-    name: jax.device_put(np.stack([batch[name] for batch in batches]), sharding)
-    for name in batches[0]
-  }
+  stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+  return processes.put_all(stacked, sharding)
 
 
 def check_batch_size(batch_size: int, microbatches: int, mesh: Mesh) -> None:

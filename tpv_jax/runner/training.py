@@ -18,11 +18,11 @@ from tpv_jax.errors import UserError
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts.initial import Initial
+from tpv_jax.runner import processes
 from tpv_jax.runner import steps as compiled
 from tpv_jax.runner.checkpoints import Best, Checkpoints
 from tpv_jax.runner.run_folder import Events, RunFolder, describe, versions
 from tpv_jax.runner.task_data import TrainingData
-from tpv_jax.vectors import store
 from tpv_jax.vectors.provenance import Provenance, Term
 
 HIGHER_IS_BETTER = {"loss": False, "accuracy": True, "exact_match": True}
@@ -113,7 +113,7 @@ def train(
   if manifest.get("status") == "finished":
     tqdm.write(f"{run.folder.path} is finished; nothing to do.")
     return manifest
-  with _stop_signals() as stop_requested:
+  with _stop_signals() as stop_requested, processes.one_clear_line_if_one_is_lost():
     return run.execute(stop_requested, config)
 
 
@@ -150,16 +150,12 @@ class _Run:
         f"Validation gives no metric '{self.best_metric}'. Choose one of "
         f"{', '.join(HIGHER_IS_BETTER)}."
       )
-    if self.model.prompt is not None and self.initial_prompt is None:
-      raise UserError(
-        "The model has a soft prompt and the run no initial prompt. Include a file of "
-        "gin_configs/prompts/, or bind training.train.initial_prompt."
-      )
     self.mesh = partitioning.make_mesh(self.model_parallel)
     compiled.check_batch_size(self.data.batch_size, self.microbatches, self.mesh)
     self.steps = compiled.build(
       self.model, self.learning_rate, self.microbatches, self.mesh
     )
+    self.initial = self._initial_leaves()
 
   def settings(self, config: Callable[[], str] | None) -> dict[str, Any]:
     """Returns what must be equal for a run to be continued, as JSON."""
@@ -192,7 +188,7 @@ class _Run:
     self, stop_requested: Callable[[], int | None], config: Callable[[], str] | None
   ) -> dict[str, Any]:
     """Runs all steps that are left and returns the manifest."""
-    frozen, state, initial = self._place()
+    frozen, state = self._place()
     self.checkpoints = Checkpoints(self.folder.path / "checkpoints")
     best: Best | None = None
     started = time.time()
@@ -207,7 +203,9 @@ class _Run:
       "steps": self.total_steps,
       "seed": self.seed,
       "initial_seed": self.initial_seed,
-      "initial_digest": None if initial is None else identity.prompt_digest(initial),
+      "initial_digest": None
+      if self.initial is None
+      else identity.prompt_digest(self.initial),
       "backbone": None
       if self.backbone is None
       else {"name": self.backbone.name, "fingerprint": self.backbone.fingerprint},
@@ -218,9 +216,9 @@ class _Run:
     }
     self.folder.write_manifest(self.manifest)
     if config is not None:
-      files.write_text(self.folder.path / "config.gin", config())
-    if initial is not None:
-      self._write_prompt("initial", initial, steps=0)
+      self.folder.write_text("config.gin", config())
+    if self.initial is not None:
+      self._write_prompt("initial", self.initial, steps=0)
     if resumed is None:
       self.checkpoints.save(state, best)
     self.events = Events(self.folder.path, first_step=(resumed or 0) + 1)
@@ -231,37 +229,49 @@ class _Run:
       self.checkpoints.close()
     return self._finish("finished", state, best, seconds=time.time() - started)
 
-  def _place(self) -> tuple[Any, compiled.TrainState, dict[str, np.ndarray] | None]:
-    """Returns frozen leaves and fresh state on the devices, and the initial prompt."""
+  def _initial_leaves(self) -> dict[str, np.ndarray] | None:
+    """Returns the leaves of the initial prompt, None if the model has no prompt."""
+    if self.model.prompt is None:
+      return None
+    if self.initial_prompt is None:
+      raise UserError(
+        "The model has a soft prompt and the run no initial prompt. Include a file of "
+        "gin_configs/prompts/, or bind training.train.initial_prompt."
+      )
     if self.backbone is None:
-      shapes = compiled.INPUT_SHAPES
+      raise UserError(
+        "A soft prompt needs a backbone to stand before. Include a file of "
+        "gin_configs/backbones/, or bind training.train.backbone."
+      )
+    table = np.asarray(self.backbone.params["token_embedder"]["embedding"], np.float32)
+    prompt = self.initial_prompt(table, self.initial_seed)
+    expected = (self.model.prompt.length, table.shape[1])
+    if prompt.shape != expected:
+      raise UserError(
+        f"The initial prompt has shape {prompt.shape}; this run needs {expected} (prompt "
+        "tokens, width). Set PROMPT_LENGTH to the prompt's length."
+      )
+    return {"prompt": prompt}
+
+  def _place(self) -> tuple[compiled.Leaves, compiled.TrainState]:
+    """Returns the frozen leaves and a fresh state, on the devices."""
+    if self.backbone is None:
       rng = jax.random.key(self.seed)
-      params = jax.jit(
-        lambda: self.model.get_initial_variables(rng, shapes)["params"]
-      )()
-      params = jax.device_get(params)
+      params = jax.device_get(
+        self.model.get_initial_variables(rng, compiled.INPUT_SHAPES)["params"]
+      )
     else:
       params = dict(self.backbone.params)
-    initial = None
-    if self.model.prompt is not None and self.initial_prompt is not None:
-      table = np.asarray(params["token_embedder"]["embedding"], np.float32)
-      initial = {"prompt": self.initial_prompt(table, self.initial_seed)}
-      expected = (self.model.prompt.length, table.shape[1])
-      if initial["prompt"].shape != expected:
-        raise UserError(
-          f"The initial prompt has shape {initial['prompt'].shape}; this run needs "
-          f"{expected} (prompt tokens, width). Set PROMPT_LENGTH to the prompt's length."
-        )
-      params["prompt"] = initial
-    trainable, frozen = self.model.split(params)
-
-    def put(leaves: compiled.Leaves) -> compiled.Leaves:
-      return {
-        path: jax.device_put(leaf, self.steps.param_shardings[path])
+    if self.initial is not None:
+      params["prompt"] = self.initial
+    trainable, frozen = (
+      {
+        path: processes.put(leaf, self.steps.param_shardings[path])
         for path, leaf in leaves.items()
       }
-
-    return put(frozen), self.steps.initialise(put(trainable)), initial
+      for leaves in self.model.split(params)
+    )
+    return frozen, self.steps.initialise(trainable)
 
   def _loop(
     self,
@@ -287,7 +297,7 @@ class _Run:
       initial=first,
       desc=self.data.name,
       unit="step",
-      disable=not self.progress,
+      disable=not (self.progress and processes.is_writer()),
       dynamic_ncols=True,
     )
     upcoming = batches(*chunks[0]) if chunks else None
@@ -308,7 +318,7 @@ class _Run:
           best, validation = self._validate(state, frozen, best)
           postfix |= {f"val_{k}": f"{v:.3f}" for k, v in validation.items()}
         bar.set_postfix(postfix)
-        number = stop_requested()
+        number = processes.agreed(stop_requested())
         if stop % self.checkpoint_period == 0 or stop == self.total_steps or number:
           self.checkpoints.save(state, best)
         if number and stop < self.total_steps:
@@ -342,10 +352,8 @@ class _Run:
   ) -> tuple[Best | None, dict[str, float]]:
     sums = None
     for batch in self.data.validation_batches():
-      batch = {
-        k: jax.device_put(v, self.steps.batch_sharding) for k, v in batch.items()
-      }
-      new = self.steps.validate(state.trainable, frozen, batch)
+      placed = processes.put_all(batch, self.steps.batch_sharding)
+      new = self.steps.validate(state.trainable, frozen, placed)
       sums = new if sums is None else {k: sums[k].merge(new[k]) for k in new}
     if sums is None:
       return best, {}
@@ -383,7 +391,7 @@ class _Run:
       steps=steps,
       versions=versions(),
     )
-    store.write(self.folder.prompt(which), leaves, provenance, overwrite=True)
+    self.folder.write_prompt(which, leaves, provenance)
 
   def _finish(
     self,

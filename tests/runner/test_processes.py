@@ -1,0 +1,121 @@
+"""Several processes on loopback: the numbers of one, resume with other numbers, loss."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tpv_jax.vectors import store
+
+STEPS = 40
+
+
+def start(run, count, steps=STEPS):
+  """Starts `count` processes of one run on the embedded backbone."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  return [
+    subprocess.Popen(
+      [
+        *(sys.executable, "-m", "tpv_jax.train"),
+        *("--gin_file=gin_configs/runs/embedded.gin", "--gin.TASK_NAME='sentiment'"),
+        *(
+          f"--gin.RUN_DIR='{run}'",
+          "--gin.EVAL_PERIOD=20",
+          f"--gin.TRAIN_STEPS={steps}",
+        ),
+        *("--multiprocess_gpu", f"--coordinator_address=localhost:{port}"),
+        *(f"--process_count={count}", f"--process_index={index}"),
+      ],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+      env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+    )
+    for index in range(count)
+  ]
+
+
+def finish(processes):
+  outputs = [process.communicate(timeout=240)[0] for process in processes]
+  for process, output in zip(processes, outputs, strict=True):
+    assert process.returncode == 0, output
+
+
+def losses(run):
+  lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+  return [(line["step"], line["kind"], line["loss"]) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+  run = tmp_path_factory.mktemp("alone") / "run"
+  finish(start(run, 1))
+  return run
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_give_the_numbers_of_one(alone, tmp_path, count):
+  run = tmp_path / "run"
+  finish(start(run, count))
+  manifest = json.loads((run / "manifest.json").read_text())
+  assert manifest["status"] == "finished"
+  assert manifest["mesh"] == {"data": count, "model": 1}
+  for (*where, loss), (*expected_where, expected) in zip(
+    losses(run), losses(alone), strict=True
+  ):
+    assert where == expected_where
+    # fp32 sums over processes round differently, and Adam at lr 0.3 amplifies it.
+    np.testing.assert_allclose(loss, expected, rtol=0.02, atol=2e-4)
+  one, _ = store.read(alone / "initial_prompt.safetensors")
+  other, _ = store.read(run / "initial_prompt.safetensors")
+  np.testing.assert_array_equal(one["prompt"], other["prompt"])
+
+
+def test_a_lost_process_ends_the_others_and_fewer_processes_resume(alone, tmp_path):
+  run = tmp_path / "run"
+  long = 100_000  # They would not be done before the test is.
+  first, second = start(run, 2, steps=long)
+  deadline = time.time() + 200
+  while not (run / "checkpoints" / "checkpoint_20").exists():
+    assert time.time() < deadline and first.poll() is None, first.communicate()[0]
+    time.sleep(0.1)
+  second.kill()
+  output, _ = first.communicate(timeout=200)
+  assert first.returncode != 0
+  assert (
+    "another process ended or cannot be reached" in output
+    or "another task died" in output
+  )
+  last = max(
+    int(p.name.split("_")[1]) for p in (run / "checkpoints").glob("checkpoint_*[0-9]")
+  )
+  manifest = json.loads((run / "manifest.json").read_text())
+  assert manifest["status"] == "running" and last < long
+  # One process alone takes the run up again where the two had left it.
+  (again,) = start(run, 1, steps=long)
+  while True:
+    assert time.time() < deadline + 200 and again.poll() is None, again.communicate()[0]
+    kept = {
+      int(p.name.split("_")[1]) for p in (run / "checkpoints").glob("checkpoint_*[0-9]")
+    }
+    if max(kept) > last:
+      break
+    time.sleep(0.1)
+  again.kill()
+  steps = [step for step, kind, _ in losses(run) if kind == "train"]
+  assert steps == sorted(set(steps)), "no step was logged twice"
+
+
+def test_a_process_that_waits_for_nobody_says_so(capsys):
+  from tpv_jax.errors import UserError
+  from tpv_jax.runner import processes
+
+  with pytest.raises(UserError, match=r"could not join the others: .*--process_count"):
+    processes.initialise(None, None, None)

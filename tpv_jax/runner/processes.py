@@ -1,0 +1,88 @@
+"""Several processes (hosts) as one run: who writes, what all agree on, who is lost.
+
+With one process everything here is the identity. Each process builds the same batches
+and gives its devices their rows; process 0 alone writes files, beside Orbax, in which
+all of them take part.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Sharding
+
+from tpv_jax.errors import UserError
+
+
+def initialise(
+  coordinator_address: str | None, count: int | None, index: int | None
+) -> None:
+  """Joins this process to the others of the run, before JAX looks for devices.
+
+  Args:
+    coordinator_address: 'host:port' of process 0; None where JAX finds the cluster out
+      by itself (Cloud TPU, SLURM, Open MPI).
+    count: how many processes there are.
+    index: which one this is, from 0.
+
+  Raises:
+    UserError: the others did not come.
+  """
+  try:
+    jax.distributed.initialize(coordinator_address, count, index)
+  except (ValueError, RuntimeError) as error:
+    raise UserError(
+      f"This process could not join the others: {' '.join(str(error).split())[:200]}. "
+      "Give --coordinator_address=HOST:PORT, --process_count and --process_index to each."
+    ) from error
+
+
+def is_writer() -> bool:
+  """Returns whether this process writes the run's files."""
+  return jax.process_index() == 0
+
+
+def wait_for_all(where: str) -> None:
+  """Returns when every process has come to `where`."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(where)
+
+
+def agreed(number: int | None) -> int | None:
+  """Returns the largest number that any process gives, the same one on all of them."""
+  if jax.process_count() == 1:
+    return number
+  return int(multihost_utils.process_allgather(np.int32(number or 0)).max()) or None
+
+
+def put(value: np.ndarray, sharding: Sharding) -> jax.Array:
+  """Returns the array, which every process has whole, laid out over all devices."""
+  if jax.process_count() == 1:
+    return jax.device_put(value, sharding)
+  value = np.asarray(value)
+  return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def put_all(
+  values: Mapping[str, np.ndarray], sharding: Sharding
+) -> dict[str, jax.Array]:
+  """Returns each array of the mapping as `put` lays it out."""
+  return {name: put(value, sharding) for name, value in values.items()}
+
+
+@contextlib.contextmanager
+def one_clear_line_if_one_is_lost() -> Iterator[None]:
+  """Turns the errors of a collective whose peer has gone into one that says so."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if jax.process_count() == 1:
+      raise
+    raise UserError(
+      f"Process {jax.process_index()} of {jax.process_count()} cannot go on: another "
+      f"process ended or cannot be reached ({' '.join(str(error).split())[:160]}). Start "
+      "all of them again with the same command; the run continues from its newest "
+      "checkpoint."
+    ) from error
