@@ -77,11 +77,19 @@ def test_matthews_equals_the_closed_form_of_two_classes(pairs):
 
 
 def test_all_predictions_that_are_no_labels_are_one_extra_class_for_matthews():
+  # Gorodkin's coefficient from the confusion matrix of three classes.
+  confusion = np.array([[2, 0, 0], [0, 1, 2], [0, 0, 0]])
+  count, correct = confusion.sum(), np.trace(confusion)
+  true, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+  expected = (correct * count - true @ predicted) / math.sqrt(
+    (count**2 - predicted @ predicted) * (count**2 - true @ true)
+  )
   targets = ["yes", "no", "yes", "no", "no"]
   mixed = one("matthews", targets, ["yes", "x", "yes", "y", "no"], ("yes", "no"))
   equal = one("matthews", targets, ["yes", "x", "yes", "x", "no"], ("yes", "no"))
   right = one("matthews", targets, targets, ("yes", "no"))
-  assert mixed == equal < right == 1.0
+  assert mixed == equal == pytest.approx(expected)
+  assert right == 1.0
 
 
 def test_matthews_is_zero_for_constant_predictions():

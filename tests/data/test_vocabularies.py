@@ -122,7 +122,7 @@ def test_extra_ids_count_down_from_the_highest_id(spiece):
 def test_sentencepiece_decoding_stops_at_eos_and_survives_foreign_ids(spiece):
   vocabulary = SentencePieceVocabulary(spiece, extra_ids=5)
   ids = vocabulary.encode("the fox")
-  assert vocabulary.decode([*ids, 0, 1, *ids]) == "the fox"
+  assert vocabulary.decode([0, *ids, 0, 1, *ids]) == "the fox"
   foreign = vocabulary.decode([*ids, vocabulary.size + 7])
   assert foreign == vocabulary.decode([*ids, vocabulary.unk_id]) != "the fox"
 
@@ -133,6 +133,9 @@ def test_ids_and_texts_equal_those_of_seqio(spiece):
     ours = SentencePieceVocabulary(spiece, extra_ids=extra_ids)
     theirs = seqio.SentencePieceVocabulary(str(spiece), extra_ids=extra_ids)
     assert ours.vocab_size == theirs.vocab_size
+    model = seqio.vocabularies.sentencepiece_model_pb2.ModelProto
+    read = model.FromString(ours._processor.serialized_model_proto())
+    assert read == model.FromString(theirs.sp_model)
     for text in TEXTS:
       ids = ours.encode(text)
       assert ids == list(theirs.encode(text)), text

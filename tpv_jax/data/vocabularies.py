@@ -209,15 +209,14 @@ class SentencePieceVocabulary:
   def decode(self, ids: Iterable[SupportsIndex]) -> str:
     """Returns the text of `ids` up to the first EOS.
 
-    Padding is skipped; an id outside the vocabulary (T5 has 32,128 embedding rows for
+    Padding has no text; an id outside the vocabulary (T5 has 32,128 embedding rows for
     32,100 ids) reads as `<unk>` does.
     """
     kept = []
     for index in map(operator.index, ids):
       if index == self.eos_id:
         break
-      if index != self.pad_id:
-        kept.append(index if 0 <= index < self.vocab_size else self.unk_id)
+      kept.append(index if 0 <= index < self.vocab_size else self.unk_id)
     return self._processor.DecodeIds(kept)
 
 
