@@ -8,6 +8,12 @@ import jaxtyping
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What one test, worker or subprocess has compiled, the others need not compile again.
+os.environ.setdefault(
+  "JAX_COMPILATION_CACHE_DIR",
+  str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 sys.path.append(str(pathlib.Path(__file__).parent))
 jaxtyping.install_import_hook("tpv_jax", "shape_checks.check")
 
