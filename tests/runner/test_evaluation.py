@@ -1,5 +1,6 @@
 """Evaluation: scores agree with slower ways to the same numbers; inputs that do not fit."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -93,6 +94,12 @@ def test_the_chosen_label_is_the_one_with_the_best_score_by_itself(
   assert result.chosen == expected
   right = [label == e.targets for label, e in zip(expected, examples, strict=True)]
   assert result.scores["label_accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_label_accuracy_may_be_the_tasks_own_metric(tiny, evaluator, prompt):
+  task = dataclasses.replace(tiny.task, metric="label_accuracy")
+  found = evaluator.evaluate(prompt[1], task, "test").scores
+  assert found == evaluator.evaluate(prompt[1], tiny.task, "test").scores
 
 
 def write_backbone(tiny, path):

@@ -94,6 +94,7 @@ class Evaluator:
     generated, scored = self.answer(prompt, examples, task.labels)
     targets = [example.targets for example in examples]
     names = dict.fromkeys(("exact_match", "macro_f1", task.metric))
+    names.pop("label_accuracy", None)  # is for labels, not for generated text
     scores = metrics.compute(names, targets, generated, task.labels)
     chosen = None
     if task.labels is not None and scored is not None:
