@@ -13,6 +13,9 @@ HEAVY = {"torch", "transformers", "sklearn", "matplotlib"}
 
 SEQIO_ROOM = "tpv_jax.data.seqio_tasks"
 
+T5X_ROOM = {f"tpv_jax.t5x.{name}" for name in ("restoring", "training", "mesh")}
+"""What imports T5X, which is not on PyPI; the other modules of its room do not."""
+
 NUMPY_ONLY = ("errors", "files", "identity", "orbax_io", "vectors", "data", "embedded")
 """Modules and rooms that know no JAX either."""
 
@@ -21,11 +24,11 @@ JAX_IN_NUMPY_ROOMS = {"tpv_jax.embedded.pretraining"}
 
 
 def modules():
-  """Every module of the package but the one that exists to import seqio."""
+  """Every module of the package but those that exist to import seqio or T5X."""
   for path in sorted(PACKAGE.rglob("*.py")):
     parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
     name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-    if name != SEQIO_ROOM:
+    if name != SEQIO_ROOM and name not in T5X_ROOM:
       yield name
 
 

@@ -95,6 +95,32 @@ def read_leaves(
   }
 
 
+def shapes(
+  path: files.PathLike, prefix: str = "target/prompt"
+) -> dict[str, tuple[int, ...]]:
+  """Returns the shapes of the leaves under `prefix` by path below it; reads no values.
+
+  See `read_leaves`, whose errors it raises.
+  """
+  import orbax.checkpoint as ocp
+
+  folder = _checked_state_folder(pathlib.Path(path).absolute(), str(path))
+  names = prefix.strip("/")
+  saved = _saved_paths(folder, str(path))
+  wanted = [keys for keys in saved if "/".join(keys).startswith(names + "/")]
+  if not wanted:
+    raise UserError(_nothing_under(str(path), names, saved))
+  try:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+      tree = checkpointer.metadata(folder).item_metadata.tree
+    return {
+      "/".join(keys).removeprefix(names + "/"): tuple(_at(tree, keys).shape)
+      for keys in wanted
+    }
+  except Exception as error:  # As in `read_leaves`.
+    raise UserError(_damaged(str(path), error)) from error
+
+
 def _restore(folder: pathlib.Path, wanted: Sequence[Keys]) -> Any:
   import orbax.checkpoint as ocp
 

@@ -51,7 +51,7 @@ def load(path: files.PathLike, which: str = "best") -> Loaded:
 
 
 def is_run_folder(path: files.PathLike) -> bool:
-  """Returns whether `path` is a folder that `tpv_jax.train` wrote a run into."""
+  """Returns whether `path` is a folder that either runner wrote a run into."""
   path = pathlib.Path(path)
   return (path / "manifest.json").is_file() or any(
     _in_run(path, which).is_file() for which in WHICH
@@ -70,6 +70,8 @@ def run_of(path: files.PathLike) -> pathlib.Path | None:
     run = path.parent
   elif path.parent.name == "checkpoints":
     run = path.parent.parent
+  elif orbax_io.checkpoint_step(path) is not None:
+    run = path.parent  # T5X's checkpoints lie in the run folder itself.
   else:
     return None
   return run if is_run_folder(run) else None

@@ -1,0 +1,368 @@
+"""Where the parameters of a T5X job come from: backbone, prompt, a resumed state.
+
+T5X makes the states of a job with a `TrainStateInitializer`. This one keeps the frozen
+backbone out of T5X's checkpoints, in both directions: a checkpoint of a run holds what
+is trained only, and the backbone always comes from its own files.
+"""
+
+import dataclasses
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.sharding import NamedSharding
+from t5x import train_state as train_state_lib
+from t5x import utils
+
+from tpv_jax import identity, orbax_io
+from tpv_jax.backbone import loading
+from tpv_jax.data import vocabularies
+from tpv_jax.data.vocabularies import Vocabulary
+from tpv_jax.errors import UserError
+from tpv_jax.model import PROMPT, SoftPromptModel
+from tpv_jax.prompts.initial import Initial
+from tpv_jax.runner import evaluation, processes
+from tpv_jax.t5x import saving
+from tpv_jax.t5x.optimizer import replace_leaves
+from tpv_jax.vectors import store
+from tpv_jax.vectors.provenance import Provenance
+
+SUBJECT = "prompt.safetensors"
+"""The prompt that an evaluation or inference job uses, in its output folder."""
+
+
+class Initializer(utils.TrainStateInitializer):
+  """Makes the states of train, eval and infer; `train_state_initializer_cls` in gin.
+
+  A new training run starts from the backbone and from `initial_prompt(table, seed)`, at
+  step 0, and writes that prompt to `model_dir`. A run that goes on, an evaluation and an
+  inference job restore a checkpoint in which only trained leaves lie.
+  """
+
+  def __init__(
+    self,
+    optimizer_def: Any,
+    init_fn: Callable[..., Any],
+    input_shapes: Mapping[str, Any],
+    partitioner: Any,
+    input_types: Mapping[str, Any] | None = None,
+    *,
+    backbone: str,
+    vocabulary: Vocabulary | None = None,
+    initial_prompt: Initial | None = None,
+    initial_seed: int = 0,
+    model_dir: str | None = None,
+    output_dir: str | None = None,
+    dtype: str = "float32",
+  ):
+    """Takes what T5X passes, and from gin:
+
+    Args:
+      backbone: what `loading.load_backbone` takes, or any checkpoint that T5X restores
+        (also its layout from before Orbax). Of a checkpoint, a host reads only what its
+        devices hold; of a `.safetensors` file, all of it.
+      vocabulary: checked against the backbone's.
+      initial_prompt: (embedding table, seed) -> [P, D]; required to train a prompt.
+      initial_seed: of the initial prompt.
+      model_dir: the folder of a training run.
+      output_dir: the folder of an evaluation or inference job.
+      dtype: in which the backbone lies on the devices.
+
+    Raises:
+      UserError: the backbone does not fit the network, or the newest checkpoint in
+        `model_dir` the prompt that is trained.
+    """
+    super().__init__(
+      optimizer_def=optimizer_def,
+      init_fn=init_fn,
+      input_shapes=input_shapes,
+      partitioner=partitioner,
+      input_types=input_types,
+    )
+    self.global_train_state_shape: Any
+    self.model: SoftPromptModel = init_fn.__self__  # type: ignore[attr-defined]
+    self.backbone = str(backbone)
+    self.vocabulary = vocabulary
+    self.initial_prompt = initial_prompt
+    self.initial_seed = initial_seed
+    self.model_dir = model_dir
+    self.output_dir = output_dir
+    self.dtype = jnp.dtype(dtype)
+    self._whole = self.global_train_state_shape
+    self._shapes = identity.flatten(self._whole.params)
+    self._axes = identity.flatten(self.train_state_axes.params)
+    self._check_mesh()
+    self._check_newest_checkpoint()
+    kept = set(self.model.split(self._whole.params)[0])
+    if optimizer_def is None:
+      kept = {path for path in self._shapes if path.startswith(f"{PROMPT}/")}
+    self._kept = kept
+    # What T5X saves and restores with: the same state without its frozen leaves.
+    self.global_train_state_shape = _WithoutFrozen(self._whole, kept, self._complete)
+
+  def from_scratch(self, init_rng: jax.Array) -> Any:
+    """Returns the state at step 0: the backbone, the initial prompt, fresh moments."""
+    del init_rng  # The initial prompt has a seed of its own.
+    leaves, name, fingerprint = self._load_backbone()
+    if self.model.prompt is not None:
+      path = f"{PROMPT}/prompt"
+      leaves[path] = self._put(path, self._draw_prompt(leaves, name, fingerprint))
+    params = flax.core.freeze(identity.unflatten(leaves))
+    params_axes = self._whole.params_axes
+    create = self._partitioner.partition(
+      lambda params: train_state_lib.FlaxOptimTrainState.create(
+        self.model.optimizer_def,
+        flax.core.freeze({"params": params, "params_axes": params_axes}),
+      ),
+      in_axis_resources=(self.train_state_axes.params,),
+      out_axis_resources=self.train_state_axes,
+      donate_argnums=(0,),
+    )
+    return create(params)
+
+  def _complete(self, state: Any) -> Any:
+    """Returns a restored state with the backbone's leaves in place of their shapes."""
+    leaves, name, fingerprint = self._load_backbone()
+    self._check_same_backbone(name, fingerprint)
+    frozen = {path: leaf for path, leaf in leaves.items() if path not in self._kept}
+    return state.replace_params(replace_leaves(state.params, frozen))
+
+  def _check_same_backbone(self, name: str, fingerprint: str) -> None:
+    """Raises `UserError` if the restored prompt belongs to another backbone."""
+    if self.model_dir is not None:
+      file = epath.Path(self.model_dir) / saving.INITIAL
+    elif self.output_dir is not None:
+      file = epath.Path(self.output_dir) / SUBJECT
+    else:
+      return
+    if not file.exists():
+      return
+    provenance = store.read(file)[1]
+    known = provenance.backbone_fingerprint
+    if known is not None and known != fingerprint:
+      raise UserError(
+        f"The prompt was trained on the backbone '{provenance.backbone_name}' "
+        f"({known[:12]}…), not on '{name}' ({fingerprint[:12]}…). Choose that backbone."
+      )
+
+  def _draw_prompt(
+    self, leaves: Mapping[str, jax.Array], name: str, fingerprint: str
+  ) -> np.ndarray:
+    if self.initial_prompt is None or self.model_dir is None:
+      raise UserError(
+        "A new run needs INITIAL_PROMPT, the prompt it starts from, and MODEL_DIR. "
+        "Include gin_configs/prompts/plain.gin."
+      )
+    table = saving.whole(leaves["token_embedder/embedding"]).astype(np.float32)
+    prompt = self.initial_prompt(table, self.initial_seed)
+    expected = self._shapes[f"{PROMPT}/prompt"].shape
+    if prompt.shape != expected:
+      raise UserError(
+        f"The initial prompt has shape {prompt.shape}; this run needs {expected} "
+        "(prompt tokens, width). Set PROMPT_LENGTH to the prompt's length."
+      )
+    written = {"prompt": prompt}
+    provenance = Provenance(
+      kind="prompt",
+      backbone_name=name,
+      backbone_fingerprint=fingerprint,
+      initial_digest=identity.prompt_digest(written),
+      initial_seed=self.initial_seed,
+      steps=0,
+      versions=saving.versions(),
+    )
+    saving.write(self.model_dir, saving.INITIAL, written, provenance)
+    return prompt
+
+  def _load_backbone(self) -> tuple[dict[str, jax.Array], str, str]:
+    """Returns the backbone's leaves on the devices, its name and its fingerprint."""
+    if self.backbone == loading.EMBEDDED or self.backbone.endswith(".safetensors"):
+      loaded = loading.load_backbone(self.backbone, self.model.network, self.vocabulary)
+      host = identity.flatten(loaded.params)
+      leaves = {path: self._put(path, leaf) for path, leaf in host.items()}
+      return leaves, loaded.name, loaded.fingerprint
+    leaves = self._restore_backbone()
+    name = epath.Path(self.backbone).name
+    if self.vocabulary is not None:
+      rows = leaves["token_embedder/embedding"].shape[0]
+      vocabularies.check_fits(self.vocabulary, rows, f"'{name}'")
+    return leaves, name, identity.backbone_fingerprint(_OneByOne(leaves))
+
+  def _restore_backbone(self) -> dict[str, jax.Array]:
+    """Returns the leaves of a T5X checkpoint, each host reading what its devices hold."""
+    if not epath.Path(self.backbone).exists():
+      raise UserError(
+        f"There is no backbone '{self.backbone}'. Give 'embedded', a .safetensors file "
+        "or a T5X checkpoint folder (checkpoint_<step>)."
+      )
+    if orbax_io.state_folder(self.backbone) is not None:
+      saved = orbax_io.shapes(self.backbone, prefix="target")
+      leaves = {
+        path: jax.ShapeDtypeStruct(shape, self.dtype)
+        for path, shape in saved.items()
+        if not path.startswith(f"{PROMPT}/")
+      }
+      loading.check(leaves, self.model.network, self.backbone)
+    variables = {"params": self._whole.params, "params_axes": self._whole.params_axes}
+    state = train_state_lib.InferenceState.create(flax.core.freeze(variables))
+    paths = {path for path in self._shapes if not path.startswith(f"{PROMPT}/")}
+    restored, manager = utils.create_checkpoint_manager_and_restore(
+      types.SimpleNamespace(
+        global_train_state_shape=_WithoutFrozen(state, paths, lambda state: state)
+      ),
+      self._partitioner,
+      utils.RestoreCheckpointConfig(
+        path=self.backbone, mode="specific", dtype=self.dtype.name
+      ),
+      self.backbone,
+      None,
+      use_orbax=True,
+    )
+    manager.close()
+    params = identity.flatten(restored.params)
+    return {path: params[path] for path in sorted(paths)}
+
+  def _put(self, path: str, leaf: np.ndarray) -> jax.Array:
+    sharding = NamedSharding(self._partitioner.mesh, self._axes[path])
+    frozen = not path.startswith(PROMPT)
+    return processes.put(np.asarray(leaf, self.dtype if frozen else None), sharding)
+
+  def _check_mesh(self) -> None:
+    mesh = self._partitioner.mesh
+    for path, shape in self._shapes.items():
+      sharding = NamedSharding(mesh, self._axes[path])
+      try:
+        sharding.shard_shape(shape.shape)
+      except ValueError:
+        raise UserError(
+          f"Parameter '{path}' of shape {shape.shape} cannot be cut as {self._axes[path]} "
+          f"over the mesh {dict(mesh.shape)}. Choose another MODEL_PARALLEL."
+        ) from None
+
+  def _check_newest_checkpoint(self) -> None:
+    saved = orbax_io.checkpoints_in(self.model_dir) if self.model_dir else []
+    if not saved:
+      return
+    there = orbax_io.shapes(saved[-1], prefix=f"target/{PROMPT}")
+    for path, shape in there.items():
+      here = self._shapes.get(f"{PROMPT}/{path}")
+      if here is None or tuple(here.shape) != shape:
+        raise UserError(
+          f"The newest checkpoint '{saved[-1]}' holds {PROMPT}/{path} of shape "
+          f"{shape}; this run has {None if here is None else here.shape}. Set "
+          "PROMPT_LENGTH to its length, or choose another MODEL_DIR."
+        )
+
+
+class _OneByOne(Mapping):
+  """Leaves that are brought to this host one after the other, as they are asked for."""
+
+  def __init__(self, leaves: Mapping[str, jax.Array]):
+    self._leaves = leaves
+
+  def __getitem__(self, path: str) -> np.ndarray:
+    return saving.whole(self._leaves[path])
+
+  def __iter__(self) -> Any:
+    return iter(self._leaves)
+
+  def __len__(self) -> int:
+    return len(self._leaves)
+
+
+@dataclasses.dataclass
+class _WithoutFrozen:
+  """A state of T5X as its checkpoints see it: only `kept` parameters are there.
+
+  It is no PyTree; T5X asks it for the members below and never maps over it.
+  """
+
+  state: Any
+  kept: set[str]
+  complete: Callable[[Any], Any]
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self.state, name)
+
+  def state_dict(self) -> dict[str, Any]:
+    whole = self.state.state_dict()
+    target = identity.flatten(whole["target"])
+    kept = {path: leaf for path, leaf in target.items() if path in self.kept}
+    return whole | {"target": identity.unflatten(kept)}
+
+  def restore_state(self, state_dict: Mapping[str, Any]) -> Any:
+    whole = self.state.state_dict()
+    target = identity.flatten(whole["target"]) | identity.flatten(state_dict["target"])
+    merged = {**state_dict, "target": identity.unflatten(target)}
+    return self.complete(self.state.restore_state(merged))
+
+  def as_logical_axes(self) -> Any:
+    axes = self.state.as_logical_axes()
+    return _WithoutFrozen(
+      axes, self.kept, lambda state: _WithoutFrozen(state, self.kept, self.complete)
+    )
+
+
+def checkpoint_of(
+  folder: str,
+  length: int,
+  features: int,
+  prompt: str | None = None,
+  which: str = "best",
+  vector: str | None = None,
+  initial: str | None = None,
+  coefficient: float = 1.0,
+) -> str:
+  """Returns a T5X checkpoint, written below `folder`, of a prompt wherever it lies.
+
+  The prompt with its provenance is kept as `folder`/prompt.safetensors.
+
+  Args:
+    folder: the output folder of the job.
+    length: of the prompt that the model has.
+    features: its width.
+    prompt: a run folder of either runner, a checkpoint or a file that `tpv` wrote.
+    which: the 'best', 'last' or 'initial' prompt of a run folder.
+    vector: a vector or a sum of vectors, applied to `initial` times `coefficient`.
+    initial: an initial prompt (of a run folder, its initial one).
+    coefficient: of the vector.
+
+  Raises:
+    UserError: nothing was given; it is no prompt, or one of another length.
+  """
+  leaves, provenance = evaluation.subject(prompt, vector, initial, coefficient, which)
+  if provenance is None:
+    raise UserError(
+      "Give the prompt to use: --gin.PROMPT_PATH, or --gin.VECTOR with --gin.INITIAL."
+    )
+  if provenance.kind != "prompt":
+    raise UserError(
+      f"'{prompt}' holds a vector, which cannot stand before a source. Apply it: give "
+      "it as --gin.VECTOR with --gin.INITIAL."
+    )
+  found = {name: leaf.shape for name, leaf in leaves.items()}
+  if found != {"prompt": (length, features)}:
+    raise UserError(
+      f"The prompt holds {found}; the model has 'prompt' of shape {(length, features)} "
+      "(prompt tokens, width). Set PROMPT_LENGTH to the prompt's length."
+    )
+  saving.write(folder, SUBJECT, leaves, provenance)
+  path = (
+    epath.Path(folder).absolute() / "prompt" / f"checkpoint_{provenance.steps or 0}"
+  )
+  if processes.is_writer() and path.exists():
+    path.rmtree()
+  processes.wait_for_all("prompt_checkpoint")
+  tree = {
+    "target": {PROMPT: leaves},
+    "state": {"step": np.int32(provenance.steps or 0)},
+  }
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    checkpointer.save(path / "state", args=ocp.args.PyTreeSave(tree))
+  return str(path)

@@ -1,0 +1,70 @@
+"""Tasks for T5X by name: ours, registered with seqio, or one that seqio knows."""
+
+import importlib
+from collections.abc import Sequence
+
+from tpv_jax.data.tasks import Task
+from tpv_jax.data.vocabularies import Vocabulary
+from tpv_jax.errors import UserError, near_misses
+
+
+def registered(task: Task, vocabulary: Vocabulary) -> str:
+  """Returns the name under which seqio has one of our tasks, registering it if needed.
+
+  Raises:
+    UserError: seqio's task of that name has another vocabulary.
+  """
+  import seqio
+
+  from tpv_jax.data import seqio_tasks
+
+  name = "tpv_" + task.name
+  if name not in seqio.TaskRegistry.names():
+    seqio_tasks.register(task, vocabulary, name)
+  return named(name, vocabulary)
+
+
+def named(name: str, vocabulary: Vocabulary, modules: Sequence[str] = ()) -> str:
+  """Returns the name of a task or mixture of seqio, its vocabulary checked.
+
+  Args:
+    name: of the task or mixture.
+    vocabulary: the backbone's.
+    modules: to import first, so that their tasks are registered.
+
+  Raises:
+    UserError: there is no such task or mixture, or its ids would mean other words.
+  """
+  import seqio
+
+  from tpv_jax.data import seqio_tasks
+
+  for module in modules:
+    try:
+      importlib.import_module(module)
+    except ModuleNotFoundError as error:
+      raise UserError(
+        f"Cannot import '{module}', which should register the task '{name}' ({error}). "
+        "Install it, or put its folder on PYTHONPATH."
+      ) from error
+  known = seqio.TaskRegistry.names() | seqio.MixtureRegistry.names()
+  if name not in known:
+    raise UserError(
+      f"seqio has no task or mixture '{name}'.{near_misses(name, known)} Name the "
+      "modules that register it: --gin.TASK_MODULES='[\"t5.data.mixtures\"]'."
+    )
+  features = seqio.get_mixture_or_task(name).output_features
+  expected = seqio_tasks.seqio_vocabulary(vocabulary)
+  for feature in ("inputs", "targets"):
+    if feature not in features:
+      raise UserError(
+        f"seqio's task '{name}' has the features {', '.join(features)}; T5 needs "
+        "'inputs' and 'targets'. Choose a text-to-text task."
+      )
+    if features[feature].vocabulary != expected:
+      raise UserError(
+        f"The {feature} of seqio's task '{name}' have the vocabulary "
+        f"{features[feature].vocabulary}, the backbone has {expected}: ids would mean "
+        "other words. Choose the VOCABULARY_FILE of the task, or the task for it."
+      )
+  return name
