@@ -1,0 +1,110 @@
+"""What a T5X run writes: checkpoints without the backbone, prompts as files."""
+
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tpv_jax import identity
+from tpv_jax.t5x import saving
+from tpv_jax.vectors import sources, store
+from tpv_jax.vectors.provenance import Provenance, Term
+
+FINGERPRINT = "ab" * 32
+START = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
+
+
+@pytest.fixture
+def run(tmp_path):
+  """The folder of a run that has written its initial prompt."""
+  leaves = {"prompt": START}
+  provenance = Provenance(
+    kind="prompt",
+    backbone_name="tiny",
+    backbone_fingerprint=FINGERPRINT,
+    initial_digest=identity.prompt_digest(leaves),
+    initial_seed=5,
+    steps=0,
+  )
+  saving.write(str(tmp_path), saving.INITIAL, leaves, provenance)
+  return tmp_path
+
+
+def tree(step, prompt):
+  return {
+    "target": {
+      "prompt": {"prompt": jnp.asarray(prompt)},
+      "encoder": {"kernel": jnp.ones((2, 2))},
+    },
+    "state": {"step": jnp.float32(step), "param_states": {"mu": jnp.zeros(3)}},
+  }
+
+
+def test_a_checkpoint_keeps_what_is_trained_and_the_whole_state():
+  saved, infos = saving.KeepOnlyTrainable()(tree(1, START), tree(1, START))
+  assert set(identity.flatten(saved["target"])) == {"prompt/prompt"}
+  assert set(identity.flatten(infos["target"])) == {"prompt/prompt"}
+  assert set(saved["state"]) == {"step", "param_states"}
+
+
+def test_each_save_writes_a_portable_prompt_with_full_provenance(run):
+  hook = saving.SavePrompt(str(run), "sentiment")
+  state = tree(50, START + 1)
+  assert hook(state, state) == (state, state)
+  for path in (run / "prompts/prompt_50.safetensors", run / saving.LAST):
+    leaves, provenance = store.read(path)
+    np.testing.assert_array_equal(leaves["prompt"], START + 1)
+    assert provenance.terms == (Term("sentiment", 1.0),)
+    assert provenance.steps == 50
+    assert provenance.backbone_fingerprint == FINGERPRINT
+    assert provenance.initial_digest == identity.prompt_digest({"prompt": START})
+    assert provenance.initial_seed == 5
+    assert {"jax", "tpv_jax", "t5x"} <= set(provenance.versions)
+
+
+def test_the_save_before_the_first_step_writes_no_trained_prompt(run):
+  saving.SavePrompt(str(run), "sentiment")(tree(0, START), None)
+  assert not (run / saving.LAST).exists()
+
+
+def test_a_run_of_t5x_is_a_run_folder_to_tpv(run):
+  saving.SavePrompt(str(run), "sentiment")(tree(50, START + 1), None)
+  assert sources.is_run_folder(run)
+  assert sources.run_of(run / "checkpoint_50") == run
+  np.testing.assert_array_equal(sources.load(run, "last").leaves["prompt"], START + 1)
+
+
+def evaluate(action, step, prompt, loss):
+  state = types.SimpleNamespace(
+    step=jnp.float32(step), params=tree(step, prompt)["target"]
+  )
+  metrics = {"task": {"loss": types.SimpleNamespace(value=jnp.float32(loss))}}
+  assert action.run(state, metrics) is False
+
+
+def test_the_best_prompt_is_the_one_of_the_lowest_loss(run):
+  action = saving.BestPrompt(str(run), "sentiment")
+  for step, loss in ((10, 0.5), (20, 0.25), (30, 0.75), (40, float("nan"))):
+    evaluate(action, step, START + step, loss)
+  leaves, provenance = store.read(run / saving.BEST)
+  np.testing.assert_array_equal(leaves["prompt"], START + 20)
+  assert provenance.steps == 20
+
+
+def test_a_resumed_run_forgets_a_best_prompt_of_steps_it_trains_again(run):
+  evaluate(saving.BestPrompt(str(run), "sentiment"), 30, START + 30, 0.25)
+  action = saving.BestPrompt(str(run), "sentiment")  # resumed from step 10
+  evaluate(action, 20, START + 20, 0.5)
+  assert store.read(run / saving.BEST)[1].steps == 20
+  evaluate(action, 30, START + 30, 0.75)
+  assert store.read(run / saving.BEST)[1].steps == 20
+
+
+def test_a_metric_other_than_a_loss_is_better_when_higher(run):
+  action = saving.BestPrompt(
+    str(run), "sentiment", metric="loss", higher_is_better=True
+  )
+  evaluate(action, 10, START, 0.5)
+  evaluate(action, 20, START + 1, 0.25)
+  assert store.read(run / saving.BEST)[1].steps == 10
