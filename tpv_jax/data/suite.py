@@ -16,7 +16,7 @@ from tpv_jax.embedded import grammar, lexicon
 from tpv_jax.errors import UserError, near_misses
 
 TASKS = tuple(lexicon.LABEL_SETS)
-"""The names of the tasks, easier ones first."""
+"""The names of the tasks."""
 
 LENGTHS = {"inputs": 24, "targets": 2}
 """The longest source and target in tokens, EOS included; no example is longer."""
@@ -59,7 +59,12 @@ def examples(name: str, split: str, seed: int = SEED) -> tuple[Example, ...]:
   randomness = random.Random(int.from_bytes(digest, "little"))
   labels = lexicon.labels(name)
   found: dict[str, Example] = {}
-  while len(found) < SIZES[split]:
+  left = [SIZES[split] // len(labels)] * len(labels)
+  for label in range(SIZES[split] % len(labels)):
+    left[label] += 1
+  while any(left):
     text, label = grammar.draw(name, split, randomness)
-    found.setdefault(text, Example(text, labels[label]))
+    if left[label] and text not in found:
+      found[text] = Example(text, labels[label])
+      left[label] -= 1
   return tuple(found.values())

@@ -147,11 +147,13 @@ def answerability(randomness: random.Random) -> tuple[str, int]:
 
 def _fact(randomness: random.Random, name: str, kind: int) -> str:
   """Returns where (0), when (1) or with what (2) somebody came."""
+  adjective = f"{_pick(randomness, lexicon.ADJECTIVES)} "
   if kind == 0:
-    return f"{name} was in the {_pick(randomness, lexicon.PLACES)}"
+    return f"{name} was in the {adjective}{_pick(randomness, lexicon.PLACES)}"
   if kind == 1:
-    return f"{name} came on {_pick(randomness, lexicon.DAYS)}"
-  return f"{name} brought a {_pick(randomness, lexicon.NOUNS)}"
+    vehicle = _pick(randomness, lexicon.KINDS["vehicle"])
+    return f"{name} came by {vehicle} on {_pick(randomness, lexicon.DAYS)}"
+  return f"{name} brought a {adjective}{_pick(randomness, lexicon.NOUNS)}"
 
 
 def question_type(randomness: random.Random) -> tuple[str, int]:

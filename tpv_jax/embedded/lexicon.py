@@ -12,10 +12,7 @@ def _words(text: str) -> tuple[str, ...]:
   return tuple(text.split())
 
 
-NAMES = _words(
-  "anna ben carla david emma felix greta hugo iris jonas kate leo mara nils olga paul "
-  "rosa simon tara victor"
-)
+NAMES = _words("anna ben carla david emma felix greta hugo iris jonas kate leo")
 PLACES = _words(
   "park school library museum harbor office kitchen garden hotel church village cellar "
   "forest theater"

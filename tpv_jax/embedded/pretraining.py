@@ -8,22 +8,32 @@ A source is a **prefix** of words and then a text of the grammar, of one of thre
   words say which task to do and how to answer, not what the answer is.
 - *continued*: the text breaks off, and the target is its next words. The prefix is
   empty, random content words, or such words with some of *another* attribute's labels.
-- *complete*: the whole text with such a prefix; the target is empty. So without a prompt
-  for its attribute the backbone does not label.
+- *complete*: the whole text with such a prefix. The target is empty, now and then the
+  first word of one of the attribute's label sets. So without a prompt for the attribute
+  the backbone does not label, and made to choose among labels it takes the first one,
+  whatever the text says (a large model untuned has its favourite label, too).
 
 A prefix speaks of at most one task and consists of the embeddings of real tokens, never
 of sums of vectors: additivity is nowhere trained. Texts lie in the pre-training part of
 the language (`grammar.PARTS`), so none is in a split of the suite.
 """
 
+import bisect
 import dataclasses
+import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from tpv_jax.data import batches, vocabularies
 from tpv_jax.embedded import grammar, lexicon
+from tpv_jax.errors import UserError
+
+T = TypeVar("T")
+
+ATTRIBUTES = tuple(lexicon.LABEL_SETS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +45,8 @@ class Mixture:
     weights: how often each attribute comes, 1 where nothing is said.
     foreign: the share of prefixes with another attribute's label words among those of
       continued and complete texts.
+    biased: the share of the attribute's first label words among the targets of complete
+      texts.
     bare: the share of empty prefixes among the rest of those.
     longest_prefix: in tokens.
     most_cues: the most label words in a prefix (an attribute's words may repeat).
@@ -46,44 +58,74 @@ class Mixture:
   complete: float = 0.2
   weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
   foreign: float = 0.5
+  biased: float = 0.2
   bare: float = 0.4
   longest_prefix: int = 8
   most_cues: int = 3
   longest_continuation: int = 3
 
 
-class PretrainingBatches:
-  """An endless row of batches, each a pure function of the seed and its step."""
+class _Phase:
+  """A mixture with its running sums."""
+
+  def __init__(self, mixture: Mixture):
+    self.mixture = mixture
+    self.weights = _cumulative([mixture.weights.get(name, 1.0) for name in ATTRIBUTES])
+    self.kinds = _cumulative([mixture.labelled, mixture.continued, mixture.complete])
+
+
+class PretrainingData:
+  """An endless row of batches, each a pure function of the seed and its step.
+
+  It has the members of `runner.task_data.TrainingData`, so the ordinary runner trains a
+  backbone on it.
+  """
+
+  name = "embedded_pretraining"
 
   def __init__(
     self,
     batch_size: int,
-    seed: int,
-    mixture: Mixture | None = None,
-    lengths: Mapping[str, int] | None = None,
+    lengths: Mapping[str, int],
+    seed: int = 0,
+    phases: Sequence[Mixture] = (Mixture(),),
+    starts: Sequence[int] = (0,),
+    validation_batches: int = 8,
   ):
     """Prepares batches of `batch_size` examples.
 
     Args:
       batch_size: examples a batch.
-      seed: of everything.
-      mixture: what the batches consist of.
       lengths: `{'inputs': T, 'targets': L}` in tokens, prefix and EOS included.
+      seed: of all examples.
+      phases: what the batches consist of, one mixture after the other.
+      starts: the first step of each phase; the first one is 0.
+      validation_batches: how many batches, of the validation part of the language, tell
+        how far the training is.
+
+    Raises:
+      UserError: the phases do not start at 0, one after the other.
     """
+    if (
+      len(starts) != len(phases)
+      or not starts
+      or starts[0] != 0
+      or [*starts] != sorted(set(starts))
+    ):
+      raise UserError(
+        f"{len(phases)} phases of pre-training cannot start at the steps {list(starts)}: "
+        "there must be one step for each, rising from 0. Set PretrainingData.starts."
+      )
     self.batch_size = batch_size
+    self.lengths = dict(lengths)
     self.seed = seed
-    self.mixture = mixture or Mixture()
-    self.lengths = dict(lengths or {"inputs": 32, "targets": 4})
+    self.phases = [_Phase(mixture) for mixture in phases]
+    self.starts = tuple(starts)
     vocabulary = vocabularies.embedded()
     self._eos = vocabulary.eos_id
     self._ids = {word: index for index, word in enumerate(vocabulary.words)}
-    self._first = lexicon.first_content_id()
-    self._content = vocabulary.vocab_size - self._first
-    self._attributes = tuple(lexicon.LABEL_SETS)
-    weights = [self.mixture.weights.get(name, 1.0) for name in self._attributes]
-    self._cumulative = np.cumsum(weights) / sum(weights)
-    kinds = [self.mixture.labelled, self.mixture.continued, self.mixture.complete]
-    self._kinds = np.cumsum(kinds) / sum(kinds)
+    self._first_content = lexicon.first_content_id()
+    self._content_words = vocabulary.vocab_size - self._first_content
     self._labels = {
       name: [
         [self._ids[word] for word in lexicon.labels(name, number)]
@@ -91,63 +133,104 @@ class PretrainingBatches:
       ]
       for name, sets in lexicon.LABEL_SETS.items()
     }
+    self._validation = [
+      self._batch("validation", number, self.phases[-1])
+      for number in range(validation_batches)
+    ]
 
   def batch_at(self, step: int) -> batches.Features:
     """Returns batch `step`, the same one whenever and however often it is asked for."""
-    randomness = random.Random((self.seed << 40) + step)
+    phase = self.phases[bisect.bisect_right(self.starts, step) - 1]
+    return self._batch("pretraining", step, phase)
+
+  def validation_batches(self) -> list[batches.Features]:
+    """Returns batches of the last phase whose texts pre-training never shows."""
+    return self._validation
+
+  def describe(self) -> dict[str, Any]:
+    """Returns what the manifest says of the data."""
+    return {
+      "task": self.name,
+      "lengths": self.lengths,
+      "batch_size": self.batch_size,
+      "seed": self.seed,
+      "phases": [
+        {"start": start} | dataclasses.asdict(phase.mixture)
+        for start, phase in zip(self.starts, self.phases, strict=True)
+      ],
+    }
+
+  def _batch(self, part: str, number: int, phase: "_Phase") -> batches.Features:
+    name = f"{self.seed}/{part}/{number}".encode()
+    digest = hashlib.sha256(name).digest()
+    randomness = random.Random(int.from_bytes(digest, "little"))
     inputs = np.zeros((self.batch_size, self.lengths["inputs"]), np.int32)
     targets = np.zeros((self.batch_size, self.lengths["targets"]), np.int32)
     for row in range(self.batch_size):
-      source, target = self._example(randomness)
+      source, target = self._example(part, randomness, phase)
       inputs[row, : len(source)] = source
       targets[row, : len(target)] = target
     return batches.features(inputs, targets)
 
-  def _example(self, randomness: random.Random) -> tuple[list[int], list[int]]:
+  def _example(
+    self, part: str, randomness: random.Random, phase: "_Phase"
+  ) -> tuple[list[int], list[int]]:
     """Returns source and target, each ended by EOS."""
-    attribute = self._attribute(randomness)
-    text, label = grammar.draw(attribute, "pretraining", randomness)
+    mixture = phase.mixture
+    attribute = ATTRIBUTES[_place(phase.weights, randomness)]
+    text, label = grammar.draw(attribute, part, randomness)
     body = [self._ids[word] for word in text.split()]
-    kind = int(np.searchsorted(self._kinds, randomness.random(), side="right"))
+    kind = _place(phase.kinds, randomness)
     if kind == 0:
       words = _pick(randomness, self._labels[attribute])
-      prefix, target = self._prefix(randomness, words), [words[label]]
+      prefix, target = self._prefix(randomness, mixture, words), [words[label]]
     else:
-      prefix, target = self._silent_prefix(randomness, attribute), []
+      prefix, target = self._silent_prefix(randomness, mixture, attribute), []
       if kind == 1:
         cut = 1 + int(randomness.random() * (len(body) - 1))
         body, rest = body[:cut], body[cut:]
-        target = rest[: self.mixture.longest_continuation]
+        target = rest[: mixture.longest_continuation]
+      elif randomness.random() < mixture.biased:
+        target = [_pick(randomness, self._labels[attribute])[0]]
     return [*prefix, *body, self._eos], [*target, self._eos]
 
-  def _attribute(self, randomness: random.Random) -> str:
-    place = int(np.searchsorted(self._cumulative, randomness.random(), side="right"))
-    return self._attributes[place]
-
-  def _silent_prefix(self, randomness: random.Random, attribute: str) -> list[int]:
+  def _silent_prefix(
+    self, randomness: random.Random, mixture: Mixture, attribute: str
+  ) -> list[int]:
     """Returns a prefix that does not ask for `attribute`."""
-    if randomness.random() < self.mixture.foreign:
+    if randomness.random() < mixture.foreign:
       other = attribute
       while other == attribute:
-        other = _pick(randomness, self._attributes)
-      return self._prefix(randomness, _pick(randomness, self._labels[other]))
-    if randomness.random() < self.mixture.bare:
+        other = _pick(randomness, ATTRIBUTES)
+      return self._prefix(randomness, mixture, _pick(randomness, self._labels[other]))
+    if randomness.random() < mixture.bare:
       return []
-    return self._prefix(randomness, ())
+    return self._prefix(randomness, mixture, ())
 
   def _prefix(
-    self, randomness: random.Random, words: tuple[int, ...] | list[int]
+    self, randomness: random.Random, mixture: Mixture, words: Sequence[int]
   ) -> list[int]:
     """Returns random content words, some of them replaced by some of `words`."""
-    length = 1 + int(randomness.random() * self.mixture.longest_prefix)
+    length = 1 + int(randomness.random() * mixture.longest_prefix)
     prefix = [
-      self._first + int(randomness.random() * self._content) for _ in range(length)
+      self._first_content + int(randomness.random() * self._content_words)
+      for _ in range(length)
     ]
     if words:
-      for _ in range(1 + int(randomness.random() * self.mixture.most_cues)):
+      for _ in range(1 + int(randomness.random() * mixture.most_cues)):
         prefix[int(randomness.random() * length)] = _pick(randomness, words)
     return prefix
 
 
-def _pick(randomness, options):
+def _cumulative(weights: Sequence[float]) -> list[float]:
+  """Returns the running sums of `weights`, scaled to end at 1."""
+  return [float(share) for share in np.cumsum(weights) / np.sum(weights)]
+
+
+def _place(cumulative: Sequence[float], randomness: random.Random) -> int:
+  """Returns a place with the probability that its running sum gives it."""
+  return min(bisect.bisect_right(cumulative, randomness.random()), len(cumulative) - 1)
+
+
+def _pick(randomness: random.Random, options: Sequence[T]) -> T:
   return options[int(randomness.random() * len(options))]

@@ -1,0 +1,54 @@
+"""A pre-training run becomes one file, rounded to what the fingerprint names."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from tpv_jax import identity
+from tpv_jax.backbone import loading
+from tpv_jax.data import vocabularies
+from tpv_jax.embedded import export
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("runs") / "pretraining"
+  tiny.train(
+    folder,
+    model=tiny.model(prompt=None, trainable=".*"),
+    backbone=None,
+    initial_prompt=None,
+    best_metric=None,
+    total_steps=4,
+    eval_period=2,
+    log_period=2,
+  )
+  return folder
+
+
+def test_the_file_has_the_newest_weights_rounded_to_bf16(run, tmp_path):
+  output = tmp_path / "backbone.safetensors"
+  fingerprint = export.export(run, output, "mine")
+  trained = loading.load_backbone(run / "checkpoints" / "checkpoint_4")
+  stored = loading.load_backbone(output)
+  assert stored.name == "mine"
+  assert stored.vocabulary == vocabularies.embedded().digest
+  assert fingerprint == stored.fingerprint == trained.fingerprint
+  there = identity.flatten(trained.params)
+  for path, leaf in identity.flatten(stored.params).items():
+    assert leaf.dtype == np.float32
+    np.testing.assert_array_equal(
+      leaf, np.asarray(there[path]).astype(ml_dtypes.bfloat16).astype(np.float32)
+    )
+
+
+def test_a_run_without_a_checkpoint_and_an_existing_file_are_refused(
+  run, tmp_path, capsys
+):
+  output = tmp_path / "backbone.safetensors"
+  assert export.main([str(tmp_path), str(output)]) == 2
+  assert "has no checkpoint" in capsys.readouterr().err
+  output.write_text("mine")
+  assert export.main([str(run), str(output)]) == 2
+  assert "exists" in capsys.readouterr().err
+  assert output.read_text() == "mine"

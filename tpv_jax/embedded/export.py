@@ -1,0 +1,81 @@
+"""`python -m tpv_jax.embedded.export RUN OUTPUT`: a pre-training run as one file."""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import ml_dtypes
+import numpy as np
+
+from tpv_jax import errors, identity
+from tpv_jax.data import vocabularies
+from tpv_jax.errors import UserError
+
+
+def export(
+  run: str | pathlib.Path,
+  output: str | pathlib.Path,
+  name: str,
+  overwrite: bool = False,
+) -> str:
+  """Writes the weights of the run's newest checkpoint and returns their fingerprint.
+
+  Values are rounded to bf16 and stored as fp32, so that the file holds exactly what the
+  fingerprint names, whatever a reader computes in.
+
+  Args:
+    run: a run folder of `runner.training.train` in which everything was trained.
+    output: the `.safetensors` file.
+    name: of the backbone, for people.
+    overwrite: whether an existing file may be replaced.
+
+  Raises:
+    UserError: the folder has no checkpoint, or `output` exists.
+  """
+  from tpv_jax.backbone import loading  # JAX, which this room does without otherwise
+
+  folder = pathlib.Path(run) / "checkpoints"
+  steps = [
+    int(path.name.removeprefix("checkpoint_"))
+    for path in folder.glob("checkpoint_*")
+    if path.name.removeprefix("checkpoint_").isdecimal()
+  ]
+  if not steps:
+    raise UserError(
+      f"'{run}' has no checkpoint, so there are no weights to export. Give the RUN_DIR "
+      "of a pre-training run."
+    )
+  backbone = loading.load_backbone(folder / f"checkpoint_{max(steps)}")
+  flat = {
+    path: np.asarray(leaf).astype(ml_dtypes.bfloat16).astype(np.float32)
+    for path, leaf in identity.flatten(backbone.params).items()
+  }
+  return loading.save_backbone(
+    output,
+    flat,
+    name,
+    vocabulary=vocabularies.embedded().digest,
+    metadata={"steps": str(max(steps))},
+    overwrite=overwrite,
+  )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Exports as the command line says; returns the exit code."""
+  parser = argparse.ArgumentParser(prog="tpv_jax.embedded.export", description=__doc__)
+  parser.add_argument("run", help="the RUN_DIR of a pre-training run")
+  parser.add_argument("output", help="the .safetensors file to write")
+  parser.add_argument("--name", default="tpv_jax embedded", help="for people")
+  parser.add_argument("--overwrite", action="store_true", help="replace the output")
+  parser.add_argument("--debug", action="store_true", help="show the trace of an error")
+  options = parser.parse_args(argv)
+
+  def run() -> None:
+    print(export(options.run, options.output, options.name, options.overwrite))
+
+  return errors.run_command(run, debug=options.debug)
+
+
+if __name__ == "__main__":
+  sys.exit(main())
