@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from tpv_jax import identity
 from tpv_jax.errors import UserError, near_misses
@@ -57,14 +57,16 @@ def make_mesh(model_parallel: int = 1) -> Mesh:
 
 
 def param_shardings(
-  params_axes: Mapping[str, Any], mesh: Mesh, params: Mapping[str, Any] | None = None
+  params_axes: Mapping[str, Any],
+  mesh: Mesh | AbstractMesh,
+  params: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Returns the tree of parameters with a `NamedSharding` for each.
 
   Args:
     params_axes: as the model's `get_initial_variables` gives it: at each parameter's
       place, `<name>_axes` with the names of its axes.
-    mesh: from `make_mesh`.
+    mesh: from `make_mesh`, or an abstract one, which needs no devices.
     params: the parameters or their shapes. With them, an axis whose size the mesh does
       not divide is replicated (a vocabulary of 335 words on two devices); without, JAX
       refuses to place such a parameter.

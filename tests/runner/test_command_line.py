@@ -118,7 +118,16 @@ def test_a_file_of_the_users_own_comes_from_the_search_path(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "backbone", ["t5_1_0_small", "t5_1_0_base", "t5_1_1_small", "t5_1_1_base"]
+  "backbone",
+  [
+    "t5_1_0_small",
+    "t5_1_0_base",
+    "t5_1_1_small",
+    "t5_1_1_base",
+    "t5_1_1_large",
+    "t5_1_1_xl",
+    "t5_1_1_xxl",
+  ],
 )
 def test_gin_files_of_public_backbones_have_the_sizes_of_the_table(backbone):
   from tpv_jax.backbone import network, sizes

@@ -1,0 +1,58 @@
+"""The plan of a backbone on a mesh: published sizes, and every large leaf cut."""
+
+import math
+
+import pytest
+
+from tpv_jax import plan
+
+
+@pytest.mark.parametrize(
+  ("size", "parameters"),
+  # As published with the checkpoints (v1.1: without weights shared with the output).
+  [
+    ("t5_v1_1_large", 783_150_080),
+    ("t5_v1_1_xl", 2_849_757_184),
+    ("t5_v1_1_xxl", 11_135_332_352),
+  ],
+)
+def test_a_pod_of_4_by_8_cuts_every_large_parameter_into_eight(size, parameters):
+  found = [
+    leaf for leaf in plan.leaves(size, 4, 8) if not leaf.path.startswith("prompt/")
+  ]
+  assert sum(math.prod(leaf.shape) for leaf in found) == parameters
+  for leaf in found:
+    whole, share = math.prod(leaf.shape), math.prod(leaf.share)
+    if len(leaf.shape) == 2 and whole > 10_000:
+      assert share * 8 == whole, leaf
+      assert leaf.cut.count("model") == 1
+    else:
+      assert leaf.cut.count("data") == 0
+
+
+def test_the_prompt_is_on_every_chip_whole():
+  (prompt,) = [
+    leaf
+    for leaf in plan.leaves("t5_v1_1_small", 2, 2)
+    if leaf.path.startswith("prompt/")
+  ]
+  assert prompt.shape == prompt.share == (100, 512)
+
+
+def test_the_table_counts_bytes_of_a_chip(capsys):
+  assert plan.main(["t5_v1_1_small", "--mesh", "1x1", "--storage", "float32"]) == 0
+  text = capsys.readouterr().out
+  assert "76,961,152" in text  # Published; 4 bytes each:
+  assert f"{76_961_152 * 4 / 2**20:.1f} MiB" in text
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["t5_v1_1_smal"], "There is no size 't5_v1_1_smal'. Did you mean 't5_v1_1_small'"),
+    (["t5_v1_1_small", "--mesh", "4"], "'4' is no mesh: write DATAxMODEL"),
+  ],
+)
+def test_mistakes_are_one_line(capsys, arguments, message):
+  assert plan.main(arguments) == 2
+  assert message in capsys.readouterr().err
