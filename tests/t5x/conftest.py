@@ -1,0 +1,105 @@
+"""What the tests under real T5X share; they skip, with the reason, where it is not."""
+
+import functools
+import importlib
+
+import pytest
+
+REASON = (
+  "T5X cannot be imported ({}): it is not on PyPI; docs/t5x.md says how to install it"
+)
+
+
+@pytest.fixture(scope="session")
+def t5x():
+  """The package, imported whole; skips the test where that fails."""
+  try:
+    importlib.import_module("t5x.train")
+  except ImportError as error:
+    pytest.skip(REASON.format(error))
+  return importlib.import_module("t5x")
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tiny, tmp_path_factory):
+  """The tiny backbone as one of our files."""
+  from tpv_jax import identity
+  from tpv_jax.backbone import loading
+
+  path = tmp_path_factory.mktemp("backbone") / "tiny.safetensors"
+  loading.save_backbone(path, identity.flatten(tiny.backbone.params), "tiny")
+  return path
+
+
+@pytest.fixture(scope="session")
+def under_t5x(t5x, tiny, tiny_file):
+  """Builds the parts that T5X's train builds, for the tiny backbone by default."""
+  return functools.partial(_Parts, tiny, tiny_file)
+
+
+class _Parts:
+  """A model with T5X's partitioner, initialiser and trainer around it."""
+
+  def __init__(self, tiny, tiny_file, model_dir, model=None, backbone=None, **settings):
+    from tpv_jax.prompts import initial
+    from tpv_jax.t5x import mesh, restoring
+
+    self.model = model or t5x_model(tiny.model())
+    length = self.model.prompt.length
+    self.partitioner = settings.pop("partitioner", None) or mesh.partitioner()
+    settings = {
+      "initial_prompt": functools.partial(initial.sampled_vocabulary, length=length)
+    } | settings
+    self.model_dir = str(model_dir)
+    self.initializer = restoring.Initializer(
+      optimizer_def=self.model.optimizer_def,
+      init_fn=self.model.get_initial_variables,
+      input_shapes={},
+      partitioner=self.partitioner,
+      backbone=str(backbone or tiny_file),
+      model_dir=self.model_dir,
+      **settings,
+    )
+
+  def state(self):
+    import jax
+
+    return self.initializer.from_scratch(jax.random.PRNGKey(0))
+
+  def manager(self):
+    from t5x import checkpoints
+
+    return checkpoints.OrbaxCheckpointManagerInterface(
+      self.model_dir,
+      self.initializer.global_train_state_shape,
+      self.partitioner,
+      save_dtype="float32",
+      restore_dtype="float32",
+    )
+
+  def trainer(self, learning_rate, microbatches=None, state=None):
+    import jax
+
+    from tpv_jax.t5x import training
+
+    return training.Trainer(
+      model=self.model,
+      train_state=state or self.state(),
+      partitioner=self.partitioner,
+      train_state_axes=self.initializer.train_state_axes,
+      eval_names=["validation"],
+      summary_dir=None,
+      rng=jax.random.PRNGKey(1),
+      learning_rate_fn=learning_rate,
+      num_microbatches=microbatches,
+    )
+
+
+def t5x_model(model):
+  """Returns the model with its transformation made into T5X's optimizer."""
+  from tpv_jax.t5x import optimizer
+
+  model.optimizer_def = optimizer.TransformationOptimizer(
+    model.optimizer_def, model.trainable
+  )
+  return model
