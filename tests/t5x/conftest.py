@@ -67,8 +67,11 @@ class _Parts:
     return self.initializer.from_scratch(jax.random.PRNGKey(0))
 
   def manager(self):
+    import os
+
     from t5x import checkpoints
 
+    os.makedirs(self.model_dir, exist_ok=True)
     return checkpoints.OrbaxCheckpointManagerInterface(
       self.model_dir,
       self.initializer.global_train_state_shape,

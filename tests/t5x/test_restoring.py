@@ -1,0 +1,296 @@
+"""Where a T5X job's parameters come from, under real T5X, on the tiny backbone."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from tpv_jax import identity, optimizers
+from tpv_jax.backbone import loading
+from tpv_jax.data import vocabularies
+from tpv_jax.errors import UserError
+from tpv_jax.prompts import initial
+from tpv_jax.t5x import saving
+from tpv_jax.vectors import algebra, sources, store
+
+RATE = 0.3
+
+
+def frozen_of(params):
+  return {
+    path: np.asarray(leaf)
+    for path, leaf in identity.flatten(params).items()
+    if not path.startswith("prompt/")
+  }
+
+
+def assert_same(leaves, others):
+  assert leaves.keys() == others.keys()
+  for path, leaf in leaves.items():
+    np.testing.assert_array_equal(leaf, others[path], err_msg=path)
+
+
+def save_with_t5x(tiny, under_t5x, folder, use_orbax, drop=(), add=()):
+  """Writes the tiny backbone as a pre-training run of T5X would, at step 1000."""
+  from t5x import checkpoints, partitioning, train_state
+
+  partitioner = partitioning.PjitPartitioner(
+    num_partitions=None, model_parallel_submesh=(1, 1, 1, 1)
+  )
+  model = tiny.model(prompt=None)
+  variables = model.get_initial_variables(jax.random.key(0), {})
+  flat = identity.flatten(tiny.backbone.params)
+  axes = identity.flatten(variables["params_axes"])
+  for path in drop:
+    del flat[path], axes[path + "_axes"]
+  for path in add:
+    flat[path], axes[path + "_axes"] = (
+      flat["decoder/decoder_norm/scale"],
+      axes["decoder/decoder_norm/scale_axes"],
+    )
+  state = train_state.InferenceState.create(
+    {"params": identity.unflatten(flat), "params_axes": identity.unflatten(axes)}
+  ).replace_step(np.int32(1000))
+  folder.mkdir()
+  if use_orbax:
+    manager = checkpoints.OrbaxCheckpointManagerInterface(
+      str(folder), state, partitioner, save_dtype="float32"
+    )
+    manager.save(state)
+    manager.close()
+  else:
+    checkpoints.Checkpointer(state, partitioner, str(folder)).save(state)
+  return folder / "checkpoint_1000"
+
+
+@pytest.mark.parametrize("use_orbax", [True, False], ids=["orbax", "legacy"])
+def test_a_t5x_checkpoint_gives_the_backbone_and_training_starts_at_step_zero(
+  tiny, under_t5x, tmp_path, use_orbax
+):
+  path = save_with_t5x(tiny, under_t5x, tmp_path / "pretrained", use_orbax)
+  state = under_t5x(tmp_path / "run", backbone=path).state()
+  assert_same(frozen_of(state.params), identity.flatten(tiny.backbone.params))
+  assert int(state.step) == 0
+  provenance = sources.load(tmp_path / "run", "initial").provenance
+  assert provenance.backbone_fingerprint == tiny.backbone.fingerprint
+  assert provenance.backbone_name == "checkpoint_1000"
+
+
+def test_the_start_is_the_one_of_the_standalone_runner(tiny, under_t5x, tmp_path):
+  parts = under_t5x(tmp_path / "t5x", initial_seed=3)
+  state = parts.state()
+  table = tiny.backbone.params["token_embedder"]["embedding"]
+  expected = initial.sampled_vocabulary(table, 3, length=4)
+  np.testing.assert_array_equal(state.params["prompt"]["prompt"], expected)
+  tiny.train(tmp_path / "own", total_steps=1, initial_seed=3)
+  mine = sources.load(tmp_path / "t5x", "initial").provenance
+  own = sources.load(tmp_path / "own", "initial").provenance
+  assert mine.initial_digest == own.initial_digest
+  assert mine.backbone_fingerprint == own.backbone_fingerprint
+  assert mine.initial_seed == own.initial_seed == 3
+
+
+def trained(tiny, parts, first, count, state=None):
+  trainer = parts.trainer(optimizers.constant(RATE, warmup_steps=2), state=state)
+  batches = map(tiny.data().batch_at, range(first, first + count))
+  trainer.train(iter(batches), count).result()
+  trainer.close()
+  return trainer.train_state
+
+
+def hooks(parts):
+  return [saving.SavePrompt(parts.model_dir, "parity"), saving.KeepOnlyTrainable()]
+
+
+def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(tiny, under_t5x, tmp_path):
+  unbroken = trained(tiny, under_t5x(tmp_path / "unbroken"), 0, 8)
+
+  parts = under_t5x(tmp_path / "run")
+  half = trained(tiny, parts, 0, 4)
+  manager = parts.manager()
+  manager.save(half, hooks(parts))
+  manager.close()
+  again = under_t5x(tmp_path / "run")
+  restored = again.manager().restore(step=4)
+  assert int(restored.step) == 4
+  assert_same(frozen_of(restored.params), identity.flatten(tiny.backbone.params))
+  resumed = trained(tiny, again, 4, 4, state=restored)
+  assert_same(
+    {k: np.asarray(v) for k, v in identity.flatten(resumed.params).items()},
+    {k: np.asarray(v) for k, v in identity.flatten(unbroken.params).items()},
+  )
+
+
+def test_a_checkpoint_of_a_run_holds_no_backbone_and_tpv_reads_it(
+  tiny, under_t5x, tmp_path
+):
+  parts = under_t5x(tmp_path / "run")
+  state = trained(tiny, parts, 0, 3)
+  manager = parts.manager()
+  manager.save(state, hooks(parts))
+  manager.close()
+  from tpv_jax import orbax_io
+
+  path = tmp_path / "run" / "checkpoint_3"
+  assert set(orbax_io.shapes(path, "target")) == {"prompt/prompt"}
+  loaded = sources.load(path)
+  np.testing.assert_array_equal(
+    loaded.leaves["prompt"], state.params["prompt"]["prompt"]
+  )
+  assert loaded.provenance.steps == 3
+  assert loaded.provenance.terms[0].task == "parity"
+  assert loaded.provenance.backbone_fingerprint == tiny.backbone.fingerprint
+
+
+def test_the_schedule_starts_at_zero(tiny, under_t5x, tmp_path):
+  """With two warm-up steps the first step has the rate 0 and changes nothing."""
+  parts = under_t5x(tmp_path / "run")
+  start = np.asarray(parts.state().params["prompt"]["prompt"])
+  after = trained(tiny, parts, 0, 1)
+  np.testing.assert_array_equal(after.params["prompt"]["prompt"], start)
+  moved = trained(tiny, parts, 0, 2)
+  assert not np.array_equal(moved.params["prompt"]["prompt"], start)
+
+
+@pytest.fixture
+def vector(tiny, tmp_path):
+  """A run of the standalone runner and its vector's file."""
+  tiny.train(tmp_path / "own", total_steps=5)
+  tuned, start = (
+    sources.load(tmp_path / "own", which) for which in ("last", "initial")
+  )
+  made = algebra.diff(tuned, start)
+  store.write(tmp_path / "v.safetensors", made.leaves, made.provenance)
+  return tmp_path / "own", tmp_path / "v.safetensors", tuned, start
+
+
+def test_train_starts_from_a_prompt_or_from_a_vector_on_an_initial_one(
+  tiny, under_t5x, tmp_path, vector
+):
+  run, file, tuned, _ = vector
+  from_prompt = functools.partial(initial.from_file, length=4, path=run, which="last")
+  state = under_t5x(tmp_path / "a", initial_prompt=from_prompt).state()
+  np.testing.assert_array_equal(
+    state.params["prompt"]["prompt"], tuned.leaves["prompt"]
+  )
+  on_initial = functools.partial(
+    initial.from_vector,
+    length=4,
+    path=file,
+    initial=functools.partial(initial.sampled_vocabulary, length=4),
+  )
+  state = under_t5x(tmp_path / "b", initial_prompt=on_initial).state()
+  np.testing.assert_allclose(
+    state.params["prompt"]["prompt"], tuned.leaves["prompt"], atol=1e-6
+  )  # (after - before) + before, rounded once
+
+
+def test_eval_uses_a_vector_on_an_initial_prompt_and_keeps_what_it_was(
+  tiny, t5x, tmp_path, vector
+):
+  from tpv_jax import orbax_io
+  from tpv_jax.t5x import restoring
+
+  run, file, _, start = vector
+  path = restoring.checkpoint_of(
+    str(tmp_path / "out"), 4, 16, vector=str(file), initial=str(run), coefficient=0.5
+  )
+  saved = orbax_io.read_leaves(path)["prompt"]
+  expected = start.leaves["prompt"] + 0.5 * store.read(file)[0]["prompt"]
+  np.testing.assert_allclose(saved, expected, atol=1e-6)
+  leaves, provenance = store.read(tmp_path / "out" / restoring.SUBJECT)
+  np.testing.assert_array_equal(leaves["prompt"], saved)
+  assert provenance.terms[0].coefficient == 0.5
+
+
+def test_missing_and_foreign_leaves_of_a_checkpoint_are_named(
+  tiny, under_t5x, tmp_path
+):
+  path = save_with_t5x(
+    tiny,
+    under_t5x,
+    tmp_path / "other",
+    True,
+    drop=["encoder/encoder_norm/scale"],
+    add=["adapter/scale"],
+  )
+  parts = under_t5x(tmp_path / "run", backbone=path)
+  with pytest.raises(UserError, match=r"1 missing \(encoder/encoder_norm/scale\)") as e:
+    parts.state()
+  assert "1 foreign (adapter/scale)" in str(e.value)
+
+
+def test_a_backbone_that_is_not_there_is_said(under_t5x, tmp_path):
+  with pytest.raises(UserError, match="There is no backbone"):
+    under_t5x(tmp_path / "run", backbone=tmp_path / "nothing").state()
+
+
+def test_another_vocabulary_than_the_backbones_is_refused(tiny, under_t5x, tmp_path):
+  larger = vocabularies.WordVocabulary([f"word{i}" for i in range(60)])
+  path = save_with_t5x(tiny, under_t5x, tmp_path / "pretrained", True)
+  with pytest.raises(UserError, match="63"):
+    under_t5x(tmp_path / "run", backbone=path, vocabulary=larger).state()
+
+
+def test_a_run_with_another_prompt_length_is_refused_before_anything_is_loaded(
+  tiny, under_t5x, tmp_path
+):
+  from tpv_jax.model import SoftPromptModel
+  from tpv_jax.prompts import plain
+  from tpv_jax.t5x.optimizer import TransformationOptimizer
+
+  parts = under_t5x(tmp_path / "run")
+  manager = parts.manager()
+  manager.save(parts.state(), hooks(parts))
+  manager.close()
+  longer = SoftPromptModel(
+    tiny.network,
+    plain.Prompt(length=6, features=16),
+    tiny.vocabulary,
+    tiny.vocabulary,
+    TransformationOptimizer(optimizers.adamw()),
+  )
+  with pytest.raises(UserError, match=r"\(4, 16\); this run has \(6, 16\)"):
+    under_t5x(tmp_path / "run", model=longer)
+
+
+def test_a_run_is_not_continued_on_another_backbone(tiny, under_t5x, tmp_path):
+  parts = under_t5x(tmp_path / "run")
+  manager = parts.manager()
+  manager.save(parts.state(), hooks(parts))
+  manager.close()
+  flat = identity.flatten(tiny.backbone.params)
+  other = tmp_path / "other.safetensors"
+  loading.save_backbone(other, {k: 2 * v for k, v in flat.items()}, "other")
+  again = under_t5x(tmp_path / "run", backbone=other)
+  with pytest.raises(UserError, match="was trained on the backbone 'tiny'"):
+    again.manager().restore(step=0)
+
+
+def test_a_mesh_or_a_batch_that_does_not_divide_is_refused(t5x):
+  from tpv_jax.t5x import mesh
+
+  with pytest.raises(UserError, match="MODEL_PARALLEL=3 does not divide the 1 devices"):
+    mesh.partitioner(model_parallel=3)
+  with pytest.raises(UserError, match="batch of 10 rows does not divide"):
+    mesh.partitioner(batch_size=10, microbatches=4)
+
+
+def test_weight_metrics_are_refused_because_of_their_cost(under_t5x, tmp_path):
+  from tpv_jax.t5x import training
+
+  parts = under_t5x(tmp_path / "run")
+  with pytest.raises(UserError, match="full fine-tuning"):
+    training.Trainer(
+      model=parts.model,
+      train_state=parts.state(),
+      partitioner=parts.partitioner,
+      train_state_axes=parts.initializer.train_state_axes,
+      eval_names=[],
+      summary_dir=None,
+      rng=jax.random.PRNGKey(1),
+      learning_rate_fn=optimizers.constant(RATE),
+      num_microbatches=None,
+      weight_metrics_computer=object(),
+    )
