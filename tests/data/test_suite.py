@@ -43,8 +43,8 @@ def test_no_text_is_in_two_splits_or_twice_in_one(name):
 
 @each_task
 def test_splits_of_different_seeds_share_no_text_either(name):
-  test = {example.inputs for example in suite.examples(name, "test", seed=0)}
-  train = {example.inputs for example in suite.examples(name, "train", seed=1)}
+  test = {example.inputs for example in suite.examples(name, "test", seed=1)}
+  train = {example.inputs for example in suite.examples(name, "train", seed=0)}
   assert not test & train
 
 
@@ -84,7 +84,7 @@ def test_vocabulary_and_lengths_cover_every_example(name):
 @each_task
 def test_a_split_is_made_in_well_under_two_seconds(name):
   start = time.process_time()
-  suite.examples(name, "test", seed=12345)
+  suite.examples(name, "test", seed=2)
   assert time.process_time() - start < 2
 
 

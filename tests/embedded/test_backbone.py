@@ -20,7 +20,7 @@ HERE = pathlib.Path(embedded.__file__).parent
 @pytest.fixture(scope="module")
 def transformer():
   """The network of the gin file that users include."""
-  command_line.parse_gin(["gin_configs/backbones/embedded.gin"], ["PROMPT=None"])
+  command_line.parse_gin(["gin_configs/runs/eval_embedded.gin"])
   built = gin.get_configurable(network.Transformer)()
   yield built
   gin.clear_config()

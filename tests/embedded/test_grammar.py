@@ -11,7 +11,7 @@ from tpv_jax.embedded import grammar, lexicon
 each_attribute = pytest.mark.parametrize("attribute", grammar.GENERATORS)
 
 
-def drawn(attribute, count=2000, part="test"):
+def drawn(attribute, count=600, part="test"):
   randomness = random.Random(5)
   return [grammar.draw(attribute, part, randomness) for _ in range(count)]
 
@@ -23,7 +23,7 @@ def test_every_attribute_has_a_generator_fields_and_label_sets():
 @each_attribute
 def test_a_text_never_has_two_classes(attribute):
   classes = collections.defaultdict(set)
-  for text, label in drawn(attribute, 5000):
+  for text, label in drawn(attribute, 1500):
     classes[text].add(label)
   assert {len(labels) for labels in classes.values()} == {1}
 

@@ -257,13 +257,17 @@ def paraphrase(randomness: random.Random) -> tuple[str, int]:
   name, other_name = _distinct(randomness, lexicon.NAMES, 2)
   noun, other_noun = _distinct(randomness, lexicon.NOUNS, 2)
   deed, other_deed = _distinct(randomness, lexicon.SYNONYMS, 2)
-  second = [name, deed, noun]
+  changed: Sequence[int] = ()
   if not label:
-    for place in _distinct(randomness, range(3), 1 + _index(randomness, 3)):
-      second[place] = (other_name, other_deed, other_noun)[place]
-  return (
-    f"first: {_told(randomness, name, deed, noun)} second: {_told(randomness, *second)}"
-  ), label
+    changed = _distinct(randomness, range(3), 1 + _index(randomness, 3))
+  first = _told(randomness, name, deed, noun)
+  second = _told(
+    randomness,
+    other_name if 0 in changed else name,
+    other_deed if 1 in changed else deed,
+    other_noun if 2 in changed else noun,
+  )
+  return f"first: {first} second: {second}", label
 
 
 def _told(
