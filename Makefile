@@ -1,5 +1,7 @@
 # make demo   installs into .venv and runs the main job: prompts, vectors, sums, a report
 # make test   installs with the extras for tests, then lint, types and all tests
+# make t5x-check  trains, kills, resumes, evaluates and infers under real T5X, and writes
+#             docs/t5x-check.md; T5X=folder says where T5X is if it is not installed
 # make clean  removes the environment and what the two made
 #
 # PYTHON=python3.12  chooses the interpreter (3.11 or newer)
@@ -13,11 +15,11 @@ TESTS ?= tests
 JOBS ?= auto
 BIN := $(VENV)/bin/python
 
-.PHONY: demo test lint clean help
+.PHONY: demo test lint t5x-check clean help
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# //p' Makefile | head -7
+	@sed -n 's/^# //p' Makefile | head -9
 
 demo: $(VENV)/.installed
 	@echo "== tuning prompts, making vectors, measuring sums; report in $(OUT)/report.md"
@@ -32,6 +34,9 @@ lint: $(VENV)/.installed-test
 	"$(BIN)" -m ruff check .
 	"$(BIN)" -m ruff format --check .
 	"$(BIN)" -m mypy
+
+t5x-check: $(VENV)/.installed-test
+	"$(BIN)" -m tpv_jax.t5x.check --t5x "$(T5X)" --output docs/t5x-check.md
 
 clean:
 	rm -rf "$(VENV)" demo_out build tpv_jax.egg-info

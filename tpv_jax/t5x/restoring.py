@@ -30,7 +30,6 @@ from tpv_jax.prompts.initial import Initial
 from tpv_jax.runner import evaluation, processes
 from tpv_jax.t5x import saving
 from tpv_jax.t5x.optimizer import replace_leaves
-from tpv_jax.vectors import store
 from tpv_jax.vectors.provenance import Provenance
 
 SUBJECT = "prompt.safetensors"
@@ -135,17 +134,13 @@ class Initializer(utils.TrainStateInitializer):
 
   def _check_same_backbone(self, name: str, fingerprint: str) -> None:
     """Raises `UserError` if the restored prompt belongs to another backbone."""
+    provenance = None
     if self.model_dir is not None:
-      file = epath.Path(self.model_dir) / saving.INITIAL
+      provenance = saving.read_provenance(self.model_dir, saving.INITIAL)
     elif self.output_dir is not None:
-      file = epath.Path(self.output_dir) / SUBJECT
-    else:
-      return
-    if not file.exists():
-      return
-    provenance = store.read(file)[1]
-    known = provenance.backbone_fingerprint
-    if known is not None and known != fingerprint:
+      provenance = saving.read_provenance(self.output_dir, SUBJECT)
+    known = None if provenance is None else provenance.backbone_fingerprint
+    if provenance is not None and known is not None and known != fingerprint:
       raise UserError(
         f"The prompt was trained on the backbone '{provenance.backbone_name}' "
         f"({known[:12]}…), not on '{name}' ({fingerprint[:12]}…). Choose that backbone."

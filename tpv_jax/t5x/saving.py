@@ -13,7 +13,9 @@ imported.
 import dataclasses
 import importlib.metadata
 import math
+import pathlib
 import re
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +33,9 @@ from tpv_jax.vectors.provenance import Provenance, Term
 INITIAL = "initial_prompt.safetensors"
 LAST = "last_prompt.safetensors"
 BEST = "best_prompt.safetensors"
+
+_REMOTE = re.compile(r"\w+://")
+"""How a folder in an object store begins: gs://bucket/..."""
 
 
 def whole(leaf: Any) -> np.ndarray:
@@ -59,10 +64,23 @@ def write(
   path = epath.Path(folder) / name
   path.parent.mkdir(parents=True, exist_ok=True)
   content = store.encode(leaves, provenance)
-  if re.match(r"\w+://", str(folder)):
+  if _REMOTE.match(str(folder)):
     path.write_bytes(content)  # An object store replaces in one step.
   else:
     files.write_bytes(path, content)
+
+
+def read_provenance(folder: str, name: str) -> Provenance | None:
+  """Returns what a file that `write` wrote says of its prompt, None without the file."""
+  path = epath.Path(folder) / name
+  if not path.exists():
+    return None
+  if not _REMOTE.match(str(folder)):
+    return store.read(path)[1]
+  with tempfile.TemporaryDirectory() as here:
+    copy = pathlib.Path(here) / "copy.safetensors"
+    copy.write_bytes(path.read_bytes())
+    return store.read(copy)[1]
 
 
 class KeepOnlyTrainable:
@@ -99,8 +117,8 @@ class SavePrompt:
   def __call__(self, state_dict: Any, parameter_infos: Any) -> tuple[Any, Any]:
     """Writes the prompt of `state_dict`; returns both trees as they are."""
     step = int(whole(state_dict["state"]["step"]))
-    if step > 0:
-      prompt = _prompt_leaves(state_dict["target"])
+    prompt = _prompt_leaves(state_dict["target"])  # All hosts take part.
+    if step > 0 and processes.is_writer():
       provenance = _trained(self.model_dir, self.task, step)
       for name in (f"prompts/prompt_{step}.safetensors", LAST):
         write(self.model_dir, name, prompt, provenance)
@@ -138,6 +156,9 @@ class BestPrompt:
 
   def run(self, train_state: Any, metrics_by_task: Mapping[str, Any]) -> bool:
     """Writes the prompt if it is the best so far; never asks T5X to stop."""
+    prompt = _prompt_leaves(train_state.params)  # All hosts take part.
+    if not processes.is_writer():
+      return False
     values = [
       float(np.asarray(metrics[self.metric].value))
       for metrics in metrics_by_task.values()
@@ -149,14 +170,13 @@ class BestPrompt:
       provenance = _trained(self.model_dir, self.task, step)
       note = f"best {self.metric} on validation: {value!r}"
       provenance = dataclasses.replace(provenance, notes=(*provenance.notes, note))
-      write(self.model_dir, BEST, _prompt_leaves(train_state.params), provenance)
+      write(self.model_dir, BEST, prompt, provenance)
     return False
 
   def _best(self, step: int) -> float | None:
-    path = epath.Path(self.model_dir) / BEST
-    if not path.exists():
+    provenance = read_provenance(self.model_dir, BEST)
+    if provenance is None:
       return None
-    provenance = store.read(path)[1]
     found = re.fullmatch(
       rf"best {self.metric} on validation: (\S+)", "".join(provenance.notes[-1:])
     )
@@ -172,7 +192,9 @@ def _prompt_leaves(target: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _trained(model_dir: str, task: str, step: int) -> Provenance:
-  initial = store.read(epath.Path(model_dir) / INITIAL)[1]
+  initial = read_provenance(model_dir, INITIAL) or Provenance(
+    kind="prompt", notes=(f"{INITIAL} was lost, and with it what it said",)
+  )
   return dataclasses.replace(
     initial, terms=(Term(task, 1.0),), steps=step, versions=versions()
   )

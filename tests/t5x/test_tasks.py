@@ -1,0 +1,49 @@
+"""Tasks for T5X by name; needs seqio, not T5X."""
+
+import pytest
+
+from tpv_jax.data import suite, vocabularies
+from tpv_jax.errors import UserError
+from tpv_jax.t5x import tasks
+
+seqio = pytest.importorskip("seqio", reason="the extra 'data' is not installed")
+
+
+def test_one_of_our_tasks_is_registered_once_and_found_again():
+  task, vocabulary = suite.task("sentiment"), vocabularies.embedded()
+  name = tasks.registered(task, vocabulary)
+  assert name == tasks.registered(suite.task("sentiment"), vocabularies.embedded())
+  rows = seqio.get_mixture_or_task(name).get_dataset(
+    suite.LENGTHS, "validation", shuffle=False
+  )
+  first = next(rows.as_numpy_iterator())
+  example = task.examples("validation")[0]
+  assert first["inputs_pretokenized"].decode() == example.inputs
+  assert first["inputs"].tolist() == [
+    *vocabulary.encode(example.inputs),
+    vocabulary.eos_id,
+  ]
+
+
+def test_a_task_of_seqio_is_found_after_its_module_is_imported():
+  name = tasks.named(
+    "tpv_embedded_topic", vocabularies.embedded(), ["tpv_jax.data.seqio_tasks"]
+  )
+  assert name == "tpv_embedded_topic"
+
+
+def test_a_task_with_another_vocabulary_is_refused():
+  tasks.registered(suite.task("topic"), vocabularies.embedded())
+  other = vocabularies.WordVocabulary(["some", "other", "words"])
+  with pytest.raises(UserError, match="ids would mean other words"):
+    tasks.registered(suite.task("topic"), other)
+
+
+def test_an_unknown_task_and_an_unknown_module_are_said():
+  vocabulary = vocabularies.embedded()
+  with pytest.raises(
+    UserError, match=r"no task or mixture 'tpv_embedded_topik'.*topic"
+  ):
+    tasks.named("tpv_embedded_topik", vocabulary, ["tpv_jax.data.seqio_tasks"])
+  with pytest.raises(UserError, match=r"Cannot import 'not_there\.mixtures'"):
+    tasks.named("x", vocabulary, ["not_there.mixtures"])
