@@ -6,6 +6,7 @@
 #
 # PYTHON=python3.12  chooses the interpreter (3.11 or newer)
 # OUT=folder         where the demo writes (default demo_out)
+# ARGS=...           more flags for the demo, such as --gin.OVERWRITE=True
 # TESTS=tests/data   runs a part of the tests
 
 PYTHON ?= python3
@@ -19,11 +20,11 @@ BIN := $(VENV)/bin/python
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# //p' Makefile | head -9
+	@sed -n 's/^# //p' Makefile | head -10
 
 demo: $(VENV)/.installed
 	@echo "== tuning prompts, making vectors, measuring sums; report in $(OUT)/report.md"
-	"$(BIN)" -m tpv_jax.study --gin_file=gin_configs/runs/demo.gin --gin.OUTPUT_DIR="'$(OUT)'"
+	"$(BIN)" -m tpv_jax.study --gin_file=gin_configs/runs/demo.gin --gin.OUTPUT_DIR="'$(OUT)'" $(ARGS)
 
 test: lint
 	@echo "== tests"
@@ -45,15 +46,16 @@ $(BIN):
 	@"$(PYTHON)" -c 'import sys; assert sys.version_info >= (3, 11), sys.version' || \
 	  { echo "tpv_jax needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 2; }
 	@echo "== making the virtual environment $(VENV)"
-	"$(PYTHON)" -m venv "$(VENV)"
+	@"$(PYTHON)" -m venv "$(VENV)" || { rm -rf "$(VENV)"; \
+	  echo "Making it failed. On Debian: apt-get install python3-venv"; exit 2; }
 	"$(BIN)" -m pip install --quiet --upgrade pip
 
 $(VENV)/.installed: $(BIN) setup.py pyproject.toml
 	@echo "== installing tpv_jax (JAX and friends, about 700 MB on disk)"
-	"$(BIN)" -m pip install --quiet -e .
+	"$(BIN)" -m pip install -e .
 	@touch "$@"
 
 $(VENV)/.installed-test: $(BIN) setup.py pyproject.toml
 	@echo "== installing tpv_jax with its test and data extras (TensorFlow too, about 3 GB)"
-	"$(BIN)" -m pip install --quiet -e '.[test,data]'
+	"$(BIN)" -m pip install -e '.[test,data]'
 	@touch "$@" "$(VENV)/.installed"

@@ -48,7 +48,7 @@ done
 $dry_run && exit 0
 for ((left = count; left > 0; left--)); do
   code=0
-  wait -n "${pids[@]}" || code=$?
+  wait -n || code=$?
   if ((code != 0)); then
     echo "a process ended with exit code $code; ending the others" >&2
     exit "$code"

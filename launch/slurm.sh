@@ -6,9 +6,9 @@
 #   launch/slurm.sh --nodes=2 -- python -m tpv_jax.train --gin_file=...
 #
 # Inside an allocation (salloc, sbatch) it runs there; outside it asks for one by srun.
-# JAX finds the other processes from SLURM's variables. A node that fails ends the step;
-# the same command again continues the run from its newest checkpoint. --requeue and a
-# signal 120 s before the time limit let the run save and SLURM start it again.
+# JAX finds the other processes from SLURM's variables; RUN_DIR must lie on a file system
+# that all nodes share. A node that fails ends the step, and SIGTERM comes 120 s before the
+# time limit, in time to save: the same command again continues the run.
 set -euo pipefail
 
 usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" | sed '/^set/d'; exit 2; }

@@ -12,11 +12,12 @@
 #   fetch    copy a folder of worker 0 here  (--from=PATH --to=PATH); gs:// needs none
 #   clean    delete the slice and its request
 #   keep     create, install and run; when a spot slice is taken away, do it again until
-#            COMMAND ends with 0: runs continue from their newest checkpoint, so keep
-#            RUN_DIR or MODEL_DIR on gs://  (--most=10 times)
+#            COMMAND ends with 0. Jobs continue from their newest checkpoint, which must
+#            outlive the slice: T5X with MODEL_DIR on gs://, or RUN_DIR on a file system
+#            that all workers share  (--most=10 times)
 #
 #   launch/tpu_pod.sh keep --name=tpv --zone=us-west4-a --type=v5litepod-16 --spot -- \
-#     python3 -m tpv_jax.train --multiprocess_gpu --gin_file=...
+#     python3 -m t5x.train --gin_file=tpv_jax/gin_configs/t5x/train.gin ...
 #
 # NEVER RUN ON A TPU SO FAR: tested by its dry run and against a stub of gcloud.
 set -euo pipefail

@@ -3,12 +3,14 @@
 Imports nothing but the standard library, so that every room can use it.
 """
 
+import argparse
 import difflib
 import errno
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from typing import Any
 
 EXIT_USER_ERROR = 2
 """Exit code of every command after bad input."""
@@ -25,6 +27,26 @@ def near_misses(name: str, known: Iterable[str], most: int = 3) -> str:
   """Returns ' Did you mean a, b?' for the known names closest to `name`, or ''."""
   close = difflib.get_close_matches(name, list(known), n=most, cutoff=0.5)
   return f" Did you mean {', '.join(repr(c) for c in close)}?" if close else ""
+
+
+def at_least(name: str, value: Any, least: int) -> None:
+  """Raises `UserError` unless `value` is a whole number of at least `least`."""
+  if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    raise UserError(
+      f"{name} is {value!r}; it must be a whole number of at least {least}."
+    )
+
+
+class ArgumentParser(argparse.ArgumentParser):
+  """argparse's parser, which reports a wrong call in one line and abbreviates nothing."""
+
+  def __init__(self, **options: Any):
+    super().__init__(allow_abbrev=False, **options)
+
+  def error(self, message: str) -> Any:
+    """Prints one line and exits with `EXIT_USER_ERROR`."""
+    line = f"error: {message}. '{self.prog} --help' shows the usage.\n"
+    self.exit(EXIT_USER_ERROR, line)
 
 
 def run_command(main: Callable[[], int | None], debug: bool = False) -> int:

@@ -18,8 +18,22 @@ def refuse_existing(path: PathLike, overwrite: bool = False) -> None:
   """Raises `UserError` if `path` exists and the user did not ask to replace it."""
   if not overwrite and os.path.lexists(path):
     raise UserError(
-      f"'{path}' exists and was left as it is. Choose another path, or pass --overwrite."
+      f"'{path}' exists and was left as it is. Choose another path, or say that it may "
+      "be replaced (tpv: --overwrite; gin: --gin.OVERWRITE=True)."
     )
+
+
+def check_output(path: PathLike, overwrite: bool = False) -> None:
+  """Raises `UserError` if nothing could be written to `path`, before any work is done."""
+  path = pathlib.Path(path)
+  if path.is_dir():
+    raise UserError(f"Cannot write '{path}': it is a folder. Name a file in it.")
+  if not path.parent.is_dir():
+    raise UserError(
+      f"Cannot write '{path}': the folder '{path.parent}' does not exist. Make it "
+      "first."
+    )
+  refuse_existing(path, overwrite)
 
 
 def write_bytes(path: PathLike, content: bytes, overwrite: bool = True) -> None:

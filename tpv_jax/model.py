@@ -65,6 +65,13 @@ class SoftPromptModel:
         f"The prompt's rows have {prompt.features} features, the backbone's tokens "
         f"{network.emb_dim}. Set Prompt.features to {network.emb_dim}."
       )
+    try:
+      re.compile(trainable)
+    except re.error as error:
+      raise UserError(
+        f"trainable = '{trainable}' is no regular expression ({error}). To train the "
+        "prompt only, write 'prompt/.*'."
+      ) from error
     self.network = network
     self.prompt = prompt
     self.input_vocabulary = input_vocabulary

@@ -10,6 +10,8 @@ import math
 import sys
 from collections.abc import Sequence
 
+from tpv_jax.errors import ArgumentParser, UserError, near_misses, run_command
+
 EXAMPLES = """\
 examples:
   python -m tpv_jax.plan t5_v1_1_xxl --mesh 4x8
@@ -47,7 +49,6 @@ def leaves(size: str, data: int, model: int, prompt_length: int = 100) -> list[L
 
   from tpv_jax import identity, partitioning
   from tpv_jax.backbone import network, sizes
-  from tpv_jax.errors import UserError, near_misses
   from tpv_jax.model import SoftPromptModel
   from tpv_jax.prompts import plain
 
@@ -81,7 +82,7 @@ def leaves(size: str, data: int, model: int, prompt_length: int = 100) -> list[L
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints the plan; returns the exit code."""
-  parser = argparse.ArgumentParser(
+  parser = ArgumentParser(
     description="What each chip holds of a backbone on a mesh, without weights.",
     epilog=EXAMPLES,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -99,16 +100,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--debug", action="store_true", help="show traces of errors")
   flags = parser.parse_args(argv)
 
-  from tpv_jax.errors import run_command
-
   return run_command(lambda: _print_plan(flags), debug=flags.debug)
 
 
 def _print_plan(flags: argparse.Namespace) -> None:
   from rich.console import Console
   from rich.table import Column, Table
-
-  from tpv_jax.errors import UserError
 
   data, _, model = flags.mesh.partition("x")
   if not (data.isdigit() and model.isdigit() and int(data) and int(model)):

@@ -111,7 +111,7 @@ TPU = ("--name=pod", "--zone=z", "--type=v5litepod-16", "--spot")
 
 def test_a_pod_is_created_installed_and_given_the_command(stub):
   path = stub("gcloud", 'case "$*" in *describe*) echo ACTIVE ;; esac')
-  command = ("--", "python3", "-m", "tpv_jax.train", "--gin.RUN_DIR='gs://b/a b'")
+  command = ("--", "python3", "-m", "t5x.train", "--gin.MODEL_DIR='gs://b/a b'")
   result = run("tpu_pod.sh", "keep", *TPU, *command, path=path)
   assert result.returncode == 0, result.stderr
   create, describe, copy, install, start = stub.calls("gcloud")
@@ -120,7 +120,7 @@ def test_a_pod_is_created_installed_and_given_the_command(stub):
   assert describe[3] == "describe"
   assert copy[2:4] == ["tpu-vm", "scp"] and "--worker=all" in copy
   assert "pip install" in install[-2] and "jax[tpu]" in install[-2]
-  assert "python3 -m tpv_jax.train" in start[-2] and "gs://b/a\\ b" in start[-2]
+  assert "python3 -m t5x.train" in start[-2] and "gs://b/a\\ b" in start[-2]
 
 
 def test_a_spot_slice_that_is_taken_away_is_asked_for_again(stub, tmp_path):

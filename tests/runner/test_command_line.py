@@ -60,7 +60,7 @@ GOOD = (EMBEDDED, "--gin.TASK_NAME='topic'")
     ),
     (
       (*GOOD, "--gin.RUN_DIR='{run}'", "--gin.TRAIN_STEPS=0"),
-      r"total_steps is 0; it must be a number of steps, at least 1",
+      r"total_steps is 0; it must be a whole number of at least 1",
     ),
     (
       (*GOOD, "--gin.RUN_DIR='{run}'", "--gin.BACKBONE='nowhere'"),
@@ -75,6 +75,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, tmp_path, arguments, mess
   assert re.fullmatch(f"error: .*{message}.*\n", err), err
   assert not out
   assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_flag_is_one_line(capsys):
+  with pytest.raises(SystemExit) as stop:
+    train_command.main(["--overwrite"])
+  assert stop.value.code == 2
+  err = capsys.readouterr().err
+  assert err.count("\n") == 1 and "unrecognized arguments: --overwrite" in err
 
 
 def test_debug_shows_the_trace(capsys):

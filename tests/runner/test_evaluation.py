@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -161,6 +165,45 @@ def test_a_vector_on_its_initial_prompt_scores_as_the_tuned_prompt(
   assert nothing["results"] == initial["results"] != tuned["results"]
 
 
+def test_texts_that_are_too_long_are_said_and_counted(tiny, tmp_path, capsys):
+  short = {"inputs": 4, "targets": 2}
+  backbone = write_backbone(tiny, tmp_path / "backbone.safetensors")
+  report = evaluation.evaluate(
+    tiny.model(prompt=None),
+    backbone,
+    [tiny.task],
+    tiny.vocabulary,
+    short,
+    progress=False,
+  )
+  assert report["results"][0]["trimmed"] == 40
+  assert "parity, test: 40 examples" in capsys.readouterr().out
+
+
+def test_a_batch_is_rounded_up_to_suit_the_devices(tiny):
+  """On 3 simulated devices, with 16 rows a batch."""
+  script = f"""
+import sys
+sys.path.insert(0, {str(pathlib.Path(__file__).parents[1])!r})
+from conftest import Tiny
+from tpv_jax.runner import evaluation
+tiny = Tiny()
+model = tiny.model(prompt=None)
+evaluator = evaluation.Evaluator(model, tiny.backbone.params, tiny.vocabulary, tiny.lengths, 16)
+assert evaluator.batch_size == 18
+print(evaluator.evaluate(None, tiny.task, "test").examples)
+"""
+  flags = "--xla_force_host_platform_device_count=3"
+  result = subprocess.run(
+    [sys.executable, "-c", script],
+    env={**os.environ, "XLA_FLAGS": flags},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert result.stdout.splitlines()[-1] == "40"
+
+
 def test_no_prompt_is_the_plain_backbone(tiny, tmp_path, evaluator):
   report = evaluate(tiny, tmp_path)
   assert report["prompt"] is None
@@ -171,6 +214,12 @@ def test_no_prompt_is_the_plain_backbone(tiny, tmp_path, evaluator):
 def test_inputs_that_do_not_belong_together_are_refused(tiny, prompt, tmp_path):
   with pytest.raises(UserError, match="Both a prompt and a vector"):
     evaluate(tiny, tmp_path, prompt="a", vector="b")
+  with pytest.raises(UserError, match="no vector was given"):
+    evaluate(tiny, tmp_path, initial="b")
+  with pytest.raises(UserError, match=r"Give a list: \['test'\]"):
+    evaluate(tiny, tmp_path, splits="test")
+  with pytest.raises(UserError, match=r"the folder .*nowhere' does not exist"):
+    evaluate(tiny, tmp_path, output=str(tmp_path / "nowhere" / "x.json"))
   with pytest.raises(UserError, match="must be applied to an initial prompt"):
     evaluate(tiny, tmp_path, vector="b")
   with pytest.raises(UserError, match="Predictions need a place"):
@@ -233,6 +282,12 @@ def test_inference_answers_each_line(tiny, prompt, tmp_path, evaluator):
   assert [row["label"] for row in rows] == result.chosen[:5]
   with pytest.raises(UserError, match="exists"):
     infer()
+  (tmp_path / "in.txt").write_text("one\u2028line\n")
+  infer(overwrite=True)
+  assert len((tmp_path / "out.jsonl").read_text().split("\n")) == 2
+  (tmp_path / "in.txt").write_bytes("caf\u00e9".encode("latin-1"))
+  with pytest.raises(UserError, match="is no UTF-8 text"):
+    infer(overwrite=True)
   (tmp_path / "in.txt").write_text("")
   with pytest.raises(UserError, match="is empty"):
     infer(overwrite=True)

@@ -44,16 +44,13 @@ def made_up_results():
       },
     ],
     "negation": {
-      "a": {
-        "before": [{"a": 0.5, "b": 0.5}] * 2,
-        "after": [{"a": 0.0, "b": 0.5}] * 2,
-        "alone": [0.0, 0.0],
-      },
-      "b": {
-        "before": [{"a": 0.5, "b": 0.5}] * 2,
-        "after": [{"a": 0.5, "b": 0.0}] * 2,
-        "alone": [0.0, 0.0],
-      },
+      name: {
+        "before": [0.5, 0.4],
+        "after": [0.0, 0.0],
+        "partner_before": [0.5, 0.5],
+        "partner_after": [0.75, 0.25],
+      }
+      for name in ("a", "b")
     },
     "cosine": {
       "names": ["a-0", "a-1", "b-0", "b-1"],
@@ -84,6 +81,16 @@ def test_the_summary_averages_as_its_words_say():
   assert summary["tasks_with_label_accuracy_at_most_0.75_without_prompt"] == 1
 
 
+def test_sums_of_a_task_that_its_own_prompt_does_not_solve_are_not_relative_to_0():
+  results = made_up_results()
+  results["single"]["a"]["own"] = [{"exact_match": 0.0, "label_accuracy": 0.5}] * 2
+  assert study.summarise(results)["pair_sums_relative"] == pytest.approx(
+    (1.0 + 0.5) / 2
+  )
+  results["single"]["b"]["own"] = [{"exact_match": 0.0, "label_accuracy": 0.5}] * 2
+  assert study.summarise(results)["pair_sums_relative"] is None
+
+
 def test_cosines_are_grouped_by_task_and_initial_prompt():
   groups = study.cosine_groups(made_up_results()["cosine"], seeds=2)["prompts"]
   assert groups["same_task_other_initial"] == pytest.approx((0.8 + 0.3) / 2)
@@ -97,10 +104,10 @@ def test_the_report_has_every_table_and_plot(tmp_path, capsys):
   report.write(tmp_path, results)
   text = (tmp_path / "report.md").read_text()
   assert (
-    "| a | 0.0 | 90.0 ± 10.0 | 50.0 ± 10.0 | 10.0 ± 0.0 | 50.0 | 95.0 ± 5.0 |" in text
+    "| a | 0.0 | 90.0 ± 14.1 | 50.0 ± 14.1 | 10.0 ± 0.0 | 50.0 | 95.0 ± 7.1 |" in text
   )
-  assert "| a + b | 1, 0.5 | a 45.0 ± 5.0, b 37.5 ± 12.5 | 62.5 |" in text
-  assert "| a | 50.0 ± 0.0 | 0.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | 0.0 ± 0.0 |" in text
+  assert "| a + b | 1, 0.5 | a 45.0 ± 7.1, b 37.5 ± 17.7 | 62.5 |" in text
+  assert "| a | 45.0 ± 7.1 | 0.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 35.4 |" in text
   for name in ("single", "sums", "cosine"):
     assert f"({name}.png)" in text
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -137,6 +144,30 @@ def test_the_demo_writes_its_report_vectors_and_plots(demo):
       assert [(term.task, term.coefficient) for term in provenance.terms] == [
         (task, 1.0)
       ]
+
+
+def test_negating_a_task_in_a_sum_forgets_it_and_not_its_partner(demo):
+  for negation in demo[1]["negation"].values():
+    assert np.mean(negation["after"]) <= 0.2 * np.mean(negation["before"])
+    assert np.mean(negation["partner_after"]) >= 0.6 * np.mean(
+      negation["partner_before"]
+    )
+
+
+def test_a_study_does_not_write_into_a_folder_of_something_else(tmp_path, capsys):
+  (tmp_path / "report.md").write_text("mine")
+  arguments = ["--gin_file=gin_configs/runs/demo.gin", f"--gin.OUTPUT_DIR='{tmp_path}'"]
+  assert study_command.main(arguments) == 2
+  assert "holds no study of tpv_jax" in capsys.readouterr().err
+  assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
+
+
+def test_a_study_with_other_settings_does_not_take_the_old_prompts(demo, capsys):
+  arguments = ["--gin_file=gin_configs/runs/demo.gin", f"--gin.OUTPUT_DIR='{demo[0]}'"]
+  assert study_command.main([*arguments, "--gin.PROMPT_LENGTH=5"]) == 2
+  err = capsys.readouterr().err
+  assert "holds a run with another initial_digest" in err and "OVERWRITE=True" in err
+  assert len(err) < 600
 
 
 def test_a_demo_vector_is_the_difference_of_its_files(demo):

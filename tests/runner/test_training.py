@@ -1,5 +1,6 @@
 """Training runs: what moves, what does not, and what survives a kill."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -21,6 +22,7 @@ from tpv_jax.errors import UserError
 from tpv_jax.prompts import initial
 from tpv_jax.runner import training
 from tpv_jax.runner.checkpoints import Checkpoints
+from tpv_jax.runner.task_data import TaskData
 from tpv_jax.vectors import store
 
 TESTS = pathlib.Path(__file__).parents[1]
@@ -208,24 +210,129 @@ def test_other_settings_in_the_same_folder_are_refused(tiny, finished):
   run, _ = finished
   with pytest.raises(UserError, match="another total_steps: 20 there, 30 now"):
     tiny.train(run, total_steps=30)
-  with pytest.raises(
-    UserError, match=r"another data: .*'batch_size': 8.* 'batch_size': 4"
-  ):
+  with pytest.raises(UserError, match="another data/batch_size: 8 there, 4 now"):
     tiny.train(run, data=tiny.data(batch_size=4))
 
 
-def test_a_folder_that_holds_something_else_is_not_touched(tiny, tmp_path):
-  (tmp_path / "thesis.tex").write_text("mine")
+@pytest.mark.parametrize("name", ["thesis.tex", "manifest.json"])
+def test_a_folder_that_holds_something_else_is_not_touched(tiny, tmp_path, name):
+  (tmp_path / name).write_text('{"name": "a web app"}')
   for overwrite in (False, True):
     with pytest.raises(UserError, match="holds no run of tpv_jax"):
       tiny.train(tmp_path, overwrite=overwrite)
-  assert (tmp_path / "thesis.tex").read_text() == "mine"
+  assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_overwrite_starts_again(tiny, tmp_path):
-  tiny.train(tmp_path / "run", total_steps=10)
-  manifest = tiny.train(tmp_path / "run", total_steps=5, overwrite=True)
+def test_overwrite_starts_again_and_leaves_what_lies_beside_the_run(tiny, tmp_path):
+  run = tmp_path / "run"
+  tiny.train(run, total_steps=10)
+  (run / "notes.txt").write_text("mine")
+  manifest = tiny.train(run, total_steps=5, overwrite=True)
   assert manifest["last_step"] == 5
+  assert max(int(p.name[11:]) for p in (run / "checkpoints").iterdir()) == 5
+  assert (run / "notes.txt").read_text() == "mine"
+
+
+def test_a_stopped_run_continues_even_with_overwrite(tiny, finished, tmp_path):
+  """So that one command serves for a first start and for every restart."""
+  run = tmp_path / "run"
+  tiny.train(run)
+  for path in (run / "checkpoints").glob("checkpoint_20"):
+    shutil.rmtree(path)
+  manifest = json.loads((run / "manifest.json").read_text())
+  (run / "manifest.json").write_text(json.dumps(manifest | {"status": "running"}))
+  initial = (run / "initial_prompt.safetensors").stat().st_mtime_ns
+  tiny.train(run, overwrite=True)
+  assert (run / "initial_prompt.safetensors").stat().st_mtime_ns == initial
+  assert deterministic_files(run) == deterministic_files(finished[0])
+
+
+def test_a_mistake_found_late_does_not_cost_the_old_run(tiny, tmp_path):
+  run = tmp_path / "run"
+  tiny.train(run, total_steps=5)
+  start = functools.partial(initial.sampled_vocabulary, length=3)
+  with pytest.raises(UserError, match="this run needs"):
+    tiny.train(run, initial_prompt=start, overwrite=True)
+  assert (run / "best_prompt.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+  ("change", "name"),
+  [
+    ({"learning_rate": optimizers.constant(0.1)}, "learning_rate"),
+    ({"initial_seed": 1}, "initial_digest"),
+    (
+      {"initial_prompt": functools.partial(initial.uniform, length=4)},
+      "initial_digest",
+    ),
+    ({"model": optimizers.adamw(weight_decay=0.1)}, "optimizer"),
+    ({"model": optimizers.adafactor()}, "optimizer"),
+  ],
+)
+def test_what_gin_cannot_show_is_compared_as_well(tiny, finished, change, name):
+  if "model" in change:
+    change = {"model": tiny.model(optimizer=change["model"])}
+  with pytest.raises(UserError, match=f"holds a run with another {name}: "):
+    tiny.train(finished[0], **change)
+
+
+def test_the_last_prompt_is_that_of_the_newest_checkpoint_at_any_time(tiny, tmp_path):
+  run, seen = tmp_path / "run", []
+  data = tiny.data()
+  batch_at = data.batch_at
+
+  def spying(step):
+    steps = [int(p.name[11:]) for p in (run / "checkpoints").glob("checkpoint_*[0-9]")]
+    _, provenance = store.read(run / "last_prompt.safetensors")
+    seen.append((max(steps), provenance.steps))
+    return batch_at(step)
+
+  data.batch_at = spying
+  tiny.train(run, data=data)
+  assert {newest for newest, _ in seen} == {0, 10}
+  assert all(newest == last for newest, last in seen)
+
+
+def test_a_prompt_of_another_backbone_cannot_be_a_start(tiny, tmp_path):
+  tiny.train(tmp_path / "run", total_steps=5)
+  leaves, provenance = store.read(tmp_path / "run" / "best_prompt.safetensors")
+  foreign = dataclasses.replace(
+    provenance, backbone_fingerprint="0" * 64, backbone_name="elsewhere"
+  )
+  store.write(tmp_path / "foreign.safetensors", leaves, foreign)
+  start = functools.partial(
+    initial.from_file, length=4, path=str(tmp_path / "foreign.safetensors")
+  )
+  with pytest.raises(UserError, match=r"belongs to the backbone 'elsewhere' \(0000"):
+    tiny.train(tmp_path / "next", initial_prompt=start)
+  start = functools.partial(initial.from_file, length=4, path=str(tmp_path / "run"))
+  tiny.train(tmp_path / "next", initial_prompt=start, total_steps=5, initial_seed=3)
+  _, started = store.read(tmp_path / "next" / "initial_prompt.safetensors")
+  assert started.initial_seed is None  # It came from a file, not from seed 3.
+
+
+def test_a_prompt_tuned_with_its_backbone_does_not_claim_the_old_one(tiny, tmp_path):
+  tiny.train(tmp_path / "run", model=tiny.model(trainable=".*"), total_steps=5)
+  _, start = store.read(tmp_path / "run" / "initial_prompt.safetensors")
+  _, end = store.read(tmp_path / "run" / "last_prompt.safetensors")
+  assert start.backbone_fingerprint == tiny.backbone.fingerprint
+  assert end.backbone_fingerprint is None and "trained as well" in end.notes[0]
+
+
+def test_a_step_to_infinity_is_found_before_it_is_saved(tiny, tmp_path):
+  with pytest.raises(UserError, match=r"NaN or infinite at step 1\b.*checkpoint 0"):
+    tiny.train(tmp_path / "run", learning_rate=optimizers.constant(1e39))
+  assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == [
+    "checkpoint_0"
+  ]
+
+
+def test_texts_that_are_too_long_are_said_on_the_screen(tiny, tmp_path, capsys):
+  data = TaskData(tiny.task, tiny.vocabulary, {"inputs": 4, "targets": 2}, 8)
+  manifest = tiny.train(tmp_path / "run", data=data, total_steps=1)
+  line = "parity, train: 40 examples, 240 tokens (longest source 4 of 4); trimmed: 40 sources"
+  assert line in capsys.readouterr().out
+  assert "trimmed: 40 sources" in manifest["data"]["train"]
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_state(tiny, tmp_path):
@@ -259,10 +366,17 @@ def test_a_prompt_of_another_length_is_refused_before_the_first_step(tiny, tmp_p
 def test_unknown_metric_and_bad_periods_are_refused(tiny, tmp_path):
   with pytest.raises(UserError, match="no metric 'f1'"):
     tiny.train(tmp_path / "run", best_metric="f1")
-  with pytest.raises(UserError, match="eval_period is -1"):
+  with pytest.raises(UserError, match="eval_period is -1; it must be a whole number"):
     tiny.train(tmp_path / "run", eval_period=-1)
   with pytest.raises(UserError, match="batch of 8 rows does not divide"):
     tiny.train(tmp_path / "run", microbatches=3)
+  with pytest.raises(UserError, match="microbatches is 0"):
+    tiny.train(tmp_path / "run", microbatches=0)
+  with pytest.raises(UserError, match="batch size is 0"):
+    tiny.data(batch_size=0)
+  with pytest.raises(UserError, match="RUN_DIR is 'gs://b/x'"):
+    tiny.train("gs://b/x")
+  assert not list(tmp_path.iterdir())
 
 
 def test_pre_training_trains_everything_from_random_parameters(tiny, tmp_path):

@@ -141,7 +141,7 @@ class Embed(nn.Module):
     )
 
   def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """Returns rows of the table; an id outside of it gives NaN, never a wrong row."""
+    """Returns rows of the table; an id beyond it gives NaN, no other row."""
     return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
 
   def attend(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:

@@ -29,7 +29,7 @@ SEED = 0
 
 
 def task(name: str) -> Task:
-  """Returns the task `name` of `TASKS`, its best prompt chosen by exact match.
+  """Returns the task `name` of `TASKS`, whose own metric is exact match.
 
   Raises:
     UserError: no such task.
@@ -48,7 +48,13 @@ def task(name: str) -> Task:
 
 
 def tasks(names: Sequence[str] | None = None) -> tuple[Task, ...]:
-  """Returns the tasks of `names`, or all of them."""
+  """Returns the tasks of `names`, or all of them.
+
+  Raises:
+    UserError: `names` is one text and no list, or no such task.
+  """
+  if isinstance(names, str):
+    raise UserError(f"The task names are the text '{names}'. Give a list: ['{names}'].")
   return tuple(task(name) for name in (TASKS if names is None else names))
 
 

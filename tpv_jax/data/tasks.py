@@ -20,12 +20,12 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """A task: its name, its label words, the metric that chooses, and its examples.
+  """A task: its name, its label words, its own metric, and its examples.
 
   Attributes:
     name: one word, used in provenance and file names.
     labels: all allowed targets in their order, or None where the targets are free.
-    metric: the name in `metrics.METRICS` by which the best prompt is chosen.
+    metric: the name in `metrics.METRICS` that evaluation reports beside the common ones.
     load: gives the examples of a split of `SPLITS`, the same ones at every call. It is
       called at every use: a loader for which that is dear keeps what it read.
   """

@@ -228,13 +228,25 @@ def embedded() -> WordVocabulary:
     return WordVocabulary(path)
 
 
+MOST_SPARE_ROWS = 256
+"""An embedding table is padded to a multiple of 128 or so, not by more."""
+
+
 def check_fits(
   vocabulary: Vocabulary, rows: int, backbone: str = "the backbone"
 ) -> None:
-  """Raises `UserError` if the vocabulary has more ids than there are embedding rows.
+  """Raises `UserError` if a vocabulary of this size cannot be the backbone's.
 
-  Fewer ids than rows is ordinary (T5: 32,100 and 32,128).
+  More ids than embedding rows cannot be. Fewer are ordinary (T5: 32,100 and 32,128; 128
+  less without the extra ids), but not fewer than `MOST_SPARE_ROWS` (ours): ids would
+  mean other words.
   """
+  if rows - vocabulary.vocab_size > MOST_SPARE_ROWS:
+    raise UserError(
+      f"The vocabulary has only {vocabulary.vocab_size} ids, and {backbone} has "
+      f"embeddings for {rows}, so it was trained with another vocabulary. Choose the one "
+      "that belongs to it."
+    )
   if vocabulary.vocab_size > rows:
     raise UserError(
       f"The vocabulary has {vocabulary.vocab_size} ids, but {backbone} has embeddings "

@@ -147,6 +147,10 @@ class PretrainingData:
     """Returns batches of the last phase whose texts pre-training never shows."""
     return self._validation
 
+  def trimmed(self) -> list[str]:
+    """Returns nothing: texts are made to fit."""
+    return []
+
   def describe(self) -> dict[str, Any]:
     """Returns what the manifest says of the data."""
     return {

@@ -84,17 +84,24 @@ def class_labels(
 
 
 def from_file(
-  table: Table, seed: int, length: int, path: files.PathLike, which: str = "best"
+  table: Table,
+  seed: int,
+  length: int,
+  path: files.PathLike,
+  which: str = "best",
+  fingerprint: str | None = None,
 ) -> Float[np.ndarray, "P D"]:
   """Returns a saved prompt: from a run folder, an Orbax checkpoint or a `tpv` file.
 
-  The table gives the width it must have; the seed is not used.
+  The table gives the width it must have; the seed is not used. A run gives the
+  `fingerprint` of its backbone, which the prompt must not contradict.
 
   Raises:
-    UserError: no prompt is there, it is a vector, or it has another shape.
+    UserError: no prompt is there, it is a vector, it has another shape, or it belongs to
+      another backbone.
   """
   del seed
-  return _load(path, "prompt", (length, table.shape[1]), which)
+  return _load(path, "prompt", (length, table.shape[1]), which, fingerprint)
 
 
 def from_vector(
@@ -104,6 +111,7 @@ def from_vector(
   path: files.PathLike,
   initial: Initial,
   coefficient: float = 1.0,
+  fingerprint: str | None = None,
 ) -> Float[np.ndarray, "P D"]:
   """Returns `initial(table, seed) + coefficient * vector`, in fp32.
 
@@ -112,15 +120,20 @@ def from_vector(
   bound by gin; another one than the vector's own makes it the cross-origin case.
 
   Raises:
-    UserError: no vector is there, it is a prompt, or it has another shape.
+    UserError: no vector is there, it is a prompt, it has another shape, or it belongs to
+      another backbone than the one with this `fingerprint`.
   """
   start = initial(table, seed)
-  vector = _load(path, "vector", (length, table.shape[1]), "best")
+  vector = _load(path, "vector", (length, table.shape[1]), "best", fingerprint)
   return start + np.float32(coefficient) * vector
 
 
 def _load(
-  path: files.PathLike, kind: str, shape: tuple[int, int], which: str
+  path: files.PathLike,
+  kind: str,
+  shape: tuple[int, int],
+  which: str,
+  fingerprint: str | None,
 ) -> Float[np.ndarray, "P D"]:
   from tpv_jax.vectors import sources
 
@@ -131,6 +144,13 @@ def _load(
     raise UserError(
       f"'{path}' holds a {other}, and a {kind} is due here. Use prompts.initial.{use}, "
       f"or give a {kind}."
+    )
+  stated = loaded.provenance.backbone_fingerprint
+  if fingerprint and stated and stated != fingerprint:
+    raise UserError(
+      f"'{path}' belongs to the backbone '{loaded.provenance.backbone_name}' "
+      f"({stated[:12]}…), and this run has another one ({fingerprint[:12]}…). Give one "
+      "that was made on this run's backbone."
     )
   prompt = loaded.leaves.get("prompt")
   if set(loaded.leaves) != {"prompt"} or prompt is None or prompt.shape != shape:

@@ -17,7 +17,7 @@ from typing import Any
 
 import gin
 
-from tpv_jax.errors import UserError, near_misses, run_command
+from tpv_jax.errors import ArgumentParser, UserError, near_misses, run_command
 from tpv_jax.runner import processes
 
 _FLAGS = """\
@@ -42,11 +42,10 @@ def main(
 
   `arguments` are passed to `function` beside what gin binds.
   """
-  parser = argparse.ArgumentParser(
+  parser = ArgumentParser(
     description=description,
     epilog=f"{_FLAGS}\nexamples:\n{examples}",
     formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
   )
   parser.add_argument(
     "--gin_file", action="append", default=[], help="a gin file (repeatable)"

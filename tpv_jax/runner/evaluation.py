@@ -17,7 +17,7 @@ from tpv_jax.backbone import loading
 from tpv_jax.data import batches, metrics
 from tpv_jax.data.tasks import Example, Task
 from tpv_jax.data.vocabularies import Vocabulary
-from tpv_jax.errors import UserError
+from tpv_jax.errors import UserError, at_least
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.runner import processes
 from tpv_jax.runner.run_folder import versions
@@ -36,6 +36,7 @@ class Result:
     scores: metric name -> value, fractions in [0, 1] or coefficients.
     generated: the greedily decoded text of each example.
     chosen: the label that scores highest, of each example; None without labels.
+    trimmed: how many sources and targets were too long and lost tokens.
   """
 
   task: str
@@ -44,6 +45,7 @@ class Result:
   scores: dict[str, float]
   generated: list[str]
   chosen: list[str] | None
+  trimmed: int
 
 
 class Evaluator:
@@ -63,10 +65,17 @@ class Evaluator:
     mesh: Mesh | None = None,
   ):
     """Puts the backbone's `params` (nested, without a prompt) on the devices of `mesh`."""
+    # Without a prompt module the model reads a folded prompt of any length.
+    model = SoftPromptModel(
+      model.network, None, model.input_vocabulary, model.output_vocabulary
+    )
     self.vocabulary = vocabulary
     self.lengths = dict(lengths)
-    self.batch_size = batch_size
+    at_least("The batch size", batch_size, 1)
     mesh = mesh or partitioning.make_mesh()
+    # A last batch is filled up anyway, so any size is rounded up to suit the devices.
+    rows = mesh.shape[partitioning.DATA]
+    self.batch_size = -(-batch_size // rows) * rows
     shapes = jax.eval_shape(
       lambda: model.get_initial_variables(jax.random.key(0), INPUT_SHAPES)
     )
@@ -91,7 +100,8 @@ class Evaluator:
   def evaluate(self, prompt: Prompt, task: Task, split: str) -> Result:
     """Returns all scores of a prompt on a split: generation and rank classification."""
     examples = task.examples(split)
-    generated, scored = self.answer(prompt, examples, task.labels)
+    tokenized = self.tokenize(examples)
+    generated, scored = self.answer(prompt, tokenized, task.labels)
     targets = [example.targets for example in examples]
     names = dict.fromkeys(("exact_match", "macro_f1", task.metric))
     names.pop("label_accuracy", None)  # is for labels, not for generated text
@@ -100,10 +110,13 @@ class Evaluator:
     if task.labels is not None and scored is not None:
       chosen = [task.labels[index] for index in scored.argmax(axis=1)]
       scores |= metrics.compute(["label_accuracy"], targets, chosen, task.labels)
-    return Result(task.name, split, len(examples), scores, generated, chosen)
+    trimmed = tokenized.truncated_inputs + tokenized.truncated_targets
+    if trimmed and processes.is_writer():
+      tqdm.write(f"{task.name}, {split}: {tokenized.report()}")
+    return Result(task.name, split, len(examples), scores, generated, chosen, trimmed)
 
   def answer(
-    self, prompt: Prompt, examples: Sequence[Example], labels: Sequence[str] | None
+    self, prompt: Prompt, sources: batches.Tokenized, labels: Sequence[str] | None
   ) -> tuple[list[str], Float[np.ndarray, "N C"] | None]:
     """Returns the decoded text of each source, and each label's log-probability."""
     params = self._params(prompt)
@@ -113,13 +126,13 @@ class Evaluator:
         labels, self.vocabulary, self.lengths["targets"]
       )
     tokens, scored = [], []
-    for batch in self._batches(self.tokenize(examples)):
+    for batch in self._batches(sources):
       tokens.append(np.asarray(self._predict(params, batch)))
       if candidates is not None:
         scored.append(np.asarray(self._score_labels(params, batch, candidates)))
-    rows = np.concatenate(tokens)[: len(examples)].tolist()
+    rows = np.concatenate(tokens)[: len(sources)].tolist()
     texts = [self.vocabulary.decode(ids) for ids in rows]
-    return texts, np.concatenate(scored)[: len(examples)] if scored else None
+    return texts, np.concatenate(scored)[: len(sources)] if scored else None
 
   def exact_match(self, prompt: Prompt, tokenized: batches.Tokenized) -> float:
     """Returns the exact match of greedy decoding without decoding, in one forward pass.
@@ -195,11 +208,14 @@ def evaluate(
   """
   lines_path = f"{output}.predictions.jsonl"
   if output is not None:
-    files.refuse_existing(output, overwrite)
+    files.check_output(output, overwrite)
     if predictions:
-      files.refuse_existing(lines_path, overwrite)
+      files.check_output(lines_path, overwrite)
   elif predictions:
     raise UserError("Predictions need a place: give --gin.OUTPUT as well.")
+  if isinstance(splits, str):
+    raise UserError(f"The splits are the text '{splits}'. Give a list: ['{splits}'].")
+  processes.wait_for_all("the outputs are checked")
   loaded = loading.load_backbone(backbone, model.network, vocabulary)
   leaves, provenance = subject(prompt, vector, initial, coefficient, which)
   folded = None
@@ -210,7 +226,9 @@ def evaluate(
   evaluator = Evaluator(model, loaded.params, vocabulary, lengths, batch_size, mesh)
   results = [
     evaluator.evaluate(folded, task, split)
-    for task in tqdm(tasks, desc="tasks", disable=not progress)
+    for task in tqdm(
+      tasks, desc="tasks", disable=not (progress and processes.is_writer())
+    )
     for split in splits
   ]
   report = {
@@ -218,17 +236,23 @@ def evaluate(
     "prompt_digest": None if folded is None else identity.prompt_digest(leaves),
     "backbone": {"name": loaded.name, "fingerprint": loaded.fingerprint},
     "results": [
-      {"task": r.task, "split": r.split, "examples": r.examples, **r.scores}
+      {
+        "task": r.task,
+        "split": r.split,
+        "examples": r.examples,
+        "trimmed": r.trimmed,
+        **r.scores,
+      }
       for r in results
     ],
     "versions": versions(),
   }
-  print_table(results)
-  if output is not None:
-    pathlib.Path(output).parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(output, report, overwrite)
-    if predictions:
-      _write_predictions(lines_path, results, tasks, overwrite)
+  if processes.is_writer():
+    print_table(results)
+    if output is not None:
+      files.write_json(output, report, overwrite)
+      if predictions:
+        _write_predictions(lines_path, results, tasks, overwrite)
   return report
 
 
@@ -242,6 +266,12 @@ def subject(
   """Returns the prompt that is to be evaluated with its provenance, None without one."""
   if prompt is not None and vector is not None:
     raise UserError("Both a prompt and a vector were given; evaluate one at a time.")
+  if vector is None and (initial is not None or coefficient != 1.0):
+    raise UserError(
+      "INITIAL and COEFFICIENT say where a vector is applied, and no vector was given: "
+      "give --gin.VECTOR as well. (An initial prompt alone: PROMPT_PATH with "
+      "--gin.WHICH='\"initial\"'.)"
+    )
   if vector is not None and initial is None:
     raise UserError(
       f"The vector '{vector}' must be applied to an initial prompt: give "
@@ -349,8 +379,15 @@ def infer(
   Raises:
     UserError: an empty input, an output that exists, or a prompt of another backbone.
   """
-  files.refuse_existing(output, overwrite)
-  lines = pathlib.Path(input_file).read_text(encoding="utf-8").splitlines()
+  files.check_output(output, overwrite)
+  processes.wait_for_all("the output is checked")
+  try:
+    text = pathlib.Path(input_file).read_text(encoding="utf-8")
+  except UnicodeDecodeError as error:
+    raise UserError(
+      f"'{input_file}' is no UTF-8 text ({error}). Convert it: iconv -f LATIN1 -t UTF-8."
+    ) from error
+  lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
   if not lines:
     raise UserError(
       f"'{input_file}' is empty. Give a text file with one source a line."
@@ -367,9 +404,8 @@ def infer(
     batch_size,
     partitioning.make_mesh(model_parallel),
   )
-  examples = [Example(line, "") for line in lines]
-  tqdm.write(evaluator.tokenize(examples).report())
-  generated, scored = evaluator.answer(leaves.get("prompt"), examples, labels)
+  tokenized = evaluator.tokenize([Example(line, "") for line in lines])
+  generated, scored = evaluator.answer(leaves.get("prompt"), tokenized, labels)
   rows: list[dict[str, Any]] = [
     {"inputs": line, "generated": text}
     for line, text in zip(lines, generated, strict=True)
@@ -378,7 +414,8 @@ def infer(
     for row, row_scores in zip(rows, scored, strict=True):
       row["label"] = labels[int(row_scores.argmax())]
       row["scores"] = dict(zip(labels, map(float, row_scores), strict=True))
-  text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-  files.write_text(output, text, overwrite)
-  print(f"wrote {len(rows)} lines to {output}")
+  if processes.is_writer():
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    files.write_text(output, text, overwrite)
+    print(f"Wrote {len(rows)} lines to {output}: {tokenized.report()}")
   return 0

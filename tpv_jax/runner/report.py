@@ -4,7 +4,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -45,7 +44,7 @@ def markdown(results: Results) -> str:
     f"{', '.join(map(str, seeds))}) on the backbone `{backbone['name']}` (fingerprint "
     f"`{backbone['fingerprint'][:12]}`), {results['device']}; {seconds['tuning']:.0f} s of "
     f"tuning, {seconds['all']:.0f} s in all. Scores are exact match in percent on the test "
-    "split, mean ± standard deviation over initial prompts, unless it says otherwise.",
+    "split, mean ± sample standard deviation over initial prompts, unless it says otherwise.",
     "## In short",
     "\n".join(f"- {line}" for line in _summary(results)),
     "## (a) Single vectors",
@@ -64,8 +63,8 @@ def markdown(results: Results) -> str:
     "![sums](sums.png)",
     "### Negation",
     _markdown_table(*_negation_table(results)),
-    "The sum of all before and after a task's vector is subtracted from it, and the vector "
-    "subtracted from the initial prompt (*negated alone*, score on its own task).",
+    "Sums of two before and after the sign of the task's vector is turned, P + c (v_t + v_u) "
+    "and P + c (v_u - v_t): its own score, and that of its partners u (means over them).",
     "## (c) Similarity",
     _markdown_table(*_cosine_table(results)),
     "![cosine similarity](cosine.png)",
@@ -126,51 +125,24 @@ def _single_table(results: Results) -> tuple[list[str], Rows]:
 def _sums_table(results: Results) -> tuple[list[str], Rows]:
   rows = []
   for total in results["sums"]:
-    relative = [
-      score / max(results["single"][name]["own"][index]["exact_match"], 1e-9)
-      for name, scores in total["scores"].items()
-      for index, score in enumerate(scores)
-    ]
     rows.append(
       [
         " + ".join(total["tasks"]),
         ", ".join(f"{c:g}" for c in total["coefficient"]),
         ", ".join(f"{name} {_spread(s)}" for name, s in total["scores"].items()),
-        _percent(float(np.mean(relative))),
+        _percent(total["relative"]),
       ]
     )
   return ["sum", "coefficients", "scores", "relative"], rows
 
 
 def _negation_table(results: Results) -> tuple[list[str], Rows]:
-  rows = []
-  for name, negation in results["negation"].items():
-    others = [other for other in results["tasks"] if other != name]
-
-    def mean_of_others(
-      scores: Mapping[str, float], names: Sequence[str] = tuple(others)
-    ) -> float:
-      return float(np.mean([scores[other] for other in names]))
-
-    rows.append(
-      [
-        name,
-        _spread([scores[name] for scores in negation["before"]]),
-        _spread([scores[name] for scores in negation["after"]]),
-        _spread([mean_of_others(scores) for scores in negation["before"]]),
-        _spread([mean_of_others(scores) for scores in negation["after"]]),
-        _spread(negation["alone"]),
-      ]
-    )
-  header = [
-    "negated task",
-    "its score before",
-    "after",
-    "others before",
-    "after",
-    "negated alone",
+  columns = ("before", "after", "partner_before", "partner_after")
+  rows = [
+    [name, *(_spread(negation[column]) for column in columns)]
+    for name, negation in results["negation"].items()
   ]
-  return header, rows
+  return ["negated task", "its score before", "after", "partners before", "after"], rows
 
 
 def _cosine_table(results: Results) -> tuple[list[str], Rows]:
@@ -192,17 +164,18 @@ def _markdown_table(header: Sequence[str], rows: Rows) -> str:
   return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _percent(value: float) -> str:
-  return f"{100 * value:.1f}"
+def _percent(value: float | None) -> str:
+  return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _spread(values: Sequence[float]) -> str:
-  return f"{100 * np.mean(values):.1f} ± {100 * np.std(values):.1f}"
+  """Returns mean ± sample standard deviation (n - 1)."""
+  deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
+  return f"{100 * np.mean(values):.1f} ± {100 * deviation:.1f}"
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
-  # Without a backend that needs a screen, and without touching pyplot's global state.
-  matplotlib.rcParams["svg.fonttype"] = "none"
+  # Without pyplot: no screen is needed and no global state is touched.
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
@@ -217,7 +190,7 @@ def _bars(axes: Any, groups: Sequence[str], series: Mapping[str, Any]) -> None:
   for number, (name, values) in enumerate(series.items()):
     places = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
     means = [100 * np.mean(scores) for scores in values]
-    spread = [100 * np.std(scores) for scores in values]
+    spread = [100 * np.std(scores, ddof=len(scores) > 1) for scores in values]
     axes.bar(places, means, width * 0.95, yerr=spread, label=name, capsize=2)
   axes.set_xticks(np.arange(len(groups)), groups, rotation=30, ha="right")
   axes.set_ylabel("exact match on test (%)")

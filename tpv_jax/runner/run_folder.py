@@ -12,7 +12,10 @@ RUN/events.out.tfevents.*         TensorBoard
 """
 
 import importlib.metadata
+import itertools
 import json
+import math
+import os
 import pathlib
 import platform
 import shutil
@@ -25,11 +28,14 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from tpv_jax import __version__, files
+from tpv_jax import __version__, files, identity
 from tpv_jax.errors import UserError
 from tpv_jax.runner import processes
 from tpv_jax.vectors import store
 from tpv_jax.vectors.provenance import Provenance
+
+FORMAT = "tpv_jax run 1"
+"""What the manifest of a run says it is."""
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -44,6 +50,11 @@ class RunFolder:
   """The files of one run, each written atomically, by process 0 alone."""
 
   def __init__(self, path: files.PathLike):
+    if not isinstance(path, str | os.PathLike) or "://" in str(path):
+      raise UserError(
+        f"RUN_DIR is {path!r}; it must be a folder of this machine or of a file system "
+        "that all hosts share. (gs:// is for T5X's MODEL_DIR.)"
+      )
     self.path = pathlib.Path(path)
 
   def prompt(self, which: str) -> pathlib.Path:
@@ -53,51 +64,71 @@ class RunFolder:
   def open(self, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
     """Makes the folder, or finds a run in it; returns its manifest.
 
-    The manifest is the first file that is written, so that a run killed at any moment
-    is known again.
+    The manifest is the first file that is written and the last one that is deleted, so
+    a run killed at any moment is known again. `overwrite` starts a finished run or one
+    with other settings again, deleting its own files only; a run that was stopped with
+    these settings continues, so that one command serves for both.
 
     Raises:
       UserError: the folder holds a run with other settings, or something else.
     """
     manifest = self.manifest()
-    if not manifest:
-      self._refuse_foreign()
-    elif not overwrite:
-      _refuse_other_settings(self.path, manifest["settings"], settings)
+    other = _other_settings(manifest["settings"], settings) if manifest else None
+    if other and not overwrite:
+      raise UserError(
+        f"'{self.path}' holds a run with another {other}. Continue it with the settings "
+        "it was started with, choose another RUN_DIR, or start again with "
+        "--gin.OVERWRITE=True."
+      )
     processes.wait_for_all("the run folder is checked")
     if processes.is_writer():
-      if overwrite and self.path.exists():
-        shutil.rmtree(self.path)
+      if overwrite and (other or manifest.get("status") == "finished"):
+        self._delete()
+        manifest = {}
       self.path.mkdir(parents=True, exist_ok=True)
-      if overwrite or not manifest:
-        self.write_manifest({"status": "running", "settings": settings})
+      if not manifest:
+        self.write_manifest(
+          {"format": FORMAT, "status": "running", "settings": settings}
+        )
     processes.wait_for_all("the run folder is there")
     return self.manifest()
 
-  def _refuse_foreign(self) -> None:
-    """Raises unless the folder is empty but for what a killed first write left."""
-    inside = list(self.path.iterdir()) if self.path.exists() else []
-    if any(not path.name.startswith(".manifest.json.") for path in inside):
-      raise UserError(
-        f"'{self.path}' is not empty and holds no run of tpv_jax, so nothing was written "
-        "there. Choose another RUN_DIR."
-      )
-
   def manifest(self) -> dict[str, Any]:
-    """Returns the manifest, {} if there is none yet."""
+    """Returns the manifest, {} if there is no folder yet or an empty one.
+
+    Raises:
+      UserError: something else than a run of ours is there.
+    """
     path = self.path / "manifest.json"
-    if not path.exists():
-      return {}
     try:
-      return json.loads(path.read_text())
-    except ValueError as error:
-      raise UserError(
-        f"'{path}' is no JSON ({error}), so this cannot be continued. Choose another "
-        "RUN_DIR, or start again with --gin.OVERWRITE=True."
-      ) from error
+      manifest = json.loads(path.read_text())
+      if isinstance(manifest, dict) and manifest.get("format") == FORMAT:
+        return manifest
+    except (ValueError, FileNotFoundError, NotADirectoryError):
+      # A first write that was killed leaves its temporary file.
+      inside = list(self.path.iterdir()) if self.path.is_dir() else []
+      if all(file.name.startswith(".manifest.json.") for file in inside):
+        return {}
+    raise UserError(
+      f"'{self.path}' is not empty and holds no run of tpv_jax, so nothing was written "
+      "there. Choose another RUN_DIR."
+    )
+
+  def _delete(self) -> None:
+    """Deletes the files of a run, its manifest last, and nothing that lies beside them."""
+    shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+    names = (
+      "config.gin",
+      "metrics.jsonl",
+      "*_prompt.safetensors",
+      "events.out.tfevents.*",
+    )
+    for file in itertools.chain(*(self.path.glob(name) for name in names)):
+      file.unlink()
+    (self.path / "manifest.json").unlink()
 
   def write_manifest(self, manifest: dict[str, Any]) -> None:
-    """Writes the manifest; metrics that are not finite become text."""
+    """Writes the manifest."""
     if processes.is_writer():
       files.write_json(self.path / "manifest.json", manifest)
 
@@ -125,10 +156,11 @@ class RunFolder:
     self.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
   def append_metrics(self, step: int, kind: str, values: dict[str, float]) -> None:
-    """Appends one line: `{"step", "kind": 'train' | 'validation', ...values}`."""
+    """Appends a line `{"step", "kind": 'train' | 'validation', ...values}`; NaN is null."""
     if not processes.is_writer():
       return
-    line = json.dumps({"step": step, "kind": kind, **values})
+    finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
+    line = json.dumps({"step": step, "kind": kind, **finite})
     with open(self.path / "metrics.jsonl", "a") as file:
       file.write(line + "\n")
 
@@ -173,16 +205,15 @@ def describe(value: Any) -> Any:
     return [describe(item) for item in value]
   if isinstance(value, np.generic | jax.Array) and np.ndim(value) == 0:
     return value.item()
+  if isinstance(value, float) and not math.isfinite(value):
+    return str(value)
   return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def _refuse_other_settings(
-  path: pathlib.Path, saved: dict[str, Any], settings: dict[str, Any]
-) -> None:
-  for name in sorted(saved.keys() | settings.keys()):
-    if saved.get(name) != settings.get(name):
-      raise UserError(
-        f"'{path}' holds a run with another {name}: {saved.get(name)} there, "
-        f"{settings.get(name)} now. Continue it with the settings it was started with, "
-        "choose another RUN_DIR, or start again with --gin.OVERWRITE=True."
-      )
+def _other_settings(saved: dict[str, Any], settings: dict[str, Any]) -> str | None:
+  """Returns the first setting that differs, with both values; None if all are equal."""
+  there, here = identity.flatten(saved), identity.flatten(settings)
+  for name in sorted(there.keys() | here.keys()):
+    if there.get(name) != here.get(name):
+      return f"{name}: {there.get(name)} there, {here.get(name)} now"
+  return None

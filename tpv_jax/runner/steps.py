@@ -139,6 +139,9 @@ def build(
     trainable = jax.tree.map(lambda p, d: p + rate * d, state.trainable, direction)
     report = {name: metric.compute() for name, metric in metrics.items()}
     report |= {"gradient_norm": optax.tree.norm(gradients), "learning_rate": rate}
+    report["finite_parameters"] = jnp.all(
+      jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in trainable.values()])
+    )
     return TrainState(state.step + 1, trainable, optimizer), report
 
   def train(

@@ -26,7 +26,7 @@ from tpv_jax.errors import UserError
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts.initial import Initial
-from tpv_jax.runner import report, training
+from tpv_jax.runner import processes, report, training
 from tpv_jax.runner.evaluation import Evaluator
 from tpv_jax.runner.run_folder import versions
 from tpv_jax.runner.task_data import TaskData
@@ -53,6 +53,7 @@ def study(
   coefficients: Sequence[float] = GRID,
   search_examples: int = 100,
   best_metric: str = "loss",
+  overwrite: bool = False,
   progress: bool = True,
   config: Callable[[], str] | None = None,
 ) -> dict[str, Any]:
@@ -77,11 +78,13 @@ def study(
     coefficients: tried on validation for each sum.
     search_examples: validation examples a task in that search.
     best_metric: by which a run keeps its best prompt.
+    overwrite: train runs again that are there with other settings.
     progress: show progress.
     config: gives the text for config.gin.
 
   Raises:
-    UserError: fewer than two tasks or initial prompts.
+    UserError: fewer than two tasks or initial prompts; a folder that holds something
+      else, or runs with other settings.
   """
   if len(tasks) < 2 or len(initial_seeds) < 2:
     raise UserError(
@@ -89,8 +92,7 @@ def study(
       f"{len(tasks)} and {len(initial_seeds)})."
     )
   started = time.time()
-  folder = pathlib.Path(output_dir)
-  (folder / "vectors").mkdir(parents=True, exist_ok=True)
+  folder = _open(output_dir)
   loaded = loading.load_backbone(backbone, model.network, vocabulary)
   pairs = [(task.name, seed) for task in tasks for seed in initial_seeds]
   by_name = {task.name: task for task in tasks}
@@ -107,13 +109,13 @@ def study(
       seed=seed,
       eval_period=eval_period,
       best_metric=best_metric,
+      overwrite=overwrite,
       progress=False,
+      config=config,
     )
+  processes.wait_for_all("all prompts are tuned")
   tuned = time.time()
-  plain = SoftPromptModel(
-    model.network, None, model.input_vocabulary, model.output_vocabulary
-  )
-  evaluator = Evaluator(plain, loaded.params, vocabulary, lengths)
+  evaluator = Evaluator(model, loaded.params, vocabulary, lengths)
   arithmetic = _Arithmetic(
     evaluator, tasks, initial_seeds, folder, coefficients, search_examples, progress
   )
@@ -129,17 +131,35 @@ def study(
     "versions": versions(),
     "device": jax.devices()[0].device_kind,
   }
-  results["negation"] = arithmetic.negation(results["sums"][-1])
+  results["negation"] = arithmetic.negation(results["sums"])
   results["summary"] = summarise(results)
   results["seconds"] = {
     "tuning": round(tuned - started, 1),
     "all": round(time.time() - started, 1),
   }
-  files.write_json(folder / "results.json", results)
-  if config is not None:
-    files.write_text(folder / "config.gin", config())
-  report.write(folder, results)
+  if processes.is_writer():
+    files.write_json(folder / "results.json", results)
+    if config is not None:
+      files.write_text(folder / "config.gin", config())
+    report.write(folder, results)
   return results
+
+
+def _open(path: files.PathLike) -> pathlib.Path:
+  """Makes the study's folder, or finds one that a study made.
+
+  Raises:
+    UserError: the folder holds something else.
+  """
+  folder = pathlib.Path(path)
+  if folder.exists() and not (folder / "vectors").is_dir() and any(folder.iterdir()):
+    raise UserError(
+      f"'{folder}' is not empty and holds no study of tpv_jax, so nothing was written "
+      "there. Choose another OUTPUT_DIR."
+    )
+  processes.wait_for_all("the study's folder is checked")
+  (folder / "vectors").mkdir(parents=True, exist_ok=True)
+  return folder
 
 
 def _run(folder: pathlib.Path, task: str, seed: int) -> pathlib.Path:
@@ -175,7 +195,8 @@ class _Arithmetic:
       vector = algebra.diff(self.tuned[name, seed], self.initial[seed])
       self.vectors[name, seed] = dataclasses.replace(vector, name=f"{name}-{seed}")
       path = self.folder / "vectors" / f"{name}-{seed}.safetensors"
-      store.write(path, vector.leaves, vector.provenance, overwrite=True)
+      if processes.is_writer():
+        store.write(path, vector.leaves, vector.provenance, overwrite=True)
 
   def _tokenize(self, examples: Sequence[Any]) -> Any:
     return self.evaluator.tokenize(examples)
@@ -262,28 +283,38 @@ class _Arithmetic:
       np.mean([self.evaluator.exact_match(prompt, self.search[name]) for name in names])
     )
 
-  def negation(self, everything: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns what subtracting a task's vector from the sum of all does to each task.
+  def negation(
+    self, sums: Sequence[Mapping[str, Any]]
+  ) -> dict[str, dict[str, list[float]]]:
+    """Returns what turning the sign of a task's vector does in the sums of two.
 
-    `before` and `after` are exact match on test, by task, for each initial prompt, at
-    the coefficient chosen for the sum; `alone` is the task's score of P_i - v_t.
+    P_i + c (v_t + v_u) becomes P_i + c (v_u - v_t), c as it was chosen for the sum. For
+    each task t and initial prompt, the means over the partners u of the scores of t
+    and of u, before and after.
     """
-    results = {}
-    for name in self.names:
-      before, after, alone = [], [], []
-      for index, seed in enumerate(self.seeds):
-        coefficient = everything["coefficient"][index]
-        negated = algebra.negate(self.vectors[name, seed])
-        total = algebra.sum_vectors(
-          [self.vectors[other, seed] for other in self.names] + [negated]
-        )
-        prompt = algebra.apply(total, self.initial[seed], coefficient)
-        before.append(
-          {other: everything["scores"][other][index] for other in self.names}
-        )
-        after.append({other: self._score(prompt, other) for other in self.names})
-        alone.append(self._score(algebra.apply(negated, self.initial[seed]), name))
-      results[name] = {"before": before, "after": after, "alone": alone}
+    results: dict[str, dict[str, list[float]]] = {
+      name: {key: [] for key in ("before", "after", "partner_before", "partner_after")}
+      for name in self.names
+    }
+    for index, seed in enumerate(self.seeds):
+      for name in self.names:
+        scores: dict[str, list[float]] = {key: [] for key in results[name]}
+        for total in sums:
+          if len(total["tasks"]) != 2 or name not in total["tasks"]:
+            continue
+          (partner,) = (other for other in total["tasks"] if other != name)
+          difference = algebra.sum_vectors(
+            [self.vectors[partner, seed], algebra.negate(self.vectors[name, seed])]
+          )
+          prompt = algebra.apply(
+            difference, self.initial[seed], total["coefficient"][index]
+          )
+          scores["before"].append(total["scores"][name][index])
+          scores["after"].append(self._score(prompt, name))
+          scores["partner_before"].append(total["scores"][partner][index])
+          scores["partner_after"].append(self._score(prompt, partner))
+        for key, values in scores.items():
+          results[name][key].append(float(np.mean(values)))
     return results
 
   def cosine(self) -> dict[str, Any]:
@@ -300,7 +331,8 @@ def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the means that the report opens with; scores are exact match on test.
 
   `pair_sums` averages over pairs, their tasks and initial prompts; `pair_sums_relative`
-  divides each score by the task's own prompt's on the same initial prompt.
+  divides each score by the task's own prompt's on the same initial prompt, which it also
+  writes to each sum as `relative`.
   """
   single, names = results["single"], results["tasks"]
   own = {name: [s["exact_match"] for s in single[name]["own"]] for name in names}
@@ -314,14 +346,12 @@ def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
       score for total in sums for scores in total["scores"].values() for score in scores
     )
 
-  def relative(sums: Sequence[Mapping[str, Any]]) -> float:
-    return mean(
-      score / max(own[name][index], 1e-9)
-      for total in sums
-      for name, scores in total["scores"].items()
-      for index, score in enumerate(scores)
-    )
+  def relative(sums: Sequence[Mapping[str, Any]]) -> float | None:
+    known = [total["relative"] for total in sums if total["relative"] is not None]
+    return mean(known) if known else None
 
+  for total in results["sums"]:
+    total["relative"] = _relative(total["scores"], own)
   control = {name: mean(single[name]["control"]) for name in names}
   return {
     "own": mean(mean(scores) for scores in own.values()),
@@ -343,6 +373,23 @@ def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
     ),
     "cosine": cosine_groups(results["cosine"], len(results["initial_seeds"])),
   }
+
+
+def _relative(
+  scores: Mapping[str, Sequence[float]], own: Mapping[str, Sequence[float]]
+) -> float | None:
+  """Returns the mean of score / own score, over tasks and initial prompts.
+
+  Where a task's own prompt scores 0 there is nothing to be relative to: such pairs are
+  left out, and the result is None if all are.
+  """
+  ratios = [
+    score / alone
+    for name, values in scores.items()
+    for score, alone in zip(values, own[name], strict=True)
+    if alone > 0
+  ]
+  return float(np.mean(ratios)) if ratios else None
 
 
 def cosine_groups(cosine: Mapping[str, Any], seeds: int) -> dict[str, dict[str, float]]:

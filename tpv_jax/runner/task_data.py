@@ -7,6 +7,7 @@ from tpv_jax.data import batches
 from tpv_jax.data.batches import Features
 from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
+from tpv_jax.errors import at_least
 
 
 @runtime_checkable
@@ -22,6 +23,10 @@ class TrainingData(Protocol):
 
   def validation_batches(self) -> Iterable[Features]:
     """Returns the validation rows in order; rows that only fill up weigh nothing."""
+    ...
+
+  def trimmed(self) -> list[str]:
+    """Returns a line for each split in which texts were too long, to be shown."""
     ...
 
   def describe(self) -> dict[str, Any]:
@@ -56,6 +61,8 @@ class TaskData:
     Raises:
       UserError: an empty split, a target outside the labels, or bad lengths.
     """
+    at_least("The batch size", batch_size, 1)
+    at_least("The seed of the data", seed, 0)
     self.name = task.name
     self.batch_size = batch_size
     train = batches.tokenize(task.examples("train"), vocabulary, lengths)
@@ -66,6 +73,11 @@ class TaskData:
     self._validation = list(
       batches.eval_batches(validation, validation_batch_size or batch_size)
     )
+    self._trimmed = [
+      f"{task.name}, {split}: {tokenized.report()}"
+      for split, tokenized in (("train", train), ("validation", validation))
+      if tokenized.dropped_tokens
+    ]
     self._description = {
       "task": task.name,
       "lengths": dict(lengths),
@@ -80,6 +92,10 @@ class TaskData:
   def validation_batches(self) -> Iterable[Features]:
     """Returns the validation rows in order; rows that only fill up weigh nothing."""
     return self._validation
+
+  def trimmed(self) -> list[str]:
+    """Returns a line for each split in which texts were too long."""
+    return self._trimmed
 
   def describe(self) -> dict[str, Any]:
     """Returns sizes, digests and what was trimmed."""

@@ -1,7 +1,10 @@
 """One training run: batches in, a best prompt out, resumable at any moment."""
 
 import dataclasses
+import functools
+import inspect
 import math
+import re
 import signal
 import threading
 import time
@@ -9,27 +12,26 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from tqdm import tqdm
 
 from tpv_jax import files, identity, partitioning
 from tpv_jax.backbone import loading
-from tpv_jax.errors import UserError
+from tpv_jax.errors import UserError, at_least
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts.initial import Initial
 from tpv_jax.runner import processes
 from tpv_jax.runner import steps as compiled
 from tpv_jax.runner.checkpoints import Best, Checkpoints
-from tpv_jax.runner.run_folder import Events, RunFolder, describe, versions
+from tpv_jax.runner.run_folder import FORMAT, Events, RunFolder, describe, versions
 from tpv_jax.runner.task_data import TrainingData
 from tpv_jax.vectors.provenance import Provenance, Term
 
 HIGHER_IS_BETTER = {"loss": False, "accuracy": True, "exact_match": True}
 """The validation metrics that can choose the best prompt."""
-
-UNCOMPARED = ("run_dir", "RUN_DIR", "overwrite", "OVERWRITE", "progress", "PROGRESS")
-"""Settings that may change when a run is continued."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -109,10 +111,12 @@ def train(
     model_parallel=model_parallel,
     progress=progress,
   )
-  manifest = run.folder.open(run.settings(config), overwrite)
+  manifest = run.folder.open(run.settings(), overwrite)
   if manifest.get("status") == "finished":
     tqdm.write(f"{run.folder.path} is finished; nothing to do.")
     return manifest
+  for line in data.trimmed():
+    tqdm.write(line)
   with _stop_signals() as stop_requested, processes.one_clear_line_if_one_is_lost():
     return run.execute(stop_requested, config)
 
@@ -140,11 +144,11 @@ class _Run:
 
   def __post_init__(self) -> None:
     for name in ("total_steps", "eval_period", "log_period", "checkpoint_period"):
-      value = getattr(self, name)
-      if not isinstance(value, int) or value < 1:
-        raise UserError(
-          f"{name} is {value!r}; it must be a number of steps, at least 1."
-        )
+      at_least(name, getattr(self, name), 1)
+    for name in ("microbatches", "model_parallel"):
+      at_least(name, getattr(self, name), 1)
+    for name in ("seed", "initial_seed"):
+      at_least(name, getattr(self, name), 0)
     if self.best_metric is not None and self.best_metric not in HIGHER_IS_BETTER:
       raise UserError(
         f"Validation gives no metric '{self.best_metric}'. Choose one of "
@@ -155,11 +159,23 @@ class _Run:
     self.steps = compiled.build(
       self.model, self.learning_rate, self.microbatches, self.mesh
     )
+    self.starts_from_seed = False
     self.initial = self._initial_leaves()
+    self.tunes_backbone = any(
+      re.fullmatch(self.model.trainable, path)
+      for path in self.steps.param_shardings
+      if not path.startswith("prompt/")
+    )
 
-  def settings(self, config: Callable[[], str] | None) -> dict[str, Any]:
-    """Returns what must be equal for a run to be continued, as JSON."""
-    settings = {
+  def settings(self) -> dict[str, Any]:
+    """Returns what must be equal for a run to be continued, as JSON.
+
+    Schedule and optimizer are functions, so they are stated by what they do: the rate at
+    a few steps, the direction on a fixed gradient (ours).
+    """
+    network = self.model.network
+    sampled = (0, 1, self.total_steps // 2, self.total_steps - 1)
+    return {
       "total_steps": self.total_steps,
       "eval_period": self.eval_period,
       "log_period": self.log_period,
@@ -170,16 +186,23 @@ class _Run:
       "initial_seed": self.initial_seed,
       "backbone": self._fingerprint(),
       "data": describe(self.data.describe()),
+      "initial_digest": self._initial_digest(),
+      "trainable": self.model.trainable,
+      "z_loss": self.model.z_loss,
+      "label_smoothing": self.model.label_smoothing,
+      "network": {
+        field.name: describe(getattr(network, field.name))
+        for field in dataclasses.fields(network)
+        if field.name not in ("parent", "name")
+      },
+      "learning_rate": describe(
+        [float(f"{self.learning_rate(step):.5g}") for step in sampled]
+      ),
+      "optimizer": describe(_directions(self.model.optimizer_def)),
     }
-    if config is not None:
-      lines = config().replace("\\\n", " ").splitlines()
-      pairs = (line.split(" = ", 1) for line in lines if " = " in line)
-      settings["gin"] = {
-        name: " ".join(value.split())
-        for name, value in pairs
-        if name.rpartition(".")[2] not in UNCOMPARED
-      }
-    return settings
+
+  def _initial_digest(self) -> str | None:
+    return None if self.initial is None else identity.prompt_digest(self.initial)
 
   def _fingerprint(self) -> str | None:
     return None if self.backbone is None else self.backbone.fingerprint
@@ -197,15 +220,14 @@ class _Run:
       state, best = self.checkpoints.restore(state)
     self.folder.keep_metrics_until(resumed or 0)
     self.manifest: dict[str, Any] = {
+      "format": FORMAT,
       "status": "running",
-      "settings": self.settings(config),
+      "settings": self.settings(),
       "task": self.data.name,
       "steps": self.total_steps,
       "seed": self.seed,
       "initial_seed": self.initial_seed,
-      "initial_digest": None
-      if self.initial is None
-      else identity.prompt_digest(self.initial),
+      "initial_digest": self._initial_digest(),
       "backbone": None
       if self.backbone is None
       else {"name": self.backbone.name, "fingerprint": self.backbone.fingerprint},
@@ -217,10 +239,10 @@ class _Run:
     self.folder.write_manifest(self.manifest)
     if config is not None:
       self.folder.write_text("config.gin", config())
-    if self.initial is not None:
-      self._write_prompt("initial", self.initial, steps=0)
     if resumed is None:
-      self.checkpoints.save(state, best)
+      if self.initial is not None:
+        self._write_prompt("initial", self.initial, steps=0)
+      self._save(state, best)
     self.events = Events(self.folder.path, first_step=(resumed or 0) + 1)
     try:
       state, best = self._loop(state, frozen, best, stop_requested)
@@ -244,7 +266,13 @@ class _Run:
         "gin_configs/backbones/, or bind training.train.backbone."
       )
     table = np.asarray(self.backbone.params["token_embedder"]["embedding"], np.float32)
-    prompt = self.initial_prompt(table, self.initial_seed)
+    start = self.initial_prompt
+    if "fingerprint" in inspect.signature(start).parameters:
+      # A start that comes from a file is held to this backbone.
+      start = functools.partial(start, fingerprint=self.backbone.fingerprint)
+    prompt = start(table, self.initial_seed)
+    other = start(table, self.initial_seed + 1)
+    self.starts_from_seed = not np.array_equal(prompt, other)
     expected = (self.model.prompt.length, table.shape[1])
     if prompt.shape != expected:
       raise UserError(
@@ -320,7 +348,7 @@ class _Run:
         bar.set_postfix(postfix)
         number = processes.agreed(stop_requested())
         if stop % self.checkpoint_period == 0 or stop == self.total_steps or number:
-          self.checkpoints.save(state, best)
+          self._save(state, best)
         if number and stop < self.total_steps:
           self._finish("stopped", state, best)
           raise Stopped(
@@ -329,17 +357,24 @@ class _Run:
           )
     return state, best
 
+  def _save(self, state: compiled.TrainState, best: Best | None) -> None:
+    """Writes a checkpoint, and the prompt in it as the last one."""
+    self.checkpoints.save(state, best)
+    if self.model.prompt is not None:
+      self._write_prompt("last", self._prompt_leaves(state.trainable), int(state.step))
+
   def _check_finite(
     self, report: dict[str, np.ndarray], start: int
   ) -> dict[str, float]:
     """Returns the means over the call's steps; stops the run if a loss is not finite."""
     finite = np.isfinite(report["loss"]) & np.isfinite(report["gradient_norm"])
+    finite &= report.pop("finite_parameters")
     if not finite.all():
       step = start + int(np.argmin(finite)) + 1
       self.manifest["status"] = "failed"
       self.folder.write_manifest(self.manifest)
       raise UserError(
-        f"The loss or its gradient became NaN or infinite at step {step}. The last good "
+        f"Loss, gradient or prompt became NaN or infinite at step {step}. The last good "
         f"state is checkpoint {self.checkpoints.latest_step()} in '{self.folder.path}'. "
         "Lower the learning rate or clip gradients, and start in another RUN_DIR."
       )
@@ -381,15 +416,19 @@ class _Run:
   def _write_prompt(
     self, which: str, leaves: dict[str, np.ndarray], steps: int
   ) -> None:
+    tuned = which != "initial" and self.tunes_backbone
     provenance = Provenance(
       kind="prompt",
       terms=() if which == "initial" else (Term(self.data.name, 1.0),),
       backbone_name=self.backbone.name if self.backbone else None,
-      backbone_fingerprint=self._fingerprint(),
+      backbone_fingerprint=None if tuned else self._fingerprint(),
       initial_digest=self.manifest["initial_digest"],
-      initial_seed=self.initial_seed,
+      initial_seed=self.initial_seed if self.starts_from_seed else None,
       steps=steps,
       versions=versions(),
+      notes=("the backbone was trained as well, so its fingerprint changed",)
+      if tuned
+      else (),
     )
     self.folder.write_prompt(which, leaves, provenance)
 
@@ -419,6 +458,23 @@ class _Run:
       self.manifest["seconds_since_start"] = round(seconds, 3)
     self.folder.write_manifest(self.manifest)
     return self.manifest
+
+
+def _directions(optimizer: optax.GradientTransformation) -> list[float]:
+  """Returns the direction that the optimizer takes on two fixed gradients, rounded.
+
+  Large parameters make a small weight decay visible.
+  """
+  parameters = {"prompt/prompt": jnp.asarray([[1e3, -1e3], [0.0, 1e2]])}
+  state = optimizer.init(parameters)
+  directions: list[float] = []
+  for gradient in (
+    jnp.asarray([[1.0, 2.0], [-3.0, 4.0]]),
+    jnp.asarray([[0.1, 0.0]] * 2),
+  ):
+    direction, state = optimizer.update({"prompt/prompt": gradient}, state, parameters)
+    directions.extend(float(f"{x:.4g}") for x in np.ravel(direction["prompt/prompt"]))
+  return directions
 
 
 def _chunks(first: int, total: int, periods: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import tpv_jax
 from tpv_jax import identity
-from tpv_jax.errors import EXIT_USER_ERROR, UserError, run_command
+from tpv_jax.errors import EXIT_USER_ERROR, ArgumentParser, UserError, run_command
 from tpv_jax.vectors import algebra, arithmetic, sources, store
 from tpv_jax.vectors.algebra import Loaded
 from tpv_jax.vectors.provenance import describe_terms
@@ -156,18 +156,13 @@ def build_parser() -> argparse.ArgumentParser:
   return parser
 
 
-class _Parser(argparse.ArgumentParser):
-  """Accepts '-1e-3' as a number and reports a wrong call in one line."""
+class _Parser(ArgumentParser):
+  """Accepts '-1e-3' as a number."""
 
   def __init__(self, **options: Any):
-    super().__init__(allow_abbrev=False, **options)
+    super().__init__(**options)
     self._negative_number_matcher = re.compile(
       r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^-(inf|infinity|nan)$", re.IGNORECASE
-    )
-
-  def error(self, message: str) -> Any:
-    self.exit(
-      EXIT_USER_ERROR, f"error: {message}. '{self.prog} --help' shows the usage.\n"
     )
 
 

@@ -65,14 +65,7 @@ def check_output(path: files.PathLike, overwrite: bool = False) -> None:
       f"'{path}' does not end in .safetensors, the one format that is written. Name "
       f"the output '{path}.safetensors'."
     )
-  if not path.parent.is_dir():
-    raise UserError(
-      f"Cannot write '{path}': the folder '{path.parent}' does not exist. Make it "
-      "first."
-    )
-  if path.is_dir():
-    raise UserError(f"Cannot write '{path}': it is a folder. Name a file in it.")
-  files.refuse_existing(path, overwrite)
+  files.check_output(path, overwrite)
 
 
 def read(path: files.PathLike) -> tuple[dict[str, np.ndarray], Provenance]:
