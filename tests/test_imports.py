@@ -13,7 +13,9 @@ HEAVY = {"torch", "transformers", "sklearn", "matplotlib"}
 
 SEQIO_ROOM = "tpv_jax.data.seqio_tasks"
 
-T5X_ROOM = {f"tpv_jax.t5x.{name}" for name in ("restoring", "training", "mesh")}
+T5X_ROOM = {
+  f"tpv_jax.t5x.{name}" for name in ("datasets", "mesh", "restoring", "training")
+}
 """What imports T5X, which is not on PyPI; the other modules of its room do not."""
 
 NUMPY_ONLY = ("errors", "files", "identity", "orbax_io", "vectors", "data", "embedded")

@@ -8,6 +8,7 @@ types only; `restoring`, `training` and `mesh` import it.
     restoring   where the backbone, the prompt and a resumed state come from
     saving      checkpoints of the prompt only, and portable prompt files
     training    T5X's trainer with micro-batches that do not change the loss's scale
+    datasets    the training examples from the step on at which a run continues
     mesh        the partitioner, checked against devices and batch
     tasks       our tasks, or seqio's by name, with the vocabulary checked
 """
@@ -16,19 +17,25 @@ import os
 import sys
 from typing import Any
 
-from tpv_jax.errors import UserError
+from tpv_jax.errors import EXIT_USER_ERROR, UserError
 
 
 def _in_one_line(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-  """Prints a `UserError` as one line, as our own commands do; others as before.
+  """Prints a `UserError` as one line, as our own commands do, and ends the process.
 
-  T5X's commands print a trace for every error. TPV_JAX_DEBUG=1 keeps it.
+  Other errors, and all with TPV_JAX_DEBUG=1, keep their trace. The process is ended hard
+  because threads of Orbax and TensorFlow, begun before, would keep it waiting for ever.
   """
-  if isinstance(error, UserError) and not os.environ.get("TPV_JAX_DEBUG"):
-    print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-  else:
+  if not isinstance(error, UserError) or os.environ.get("TPV_JAX_DEBUG"):
     _previous(kind, error, trace)
+    return
+  print(f"error: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+  sys.stdout.flush()
+  os._exit(EXIT_USER_ERROR)
 
 
 _previous = sys.excepthook
-sys.excepthook = _in_one_line
+# Only in `python -m t5x.train` and its like; not where this package is a library.
+_command = getattr(sys.modules.get("__main__"), "__spec__", None)
+if _command is not None and _command.name.startswith("t5x."):
+  sys.excepthook = _in_one_line

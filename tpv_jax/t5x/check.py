@@ -17,6 +17,7 @@ import platform
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -59,15 +60,18 @@ class Check:
       self.lines.append(shown)
       print(shown, flush=True)
 
-  def start(self, arguments: Sequence[str], devices: int) -> subprocess.Popen:
+  def start(
+    self, arguments: Sequence[str], devices: int, shown: bool = True
+  ) -> subprocess.Popen:
     """Starts `python arguments`, its output in a file, and writes the command down."""
     environment = dict(os.environ, JAX_PLATFORMS="cpu")
     environment["PYTHONPATH"] = os.pathsep.join(
       filter(None, [self.t5x, os.environ.get("PYTHONPATH", "")])
     )
     environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
-    self.say("```", "$ python " + " ".join(map(_quoted, arguments)))
-    self.log = self.work / f"{len(self.lines)}.log"
+    if shown:
+      self.say("```", "$ python " + " ".join(map(_quoted, arguments)))
+    self.log = self.work / f"{len(self.lines)}{'' if shown else '_other'}.log"
     with open(self.log, "w") as log:
       return subprocess.Popen(
         [sys.executable, *arguments],
@@ -115,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--t5x", default="", help="folder(s) with T5X, airio, jestimator")
   parser.add_argument("--output", required=True, help="the transcript, Markdown")
   parser.add_argument("--devices", type=int, nargs="+", default=[1, 8])
+  parser.add_argument("--one_process", action="store_true", help="skip two processes")
   options = parser.parse_args(sys.argv[1:] if argv is None else argv)
 
   def body() -> int:
@@ -123,7 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       try:
         _header(check)
         for devices in options.devices:
-          _on(check, devices)
+          _on(check, devices, others=devices == options.devices[0])
+        if not options.one_process:
+          _two_processes(check)
         _bad_input(check)
       except Failed as failure:
         check.say("```", f"**The check failed: {failure}**")
@@ -186,8 +193,11 @@ def _git(*arguments: str, folder: pathlib.Path | None = None) -> str:
   return done.stdout.strip() or "unknown"
 
 
-def _on(check: Check, devices: int) -> None:
-  """Everything on that many devices; several are 2-way model-parallel too."""
+def _on(check: Check, devices: int, others: bool) -> None:
+  """T5X on that many devices, several of them 2-way model-parallel too.
+
+  With `others`, also what the standalone runner and `tpv` make of it.
+  """
   work = check.work / f"on_{devices}"
   work.mkdir()
   parallel = "2" if devices > 1 else "1"
@@ -256,6 +266,8 @@ def _on(check: Check, devices: int) -> None:
   )
   check.must("inference and evaluation find as many right", right / len(rows) == by_t5x)
 
+  if not others:
+    return
   check.say("", "### The other runner, and tpv", "")
   by_own = _own_eval(check, work / "whole", work / "eval.json", devices)
   check.must("tpv_jax.eval gives T5X's prompt the same score", by_own == by_t5x)
@@ -304,6 +316,40 @@ def _on(check: Check, devices: int) -> None:
   )
 
 
+def _two_processes(check: Check) -> None:
+  """Two processes of two devices, each parameter cut over both processes."""
+  check.say("", "## Two processes of two devices, parameters cut over all four", "")
+
+  def train(name: str, steps: int) -> dict[str, Any]:
+    with socket.socket() as free:
+      free.bind(("localhost", 0))
+      port = free.getsockname()[1]
+    arguments = [
+      *("-m", "t5x.train", "--gin_file=gin_configs/t5x/train_embedded.gin"),
+      *(f"--gin.TASK_NAME='{TASK}'", f"--gin.MODEL_DIR='{check.work / name}'"),
+      *(f"--gin.TRAIN_STEPS={steps}", "--gin.EVAL_PERIOD=20", "--gin.MODEL_PARALLEL=4"),
+      *("--multiprocess_gpu", "--process_count=2"),
+      f"--coordinator_address=localhost:{port}",
+    ]
+    first = check.start([*arguments, "--process_index=0"], devices=2)
+    log = check.log
+    second = check.start([*arguments, "--process_index=1"], devices=2, shown=False)
+    codes = first.wait(), second.wait()
+    check.say(f"exit codes {codes} (the other process: --process_index=1)")
+    if codes != (0, 0):
+      print("\n".join(log.read_text().splitlines()[-40:]), file=sys.stderr)
+      raise Failed(f"exit codes {codes}")
+    _losses(check, log.read_text())
+    return _digests(check, check.work / name)
+
+  whole = train("two_whole", 40)
+  train("two_resumed", 20)
+  check.must(
+    "the resumed run ends with the bits of the other",
+    train("two_resumed", 40) == whole,
+  )
+
+
 def _own_eval(
   check: Check, run: pathlib.Path, output: pathlib.Path, devices: int
 ) -> float:
@@ -335,7 +381,7 @@ def _bad_input(check: Check) -> None:
     [new, "--gin.BACKBONE='nothing'"],
     [new, "--gin.TASK_NAME='sentimen'"],
   ):
-    text = check.run([*train, *arguments], expected_code=1)
+    text = check.run([*train, *arguments], expected_code=2)
     line = text.strip().splitlines()[-1]
     check.say(line, "```")
     check.must("it is one line", line.startswith("error: ") and "Traceback" not in text)

@@ -96,6 +96,7 @@ class Initializer(utils.TrainStateInitializer):
     self._whole = self.global_train_state_shape
     self._shapes = identity.flatten(self._whole.params)
     self._axes = identity.flatten(self.train_state_axes.params)
+    self._check_backbone()
     self._check_mesh()
     self._check_newest_checkpoint()
     kept = set(self.model.split(self._whole.params)[0])
@@ -184,26 +185,10 @@ class Initializer(utils.TrainStateInitializer):
       return leaves, loaded.name, loaded.fingerprint
     leaves = self._restore_backbone()
     name = epath.Path(self.backbone).name
-    if self.vocabulary is not None:
-      rows = leaves["token_embedder/embedding"].shape[0]
-      vocabularies.check_fits(self.vocabulary, rows, f"'{name}'")
     return leaves, name, identity.backbone_fingerprint(_OneByOne(leaves))
 
   def _restore_backbone(self) -> dict[str, jax.Array]:
     """Returns the leaves of a T5X checkpoint, each host reading what its devices hold."""
-    if not epath.Path(self.backbone).exists():
-      raise UserError(
-        f"There is no backbone '{self.backbone}'. Give 'embedded', a .safetensors file "
-        "or a T5X checkpoint folder (checkpoint_<step>)."
-      )
-    if orbax_io.state_folder(self.backbone) is not None:
-      saved = orbax_io.shapes(self.backbone, prefix="target")
-      leaves = {
-        path: jax.ShapeDtypeStruct(shape, self.dtype)
-        for path, shape in saved.items()
-        if not path.startswith(f"{PROMPT}/")
-      }
-      loading.check(leaves, self.model.network, self.backbone)
     variables = {"params": self._whole.params, "params_axes": self._whole.params_axes}
     state = train_state_lib.InferenceState.create(flax.core.freeze(variables))
     paths = {path for path in self._shapes if not path.startswith(f"{PROMPT}/")}
@@ -227,6 +212,27 @@ class Initializer(utils.TrainStateInitializer):
     sharding = NamedSharding(self._partitioner.mesh, self._axes[path])
     frozen = not path.startswith(PROMPT)
     return processes.put(np.asarray(leaf, self.dtype if frozen else None), sharding)
+
+  def _check_backbone(self) -> None:
+    """Raises `UserError` if the backbone is not there or has other leaves or tokens."""
+    if self.vocabulary is not None:
+      rows = self._shapes["token_embedder/embedding"].shape[0]
+      vocabularies.check_fits(self.vocabulary, rows, f"'{self.backbone}'")
+    if self.backbone == loading.EMBEDDED:
+      return
+    if not epath.Path(self.backbone).exists():
+      raise UserError(
+        f"There is no backbone '{self.backbone}'. Give 'embedded', a .safetensors file "
+        "or a T5X checkpoint folder (checkpoint_<step>)."
+      )
+    if orbax_io.state_folder(self.backbone) is not None:
+      saved = orbax_io.shapes(self.backbone, prefix="target")
+      leaves = {
+        path: jax.ShapeDtypeStruct(shape, self.dtype)
+        for path, shape in saved.items()
+        if not path.startswith(f"{PROMPT}/")
+      }
+      loading.check(leaves, self.model.network, self.backbone)
 
   def _check_mesh(self) -> None:
     mesh = self._partitioner.mesh
