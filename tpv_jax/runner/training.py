@@ -266,7 +266,7 @@ class _Run:
         "gin_configs/backbones/, or bind training.train.backbone."
       )
     table = np.asarray(self.backbone.params["token_embedder"]["embedding"], np.float32)
-    start = self.initial_prompt
+    start: Callable[..., np.ndarray] = self.initial_prompt
     if "fingerprint" in inspect.signature(start).parameters:
       # A start that comes from a file is held to this backbone.
       start = functools.partial(start, fingerprint=self.backbone.fingerprint)
