@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from tpv_jax import files
 
@@ -49,9 +50,9 @@ def markdown(results: Results) -> str:
     "\n".join(f"- {line}" for line in _summary(results)),
     "## (a) Single vectors",
     _markdown_table(*_single_table(results)),
-    "*No prompt*: the backbone alone. *Among own labels*: which of the task's labels scores "
+    "*No prompt*: the backbone alone. *Own labels*: which of the task's labels scores "
     "highest, without and with the prompt; where it is high without a prompt, most of the "
-    "gain is the choice of label words. *Other initial prompt*: the vector applied to an "
+    "gain is the choice of label words. *Other initial*: the vector applied to an "
     "initial prompt that it was not tuned from. *Control*: the mean of all other tasks' "
     "vectors, on their own initial prompt.",
     "![single vectors](single.png)",
@@ -100,9 +101,9 @@ def _single_table(results: Results) -> tuple[list[str], Rows]:
     "task",
     "no prompt",
     "own prompt",
-    "other initial prompt",
+    "other initial",
     "control",
-    "among own labels: none",
+    "own labels: none",
     "own",
   ]
   rows = []

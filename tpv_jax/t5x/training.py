@@ -1,12 +1,14 @@
 """T5X's trainer, with micro-batches that leave the loss and its gradient as they are."""
 
 import functools
+import types
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from t5x import trainer
 
+from tpv_jax import identity
 from tpv_jax.errors import UserError
 from tpv_jax.model import SoftPromptModel
 
@@ -17,6 +19,7 @@ class Trainer(trainer.Trainer):
   T5X adds up the gradients of the micro-batches' losses. Here each of these losses is
   its sum over target tokens divided by the number of target tokens of the whole batch,
   so that their sum is the mean, however the tokens are spread over the micro-batches.
+  Gradients exist for what is trained only; T5X would add up one of every leaf.
   """
 
   def __init__(self, *args: Any, **kwargs: Any):
@@ -24,21 +27,28 @@ class Trainer(trainer.Trainer):
     super().__init__(*args, **kwargs)
     if self._weight_metrics_computer is not None:
       raise UserError(
-        "weight_metrics_computer would keep the gradients of the whole frozen backbone "
-        "alive, at the cost of full fine-tuning. Leave it None."
+        "weight_metrics_computer wants the gradients of the whole frozen backbone, at the "
+        "cost of full fine-tuning. Leave it None."
       )
 
   @functools.cached_property
   def _partitioned_train_step(self) -> Any:
     def train_step(train_state: Any, batch: dict[str, jax.Array]) -> Any:
-      return trainer.train_with_lr(
-        train_state,
+      trainable, frozen = self._model.split(train_state.params)
+      gradients, metrics, _ = trainer.accumulate_grads_microbatched(
+        _PartOfBatch(self._model, frozen, jnp.sum(batch["decoder_loss_weights"])),
+        types.SimpleNamespace(params=trainable, flax_mutables=None),
         batch,
-        learning_rate=self._learning_rate_fn(train_state.step),
-        dropout_rng=self._get_step_rng(train_state.step),
-        model=_PartOfBatch(self._model, jnp.sum(batch["decoder_loss_weights"])),
-        num_microbatches=self._num_microbatches,
-        data_partition_spec=self._partitioner.data_partition_spec,
+        self._get_step_rng(train_state.step),
+        self._num_microbatches,
+        self._partitioner.data_partition_spec,
+      )
+      return trainer.apply_grads(
+        train_state,
+        identity.unflatten(gradients),
+        metrics,
+        self._learning_rate_fn(train_state.step),
+        weight_metrics_computer=None,
       )
 
     return self._partitioner.partition(
@@ -53,12 +63,17 @@ class Trainer(trainer.Trainer):
 
 
 class _PartOfBatch:
-  """The model's loss on a part of a batch whose weights add up to `total`."""
+  """The model's loss, of the trainable leaves, on a part of a batch.
 
-  def __init__(self, model: SoftPromptModel, total: jax.Array):
+  The weights of the whole batch add up to `total`.
+  """
+
+  def __init__(self, model: SoftPromptModel, frozen: dict[str, Any], total: jax.Array):
     self._model = model
+    self._frozen = frozen
     self._total = jnp.maximum(total.astype(jnp.float32), 1.0)
 
-  def loss_fn(self, params: Any, batch: Any, dropout_rng: Any) -> Any:
+  def loss_fn(self, trainable: dict[str, Any], batch: Any, dropout_rng: Any) -> Any:
+    params = self._model.merge(trainable, self._frozen)
     loss_sum, _, metrics = self._model.loss_sums(params, batch, dropout_rng)
     return loss_sum / self._total, metrics
