@@ -207,7 +207,7 @@ def test_a_prompt_trained_by_either_is_evaluated_by_the_other(
   )
   prompt = sources.load(run, "last").leaves["prompt"]
   examples = suite.task(TASK).examples("validation")[:BATCH]
-  assert texts == evaluator.answer(prompt, examples, None)[0]
+  assert texts == evaluator.answer(prompt, evaluator.tokenize(examples), None)[0]
   assert step == count
   right = sum(
     text == example.targets for text, example in zip(texts, examples, strict=True)
