@@ -22,9 +22,8 @@ def write(folder: pathlib.Path, results: Results) -> None:
   _plot_cosine(folder / "cosine.png", results)
   files.write_text(folder / "report.md", markdown(results))
   header, rows = _single_table(results)
-  table = Table(
-    *header, title="Exact match on test, % (mean ± std over initial prompts)"
-  )
+  title = "Exact match on test, % (mean ± std over initial prompts)"
+  table = Table(Column(header[0], no_wrap=True), *header[1:], title=title, box=SIMPLE)
   for row in rows:
     table.add_row(*row)
   console = Console()
