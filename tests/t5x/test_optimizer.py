@@ -127,16 +127,6 @@ def test_moments_take_the_axes_of_their_parameters_and_counters_none():
   assert identity.flatten(logical.target) == identity.flatten(axes)
 
 
-def test_it_stands_in_for_the_transformation_in_the_standalone_runner():
-  definition = optimizer.TransformationOptimizer(optimizers.adamw())
-  prompt = {"prompt/prompt": parameters()["prompt"]["prompt"]}
-  gradient = {"prompt/prompt": gradients(0)["prompt"]["prompt"]}
-  mine, _ = definition.update(gradient, definition.init(prompt), prompt)
-  theirs = optimizers.adamw()
-  expected, _ = theirs.update(gradient, theirs.init(prompt), prompt)
-  np.testing.assert_array_equal(mine["prompt/prompt"], expected["prompt/prompt"])
-
-
 def test_the_target_stays_frozen_as_t5x_hands_it_over():
   made = optimizer.TransformationOptimizer(optimizers.adamw()).create(
     flax.core.freeze(parameters())

@@ -52,7 +52,7 @@ def network():
   return made
 
 
-def model(transformation):
+def model(transformation, for_t5x=True):
   vocabulary = vocabularies.embedded()
   made = network()
   return SoftPromptModel(
@@ -60,14 +60,16 @@ def model(transformation):
     plain.Prompt(length=LENGTH, features=made.emb_dim),
     vocabulary,
     vocabulary,
-    optimizer_def=TransformationOptimizer(transformation),
+    optimizer_def=TransformationOptimizer(transformation)
+    if for_t5x
+    else transformation,
   )
 
 
 def standalone(backbone, transformation, rate, batches, microbatches=1):
   """Returns the losses of the steps and the prompt after them."""
   mesh = partitioning.make_mesh()
-  compiled = steps.build(model(transformation), rate, microbatches, mesh)
+  compiled = steps.build(model(transformation, for_t5x=False), rate, microbatches, mesh)
   table = np.asarray(backbone.params["token_embedder"]["embedding"], np.float32)
   start = initial.sampled_vocabulary(table, 0, LENGTH)
   state = compiled.initialise({"prompt/prompt": jnp.asarray(start)})
@@ -184,7 +186,7 @@ def test_a_prompt_trained_by_either_is_evaluated_by_the_other(
   adamw, rate, count = optimizers.adamw(), optimizers.constant(0.3), 20
   if trained_by == "standalone":
     training.train(
-      model=model(adamw),
+      model=model(adamw, for_t5x=False),
       data=data,
       run_dir=(run := tmp_path / "run"),
       total_steps=count,

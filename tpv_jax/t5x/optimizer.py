@@ -102,11 +102,7 @@ class Optimizer:
 
 
 class TransformationOptimizer:
-  """Makes T5X's optimizers from an optax transformation without a learning rate.
-
-  It is such a transformation too (`init`, `update`), so that either runner takes the
-  same model.
-  """
+  """Makes T5X's optimizers from an optax transformation without a learning rate."""
 
   def __init__(
     self, transformation: optax.GradientTransformation, trainable: str = r"prompt/.*"
@@ -119,8 +115,6 @@ class TransformationOptimizer:
     """
     self.transformation = transformation
     self.trainable = trainable
-    self.init = transformation.init
-    self.update = transformation.update
 
   def trainable_leaves(self, params: Mapping[str, Any]) -> Leaves:
     """Returns the leaves that are trained, by path."""
