@@ -293,3 +293,16 @@ def test_weight_metrics_are_refused_because_of_their_cost(under_t5x, tmp_path):
       num_microbatches=None,
       weight_metrics_computer=object(),
     )
+
+
+def test_eval_says_what_cannot_be_used_as_a_prompt(t5x, tmp_path, vector):
+  from tpv_jax.t5x import restoring
+
+  run, file, _, _ = vector
+  output = str(tmp_path / "out")
+  with pytest.raises(UserError, match="Give the prompt to use"):
+    restoring.checkpoint_of(output, 4, 16)
+  with pytest.raises(UserError, match="holds a vector"):
+    restoring.checkpoint_of(output, 4, 16, prompt=str(file))
+  with pytest.raises(UserError, match=r"\(4, 16\).*\(6, 16\).*PROMPT_LENGTH"):
+    restoring.checkpoint_of(output, 6, 16, prompt=str(run))
