@@ -150,8 +150,8 @@ def _header(check: Check) -> None:
   check.say(
     "# T5X check: a transcript",
     "",
-    "Written by `make t5x-check` (tpv_jax.t5x.check), not edited. Commands ran in the root, with",
-    "T5X on PYTHONPATH, on simulated CPU devices. WORK is a temporary folder.",
+    "Written by `make t5x-check` (tpv_jax.t5x.check), not edited. Commands ran with",
+    "T5X on PYTHONPATH in the root, on simulated CPU devices. WORK is a temporary folder.",
     "",
     f"- date: {time.strftime('%Y-%m-%d', time.gmtime())}",
     f"- tpv_jax: {importlib.metadata.version('tpv_jax')}, "
