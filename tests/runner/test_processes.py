@@ -15,21 +15,15 @@ from tpv_jax.vectors import store
 STEPS = 40
 
 
-def start(run, count, steps=STEPS):
-  """Starts `count` processes of one run on the embedded backbone."""
+def start_all(module, count, *flags):
+  """Starts `count` processes of one command, joined on loopback."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
   return [
     subprocess.Popen(
       [
-        *(sys.executable, "-m", "tpv_jax.train"),
-        *("--gin_file=gin_configs/runs/embedded.gin", "--gin.TASK_NAME='sentiment'"),
-        *(
-          f"--gin.RUN_DIR='{run}'",
-          "--gin.EVAL_PERIOD=20",
-          f"--gin.TRAIN_STEPS={steps}",
-        ),
+        *(sys.executable, "-m", module, *flags),
         *("--multiprocess_gpu", f"--coordinator_address=localhost:{port}"),
         *(f"--process_count={count}", f"--process_index={index}"),
       ],
@@ -40,6 +34,17 @@ def start(run, count, steps=STEPS):
     )
     for index in range(count)
   ]
+
+
+def start(run, count, steps=STEPS):
+  """Starts `count` processes of one run on the embedded backbone."""
+  return start_all(
+    "tpv_jax.train",
+    count,
+    "--gin_file=gin_configs/runs/embedded.gin",
+    *("--gin.TASK_NAME='sentiment'", f"--gin.RUN_DIR='{run}'"),
+    *("--gin.EVAL_PERIOD=20", f"--gin.TRAIN_STEPS={steps}"),
+  )
 
 
 def finish(processes):
@@ -76,6 +81,24 @@ def test_several_processes_give_the_numbers_of_one(alone, tmp_path, count):
   one, _ = store.read(alone / "initial_prompt.safetensors")
   other, _ = store.read(run / "initial_prompt.safetensors")
   np.testing.assert_array_equal(one["prompt"], other["prompt"])
+
+
+def test_evaluation_by_two_processes_writes_and_prints_once(alone, tmp_path):
+  outputs = {}
+  for count in (1, 2):
+    output = tmp_path / f"{count}.json"
+    processes = start_all(
+      "tpv_jax.eval",
+      count,
+      "--gin_file=gin_configs/runs/eval_embedded.gin",
+      *("--gin.TASK_NAMES=['sentiment']", f"--gin.PROMPT_PATH='{alone}'"),
+      f"--gin.OUTPUT='{output}'",
+    )
+    printed = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * count, printed
+    assert sum("exact_match" in text for text in printed) == 1
+    outputs[count] = json.loads(output.read_text())
+  assert outputs[1]["results"] == outputs[2]["results"]
 
 
 def test_a_lost_process_ends_the_others_and_fewer_processes_resume(alone, tmp_path):
