@@ -21,9 +21,6 @@ T5X_ROOM = {
 NUMPY_ONLY = ("errors", "files", "identity", "orbax_io", "vectors", "data", "embedded")
 """Modules and rooms that know no JAX either."""
 
-JAX_IN_NUMPY_ROOMS = {"tpv_jax.embedded.pretraining"}
-"""What of these rooms trains, and so may import JAX."""
-
 
 def modules():
   """Every module of the package but those that exist to import seqio or T5X."""
@@ -65,7 +62,6 @@ def test_the_numpy_rooms_import_neither_jax_nor_anything_heavy():
     name
     for name in modules()
     if name.split(".")[1:2] and name.split(".")[1] in NUMPY_ONLY
-    if name not in JAX_IN_NUMPY_ROOMS
   ]
   assert {f"tpv_jax.{room}" for room in NUMPY_ONLY} <= set(names)
   assert not loaded_by(*names) & (TENSORFLOW | JAX | HEAVY)
