@@ -318,7 +318,7 @@ def test_the_pattern_must_match_the_whole_path(params):
 
 def test_a_prompt_of_another_width_is_refused():
   with pytest.raises(
-    UserError, match=r"16 features.*tokens 12.*Prompt\.features to 12"
+    UserError, match=r"16 features.*tokens 12.*features to 12"
   ):
     model.SoftPromptModel(build().network, plain.Prompt(4, 16), None, None)
 

@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, Int, Num
 from tpv_jax import identity
 from tpv_jax.backbone import decoding, network
 from tpv_jax.errors import UserError, near_misses
-from tpv_jax.prompts import plain
+from tpv_jax.prompts import ept, plain
+from tpv_jax.prompts.equations import Folded
 
 Params = Mapping[str, Any]
 Batch = Mapping[str, Any]
@@ -38,9 +39,10 @@ class SoftPromptModel:
 
   Attributes:
     network: the backbone.
-    prompt: the soft prompt that is trained. None: a folded one [P, D] is read from
-      `params["prompt"]["prompt"]` where there is one (evaluation), otherwise it is the
-      backbone alone (pre-training, "no prompt").
+    prompt: the soft prompt that is trained. None: a folded one is read from
+      `params["prompt"]` where there is one (evaluation), its leaves 'prompt' [P, D] and
+      perhaps 'delta' [M, D]; otherwise it is the backbone alone (pre-training, "no
+      prompt").
     input_vocabulary: of the source.
     output_vocabulary: of the targets; its `eos_id` ends decoding.
     optimizer_def: handed to T5X; the standalone runner reads it too.
@@ -52,7 +54,7 @@ class SoftPromptModel:
   def __init__(
     self,
     network: network.Transformer,
-    prompt: plain.Prompt | None,
+    prompt: plain.Prompt | ept.EPT | None,
     input_vocabulary: Any,
     output_vocabulary: Any,
     optimizer_def: Any = None,
@@ -63,7 +65,7 @@ class SoftPromptModel:
     if prompt is not None and prompt.features != network.emb_dim:
       raise UserError(
         f"The prompt's rows have {prompt.features} features, the backbone's tokens "
-        f"{network.emb_dim}. Set Prompt.features to {network.emb_dim}."
+        f"{network.emb_dim}. Set the prompt's features to {network.emb_dim}."
       )
     try:
       re.compile(trainable)
@@ -276,10 +278,12 @@ class SoftPromptModel:
   def _trains(self, path: str) -> bool:
     return re.fullmatch(self.trainable, path) is not None
 
-  def _folded_prompt(self, params: Params) -> Any:
-    if self.prompt is None:
-      return params[PROMPT]["prompt"] if PROMPT in params else None
-    return self.prompt.apply({"params": params[PROMPT]})
+  def _folded_prompt(self, params: Params) -> dict[str, Any]:
+    """Returns the network's arguments `prompt` and `delta`, none without a prompt."""
+    if self.prompt is not None:
+      folded: Any = self.prompt.apply({"params": params[PROMPT]})
+      return folded.leaves()
+    return Folded.of(params[PROMPT]).leaves() if PROMPT in params else {}
 
   def _apply(self, params: Params, *inputs: Any, **options: Any) -> Any:
     return self.network.apply({"params": _backbone(params)}, *inputs, **options)
@@ -288,10 +292,7 @@ class SoftPromptModel:
     self, params: Params, tokens: Num[network.AnyArray, "B T"]
   ) -> Float[Array, "B joined D"]:
     return self._apply(
-      params,
-      tokens,
-      prompt=self._folded_prompt(params),
-      method=self.network.encode,
+      params, tokens, method=self.network.encode, **self._folded_prompt(params)
     )
 
   def _logits(
@@ -304,9 +305,9 @@ class SoftPromptModel:
       batch["decoder_target_tokens"],
       encoder_segment_ids=batch.get("encoder_segment_ids"),
       decoder_segment_ids=batch.get("decoder_segment_ids"),
-      prompt=self._folded_prompt(params),
       enable_dropout=dropout_rng is not None,
       rngs=None if dropout_rng is None else {"dropout": dropout_rng},
+      **self._folded_prompt(params),
     )
 
 

@@ -33,6 +33,11 @@ LOGICAL_AXIS_RULES: tuple[tuple[str, str | None], ...] = (
   ("relpos_buckets", None),
   ("length", None),
   ("prompt", None),
+  ("source_position", None),
+  ("rank", None),
+  ("fusion", None),
+  ("space", None),
+  ("bottleneck", None),
 )
 """(logical axis, axis of the mesh or None for replicated), as T5X takes them too."""
 

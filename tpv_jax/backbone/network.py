@@ -570,25 +570,36 @@ class Transformer(nn.Module):
     encoder_input_tokens: Num[AnyArray, "B T"],
     encoder_segment_ids: Num[AnyArray, "B T"] | None = None,
     prompt: Float[AnyArray, "*rows P D"] | None = None,
+    delta: Float[AnyArray, "*rows M D"] | None = None,
     enable_dropout: bool = False,
   ) -> Float[Array, "B joined D"]:
     """Returns the encoded source, the prompt's positions first (P + T in all).
 
     The prompt stands before the embedded tokens, relative positions are those of the
-    joined sequence, and it is never masked (Lester et al. 2021). Dropout, where it is
-    enabled, falls on the joined sequence.
+    joined sequence, and it is never masked (Lester et al. 2021). A delta is added to the
+    embeddings of the source's tokens, padding left out (Shi & Lipani 2023). Dropout,
+    where it is enabled, falls on the joined sequence.
 
     Args:
       encoder_input_tokens: token ids, 0 is padding; floats are cast (T5X's eval).
       encoder_segment_ids: 1, 2, ... for the examples packed into a row, 0 for padding.
       prompt: [P, D] for all rows, or [B, P, D] with one prompt per row.
+      delta: what the token at each position gets [M, D], or [B, M, D].
       enable_dropout: needs the rng 'dropout'.
 
     Raises:
-      UserError: a prompt together with segment ids.
+      UserError: a prompt or delta together with segment ids, or a source that is longer
+        than the delta.
     """
     tokens = _as_tokens(encoder_input_tokens)
     x = self.token_embedder(tokens)
+    if delta is not None:
+      if encoder_segment_ids is not None:
+        raise UserError(
+          "A delta is added by position, which packed rows do not have. Build the "
+          "batches without packing (pack=False)."
+        )
+      x = x + _update(jnp.asarray(delta), tokens).astype(x.dtype)
     mask = (tokens > 0)[:, None, None, :]
     if prompt is not None:
       if encoder_segment_ids is not None:
@@ -654,6 +665,7 @@ class Transformer(nn.Module):
     encoder_positions: Num[AnyArray, "B T"] | None = None,
     decoder_positions: Num[AnyArray, "B L"] | None = None,
     prompt: Float[AnyArray, "*rows P D"] | None = None,
+    delta: Float[AnyArray, "*rows M D"] | None = None,
     enable_dropout: bool = False,
   ) -> Float[Array, "B L V"]:
     """Returns fp32 logits of the targets; see `encode` and `decode`.
@@ -663,7 +675,7 @@ class Transformer(nn.Module):
     """
     del encoder_positions, decoder_positions
     encoded = self.encode(
-      encoder_input_tokens, encoder_segment_ids, prompt, enable_dropout
+      encoder_input_tokens, encoder_segment_ids, prompt, delta, enable_dropout
     )
     return self.decode(
       encoded,
@@ -709,6 +721,20 @@ class Transformer(nn.Module):
 
 def _as_tokens(tokens: Num[AnyArray, "B T"]) -> Int[Array, "B T"]:
   return jnp.asarray(tokens).astype(jnp.int32)
+
+
+def _update(
+  delta: Float[Array, "*rows M D"], tokens: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
+  """Returns what a delta adds to each token; nothing to padding."""
+  length = tokens.shape[1]
+  if length > delta.shape[-2]:
+    raise UserError(
+      f"The sources have up to {length} tokens, and the prompt updates only the first "
+      f"{delta.shape[-2]}. Set the sources' length (LENGTHS) to at most "
+      f"{delta.shape[-2]}, or train with a larger SOURCE_LENGTH."
+    )
+  return jnp.where((tokens > 0)[:, :, None], delta[..., :length, :], 0)
 
 
 def _show_prompt(

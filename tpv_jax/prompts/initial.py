@@ -1,9 +1,11 @@
-"""What a soft prompt starts from: functions (embedding table, seed) -> array, in NumPy.
+"""What a soft prompt starts from: functions (embedding table, seed) -> start, in NumPy.
 
-Gin binds the other arguments; a run calls `initial(table, seed)`. The same table and
-seed give the same bits, whatever the number of devices.
+Gin binds the other arguments; a run calls `initial(table, seed)` and hands what comes to
+the prompt's module, which makes its parameters of it (`initial_leaves`). The same table
+and seed give the same bits, whatever the number of devices.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,10 +13,15 @@ from jaxtyping import Float
 
 from tpv_jax import files
 from tpv_jax.errors import UserError
+from tpv_jax.vectors import algebra, arithmetic
+from tpv_jax.vectors.algebra import Loaded
 
 Table = Float[np.ndarray, "V D"]
-Initial = Callable[[np.ndarray, int], np.ndarray]
-"""(embedding table [V, D], seed) -> prompt [P, D] in fp32."""
+Start = np.ndarray | Loaded
+"""A prompt [P, D] in fp32, or what was loaded from a file."""
+
+Initial = Callable[[np.ndarray, int], Start]
+"""(embedding table [V, D], seed) -> start."""
 
 
 def uniform(
@@ -86,55 +93,70 @@ def class_labels(
 def from_file(
   table: Table,
   seed: int,
-  length: int,
   path: files.PathLike,
   which: str = "best",
   fingerprint: str | None = None,
-) -> Float[np.ndarray, "P D"]:
+) -> Loaded:
   """Returns a saved prompt: from a run folder, an Orbax checkpoint or a `tpv` file.
 
-  The table gives the width it must have; the seed is not used. A run gives the
-  `fingerprint` of its backbone, which the prompt must not contradict.
+  Table and seed are not used. A run gives the `fingerprint` of its backbone, which the
+  prompt must not contradict; the prompt's module checks the shapes.
 
   Raises:
-    UserError: no prompt is there, it is a vector, it has another shape, or it belongs to
-      another backbone.
+    UserError: no prompt is there, it is a vector, or it belongs to another backbone.
   """
-  del seed
-  return _load(path, "prompt", (length, table.shape[1]), which, fingerprint)
+  del table, seed
+  return _load(path, "prompt", which, fingerprint)
 
 
 def from_vector(
   table: Table,
   seed: int,
-  length: int,
   path: files.PathLike,
   initial: Initial,
   coefficient: float = 1.0,
   fingerprint: str | None = None,
-) -> Float[np.ndarray, "P D"]:
-  """Returns `initial(table, seed) + coefficient * vector`, in fp32.
+) -> Loaded:
+  """Returns the folded prompt `initial(table, seed) + coefficient * vector`, in fp32.
 
   Belanec et al., section 3: training of a target task starts from a source's vector,
   or from a sum that `tpv sum` wrote. `initial` is another function of this module,
-  bound by gin; another one than the vector's own makes it the cross-origin case.
+  bound by gin; another one than the vector's own makes it the cross-origin case. Of a
+  vector that updates the source's embeddings, it is added to what a DePT or EPT prompt
+  does at step 0: the first rows of the initial prompt, and no update.
 
   Raises:
-    UserError: no vector is there, it is a prompt, it has another shape, or it belongs to
-      another backbone than the one with this `fingerprint`.
+    UserError: no vector of the effective space is there, it is a prompt, the initial
+      prompt has another shape, or the vector belongs to another backbone than the one
+      with this `fingerprint`.
   """
   start = initial(table, seed)
-  vector = _load(path, "vector", (length, table.shape[1]), "best", fingerprint)
-  return start + np.float32(coefficient) * vector
+  vector = _load(path, "vector", "best", fingerprint)
+  if vector.provenance.space != "effective":
+    raise UserError(
+      f"'{path}' is a vector of the factor space, which means something on its own "
+      "initial parameters only. Apply it to them (tpv apply) and start from the result "
+      "with prompts.initial.from_file."
+    )
+  delta = vector.leaves.get("delta")
+  if not isinstance(start, np.ndarray):
+    leaves = dict(algebra.fold(start).leaves)
+  elif delta is None:
+    leaves = {"prompt": start}
+  else:
+    rows = len(vector.leaves["prompt"])
+    leaves = {"prompt": start[:rows], "delta": np.zeros_like(delta)}
+  arithmetic.refuse_unequal(vector.leaves, leaves, f"'{path}'", "the initial prompt")
+  return Loaded(
+    arithmetic.linear([leaves, vector.leaves], [1.0, coefficient]),
+    dataclasses.replace(vector.provenance, kind="prompt"),
+    f"{vector.name} on the initial prompt",
+  )
 
 
 def _load(
-  path: files.PathLike,
-  kind: str,
-  shape: tuple[int, int],
-  which: str,
-  fingerprint: str | None,
-) -> Float[np.ndarray, "P D"]:
+  path: files.PathLike, kind: str, which: str, fingerprint: str | None
+) -> Loaded:
   from tpv_jax.vectors import sources
 
   loaded = sources.load(path, which=which)
@@ -152,12 +174,4 @@ def _load(
       f"({stated[:12]}…), and this run has another one ({fingerprint[:12]}…). Give one "
       "that was made on this run's backbone."
     )
-  prompt = loaded.leaves.get("prompt")
-  if set(loaded.leaves) != {"prompt"} or prompt is None or prompt.shape != shape:
-    found = {name: leaf.shape for name, leaf in loaded.leaves.items()}
-    raise UserError(
-      f"'{path}' holds {found}; this run needs 'prompt' of shape {shape} (prompt "
-      "tokens, width). Set length to the saved prompt's, or choose the backbone it "
-      "was made on."
-    )
-  return np.asarray(prompt, np.float32)
+  return loaded

@@ -1,34 +1,78 @@
-"""The plain soft prompt of prompt tuning (Lester et al. 2021)."""
+"""The plain soft prompt of prompt tuning (Lester et al. 2021), and any folded one."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.linen.partitioning import param_with_axes
 from jaxtyping import Array, Float
 
+from tpv_jax.errors import UserError
+from tpv_jax.prompts.equations import Folded
+from tpv_jax.prompts.initial import Start
+
 
 class Prompt(nn.Module):
-  """One trainable matrix `prompt` [P, D] in fp32, and nothing else.
+  """One trainable matrix `prompt` [P, D] in fp32, and perhaps a `delta` [M, D].
 
-  Untold otherwise it starts uniform in [-0.5, 0.5); `tpv_jax.prompts.initial` has the
-  other starts, which need the embedding table.
+  Untold otherwise the prompt starts uniform in [-0.5, 0.5); `tpv_jax.prompts.initial`
+  has the other starts, which need the embedding table.
 
   Attributes:
     length: P, the number of rows.
     features: D, the width of the backbone.
+    source_length: M, the longest source, if the prompt also updates the source's
+      embeddings: the form to which a DePT or EPT prompt folds. 0: it does not.
   """
 
   length: int
   features: int
+  source_length: int = 0
 
   @nn.compact
-  def __call__(self) -> Float[Array, "P D"]:
-    """Returns the folded prompt, which for this kind is the matrix itself."""
+  def __call__(self) -> Folded:
+    """Returns the folded prompt, which for this kind are the parameters themselves."""
     shape = (self.length, self.features)
-    return jnp.asarray(
-      param_with_axes("prompt", _uniform, shape, axes=("prompt", "embed"))
+    prompt = param_with_axes("prompt", uniform, shape, axes=("prompt", "embed"))
+    if not self.source_length:
+      return Folded(jnp.asarray(prompt))
+    delta = param_with_axes(
+      "delta",
+      nn.initializers.zeros,
+      (self.source_length, self.features),
+      axes=("source_position", "embed"),
     )
+    return Folded(jnp.asarray(prompt), jnp.asarray(delta))
+
+  def initial_leaves(self, start: Start, seed: int) -> dict[str, np.ndarray]:
+    """Returns the parameters (fp32) that training starts from; `seed` is not used.
+
+    Raises:
+      UserError: `start` has other leaves or shapes.
+    """
+    del seed
+    leaves = {"prompt": start} if isinstance(start, np.ndarray) else dict(start.leaves)
+    shapes = {"prompt": (self.length, self.features)}
+    if self.source_length:
+      shapes["delta"] = (self.source_length, self.features)
+      leaves.setdefault("delta", np.zeros(shapes["delta"]))
+    found = {name: leaf.shape for name, leaf in leaves.items()}
+    if found != shapes:
+      raise UserError(
+        f"The initial prompt has {found}; this run needs {shapes} (prompt tokens, "
+        "width). Set PROMPT_LENGTH to the prompt's length, or take a prompt of one kind."
+      )
+    return {name: np.asarray(leaf, np.float32) for name, leaf in leaves.items()}
+
+  def provenance(self, initial: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns what `Provenance` says of this kind; a plain prompt is its default."""
+    del initial
+    return {}
 
 
-def _uniform(rng: Array, shape: tuple[int, int]) -> Float[Array, "P D"]:
+def uniform(rng: Array, shape: tuple[int, int], *_: Any) -> Float[Array, "P D"]:
+  """Returns a matrix uniform in [-0.5, 0.5)."""
   return jax.random.uniform(rng, shape, jnp.float32, minval=-0.5, maxval=0.5)

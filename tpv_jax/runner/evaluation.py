@@ -25,7 +25,8 @@ from tpv_jax.runner.steps import INPUT_SHAPES
 from tpv_jax.vectors import algebra, sources
 from tpv_jax.vectors.provenance import Provenance
 
-Prompt = Float[np.ndarray, "P D"] | None
+Prompt = Mapping[str, np.ndarray] | None
+"""The leaves of a folded prompt: 'prompt' [P, D] and perhaps 'delta' [M, D]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,8 @@ class Result:
 class Evaluator:
   """A backbone on the devices that any number of prompts are evaluated with.
 
-  Compiled once per shape of prompt and batch. `prompt` is a folded prompt [P, D], or
-  None for the backbone alone.
+  Compiled once per shape of prompt and batch. A prompt is given folded, or as None for
+  the backbone alone.
   """
 
   def __init__(
@@ -153,8 +154,7 @@ class Evaluator:
     return batches.tokenize(examples, self.vocabulary, self.lengths)
 
   def _params(self, prompt: Prompt) -> dict[str, Any]:
-    extra = {} if prompt is None else {"prompt": {"prompt": np.asarray(prompt)}}
-    return {**self._backbone, **extra}
+    return self._backbone if prompt is None else {**self._backbone, "prompt": prompt}
 
   def _batches(self, tokenized: batches.Tokenized) -> list[dict[str, jax.Array]]:
     return [
@@ -218,10 +218,9 @@ def evaluate(
   processes.wait_for_all("the outputs are checked")
   loaded = loading.load_backbone(backbone, model.network, vocabulary)
   leaves, provenance = subject(prompt, vector, initial, coefficient, which)
-  folded = None
   if provenance is not None:
     check_fits(leaves, provenance, loaded)
-    folded = leaves["prompt"]
+  folded = None if provenance is None else leaves
   mesh = partitioning.make_mesh(model_parallel)
   evaluator = Evaluator(model, loaded.params, vocabulary, lengths, batch_size, mesh)
   results = [
@@ -263,7 +262,7 @@ def subject(
   coefficient: float,
   which: str,
 ) -> tuple[dict[str, np.ndarray], Provenance | None]:
-  """Returns the prompt that is to be evaluated with its provenance, None without one."""
+  """Returns the folded prompt to be evaluated with its provenance, None without one."""
   if prompt is not None and vector is not None:
     raise UserError("Both a prompt and a vector were given; evaluate one at a time.")
   if vector is None and (initial is not None or coefficient != 1.0):
@@ -279,12 +278,15 @@ def subject(
     )
   if prompt is not None:
     loaded = sources.load(prompt, which)
+    if loaded.provenance.kind == "prompt":
+      loaded = algebra.fold(loaded)
     return dict(loaded.leaves), loaded.provenance
   if vector is None or initial is None:
     return {}, None
   applied = algebra.apply(
     sources.load(vector), sources.load(initial, "initial"), coefficient
   )
+  applied = algebra.fold(applied)
   return dict(applied.leaves), applied.provenance
 
 
@@ -405,7 +407,7 @@ def infer(
     partitioning.make_mesh(model_parallel),
   )
   tokenized = evaluator.tokenize([Example(line, "") for line in lines])
-  generated, scored = evaluator.answer(leaves.get("prompt"), tokenized, labels)
+  generated, scored = evaluator.answer(leaves or None, tokenized, labels)
   rows: list[dict[str, Any]] = [
     {"inputs": line, "generated": text}
     for line, text in zip(lines, generated, strict=True)

@@ -203,7 +203,7 @@ class _Arithmetic:
 
   def _score(self, prompt: Loaded | None, name: str) -> float:
     """Returns the exact match of a prompt on a task's test split."""
-    leaves = None if prompt is None else prompt.leaves["prompt"]
+    leaves = None if prompt is None else algebra.fold(prompt).leaves
     return self.evaluator.exact_match(leaves, self.test[name])
 
   def _applied(self, name: str, vector_seed: int, seed: int) -> Loaded:
@@ -215,7 +215,7 @@ class _Arithmetic:
     for task in tqdm(self.tasks, desc="2/3 single vectors", disable=not self.progress):
       own = [
         self.evaluator.evaluate(
-          self.tuned[task.name, seed].leaves["prompt"], task, "test"
+          algebra.fold(self.tuned[task.name, seed]).leaves, task, "test"
         )
         for seed in self.seeds
       ]
@@ -278,7 +278,7 @@ class _Arithmetic:
   def _validation(
     self, total: Loaded, seed: int, coefficient: float, names: Sequence[str]
   ) -> float:
-    prompt = algebra.apply(total, self.initial[seed], coefficient).leaves["prompt"]
+    prompt = algebra.apply(total, self.initial[seed], coefficient).leaves
     return float(
       np.mean([self.evaluator.exact_match(prompt, self.search[name]) for name in names])
     )

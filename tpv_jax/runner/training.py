@@ -8,13 +8,14 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 from tqdm import tqdm
 
 from tpv_jax import files, identity, partitioning
@@ -22,7 +23,7 @@ from tpv_jax.backbone import loading
 from tpv_jax.errors import UserError, at_least
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.optimizers import LearningRate
-from tpv_jax.prompts.initial import Initial
+from tpv_jax.prompts.initial import Initial, Start
 from tpv_jax.runner import processes
 from tpv_jax.runner import steps as compiled
 from tpv_jax.runner.checkpoints import Best, Checkpoints
@@ -72,7 +73,7 @@ def train(
     learning_rate: step, from 0, to learning rate.
     backbone: what `load_backbone` takes, or its result; None draws random parameters by
       `seed` (pre-training).
-    initial_prompt: (embedding table, seed) -> [P, D]; required if the model has a prompt.
+    initial_prompt: a function of `prompts.initial`; required if the model has a prompt.
     initial_seed: the seed of the initial prompt.
     seed: of dropout and of random parameters.
     eval_period: steps between validations.
@@ -160,12 +161,14 @@ class _Run:
       self.model, self.learning_rate, self.microbatches, self.mesh
     )
     self.starts_from_seed = False
+    self.form: dict[str, Any] = {}
     self.initial = self._initial_leaves()
-    self.tunes_backbone = any(
-      re.fullmatch(self.model.trainable, path)
+    self.trained = sorted(
+      path
       for path in self.steps.param_shardings
-      if not path.startswith("prompt/")
+      if re.fullmatch(self.model.trainable, path)
     )
+    self.tunes_backbone = any(not path.startswith("prompt/") for path in self.trained)
 
   def settings(self) -> dict[str, Any]:
     """Returns what must be equal for a run to be continued, as JSON.
@@ -173,7 +176,6 @@ class _Run:
     Schedule and optimizer are functions, so they are stated by what they do: the rate at
     a few steps, the direction on a fixed gradient (ours).
     """
-    network = self.model.network
     sampled = (0, 1, self.total_steps // 2, self.total_steps - 1)
     return {
       "total_steps": self.total_steps,
@@ -190,15 +192,12 @@ class _Run:
       "trainable": self.model.trainable,
       "z_loss": self.model.z_loss,
       "label_smoothing": self.model.label_smoothing,
-      "network": {
-        field.name: describe(getattr(network, field.name))
-        for field in dataclasses.fields(network)
-        if field.name not in ("parent", "name")
-      },
+      "network": _fields(self.model.network),
+      "prompt": None if self.model.prompt is None else _fields(self.model.prompt),
       "learning_rate": describe(
         [float(f"{self.learning_rate(step):.5g}") for step in sampled]
       ),
-      "optimizer": describe(_directions(self.model.optimizer_def)),
+      "optimizer": describe(_directions(self.model.optimizer_def, self.trained)),
     }
 
   def _initial_digest(self) -> str | None:
@@ -266,20 +265,17 @@ class _Run:
         "gin_configs/backbones/, or bind training.train.backbone."
       )
     table = np.asarray(self.backbone.params["token_embedder"]["embedding"], np.float32)
-    start: Callable[..., np.ndarray] = self.initial_prompt
+    start: Callable[..., Start] = self.initial_prompt
     if "fingerprint" in inspect.signature(start).parameters:
       # A start that comes from a file is held to this backbone.
       start = functools.partial(start, fingerprint=self.backbone.fingerprint)
-    prompt = start(table, self.initial_seed)
-    other = start(table, self.initial_seed + 1)
-    self.starts_from_seed = not np.array_equal(prompt, other)
-    expected = (self.model.prompt.length, table.shape[1])
-    if prompt.shape != expected:
-      raise UserError(
-        f"The initial prompt has shape {prompt.shape}; this run needs {expected} (prompt "
-        "tokens, width). Set PROMPT_LENGTH to the prompt's length."
-      )
-    return {"prompt": prompt}
+    begin, other = (start(table, self.initial_seed + more) for more in (0, 1))
+    self.starts_from_seed = isinstance(begin, np.ndarray) and not (
+      isinstance(other, np.ndarray) and np.array_equal(begin, other)
+    )
+    leaves = self.model.prompt.initial_leaves(begin, self.initial_seed)
+    self.form = self.model.prompt.provenance(leaves)
+    return leaves
 
   def _place(self) -> tuple[compiled.Leaves, compiled.TrainState]:
     """Returns the frozen leaves and a fresh state, on the devices."""
@@ -425,6 +421,7 @@ class _Run:
       initial_digest=self.manifest["initial_digest"],
       initial_seed=self.initial_seed if self.starts_from_seed else None,
       steps=steps,
+      **self.form,
       versions=versions(),
       notes=("the backbone was trained as well, so its fingerprint changed",)
       if tuned
@@ -460,20 +457,34 @@ class _Run:
     return self.manifest
 
 
-def _directions(optimizer: optax.GradientTransformation) -> list[float]:
+def _fields(module: nn.Module) -> dict[str, Any]:
+  return {
+    field.name: describe(getattr(module, field.name))
+    for field in dataclasses.fields(module)
+    if field.name not in ("parent", "name")
+  }
+
+
+def _directions(
+  optimizer: optax.GradientTransformation, paths: Sequence[str]
+) -> list[float]:
   """Returns the direction that the optimizer takes on two fixed gradients, rounded.
 
-  Large parameters make a small weight decay visible.
+  Large parameters make a small weight decay visible; `paths` are those of the leaves,
+  which may be treated differently.
   """
-  parameters = {"prompt/prompt": jnp.asarray([[1e3, -1e3], [0.0, 1e2]])}
+  parameters = dict.fromkeys(paths, jnp.asarray([[1e3, -1e3], [0.0, 1e2]]))
   state = optimizer.init(parameters)
   directions: list[float] = []
   for gradient in (
     jnp.asarray([[1.0, 2.0], [-3.0, 4.0]]),
     jnp.asarray([[0.1, 0.0]] * 2),
   ):
-    direction, state = optimizer.update({"prompt/prompt": gradient}, state, parameters)
-    directions.extend(float(f"{x:.4g}") for x in np.ravel(direction["prompt/prompt"]))
+    direction, state = optimizer.update(
+      dict.fromkeys(paths, gradient), state, parameters
+    )
+    for path in paths:
+      directions.extend(float(f"{x:.4g}") for x in np.ravel(direction[path]))
   return directions
 
 

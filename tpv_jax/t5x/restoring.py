@@ -111,8 +111,9 @@ class Initializer(utils.TrainStateInitializer):
     del init_rng  # The initial prompt has a seed of its own.
     leaves, name, fingerprint = self._load_backbone()
     if self.model.prompt is not None:
-      path = f"{PROMPT}/prompt"
-      leaves[path] = self._put(path, self._draw_prompt(leaves, name, fingerprint))
+      drawn = self._draw_prompt(leaves, name, fingerprint)
+      for leaf, value in drawn.items():
+        leaves[f"{PROMPT}/{leaf}"] = self._put(f"{PROMPT}/{leaf}", value)
     params = flax.core.freeze(identity.unflatten(leaves))
     params_axes = self._whole.params_axes
     create = self._partitioner.partition(
@@ -149,21 +150,17 @@ class Initializer(utils.TrainStateInitializer):
 
   def _draw_prompt(
     self, leaves: Mapping[str, jax.Array], name: str, fingerprint: str
-  ) -> np.ndarray:
+  ) -> dict[str, np.ndarray]:
     if self.initial_prompt is None or self.model_dir is None:
       raise UserError(
         "A new run needs INITIAL_PROMPT, the prompt it starts from, and MODEL_DIR. "
         "Include gin_configs/prompts/plain.gin."
       )
     table = saving.whole(leaves["token_embedder/embedding"]).astype(np.float32)
-    prompt = self.initial_prompt(table, self.initial_seed)
-    expected = self._shapes[f"{PROMPT}/prompt"].shape
-    if prompt.shape != expected:
-      raise UserError(
-        f"The initial prompt has shape {prompt.shape}; this run needs {expected} "
-        "(prompt tokens, width). Set PROMPT_LENGTH to the prompt's length."
-      )
-    written = {"prompt": prompt}
+    start = self.initial_prompt(table, self.initial_seed)
+    module = self.model.prompt
+    assert module is not None  # The caller asks for a prompt only where there is one.
+    written = module.initial_leaves(start, self.initial_seed)
     provenance = Provenance(
       kind="prompt",
       backbone_name=name,
@@ -171,10 +168,11 @@ class Initializer(utils.TrainStateInitializer):
       initial_digest=identity.prompt_digest(written),
       initial_seed=self.initial_seed,
       steps=0,
+      **module.provenance(written),
       versions=saving.versions(),
     )
     saving.write(self.model_dir, saving.INITIAL, written, provenance)
-    return prompt
+    return written
 
   def _load_backbone(self) -> tuple[dict[str, jax.Array], str, str]:
     """Returns the backbone's leaves on the devices, its name and its fingerprint."""

@@ -16,6 +16,7 @@ from jaxtyping import Float64
 
 from tpv_jax import identity
 from tpv_jax.errors import UserError
+from tpv_jax.prompts import equations
 from tpv_jax.vectors import arithmetic
 from tpv_jax.vectors.provenance import (
   Provenance,
@@ -33,6 +34,35 @@ class Loaded:
   leaves: arithmetic.Leaves
   provenance: Provenance
   name: str = "a value in memory"
+
+
+def fold(prompt: Loaded) -> Loaded:
+  """Returns a prompt in the effective space: its `prompt` [S, D] and `delta` [M, D].
+
+  What a DePT or EPT prompt does, computed in fp64 from its parameters and rounded once.
+  A prompt that is folded, as every plain one is, is returned as it is.
+
+  Raises:
+    UserError: a vector was given, or a prompt whose alpha is unknown.
+  """
+  known = prompt.provenance
+  if known.space == "effective":
+    return prompt
+  _require("prompt", prompt, "A difference of parameters cannot be folded.")
+  if known.alpha is None:
+    raise UserError(
+      f"'{prompt.name}' holds parameters of a DePT or EPT prompt and does not state "
+      "their alpha, so what they do is unknown. Give its run folder."
+    )
+  provenance = dataclasses.replace(
+    known,
+    space="effective",
+    alpha=None,
+    initial_digest=known.initial_folded_digest,
+    initial_folded_digest=None,
+  )
+  folded = equations.fold_exactly(prompt.leaves, known.alpha)
+  return Loaded(folded.leaves(), provenance, prompt.name)
 
 
 def diff(

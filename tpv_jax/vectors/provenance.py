@@ -12,6 +12,8 @@ from typing import Any
 
 KINDS = ("prompt", "vector")
 
+SPACES = ("effective", "factor")
+
 _RESIDUE = 1e-12
 """A coefficient this small beside those it was summed from is what rounding left."""
 
@@ -48,7 +50,13 @@ class Provenance:
     mixed_origins: digests of several initial prompts in one sum, sorted; then
       `initial_digest` is None.
     steps: optimizer steps of the training.
-    method: how the prompt is parametrised: 'plain'.
+    method: how the prompt was parametrised: 'plain', 'dept' or 'ept'.
+    space: 'effective': the leaves are what stands before a source and what is added to
+      it, `prompt` and perhaps `delta`; 'factor': they are the parameters of a DePT or
+      EPT module. For a plain prompt both are the same, and it is 'effective'.
+    alpha: of a DePT or EPT prompt, without which its parameters mean nothing.
+    initial_folded_digest: in the factor space, the digest of the initial prompt's folded
+      form, which becomes `initial_digest` when the prompt is folded.
     versions: the packages that trained it, name -> version.
     notes: what the user overrode and what could not be known, one sentence each.
 
@@ -67,16 +75,22 @@ class Provenance:
   mixed_origins: tuple[str, ...] = ()
   steps: int | None = None
   method: str | None = "plain"
+  space: str = "effective"
+  alpha: float | None = None
+  initial_folded_digest: str | None = None
   versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
   notes: tuple[str, ...] = ()
 
   def __post_init__(self) -> None:
     if self.kind not in KINDS:
       raise ValueError(f"kind {self.kind!r} is neither 'prompt' nor 'vector'")
+    if self.space not in SPACES:
+      raise ValueError(f"space {self.space!r} is neither 'effective' nor 'factor'")
     for digest in (
       self.backbone_fingerprint,
       self.initial_digest,
       self.applied_to_digest,
+      self.initial_folded_digest,
       *self.mixed_origins,
     ):
       if digest is not None and not re.fullmatch("[0-9a-f]{64}", digest):
@@ -127,7 +141,7 @@ class Provenance:
     """
     if not isinstance(content, dict):
       raise ValueError("it is not a dictionary")
-    fields: dict[str, Any] = dict(content)
+    fields: dict[str, Any] = _ADDED_FIELDS | content
     if unequal := {field.name for field in dataclasses.fields(cls)} ^ set(fields):
       raise ValueError(
         f"unknown or missing fields: {', '.join(sorted(map(str, unequal)))}"
@@ -145,6 +159,9 @@ class Provenance:
     return cls(terms=terms, **fields)
 
 
+_ADDED_FIELDS = {"space": "effective", "alpha": None, "initial_folded_digest": None}
+"""What files say that were written before there were these fields."""
+
 _TEXT, _COUNT = (str, type(None)), (int, type(None))
 _JSON_TYPES: dict[str, type | tuple[type, ...]] = {
   "kind": str,
@@ -158,6 +175,9 @@ _JSON_TYPES: dict[str, type | tuple[type, ...]] = {
   "mixed_origins": list,
   "steps": _COUNT,
   "method": _TEXT,
+  "space": str,
+  "alpha": (int, float, type(None)),
+  "initial_folded_digest": _TEXT,
   "versions": dict,
   "notes": list,
 }

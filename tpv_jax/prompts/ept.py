@@ -1,0 +1,185 @@
+"""EPT and DePT: a short prompt with a low-rank update of the source's embeddings.
+
+The equations, their sources and the letters are in `equations`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.linen.partitioning import param_with_axes
+
+from tpv_jax import identity
+from tpv_jax.errors import UserError, at_least
+from tpv_jax.prompts import equations, plain
+from tpv_jax.prompts.equations import Folded
+from tpv_jax.prompts.initial import Start
+
+
+class EPT(nn.Module):
+  """Efficient prompt tuning (Lan et al., arXiv 2405.11464), every part of which is optional.
+
+  Without fusion and spaces it is DePT (Shi & Lipani 2023); with rank 0 too it is plain
+  prompt tuning. `budget` finds the rank for a number of parameters.
+
+  Attributes:
+    length: S, tokens of the short prompt.
+    features: D, the width of the backbone.
+    source_length: M, the longest source that can be updated; a longer one is refused.
+    rank: R of the low-rank update; 0 switches it off.
+    fusion_width: H, width of the prompt fusion's attention; 0 switches it off.
+    spaces: K, subspaces of the multi-space projection; 0 switches it and the gate off.
+    bottleneck: Q, width of a subspace's bottleneck.
+    alpha: numerator of the low-rank update's scale.
+    decomposition: how the long prompt is decomposed, 'svd' or 'dept'.
+  """
+
+  length: int
+  features: int
+  source_length: int
+  rank: int
+  fusion_width: int = 0
+  spaces: int = 0
+  bottleneck: int = 1
+  alpha: float = equations.ALPHA
+  decomposition: str = "svd"
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    for name in ("length", "features", "source_length", "bottleneck"):
+      at_least(name, getattr(self, name), 1)
+    for name in ("rank", "fusion_width", "spaces"):
+      at_least(name, getattr(self, name), 0)
+    largest = min(self.source_length, self.features)
+    if self.rank > largest:
+      raise UserError(
+        f"Rank {self.rank} is more than a matrix of {self.source_length} source "
+        f"positions x {self.features} features can have. Set it to at most {largest}."
+      )
+    if self.fusion_width and not self.rank:
+      raise UserError(
+        "Prompt fusion attends to the low-rank update, and rank 0 switches that off. "
+        "Give a rank, or set fusion_width to 0."
+      )
+
+  @nn.compact
+  def __call__(self) -> Folded:
+    """Returns the folded prompt, computed in fp32 whatever the backbone's dtype."""
+    leaves = {
+      name: jnp.asarray(
+        param_with_axes(name, _initializer(name, form), form.shape, axes=form.axes)
+      )
+      for name, form in self.parameters().items()
+    }
+    with jax.default_matmul_precision("float32"):
+      return equations.fold(leaves, self.alpha)
+
+  def parameters(self) -> dict[str, equations.Parameter]:
+    """Returns the form of every parameter by name."""
+    return equations.parameters(
+      self.length,
+      self.features,
+      self.source_length,
+      self.rank,
+      self.fusion_width,
+      self.spaces,
+      self.bottleneck,
+    )
+
+  def initial_leaves(self, start: Start, seed: int) -> dict[str, np.ndarray]:
+    """Returns the parameters (fp32) that training starts from.
+
+    A long prompt, an array [P, D] or a plain one from a file, is decomposed; a folded
+    prompt is refactored, its prompt exactly and its delta cut at rank R (ours, point 8);
+    the parameters of an EPT prompt are taken as they are.
+
+    Args:
+      start: what a function of `initial` gave.
+      seed: of what neither decides: W_q, W_k, U_k and W_g.
+
+    Raises:
+      UserError: shapes or alpha differ, or the long prompt is too short.
+    """
+    rng = np.random.default_rng([seed, 1])  # Not the stream that draws the long prompt.
+    leaves = {name: _draw(form, rng) for name, form in self.parameters().items()}
+    if isinstance(start, np.ndarray):
+      return leaves | self._decompose(start, rng)
+    given = start.leaves
+    if "short_prompt" in given:
+      self._refuse_other(start.name, given, start.provenance.alpha)
+      return {name: np.asarray(given[name], np.float32) for name in leaves}
+    folded = Folded.of(given)
+    if folded.delta is None:
+      return leaves | self._decompose(folded.prompt, rng)
+    expected = (self.length, self.features), (self.source_length, self.features)
+    if (folded.prompt.shape, folded.delta.shape) != expected:
+      raise UserError(
+        f"'{start.name}' holds a prompt {folded.prompt.shape} and a delta "
+        f"{folded.delta.shape}; this run needs {expected[0]} and {expected[1]}. Set "
+        "SHORT_LENGTH and SOURCE_LENGTH to the prompt's."
+      )
+    if not self.rank:
+      raise UserError(
+        f"'{start.name}' updates the source's embeddings, for which rank 0 has no "
+        "place. Give a rank."
+      )
+    leaves["short_prompt"] = np.asarray(folded.prompt, np.float32)
+    if self.fusion_width:
+      leaves["fusion_gamma"] = np.zeros((), np.float32)
+    return leaves | equations.truncate(folded.delta, self.rank, self.alpha)
+
+  def provenance(self, initial: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns what `Provenance` says of a prompt that starts from these parameters."""
+    folded = equations.fold_exactly(initial, self.alpha)
+    return {
+      "method": "ept" if self.fusion_width or self.spaces else "dept",
+      "space": "factor",
+      "alpha": self.alpha,
+      "initial_folded_digest": identity.prompt_digest(folded.leaves()),
+    }
+
+  def _decompose(
+    self, long_prompt: np.ndarray, rng: np.random.Generator
+  ) -> dict[str, np.ndarray]:
+    if long_prompt.shape[1] != self.features:
+      raise UserError(
+        f"The initial prompt has {long_prompt.shape[1]} features, the backbone's tokens "
+        f"{self.features}. Take a prompt that was made on this backbone."
+      )
+    return equations.decompose(
+      long_prompt, self.length, self.source_length, self.rank, rng, self.decomposition
+    )
+
+  def _refuse_other(
+    self, name: str, given: Mapping[str, np.ndarray], alpha: float | None
+  ) -> None:
+    here = {name: form.shape for name, form in self.parameters().items()}
+    there = {name: leaf.shape for name, leaf in given.items()}
+    if here != there:
+      leaf = sorted(dict(here.items() ^ there.items()))[0]
+      raise UserError(
+        f"'{name}' holds an EPT prompt of another form: {leaf} is {there.get(leaf)} "
+        f"there, {here.get(leaf)} in this run. Use its form, or fold it first (tpv "
+        "fold) to have it refactored."
+      )
+    if alpha != self.alpha:
+      raise UserError(
+        f"'{name}' was trained with alpha {alpha}, this run has {self.alpha}: the same "
+        "parameters would mean another update. Set EPT.alpha to the prompt's."
+      )
+
+
+def _draw(form: equations.Parameter, rng: np.random.Generator) -> np.ndarray:
+  drawn = form.constant + form.std * rng.standard_normal(form.shape)
+  return np.asarray(drawn, np.float32)
+
+
+def _initializer(name: str, form: equations.Parameter) -> nn.initializers.Initializer:
+  if name == "short_prompt":
+    return plain.uniform
+  if form.std:
+    return nn.initializers.normal(form.std)
+  return nn.initializers.constant(form.constant)
