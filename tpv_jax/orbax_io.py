@@ -5,8 +5,6 @@ need neither. Neither T5X nor TensorFlow is needed.
 """
 
 import json
-import os
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,13 +23,13 @@ Keys = tuple[str, ...]
 """Where a leaf lies in the saved tree, outermost first."""
 
 
-def state_folder(path: files.PathLike) -> pathlib.Path | None:
+def state_folder(path: files.PathLike) -> files.Path | None:
   """Returns the folder of the saved PyTree: `path`/state, `path` itself, or None.
 
   T5X and our runner write `checkpoint_<step>/state`. A file, a folder of another kind
   and a path that does not exist give None.
   """
-  path = pathlib.Path(path)
+  path = files.to_path(path)
   for folder in (path / "state", path):
     if (folder / _METADATA).is_file():
       return folder
@@ -40,16 +38,16 @@ def state_folder(path: files.PathLike) -> pathlib.Path | None:
 
 def checkpoint_step(path: files.PathLike) -> int | None:
   """Returns the step in `path`, `checkpoint_<step>` or `checkpoint_<step>/state`."""
-  path = pathlib.Path(path).absolute()
+  path = files.absolute(path)
   for name in (path.name, path.parent.name):
     if match := re.fullmatch(r"checkpoint_(\d+)", name):
       return int(match[1])
   return None
 
 
-def checkpoints_in(path: files.PathLike) -> list[pathlib.Path]:
+def checkpoints_in(path: files.PathLike) -> list[files.Path]:
   """Returns the folders `checkpoint_<step>` of a model folder or run, by step."""
-  path = pathlib.Path(path)
+  path = files.to_path(path)
   for folder in (path, path / "checkpoints"):
     found = [
       (int(entry.name.removeprefix("checkpoint_")), entry)
@@ -70,14 +68,15 @@ def read_leaves(
   they were stored in, on this host, whatever devices they were written on.
 
   Args:
-    path: `checkpoint_<step>`, or the `state` folder in it. Local, not a bucket.
+    path: `checkpoint_<step>`, or the `state` folder in it. Orbax reads gs://
+      by itself, the values through tensorstore.
     prefix: path of a collection in the saved tree, parts joined by "/".
 
   Raises:
     UserError: there is no such folder; it is no Orbax checkpoint, an unfinished one, a
       folder of checkpoints, or damaged; nothing is saved under `prefix`.
   """
-  folder = _checked_state_folder(pathlib.Path(path).absolute(), str(path))
+  folder = _checked_state_folder(files.absolute(path), str(path))
   names = prefix.strip("/")
   saved = _saved_paths(folder, str(path))
   wanted = [keys for keys in saved if "/".join(keys).startswith(names + "/")]
@@ -104,7 +103,7 @@ def shapes(
   """
   import orbax.checkpoint as ocp
 
-  folder = _checked_state_folder(pathlib.Path(path).absolute(), str(path))
+  folder = _checked_state_folder(files.absolute(path), str(path))
   names = prefix.strip("/")
   saved = _saved_paths(folder, str(path))
   wanted = [keys for keys in saved if "/".join(keys).startswith(names + "/")]
@@ -121,7 +120,7 @@ def shapes(
     raise UserError(_damaged(str(path), error)) from error
 
 
-def _restore(folder: pathlib.Path, wanted: Sequence[Keys]) -> Any:
+def _restore(folder: files.Path, wanted: Sequence[Keys]) -> Any:
   import orbax.checkpoint as ocp
 
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -137,7 +136,7 @@ def _restore(folder: pathlib.Path, wanted: Sequence[Keys]) -> Any:
     )
 
 
-def _saved_paths(folder: pathlib.Path, shown: str) -> list[Keys]:
+def _saved_paths(folder: files.Path, shown: str) -> list[Keys]:
   """Returns the keys of every array that Orbax's own description of the tree lists.
 
   Read from the file rather than by `Checkpointer.metadata`, which opens every array of
@@ -170,7 +169,7 @@ def _at(tree: Any, keys: Keys) -> Any:
   return tree
 
 
-def _checked_state_folder(path: pathlib.Path, shown: str) -> pathlib.Path:
+def _checked_state_folder(path: files.Path, shown: str) -> files.Path:
   folder = state_folder(path)
   if folder is not None and _UNFINISHED not in str(folder):
     return folder
@@ -178,9 +177,10 @@ def _checked_state_folder(path: pathlib.Path, shown: str) -> pathlib.Path:
     problem = "is a checkpoint whose writing was never finished"
     advice = "Take an earlier step"
   elif not path.exists():
-    known = os.listdir(path.parent) if path.parent.is_dir() else []
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    misses = errors.near_misses(path.name, [entry.name for entry in beside])
     problem = "does not exist"
-    advice = f"{errors.near_misses(path.name, known)} Check the path".strip()
+    advice = f"{misses} Check the path".strip()
   elif steps := [entry.name for entry in checkpoints_in(path)]:
     problem = f"is a folder of checkpoints ({', '.join(steps)})"
     advice = f"Give one of them, for instance '{checkpoints_in(path)[-1]}'"

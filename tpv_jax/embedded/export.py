@@ -1,21 +1,20 @@
 """`python -m tpv_jax.embedded.export RUN OUTPUT`: a pre-training run as one file."""
 
 import argparse
-import pathlib
 import sys
 from collections.abc import Sequence
 
 import ml_dtypes
 import numpy as np
 
-from tpv_jax import errors, identity
+from tpv_jax import errors, files, identity, orbax_io
 from tpv_jax.data import vocabularies
 from tpv_jax.errors import UserError
 
 
 def export(
-  run: str | pathlib.Path,
-  output: str | pathlib.Path,
+  run: files.PathLike,
+  output: files.PathLike,
   name: str,
   overwrite: bool = False,
 ) -> str:
@@ -35,18 +34,13 @@ def export(
   """
   from tpv_jax.backbone import loading  # JAX, which this room does without otherwise
 
-  folder = pathlib.Path(run) / "checkpoints"
-  steps = [
-    int(path.name.removeprefix("checkpoint_"))
-    for path in folder.glob("checkpoint_*")
-    if path.name.removeprefix("checkpoint_").isdecimal()
-  ]
-  if not steps:
+  checkpoints = orbax_io.checkpoints_in(run)
+  if not checkpoints:
     raise UserError(
       f"'{run}' has no checkpoint, so there are no weights to export. Give the RUN_DIR "
       "of a pre-training run."
     )
-  backbone = loading.load_backbone(folder / f"checkpoint_{max(steps)}")
+  backbone = loading.load_backbone(checkpoints[-1])
   flat = {
     path: np.asarray(leaf).astype(ml_dtypes.bfloat16).astype(np.float32)
     for path, leaf in identity.flatten(backbone.params).items()
@@ -56,7 +50,7 @@ def export(
     flat,
     name,
     vocabulary=vocabularies.embedded().digest,
-    metadata={"steps": str(max(steps))},
+    metadata={"steps": str(orbax_io.checkpoint_step(checkpoints[-1]))},
     overwrite=overwrite,
   )
 

@@ -5,8 +5,6 @@ A folder that is neither says what it is. Orbax is imported only for a checkpoin
 
 import dataclasses
 import json
-import os
-import pathlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -41,7 +39,7 @@ def load(path: files.PathLike, which: str = "best") -> Loaded:
   """
   if which not in WHICH:
     raise UserError(f"'{which}' is none of {', '.join(WHICH)}.")
-  path = pathlib.Path(path)
+  path = files.to_path(path)
   if not path.is_dir():
     leaves, provenance = store.read(path)
     return Loaded(leaves, provenance, str(path))
@@ -52,18 +50,18 @@ def load(path: files.PathLike, which: str = "best") -> Loaded:
 
 def is_run_folder(path: files.PathLike) -> bool:
   """Returns whether `path` is a folder that either runner wrote a run into."""
-  path = pathlib.Path(path)
+  path = files.to_path(path)
   return (path / "manifest.json").is_file() or any(
     _in_run(path, which).is_file() for which in WHICH
   )
 
 
-def run_of(path: files.PathLike) -> pathlib.Path | None:
+def run_of(path: files.PathLike) -> files.Path | None:
   """Returns the run folder that `path` is, or is a prompt or checkpoint of, or None."""
-  path = pathlib.Path(path)
+  path = files.to_path(path)
   if is_run_folder(path):
     return path
-  path = path.absolute()
+  path = files.absolute(path)
   if path.name == "state":
     path = path.parent
   if path.name in {_in_run(path, which).name for which in WHICH}:
@@ -77,11 +75,11 @@ def run_of(path: files.PathLike) -> pathlib.Path | None:
   return run if is_run_folder(run) else None
 
 
-def _in_run(run: pathlib.Path, which: str) -> pathlib.Path:
+def _in_run(run: files.Path, which: str) -> files.Path:
   return run / f"{which}_prompt.safetensors"
 
 
-def _from_run(run: pathlib.Path, which: str) -> Loaded:
+def _from_run(run: files.Path, which: str) -> Loaded:
   file = _in_run(run, which)
   if not file.is_file():
     present = [one for one in WHICH if _in_run(run, one).is_file()]
@@ -96,7 +94,7 @@ def _from_run(run: pathlib.Path, which: str) -> Loaded:
   return Loaded(leaves, provenance, name)
 
 
-def _status(run: pathlib.Path) -> str:
+def _status(run: files.Path) -> str:
   """Returns ' (its status is running)', or '' where the manifest does not say."""
   try:
     status = json.loads((run / "manifest.json").read_text())["status"]
@@ -105,7 +103,7 @@ def _status(run: pathlib.Path) -> str:
   return f" (its status is '{status}')"
 
 
-def _from_checkpoint(path: pathlib.Path) -> Loaded:
+def _from_checkpoint(path: files.Path) -> Loaded:
   if orbax_io.state_folder(path) is None and not orbax_io.checkpoints_in(path):
     _refuse_folder(path)
   leaves = {}
@@ -122,9 +120,9 @@ def _from_checkpoint(path: pathlib.Path) -> Loaded:
   return Loaded(leaves, provenance, str(path))
 
 
-def _refuse_folder(path: pathlib.Path) -> None:
+def _refuse_folder(path: files.Path) -> None:
   """Raises `UserError` about a folder without a checkpoint, saying what is in it."""
-  inside = sorted(os.listdir(path))
+  inside = sorted(entry.name for entry in path.iterdir())
   if inside and not (path / "checkpoint").is_file():
     usable = [
       name
@@ -140,7 +138,7 @@ def _refuse_folder(path: pathlib.Path) -> None:
 
 
 def _of_step(
-  run: pathlib.Path, path: pathlib.Path, leaves: Mapping[str, np.ndarray]
+  run: files.Path, path: files.Path, leaves: Mapping[str, np.ndarray]
 ) -> Provenance:
   """Returns the provenance that a run's own prompts give one of its checkpoints."""
   for which in ("last", "best", "initial"):

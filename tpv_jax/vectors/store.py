@@ -15,7 +15,6 @@ import errno
 import hashlib
 import json
 import os
-import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +23,7 @@ import numpy as np
 import safetensors
 
 import tpv_jax
-from tpv_jax import errors, files, identity
+from tpv_jax import files, identity
 from tpv_jax.errors import UserError
 from tpv_jax.vectors.provenance import Provenance, canonical_json
 
@@ -59,7 +58,7 @@ def write(
 
 def check_output(path: files.PathLike, overwrite: bool = False) -> None:
   """Raises `UserError` if `write` could not write to `path`, whatever the content."""
-  path = pathlib.Path(path)
+  path = files.to_path(path)
   if path.suffix != ".safetensors":
     raise UserError(
       f"'{path}' does not end in .safetensors, the one format that is written. Name "
@@ -75,7 +74,7 @@ def read(path: files.PathLike) -> tuple[dict[str, np.ndarray], Provenance]:
     UserError: there is no such file; it is of another kind (safetensors of another
       tool, pickle, ...), truncated, or one byte differs from what was written.
   """
-  path = pathlib.Path(path)
+  path = files.to_path(path)
   content = _read_file(path)
   digest = hashlib.sha256(content[: _DIGEST.start] + _ZEROS)
   digest.update(memoryview(content)[_DIGEST.stop :])
@@ -139,7 +138,7 @@ def encode(leaves: Mapping[str, np.ndarray], provenance: Provenance) -> bytes:
 
 def content_digest(path: files.PathLike) -> str:
   """Returns the content digest that a file states; `read` is what checks it."""
-  return _read_file(pathlib.Path(path))[_DIGEST].decode()
+  return _read_file(files.to_path(path))[_DIGEST].decode()
 
 
 def _checked(name: str, leaf: Any) -> np.ndarray:
@@ -176,27 +175,29 @@ def _array(spec: Mapping[str, Any]) -> np.ndarray:
   return values.astype(np.float32)
 
 
-def _read_file(path: pathlib.Path) -> bytes:
+def _read_file(path: files.Path) -> bytes:
   """Returns the bytes of a file that starts as ours do and is not plainly too long."""
   try:
-    with open(path, "rb") as file:
+    if path.is_dir():
+      raise UserError(
+        f"'{path}' is a folder. Give a .safetensors file that tpv or a training run of "
+        "tpv_jax wrote."
+      )
+    with path.open("rb") as file:
       start = file.read(8 + len(_START))
-      _refuse_foreign(path, start, os.fstat(file.fileno()).st_size)
+      file.seek(0, os.SEEK_END)
+      _refuse_foreign(path, start, file.tell())
+      file.seek(len(start))
       return start + file.read()
-  except FileNotFoundError:
-    raise UserError(_missing(path)) from None
-  except IsADirectoryError:
-    raise UserError(
-      f"'{path}' is a folder. Give a .safetensors file that tpv or a training run of "
-      "tpv_jax wrote."
-    ) from None
+  except (FileNotFoundError, NotADirectoryError):
+    raise UserError(files.missing(path)) from None
   except OSError as error:
     if error.errno == errno.EACCES:
       raise UserError(f"'{path}' cannot be opened: permission denied.") from None
     raise
 
 
-def _refuse_foreign(path: pathlib.Path, start: bytes, size: int) -> None:
+def _refuse_foreign(path: files.Path, start: bytes, size: int) -> None:
   """Raises `UserError` unless a file that starts with `start` may be one of ours."""
   length = int.from_bytes(start[:8], "little")
   ours = start[8:] == _START
@@ -222,20 +223,6 @@ def _refuse_foreign(path: pathlib.Path, start: bytes, size: int) -> None:
     f"'{path}' {problem}. Give a file that tpv or a training run of tpv_jax wrote, a "
     "run folder, or an Orbax checkpoint."
   )
-
-
-def _missing(path: pathlib.Path) -> str:
-  """Returns what to say about a path that does not exist, with near misses."""
-  shown, folder = path, path.parent
-  while not folder.is_dir() and folder != folder.parent:
-    path, folder = folder, folder.parent
-  try:
-    known = [entry.name for entry in os.scandir(folder)]
-  except OSError:
-    known = []
-  reason = "" if path == shown else f", for there is no '{path}'"
-  misses = errors.near_misses(path.name, known)
-  return f"'{shown}' does not exist{reason}.{misses} Check the path."
 
 
 def _show(raw: bytes) -> str:
