@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -384,7 +383,9 @@ def infer(
   files.check_output(output, overwrite)
   processes.wait_for_all("the output is checked")
   try:
-    text = pathlib.Path(input_file).read_text(encoding="utf-8")
+    text = files.to_path(input_file).read_text(encoding="utf-8")
+  except FileNotFoundError:
+    raise UserError(files.missing(input_file)) from None
   except UnicodeDecodeError as error:
     raise UserError(
       f"'{input_file}' is no UTF-8 text ({error}). Convert it: iconv -f LATIN1 -t UTF-8."
