@@ -32,10 +32,14 @@ EMBEDDED_PATH = pathlib.Path(__file__).parent.parent / EMBEDDED / "backbone.safe
 FORMAT = "tpv_jax backbone 1"
 
 CACHED_FROM_BYTES = 100 * 2**20
-"""Fingerprints of larger backbones are kept in `~/.cache/tpv_jax`."""
+"""Fingerprints of larger local backbones are kept in `~/.cache/tpv_jax`."""
 
+MAX_HEADER_BYTES = 100_000_000
+"""The limit of safetensors itself."""
 
 _STORED = {np.dtype(np.float32): "F32", np.dtype(ml_dtypes.bfloat16): "BF16"}
+_READ = {name: dtype for dtype, name in _STORED.items()}
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +68,8 @@ def load_backbone(
 
   Args:
     path: 'embedded', a `.safetensors` file of `save_backbone`, or a T5X Orbax
-      checkpoint (`checkpoint_<step>`); a soft prompt that lies in it is left out.
+      checkpoint (`checkpoint_<step>`), here or on gs://; a soft prompt that lies in it
+      is left out.
     network: if given, leaves and shapes are checked against it.
     vocabulary: if given, it must be the backbone's: by digest where the backbone states
       one, otherwise by its size.
@@ -75,7 +80,7 @@ def load_backbone(
   """
   if str(path) == EMBEDDED:
     path = EMBEDDED_PATH
-  path = pathlib.Path(path)
+  path = files.to_path(path)
   backbone = _load_file(path) if path.is_file() else _load_orbax(path)
   if network is not None:
     check(identity.flatten(backbone.params), network, str(path))
@@ -107,14 +112,14 @@ def save_backbone(
   """Writes leaves by path to our `.safetensors` form and returns their fingerprint.
 
   Args:
-    path: ends in `.safetensors`.
+    path: ends in `.safetensors`; may be on gs://.
     flat: fp32 or bf16 leaves by T5X path.
     name: of the backbone, for people.
     vocabulary: digest of its vocabulary.
     metadata: further strings, such as the recipe, kept for people.
     overwrite: whether an existing file may be replaced.
   """
-  if pathlib.Path(path).suffix != ".safetensors":
+  if files.to_path(path).suffix != ".safetensors":
     raise UserError(
       f"'{path}' does not end in .safetensors, the one format that is written. Name "
       f"the output '{path}.safetensors'."
@@ -180,18 +185,10 @@ def _encode(flat: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> byte
   return len(text).to_bytes(8, "little") + text + content
 
 
-def _load_file(path: pathlib.Path) -> Backbone:
+def _load_file(path: files.Path) -> Backbone:
   try:
-    with safetensors.safe_open(path, "numpy") as file:
-      metadata = file.metadata() or {}
-      if metadata.get("format") != FORMAT:
-        raise UserError(
-          f"'{path}' is not a backbone of tpv_jax (its format is "
-          f"{metadata.get('format', 'not stated')!r}). Give a file of save_backbone, a "
-          "T5X Orbax checkpoint, or 'embedded'."
-        )
-      flat = {leaf: file.get_tensor(leaf) for leaf in sorted(file.keys())}
-  except safetensors.SafetensorError as error:
+    metadata, flat = _read_remote(path) if files.is_remote(path) else _read_here(path)
+  except (safetensors.SafetensorError, *_MALFORMED) as error:
     raise UserError(
       f"'{path}' is no safetensors file, or a truncated one: {error}. Take another "
       "copy."
@@ -211,7 +208,47 @@ def _load_file(path: pathlib.Path) -> Backbone:
   )
 
 
-def _load_orbax(path: pathlib.Path) -> Backbone:
+def _read_here(path: files.Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+  """Returns the metadata and the leaves by path, through a memory map."""
+  with safetensors.safe_open(path, "numpy") as file:
+    metadata = file.metadata() or {}
+    _refuse_other_format(path, metadata)
+    return metadata, {leaf: file.get_tensor(leaf) for leaf in sorted(file.keys())}
+
+
+def _read_remote(path: files.Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+  """Returns the metadata and the leaves by path, one after the other from a stream.
+
+  safetensors itself opens local files only, or needs all bytes at once. What is damaged
+  the fingerprint tells.
+  """
+  with path.open("rb") as file:
+    length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER_BYTES:
+      raise ValueError(f"its header would have {length} bytes")
+    header = json.loads(file.read(length))
+    metadata = header.pop("__metadata__", {})
+    _refuse_other_format(path, metadata)
+    flat = {}
+    for leaf, spec in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+      start, end = spec["data_offsets"]
+      if file.tell() != 8 + length + start:
+        raise ValueError(f"the leaf '{leaf}' does not begin where the one before ends")
+      values = np.frombuffer(file.read(end - start), _READ[spec["dtype"]])
+      flat[leaf] = values.reshape(spec["shape"])
+  return metadata, flat
+
+
+def _refuse_other_format(path: files.Path, metadata: Mapping[str, str]) -> None:
+  if metadata.get("format") != FORMAT:
+    raise UserError(
+      f"'{path}' is not a backbone of tpv_jax (its format is "
+      f"{metadata.get('format', 'not stated')!r}). Give a file of save_backbone, a "
+      "T5X Orbax checkpoint, or 'embedded'."
+    )
+
+
+def _load_orbax(path: files.Path) -> Backbone:
   if not path.exists():
     raise UserError(
       f"There is no backbone '{path}'. Give 'embedded', a .safetensors file or a T5X "
@@ -224,16 +261,21 @@ def _load_orbax(path: pathlib.Path) -> Backbone:
   }
   return Backbone(
     params=identity.unflatten(flat),
-    name=path.absolute().name,
+    name=files.absolute(path).name,
     fingerprint=_fingerprint(flat, path),
   )
 
 
-def _fingerprint(flat: Mapping[str, np.ndarray], path: pathlib.Path) -> str:
-  """Returns the leaves' fingerprint, from the cache if they are many bytes."""
-  if sum(leaf.nbytes for leaf in flat.values()) < CACHED_FROM_BYTES:
+def _fingerprint(flat: Mapping[str, np.ndarray], path: files.Path) -> str:
+  """Returns the leaves' fingerprint, from the cache if they are many bytes.
+
+  Not of a remote backbone: its bytes came over the network just now, which takes longer
+  than hashing them, and a store's times in whole seconds do not tell each change.
+  """
+  size = sum(leaf.nbytes for leaf in flat.values())
+  if files.is_remote(path) or size < CACHED_FROM_BYTES:
     return identity.backbone_fingerprint(flat)
-  cached = _cache_folder() / f"{_state_of(path)}.fingerprint"
+  cached = _cache_folder() / f"{_state_of(pathlib.Path(path))}.fingerprint"
   try:
     return cached.read_text()
   except OSError:

@@ -13,15 +13,12 @@ imported.
 import dataclasses
 import importlib.metadata
 import math
-import pathlib
 import re
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from jax.experimental import multihost_utils
 
 from tpv_jax import files, identity
@@ -33,9 +30,6 @@ from tpv_jax.vectors.provenance import Provenance, Term
 INITIAL = "initial_prompt.safetensors"
 LAST = "last_prompt.safetensors"
 BEST = "best_prompt.safetensors"
-
-_REMOTE = re.compile(r"\w+://")
-"""How a folder in an object store begins: gs://bucket/..."""
 
 
 def whole(leaf: Any) -> np.ndarray:
@@ -61,26 +55,15 @@ def write(
   """Writes a prompt's file into a folder, made if needed, from the one process that writes."""
   if not processes.is_writer():
     return
-  path = epath.Path(folder) / name
+  path = files.to_path(folder) / name
   path.parent.mkdir(parents=True, exist_ok=True)
-  content = store.encode(leaves, provenance)
-  if _REMOTE.match(str(folder)):
-    path.write_bytes(content)  # An object store replaces in one step.
-  else:
-    files.write_bytes(path, content)
+  files.write_bytes(path, store.encode(leaves, provenance))
 
 
 def read_provenance(folder: str, name: str) -> Provenance | None:
   """Returns what a file that `write` wrote says of its prompt, None without the file."""
-  path = epath.Path(folder) / name
-  if not path.exists():
-    return None
-  if not _REMOTE.match(str(folder)):
-    return store.read(path)[1]
-  with tempfile.TemporaryDirectory() as here:
-    copy = pathlib.Path(here) / "copy.safetensors"
-    copy.write_bytes(path.read_bytes())
-    return store.read(copy)[1]
+  path = files.to_path(folder) / name
+  return store.read(path)[1] if path.exists() else None
 
 
 class KeepOnlyTrainable:
