@@ -56,15 +56,15 @@ def evaluator(tiny):
 def prompt(tiny, tmp_path_factory):
   run = tmp_path_factory.mktemp("evaluation") / "run"
   tiny.train(run, total_steps=20, best_metric="exact_match")
-  return run, store.read(run / "last_prompt.safetensors")[0]["prompt"]
+  return run, store.read(run / "last_prompt.safetensors")[0]
 
 
 def test_exact_match_in_one_pass_equals_that_of_decoding(tiny, evaluator, prompt):
-  _, array = prompt
-  result = evaluator.evaluate(array, tiny.task, "test")
+  _, leaves = prompt
+  result = evaluator.evaluate(leaves, tiny.task, "test")
   assert 0.2 < result.scores["exact_match"] < 1
   tokenized = evaluator.tokenize(tiny.task.examples("test"))
-  assert evaluator.exact_match(array, tokenized) == pytest.approx(
+  assert evaluator.exact_match(leaves, tokenized) == pytest.approx(
     result.scores["exact_match"]
   )
 
@@ -75,7 +75,7 @@ def test_the_last_batch_does_not_count_its_filling(tiny, evaluator, prompt):
     tiny.model(prompt=None), tiny.backbone.params, tiny.vocabulary, tiny.lengths, 40
   )
   for array in (None, prompt[1]):
-    one, other = (e.evaluate(array, tiny.task, "test") for e in (evaluator, whole))
+    one, other = (e.evaluate(leaves, tiny.task, "test") for e in (evaluator, whole))
     assert one == other
     assert len(one.generated) == one.examples == 40
 
@@ -83,17 +83,17 @@ def test_the_last_batch_does_not_count_its_filling(tiny, evaluator, prompt):
 def test_the_chosen_label_is_the_one_with_the_best_score_by_itself(
   tiny, evaluator, prompt
 ):
-  _, array = prompt
+  _, leaves = prompt
   examples = tiny.task.examples("test")
   model = tiny.model(prompt=None)
-  params = {**tiny.backbone.params, "prompt": {"prompt": array}}
+  params = {**tiny.backbone.params, "prompt": leaves}
   scores = []
   for label in tiny.task.labels:
     rows = [type(examples[0])(example.inputs, label) for example in examples]
     tokenized = batches.tokenize(rows, tiny.vocabulary, tiny.lengths)
     batch = batches.features(tokenized.inputs, tokenized.targets)
     scores.append(np.asarray(model.score_batch(params, batch)))
-  result = evaluator.evaluate(array, tiny.task, "test")
+  result = evaluator.evaluate(leaves, tiny.task, "test")
   expected = [tiny.task.labels[i] for i in np.argmax(scores, axis=0)]
   assert result.chosen == expected
   right = [label == e.targets for label, e in zip(expected, examples, strict=True)]

@@ -207,7 +207,7 @@ def test_a_prompt_trained_by_either_is_evaluated_by_the_other(
   evaluator = evaluation.Evaluator(
     model(adamw), embedded.params, vocabularies.embedded(), suite.LENGTHS, BATCH
   )
-  prompt = sources.load(run, "last").leaves["prompt"]
+  prompt = sources.load(run, "last").leaves
   examples = suite.task(TASK).examples("validation")[:BATCH]
   assert texts == evaluator.answer(prompt, evaluator.tokenize(examples), None)[0]
   assert step == count
