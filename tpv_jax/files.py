@@ -4,6 +4,7 @@ Imports the standard library and `tpv_jax.errors`; etils, which costs 70 ms, onl
 path like 'gs://bucket/file'.
 """
 
+import errno
 import importlib.util
 import json
 import os
@@ -70,6 +71,20 @@ def absolute(path: PathLike) -> Path:
   """Returns the path from the root; a path into an object store begins there already."""
   found = to_path(path)
   return found if is_remote(found) else found.absolute()
+
+
+def read_bytes(path: PathLike) -> bytes:
+  """Returns the content of a file.
+
+  Raises:
+    OSError: it cannot be read; of a missing file with the same fields, wherever it is.
+  """
+  path = to_path(path)
+  try:
+    return path.read_bytes()
+  except FileNotFoundError:
+    text = os.strerror(errno.ENOENT)
+    raise FileNotFoundError(errno.ENOENT, text, str(path)) from None
 
 
 def missing(path: PathLike) -> str:

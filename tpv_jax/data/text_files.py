@@ -19,7 +19,7 @@ from typing import Any, Literal
 from tpv_jax.data.batches import order
 from tpv_jax.data.tasks import SPLITS, Example, Task, deduplicate
 from tpv_jax.errors import UserError, near_misses
-from tpv_jax.files import PathLike
+from tpv_jax.files import PathLike, read_bytes, to_path
 
 LARGE = 10_000
 """More training rows than this make a task large in the paper's split rule."""
@@ -358,12 +358,12 @@ def _csv(path: PathLike, text: str) -> Iterator[tuple[int, Sequence[str]]]:
 
 def _content(path: PathLike) -> str:
   try:
-    content = pathlib.Path(path).expanduser().read_bytes()
+    content = read_bytes(to_path(path).expanduser())
   except OSError as error:
-    folder = pathlib.Path(path).parent
+    folder = to_path(path).parent
     beside = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     raise UserError(
-      f"Cannot read '{path}': {error.strerror}."
+      f"Cannot read '{path}': {error.strerror or error}."
       f"{near_misses(pathlib.Path(path).name, beside)} Correct text_file_task.paths."
     ) from error
   try:

@@ -9,12 +9,11 @@ import hashlib
 import importlib.resources
 import operator
 import os
-import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Protocol, SupportsIndex, runtime_checkable
 
 from tpv_jax.errors import UserError
-from tpv_jax.files import PathLike
+from tpv_jax.files import PathLike, read_bytes, to_path
 
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
 SPECIAL = (PAD, EOS, UNK)
@@ -157,7 +156,7 @@ class SentencePieceVocabulary:
     """
     import sentencepiece
 
-    self.path = pathlib.Path(path)
+    self.path = to_path(path)
     self.extra_ids = extra_ids
     # A serialised protocol buffer is extended by appending: no protobuf needed.
     model = _read(path) + b"".join(
@@ -257,10 +256,10 @@ def check_fits(
 
 def _read(path: PathLike) -> bytes:
   try:
-    return pathlib.Path(path).read_bytes()
+    return read_bytes(path)
   except OSError as error:
     raise UserError(
-      f"Cannot read the vocabulary '{os.fspath(path)}': {error.strerror}. Check the "
+      f"Cannot read the vocabulary '{os.fspath(path)}': {error.strerror or error}. Check the "
       "path."
     ) from error
 
