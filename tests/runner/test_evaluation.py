@@ -74,7 +74,7 @@ def test_the_last_batch_does_not_count_its_filling(tiny, evaluator, prompt):
   whole = evaluation.Evaluator(
     tiny.model(prompt=None), tiny.backbone.params, tiny.vocabulary, tiny.lengths, 40
   )
-  for array in (None, prompt[1]):
+  for leaves in (None, prompt[1]):
     one, other = (e.evaluate(leaves, tiny.task, "test") for e in (evaluator, whole))
     assert one == other
     assert len(one.generated) == one.examples == 40
