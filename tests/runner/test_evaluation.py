@@ -228,10 +228,10 @@ def test_inputs_that_do_not_belong_together_are_refused(tiny, prompt, tmp_path):
     kind="prompt", terms=(Term("x", 1.0),), backbone_fingerprint="0" * 64
   )
   path = str(tmp_path / "other.safetensors")
-  store.write(path, {"prompt": prompt[1]}, other)
+  store.write(path, prompt[1], other)
   with pytest.raises(UserError, match=r"was trained on the backbone .*000000000000"):
     evaluate(tiny, tmp_path, prompt=path)
-  store.write(path, {"prompt": prompt[1]}, Provenance(kind="vector"), overwrite=True)
+  store.write(path, prompt[1], Provenance(kind="vector"), overwrite=True)
   with pytest.raises(UserError, match="A vector is a difference"):
     evaluate(tiny, tmp_path, prompt=path)
   store.write(
