@@ -235,7 +235,10 @@ def test_inputs_that_do_not_belong_together_are_refused(tiny, prompt, tmp_path):
   with pytest.raises(UserError, match="A vector is a difference"):
     evaluate(tiny, tmp_path, prompt=path)
   store.write(
-    path, {"prompt": prompt[1][:, :8]}, Provenance(kind="prompt"), overwrite=True
+    path,
+    {"prompt": prompt[1]["prompt"][:, :8]},
+    Provenance(kind="prompt"),
+    overwrite=True,
   )
   with pytest.raises(UserError, match="has width 8, the backbone 16"):
     evaluate(tiny, tmp_path, prompt=path)
