@@ -24,6 +24,17 @@ def tiny():
   return Tiny()
 
 
+@pytest.fixture
+def bucket(monkeypatch, tmp_path):
+  """A bucket of an object store, in memory; leaves no folder named 'gs:' behind."""
+  import object_store
+
+  object_store.stand_in(monkeypatch)
+  monkeypatch.chdir(tmp_path)
+  yield "gs://bucket"
+  assert not (tmp_path / "gs:").exists()
+
+
 class Tiny:
   """What a run needs, small enough for a test; every part is rebuilt from fixed seeds."""
 

@@ -90,10 +90,11 @@ def read_bytes(path: PathLike) -> bytes:
 def missing(path: PathLike) -> str:
   """Returns what to say about a path that does not exist, with near misses."""
   lost = to_path(path)
-  while not lost.parent.is_dir() and not _is_top(lost.parent):
+  while not (_is_top(lost) or lost.parent.is_dir()):
     lost = lost.parent
   try:
-    known = [entry.name for entry in lost.parent.iterdir()]
+    beside = () if _is_top(lost) else lost.parent.iterdir()
+    known = [entry.name for entry in beside]
   except OSError:
     known = []
   reason = "" if lost == to_path(path) else f", for there is no '{lost}'"
@@ -101,9 +102,9 @@ def missing(path: PathLike) -> str:
   return f"'{os.fspath(path)}' does not exist{reason}.{misses} Check the path."
 
 
-def _is_top(folder: Path) -> bool:
-  """Returns whether there is nothing above `folder`: the root, or a bucket."""
-  return len(folder.parts) <= 3 if is_remote(folder) else folder == folder.parent
+def _is_top(path: Path) -> bool:
+  """Returns whether nothing is above `path` that could be listed: the root, a bucket."""
+  return len(path.parts) <= 3 if is_remote(path) else path == path.parent
 
 
 def refuse_existing(path: PathLike, overwrite: bool = False) -> None:

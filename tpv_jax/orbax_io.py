@@ -18,6 +18,10 @@ _METADATA = "_METADATA"
 """The file in which Orbax describes a PyTree; a folder without it is none."""
 
 _UNFINISHED = ".orbax-checkpoint-tmp"
+"""What a local folder is called until it is whole, and then renamed."""
+
+_COMMITTED = "commit_success.txt"
+"""What Orbax writes last into a folder of an object store, where nothing is renamed."""
 
 Keys = tuple[str, ...]
 """Where a leaf lies in the saved tree, outermost first."""
@@ -171,7 +175,7 @@ def _at(tree: Any, keys: Keys) -> Any:
 
 def _checked_state_folder(path: files.Path, shown: str) -> files.Path:
   folder = state_folder(path)
-  if folder is not None and _UNFINISHED not in str(folder):
+  if folder is not None and _is_finished(folder):
     return folder
   if folder is not None or _UNFINISHED in path.name:
     problem = "is a checkpoint whose writing was never finished"
@@ -194,6 +198,12 @@ def _checked_state_folder(path: files.Path, shown: str) -> files.Path:
     problem = f"is no Orbax checkpoint, or lost its {_METADATA} file"
     advice = "Give a folder 'checkpoint_<step>' that T5X or tpv_jax.train wrote"
   raise UserError(f"'{shown}' {problem}. {advice}.")
+
+
+def _is_finished(folder: files.Path) -> bool:
+  if files.is_remote(folder):
+    return (folder / _COMMITTED).is_file()
+  return _UNFINISHED not in str(folder)
 
 
 def _nothing_under(shown: str, prefix: str, saved: Sequence[Keys]) -> str:
