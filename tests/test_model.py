@@ -317,9 +317,7 @@ def test_the_pattern_must_match_the_whole_path(params):
 
 
 def test_a_prompt_of_another_width_is_refused():
-  with pytest.raises(
-    UserError, match=r"16 features.*tokens 12.*features to 12"
-  ):
+  with pytest.raises(UserError, match=r"16 features.*tokens 12.*features to 12"):
     model.SoftPromptModel(build().network, plain.Prompt(4, 16), None, None)
 
 

@@ -6,6 +6,8 @@ import optax
 import pytest
 
 from tpv_jax import optimizers
+from tpv_jax.errors import UserError
+from tpv_jax.prompts import equations
 
 
 def follow(transform, learning_rate, gradients, start):
@@ -69,3 +71,96 @@ def test_adafactor_takes_the_steps_of_optax_and_ignores_the_parameter_scale(prob
 def test_schedules_pass_through_these_points(schedule, expected):
   for step, rate in expected.items():
     np.testing.assert_allclose(schedule(step), rate, atol=1e-7)
+
+
+def ept_leaves(seed):
+  rng = np.random.default_rng(seed)
+  forms = equations.parameters(3, 6, 5, rank=2, fusion_width=2, spaces=2)
+  return {
+    f"prompt/{name}": jnp.asarray(rng.normal(size=form.shape), jnp.float32)
+    for name, form in forms.items()
+  }
+
+
+GROUP_OF = {
+  "short_prompt": "prompt",
+  "low_rank_a": "low_rank",
+  "low_rank_b": "low_rank",
+  "fusion_query": "fusion",
+  "fusion_key": "fusion",
+  "fusion_gamma": "fusion",
+  "space_down": "spaces",
+  "space_up": "spaces",
+  "gate_kernel": "spaces",
+  "gate_bias": "spaces",
+}
+"""Written out here once more, against the table in `equations`."""
+
+RATES = {"prompt": 1.0, "low_rank": 0.1, "fusion": 0.25, "spaces": 0.5}
+
+
+@pytest.mark.parametrize(
+  "transformation",
+  [
+    optimizers.adamw(weight_decay=0.1, clip_norm=1.0),
+    optimizers.adafactor(weight_decay=0.1),
+  ],
+  ids=["adamw", "adafactor"],
+)
+def test_each_group_takes_the_steps_of_all_at_its_own_rate(transformation):
+  start, grouped = ept_leaves(0), optimizers.by_group(transformation, RATES)
+  one, ours = transformation.init(start), grouped.init(start)
+  for step in range(3):
+    # The same point for both, so that moments and the clipped global norm are equal.
+    direction, one = transformation.update(ept_leaves(step + 1), one, start)
+    scaled, ours = grouped.update(ept_leaves(step + 1), ours, start)
+    assert {path.removeprefix("prompt/") for path in scaled} == set(GROUP_OF)
+    for path, leaf in direction.items():
+      rate = np.float32(RATES[GROUP_OF[path.removeprefix("prompt/")]])
+      np.testing.assert_array_equal(scaled[path], rate * leaf, err_msg=path)
+
+
+def test_a_group_follows_its_own_schedule_by_the_step():
+  rise = optimizers.constant(0.5, warmup_steps=2)
+  fall = optimizers.linear(0.2, total_steps=4)
+  grouped = optimizers.by_group(
+    optax.scale(-1.0), {"prompt": rise, "low_rank": fall, "fusion": 1, "spaces": 1}
+  )
+  leaves = {path: jnp.ones_like(leaf) for path, leaf in ept_leaves(0).items()}
+  state = grouped.init(leaves)
+  for expected in ((0.0, 0.2), (0.25, 0.15), (0.5, 0.1), (0.5, 0.05), (0.5, 0.0)):
+    step, state = grouped.update(leaves, state, leaves)
+    found = [-step[f"prompt/{name}"].mean() for name in ("short_prompt", "low_rank_b")]
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+
+
+def test_a_plain_prompt_is_in_the_group_prompt_and_a_backbone_in_its_own():
+  leaves = {
+    path: jnp.ones((2, 2)) for path in ("prompt/prompt", "prompt/delta", "encoder/w")
+  }
+  rates = {"prompt": 2, "low_rank": 3, "backbone": 5}
+  grouped = optimizers.by_group(optax.scale(-1.0), rates)
+  step, _ = grouped.update(leaves, grouped.init(leaves), leaves)
+  assert {path: float(-leaf.mean()) for path, leaf in step.items()} == {
+    "prompt/prompt": 2.0,
+    "prompt/delta": 3.0,
+    "encoder/w": 5.0,
+  }
+
+
+def test_no_rates_leave_the_optimizer_as_it_is():
+  transformation = optimizers.adamw()
+  assert optimizers.by_group(transformation, {}) is transformation
+
+
+@pytest.mark.parametrize(
+  ("rates", "text"),
+  [
+    ({"low-rank": 1.0}, "no group of parameters 'low-rank'.*mean 'low_rank'"),
+    ({"prompt": -1.0}, "rate of the group 'prompt' is -1.0. Give a number"),
+    ({"prompt": 1.0}, "'prompt/low_rank_a' is trained and its group 'low_rank' has no"),
+  ],
+)
+def test_rates_that_name_no_group_or_leave_one_out_are_refused(rates, text):
+  with pytest.raises(UserError, match=text):
+    optimizers.by_group(optimizers.adamw(), rates).init(ept_leaves(0))

@@ -6,13 +6,88 @@ multiplies it by `learning_rate(step)`, so that both runners use the same optimi
 Only trainable leaves are ever shown to them: the frozen backbone has no slot.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import optax
 
+from tpv_jax.errors import UserError, near_misses
+from tpv_jax.prompts import equations
+
 LearningRate = Callable[[jax.Array | int], jax.Array]
 """A schedule: step, counted from 0, to learning rate."""
+
+_PARAMETERS = equations.parameters(1, 1, rank=1, fusion_width=1, spaces=1)
+_GROUP_OF = {
+  "prompt": "prompt",
+  "delta": "low_rank",
+  **{name: form.part for name, form in _PARAMETERS.items()},
+}
+
+GROUPS = (*dict.fromkeys(_GROUP_OF.values()), "backbone")
+"""The groups of parameters: the parts of `equations.parameters`, and what is no prompt.
+
+The leaves of a folded prompt, as a plain one is, count as 'prompt' and 'low_rank'.
+"""
+
+
+def by_group(
+  transformation: optax.GradientTransformation,
+  rates: Mapping[str, int | float | LearningRate],
+) -> optax.GradientTransformation:
+  """Returns the transformation with a rate of its own for each group of parameters.
+
+  A group's steps are those of the run's rate times the group's: a number, or a schedule
+  by the step. So with the run's rate at 1 they are the rates themselves. What the
+  transformation does, as clipping by a global norm, it does over all groups.
+
+  Args:
+    transformation: gives the direction for leaves by path, as in 'prompt/low_rank_a'.
+    rates: group -> rate; {} for the transformation as it is. Otherwise each group that
+      is trained must be named (no group is left to a rate that was meant for another).
+
+  Raises:
+    UserError: an unknown group or a rate that is none; at `init`, a leaf whose group has
+      no rate.
+  """
+  for group, rate in rates.items():
+    if group not in GROUPS:
+      raise UserError(
+        f"There is no group of parameters '{group}' to have a learning rate."
+        f"{near_misses(group, GROUPS)} The groups are {', '.join(GROUPS)}."
+      )
+    if not callable(rate) and not (isinstance(rate, int | float) and rate >= 0):
+      raise UserError(
+        f"The learning rate of the group '{group}' is {rate!r}. Give a number of at "
+        "least 0, or a schedule such as @optimizers.constant()."
+      )
+  if not rates:
+    return transformation
+
+  def groups(leaves: Any) -> dict[str, str]:
+    # optax.tree.map_params asks with a placeholder, which has no leaves.
+    paths = leaves if isinstance(leaves, Mapping) else ()
+    found = {path: _group(path) for path in paths}
+    for path, group in found.items():
+      if group not in rates:
+        raise UserError(
+          f"'{path}' is trained and its group '{group}' has no learning rate; there are "
+          f"rates for {', '.join(rates)}. Add '{group}' to GROUP_RATES."
+        )
+    return found
+
+  scales = {
+    group: optax.scale_by_schedule(rate) if callable(rate) else optax.scale(rate)
+    for group, rate in rates.items()
+  }
+  return optax.chain(transformation, optax.partition(scales, groups))
+
+
+def _group(path: str) -> str:
+  if not path.startswith("prompt/"):
+    return "backbone"
+  return _GROUP_OF[path.removeprefix("prompt/")]
 
 
 def adamw(

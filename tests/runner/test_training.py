@@ -301,11 +301,11 @@ def test_a_prompt_of_another_backbone_cannot_be_a_start(tiny, tmp_path):
   )
   store.write(tmp_path / "foreign.safetensors", leaves, foreign)
   start = functools.partial(
-    initial.from_file, length=4, path=str(tmp_path / "foreign.safetensors")
+    initial.from_file, path=str(tmp_path / "foreign.safetensors")
   )
   with pytest.raises(UserError, match=r"belongs to the backbone 'elsewhere' \(0000"):
     tiny.train(tmp_path / "next", initial_prompt=start)
-  start = functools.partial(initial.from_file, length=4, path=str(tmp_path / "run"))
+  start = functools.partial(initial.from_file, path=str(tmp_path / "run"))
   tiny.train(tmp_path / "next", initial_prompt=start, total_steps=5, initial_seed=3)
   _, started = store.read(tmp_path / "next" / "initial_prompt.safetensors")
   assert started.initial_seed is None  # It came from a file, not from seed 3.
@@ -359,7 +359,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_state(tiny, tmp_path):
 
 def test_a_prompt_of_another_length_is_refused_before_the_first_step(tiny, tmp_path):
   start = functools.partial(initial.sampled_vocabulary, length=3)
-  with pytest.raises(UserError, match=r"shape \(3, 16\); this run needs \(4, 16\)"):
+  with pytest.raises(UserError, match=r"\(3, 16\)}; this run needs .*\(4, 16\)"):
     tiny.train(tmp_path / "run", initial_prompt=start)
 
 
