@@ -5,8 +5,9 @@ import functools
 import numpy as np
 import pytest
 
+from tpv_jax import identity
 from tpv_jax.errors import UserError
-from tpv_jax.prompts import initial
+from tpv_jax.prompts import initial, plain
 from tpv_jax.vectors import store
 from tpv_jax.vectors.provenance import Provenance, Term
 
@@ -150,3 +151,27 @@ def test_a_saved_prompt_of_another_shape_is_refused(saved, table, length):
 def test_a_missing_file_is_named(tmp_path):
   with pytest.raises(UserError, match="nowhere"):
     initial.from_file(TABLE, 0, length=4, path=tmp_path / "nowhere.safetensors")
+
+
+def test_a_drawn_prompt_states_its_backbone_and_the_seed_only_if_it_depends_on_one(
+  tmp_path,
+):
+  module = plain.Prompt(length=8, features=6)
+  sampled = initial.draw(
+    module, STARTS["sampled_vocabulary"], TABLE, 3, "tiny", "ab" * 32
+  )
+  assert np.array_equal(
+    sampled.leaves["prompt"], STARTS["sampled_vocabulary"](TABLE, 3)
+  )
+  known = sampled.provenance
+  assert (known.backbone_name, known.backbone_fingerprint) == ("tiny", "ab" * 32)
+  assert known.initial_digest == identity.prompt_digest(sampled.leaves)
+  assert (known.initial_seed, known.steps, known.method) == (3, 0, "plain")
+
+  store.write(tmp_path / "p.safetensors", sampled.leaves, known)
+  start = functools.partial(initial.from_file, path=tmp_path / "p.safetensors")
+  again = initial.draw(module, start, TABLE, 5, "tiny", "ab" * 32)
+  assert again.provenance.initial_seed is None
+  assert again.provenance.initial_digest == known.initial_digest
+  with pytest.raises(UserError, match="belongs to the backbone 'tiny'"):
+    initial.draw(module, start, TABLE, 5, "other", "cd" * 32)

@@ -6,15 +6,19 @@ and seed give the same bits, whatever the number of devices.
 """
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from tpv_jax import files
+from tpv_jax import files, identity
 from tpv_jax.errors import UserError
 from tpv_jax.vectors import algebra, arithmetic
 from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.provenance import Provenance
 
 Table = Float[np.ndarray, "V D"]
 Start = np.ndarray | Loaded
@@ -22,6 +26,51 @@ Start = np.ndarray | Loaded
 
 Initial = Callable[[np.ndarray, int], Start]
 """(embedding table [V, D], seed) -> start."""
+
+
+def draw(
+  module: Any,
+  initial: Initial,
+  table: Table,
+  seed: int,
+  backbone_name: str | None,
+  fingerprint: str | None,
+) -> Loaded:
+  """Returns the parameters that a run starts from (fp32), with their provenance.
+
+  What both runners do with an initial prompt. The seed is stated only where the start
+  depends on it, which one from a file does not.
+
+  Args:
+    module: the soft prompt that is trained, `plain.Prompt` or `ept.EPT`.
+    initial: a function of this module. One that takes a `fingerprint` is held to the
+      backbone's.
+    table: the backbone's embeddings.
+    seed: of the initial prompt.
+    backbone_name: for the provenance.
+    fingerprint: of the backbone.
+
+  Raises:
+    UserError: the start does not fit the module or the backbone.
+  """
+  start: Callable[..., Start] = initial
+  if "fingerprint" in inspect.signature(start).parameters:
+    start = functools.partial(start, fingerprint=fingerprint)
+  begin, other = (start(table, seed + more) for more in (0, 1))
+  from_seed = isinstance(begin, np.ndarray) and not (
+    isinstance(other, np.ndarray) and np.array_equal(begin, other)
+  )
+  leaves = module.initial_leaves(begin, seed)
+  provenance = Provenance(
+    kind="prompt",
+    backbone_name=backbone_name,
+    backbone_fingerprint=fingerprint,
+    initial_digest=identity.prompt_digest(leaves),
+    initial_seed=seed if from_seed else None,
+    steps=0,
+    **module.provenance(leaves),
+  )
+  return Loaded(leaves, provenance, "the initial prompt")
 
 
 def uniform(

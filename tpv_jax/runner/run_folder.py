@@ -9,6 +9,9 @@ RUN/best_prompt.safetensors       by the chosen validation metric
 RUN/last_prompt.safetensors       of the newest checkpoint
 RUN/checkpoints/checkpoint_N/     Orbax, what is trained only
 RUN/events.out.tfevents.*         TensorBoard
+
+RUN may be on gs://, where nothing can be appended to: metrics and events are small and
+written anew with each line.
 """
 
 import importlib.metadata
@@ -16,16 +19,18 @@ import itertools
 import json
 import math
 import os
-import pathlib
 import platform
-import shutil
 import time
+import types
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import register_writer_factory
 from tensorboardX.summary import scalar
 
 from tpv_jax import __version__, files, identity
@@ -50,14 +55,13 @@ class RunFolder:
   """The files of one run, each written atomically, by process 0 alone."""
 
   def __init__(self, path: files.PathLike):
-    if not isinstance(path, str | os.PathLike) or "://" in str(path):
-      raise UserError(
-        f"RUN_DIR is {path!r}; it must be a folder of this machine or of a file system "
-        "that all hosts share. (gs:// is for T5X's MODEL_DIR.)"
-      )
-    self.path = pathlib.Path(path)
+    if not isinstance(path, str | os.PathLike):
+      raise UserError(f"RUN_DIR is {path!r}; it must be the path of a folder.")
+    self.path = files.to_path(path)
+    if files.is_remote(path):
+      _refuse_without_google_cloud_storage(self.path)
 
-  def prompt(self, which: str) -> pathlib.Path:
+  def prompt(self, which: str) -> files.Path:
     """Returns the path of the 'initial', 'best' or 'last' prompt."""
     return self.path / f"{which}_prompt.safetensors"
 
@@ -116,7 +120,7 @@ class RunFolder:
 
   def _delete(self) -> None:
     """Deletes the files of a run, its manifest last, and nothing that lies beside them."""
-    shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+    epath.Path(self.path / "checkpoints").rmtree(missing_ok=True)
     names = (
       "config.gin",
       "metrics.jsonl",
@@ -138,7 +142,7 @@ class RunFolder:
       files.write_text(self.path / name, text)
 
   def write_prompt(
-    self, which: str, leaves: dict[str, np.ndarray], provenance: Provenance
+    self, which: str, leaves: Mapping[str, np.ndarray], provenance: Provenance
   ) -> None:
     """Writes the 'initial', 'best' or 'last' prompt."""
     if processes.is_writer():
@@ -146,9 +150,12 @@ class RunFolder:
 
   def metrics(self) -> list[dict[str, Any]]:
     """Returns the lines of metrics.jsonl; a line that a kill cut short is left out."""
-    path = self.path / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    lines = self._metrics_text().splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+  def _metrics_text(self) -> str:
+    path = self.path / "metrics.jsonl"
+    return path.read_text() if path.exists() else ""
 
   def keep_metrics_until(self, step: int) -> None:
     """Drops the lines of steps after `step`, which a resumed run writes again."""
@@ -160,9 +167,12 @@ class RunFolder:
     if not processes.is_writer():
       return
     finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
-    line = json.dumps({"step": step, "kind": kind, **finite})
-    with open(self.path / "metrics.jsonl", "a") as file:
-      file.write(line + "\n")
+    line = json.dumps({"step": step, "kind": kind, **finite}) + "\n"
+    if files.is_remote(self.path):
+      self.write_text("metrics.jsonl", self._metrics_text() + line)
+    else:
+      with open(self.path / "metrics.jsonl", "a") as file:
+        file.write(line)
 
 
 class Events:
@@ -172,7 +182,7 @@ class Events:
   would end in a trace beside the one clear line.
   """
 
-  def __init__(self, folder: pathlib.Path, first_step: int):
+  def __init__(self, folder: files.Path, first_step: int):
     """Opens a file whose events from `first_step` on replace those of earlier files."""
     self._writer = None
     if processes.is_writer():
@@ -195,6 +205,43 @@ class Events:
     """Closes the file; what is written is on disk already."""
     if self._writer is not None:
       self._writer.close()
+
+
+class _EventObject:
+  """The file under tensorboardX's event writer where nothing can be appended to.
+
+  Its own one for gs:// would need credentials of another kind than etils.
+  """
+
+  def __init__(self, path: str):
+    self._path = path
+    self._content = b""
+
+  def write(self, content: bytes) -> None:
+    """Adds what the next flush writes."""
+    self._content += content
+
+  def flush(self) -> None:
+    """Writes all events so far."""
+    files.write_bytes(self._path, self._content)
+
+  def close(self) -> None:
+    """Does nothing: the writer flushes before it closes."""
+
+
+register_writer_factory("gs", types.SimpleNamespace(open=_EventObject))
+
+
+def _refuse_without_google_cloud_storage(path: files.Path) -> None:
+  """Raises `UserError` if Orbax could not delete old checkpoints, before any is there."""
+  try:
+    from google.cloud import storage  # noqa: F401
+  except ImportError as error:
+    raise UserError(
+      f"RUN_DIR is '{path}', where Orbax deletes old checkpoints by google-cloud-storage"
+      f", which is not installed ({error}): pip install gcsfs, which brings it. Or give "
+      "a folder of this machine or of a file system that all hosts share."
+    ) from None
 
 
 def describe(value: Any) -> Any:

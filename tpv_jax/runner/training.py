@@ -1,8 +1,6 @@
 """One training run: batches in, a best prompt out, resumable at any moment."""
 
 import dataclasses
-import functools
-import inspect
 import math
 import re
 import signal
@@ -23,13 +21,15 @@ from tpv_jax.backbone import loading
 from tpv_jax.errors import UserError, at_least
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.optimizers import LearningRate
-from tpv_jax.prompts.initial import Initial, Start
+from tpv_jax.prompts import initial
+from tpv_jax.prompts.initial import Initial
 from tpv_jax.runner import processes
 from tpv_jax.runner import steps as compiled
 from tpv_jax.runner.checkpoints import Best, Checkpoints
 from tpv_jax.runner.run_folder import FORMAT, Events, RunFolder, describe, versions
 from tpv_jax.runner.task_data import TrainingData
-from tpv_jax.vectors.provenance import Provenance, Term
+from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.provenance import Term
 
 HIGHER_IS_BETTER = {"loss": False, "accuracy": True, "exact_match": True}
 """The validation metrics that can choose the best prompt."""
@@ -160,9 +160,7 @@ class _Run:
     self.steps = compiled.build(
       self.model, self.learning_rate, self.microbatches, self.mesh
     )
-    self.starts_from_seed = False
-    self.form: dict[str, Any] = {}
-    self.initial = self._initial_leaves()
+    self.initial = self._draw_prompt()
     self.trained = sorted(
       path
       for path in self.steps.param_shardings
@@ -201,7 +199,7 @@ class _Run:
     }
 
   def _initial_digest(self) -> str | None:
-    return None if self.initial is None else identity.prompt_digest(self.initial)
+    return None if self.initial is None else self.initial.provenance.initial_digest
 
   def _fingerprint(self) -> str | None:
     return None if self.backbone is None else self.backbone.fingerprint
@@ -240,7 +238,7 @@ class _Run:
       self.folder.write_text("config.gin", config())
     if resumed is None:
       if self.initial is not None:
-        self._write_prompt("initial", self.initial, steps=0)
+        self._write_prompt("initial", self.initial.leaves, steps=0)
       self._save(state, best)
     self.events = Events(self.folder.path, first_step=(resumed or 0) + 1)
     try:
@@ -250,8 +248,8 @@ class _Run:
       self.checkpoints.close()
     return self._finish("finished", state, best, seconds=time.time() - started)
 
-  def _initial_leaves(self) -> dict[str, np.ndarray] | None:
-    """Returns the leaves of the initial prompt, None if the model has no prompt."""
+  def _draw_prompt(self) -> Loaded | None:
+    """Returns the initial prompt, None if the model has no prompt."""
     if self.model.prompt is None:
       return None
     if self.initial_prompt is None:
@@ -264,18 +262,14 @@ class _Run:
         "A soft prompt needs a backbone to stand before. Include a file of "
         "gin_configs/backbones/, or bind training.train.backbone."
       )
-    table = np.asarray(self.backbone.params["token_embedder"]["embedding"], np.float32)
-    start: Callable[..., Start] = self.initial_prompt
-    if "fingerprint" in inspect.signature(start).parameters:
-      # A start that comes from a file is held to this backbone.
-      start = functools.partial(start, fingerprint=self.backbone.fingerprint)
-    begin, other = (start(table, self.initial_seed + more) for more in (0, 1))
-    self.starts_from_seed = isinstance(begin, np.ndarray) and not (
-      isinstance(other, np.ndarray) and np.array_equal(begin, other)
+    return initial.draw(
+      self.model.prompt,
+      self.initial_prompt,
+      np.asarray(self.backbone.params["token_embedder"]["embedding"], np.float32),
+      self.initial_seed,
+      self.backbone.name,
+      self.backbone.fingerprint,
     )
-    leaves = self.model.prompt.initial_leaves(begin, self.initial_seed)
-    self.form = self.model.prompt.provenance(leaves)
-    return leaves
 
   def _place(self) -> tuple[compiled.Leaves, compiled.TrainState]:
     """Returns the frozen leaves and a fresh state, on the devices."""
@@ -287,7 +281,7 @@ class _Run:
     else:
       params = dict(self.backbone.params)
     if self.initial is not None:
-      params["prompt"] = self.initial
+      params["prompt"] = dict(self.initial.leaves)
     trainable, frozen = (
       {
         path: processes.put(leaf, self.steps.param_shardings[path])
@@ -410,23 +404,19 @@ class _Run:
     }
 
   def _write_prompt(
-    self, which: str, leaves: dict[str, np.ndarray], steps: int
+    self, which: str, leaves: Mapping[str, np.ndarray], steps: int
   ) -> None:
-    tuned = which != "initial" and self.tunes_backbone
-    provenance = Provenance(
-      kind="prompt",
-      terms=() if which == "initial" else (Term(self.data.name, 1.0),),
-      backbone_name=self.backbone.name if self.backbone else None,
-      backbone_fingerprint=None if tuned else self._fingerprint(),
-      initial_digest=self.manifest["initial_digest"],
-      initial_seed=self.initial_seed if self.starts_from_seed else None,
-      steps=steps,
-      **self.form,
-      versions=versions(),
-      notes=("the backbone was trained as well, so its fingerprint changed",)
-      if tuned
-      else (),
+    assert self.initial is not None  # There is a prompt, so it started from one.
+    provenance = dataclasses.replace(
+      self.initial.provenance, steps=steps, versions=versions()
     )
+    if which != "initial":
+      provenance = dataclasses.replace(provenance, terms=(Term(self.data.name, 1.0),))
+      if self.tunes_backbone:
+        note = "the backbone was trained as well, so its fingerprint changed"
+        provenance = dataclasses.replace(
+          provenance, backbone_fingerprint=None, notes=(note,)
+        )
     self.folder.write_prompt(which, leaves, provenance)
 
   def _finish(
