@@ -2,13 +2,13 @@
 
 Layout: `RUN/checkpoints/checkpoint_<step>/state`, a tree `{'target': trainable leaves,
 'state': {...}}` as T5X writes it, without the backbone. Orbax renames a finished
-checkpoint into place, so a killed run leaves the earlier ones.
+checkpoint into place, so a killed run leaves the earlier ones; on gs:// it marks a
+finished one by a file.
 """
 
 import errno
 import logging
 import os
-import pathlib
 import shutil
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tpv_jax import identity
+from tpv_jax import files, identity
 from tpv_jax.errors import UserError
 from tpv_jax.runner import processes
 from tpv_jax.runner.steps import TrainState
@@ -35,8 +35,8 @@ class Best(NamedTuple):
 class Checkpoints:
   """The checkpoints of one run folder; the newest `keep` are kept."""
 
-  def __init__(self, folder: pathlib.Path, keep: int = 2):
-    self.folder = folder.absolute()
+  def __init__(self, folder: files.Path, keep: int = 2):
+    self.folder = files.absolute(folder)
     self._manager = ocp.CheckpointManager(
       self.folder,
       item_names=("state",),
@@ -83,6 +83,8 @@ class Checkpoints:
 
   def _require_space(self, size: int) -> None:
     """Raises before Orbax starts, whose threads would print traces of a full device."""
+    if files.is_remote(self.folder):
+      return
     if shutil.disk_usage(self.folder).free < 2 * size + 2**17:
       raise self._full()
 
@@ -167,7 +169,7 @@ def _like(here: jax.Array, value: np.ndarray) -> jax.Array:
 
 
 def _check_same(
-  path: pathlib.Path, part: str, here: dict[str, Any], there: dict[str, Any]
+  path: files.Path, part: str, here: dict[str, Any], there: dict[str, Any]
 ) -> None:
   mine = {name: np.shape(leaf) for name, leaf in here.items()}
   saved = {name: np.shape(leaf) for name, leaf in there.items()}
