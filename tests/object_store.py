@@ -11,6 +11,7 @@ import io
 import json
 import threading
 import urllib.parse
+import zlib
 
 import fsspec
 from etils.epath import gpath
@@ -78,75 +79,71 @@ class _Upload(io.BytesIO):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-  """As much of Google's JSON API as tensorstore uses."""
+  """As much of Google's JSON API as tensorstore uses: download, upload if unchanged."""
 
   protocol_version = "HTTP/1.1"
-
-  def _parts(self):
-    url = urllib.parse.urlsplit(self.path)
-    query = dict(urllib.parse.parse_qsl(url.query))
-    parts = url.path.split("/storage/v1/b/")[1].split("/")
-    name = urllib.parse.unquote("/".join(parts[2:])) or query.get("name")
-    return parts[0], name, query
-
-  def _answer(self, status, content=b"", **headers):
-    self.send_response(status)
-    for key, value in headers.items():
-      self.send_header(key.replace("_", "-"), value)
-    self.send_header("Content-Length", str(len(content)))
-    self.end_headers()
-    if self.command != "HEAD":
-      self.wfile.write(content)
-
-  def _answer_json(self, content):
-    self._answer(200, json.dumps(content).encode(), Content_Type="application/json")
+  lock = threading.Lock()
 
   def do_GET(self):
-    bucket, name, query = self._parts()
-    objects = ObjectStore.objects
-    if name is None:
-      names = sorted(n.removeprefix(bucket + "/") for n in objects)
-      prefix = query.get("prefix", "")
-      self._answer_json(
-        {"items": [_described(bucket, n) for n in names if n.startswith(prefix)]}
-      )
-      return
-    content = objects.get(f"{bucket}/{name}")
+    name, query = self._asked()
+    content = ObjectStore.objects.get(name)
+    generation = _generation(content)
     if content is None:
       self._answer(404)
-      return
-    headers = {}
-    if "alt" not in query:
-      self._answer_json(_described(bucket, name))
-      return
-    if asked := self.headers.get("Range"):
-      first, _, last = asked.removeprefix("bytes=").partition("-")
-      size = len(content)
-      start = int(first) if first else size - int(last)
-      end = min(int(last) + 1, size) if first and last else size
-      headers["Content_Range"] = f"bytes {start}-{end - 1}/{size}"
-      self._answer(206, content[start:end], **headers)
-      return
-    self._answer(200, content, **headers)
+    elif query.get("ifGenerationNotMatch") == generation:
+      self._answer(304, generation=generation)
+    elif span := self.headers.get("Range"):
+      first, _, last = span.removeprefix("bytes=").partition("-")
+      start = int(first) if first else len(content) - int(last)
+      end = int(last) + 1 if first and last else len(content)
+      part = content[start:end]
+      whole = f"bytes {start}-{start + len(part) - 1}/{len(content)}"
+      self._answer(206, part, generation, whole)
+    else:
+      self._answer(200, content, generation)
 
   def do_POST(self):
-    bucket, name, _ = self._parts()
+    name, query = self._asked()
     content = self.rfile.read(int(self.headers["Content-Length"]))
-    ObjectStore.objects[f"{bucket}/{name}"] = content
-    self._answer_json(_described(bucket, name))
-
-  def do_DELETE(self):
-    bucket, name, _ = self._parts()
-    ObjectStore.objects.pop(f"{bucket}/{name}", None)
-    self._answer(204)
+    with self.lock:
+      there = _generation(ObjectStore.objects.get(name))
+      if query.get("ifGenerationMatch", there) != there:
+        self._answer(412)
+        return
+      ObjectStore.objects[name] = content
+    described = {
+      "name": query["name"],
+      "generation": _generation(content),
+      "size": str(len(content)),
+    }
+    self._answer(200, json.dumps(described).encode())
 
   def log_message(self, *_):
     pass
 
+  def _asked(self):
+    """Returns "bucket/name" of the object and the query."""
+    url = urllib.parse.urlsplit(self.path)
+    query = dict(urllib.parse.parse_qsl(url.query))
+    bucket, _, name = url.path.split("/storage/v1/b/")[1].partition("/o")
+    name = urllib.parse.unquote(name.removeprefix("/")) or query["name"]
+    return f"{bucket}/{name}", query
 
-def _described(bucket, name):
-  size = str(len(ObjectStore.objects.get(f"{bucket}/{name}", b"")))
-  return {"name": name, "bucket": bucket, "generation": "1", "size": size}
+  def _answer(self, status, content=b"", generation=None, content_range=None):
+    self.send_response(status)
+    if generation is not None:
+      self.send_header("x-goog-generation", generation)
+    if content_range is not None:
+      self.send_header("Content-Range", content_range)
+    if status != 304:
+      self.send_header("Content-Length", str(len(content)))
+    self.end_headers()
+    self.wfile.write(content)
+
+
+def _generation(content):
+  """A number for this content of an object; 0 is what Google says of none."""
+  return str(0 if content is None else 1 + zlib.crc32(content))
 
 
 @functools.cache

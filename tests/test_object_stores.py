@@ -4,6 +4,7 @@ import importlib.util
 import json
 import pathlib
 import sys
+import types
 
 import ml_dtypes
 import numpy as np
@@ -16,7 +17,8 @@ from tpv_jax import files, identity, orbax_io
 from tpv_jax.backbone import loading
 from tpv_jax.data import text_files, vocabularies
 from tpv_jax.errors import UserError
-from tpv_jax.runner import evaluation
+from tpv_jax.runner import evaluation, study
+from tpv_jax.runner.run_folder import RunFolder
 from tpv_jax.t5x import saving
 from tpv_jax.vectors import cli, sources, store
 from tpv_jax.vectors.provenance import Provenance, Term
@@ -226,9 +228,14 @@ def test_a_checkpoint_that_a_bucket_holds_in_part_is_refused(bucket):
 
 
 def test_evaluation_writes_its_results_and_predictions_to_a_bucket(bucket, tiny):
-  run = pathlib.Path("run").absolute()
-  tiny.train(run, total_steps=2, eval_period=2, log_period=2)
-  upload(run, f"{bucket}/run")
+  leaves = {"prompt": np.linspace(-1, 1, 64, dtype=np.float32).reshape(4, 16)}
+  known = Provenance(
+    kind="prompt",
+    backbone_name="tiny",
+    backbone_fingerprint=tiny.backbone.fingerprint,
+    terms=(Term("parity", 1.0),),
+  )
+  store.write(f"{bucket}/run/last_prompt.safetensors", leaves, known)
   backbone = f"{bucket}/tiny.safetensors"
   loading.save_backbone(backbone, identity.flatten(tiny.backbone.params), "tiny")
   arguments = {
@@ -242,9 +249,7 @@ def test_evaluation_writes_its_results_and_predictions_to_a_bucket(bucket, tiny)
     "progress": False,
   }
   report = evaluation.evaluate(prompt=f"{bucket}/run", which="last", **arguments)
-  assert report["prompt_digest"] == identity.prompt_digest(
-    store.read(run / "last_prompt.safetensors")[0]
-  )
+  assert report["prompt_digest"] == identity.prompt_digest(leaves)
   assert json.loads(ObjectStore.objects["bucket/results/test.json"]) == report
   lines = ObjectStore.objects["bucket/results/test.json.predictions.jsonl"]
   assert lines.count(b"\n") == len(tiny.task.examples("test"))
@@ -309,3 +314,74 @@ def test_a_missing_package_is_named(monkeypatch):
     files.to_path("gs://b/x")
   with pytest.raises(UserError, match="begins with 'http://', which is not known"):
     files.to_path("http://b/x")
+
+
+def test_a_study_in_a_bucket_is_refused(bucket):
+  with pytest.raises(UserError, match="OUTPUT_DIR is 'gs://bucket/study'; a study"):
+    study._open(f"{bucket}/study")
+
+
+@pytest.fixture
+def google_cloud_storage(monkeypatch):
+  """What Orbax asks about a bucket before it deletes an old checkpoint."""
+  client = types.SimpleNamespace(get_bucket=lambda name: object())
+  storage = types.SimpleNamespace(Client=lambda: client)
+  module = types.ModuleType("google.cloud")
+  monkeypatch.setattr(module, "storage", storage, raising=False)
+  monkeypatch.setitem(sys.modules, "google.cloud", module)
+
+
+@pytest.mark.usefixtures("google_cloud_storage")
+def test_a_run_in_a_bucket_stops_and_resumes_to_the_same_bits(
+  bucket, tiny, tmp_path, monkeypatch
+):
+  settings = {"checkpoint_period": 5, "best_metric": "exact_match"}
+  tiny.train(tmp_path / "run", **settings)
+  local = {
+    path.name: path.read_bytes()
+    for path in (tmp_path / "run").iterdir()
+    if path.name.endswith((".jsonl", ".safetensors"))
+  }
+  assert len(local) == 4
+
+  class Killed(BaseException):
+    """A stand-in for SIGKILL: nothing catches it to clean up."""
+
+  def killed(self, step, kind, values):
+    if step == 15:
+      raise Killed
+    append(self, step, kind, values)
+
+  append = RunFolder.append_metrics
+  with monkeypatch.context() as until_killed:
+    until_killed.setattr(RunFolder, "append_metrics", killed)
+    with pytest.raises(Killed):
+      tiny.train(f"{bucket}/run", **settings)
+  # The newest checkpoint was being written: its last file is not there yet.
+  newest = str(orbax_io.checkpoints_in(f"{bucket}/run")[-1])
+  assert newest == f"{bucket}/run/checkpoints/checkpoint_10"
+  del ObjectStore.objects[newest.removeprefix("gs://") + "/commit_success.txt"]
+  tiny.train(f"{bucket}/run", **settings)
+  for name, content in local.items():
+    assert ObjectStore.objects[f"bucket/run/{name}"] == content, name
+  kept = [path.name for path in orbax_io.checkpoints_in(f"{bucket}/run")]
+  assert kept == ["checkpoint_15", "checkpoint_20"]
+  (events, *_) = [name for name in ObjectStore.objects if "events.out.tfevents" in name]
+  assert b"validation/exact_match" in ObjectStore.objects[events]
+  assert sources.load(f"{newest[:-2]}20").provenance.steps == 20
+
+  with pytest.raises(UserError, match="'gs://bucket/run' holds a run with another ini"):
+    tiny.train(f"{bucket}/run", **settings, initial_seed=3)
+  tiny.train(f"{bucket}/run", **settings, initial_seed=3, overwrite=True)
+  assert ObjectStore.objects["bucket/run/metrics.jsonl"] != local["metrics.jsonl"]
+  with pytest.raises(UserError, match="'gs://bucket' is not empty and holds no run"):
+    tiny.train(bucket, **settings)
+
+
+def test_a_run_in_a_bucket_needs_what_orbax_deletes_with(bucket, tiny, monkeypatch):
+  monkeypatch.setitem(sys.modules, "google.cloud", types.ModuleType("google.cloud"))
+  with pytest.raises(
+    UserError, match="RUN_DIR is 'gs://bucket/run', where Orbax delet"
+  ):
+    tiny.train(f"{bucket}/run")
+  assert not ObjectStore.objects

@@ -149,8 +149,13 @@ def _open(path: files.PathLike) -> pathlib.Path:
   """Makes the study's folder, or finds one that a study made.
 
   Raises:
-    UserError: the folder holds something else.
+    UserError: the folder holds something else, or lies in an object store.
   """
+  if files.is_remote(path):
+    raise UserError(
+      f"OUTPUT_DIR is '{path}'; a study, which draws plots too, needs a folder of this "
+      "machine or of a file system that all hosts share."
+    )
   folder = pathlib.Path(path)
   if folder.exists() and not (folder / "vectors").is_dir() and any(folder.iterdir()):
     raise UserError(
