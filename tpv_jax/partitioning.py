@@ -100,6 +100,31 @@ def param_shardings(
   return identity.unflatten(shardings)
 
 
+def abstract_parameters(
+  model: Any, mesh: Mesh | AbstractMesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the form of a model's parameters by path, each with where it lies.
+
+  Nothing is computed or placed.
+
+  Args:
+    model: with `get_initial_variables`, such as `model.SoftPromptModel`.
+    mesh: as in `param_shardings`.
+
+  Raises:
+    UserError: an axis name without a rule.
+  """
+  # No parameter depends on the shapes of a batch.
+  variables = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), {}))
+  shardings = identity.flatten(
+    param_shardings(variables["params_axes"], mesh, variables["params"])
+  )
+  return {
+    path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
+    for path, leaf in identity.flatten(variables["params"]).items()
+  }
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of a batch's arrays: rows along 'data'."""
   return NamedSharding(mesh, PartitionSpec(DATA))

@@ -20,7 +20,6 @@ from tpv_jax.errors import UserError, at_least
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.runner import processes
 from tpv_jax.runner.run_folder import versions
-from tpv_jax.runner.steps import INPUT_SHAPES
 from tpv_jax.vectors import algebra, sources
 from tpv_jax.vectors.provenance import Provenance
 
@@ -76,15 +75,10 @@ class Evaluator:
     # A last batch is filled up anyway, so any size is rounded up to suit the devices.
     rows = mesh.shape[partitioning.DATA]
     self.batch_size = -(-batch_size // rows) * rows
-    shapes = jax.eval_shape(
-      lambda: model.get_initial_variables(jax.random.key(0), INPUT_SHAPES)
-    )
-    shardings = identity.flatten(
-      partitioning.param_shardings(shapes["params_axes"], mesh, shapes["params"])
-    )
+    parameters = partitioning.abstract_parameters(model, mesh)
     self._backbone = identity.unflatten(
       {
-        path: processes.put(leaf, shardings[path])
+        path: processes.put(leaf, parameters[path].sharding)
         for path, leaf in identity.flatten(params).items()
         if not path.startswith("prompt/")
       }

@@ -17,16 +17,9 @@ from jaxtyping import Array, Float
 
 from tpv_jax import identity, partitioning
 from tpv_jax.errors import UserError
-from tpv_jax.model import SoftPromptModel
+from tpv_jax.model import Metrics, SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.runner import processes
-
-INPUT_SHAPES = {
-  "encoder_input_tokens": (1, 1),
-  "decoder_input_tokens": (1, 1),
-  "decoder_target_tokens": (1, 1),
-}
-"""Enough for `get_initial_variables`: no parameter depends on the shapes of a batch."""
 
 Leaves = dict[str, Any]
 """Parameters, their shapes or their shardings by path, as in 'prompt/prompt'."""
@@ -64,14 +57,8 @@ def build(
   model: SoftPromptModel, learning_rate: LearningRate, microbatches: int, mesh: Mesh
 ) -> Steps:
   """Returns the compiled steps; the same arguments give the same compiled functions."""
-  shapes = jax.eval_shape(
-    lambda: model.get_initial_variables(jax.random.key(0), INPUT_SHAPES)
-  )
-  param_shardings = identity.flatten(
-    partitioning.param_shardings(shapes["params_axes"], mesh, shapes["params"])
-  )
-  trainable_shapes, _ = model.split(shapes["params"])
-  trainable_shardings = {path: param_shardings[path] for path in trainable_shapes}
+  parameters = partitioning.abstract_parameters(model, mesh)
+  trainable, _ = model.split(identity.unflatten(parameters))
   replicated = partitioning.replicated(mesh)
 
   def initialise(trainable: Leaves) -> TrainState:
@@ -81,86 +68,120 @@ def build(
       optimizer=model.optimizer_def.init(trainable),
     )
 
-  state_shapes = jax.eval_shape(initialise, trainable_shapes)
-  # Moments lie as their parameters do; factored or scalar ones are replicated.
-  optimizer_shardings = optax.tree.map_params(
-    model.optimizer_def,
-    lambda moment, parameter, sharding: (
-      sharding if moment.shape == parameter.shape else replicated
-    ),
-    state_shapes.optimizer,
-    trainable_shapes,
-    trainable_shardings,
-    transform_non_params=lambda _: replicated,
-  )
-  state_shardings = state_shapes.replace(
-    step=replicated, trainable=trainable_shardings, optimizer=optimizer_shardings
-  )
-
-  def loss(
-    trainable: Leaves, frozen: Leaves, batch: dict[str, Array], rng: Array
-  ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Any]]:
-    params = model.merge(trainable, frozen)
-    loss_sum, weight_sum, metrics = model.loss_sums(params, batch, rng)
-    return loss_sum, (weight_sum, metrics)
-
-  def one_step(
-    state: TrainState, batch: dict[str, Array], frozen: Leaves, rng: Array
-  ) -> tuple[TrainState, dict[str, Array]]:
-    gradient = jax.grad(loss, has_aux=True)
-
-    def accumulate(sums: Any, part: tuple[Array, dict[str, Array]]) -> tuple[Any, None]:
-      index, microbatch = part
-      new = gradient(
-        state.trainable, frozen, microbatch, jax.random.fold_in(rng, index)
-      )
-      return jax.tree.map(jnp.add, sums, new), None
-
-    rng = jax.random.fold_in(rng, state.step)
-    parts = jax.tree.map(
-      lambda x: x.reshape(
-        x.shape[0] // microbatches, microbatches, *x.shape[1:]
-      ).swapaxes(0, 1),
-      batch,
-    )  # Rows are dealt out in turn, so that each device keeps its own.
-    one = jax.tree.map(lambda x: x[0], parts)
-    zeros = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype),
-      jax.eval_shape(gradient, state.trainable, frozen, one, rng),
-    )
-    (gradients, (weight, metrics)), _ = jax.lax.scan(
-      accumulate, zeros, (jnp.arange(microbatches), parts)
-    )
-    gradients = jax.tree.map(lambda g: g / jnp.maximum(weight, 1.0), gradients)
-    direction, optimizer = model.optimizer_def.update(
-      gradients, state.optimizer, state.trainable
-    )
-    rate = jnp.asarray(learning_rate(state.step), jnp.float32)
-    trainable = jax.tree.map(lambda p, d: p + rate * d, state.trainable, direction)
-    report = {name: metric.compute() for name, metric in metrics.items()}
-    report |= {"gradient_norm": optax.tree.norm(gradients), "learning_rate": rate}
-    report["finite_parameters"] = jnp.all(
-      jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in trainable.values()])
-    )
-    return TrainState(state.step + 1, trainable, optimizer), report
-
   def train(
     state: TrainState, frozen: Leaves, batches: dict[str, Array], rng: Array
   ) -> tuple[TrainState, dict[str, Array]]:
-    return jax.lax.scan(
-      lambda state, batch: one_step(state, batch, frozen, rng), state, batches
-    )
+    def one_step(
+      state: TrainState, batch: dict[str, Array]
+    ) -> tuple[TrainState, dict[str, Array]]:
+      step_rng = jax.random.fold_in(rng, state.step)
+      gradients, metrics = _gradients(
+        model, state.trainable, frozen, batch, microbatches, step_rng
+      )
+      rate = jnp.asarray(learning_rate(state.step), jnp.float32)
+      state = _descend(model.optimizer_def, state, gradients, rate)
+      report = {name: metric.compute() for name, metric in metrics.items()}
+      report |= {"gradient_norm": optax.tree.norm(gradients), "learning_rate": rate}
+      report["finite_parameters"] = jnp.all(
+        jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in state.trainable.values()])
+      )
+      return state, report
+
+    return jax.lax.scan(one_step, state, batches)
 
   def validate(trainable: Leaves, frozen: Leaves, batch: dict[str, Array]) -> Any:
     return model.eval_fn(model.merge(trainable, frozen), batch)[1]
 
+  shardings = _state_shardings(
+    model.optimizer_def, jax.eval_shape(initialise, trainable), trainable, replicated
+  )
   return Steps(
-    initialise=jax.jit(initialise, out_shardings=state_shardings),
-    train=jax.jit(train, donate_argnums=0, out_shardings=(state_shardings, replicated)),
+    initialise=jax.jit(initialise, out_shardings=shardings),
+    train=jax.jit(train, donate_argnums=0, out_shardings=(shardings, replicated)),
     validate=jax.jit(validate, out_shardings=replicated),
-    param_shardings=param_shardings,
+    param_shardings={path: leaf.sharding for path, leaf in parameters.items()},
     batch_sharding=partitioning.batch_sharding(mesh),
   )
+
+
+def _state_shardings(
+  transformation: optax.GradientTransformation,
+  state: TrainState,
+  trainable: Leaves,
+  replicated: NamedSharding,
+) -> TrainState:
+  """Returns where the state lies: moments as their parameters, all else replicated.
+
+  Factored and scalar moments, which have another shape than their parameter, too.
+  """
+  optimizer = optax.tree.map_params(
+    transformation,
+    lambda moment, parameter: (
+      parameter.sharding if moment.shape == parameter.shape else replicated
+    ),
+    state.optimizer,
+    trainable,
+    transform_non_params=lambda _: replicated,
+  )
+  own = {path: parameter.sharding for path, parameter in trainable.items()}
+  return TrainState(step=replicated, trainable=own, optimizer=optimizer)
+
+
+def _gradients(
+  model: SoftPromptModel,
+  trainable: Leaves,
+  frozen: Leaves,
+  batch: dict[str, Array],
+  microbatches: int,
+  rng: Array,
+) -> tuple[Leaves, Metrics]:
+  """Returns the gradients of the mean loss over target tokens, and the batch's metrics.
+
+  Microbatches run one after the other; what is added up are sums, not means.
+  """
+
+  def loss(
+    trainable: Leaves, microbatch: dict[str, Array], rng: Array
+  ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Metrics]]:
+    params = model.merge(trainable, frozen)
+    loss_sum, weight_sum, metrics = model.loss_sums(params, microbatch, rng)
+    return loss_sum, (weight_sum, metrics)
+
+  gradient = jax.grad(loss, has_aux=True)
+
+  def accumulate(sums: Any, part: tuple[Array, dict[str, Array]]) -> tuple[Any, None]:
+    index, microbatch = part
+    new = gradient(trainable, microbatch, jax.random.fold_in(rng, index))
+    return jax.tree.map(jnp.add, sums, new), None
+
+  parts = jax.tree.map(
+    lambda x: x.reshape(
+      x.shape[0] // microbatches, microbatches, *x.shape[1:]
+    ).swapaxes(0, 1),
+    batch,
+  )  # Rows are dealt out in turn, so that each device keeps its own.
+  one = jax.tree.map(lambda x: x[0], parts)
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, trainable, one, rng)
+  )
+  (gradients, (weight, metrics)), _ = jax.lax.scan(
+    accumulate, zeros, (jnp.arange(microbatches), parts)
+  )
+  return jax.tree.map(lambda g: g / jnp.maximum(weight, 1.0), gradients), metrics
+
+
+def _descend(
+  transformation: optax.GradientTransformation,
+  state: TrainState,
+  gradients: Leaves,
+  rate: Float[Array, ""],
+) -> TrainState:
+  """Returns the state one step of length `rate` along the optimizer's direction."""
+  direction, optimizer = transformation.update(
+    gradients, state.optimizer, state.trainable
+  )
+  trainable = jax.tree.map(lambda p, d: p + rate * d, state.trainable, direction)
+  return TrainState(state.step + 1, trainable, optimizer)
 
 
 def put_batches(steps: Steps, batches: list[dict[str, np.ndarray]]) -> dict[str, Array]:

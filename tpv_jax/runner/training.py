@@ -275,9 +275,7 @@ class _Run:
     """Returns the frozen leaves and a fresh state, on the devices."""
     if self.backbone is None:
       rng = jax.random.key(self.seed)
-      params = jax.device_get(
-        self.model.get_initial_variables(rng, compiled.INPUT_SHAPES)["params"]
-      )
+      params = jax.device_get(self.model.get_initial_variables(rng, {})["params"])
     else:
       params = dict(self.backbone.params)
     if self.initial is not None:
