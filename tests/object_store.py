@@ -26,6 +26,8 @@ class ObjectStore(fsspec.AbstractFileSystem):
 
   def ls(self, path, detail=True, **_):
     path = self._strip_protocol(path)
+    if path in self.dircache:  # As in gcsfs, which never looks again.
+      return self.dircache[path] if detail else [i["name"] for i in self.dircache[path]]
     below = {
       path + "/" + name.removeprefix(path + "/").split("/")[0]
       for name in self.objects
@@ -33,8 +35,9 @@ class ObjectStore(fsspec.AbstractFileSystem):
     }
     if not below and path not in self.objects:
       raise FileNotFoundError(path)
-    names = sorted(below) or [path]
-    return [self.info(name) for name in names] if detail else names
+    found = [self.info(name) for name in sorted(below) or [path]]
+    self.dircache[path] = found
+    return found if detail else [info["name"] for info in found]
 
   def info(self, path, **_):
     path = self._strip_protocol(path)

@@ -127,6 +127,13 @@ def test_a_missing_path_in_a_bucket_names_its_near_misses(bucket, runs):
     store.read(f"{bucket}/runs/rte")
 
 
+def test_what_another_host_writes_is_seen(bucket):
+  for name in ("a", "b"):
+    ObjectStore.objects[f"bucket/{name}"] = b""
+    names = [path.name for path in files.to_path(bucket).iterdir()]
+    assert names[-1] == name
+
+
 def test_damage_in_a_bucket_is_told(bucket, runs):
   name = "bucket/runs/rte/best_prompt.safetensors"
   content = ObjectStore.objects[name]

@@ -44,6 +44,8 @@ def to_path(path: PathLike) -> Path:
   import fsspec
   from etils import epath
 
+  # gcsfs would keep what it once listed, and miss what another host writes meanwhile.
+  fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
   try:
     found = epath.Path(text)
   except KeyError:
