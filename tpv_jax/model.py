@@ -185,6 +185,56 @@ class SoftPromptModel:
     }
     return loss_sum, weight_sum, metrics
 
+  def bank_loss_sums(
+    self,
+    folded: Folded,
+    backbone: Params,
+    batch: Batch,
+    dropout_rng: Array | None = None,
+  ) -> tuple[Float[Array, " N"], Float[Array, " N"], dict[str, Float[Array, " N"]]]:
+    """Returns loss and weights of each prompt of a bank, summed over its target tokens.
+
+    Also, by prompt, the sums of the metrics: `accuracy` over target tokens.
+
+    Args:
+      folded: the prompts [N, S, D], and perhaps deltas [N, M, D].
+      backbone: the frozen parameters.
+      batch: packed rows, see `data.packing.pack`.
+      dropout_rng: None for no dropout.
+    """
+    places = network.Places(
+      batch["encoder_prompt_ids"], batch["prompt_positions"], batch["encoder_positions"]
+    )
+    logits = self._apply(
+      jax.lax.stop_gradient(backbone),
+      batch["encoder_input_tokens"],
+      batch["decoder_input_tokens"],
+      batch["decoder_target_tokens"],
+      encoder_segment_ids=batch["encoder_segment_ids"],
+      decoder_segment_ids=batch["decoder_segment_ids"],
+      enable_dropout=dropout_rng is not None,
+      rngs=None if dropout_rng is None else {"dropout": dropout_rng},
+      places=places,
+      **folded.leaves(),
+    )
+    targets = jnp.asarray(batch["decoder_target_tokens"])
+    weights = batch["decoder_loss_weights"]
+    losses = token_losses(logits, targets, self.label_smoothing, self.z_loss)
+    hits = jnp.argmax(logits, axis=-1) == targets
+
+    def by_prompt(values: Float[Array, "B L"]) -> Float[Array, " N"]:
+      return jax.ops.segment_sum(
+        (values * weights).reshape(-1),
+        batch["decoder_prompt_ids"].reshape(-1),
+        num_segments=len(folded.prompt),
+      )
+
+    return (
+      by_prompt(losses),
+      by_prompt(jnp.ones_like(losses)),
+      {"accuracy": by_prompt(hits.astype(jnp.float32))},
+    )
+
   def eval_fn(self, params: Params, batch: Batch) -> tuple[Float[Array, ""], Metrics]:
     """Returns loss and metrics as `loss_fn` does, without dropout."""
     return self.loss_fn(params, batch, None)

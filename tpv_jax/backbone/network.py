@@ -59,6 +59,21 @@ class DecodingCache:
   bias: Array
 
 
+@struct.dataclass
+class Places:
+  """Where the soft prompts of a bank stand in packed rows.
+
+  Attributes:
+    prompt_ids: [B, W], each position's prompt, its place in the bank.
+    prompt_positions: [B, W], 1 to P where a prompt stands, 0 elsewhere.
+    source_positions: [B, W], of a source token within its source.
+  """
+
+  prompt_ids: Int[AnyArray, "B W"]
+  prompt_positions: Int[AnyArray, "B W"]
+  source_positions: Int[AnyArray, "B W"]
+
+
 def relative_buckets(
   queries: int, keys: int, bidirectional: bool
 ) -> Int[np.ndarray, "queries keys"]:
@@ -572,6 +587,7 @@ class Transformer(nn.Module):
     prompt: Float[AnyArray, "*rows P D"] | None = None,
     delta: Float[AnyArray, "*rows M D"] | None = None,
     enable_dropout: bool = False,
+    places: Places | None = None,
   ) -> Float[Array, "B joined D"]:
     """Returns the encoded source, the prompt's positions first (P + T in all).
 
@@ -583,16 +599,23 @@ class Transformer(nn.Module):
     Args:
       encoder_input_tokens: token ids, 0 is padding; floats are cast (T5X's eval).
       encoder_segment_ids: 1, 2, ... for the examples packed into a row, 0 for padding.
-      prompt: [P, D] for all rows, or [B, P, D] with one prompt per row.
-      delta: what the token at each position gets [M, D], or [B, M, D].
+      prompt: [P, D] for all rows, or [B, P, D] with one prompt per row; with `places`
+        the prompts of a bank [N, P, D].
+      delta: what the token at each position gets [M, D], or [B, M, D]; with `places`
+        [N, M, D].
       enable_dropout: needs the rng 'dropout'.
+      places: of the prompts in packed rows, which are then as wide as the tokens are.
 
     Raises:
-      UserError: a prompt or delta together with segment ids, or a source that is longer
-        than the delta.
+      UserError: a prompt or delta together with segment ids but without `places`, or a
+        source that is longer than the delta.
     """
     tokens = _as_tokens(encoder_input_tokens)
     x = self.token_embedder(tokens)
+    if places is not None:
+      x = _place(x, jnp.asarray(prompt), delta, tokens, places)
+      mask = _same_segment(encoder_segment_ids, encoder_segment_ids)
+      return self.encoder(x, mask, not enable_dropout)
     if delta is not None:
       if encoder_segment_ids is not None:
         raise UserError(
@@ -643,14 +666,15 @@ class Transformer(nn.Module):
     self_mask = causal & (_as_tokens(decoder_target_tokens) > 0)[:, None, None, :]
     if decoder_segment_ids is not None:
       self_mask = self_mask & _same_segment(decoder_segment_ids, decoder_segment_ids)
-    cross_mask = self._source_mask(encoded, encoder_input_tokens)
-    if encoder_segment_ids is not None:
-      if decoder_segment_ids is None:
-        raise UserError(
-          "encoder_segment_ids came without decoder_segment_ids; both are needed. "
-          "Build the batches with one converter."
-        )
-      cross_mask = cross_mask & _same_segment(decoder_segment_ids, encoder_segment_ids)
+    if encoder_segment_ids is None:
+      cross_mask = self._source_mask(encoded, encoder_input_tokens)
+    elif decoder_segment_ids is None:
+      raise UserError(
+        "encoder_segment_ids came without decoder_segment_ids; both are needed. "
+        "Build the batches with one converter."
+      )
+    else:
+      cross_mask = _same_segment(decoder_segment_ids, encoder_segment_ids)
     x = self.token_embedder(inputs)
     x = self.decoder(x, encoded, self_mask, cross_mask, not enable_dropout)
     return self._logits(x)
@@ -667,6 +691,7 @@ class Transformer(nn.Module):
     prompt: Float[AnyArray, "*rows P D"] | None = None,
     delta: Float[AnyArray, "*rows M D"] | None = None,
     enable_dropout: bool = False,
+    places: Places | None = None,
   ) -> Float[Array, "B L V"]:
     """Returns fp32 logits of the targets; see `encode` and `decode`.
 
@@ -675,7 +700,7 @@ class Transformer(nn.Module):
     """
     del encoder_positions, decoder_positions
     encoded = self.encode(
-      encoder_input_tokens, encoder_segment_ids, prompt, delta, enable_dropout
+      encoder_input_tokens, encoder_segment_ids, prompt, delta, enable_dropout, places
     )
     return self.decode(
       encoded,
@@ -735,6 +760,24 @@ def _update(
       f"{delta.shape[-2]}, or train with a larger SOURCE_LENGTH."
     )
   return jnp.where((tokens > 0)[:, :, None], delta[..., :length, :], 0)
+
+
+def _place(
+  x: Float[Array, "B W D"],
+  prompt: Float[Array, "N P D"],
+  delta: Float[AnyArray, "N M D"] | None,
+  tokens: Int[Array, "B W"],
+  places: Places,
+) -> Float[Array, "B W D"]:
+  """Returns embedded packed rows with each prompt in its place, and its delta added."""
+  length, features = prompt.shape[-2:]
+  if delta is not None:
+    index = places.prompt_ids * delta.shape[1] + places.source_positions
+    update = jnp.asarray(delta).reshape(-1, features)[index]
+    x = x + jnp.where((tokens > 0)[..., None], update, 0).astype(x.dtype)
+  index = places.prompt_ids * length + places.prompt_positions - 1
+  stands = (places.prompt_positions > 0)[..., None]
+  return jnp.where(stands, prompt.reshape(-1, features)[index].astype(x.dtype), x)
 
 
 def _show_prompt(

@@ -1,0 +1,129 @@
+"""Packing: nothing lost, nothing doubled, little padding, and what cannot fit is refused."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tpv_jax.data import batches, packing
+from tpv_jax.errors import UserError
+
+SHAPES = packing.Shapes(packing.Shape(2, 24, 12), packing.Shape(1, 16, 8), 4)
+
+
+def made(sizes):
+  """Items whose tokens tell them apart: item k has the tokens k + 2 only."""
+  return [
+    packing.Item(k % 3, np.full(source, k + 2), np.full(target, k + 2))
+    for k, (source, target) in enumerate(sizes)
+  ]
+
+
+SIZES = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 8)), max_size=30)
+
+
+@given(SIZES)
+@settings(deadline=None, max_examples=60)
+def test_every_item_stands_once_behind_its_own_prompt_and_before_its_own_target(sizes):
+  items = made(sizes)
+  seen = []
+  for shape, features in packing.pack(items, SHAPES):
+    assert features["encoder_input_tokens"].shape == (shape.rows, shape.width)
+    assert features["decoder_target_tokens"].shape == (shape.rows, shape.targets)
+    for row in range(shape.rows):
+      one = {name: values[row] for name, values in features.items()}
+      used = one["encoder_segment_ids"]
+      for segment in range(1, used.max() + 1):
+        here = np.flatnonzero(used == segment)
+        assert (np.diff(here) == 1).all()
+        tokens = one["encoder_input_tokens"][here]
+        item = items[tokens[4] - 2]
+        np.testing.assert_array_equal(tokens[:4], 0)
+        np.testing.assert_array_equal(tokens[4:], item.source)
+        np.testing.assert_array_equal(one["prompt_positions"][here][:4], [1, 2, 3, 4])
+        assert not one["prompt_positions"][here][4:].any()
+        np.testing.assert_array_equal(
+          one["encoder_positions"][here][4:], np.arange(len(item.source))
+        )
+        assert (one["encoder_prompt_ids"][here] == item.prompt_id).all()
+        answer = one["decoder_segment_ids"] == segment
+        targets = one["decoder_target_tokens"][answer]
+        np.testing.assert_array_equal(targets, item.target)
+        np.testing.assert_array_equal(
+          one["decoder_input_tokens"][answer], [0, *item.target[:-1]]
+        )
+        assert (one["decoder_prompt_ids"][answer] == item.prompt_id).all()
+        assert (one["decoder_loss_weights"][answer] == 1).all()
+        seen.append(int(tokens[4]) - 2)
+      nothing = used == 0
+      assert not one["encoder_input_tokens"][nothing].any()
+      assert not one["prompt_positions"][nothing].any()
+      assert not one["decoder_loss_weights"][one["decoder_segment_ids"] == 0].any()
+  assert sorted(seen) == list(range(len(items)))
+
+
+@given(SIZES.filter(len))
+@settings(deadline=None, max_examples=60)
+def test_the_padding_share_is_that_of_the_packed_arrays(sizes):
+  calls = packing.pack(made(sizes), SHAPES)
+  used = sum((features["encoder_segment_ids"] > 0).sum() for _, features in calls)
+  computed = sum(features["encoder_segment_ids"].size for _, features in calls)
+  assert packing.padding_share([sizes], SHAPES) == pytest.approx(1 - used / computed)
+
+
+def test_what_one_short_row_holds_does_not_cost_a_wide_block():
+  (shape, _), *more = packing.pack(made([(8, 2)]), SHAPES)
+  assert (shape, more) == (SHAPES.short, [])
+
+
+def test_targets_that_fill_a_row_open_another():
+  shapes = packing.Shapes(packing.Shape(1, 100, 8), packing.Shape(1, 8, 2), 2)
+  assert len(packing.pack(made([(5, 5), (5, 5)]), shapes)) == 2
+  assert len(packing.pack(made([(5, 4), (5, 4)]), shapes)) == 1
+
+
+@pytest.mark.parametrize("size", [(21, 1), (1, 13)])
+def test_an_example_longer_than_a_row_is_refused(size):
+  with pytest.raises(
+    UserError, match=rf"of {size[0]} source and {size[1]} target tokens does not fit"
+  ):
+    packing.pack(made([(3, 3), size]), SHAPES)
+
+
+def test_items_of_a_batch_are_its_rows_without_padding():
+  features = batches.features(
+    np.array([[5, 6, 1, 0], [7, 1, 0, 0], [0, 0, 0, 0]], np.int32),
+    np.array([[8, 1, 0], [9, 9, 1], [0, 0, 0]], np.int32),
+  )
+  found = packing.items(features, prompt_id=4)
+  assert [item.prompt_id for item in found] == [4, 4]
+  assert [item.source.tolist() for item in found] == [[5, 6, 1], [7, 1]]
+  assert [item.target.tolist() for item in found] == [[8, 1], [9, 9, 1]]
+
+
+@pytest.mark.parametrize("prompt_length", [20, 100])
+@pytest.mark.parametrize(
+  # A step of eight examples is but a few rows, of which the last is seldom full.
+  ("prompts", "examples", "most"),
+  [(1, 8, 0.16), (1, 32, 0.1), (4, 8, 0.1), (16, 8, 0.06)],
+)
+def test_little_of_mixed_data_is_padding(prompts, examples, most, prompt_length):
+  # Tasks as different as those of shared/data/nlu: their means there are 17 to 156.
+  rng = np.random.default_rng(0)
+  means = np.tile([17, 33, 48, 57, 60, 78, 83, 156], 2)
+
+  def step():
+    chosen = means[:prompts] if prompts > 1 else rng.choice(means, examples)
+    drawn = rng.gamma(6, np.resize(chosen, prompts * examples) / 6).astype(int)
+    return [(int(n), 3) for n in np.clip(drawn, 4, 256)]
+
+  shapes = packing.choose_shapes(
+    [step() for _ in range(20)], prompt_length, {"inputs": 256, "targets": 4}
+  )
+  assert packing.padding_share([step() for _ in range(20)], shapes) < most
+
+
+def test_every_number_of_rows_divides_over_the_devices():
+  sizes = [(int(n), 2) for n in np.random.default_rng(0).integers(3, 30, 100)]
+  shapes = packing.choose_shapes([sizes], 4, {"inputs": 30, "targets": 4}, 8)
+  assert shapes.wide.rows % 8 == shapes.short.rows % 8 == 0

@@ -1,0 +1,116 @@
+"""Packed rows with many prompts give the numbers of unpacked rows with one prompt each."""
+
+import jax
+import numpy as np
+import pytest
+
+from tpv_jax.backbone import network
+from tpv_jax.data import batches, packing
+from tpv_jax.model import SoftPromptModel
+from tpv_jax.prompts.equations import Folded
+
+PROMPTS, LENGTH, LONGEST, TARGETS, WIDTH = 3, 4, 12, 5, 16
+
+
+@pytest.fixture(scope="module")
+def model():
+  return SoftPromptModel(
+    network.Transformer(
+      vocab_size=64,
+      emb_dim=WIDTH,
+      num_heads=2,
+      head_dim=8,
+      num_encoder_layers=2,
+      num_decoder_layers=2,
+      mlp_dim=32,
+    ),
+    None,
+    None,
+    None,
+    label_smoothing=0.1,
+    z_loss=1e-3,
+  )
+
+
+@pytest.fixture(scope="module")
+def backbone(model):
+  return model.get_initial_variables(jax.random.key(0), {})["params"]
+
+
+def examples(seed, rows=6):
+  rng = np.random.default_rng(seed)
+  sources = np.zeros((rows, LONGEST), np.int32)
+  targets = np.zeros((rows, TARGETS), np.int32)
+  for array in (sources, targets):
+    for row in array:
+      length = rng.integers(1, len(row) + 1)
+      row[:length] = rng.integers(2, 60, length)
+  return batches.features(sources, targets)
+
+
+def bank(with_delta):
+  rng = np.random.default_rng(1)
+  prompt = rng.standard_normal((PROMPTS, LENGTH, WIDTH)).astype(np.float32)
+  delta = rng.standard_normal((PROMPTS, LONGEST, WIDTH)).astype(np.float32)
+  return Folded(prompt, delta if with_delta else None)
+
+
+def packed(unpacked):
+  items = [
+    item
+    for prompt_id, features in enumerate(unpacked)
+    for item in packing.items(features, prompt_id)
+  ]
+  order = np.random.default_rng(2).permutation(len(items))
+  sizes = [(len(item.source), len(item.target)) for item in items]
+  lengths = {"inputs": LONGEST, "targets": TARGETS}
+  shapes = packing.choose_shapes([sizes], LENGTH, lengths)
+  return [features for _, features in packing.pack([items[i] for i in order], shapes)]
+
+
+@pytest.mark.parametrize("with_delta", [False, True])
+def test_losses_and_gradients_of_a_bank_are_those_of_each_prompt_alone(
+  model, backbone, with_delta
+):
+  folded = bank(with_delta)
+  unpacked = [examples(seed) for seed in range(PROMPTS)]
+
+  def packed_losses(folded):
+    sums = 0.0
+    for features in packed(unpacked):
+      losses, weights, metrics = model.bank_loss_sums(folded, backbone, features)
+      sums = sums + np.array([1.0, 0, 0])[:, None] * losses
+      sums = sums + np.array([0, 1.0, 0])[:, None] * weights
+      sums = sums + np.array([0, 0, 1.0])[:, None] * metrics["accuracy"]
+    return sums[0].sum(), sums
+
+  (_, found), gradient = jax.value_and_grad(packed_losses, has_aux=True)(folded)
+
+  def alone(leaves, features):
+    loss, weight, metrics = model.loss_sums({**backbone, "prompt": leaves}, features)
+    return loss, (loss, weight, metrics["accuracy"].total)
+
+  for number, features in enumerate(unpacked):
+    leaves = {name: leaf[number] for name, leaf in folded.leaves().items()}
+    # Without a prompt module nothing under 'prompt/' is trained, but loss_sums' pattern
+    # lets its gradient through.
+    expected_gradient, expected = jax.grad(alone, has_aux=True)(leaves, features)
+    # fp32, other summation orders: a few units of the last of seven digits.
+    np.testing.assert_allclose(found[:, number], expected, rtol=2e-6)
+    for name, leaf in gradient.leaves().items():
+      np.testing.assert_allclose(
+        leaf[number], expected_gradient[name], rtol=1e-4, atol=2e-6
+      )
+
+
+def test_a_prompt_without_examples_has_no_loss_and_no_gradient(model, backbone):
+  folded = bank(True)
+  (features,) = packed([examples(0, rows=1)])[:1]
+
+  def loss(folded):
+    return model.bank_loss_sums(folded, backbone, features)[0].sum()
+
+  gradient = jax.grad(loss)(folded)
+  assert np.abs(gradient.prompt[0]).max() > 0
+  assert not np.asarray(gradient.prompt[1:]).any()
+  assert not np.asarray(gradient.delta[1:]).any()

@@ -1,0 +1,272 @@
+"""Packs examples of many prompts into rows of one length, each behind its own prompt.
+
+T5's relative bias does not change inside a contiguous segment, so a row may hold several
+examples, kept apart by segment ids, at the same numbers (methods.md, end of section 5).
+A segment is the positions of a prompt and then the source. The examples of a step become
+calls of two shapes, wide blocks of rows and short rows for what is left (ours): chosen
+once for a run, they are all that it compiles, and hardly any position is padding.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from tpv_jax.data.batches import Features
+from tpv_jax.errors import UserError
+
+WIDE_POSITIONS = 16_384
+"""Source positions of a wide block at most: enough to keep an accelerator busy."""
+
+SAMPLED = 2_000
+"""Examples on which the shapes of a run are tried."""
+
+_GRAIN = 8
+"""Widths are multiples of it, which accelerators like."""
+
+Sizes = Sequence[tuple[int, int]]
+"""For each example its source and target tokens, the end tokens included."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """The shape of a call: `rows` of `width` source and `targets` target positions."""
+
+  rows: int
+  width: int
+  targets: int
+
+  @property
+  def positions(self) -> int:
+    """Returns how many source positions are computed, used or not."""
+    return self.rows * self.width
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+  """The shapes that a run compiles, and the length S of the prompts in them."""
+
+  wide: Shape
+  short: Shape
+  prompt_length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+  """An example for one prompt of a bank, as token ids that end with the end token.
+
+  Attributes:
+    prompt_id: the prompt's place in the bank.
+    source: without padding.
+    target: without padding.
+  """
+
+  prompt_id: int
+  source: Int[np.ndarray, " source"]
+  target: Int[np.ndarray, " target"]
+
+
+def items(features: Features, prompt_id: int) -> list[Item]:
+  """Returns the examples of an unpacked batch; a row without a target is left out."""
+  sources, targets = (
+    features["encoder_input_tokens"],
+    features["decoder_target_tokens"],
+  )
+  return [
+    Item(prompt_id, source[source != 0], target[target != 0])
+    for source, target in zip(sources, targets, strict=True)
+    if target.any()
+  ]
+
+
+def pack(items: Sequence[Item], shapes: Shapes) -> list[tuple[Shape, Features]]:
+  """Returns the calls of one step, wide ones first; every item is in exactly one.
+
+  The features have T5X's names, with `*_segment_ids` (1, 2, ... within a row, 0 at
+  padding) and `encoder_positions` (of a source token within its source); also
+
+    prompt_positions [B, W]: 1 to S at the positions of a prompt, 0 elsewhere
+    encoder_prompt_ids [B, W], decoder_prompt_ids [B, L]: places in the bank
+
+  Raises:
+    UserError: an item is longer than a row.
+  """
+  sizes = [(len(item.source), len(item.target)) for item in items]
+  wide, short = _assign(sizes, shapes)
+  return [
+    (shape, _features([[items[i] for i in row] for row in rows], shape, shapes))
+    for shape, assigned in ((shapes.wide, wide), (shapes.short, short))
+    for rows in _blocks(assigned, shape.rows)
+  ]
+
+
+def padding_share(steps: Sequence[Sizes], shapes: Shapes) -> float:
+  """Returns the share of the steps' computed source positions that hold nothing.
+
+  The positions of prompts count as used.
+  """
+  computed = used = 0
+  for sizes in steps:
+    for shape, rows in zip(
+      (shapes.wide, shapes.short), _assign(sizes, shapes), strict=True
+    ):
+      computed += math.ceil(len(rows) / shape.rows) * shape.positions
+    used += sum(shapes.prompt_length + source for source, _ in sizes)
+  return 1 - used / computed
+
+
+def choose_shapes(
+  steps: Sequence[Sizes],
+  prompt_length: int,
+  lengths: dict[str, int],
+  rows_multiple: int = 1,
+) -> Shapes:
+  """Returns the shapes that leave the least padding on a sample of a run's steps.
+
+  Among those within one hundredth of the least, the one with the most rows a call: fewer
+  calls keep an accelerator busier.
+
+  Args:
+    steps: the sizes of the examples of some steps; enough of them to have
+      `SAMPLED` examples are looked at.
+    prompt_length: S.
+    lengths: `{'inputs': T, 'targets': L}`, the longest that must fit.
+    rows_multiple: of which every number of rows is a multiple: the data-parallel devices.
+
+  Raises:
+    UserError: a sampled example is longer than `lengths` allow.
+  """
+  counted = np.cumsum([len(sizes) for sizes in steps])
+  steps = steps[: 1 + int(np.searchsorted(counted, SAMPLED))]
+  narrow = _round_up(prompt_length + lengths["inputs"])
+  tokens = np.concatenate([np.asarray(sizes) for sizes in steps]).mean(axis=0)
+  found = []
+  for width in (narrow, _round_up(3 * narrow // 2), 2 * narrow, 3 * narrow):
+    # Room for twice the mean, so that targets seldom decide where an example goes.
+    mean = width / (prompt_length + tokens[0]) * tokens[1]
+    targets = _round_up(max(lengths["targets"], math.ceil(2 * mean)))
+    rows = rows_multiple
+    while rows == rows_multiple or rows * width <= WIDE_POSITIONS:
+      for eighths in (1, 2, 3, 4, 6):
+        short = Shape(
+          rows_multiple,
+          _round_up(width * eighths // 8),
+          _round_up(max(lengths["targets"], targets * eighths // 8)),
+        )
+        shapes = Shapes(Shape(rows, width, targets), short, prompt_length)
+        found.append((padding_share(steps, shapes), shapes))
+      rows *= 2
+  least = min(share for share, _ in found)
+  good = [(share, shapes) for share, shapes in found if share <= least + 0.01]
+  return max(good, key=lambda one: (one[1].wide.rows, -one[0]))[1]
+
+
+def _assign(sizes: Sizes, shapes: Shapes) -> tuple[list[list[int]], list[list[int]]]:
+  """Returns the items of each wide and of each short row.
+
+  Best fit decreasing: each item, the longest first, goes to the row that it leaves least
+  room in. Tried with as few wide blocks as hold everything and with up to two fewer, the
+  rest in short rows; the one with the fewest computed positions is taken.
+  """
+  joined = [(shapes.prompt_length + source, target) for source, target in sizes]
+  for (source, target), (width, _) in zip(sizes, joined, strict=True):
+    if width > shapes.wide.width or target > shapes.wide.targets:
+      raise UserError(
+        f"An example of {source} source and {target} target tokens does not fit behind "
+        f"a prompt of {shapes.prompt_length} in a row of {shapes.wide.width} and "
+        f"{shapes.wide.targets}. Raise LENGTHS, or trim the examples."
+      )
+  order = sorted(range(len(joined)), key=lambda i: (-joined[i][0], i))
+  rows, _ = _fit(joined, order, shapes.wide, None)
+  blocks = math.ceil(len(rows) / shapes.wide.rows)
+  best, fewest = (rows, []), blocks * shapes.wide.positions
+  for fewer in range(max(0, blocks - 2), blocks):
+    wide, rest = _fit(joined, order, shapes.wide, fewer * shapes.wide.rows)
+    short, left = _fit(joined, rest, shapes.short, None)
+    calls = math.ceil(len(short) / shapes.short.rows)
+    positions = fewer * shapes.wide.positions + calls * shapes.short.positions
+    if not left and positions < fewest:
+      best, fewest = (wide, short), positions
+  return best
+
+
+def _fit(
+  sizes: Sizes, order: Sequence[int], shape: Shape, limit: int | None
+) -> tuple[list[list[int]], list[int]]:
+  """Returns the items of each row, and those for which no row of `limit` has room."""
+  rows: list[list[int]] = []
+  room = np.zeros((len(order), 2), np.int64)  # Of each row: source, target.
+  left = []
+  for item in order:
+    size = np.asarray(sizes[item])
+    known = room[: len(rows)]
+    fits = (known >= size).all(axis=1)
+    if fits.any():
+      row = int(np.where(fits, known[:, 0], np.iinfo(np.int64).max).argmin())
+    elif (limit is None or len(rows) < limit) and (
+      size <= (shape.width, shape.targets)
+    ).all():
+      row = len(rows)
+      rows.append([])
+      room[row] = shape.width, shape.targets
+    else:
+      left.append(item)
+      continue
+    rows[row].append(item)
+    room[row] -= size
+  return rows, left
+
+
+def _features(rows: Sequence[Sequence[Item]], shape: Shape, shapes: Shapes) -> Features:
+  source = {
+    name: np.zeros((shape.rows, shape.width), np.int32)
+    for name in (
+      "encoder_input_tokens",
+      "encoder_segment_ids",
+      "encoder_positions",
+      "encoder_prompt_ids",
+      "prompt_positions",
+    )
+  }
+  target = {
+    name: np.zeros((shape.rows, shape.targets), np.int32)
+    for name in (
+      "decoder_input_tokens",
+      "decoder_target_tokens",
+      "decoder_segment_ids",
+      "decoder_positions",
+      "decoder_prompt_ids",
+    )
+  }
+  length = shapes.prompt_length
+  for row, row_items in enumerate(rows):
+    at = start = 0
+    for segment, item in enumerate(row_items, 1):
+      prompt = slice(at, at + length)
+      tokens = slice(at + length, at + length + len(item.source))
+      whole = slice(prompt.start, tokens.stop)
+      source["prompt_positions"][row, prompt] = np.arange(1, length + 1)
+      source["encoder_input_tokens"][row, tokens] = item.source
+      source["encoder_positions"][row, tokens] = np.arange(len(item.source))
+      source["encoder_segment_ids"][row, whole] = segment
+      source["encoder_prompt_ids"][row, whole] = item.prompt_id
+      answer = slice(start, start + len(item.target))
+      target["decoder_target_tokens"][row, answer] = item.target
+      target["decoder_input_tokens"][row, answer] = np.append(0, item.target[:-1])
+      target["decoder_positions"][row, answer] = np.arange(len(item.target))
+      target["decoder_segment_ids"][row, answer] = segment
+      target["decoder_prompt_ids"][row, answer] = item.prompt_id
+      at, start = whole.stop, answer.stop
+  weights = (target["decoder_target_tokens"] != 0).astype(np.float32)
+  return {**source, **target, "decoder_loss_weights": weights}
+
+
+def _blocks(rows: list[list[int]], size: int) -> Iterator[list[list[int]]]:
+  for start in range(0, len(rows), size):
+    yield rows[start : start + size]
+
+
+def _round_up(number: int) -> int:
+  return -(-number // _GRAIN) * _GRAIN
