@@ -13,8 +13,8 @@
 #   clean    delete the slice and its request
 #   keep     create, install and run; when a spot slice is taken away, do it again until
 #            COMMAND ends with 0. Jobs continue from their newest checkpoint, which must
-#            outlive the slice: T5X with MODEL_DIR on gs://, or RUN_DIR on a file system
-#            that all workers share  (--most=10 times)
+#            outlive the slice: T5X's MODEL_DIR or RUN_DIR on gs:// (--extras=data,gcs), or
+#            on a file system that all workers share  (--most=10 times)
 #
 #   launch/tpu_pod.sh keep --name=tpv --zone=us-west4-a --type=v5litepod-16 --spot -- \
 #     python3 -m t5x.train --gin_file=tpv_jax/gin_configs/t5x/train.gin ...
