@@ -45,7 +45,7 @@ class _Parts:
     from tpv_jax.t5x import mesh, restoring
 
     self.model = model or t5x_model(tiny.model())
-    length = self.model.prompt.length
+    length = settings.pop("length", self.model.prompt.length)
     self.partitioner = settings.pop("partitioner", None) or mesh.partitioner()
     settings = {
       "initial_prompt": functools.partial(initial.sampled_vocabulary, length=length)

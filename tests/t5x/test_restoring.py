@@ -1,20 +1,45 @@
 """Where a T5X job's parameters come from, under real T5X, on the tiny backbone."""
 
+import dataclasses
 import functools
 
 import jax
 import numpy as np
 import pytest
 
-from tpv_jax import identity, optimizers
+from tpv_jax import identity, optimizers, orbax_io
 from tpv_jax.backbone import loading
 from tpv_jax.data import vocabularies
 from tpv_jax.errors import UserError
-from tpv_jax.prompts import initial
+from tpv_jax.prompts import ept, equations, initial, plain
 from tpv_jax.t5x import saving
 from tpv_jax.vectors import algebra, sources, store
 
 RATE = 0.3
+
+
+def ept_module(**changes):
+  lengths = {"length": 3, "features": 16, "source_length": 8}
+  parts = {"rank": 2, "fusion_width": 2, "spaces": 2}
+  return ept.EPT(**(lengths | parts | changes))
+
+
+MODULES = {"plain": plain.Prompt(length=4, features=16), "ept": ept_module()}
+
+
+def with_prompt(tiny, module, trainable="prompt/.*", for_t5x=True):
+  from tpv_jax.model import SoftPromptModel
+  from tpv_jax.t5x.optimizer import TransformationOptimizer
+
+  adamw = optimizers.adamw(weight_decay=1e-5)
+  return SoftPromptModel(
+    tiny.network,
+    module,
+    tiny.vocabulary,
+    tiny.vocabulary,
+    TransformationOptimizer(adamw, trainable) if for_t5x else adamw,
+    trainable,
+  )
 
 
 def frozen_of(params):
@@ -77,18 +102,24 @@ def test_a_t5x_checkpoint_gives_the_backbone_and_training_starts_at_step_zero(
   assert provenance.backbone_name == "checkpoint_1000"
 
 
-def test_the_start_is_the_one_of_the_standalone_runner(tiny, under_t5x, tmp_path):
-  parts = under_t5x(tmp_path / "t5x", initial_seed=3)
+@pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
+def test_the_start_is_the_one_of_the_standalone_runner(
+  tiny, under_t5x, tmp_path, module
+):
+  model = with_prompt(tiny, module, for_t5x=False)
+  tiny.train(tmp_path / "own", model, total_steps=1, initial_seed=3)
+  parts = under_t5x(
+    tmp_path / "t5x", model=with_prompt(tiny, module), initial_seed=3, length=4
+  )
   state = parts.state()
-  table = tiny.backbone.params["token_embedder"]["embedding"]
-  expected = initial.sampled_vocabulary(table, 3, length=4)
-  np.testing.assert_array_equal(state.params["prompt"]["prompt"], expected)
-  tiny.train(tmp_path / "own", total_steps=1, initial_seed=3)
-  mine = sources.load(tmp_path / "t5x", "initial").provenance
-  own = sources.load(tmp_path / "own", "initial").provenance
-  assert mine.initial_digest == own.initial_digest
-  assert mine.backbone_fingerprint == own.backbone_fingerprint
-  assert mine.initial_seed == own.initial_seed == 3
+  mine = sources.load(tmp_path / "t5x", "initial")
+  own = sources.load(tmp_path / "own", "initial")
+  assert_same(mine.leaves, own.leaves)
+  assert_same(jax.tree.map(np.asarray, dict(state.params["prompt"])), own.leaves)
+  assert mine.provenance == dataclasses.replace(
+    own.provenance, versions=mine.provenance.versions
+  )
+  assert mine.provenance.initial_seed == 3
 
 
 def trained(tiny, parts, first, count, state=None):
@@ -103,7 +134,20 @@ def hooks(parts):
   return [saving.SavePrompt(parts.model_dir, "parity"), saving.KeepOnlyTrainable()]
 
 
-def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(tiny, under_t5x, tmp_path):
+@pytest.mark.parametrize(
+  ("module", "trainable"),
+  [
+    (MODULES["plain"], "prompt/.*"),
+    (MODULES["ept"], "prompt/.*"),
+    (MODULES["ept"], "prompt/(short_prompt|fusion_.*)"),
+  ],
+  ids=["plain", "ept", "a_part_of_ept"],
+)
+def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
+  tiny, under_t5x, tmp_path, module, trainable
+):
+  model = with_prompt(tiny, module, trainable)
+  under_t5x = functools.partial(under_t5x, model=model, length=4)
   unbroken = trained(tiny, under_t5x(tmp_path / "unbroken"), 0, 8)
 
   parts = under_t5x(tmp_path / "run")
@@ -122,6 +166,32 @@ def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(tiny, under_t5x, tm
   )
 
 
+def test_what_an_ept_run_writes_is_folded_for_eval_and_says_its_origin(
+  tiny, under_t5x, tmp_path
+):
+  from tpv_jax.t5x import restoring
+
+  module = MODULES["ept"]
+  parts = under_t5x(tmp_path / "run", model=with_prompt(tiny, module), length=4)
+  state = trained(tiny, parts, 0, 3)
+  saving.SavePrompt(parts.model_dir, "parity")(state.state_dict(), {})
+  last = sources.load(parts.model_dir, "last")
+  assert_same(jax.tree.map(np.asarray, dict(state.params["prompt"])), last.leaves)
+  known = last.provenance
+  assert (known.method, known.space, known.alpha) == ("ept", "factor", module.alpha)
+
+  subject = restoring.subject(parts.model_dir, which="last")
+  start = algebra.fold(sources.load(parts.model_dir, "initial"))
+  assert subject.provenance.space == "effective"
+  assert subject.provenance.initial_digest == identity.prompt_digest(start.leaves)
+  expected = equations.fold_exactly(last.leaves, module.alpha)
+  assert_same(subject.leaves, expected.leaves())
+  folded = restoring.model_of(subject, parts.model).prompt
+  assert folded == plain.Prompt(3, 16, source_length=8)
+  saved = orbax_io.read_leaves(restoring.checkpoint_of(subject, str(tmp_path / "out")))
+  assert_same(saved, subject.leaves)
+
+
 def test_a_checkpoint_of_a_run_holds_no_backbone_and_tpv_reads_it(
   tiny, under_t5x, tmp_path
 ):
@@ -130,8 +200,6 @@ def test_a_checkpoint_of_a_run_holds_no_backbone_and_tpv_reads_it(
   manager = parts.manager()
   manager.save(state, hooks(parts))
   manager.close()
-  from tpv_jax import orbax_io
-
   path = tmp_path / "run" / "checkpoint_3"
   assert set(orbax_io.shapes(path, "target")) == {"prompt/prompt"}
   loaded = sources.load(path)
@@ -169,14 +237,13 @@ def test_train_starts_from_a_prompt_or_from_a_vector_on_an_initial_one(
   tiny, under_t5x, tmp_path, vector
 ):
   run, file, tuned, _ = vector
-  from_prompt = functools.partial(initial.from_file, length=4, path=run, which="last")
+  from_prompt = functools.partial(initial.from_file, path=run, which="last")
   state = under_t5x(tmp_path / "a", initial_prompt=from_prompt).state()
   np.testing.assert_array_equal(
     state.params["prompt"]["prompt"], tuned.leaves["prompt"]
   )
   on_initial = functools.partial(
     initial.from_vector,
-    length=4,
     path=file,
     initial=functools.partial(initial.sampled_vocabulary, length=4),
   )
@@ -189,13 +256,11 @@ def test_train_starts_from_a_prompt_or_from_a_vector_on_an_initial_one(
 def test_eval_uses_a_vector_on_an_initial_prompt_and_keeps_what_it_was(
   tiny, t5x, tmp_path, vector
 ):
-  from tpv_jax import orbax_io
   from tpv_jax.t5x import restoring
 
   run, file, _, start = vector
-  path = restoring.checkpoint_of(
-    str(tmp_path / "out"), 4, 16, vector=str(file), initial=str(run), coefficient=0.5
-  )
+  subject = restoring.subject(vector=str(file), initial=str(run), coefficient=0.5)
+  path = restoring.checkpoint_of(subject, str(tmp_path / "out"))
   saved = orbax_io.read_leaves(path)["prompt"]
   expected = start.leaves["prompt"] + 0.5 * store.read(file)[0]["prompt"]
   np.testing.assert_allclose(saved, expected, atol=1e-6)
@@ -232,26 +297,28 @@ def test_another_vocabulary_than_the_backbones_is_refused(tiny, under_t5x, tmp_p
     under_t5x(tmp_path / "run", backbone=path, vocabulary=larger)
 
 
-def test_a_run_with_another_prompt_length_is_refused_before_anything_is_loaded(
-  tiny, under_t5x, tmp_path
+@pytest.mark.parametrize(
+  ("before", "after", "message"),
+  [
+    ("plain", plain.Prompt(6, 16), r"prompt is \(4, 16\); in this run it is \(6, 16\)"),
+    ("plain", "ept", r"fusion_gamma is not there; in this run it is \(\)"),
+    ("ept", "plain", r"fusion_gamma is \(\); in this run it is not there"),
+    ("ept", ept_module(rank=1), r"low_rank_a is \(8, 2\); in this run it is \(8, 1\)"),
+    ("ept", ept_module(alpha=4.0), r"with alpha 8\.0; this one has 4\.0"),
+  ],
+)
+def test_a_run_with_a_prompt_of_another_form_is_refused_before_anything_is_loaded(
+  tiny, under_t5x, tmp_path, before, after, message
 ):
-  from tpv_jax.model import SoftPromptModel
-  from tpv_jax.prompts import plain
-  from tpv_jax.t5x.optimizer import TransformationOptimizer
-
-  parts = under_t5x(tmp_path / "run")
+  parts = under_t5x(
+    tmp_path / "run", model=with_prompt(tiny, MODULES[before]), length=4
+  )
   manager = parts.manager()
   manager.save(parts.state(), hooks(parts))
   manager.close()
-  longer = SoftPromptModel(
-    tiny.network,
-    plain.Prompt(length=6, features=16),
-    tiny.vocabulary,
-    tiny.vocabulary,
-    TransformationOptimizer(optimizers.adamw()),
-  )
-  with pytest.raises(UserError, match=r"\(4, 16\); this run has \(6, 16\)"):
-    under_t5x(tmp_path / "run", model=longer)
+  other = with_prompt(tiny, MODULES[after] if isinstance(after, str) else after)
+  with pytest.raises(UserError, match=message):
+    under_t5x(tmp_path / "run", model=other)
 
 
 def test_a_run_is_not_continued_on_another_backbone(tiny, under_t5x, tmp_path):
@@ -295,14 +362,14 @@ def test_weight_metrics_are_refused_because_of_their_cost(under_t5x, tmp_path):
     )
 
 
-def test_eval_says_what_cannot_be_used_as_a_prompt(t5x, tmp_path, vector):
+def test_eval_says_what_cannot_be_used_as_a_prompt(tiny, t5x, vector):
   from tpv_jax.t5x import restoring
 
-  run, file, _, _ = vector
-  output = str(tmp_path / "out")
+  _, file, tuned, _ = vector
   with pytest.raises(UserError, match="Give the prompt to use"):
-    restoring.checkpoint_of(output, 4, 16)
+    restoring.subject()
   with pytest.raises(UserError, match="holds a vector"):
-    restoring.checkpoint_of(output, 4, 16, prompt=str(file))
-  with pytest.raises(UserError, match=r"\(4, 16\).*\(6, 16\).*PROMPT_LENGTH"):
-    restoring.checkpoint_of(output, 6, 16, prompt=str(run))
+    restoring.subject(prompt=str(file))
+  wide = algebra.Loaded({"prompt": np.ones((4, 17), np.float32)}, tuned.provenance)
+  with pytest.raises(UserError, match="have 17 features, the backbone's tokens 16"):
+    restoring.model_of(wide, tiny.model())

@@ -20,17 +20,19 @@ from jax.sharding import NamedSharding
 from t5x import train_state as train_state_lib
 from t5x import utils
 
-from tpv_jax import identity, orbax_io
+from tpv_jax import files, identity, orbax_io
 from tpv_jax.backbone import loading
 from tpv_jax.data import vocabularies
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError
 from tpv_jax.model import PROMPT, SoftPromptModel
+from tpv_jax.prompts import initial, plain
+from tpv_jax.prompts.equations import Folded
 from tpv_jax.prompts.initial import Initial
 from tpv_jax.runner import evaluation, processes
 from tpv_jax.t5x import saving
 from tpv_jax.t5x.optimizer import replace_leaves
-from tpv_jax.vectors.provenance import Provenance
+from tpv_jax.vectors.algebra import Loaded
 
 SUBJECT = "prompt.safetensors"
 """The prompt that an evaluation or inference job uses, in its output folder."""
@@ -67,7 +69,7 @@ class Initializer(utils.TrainStateInitializer):
         (also its layout from before Orbax). Of a checkpoint, a host reads only what its
         devices hold; of a `.safetensors` file, all of it.
       vocabulary: checked against the backbone's.
-      initial_prompt: (embedding table, seed) -> [P, D]; required to train a prompt.
+      initial_prompt: a function of `prompts.initial`; required to train a prompt.
       initial_seed: of the initial prompt.
       model_dir: the folder of a training run.
       output_dir: the folder of an evaluation or inference job.
@@ -99,12 +101,13 @@ class Initializer(utils.TrainStateInitializer):
     self._check_backbone()
     self._check_mesh()
     self._check_newest_checkpoint()
-    kept = set(self.model.split(self._whole.params)[0])
-    if optimizer_def is None:
-      kept = {path for path in self._shapes if path.startswith(f"{PROMPT}/")}
-    self._kept = kept
-    # What T5X saves and restores with: the same state without its frozen leaves.
-    self.global_train_state_shape = _WithoutFrozen(self._whole, kept, self._complete)
+    self._kept = {path for path in self._shapes if path.startswith(f"{PROMPT}/")}
+    if optimizer_def is not None:
+      self._kept |= set(self.model.split(self._whole.params)[0])
+    # What T5X saves and restores with: the same state without the frozen backbone.
+    self.global_train_state_shape = _WithoutFrozen(
+      self._whole, self._kept, self._complete
+    )
 
   def from_scratch(self, init_rng: jax.Array) -> Any:
     """Returns the state at step 0: the backbone, the initial prompt, fresh moments."""
@@ -150,29 +153,23 @@ class Initializer(utils.TrainStateInitializer):
 
   def _draw_prompt(
     self, leaves: Mapping[str, jax.Array], name: str, fingerprint: str
-  ) -> dict[str, np.ndarray]:
+  ) -> Mapping[str, np.ndarray]:
     if self.initial_prompt is None or self.model_dir is None:
       raise UserError(
         "A new run needs INITIAL_PROMPT, the prompt it starts from, and MODEL_DIR. "
-        "Include gin_configs/prompts/plain.gin."
+        "Include a file of gin_configs/prompts/, such as plain.gin."
       )
-    table = saving.whole(leaves["token_embedder/embedding"]).astype(np.float32)
-    start = self.initial_prompt(table, self.initial_seed)
-    module = self.model.prompt
-    assert module is not None  # The caller asks for a prompt only where there is one.
-    written = module.initial_leaves(start, self.initial_seed)
-    provenance = Provenance(
-      kind="prompt",
-      backbone_name=name,
-      backbone_fingerprint=fingerprint,
-      initial_digest=identity.prompt_digest(written),
-      initial_seed=self.initial_seed,
-      steps=0,
-      **module.provenance(written),
-      versions=saving.versions(),
+    drawn = initial.draw(
+      self.model.prompt,
+      self.initial_prompt,
+      saving.whole(leaves["token_embedder/embedding"]).astype(np.float32),
+      self.initial_seed,
+      name,
+      fingerprint,
     )
-    saving.write(self.model_dir, saving.INITIAL, written, provenance)
-    return written
+    provenance = dataclasses.replace(drawn.provenance, versions=saving.versions())
+    saving.write(self.model_dir, saving.INITIAL, drawn.leaves, provenance)
+    return drawn.leaves
 
   def _load_backbone(self) -> tuple[dict[str, jax.Array], str, str]:
     """Returns the backbone's leaves on the devices, its name and its fingerprint."""
@@ -249,14 +246,27 @@ class Initializer(utils.TrainStateInitializer):
     if not saved:
       return
     there = orbax_io.shapes(saved[-1], prefix=f"target/{PROMPT}")
-    for path, shape in there.items():
-      here = self._shapes.get(f"{PROMPT}/{path}")
-      if here is None or tuple(here.shape) != shape:
-        raise UserError(
-          f"The newest checkpoint '{saved[-1]}' holds {PROMPT}/{path} of shape "
-          f"{shape}; this run has {None if here is None else here.shape}. Set "
-          "PROMPT_LENGTH to its length, or choose another MODEL_DIR."
-        )
+    here = {
+      path.removeprefix(f"{PROMPT}/"): tuple(leaf.shape)
+      for path, leaf in self._shapes.items()
+      if path.startswith(f"{PROMPT}/")
+    }
+    if there != here:
+      path = sorted(dict(there.items() ^ here.items()))[0]
+      raise UserError(
+        f"The newest checkpoint '{saved[-1]}' holds another prompt: {path} is "
+        f"{there.get(path, 'not there')}; in this run it is {here.get(path, 'not there')}. "
+        "Give the prompt file and lengths of that run (its config.gin has them), or "
+        "choose another MODEL_DIR."
+      )
+    started = saving.read_provenance(str(self.model_dir), saving.INITIAL)
+    alpha = getattr(self.model.prompt, "alpha", None)
+    if started is not None and started.alpha != alpha:
+      raise UserError(
+        f"The run in '{self.model_dir}' started with alpha {started.alpha}; this one has "
+        f"{alpha}, with which the same parameters mean another update. Set EPT.alpha to "
+        "that run's, or choose another MODEL_DIR."
+      )
 
 
 class _OneByOne(Mapping):
@@ -308,24 +318,16 @@ class _WithoutFrozen:
     )
 
 
-def checkpoint_of(
-  folder: str,
-  length: int,
-  features: int,
+def subject(
   prompt: str | None = None,
   which: str = "best",
   vector: str | None = None,
   initial: str | None = None,
   coefficient: float = 1.0,
-) -> str:
-  """Returns a T5X checkpoint, written below `folder`, of a prompt wherever it lies.
-
-  The prompt with its provenance is kept as `folder`/prompt.safetensors.
+) -> Loaded:
+  """Returns the folded prompt that an evaluation or inference job is to use.
 
   Args:
-    folder: the output folder of the job.
-    length: of the prompt that the model has.
-    features: its width.
     prompt: a run folder of either runner, a checkpoint or a file that `tpv` wrote.
     which: the 'best', 'last' or 'initial' prompt of a run folder.
     vector: a vector or a sum of vectors, applied to `initial` times `coefficient`.
@@ -333,7 +335,7 @@ def checkpoint_of(
     coefficient: of the vector.
 
   Raises:
-    UserError: nothing was given; it is no prompt, or one of another length.
+    UserError: nothing was given, or what was given is no prompt.
   """
   leaves, provenance = evaluation.subject(prompt, vector, initial, coefficient, which)
   if provenance is None:
@@ -345,23 +347,41 @@ def checkpoint_of(
       f"'{prompt}' holds a vector, which cannot stand before a source. Apply it: give "
       "it as --gin.VECTOR with --gin.INITIAL."
     )
-  found = {name: leaf.shape for name, leaf in leaves.items()}
-  if found != {"prompt": (length, features)}:
-    raise UserError(
-      f"The prompt holds {found}; the model has 'prompt' of shape {(length, features)} "
-      "(prompt tokens, width). Set PROMPT_LENGTH to the prompt's length."
-    )
-  saving.write(folder, SUBJECT, leaves, provenance)
-  path = (
-    epath.Path(folder).absolute() / "prompt" / f"checkpoint_{provenance.steps or 0}"
+  return Loaded(leaves, provenance, str(prompt or vector))
+
+
+def model_of(subject: Loaded, model: SoftPromptModel) -> SoftPromptModel:
+  """Returns the model with a prompt of the subject's form in place of its own.
+
+  A folded prompt states its own lengths, so a job needs no settings of the prompt that
+  was trained.
+
+  Raises:
+    UserError: the prompt has another width than the backbone.
+  """
+  folded = Folded.of(subject.leaves)
+  length, features = folded.prompt.shape
+  longest = 0 if folded.delta is None else len(folded.delta)
+  return SoftPromptModel(
+    model.network,
+    plain.Prompt(length, features, longest),
+    model.input_vocabulary,
+    model.output_vocabulary,
   )
+
+
+def checkpoint_of(subject: Loaded, folder: str) -> str:
+  """Returns a T5X checkpoint of the subject, written below a job's output folder.
+
+  The prompt with its provenance is kept as `folder`/prompt.safetensors.
+  """
+  saving.write(folder, SUBJECT, subject.leaves, subject.provenance)
+  step = subject.provenance.steps or 0
+  path = epath.Path(files.absolute(folder)) / "prompt" / f"checkpoint_{step}"
   if processes.is_writer() and path.exists():
     path.rmtree()
   processes.wait_for_all("prompt_checkpoint")
-  tree = {
-    "target": {PROMPT: leaves},
-    "state": {"step": np.int32(provenance.steps or 0)},
-  }
+  tree = {"target": {PROMPT: dict(subject.leaves)}, "state": {"step": np.int32(step)}}
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     checkpointer.save(path / "state", args=ocp.args.PyTreeSave(tree))
   return str(path)

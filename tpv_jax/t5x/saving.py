@@ -67,21 +67,21 @@ def read_provenance(folder: str, name: str) -> Provenance | None:
 
 
 class KeepOnlyTrainable:
-  """A save function of T5X: leaves the frozen parameters out of a checkpoint."""
+  """A save function of T5X: leaves the frozen backbone out of a checkpoint."""
 
   def __init__(self, trainable: str = r"prompt/.*"):
-    """Keeps the leaves whose whole path `trainable` matches, as the model's."""
+    """Keeps the prompt and the leaves whose whole path `trainable` matches."""
     self.trainable = trainable
 
   def __call__(self, state_dict: Any, parameter_infos: Any) -> tuple[Any, Any]:
-    """Returns both trees without frozen leaves under 'target'."""
+    """Returns both trees without other leaves under 'target'."""
     return self._filter(state_dict), self._filter(parameter_infos)
 
   def _filter(self, tree: Mapping[str, Any]) -> dict[str, Any]:
     kept = {
       path: leaf
       for path, leaf in identity.flatten(tree["target"]).items()
-      if re.fullmatch(self.trainable, path)
+      if path.startswith(f"{PROMPT}/") or re.fullmatch(self.trainable, path)
     }
     return {**tree, "target": identity.unflatten(kept)}
 
