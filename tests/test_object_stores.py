@@ -152,7 +152,8 @@ def test_damage_in_a_bucket_is_told(bucket, runs):
 
 
 def test_a_backbone_is_the_same_backbone_in_a_bucket(bucket, tiny, monkeypatch):
-  monkeypatch.setattr(loading, "CACHED_FROM_BYTES", 0)  # A remote one is not cached.
+  monkeypatch.setattr(loading, "CACHED_FROM_BYTES", 0)
+  monkeypatch.setenv("XDG_CACHE_HOME", "cache")
   flat = identity.flatten(tiny.backbone.params)
   flat["encoder/encoder_norm/scale"] = flat["encoder/encoder_norm/scale"].astype(
     ml_dtypes.bfloat16
@@ -167,6 +168,7 @@ def test_a_backbone_is_the_same_backbone_in_a_bucket(bucket, tiny, monkeypatch):
   for name, leaf in identity.flatten(loaded.params).items():
     assert leaf.dtype == flat[name].dtype
     assert leaf.tobytes() == flat[name].tobytes() and leaf.shape == flat[name].shape
+  assert not pathlib.Path("cache").exists()  # A remote one is not cached.
 
 
 def test_a_damaged_backbone_in_a_bucket_is_refused(bucket, tiny):

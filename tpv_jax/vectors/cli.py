@@ -25,7 +25,8 @@ from tpv_jax.vectors.provenance import describe_terms
 _SOURCES = """\
 A PATH is a run folder of tpv_jax.train (its best prompt; see --which), an Orbax
 checkpoint 'checkpoint_<step>' of tpv_jax.train or of T5X, or a .safetensors file that
-tpv or a run wrote. Outputs are .safetensors files with their provenance inside."""
+tpv or a run wrote. Outputs are .safetensors files with their provenance inside. All of
+them may be on gs://."""
 
 _EXAMPLES = {
   "": """\
