@@ -79,17 +79,28 @@ class Tiny:
 
     # One model and one schedule for all runs that ask for no others: compiled once.
     self.plain_model = self.model()
+    rates = {"prompt": 1.0, "low_rank": 0.02, "fusion": 0.1, "spaces": 0.1}
+    self.ept_model = self.model(
+      "ept", optimizers.by_group(optimizers.adamw(weight_decay=1e-5), rates)
+    )
     self.schedule = optimizers.constant(0.3)
     self.task = tasks.Task("parity", (words[0], words[1]), "exact_match", examples)
 
-  def model(self, prompt="plain", optimizer=None, trainable="prompt/.*"):
+  def model(self, prompt="plain", optimizer=None, trainable="prompt/.*", **parts):
+    """Returns a model with the prompt 'plain', 'ept' (with other `parts`) or None."""
     from tpv_jax import optimizers
     from tpv_jax.model import SoftPromptModel
-    from tpv_jax.prompts import plain
+    from tpv_jax.prompts import ept, plain
 
+    sizes = {"length": 3, "source_length": 8, "rank": 2, "fusion_width": 2, "spaces": 2}
+    prompts = {
+      None: lambda: None,
+      "plain": lambda: plain.Prompt(length=4, features=16),
+      "ept": lambda: ept.EPT(features=16, **(sizes | parts)),
+    }
     return SoftPromptModel(
       self.network,
-      plain.Prompt(length=4, features=16) if prompt else None,
+      prompts[prompt](),
       self.vocabulary,
       self.vocabulary,
       optimizer_def=optimizer or optimizers.adamw(weight_decay=1e-5),
@@ -102,6 +113,7 @@ class Tiny:
     return TaskData(self.task, self.vocabulary, self.lengths, batch_size, seed)
 
   def train(self, run_dir, model=None, **settings):
+    """Runs 20 steps, by default with the plain prompt; 'ept' is `ept_model`."""
     import functools
 
     from tpv_jax.prompts import initial
@@ -117,7 +129,7 @@ class Tiny:
       "progress": False,
     }
     return training.train(
-      model=model or self.plain_model,
+      model={None: self.plain_model, "ept": self.ept_model}.get(model, model),
       data=settings.pop("data", None) or self.data(),
       run_dir=run_dir,
       **(defaults | settings),

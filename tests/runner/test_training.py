@@ -22,8 +22,10 @@ from tpv_jax.errors import UserError
 from tpv_jax.prompts import initial
 from tpv_jax.runner import training
 from tpv_jax.runner.checkpoints import Checkpoints
+from tpv_jax.runner.run_folder import RunFolder
 from tpv_jax.runner.task_data import TaskData
-from tpv_jax.vectors import store
+from tpv_jax.vectors import algebra, sources, store
+from tpv_jax.vectors.algebra import Loaded
 
 TESTS = pathlib.Path(__file__).parents[1]
 
@@ -42,6 +44,12 @@ def deterministic_files(run: pathlib.Path) -> dict[str, bytes]:
 def finished(tiny, tmp_path_factory):
   run = tmp_path_factory.mktemp("finished") / "a run"
   return run, tiny.train(run)
+
+
+@pytest.fixture(scope="module")
+def finished_ept(tiny, tmp_path_factory):
+  run = tmp_path_factory.mktemp("finished") / "an ept run"
+  return run, tiny.train(run, "ept")
 
 
 def test_a_run_moves_the_prompt_and_lowers_the_loss(finished):
@@ -256,17 +264,29 @@ def test_a_mistake_found_late_does_not_cost_the_old_run(tiny, tmp_path):
   assert (run / "best_prompt.safetensors").exists()
 
 
+GROUPED = functools.partial(
+  optimizers.by_group,
+  optimizers.adamw(weight_decay=1e-5),
+)
+
+
 @pytest.mark.parametrize(
   ("change", "name"),
   [
     ({"learning_rate": optimizers.constant(0.1)}, "learning_rate"),
-    ({"initial_seed": 1}, "initial_digest"),
+    ({"initial_seed": 1}, "initial_seed"),
     (
       {"initial_prompt": functools.partial(initial.uniform, length=4)},
       "initial_digest",
     ),
-    ({"model": optimizers.adamw(weight_decay=0.1)}, "optimizer"),
-    ({"model": optimizers.adafactor()}, "optimizer"),
+    ({"model": optimizers.adamw(weight_decay=0.1)}, "optimizer/prompt/prompt"),
+    ({"model": optimizers.adafactor()}, "optimizer/prompt/prompt"),
+    ({"model": GROUPED({"prompt": 0.5})}, "optimizer/prompt/prompt"),
+    (
+      # A schedule that is 1 at its first steps, as the run's own optimizer.
+      {"model": GROUPED({"prompt": lambda step: jax.numpy.where(step < 3, 1.0, 0.5)})},
+      "optimizer/prompt/prompt",
+    ),
   ],
 )
 def test_what_gin_cannot_show_is_compared_as_well(tiny, finished, change, name):
@@ -274,6 +294,106 @@ def test_what_gin_cannot_show_is_compared_as_well(tiny, finished, change, name):
     change = {"model": tiny.model(optimizer=change["model"])}
   with pytest.raises(UserError, match=f"holds a run with another {name}: "):
     tiny.train(finished[0], **change)
+
+
+@pytest.mark.parametrize(
+  ("parts", "text"),
+  [
+    ({"rank": 1}, "prompt/rank: 2 there, 1 now"),
+    ({"spaces": 3}, "prompt/spaces: 2 there, 3 now"),
+    ({"fusion_width": 0}, "prompt/fusion_width: 2 there, 0 now"),
+  ],
+)
+def test_another_form_of_the_prompt_is_said_before_what_follows_from_it(
+  tiny, finished_ept, parts, text
+):
+  with pytest.raises(UserError, match=text):
+    tiny.train(finished_ept[0], tiny.model("ept", **parts))
+
+
+def test_an_ept_run_moves_every_parameter_and_writes_them_in_the_factor_space(
+  tiny, finished_ept
+):
+  run, manifest = finished_ept
+  before, start = store.read(run / "initial_prompt.safetensors")
+  after, end = store.read(run / "last_prompt.safetensors")
+  assert set(before) == set(after) == set(tiny.ept_model.prompt.parameters())
+  for name, leaf in after.items():
+    assert (leaf != before[name]).mean() > 0.9, name
+  assert (start.method, start.space, end.space) == ("ept", "factor", "factor")
+  assert end.initial_digest == start.initial_digest == manifest["initial_digest"]
+  assert "refactored" not in manifest
+  losses = [line["loss"] for line in RunFolder(run).metrics()]
+  assert losses[-1] < losses[0]
+
+
+def test_a_source_longer_than_the_update_is_refused_before_anything_is_written(
+  tiny, tmp_path
+):
+  model = tiny.model("ept", source_length=7)
+  with pytest.raises(UserError, match=r"up to 8 tokens, and .* only the first 7"):
+    tiny.train(tmp_path / "run", model)
+  assert not (tmp_path / "run").exists()
+
+
+def summed_prompt(runs: list[pathlib.Path], path: pathlib.Path) -> Loaded:
+  """Writes the sum of the runs' vectors, and returns what it makes of their start."""
+  start = algebra.fold(sources.load(str(runs[0]), "initial"))
+  vectors = [
+    algebra.diff(algebra.fold(sources.load(str(run), "last")), start) for run in runs
+  ]
+  total = algebra.sum_vectors(vectors, [1.0, 1.0])
+  store.write(path, total.leaves, total.provenance)
+  return algebra.apply(total, start)
+
+
+def test_a_start_from_a_summed_vector_says_what_refactoring_lost(
+  tiny, finished_ept, tmp_path, capsys
+):
+  other = tmp_path / "other"
+  tiny.train(other, "ept", data=tiny.data(seed=5))
+  vector = tmp_path / "sum.safetensors"
+  given = summed_prompt([finished_ept[0], other], vector)
+  drawing = functools.partial(initial.sampled_vocabulary, length=4)
+  start = functools.partial(initial.from_vector, path=str(vector), initial=drawing)
+  run = tmp_path / "run"
+  manifest = tiny.train(run, "ept", initial_prompt=start, total_steps=5)
+
+  prompt, delta = given.leaves["prompt"], given.leaves["delta"]
+  u, sigma, vt = np.linalg.svd(delta.astype(np.float64), full_matrices=False)
+  assert sigma[2] > 1e-3 * sigma[0]  # The sum of two updates of rank 2 has rank 4.
+  lost = np.sqrt((sigma[2:] ** 2).sum() / (sigma**2).sum())
+  truncated = (u[:, :2] * sigma[:2]) @ vt[:2]
+  batch = next(iter(tiny.data().validation_batches()))
+  exact, ours = (
+    np.asarray(
+      tiny.network.apply(
+        {"params": tiny.backbone.params},
+        batch["encoder_input_tokens"],
+        batch["decoder_input_tokens"],
+        batch["decoder_target_tokens"],
+        prompt=prompt,
+        delta=update.astype(np.float32),
+      )
+    )[batch["decoder_target_tokens"] > 0]
+    for update in (delta, truncated)
+  )
+  errors = manifest["refactored"]["relative_errors"]
+  assert errors["prompt"] == 0.0
+  assert errors["delta"] == pytest.approx(lost, rel=1e-4)  # The factors are fp32.
+  expected = np.linalg.norm(ours - exact) / np.linalg.norm(exact)
+  assert expected > 1e-6
+  assert errors["logits"] == pytest.approx(expected, rel=1e-2)  # Of a small difference.
+  assert "to rank 2; relative errors (Frobenius): prompt 0, delta" in (
+    capsys.readouterr().out
+  )
+
+  # A resumed run keeps what was measured at its start.
+  (run / "manifest.json").write_text(json.dumps(manifest | {"status": "running"}))
+  shutil.rmtree(run / "checkpoints" / "checkpoint_5")
+  again = tiny.train(run, "ept", initial_prompt=start, total_steps=5)
+  assert again["refactored"] == manifest["refactored"]
+  assert again["last_digest"] == manifest["last_digest"]
 
 
 def test_the_last_prompt_is_that_of_the_newest_checkpoint_at_any_time(tiny, tmp_path):
@@ -407,13 +527,15 @@ SCRIPT = textwrap.dedent(
     time.sleep({delay})
     return fast(step)
   data.batch_at = slow
-  tiny.train({run!r}, data=data)
+  tiny.train({run!r}, {model!r}, data=data)
   """
 )
 
 
-def start_slow_run(run: pathlib.Path, delay: float = 0.1) -> subprocess.Popen:
-  script = SCRIPT.format(tests=str(TESTS), run=str(run), delay=delay)
+def start_slow_run(
+  run: pathlib.Path, model: str | None, delay: float = 0.1
+) -> subprocess.Popen:
+  script = SCRIPT.format(tests=str(TESTS), run=str(run), model=model, delay=delay)
   return subprocess.Popen(
     [sys.executable, "-c", script],
     stdout=subprocess.PIPE,
@@ -430,29 +552,34 @@ def wait_for_step(process: subprocess.Popen, step: int) -> None:
 
 
 @pytest.mark.parametrize(
-  ("number", "at"),
+  ("model", "number", "at"),
   [
-    (signal.SIGKILL, 3),
-    (signal.SIGKILL, 16),
-    (signal.SIGTERM, 12),
-    (signal.SIGINT, 18),
+    (None, signal.SIGKILL, 3),
+    (None, signal.SIGKILL, 16),
+    (None, signal.SIGTERM, 12),
+    (None, signal.SIGINT, 18),
+    ("ept", signal.SIGKILL, 16),
+    ("ept", signal.SIGTERM, 12),
   ],
 )
-def test_a_stopped_run_resumes_to_the_same_bits(tiny, finished, tmp_path, number, at):
+def test_a_stopped_run_resumes_to_the_same_bits(
+  tiny, request, tmp_path, model, number, at
+):
+  unbroken_run, _ = request.getfixturevalue("finished_ept" if model else "finished")
   run = tmp_path / "run"
-  process = start_slow_run(run)
+  process = start_slow_run(run, model)
   wait_for_step(process, at)
   process.send_signal(number)
   process.communicate(timeout=120)
   assert process.returncode != 0
   manifest = json.loads((run / "manifest.json").read_text())
   assert manifest["status"] == ("running" if number == signal.SIGKILL else "stopped")
-  tiny.train(run)
-  assert deterministic_files(run) == deterministic_files(finished[0])
+  tiny.train(run, model)
+  assert deterministic_files(run) == deterministic_files(unbroken_run)
   for unbroken, resumed in zip(
     *(
       identity.flatten(Checkpoints(path / "checkpoints")._read(20)).items()
-      for path in (finished[0], run)
+      for path in (unbroken_run, run)
     ),
     strict=True,
   ):

@@ -28,6 +28,21 @@ Initial = Callable[[np.ndarray, int], Start]
 """(embedding table [V, D], seed) -> start."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Drawn(Loaded):
+  """The parameters that a run starts from, and the start that they were made of."""
+
+  start: Start = dataclasses.field(kw_only=True)
+
+  @property
+  def refactored(self) -> Loaded | None:
+    """The folded prompt with a delta of which these are the factors; None if of none."""
+    given = self.start
+    if isinstance(given, np.ndarray) or "low_rank_a" not in self.leaves:
+      return None
+    return given if "delta" in given.leaves else None
+
+
 def draw(
   module: Any,
   initial: Initial,
@@ -35,7 +50,7 @@ def draw(
   seed: int,
   backbone_name: str | None,
   fingerprint: str | None,
-) -> Loaded:
+) -> Drawn:
   """Returns the parameters that a run starts from (fp32), with their provenance.
 
   What both runners do with an initial prompt. The seed is stated only where the start
@@ -70,7 +85,7 @@ def draw(
     steps=0,
     **module.provenance(leaves),
   )
-  return Loaded(leaves, provenance, "the initial prompt")
+  return Drawn(leaves, provenance, "the initial prompt", start=begin)
 
 
 def uniform(

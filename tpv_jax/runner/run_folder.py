@@ -260,7 +260,7 @@ def describe(value: Any) -> Any:
 def _other_settings(saved: dict[str, Any], settings: dict[str, Any]) -> str | None:
   """Returns the first setting that differs, with both values; None if all are equal."""
   there, here = identity.flatten(saved), identity.flatten(settings)
-  for name in sorted(there.keys() | here.keys()):
+  for name in {**here, **there}:  # What was chosen comes before what follows from it.
     if there.get(name) != here.get(name):
       return f"{name}: {there.get(name)} there, {here.get(name)} now"
   return None

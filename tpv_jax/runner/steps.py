@@ -4,7 +4,7 @@ Both call the model's own members; nothing about the loss is said here.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Wrapped
 from jaxtyping import Array, Float
 
 from tpv_jax import identity, partitioning
@@ -45,9 +46,9 @@ class TrainState:
 class Steps(NamedTuple):
   """The compiled functions of a run and the shardings of what they take."""
 
-  initialise: Callable[[Leaves], TrainState]
-  train: Callable[..., tuple[TrainState, dict[str, Array]]]
-  validate: Callable[[Leaves, Leaves, dict[str, Any]], dict[str, Any]]
+  initialise: Wrapped  # (trainable) -> state
+  train: Wrapped  # (state, frozen, batches, rng) -> (state, metrics by step)
+  validate: Wrapped  # (trainable, frozen, batch) -> metrics
   param_shardings: Mapping[str, NamedSharding]
   batch_sharding: NamedSharding
 
@@ -79,7 +80,7 @@ def build(
         model, state.trainable, frozen, batch, microbatches, step_rng
       )
       rate = jnp.asarray(learning_rate(state.step), jnp.float32)
-      state = _descend(model.optimizer_def, state, gradients, rate)
+      state = descend(model.optimizer_def, state, gradients, rate)
       report = {name: metric.compute() for name, metric in metrics.items()}
       report |= {"gradient_norm": optax.tree.norm(gradients), "learning_rate": rate}
       report["finite_parameters"] = jnp.all(
@@ -170,7 +171,7 @@ def _gradients(
   return jax.tree.map(lambda g: g / jnp.maximum(weight, 1.0), gradients), metrics
 
 
-def _descend(
+def descend(
   transformation: optax.GradientTransformation,
   state: TrainState,
   gradients: Leaves,

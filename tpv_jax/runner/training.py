@@ -18,17 +18,17 @@ from tqdm import tqdm
 
 from tpv_jax import files, identity, partitioning
 from tpv_jax.backbone import loading
+from tpv_jax.data.batches import Features
 from tpv_jax.errors import UserError, at_least
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts import initial
-from tpv_jax.prompts.initial import Initial
-from tpv_jax.runner import processes
+from tpv_jax.prompts.initial import Drawn, Initial
+from tpv_jax.runner import processes, refactoring
 from tpv_jax.runner import steps as compiled
 from tpv_jax.runner.checkpoints import Best, Checkpoints
 from tpv_jax.runner.run_folder import FORMAT, Events, RunFolder, describe, versions
 from tpv_jax.runner.task_data import TrainingData
-from tpv_jax.vectors.algebra import Loaded
 from tpv_jax.vectors.provenance import Term
 
 HIGHER_IS_BETTER = {"loss": False, "accuracy": True, "exact_match": True}
@@ -166,7 +166,21 @@ class _Run:
       for path in self.steps.param_shardings
       if re.fullmatch(self.model.trainable, path)
     )
+    self._trace()
     self.tunes_backbone = any(not path.startswith("prompt/") for path in self.trained)
+
+  def _trace(self) -> None:
+    """Has the model say what it has against the data, before anything is written."""
+    if self.initial is not None and self.backbone is not None:
+      params = {**self.backbone.params, "prompt": dict(self.initial.leaves)}
+      trainable, frozen = self.model.split(params)
+      jax.eval_shape(self.steps.validate, trainable, frozen, self._sample())
+
+  def _sample(self) -> Features:
+    """Returns the first validation batch, or the first training batch without any."""
+    for batch in self.data.validation_batches():
+      return batch
+    return self.data.batch_at(0)
 
   def settings(self) -> dict[str, Any]:
     """Returns what must be equal for a run to be continued, as JSON.
@@ -186,7 +200,6 @@ class _Run:
       "initial_seed": self.initial_seed,
       "backbone": self._fingerprint(),
       "data": describe(self.data.describe()),
-      "initial_digest": self._initial_digest(),
       "trainable": self.model.trainable,
       "z_loss": self.model.z_loss,
       "label_smoothing": self.model.label_smoothing,
@@ -195,7 +208,8 @@ class _Run:
       "learning_rate": describe(
         [float(f"{self.learning_rate(step):.5g}") for step in sampled]
       ),
-      "optimizer": describe(_directions(self.model.optimizer_def, self.trained)),
+      "initial_digest": self._initial_digest(),
+      "optimizer": _directions(self.model.optimizer_def, self.trained, sampled),
     }
 
   def _initial_digest(self) -> str | None:
@@ -213,6 +227,7 @@ class _Run:
     best: Best | None = None
     started = time.time()
     resumed = self.checkpoints.latest_step()
+    previous = self.folder.manifest()
     if resumed is not None:
       state, best = self.checkpoints.restore(state)
     self.folder.keep_metrics_until(resumed or 0)
@@ -233,6 +248,10 @@ class _Run:
       "devices": [str(device.device_kind) for device in self.mesh.devices.flat],
       "mesh": dict(self.mesh.shape),
     }
+    if self.initial is not None and self.initial.refactored is not None:
+      self.manifest["refactored"] = previous.get("refactored") or self._refactored(
+        frozen, state.trainable
+      )
     self.folder.write_manifest(self.manifest)
     if config is not None:
       self.folder.write_text("config.gin", config())
@@ -248,7 +267,7 @@ class _Run:
       self.checkpoints.close()
     return self._finish("finished", state, best, seconds=time.time() - started)
 
-  def _draw_prompt(self) -> Loaded | None:
+  def _draw_prompt(self) -> Drawn | None:
     """Returns the initial prompt, None if the model has no prompt."""
     if self.model.prompt is None:
       return None
@@ -270,6 +289,32 @@ class _Run:
       self.backbone.name,
       self.backbone.fingerprint,
     )
+
+  def _refactored(
+    self, frozen: compiled.Leaves, trainable: compiled.Leaves
+  ) -> dict[str, Any]:
+    """Returns, and prints, what the start lost by being refactored."""
+    made = self.initial
+    assert made is not None and made.refactored is not None
+    given = made.refactored
+    params = self.model.merge(trainable, frozen)
+    params.pop("prompt")
+    errors = refactoring.errors(
+      self.model.network,
+      params,
+      given,
+      made,
+      self._sample(),
+      self.mesh,
+    )
+    rank = made.leaves["low_rank_a"].shape[1]
+    if processes.is_writer():
+      tqdm.write(
+        f"Refactored {given.name} to rank {rank}; relative errors (Frobenius): "
+        + ", ".join(f"{name} {error:.2g}" for name, error in errors.items())
+        + " (logits: of the target tokens of the first validation batch)."
+      )
+    return {"from": given.name, "rank": rank, "relative_errors": errors}
 
   def _place(self) -> tuple[compiled.Leaves, compiled.TrainState]:
     """Returns the frozen leaves and a fresh state, on the devices."""
@@ -454,26 +499,41 @@ def _fields(module: nn.Module) -> dict[str, Any]:
 
 
 def _directions(
-  optimizer: optax.GradientTransformation, paths: Sequence[str]
-) -> list[float]:
-  """Returns the direction that the optimizer takes on two fixed gradients, rounded.
+  optimizer: optax.GradientTransformation, paths: Sequence[str], steps: Sequence[int]
+) -> dict[str, Any]:
+  """Returns the directions that the optimizer takes on fixed gradients, as text.
 
-  Large parameters make a small weight decay visible; `paths` are those of the leaves,
-  which may be treated differently.
+  On two in a row; then of one value at each of the `steps`, to which its counters are
+  set, so that schedules inside it are seen. Large parameters make a small weight decay
+  visible; `paths` are those of the leaves, which may be treated differently.
   """
   parameters = dict.fromkeys(paths, jnp.asarray([[1e3, -1e3], [0.0, 1e2]]))
   state = optimizer.init(parameters)
-  directions: list[float] = []
-  for gradient in (
-    jnp.asarray([[1.0, 2.0], [-3.0, 4.0]]),
-    jnp.asarray([[0.1, 0.0]] * 2),
-  ):
-    direction, state = optimizer.update(
-      dict.fromkeys(paths, gradient), state, parameters
+  first, second = [[1.0, 2.0], [-3.0, 4.0]], [[0.1, 0.0], [0.1, 0.0]]
+
+  def follow(gradient: list[list[float]], state: Any) -> tuple[Any, Any]:
+    gradients = dict.fromkeys(paths, jnp.asarray(gradient))
+    return jax.device_get(optimizer.update(gradients, state, parameters))
+
+  def at(step: int) -> Any:
+    return jax.tree.map(
+      lambda leaf: np.full_like(leaf, step) if _counts(leaf) else leaf, state
     )
-    for path in paths:
-      directions.extend(float(f"{x:.4g}") for x in np.ravel(direction[path]))
-  return directions
+
+  one, state = follow(first, state)
+  two, state = follow(second, state)
+  later = [follow(first, at(step))[0] for step in steps]
+  values = {
+    path: [*one[path].flat, *two[path].flat, *(taken[path].flat[0] for taken in later)]
+    for path in paths
+  }
+  return identity.unflatten(
+    {path: " ".join(f"{x:.4g}" for x in taken) for path, taken in values.items()}
+  )
+
+
+def _counts(leaf: np.ndarray) -> bool:
+  return leaf.shape == () and np.issubdtype(leaf.dtype, np.integer)
 
 
 def _chunks(first: int, total: int, periods: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -1,0 +1,59 @@
+"""What a folded prompt loses where training goes on from it (methods.md, 3, point 8)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from tpv_jax import partitioning
+from tpv_jax.backbone.network import Transformer
+from tpv_jax.data.batches import Features
+from tpv_jax.prompts import equations
+from tpv_jax.runner import processes
+from tpv_jax.vectors import algebra
+from tpv_jax.vectors.algebra import Loaded
+
+
+def errors(
+  network: Transformer,
+  backbone: Mapping[str, Any],
+  given: Loaded,
+  made: Loaded,
+  batch: Features,
+  mesh: Mesh,
+) -> dict[str, float]:
+  """Returns the relative errors, in Frobenius' norm, of prompt, delta and logits.
+
+  Args:
+    network: the backbone's.
+    backbone: its nested parameters, on the devices.
+    given: the folded prompt.
+    made: the parameters that it was refactored to.
+    batch: of the logits, which are those of its target tokens, padding left out.
+    mesh: of the devices.
+  """
+
+  def logits(folded: dict[str, Any], backbone: Any, batch: Any) -> Any:
+    return network.apply(
+      {"params": backbone},
+      batch["encoder_input_tokens"],
+      batch["decoder_input_tokens"],
+      batch["decoder_target_tokens"],
+      **folded,
+    )
+
+  compute = jax.jit(logits, out_shardings=partitioning.replicated(mesh))
+  placed = processes.put_all(batch, partitioning.batch_sharding(mesh))
+  folded = algebra.fold(made).leaves
+  target = batch["decoder_loss_weights"] > 0
+  ours, exact = (
+    np.asarray(compute(dict(leaves), backbone, placed))[target]
+    for leaves in (folded, given.leaves)
+  )
+  return {
+    "prompt": equations.relative_error(folded["prompt"], given.leaves["prompt"]),
+    "delta": equations.relative_error(folded["delta"], given.leaves["delta"]),
+    "logits": equations.relative_error(ours, exact),
+  }
