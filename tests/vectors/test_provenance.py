@@ -34,6 +34,56 @@ def test_json_text_gives_back_every_field(fields, terms):
   assert Provenance.from_json(json.loads(text)) == one
 
 
+def test_parameters_of_ept_come_back_with_their_alpha_and_folded_origin():
+  one = Provenance(
+    kind="vector",
+    method="ept",
+    space="factor",
+    alpha=8.0,
+    initial_digest="0" * 64,
+    initial_folded_digest="1" * 64,
+  )
+  text = provenance.canonical_json(one.to_json())
+  assert '"alpha":8.0' in text
+  assert Provenance.from_json(json.loads(text)) == one
+
+
+def test_files_from_before_there_were_spaces_are_of_the_effective_one():
+  content = Provenance(kind="vector", initial_digest="0" * 64).to_json()
+  for name in ("space", "alpha", "initial_folded_digest"):
+    del content[name]
+  known = Provenance.from_json(content)
+  assert (known.space, known.alpha, known.initial_folded_digest) == (
+    "effective",
+    None,
+    None,
+  )
+
+
+@pytest.mark.parametrize(
+  ("fields", "reason"),
+  [
+    ({"space": "low-rank"}, "neither 'effective' nor 'factor'"),
+    ({"alpha": 8.0}, "has no alpha"),
+    ({"initial_folded_digest": "1" * 64}, "has no alpha"),
+    ({"space": "factor", "mixed_origins": ("0" * 64,)}, "of one origin"),
+    (
+      {
+        "space": "factor",
+        "initial_digest": "0" * 64,
+        "applied_to_digest": "1" * 64,
+      },
+      "of one origin",
+    ),
+    ({"space": "factor", "kind": "vector"}, "states its initial parameters"),
+    ({"space": "factor", "alpha": math.inf}, "alpha is inf"),
+  ],
+)
+def test_what_a_space_cannot_have_is_refused(fields, reason):
+  with pytest.raises(ValueError, match=reason):
+    Provenance(**{"kind": "prompt"} | fields)
+
+
 def test_mixed_origins_come_back_too():
   one = Provenance(kind="vector", mixed_origins=("0" * 64, "1" * 64))
   assert Provenance.from_json(one.to_json()) == one
@@ -49,6 +99,8 @@ def test_what_is_not_known_is_none():
     "applied_to_digest",
     "applied_to_seed",
     "steps",
+    "alpha",
+    "initial_folded_digest",
   }
 
 
@@ -74,6 +126,9 @@ def test_what_is_not_known_is_none():
     {"notes": [1]},
     {"notes": "note"},
     {"colour": "red"},
+    {"space": None},
+    {"alpha": "8"},
+    {"initial_folded_digest": 1},
   ],
 )
 def test_json_that_cannot_be_ours_is_refused(change):

@@ -5,11 +5,19 @@ and their error bounds are in `arithmetic`; the definitions are those of the TPV
 (arXiv 2408.01119), with P_i an initial prompt, P_t the prompt tuned from it on task t,
 and v_t = P_t - P_i its vector. The terms of a prompt or vector are data: they are
 scaled and added with the values, so negating v_a + v_b negates both.
+
+What an EPT or DePT prompt does is not linear in its parameters, (a1 + a2)(b1 + b2) is
+not a1 b1 + a2 b2, so a vector lives in one of two spaces (methods.md, section 4), which
+are never mixed. 'effective': differences of what the prompts do, their folded `prompt`
+and `delta`; parameters are folded on the way in. 'factor': leaf-wise differences of the
+parameters, which mean something on the initial parameters that they start from only, so
+here no origin is mixed or crossed. A plain prompt is its own folded form.
 """
 
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -19,6 +27,7 @@ from tpv_jax.errors import UserError
 from tpv_jax.prompts import equations
 from tpv_jax.vectors import arithmetic
 from tpv_jax.vectors.provenance import (
+  SPACES,
   Provenance,
   Term,
   describe_terms,
@@ -45,20 +54,24 @@ def fold(prompt: Loaded) -> Loaded:
   Raises:
     UserError: a vector was given, or a prompt whose alpha is unknown.
   """
+  _require("prompt", prompt, "Apply it to an initial prompt and fold that (tpv apply).")
   known = prompt.provenance
   if known.space == "effective":
     return prompt
-  _require("prompt", prompt, "A difference of parameters cannot be folded.")
   if known.alpha is None:
     raise UserError(
-      f"'{prompt.name}' holds parameters of a DePT or EPT prompt and does not state "
-      "their alpha, so what they do is unknown. Give its run folder."
+      f"'{prompt.name}' holds the parameters of a DePT or EPT prompt and does not state "
+      "their alpha, so what they do is unknown. Give its run folder, or state it: tpv "
+      f"fold {prompt.name} --alpha 8 -o FOLDED.safetensors."
     )
+  digest = known.initial_folded_digest
   provenance = dataclasses.replace(
     known,
     space="effective",
     alpha=None,
-    initial_digest=known.initial_folded_digest,
+    initial_digest=digest,
+    # Parameters are applied to no others than their own initial ones.
+    applied_to_digest=None if known.applied_to_digest is None else digest,
     initial_folded_digest=None,
   )
   folded = equations.fold_exactly(prompt.leaves, known.alpha)
@@ -70,11 +83,13 @@ def diff(
   initial: Loaded,
   allow_mixed_origin: bool = False,
   task: str | None = None,
+  space: str = "effective",
 ) -> Loaded:
   """Returns the vector tuned - initial, with the terms of `tuned`.
 
   Applied to `initial` again it gives the values of `tuned` within
-  U (|tuned| + |tuned - initial|) (1 + 2^-20) + 2^-149, U = 2^-24.
+  U (|tuned| + |tuned - initial|) (1 + 2^-20) + 2^-149, U = 2^-24 (of folded values in
+  the effective space).
 
   What `tuned` does not know of its origin is taken from `initial`, on the user's word,
   and noted; the backbone is known only where both state the same.
@@ -85,19 +100,24 @@ def diff(
     allow_mixed_origin: also take the difference from another prompt; it then holds the
       difference of the two initial prompts as well, and says so.
     task: the name of the one task, for a checkpoint that does not state it.
+    space: 'effective' (both are folded first) or 'factor' (both are parameters); of
+      plain prompts the same, and then the vector's space is 'effective'.
 
   Raises:
-    UserError: a vector was given, the backbones or shapes differ, `tuned` was tuned
-      from another prompt, or it states another task than `task`.
+    UserError: a vector was given, the backbones, methods or shapes differ, `tuned` was
+      tuned from another prompt, or it states another task than `task`. In the factor
+      space: a folded prompt was given, alphas differ, or the origin would be mixed.
   """
+  if space not in SPACES:
+    raise UserError(f"There is no space '{space}'. Choose one of {', '.join(SPACES)}.")
   _require("prompt", tuned, f"It is a difference already: use '{tuned.name}' as it is.")
   _require("prompt", initial, "Give the initial prompt of the run.")
-  arithmetic.refuse_unequal(
-    tuned.leaves, initial.leaves, f"'{tuned.name}'", f"'{initial.name}'"
-  )
   _refuse_other_method([tuned, initial])
+  tuned, _ = _in_space(tuned, space)
+  initial, start = _in_space(initial, space)
+  _refuse_unequal([tuned, initial])
+  _refuse_other_alpha([tuned, initial])
   fingerprint, notes = _common_backbone([tuned, initial], allow_unknown=True)
-  start = identity.prompt_digest(initial.leaves)
   mine, other = tuned.provenance, initial.provenance
   terms, mixed = _named(tuned, task), mine.mixed_origins
   digest: str | None = start
@@ -109,19 +129,16 @@ def diff(
       f"that it was tuned from the initial prompt {start[:12]} is the user's word",
     )
   elif mine.base_digest != start:
-    if not allow_mixed_origin:
-      raise UserError(
-        f"Cannot subtract '{initial.name}' from '{tuned.name}': the latter was tuned "
-        f"from the initial prompt {mine.base_digest[:12]}…, and the former is "
-        f"{start[:12]}…. Give the prompt that it was tuned from, or pass "
-        "--allow-mixed-origin. (To subtract one task from another, use 'tpv sum V1 V2 "
-        "-w 1 -1'.)"
-      )
+    if mine.space == "factor" or not allow_mixed_origin:
+      raise UserError(_other_initial(tuned, initial, start))
     terms = merge_terms([*terms, *scale_terms(other.terms, -1.0)])
     mixed, digest, seed = tuple(sorted({mine.base_digest, start})), None, None
     notes += ("it holds the difference of two initial prompts (--allow-mixed-origin)",)
   elif mine.applied_to_digest is not None:
     digest, seed = mine.initial_digest, mine.initial_seed
+  folded_digest = None
+  if mine.space == "factor" and mine.alpha is not None:
+    _, folded_digest = _in_space(initial, "effective")
   provenance = dataclasses.replace(
     mine,
     kind="vector",
@@ -133,6 +150,7 @@ def diff(
     applied_to_digest=None,
     applied_to_seed=None,
     mixed_origins=mixed,
+    initial_folded_digest=folded_digest,
     notes=_union(mine.notes, notes),
   )
   return Loaded(
@@ -185,8 +203,9 @@ def sum_vectors(
     allow_unknown_backbone: also add vectors whose backbone is unknown, which is noted.
 
   Raises:
-    UserError: a prompt was given; shapes, methods, backbones or initial prompts differ,
-      or cannot be shown to be the same; the weights do not fit.
+    UserError: a prompt was given; shapes, methods, spaces, backbones or initial prompts
+      differ, or cannot be shown to be the same; the weights do not fit. In the factor
+      space initial prompts that differ are refused whatever the user says.
   """
   if not vectors:
     raise UserError("There is nothing to add. Give at least one vector.")
@@ -199,10 +218,9 @@ def sum_vectors(
   for vector, weight in zip(vectors, weights, strict=True):
     _require_vector(vector)
     _refuse_not_finite(weight)
-    arithmetic.refuse_unequal(
-      vectors[0].leaves, vector.leaves, f"'{vectors[0].name}'", f"'{vector.name}'"
-    )
   _refuse_other_method(vectors)
+  _refuse_other_space(vectors)
+  _refuse_unequal(vectors)
   fingerprint, backbone_notes = _common_backbone(vectors, allow_unknown_backbone)
   digest, mixed, origin_notes = _common_origin(vectors, allow_mixed_origin)
   known = [vector.provenance for vector in vectors]
@@ -220,6 +238,9 @@ def sum_vectors(
     mixed_origins=mixed,
     steps=_agreed([one.steps for one in known]),
     method=known[0].method,
+    space=known[0].space,
+    alpha=known[0].alpha,
+    initial_folded_digest=_agreed([one.initial_folded_digest for one in known]),
     versions=dict(
       sorted(set.intersection(*(set(one.versions.items()) for one in known)))
     ),
@@ -255,26 +276,38 @@ def apply(
 ) -> Loaded:
   """Returns the prompt initial + coefficient * vector; bound in `arithmetic.linear`.
 
-  Another initial prompt than the vector's own is always allowed (the cross-origin test)
-  and recorded: `provenance.cross_origin`. The terms are relative to the prompt that it
-  was applied to, which `applied_to_digest` names.
+  The prompt is of the vector's space: a vector of the effective space is added to what
+  the initial prompt does, which gives a folded prompt, and one of the factor space to its
+  own initial parameters, which gives parameters.
+
+  In the effective space another initial prompt than the vector's own is always allowed
+  (the cross-origin test) and recorded: `provenance.cross_origin`. The terms are relative
+  to the prompt that it was applied to, which `applied_to_digest` names.
 
   Raises:
     UserError: `vector` is a prompt or `initial` a vector; shapes, methods or backbones
-      differ, or the backbones cannot be shown to be the same; a value is not finite.
+      differ, or the backbones cannot be shown to be the same; a value is not finite. In
+      the factor space: `initial` is folded, or not the parameters that the vector was
+      taken from.
   """
   _require_vector(vector)
   _require(
     "prompt", initial, "Give an initial prompt, or a run folder, which means its."
   )
   _refuse_not_finite(coefficient)
-  arithmetic.refuse_unequal(
-    vector.leaves, initial.leaves, f"'{vector.name}'", f"'{initial.name}'"
-  )
   _refuse_other_method([vector, initial])
+  initial, start = _in_space(initial, vector.provenance.space)
+  _refuse_unequal([vector, initial])
+  _refuse_other_alpha([vector, initial])
   fingerprint, notes = _common_backbone([vector, initial], allow_unknown_backbone)
-  start = identity.prompt_digest(initial.leaves)
   mine, other = vector.provenance, initial.provenance
+  if mine.space == "factor" and mine.initial_digest != start:
+    raise UserError(
+      f"Cannot apply '{vector.name}' to '{initial.name}': a vector of the factor space "
+      "means something on the initial parameters only that it was taken from (digest "
+      f"{_origin(vector)}), and these are {start[:12]}…. Give those, or use a vector of "
+      "the effective space, which goes on any initial prompt."
+    )
   if other.terms:
     notes += (
       f"the prompt that it was applied to, {start[:12]}, has the terms: "
@@ -297,17 +330,20 @@ def apply(
 def cosine(items: Sequence[Loaded]) -> Float64[np.ndarray, "N N"]:
   """Returns the cosine of every pair; bound in `arithmetic.cosine`.
 
-  Symmetric, with a diagonal of exactly 1. Vectors and prompts may be compared.
+  Symmetric, with a diagonal of exactly 1. Vectors and prompts may be compared. Prompts
+  are folded first, for many parameters may do one thing; vectors of the factor space are
+  compared among themselves only.
 
   Raises:
-    UserError: shapes or known backbones differ, or one is all zeros.
+    UserError: shapes, spaces or known backbones differ, one is all zeros, or the alpha of
+      a DePT or EPT prompt is unknown.
   """
   if not items:
     raise UserError("There is nothing to compare. Give at least one prompt or vector.")
+  items = [fold(item) if item.provenance.kind == "prompt" else item for item in items]
+  _refuse_other_space(items)
+  _refuse_unequal(items)
   for item in items:
-    arithmetic.refuse_unequal(
-      items[0].leaves, item.leaves, f"'{items[0].name}'", f"'{item.name}'"
-    )
     if not any(leaf.any() for leaf in item.leaves.values()):
       raise UserError(f"'{item.name}' is all zeros and has no direction. Leave it out.")
   _common_backbone(items, allow_unknown=True)
@@ -339,6 +375,75 @@ def _require(kind: str, item: Loaded, advice: str) -> None:
       raise UserError(
         f"'{item.name}' holds NaN or infinity in its leaf '{name}'. Go back to a "
         "checkpoint from before training diverged."
+      )
+
+
+def _in_space(prompt: Loaded, space: str) -> tuple[Loaded, str]:
+  """Returns the prompt in this space, and its digest there.
+
+  What a run's initial parameters fold to has the digest that the run stated: on another
+  machine a last bit may be rounded otherwise.
+  """
+  known = prompt.provenance
+  if space == known.space:
+    return prompt, identity.prompt_digest(prompt.leaves)
+  if space == "effective":
+    folded = fold(prompt)
+    stated = known.initial_folded_digest
+    if stated and identity.prompt_digest(prompt.leaves) == known.initial_digest:
+      return folded, stated
+    return folded, identity.prompt_digest(folded.leaves)
+  if known.method == "plain":
+    return prompt, identity.prompt_digest(prompt.leaves)
+  raise UserError(
+    f"'{prompt.name}' is folded, and in the factor space the parameters of a DePT or EPT "
+    "prompt are due. Give its run folder or a checkpoint, or stay in the effective space "
+    "(tpv diff without --space factor)."
+  )
+
+
+def _refuse_unequal(items: Sequence[Loaded]) -> None:
+  for item in items[1:]:
+    arithmetic.refuse_unequal(
+      items[0].leaves, item.leaves, f"'{items[0].name}'", f"'{item.name}'"
+    )
+
+
+def _refuse_other_space(items: Sequence[Loaded]) -> None:
+  """Raises `UserError` unless all are of one space and, for factors, of one origin."""
+  first = items[0]
+  for item in items[1:]:
+    if item.provenance.space != first.provenance.space:
+      raise UserError(
+        f"Cannot combine '{first.name}' and '{item.name}': one is of the "
+        f"{first.provenance.space} space, the other of the {item.provenance.space} space,"
+        " and sums of factors are not sums of what they do. Make both in one space (tpv "
+        "diff, with or without --space factor)."
+      )
+    factors = item.provenance.space == "factor"
+    if factors and item.provenance.initial_digest != first.provenance.initial_digest:
+      raise UserError(
+        f"Cannot combine '{first.name}' and '{item.name}': they are differences from "
+        f"different initial parameters (digest {_origin(first)}, {_origin(item)}), whose "
+        "factors have nothing in common. Make both in the effective space (tpv diff "
+        "without --space factor)."
+      )
+  _refuse_other_alpha(items)
+
+
+def _refuse_other_alpha(items: Sequence[Loaded]) -> None:
+  for item in items[1:]:
+    alphas = [one.provenance.alpha for one in (items[0], item)]
+    if alphas[0] != alphas[1]:
+      stated = ", ".join("unknown" if one is None else f"{one:g}" for one in alphas)
+      raise UserError(
+        f"Cannot combine '{items[0].name}' and '{item.name}': their alphas differ "
+        f"({stated}), so equal parameters mean different updates. "
+        + (
+          "State the unknown one: tpv diff --alpha."
+          if None in alphas
+          else "Stay in the effective space (tpv diff without --space factor)."
+        )
       )
 
 
@@ -407,6 +512,23 @@ def _common_origin(
   return None, tuple(sorted(mixed)), tuple(notes)
 
 
+def _other_initial(tuned: Loaded, initial: Loaded, start: str) -> str:
+  problem = (
+    f"Cannot subtract '{initial.name}' from '{tuned.name}': the latter was tuned from the "
+    f"initial prompt {str(tuned.provenance.base_digest)[:12]}…, and the former is "
+    f"{start[:12]}…."
+  )
+  if tuned.provenance.space == "factor":
+    return (
+      f"{problem} In the factor space there is no difference from another one: give the "
+      "prompt that it was tuned from, or leave out --space factor."
+    )
+  return (
+    f"{problem} Give the prompt that it was tuned from, or pass --allow-mixed-origin. (To "
+    "subtract one task from another, use 'tpv sum V1 V2 -w 1 -1'.)"
+  )
+
+
 def _origins_differ(vectors: Sequence[Loaded]) -> str:
   first = vectors[0]
   for other in vectors[1:]:
@@ -462,7 +584,7 @@ def _named(tuned: Loaded, task: str | None) -> tuple[Term, ...]:
   return terms
 
 
-def _agreed(values: Sequence[int | None]) -> int | None:
+def _agreed(values: Sequence[Any]) -> Any:
   """Returns the value that all share, None if they differ."""
   return values[0] if len(set(values)) == 1 else None
 

@@ -30,7 +30,10 @@ def subtract(minuend: Leaves, subtrahend: Leaves) -> dict[str, np.ndarray]:
   """
   refuse_unequal(minuend, subtrahend)
   with np.errstate(over="ignore"):
-    return _finite({name: minuend[name] - subtrahend[name] for name in sorted(minuend)})
+    return _finite(
+      # A difference of arrays without axes is no array.
+      {name: np.asarray(minuend[name] - subtrahend[name]) for name in sorted(minuend)}
+    )
 
 
 def scale(leaves: Leaves, factor: float) -> dict[str, np.ndarray]:
@@ -73,7 +76,7 @@ def linear(
           for addend, coefficient in zip(addends, coefficients, strict=True)
         ]
       )
-      results[name] = _ordered_sum(products).astype(np.float32)
+      results[name] = np.asarray(_ordered_sum(products), np.float32)
   return _finite(results)
 
 
@@ -123,7 +126,9 @@ def refuse_unequal(
       )
 
 
-def _ordered_sum(products: Float64[np.ndarray, "N *shape"]) -> np.ndarray:
+def _ordered_sum(
+  products: Float64[np.ndarray, "N *shape"],
+) -> np.ndarray | np.floating:
   """Returns the sum over the first axis, which no permutation of it can change."""
   if len(products) > 2:
     products.sort(axis=0)

@@ -97,6 +97,18 @@ class Provenance:
         raise ValueError(f"{digest!r} is not a SHA-256 in 64 hex digits")
     if self.mixed_origins and self.initial_digest is not None:
       raise ValueError("a mixed origin and one initial prompt exclude each other")
+    if self.space == "factor":
+      if self.mixed_origins or self.applied_to_digest not in (
+        None,
+        self.initial_digest,
+      ):
+        raise ValueError("parameters are of one origin, in the factor space")
+      if self.kind == "vector" and self.initial_digest is None:
+        raise ValueError("a vector of the factor space states its initial parameters")
+    elif (self.alpha, self.initial_folded_digest) != (None, None):
+      raise ValueError("what is folded, in the effective space, has no alpha")
+    if self.alpha is not None and not math.isfinite(self.alpha):
+      raise ValueError(f"alpha is {self.alpha}")
 
   @property
   def base_digest(self) -> str | None:
