@@ -54,7 +54,7 @@ class _Parts:
     self.initializer = restoring.Initializer(
       optimizer_def=self.model.optimizer_def,
       init_fn=self.model.get_initial_variables,
-      input_shapes={},
+      input_shapes=settings.pop("input_shapes", {}),
       partitioner=self.partitioner,
       backbone=str(backbone or tiny_file),
       model_dir=self.model_dir,

@@ -321,6 +321,19 @@ def test_a_run_with_a_prompt_of_another_form_is_refused_before_anything_is_loade
     under_t5x(tmp_path / "run", model=other)
 
 
+def test_sources_that_ept_has_no_update_for_are_refused_before_anything_is_written(
+  tiny, under_t5x, tmp_path
+):
+  model, run = with_prompt(tiny, MODULES["ept"]), tmp_path / "run"
+  shapes = {
+    name: (*leaf.shape[:1], 9) if name.startswith("encoder") else leaf.shape
+    for name, leaf in tiny.data().batch_at(0).items()
+  }
+  with pytest.raises(UserError, match=r"9 tokens, and the prompt updates only.* 8"):
+    under_t5x(run, model=model, input_shapes=shapes)
+  assert not run.exists()
+
+
 def test_a_run_is_not_continued_on_another_backbone(tiny, under_t5x, tmp_path):
   parts = under_t5x(tmp_path / "run")
   manager = parts.manager()

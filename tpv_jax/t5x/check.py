@@ -1,8 +1,9 @@
 """`make t5x-check`: trains, kills, resumes, evaluates and infers under real T5X.
 
-Each step is a command as a user gives it, in a process of its own, on simulated CPU
-devices. What came out is written as a transcript; a step that fails, or numbers that
-should be equal and are not, end it with exit code 1. T5X is not imported here.
+All of it with a plain prompt and with EPT. Each step is a command as a user gives it,
+in a process of its own, on simulated CPU devices. What came out is written as a
+transcript; a step that fails, or numbers that should be equal and are not, end it with
+exit code 1. T5X is not imported here.
 """
 
 import argparse
@@ -25,13 +26,22 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tpv_jax import files
+from tpv_jax import files, identity
 from tpv_jax.errors import UserError, run_command
 from tpv_jax.vectors import sources
 
 TASK = "sentiment"
 STEPS = 100
 PERIOD = 25
+PROMPTS = {
+  "plain": (),
+  "ept": (
+    "--gin_file=gin_configs/prompts/ept.gin",
+    *("--gin.PROMPT_LENGTH=32", "--gin.SHORT_LENGTH=8", "--gin.SOURCE_LENGTH=24"),
+  ),
+}
+"""What chooses the prompt, after the embedded run files, which have a plain one."""
+
 WORK = "WORK"
 """How the transcript names the temporary folder."""
 
@@ -128,10 +138,19 @@ def main(argv: Sequence[str] | None = None) -> int:
       try:
         _header(check)
         for devices in options.devices:
-          _on(check, devices, others=devices == options.devices[0])
+          check.say("", f"## {devices} device{'s' if devices > 1 else ''}")
+          for prompt in PROMPTS:
+            part = Part(check, devices, prompt)
+            _train_and_resume(part)
+            score = _evaluate_and_infer(part)
+            if devices == options.devices[0]:
+              _other_runner(part, score)
+              _vectors(part)
+              if prompt == "ept":
+                _folded(part, score)
         if not options.one_process:
           _two_processes(check)
-        _bad_input(check)
+        _bad_input(check, options.devices[0])
       except Failed as failure:
         check.say("```", f"**The check failed: {failure}**")
         return 1
@@ -158,7 +177,9 @@ def _header(check: Check) -> None:
     f"commit {_git('rev-parse', 'HEAD')}",
     *(f"- {name}: commit {commit}" for name, commit in _commits(check.t5x)),
     "- " + ", ".join(f"{name} {version}" for name, version in versions.items()),
-    f"- backbone: embedded; task: {TASK}; {STEPS} steps of 16 examples, prompt of 8",
+    f"- backbone: embedded; task: {TASK}; {STEPS} steps of 16 examples",
+    "- plain: a prompt of 8 tokens; ept: 8 short-prompt tokens, with all parts, at the",
+    "  budget of 32 plain ones",
   )
 
 
@@ -193,68 +214,102 @@ def _git(*arguments: str, folder: pathlib.Path | None = None) -> str:
   return done.stdout.strip() or "unknown"
 
 
-def _on(check: Check, devices: int, others: bool) -> None:
-  """T5X on that many devices, several of them 2-way model-parallel too.
+@dataclasses.dataclass
+class Part:
+  """The commands that are run with one of `PROMPTS` on some devices.
 
-  With `others`, also what the standalone runner and `tpv` make of it.
+  On several devices each parameter is cut in two, and each batch in two micro-batches.
   """
-  work = check.work / f"on_{devices}"
-  work.mkdir()
-  parallel = "2" if devices > 1 else "1"
-  check.say("", f"## {devices} device{'s' if devices > 1 else ''}", "")
 
-  def train(name: str) -> list[str]:
+  check: Check
+  devices: int
+  prompt: str
+
+  def __post_init__(self) -> None:
+    self.work = self.check.work / f"{self.prompt}_on_{self.devices}"
+    self.work.mkdir()
+    self.parallel = f"--gin.MODEL_PARALLEL={2 if self.devices > 1 else 1}"
+
+  def title(self, text: str) -> None:
+    self.check.say("", f"### {text} ({self.prompt})", "")
+
+  def run(self, *arguments: Any) -> str:
+    return self.check.run(list(map(str, arguments)), self.devices)
+
+  def train(self, name: str) -> list[str]:
+    """Returns the arguments that train with T5X in the folder `name`."""
     return [
       *("-m", "t5x.train", "--gin_file=gin_configs/t5x/train_embedded.gin"),
+      *PROMPTS[self.prompt],
       f"--gin.TASK_NAME='{TASK}'",
-      f"--gin.MODEL_DIR='{work / name}'",
+      f"--gin.MODEL_DIR='{self.work / name}'",
       f"--gin.TRAIN_STEPS={STEPS}",
       f"--gin.EVAL_PERIOD={PERIOD}",
-      f"--gin.MODEL_PARALLEL={parallel}",
-      *(["--gin.MICROBATCHES=2"] if devices > 1 else []),
+      self.parallel,
+      *(["--gin.MICROBATCHES=2"] if self.devices > 1 else []),
     ]
 
-  check.say("### Train", "")
-  _losses(check, check.run(train("whole"), devices))
-  whole = _digests(check, work / "whole")
+  def evaluate(self, output: str, *subject: str) -> float:
+    """Returns the exact match that `t5x.eval` finds for a subject (gin bindings)."""
+    self.run(
+      *("-m", "t5x.eval", "--gin_file=gin_configs/t5x/eval_embedded.gin"),
+      *(f"--gin.TASK_NAME='{TASK}'", *subject),
+      f"--gin.OUTPUT_DIR='{self.work / output}'",
+      self.parallel,
+    )
+    (path,) = (self.work / output / "inference_eval").glob("*-metrics.jsonl")
+    line = path.read_text().strip()
+    self.check.say(line, "```")
+    return json.loads(line)["exact_match"]
 
-  check.say("", "### Train, kill, resume", "")
-  middle = work / "killed" / f"checkpoint_{STEPS // 2}" / "commit_success.txt"
-  check.run_until(train("killed"), middle, devices)
-  _losses(check, check.run(train("killed"), devices))
-  resumed = _digests(check, work / "killed")
+  def evaluate_own(self, output: str, *subject: str) -> float:
+    """Returns the exact match that `tpv_jax.eval` finds for a subject."""
+    path = self.work / f"{output}.json"
+    self.run(
+      *("-m", "tpv_jax.eval", "--gin_file=gin_configs/runs/eval_embedded.gin"),
+      *(f"--gin.TASK_NAMES=['{TASK}']", *subject, f"--gin.OUTPUT='{path}'"),
+    )
+    score = json.loads(path.read_text())["results"][0]["exact_match"]
+    self.check.say(f"exact_match {score}", "```")
+    return score
+
+  def tpv(self, *arguments: Any) -> None:
+    text = self.run("-m", "tpv_jax.vectors.cli", *arguments)
+    self.check.say(*text.strip().splitlines(), "```")
+
+  def path(self, name: str) -> str:
+    """Returns the binding that makes a folder or file of this part the subject."""
+    return f"--gin.PROMPT_PATH='{self.work / name}'"
+
+
+def _train_and_resume(part: Part) -> None:
+  """An unbroken run, and one that is killed and resumed."""
+  check = part.check
+  part.title("Train")
+  _losses(check, part.run(*part.train("whole")))
+  whole = _digests(check, part.work / "whole")
+  part.title("Train, kill, resume")
+  middle = part.work / "killed" / f"checkpoint_{STEPS // 2}" / "commit_success.txt"
+  check.run_until(part.train("killed"), middle, part.devices)
+  _losses(check, part.run(*part.train("killed")))
+  resumed = _digests(check, part.work / "killed")
   check.must(
     "the killed and resumed run ends with the bits of the other", resumed == whole
   )
 
-  check.say("", "### Evaluate and infer", "")
 
-  def evaluate(prompt: Sequence[str], output: str) -> float:
-    check.run(
-      [
-        *("-m", "t5x.eval", "--gin_file=gin_configs/t5x/eval_embedded.gin"),
-        *(f"--gin.TASK_NAME='{TASK}'", *prompt),
-        f"--gin.OUTPUT_DIR='{work / output}'",
-        f"--gin.MODEL_PARALLEL={parallel}",
-      ],
-      devices,
-    )
-    (path,) = (work / output / "inference_eval").glob("*-metrics.jsonl")
-    line = path.read_text().strip()
-    check.say(line, "```")
-    return json.loads(line)["exact_match"]
-
-  by_t5x = evaluate([f"--gin.PROMPT_PATH='{work / 'whole'}'"], "eval")
-  check.run(
-    [
-      *("-m", "t5x.infer", "--gin_file=gin_configs/t5x/infer_embedded.gin"),
-      *(f"--gin.TASK_NAME='{TASK}'", f"--gin.PROMPT_PATH='{work / 'whole'}'"),
-      f"--gin.OUTPUT_DIR='{work / 'infer'}'",
-      f"--gin.MODEL_PARALLEL={parallel}",
-    ],
-    devices,
+def _evaluate_and_infer(part: Part) -> float:
+  """Both with the unbroken run's prompt, folded; returns its exact match."""
+  check = part.check
+  part.title("Evaluate and infer")
+  score = part.evaluate("eval", part.path("whole"))
+  part.run(
+    *("-m", "t5x.infer", "--gin_file=gin_configs/t5x/infer_embedded.gin"),
+    *(f"--gin.TASK_NAME='{TASK}'", part.path("whole")),
+    f"--gin.OUTPUT_DIR='{part.work / 'infer'}'",
+    part.parallel,
   )
-  (path,) = (work / "infer").glob("*-predict.jsonl-00000-of-00001")
+  (path,) = (part.work / "infer").glob("*-predict.jsonl-00000-of-00001")
   rows = [json.loads(line) for line in path.read_text().splitlines()]
   right = sum(
     row["prediction"] == row["inputs"]["targets_pretokenized"] for row in rows
@@ -264,56 +319,68 @@ def _on(check: Check, devices: int, others: bool) -> None:
     "first: " + json.dumps(rows[0]),
     "```",
   )
-  check.must("inference and evaluation find as many right", right / len(rows) == by_t5x)
+  check.must("inference and evaluation find as many right", right / len(rows) == score)
+  return score
 
-  if not others:
-    return
-  check.say("", "### The other runner, and tpv", "")
-  by_own = _own_eval(check, work / "whole", work / "eval.json", devices)
-  check.must("tpv_jax.eval gives T5X's prompt the same score", by_own == by_t5x)
-  check.run(
-    [
-      *("-m", "tpv_jax.train", "--gin_file=gin_configs/runs/embedded.gin"),
-      *(f"--gin.TASK_NAME='{TASK}'", f"--gin.RUN_DIR='{work / 'own'}'"),
-      f"--gin.TRAIN_STEPS={STEPS}",
-    ],
-    devices,
+
+def _other_runner(part: Part, score: float) -> None:
+  """The standalone runner: evaluates T5X's prompt, and trains one that T5X evaluates."""
+  check = part.check
+  part.title("The other runner")
+  by_own = part.evaluate_own("eval_whole", part.path("whole"))
+  check.must("tpv_jax.eval gives T5X's prompt the same score", by_own == score)
+  part.run(
+    *("-m", "tpv_jax.train", "--gin_file=gin_configs/runs/embedded.gin"),
+    *PROMPTS[part.prompt],
+    *(f"--gin.TASK_NAME='{TASK}'", f"--gin.RUN_DIR='{part.work / 'own'}'"),
+    f"--gin.TRAIN_STEPS={STEPS}",
   )
   check.say("```")
-  own_by_t5x = evaluate([f"--gin.PROMPT_PATH='{work / 'own'}'"], "eval_own")
-  own_by_own = _own_eval(check, work / "own", work / "eval_own.json", devices)
+  own_by_t5x = part.evaluate("eval_own", part.path("own"))
+  own_by_own = part.evaluate_own("eval_own", part.path("own"))
   check.must(
     "t5x.eval gives the other runner's prompt the same score", own_by_t5x == own_by_own
   )
-  starts = [sources.load(work / name, "initial") for name in ("whole", "own")]
+  starts = [sources.load(part.work / name, "initial") for name in ("whole", "own")]
   check.must(
     "both runs started from the same initial prompt on the same backbone",
     len({s.provenance.initial_digest for s in starts}) == 1
     and len({s.provenance.backbone_fingerprint for s in starts}) == 1,
   )
-  for command in (
-    ["diff", work / "whole", "-o", work / "a.safetensors"],
-    ["diff", work / "own", "-o", work / "b.safetensors"],
-    [
-      "sum",
-      work / "a.safetensors",
-      work / "b.safetensors",
-      "-o",
-      work / "s.safetensors",
-    ],
-    ["cosine", work / "a.safetensors", work / "b.safetensors"],
-  ):
-    text = check.run(["-m", "tpv_jax.vectors.cli", *map(str, command)], devices)
-    check.say(*text.strip().splitlines(), "```")
-  vector = [
-    f"--gin.VECTOR='{work / 's.safetensors'}'",
-    f"--gin.INITIAL='{work / 'whole'}'",
+
+
+def _vectors(part: Part) -> None:
+  """The vectors of both runners' prompts, added and applied."""
+  part.title("Vectors")
+  a, b, both = (part.work / f"{name}.safetensors" for name in ("a", "b", "sum"))
+  part.tpv("diff", part.work / "whole", "-o", a)
+  part.tpv("diff", part.work / "own", "-o", b)
+  part.tpv("sum", a, b, "-o", both)
+  part.tpv("cosine", a, b)
+  mean = part.evaluate(
+    "eval_sum",
+    f"--gin.VECTOR='{both}'",
+    f"--gin.INITIAL='{part.work / 'whole'}'",
     "--gin.COEFFICIENT=0.5",
-  ]
-  mean = evaluate(vector, "eval_sum")
-  check.must(
+  )
+  part.check.must(
     "half the sum of both vectors on the initial prompt does the task", mean > 0.9
   )
+
+
+def _folded(part: Part, score: float) -> None:
+  """The folded form as a file of its own."""
+  part.title("Fold")
+  path = part.work / "folded.safetensors"
+  part.tpv("fold", part.work / "whole", "-o", path)
+  used = sources.load(part.work / "eval" / "prompt.safetensors")
+  part.check.must(
+    "t5x.eval of the run used these two arrays, bit for bit",
+    identity.prompt_digest(sources.load(path).leaves)
+    == identity.prompt_digest(used.leaves),
+  )
+  folded = part.evaluate("eval_folded", part.path(path.name))
+  part.check.must("t5x.eval gives the folded file the same score", folded == score)
 
 
 def _two_processes(check: Check) -> None:
@@ -350,38 +417,29 @@ def _two_processes(check: Check) -> None:
   )
 
 
-def _own_eval(
-  check: Check, run: pathlib.Path, output: pathlib.Path, devices: int
-) -> float:
-  check.run(
-    [
-      *("-m", "tpv_jax.eval", "--gin_file=gin_configs/runs/eval_embedded.gin"),
-      *(f"--gin.TASK_NAMES=['{TASK}']", f"--gin.PROMPT_PATH='{run}'"),
-      f"--gin.OUTPUT='{output}'",
-    ],
-    devices,
-  )
-  score = json.loads(output.read_text())["results"][0]["exact_match"]
-  check.say(f"exact_match {score}", "```")
-  return score
-
-
-def _bad_input(check: Check) -> None:
-  """One clear line, before the first step."""
+def _bad_input(check: Check, first: int) -> None:
+  """One clear line, before the first step; runs on `first` devices are there."""
   check.say("", "## Bad input", "")
   train = [
     *("-m", "t5x.train", "--gin_file=gin_configs/t5x/train_embedded.gin"),
     f"--gin.TASK_NAME='{TASK}'",
   ]
-  one = f"--gin.MODEL_DIR='{check.work / 'on_1' / 'whole'}'"
+  evaluate = [
+    *("-m", "t5x.eval", "--gin_file=gin_configs/t5x/eval_embedded.gin"),
+    *(f"--gin.TASK_NAME='{TASK}'", f"--gin.OUTPUT_DIR='{check.work / 'bad'}'"),
+  ]
+  plain, ept = (check.work / f"{prompt}_on_{first}" for prompt in ("plain", "ept"))
   new = f"--gin.MODEL_DIR='{check.work / 'bad'}'"
   for arguments in (
-    [one, "--gin.PROMPT_LENGTH=9"],
-    [new, "--gin.MODEL_PARALLEL=3"],
-    [new, "--gin.BACKBONE='nothing'"],
-    [new, "--gin.TASK_NAME='sentimen'"],
+    [*train, f"--gin.MODEL_DIR='{plain / 'whole'}'", "--gin.PROMPT_LENGTH=9"],
+    [*train, f"--gin.MODEL_DIR='{ept / 'whole'}'"],
+    [*train, *PROMPTS["ept"], new, "--gin.SOURCE_LENGTH=16"],
+    [*train, new, "--gin.MODEL_PARALLEL=3"],
+    [*train, new, "--gin.BACKBONE='nothing'"],
+    [*train, new, "--gin.TASK_NAME='sentimen'"],
+    [*evaluate, f"--gin.PROMPT_PATH='{ept / 'a.safetensors'}'"],
   ):
-    text = check.run([*train, *arguments], expected_code=2)
+    text = check.run(arguments, expected_code=2)
     line = text.strip().splitlines()[-1]
     check.say(line, "```")
     check.must("it is one line", line.startswith("error: ") and "Traceback" not in text)

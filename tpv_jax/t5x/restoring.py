@@ -76,8 +76,8 @@ class Initializer(utils.TrainStateInitializer):
       dtype: in which the backbone lies on the devices.
 
     Raises:
-      UserError: the backbone does not fit the network, or the newest checkpoint in
-        `model_dir` the prompt that is trained.
+      UserError: the backbone does not fit the network, the newest checkpoint in
+        `model_dir` the prompt that is trained, or the data the model.
     """
     super().__init__(
       optimizer_def=optimizer_def,
@@ -101,6 +101,7 @@ class Initializer(utils.TrainStateInitializer):
     self._check_backbone()
     self._check_mesh()
     self._check_newest_checkpoint()
+    self._check_data(input_shapes)
     self._kept = {path for path in self._shapes if path.startswith(f"{PROMPT}/")}
     if optimizer_def is not None:
       self._kept |= set(self.model.split(self._whole.params)[0])
@@ -240,6 +241,15 @@ class Initializer(utils.TrainStateInitializer):
           f"Parameter '{path}' of shape {shape.shape} cannot be cut as {self._axes[path]} "
           f"over the mesh {dict(mesh.shape)}. Choose another MODEL_PARALLEL."
         ) from None
+
+  def _check_data(self, input_shapes: Mapping[str, Any]) -> None:
+    """Has the model say what it has against the data, before anything is written."""
+    if input_shapes:
+      batch = {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32)
+        for name, shape in input_shapes.items()
+      }
+      jax.eval_shape(self.model.eval_fn, self._whole.params, batch)
 
   def _check_newest_checkpoint(self) -> None:
     saved = orbax_io.checkpoints_in(self.model_dir) if self.model_dir else []
