@@ -1,0 +1,196 @@
+"""The compiled parts of training a bank: many prompts at once on one frozen backbone.
+
+Each prompt's loss is the mean over its own target tokens; their sum is differentiated,
+and since no prompt's loss depends on another's parameters, each gets the gradient that
+it would get alone. The optimizer is `vmap`ped over the bank, so that clipping by a
+global norm, Adafactor's factored moments, schedules and weight decay act on each prompt
+alone, and a prompt without examples in a step keeps its parameters and its state
+(methods.md, end of section 5).
+"""
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Wrapped
+from jaxtyping import Array, Float
+
+from tpv_jax import identity, partitioning
+from tpv_jax.data.batches import Features
+from tpv_jax.errors import UserError
+from tpv_jax.model import PROMPT, Batch, SoftPromptModel
+from tpv_jax.optimizers import LearningRate
+from tpv_jax.prompts.equations import Folded
+from tpv_jax.runner import processes
+from tpv_jax.runner.steps import Leaves, TrainState, descend
+
+
+@struct.dataclass
+class Sums:
+  """What the calls of one step add up to, by prompt.
+
+  Attributes:
+    gradient: of the summed losses, with respect to the folded prompts.
+    loss: [N] summed over target tokens, in nats.
+    weight: [N] target tokens.
+    hits: [N] target tokens that the arg max gets right.
+  """
+
+  gradient: Folded
+  loss: Any
+  weight: Any
+  hits: Any
+
+
+class BankSteps(NamedTuple):
+  """The compiled functions of a bank, and where what they take lies.
+
+  The state's leaves, steps included, have a leading axis: the bank.
+  """
+
+  initialise: Wrapped  # (stacked trainable leaves) -> state
+  fold: Wrapped  # (stacked trainable leaves) -> Folded, [N, S, D] and [N, M, D]
+  zeros: Wrapped  # (folded) -> sums
+  accumulate: Wrapped  # (sums, folded, frozen, call) -> sums
+  update: Wrapped  # (state, sums, rates) -> (state, report by prompt)
+  stacked: NamedSharding  # of the bank's leaves
+  frozen: Mapping[str, NamedSharding]
+  rows: NamedSharding  # of a call's features
+
+
+@functools.lru_cache(maxsize=32)
+def build(
+  model: SoftPromptModel,
+  learning_rate: LearningRate,
+  mesh: Mesh,
+  shard_bank: bool = False,
+) -> BankSteps:
+  """Returns the compiled steps; the same arguments give the same compiled functions.
+
+  Args:
+    model: with a trainable prompt; the bank's prompts all have its form.
+    learning_rate: step of a prompt, from 0, to learning rate.
+    mesh: of the devices.
+    shard_bank: cut the bank over the data axis instead of replicating it; its size must
+      be a multiple of that axis.
+
+  Raises:
+    UserError: the model has no prompt, trains something else, or has dropout.
+  """
+  prompt = model.prompt
+  parameters = partitioning.abstract_parameters(model, mesh)
+  trainable, frozen = model.split(identity.unflatten(parameters))
+  if prompt is None or any(not path.startswith(f"{PROMPT}/") for path in trainable):
+    raise UserError(
+      "A bank trains prompts on one frozen backbone. Give the model a prompt, and a "
+      f"'trainable' pattern that matches the prompt alone (now '{model.trainable}')."
+    )
+  if model.network.dropout_rate:
+    raise UserError(
+      "A bank trains without dropout: the prompts of a row would share its mask. Set "
+      "Transformer.dropout_rate to 0."
+    )
+  replicated = partitioning.replicated(mesh)
+  bank_axis = partitioning.DATA if shard_bank else None
+  stacked = NamedSharding(mesh, PartitionSpec(bank_axis))
+
+  def initialise(trainable: Leaves) -> TrainState:
+    def one(trainable: Leaves) -> TrainState:
+      return TrainState(
+        jnp.zeros((), jnp.int32), trainable, model.optimizer_def.init(trainable)
+      )
+
+    return jax.vmap(one)(trainable)
+
+  def fold(trainable: Leaves) -> Folded:
+    def one(trainable: Leaves) -> Any:
+      return prompt.apply({"params": identity.unflatten(trainable)[PROMPT]})
+
+    return jax.vmap(one)(trainable)
+
+  def zeros(folded: Folded) -> Sums:
+    none = jnp.zeros(len(folded.prompt), jnp.float32)
+    return Sums(jax.tree.map(jnp.zeros_like, folded), none, none, none)
+
+  def accumulate(sums: Sums, folded: Folded, frozen: Leaves, call: Batch) -> Sums:
+    def loss(folded: Folded) -> tuple[Float[Array, ""], tuple[Any, Any, Any]]:
+      losses, weights, metrics = model.bank_loss_sums(
+        folded, identity.unflatten(frozen), call
+      )
+      return losses.sum(), (losses, weights, metrics["accuracy"])
+
+    gradient, measured = jax.grad(loss, has_aux=True)(folded)
+    return jax.tree.map(jnp.add, sums, Sums(gradient, *measured))
+
+  def update(
+    state: TrainState, sums: Sums, rates: Float[Array, " N"]
+  ) -> tuple[TrainState, dict[str, Array]]:
+    counted = jnp.maximum(sums.weight, 1.0)
+    _, pull_back = jax.vjp(fold, state.trainable)
+    (gradients,) = pull_back(
+      jax.tree.map(lambda g: g / counted[:, None, None], sums.gradient)
+    )
+    rate = rates * jax.vmap(learning_rate)(state.step)
+    moved = jax.vmap(functools.partial(descend, model.optimizer_def))(
+      state, gradients, rate
+    )
+    active = sums.weight > 0
+    state = jax.tree.map(
+      lambda new, old: jnp.where(active.reshape(-1, *(1,) * (new.ndim - 1)), new, old),
+      moved,
+      state,
+    )
+    finite = jax.vmap(
+      lambda leaves: jnp.all(
+        jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves.values()])
+      )
+    )(state.trainable)
+    return state, {
+      "loss": sums.loss / counted,
+      "accuracy": sums.hits / counted,
+      "target_tokens": sums.weight,
+      "gradient_norm": jax.vmap(optax.tree.norm)(gradients),
+      "learning_rate": rate,
+      "finite_parameters": finite,
+    }
+
+  return BankSteps(
+    initialise=jax.jit(initialise, out_shardings=stacked),
+    # Every call reads every prompt.
+    fold=jax.jit(fold, out_shardings=replicated),
+    zeros=jax.jit(zeros, out_shardings=stacked),
+    accumulate=jax.jit(accumulate, donate_argnums=0, out_shardings=stacked),
+    update=jax.jit(update, donate_argnums=0, out_shardings=(stacked, replicated)),
+    stacked=stacked,
+    frozen={path: leaf.sharding for path, leaf in frozen.items()},
+    rows=partitioning.batch_sharding(mesh),
+  )
+
+
+def train_step(
+  steps: BankSteps,
+  state: TrainState,
+  frozen: Leaves,
+  calls: Iterable[Features],
+  rates: Float[Array, " N"],
+) -> tuple[TrainState, dict[str, Array]]:
+  """Returns the state after one step of every prompt that has examples in `calls`.
+
+  Args:
+    steps: the compiled parts.
+    state: is used up.
+    frozen: the backbone's leaves on the devices.
+    calls: packed features, see `data.packing.pack`.
+    rates: by which each prompt's learning rate is multiplied.
+  """
+  folded = steps.fold(state.trainable)
+  sums = steps.zeros(folded)
+  for call in calls:
+    placed = processes.put_all(call, steps.rows)
+    sums = steps.accumulate(sums, folded, frozen, placed)
+  return steps.update(state, sums, rates)
