@@ -13,7 +13,7 @@ from flax import linen as nn
 from flax.linen.partitioning import param_with_axes
 
 from tpv_jax import identity
-from tpv_jax.errors import UserError, at_least
+from tpv_jax.errors import UserError
 from tpv_jax.prompts import equations, plain
 from tpv_jax.prompts.equations import Folded
 from tpv_jax.prompts.initial import Start
@@ -49,20 +49,21 @@ class EPT(nn.Module):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    for name in ("length", "features", "source_length", "bottleneck"):
-      at_least(name, getattr(self, name), 1)
-    for name in ("rank", "fusion_width", "spaces"):
-      at_least(name, getattr(self, name), 0)
-    largest = min(self.source_length, self.features)
-    if self.rank > largest:
+    equations.refuse_impossible(
+      self.length,
+      self.features,
+      self.source_length,
+      self.rank,
+      self.fusion_width,
+      self.spaces,
+      self.bottleneck,
+      self.decomposition,
+    )
+    if not self.alpha > 0:
       raise UserError(
-        f"Rank {self.rank} is more than a matrix of {self.source_length} source "
-        f"positions x {self.features} features can have. Set it to at most {largest}."
-      )
-    if self.fusion_width and not self.rank:
-      raise UserError(
-        "Prompt fusion attends to the low-rank update, and rank 0 switches that off. "
-        "Give a rank, or set fusion_width to 0."
+        f"alpha is {self.alpha!r}, which would switch the low-rank update off or turn it "
+        f"round. Give a number above 0, as DePT's {equations.ALPHA:g}; rank 0 switches "
+        "it off."
       )
 
   @nn.compact

@@ -20,13 +20,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from tpv_jax.errors import UserError
+from tpv_jax.errors import UserError, at_least, near_misses
 
 Leaves = Mapping[str, Any]
 """Parameters by name, NumPy or JAX arrays."""
 
 ALPHA = 8.0
 """DePT's numerator of the low-rank update's scale."""
+
+DECOMPOSITIONS = ("svd", "dept")
+"""EPT's own decomposition of a long prompt, and DePT's start."""
 
 
 class Folded(NamedTuple):
@@ -227,6 +230,46 @@ def parameters(
   return found
 
 
+def refuse_impossible(
+  length: int,
+  features: int,
+  source_length: int,
+  rank: int,
+  fusion_width: int,
+  spaces: int,
+  bottleneck: int,
+  decomposition: str,
+) -> None:
+  """Raises `UserError` for sizes or a decomposition that no EPT prompt has."""
+  sizes = {
+    "length": length,
+    "features": features,
+    "source_length": source_length,
+    "bottleneck": bottleneck,
+  }
+  for name, size in sizes.items():
+    at_least(name, size, 1)
+  parts = {"rank": rank, "fusion_width": fusion_width, "spaces": spaces}
+  for name, size in parts.items():
+    at_least(name, size, 0)
+  if decomposition not in DECOMPOSITIONS:
+    raise UserError(
+      f"There is no decomposition '{decomposition}'. Choose 'svd' (EPT) or 'dept'."
+      f"{near_misses(decomposition, DECOMPOSITIONS)}"
+    )
+  largest = min(source_length, features)
+  if rank > largest:
+    raise UserError(
+      f"Rank {rank} is more than a matrix of {source_length} source positions x "
+      f"{features} features can have. Set it to at most {largest}."
+    )
+  if fusion_width and not rank:
+    raise UserError(
+      "Prompt fusion attends to the low-rank update, and rank 0 switches that off. "
+      "Give a rank, or set fusion_width to 0."
+    )
+
+
 def decompose(
   long_prompt: Float[np.ndarray, "P D"],
   length: int,
@@ -248,6 +291,8 @@ def decompose(
     rng: drawn from by 'dept' only.
     how: 'svd': low_rank_b = diag(Sigma[:R])^(1/2) Vt[:R] of P0 = U Sigma Vt and
       low_rank_a = 0, so the update starts in the space that the long prompt spans.
+      Where Sigma is 0 the row of Vt is taken as it is, for a row of zeros beside a
+      column of zeros would stay so (ours).
       'dept': low_rank_a uniform in +-1/sqrt(R), low_rank_b = 0 (DePT's code).
 
   Raises:
@@ -266,7 +311,7 @@ def decompose(
     bound = 1 / math.sqrt(rank)
     low_rank_a = rng.uniform(-bound, bound, (source_length, rank))
     low_rank_b = np.zeros((rank, features))
-  elif how == "svd":
+  else:
     if rank > min(total, features):
       raise UserError(
         f"Rank {rank} is more than a long prompt of shape {(total, features)} has. Set "
@@ -276,7 +321,6 @@ def decompose(
     low_rank_a = np.zeros((source_length, rank))
     low_rank_b = np.sqrt(sigma[:rank, None]) * vt[:rank]
   else:
-    raise UserError(f"There is no decomposition '{how}'. Choose 'svd' (EPT) or 'dept'.")
   leaves["low_rank_a"] = low_rank_a.astype(np.float32)
   leaves["low_rank_b"] = low_rank_b.astype(np.float32)
   return leaves
@@ -292,13 +336,10 @@ def truncate(
   low_rank_a, so that it can be learned.
   """
   u, sigma, vt = _svd(delta)
-  sigma = np.where(sigma > sigma[0] * 1e-7, sigma, 0.0)[:rank]
-  root = np.sqrt(sigma / (alpha / math.sqrt(rank)))
+  root = np.sqrt(sigma[:rank] / (alpha / math.sqrt(rank)))
   return {
     "low_rank_a": (u[:, :rank] * root).astype(np.float32),
-    "low_rank_b": (np.where(root > 0, root, 1.0)[:, None] * vt[:rank]).astype(
-      np.float32
-    ),
+    "low_rank_b": _directions(root, vt).astype(np.float32),
   }
 
 
@@ -323,9 +364,18 @@ def _svd(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns U, Sigma, Vt in fp64, the largest entry of each row of Vt positive (ours).
 
-  The sign makes the factors the same wherever they are computed, but for rounding.
+  The sign makes the factors the same wherever they are computed, but for rounding. What
+  of Sigma is rounding of an fp32 matrix is 0.
   """
   u, sigma, vt = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
+  sigma = np.where(sigma > sigma[0] * 1e-7, sigma, 0.0)
   largest = vt[np.arange(len(vt)), np.abs(vt).argmax(axis=1)]
   sign = np.where(largest < 0, -1.0, 1.0)
   return u * sign, sigma, vt * sign[:, None]
+
+
+def _directions(
+  root: Float[np.ndarray, " R"], vt: Float[np.ndarray, "rows D"]
+) -> Float[np.ndarray, "R D"]:
+  """Returns the first R rows of Vt, each times its root where that is not 0."""
+  return np.where(root > 0, root, 1.0)[:, None] * vt[: len(root)]

@@ -1,0 +1,189 @@
+"""EPT's parameters by part, and the rank that a budget leaves (ours, point 6).
+
+The budget is what a plain prompt has: P*D. The short prompt, the fusion and the spaces
+take theirs, and the low-rank update gets the rest, M + D for each of its R. The letters
+are those of `equations`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tpv_jax.errors import UserError, at_least
+from tpv_jax.prompts import equations
+
+PARTS = ("prompt", "low_rank", "fusion", "spaces")
+"""The parts of `equations.parameters`, in the order of the table."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+  """The parameters of one EPT prompt by part, beside its budget.
+
+  Attributes:
+    length: S.
+    rank: R.
+    parts: part -> number of parameters, for each of `PARTS`.
+    budget: P*D.
+    limit: what the next larger rank would exceed: 'budget', 'source_length',
+      'features' or, with the decomposition 'svd', 'tokens' of the long prompt. None if
+      it would exceed nothing.
+  """
+
+  length: int
+  rank: int
+  parts: dict[str, int]
+  budget: int
+  limit: str | None
+
+  @property
+  def total(self) -> int:
+    """The number of all parameters."""
+    return sum(self.parts.values())
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns everything as plain values, with `total` and its `share` of the budget."""
+    return {
+      **dataclasses.asdict(self),
+      "total": self.total,
+      "share": self.total / self.budget,
+    }
+
+
+def rank(
+  tokens: int,
+  length: int,
+  features: int,
+  source_length: int,
+  fusion_width: int = 0,
+  spaces: int = 0,
+  bottleneck: int = 1,
+  decomposition: str = "svd",
+) -> int:
+  """Returns the largest rank R at which all parameters stay at or under P*D.
+
+  It also stays at or under the largest that a matrix [M, D] has and, with 'svd', that
+  the long prompt has: P.
+
+  Args:
+    tokens: P, tokens of the plain prompt whose parameters are the budget.
+    length: S.
+    features: D.
+    source_length: M.
+    fusion_width: H; 0 for no fusion.
+    spaces: K; 0 for no multi-space projection.
+    bottleneck: Q.
+    decomposition: see `equations.decompose`.
+
+  Raises:
+    UserError: sizes that cannot be, or a budget that leaves no rank at all.
+  """
+  at_least("tokens", tokens, 1)
+  shape = (length, features, source_length)
+  others = (fusion_width, spaces, bottleneck)
+  equations.refuse_impossible(*shape, 1, *others, decomposition)
+  parts = _parts(*shape, 0, *others)
+  left = tokens * features - sum(parts.values())
+  each = source_length + features
+  if left < each:
+    raise UserError(
+      f"A budget of {_product(tokens, features)} parameters leaves no rank for the "
+      f"low-rank update: the others have {_describe(parts)}, and each rank takes "
+      f"{source_length} + {features} = {each:,}. Take a shorter prompt (SHORT_LENGTH), "
+      "a narrower fusion, fewer spaces or a larger PROMPT_LENGTH; to go without an "
+      "update, set RANK = 0 and FUSION_WIDTH = 0."
+    )
+  return min(left // each, *_limits(tokens, features, source_length, decomposition))
+
+
+def check(
+  tokens: int,
+  length: int,
+  features: int,
+  source_length: int,
+  rank: int,
+  fusion_width: int = 0,
+  spaces: int = 0,
+  bottleneck: int = 1,
+  decomposition: str = "svd",
+) -> Count:
+  """Returns the parameters by part of sizes that stay at or under the budget.
+
+  The arguments are those of the function `rank`, and the rank; 0 for no update.
+
+  Raises:
+    UserError: sizes that cannot be, or that are over the budget.
+  """
+  at_least("tokens", tokens, 1)
+  shape = (length, features, source_length)
+  others = (fusion_width, spaces, bottleneck)
+  equations.refuse_impossible(*shape, rank, *others, decomposition)
+  limits = _limits(tokens, features, source_length, decomposition)
+  if rank > min(limits):
+    raise UserError(
+      f"Rank {rank} is more than a long prompt of {tokens} tokens has. Set it to at "
+      f"most {tokens}, or the decomposition to 'dept'."
+    )
+  parts, budget = _parts(*shape, rank, *others), tokens * features
+  left = budget - sum(parts.values())
+  if left < 0:
+    raise UserError(
+      f"S = {length} and R = {rank} make {_describe(parts)}: {-left:,} over the budget "
+      f"of {_product(tokens, features)}. Lower one of them, or have the largest rank "
+      "found (RANK = @budget.rank(), or no --rank)."
+    )
+  limit = limits.get(rank) or ("budget" if left < source_length + features else None)
+  return Count(length, rank, parts, budget, limit)
+
+
+def table(counts: Sequence[Count]) -> str:
+  """Returns the counts as text, one aligned row each, under a line of titles."""
+  cells = [["S", "R", *(part.replace("_", "-") for part in PARTS), "total", "share"]]
+  for each in counts:
+    numbers = (each.length, each.rank, *each.parts.values(), each.total)
+    # Rounded down: 100.0% is a budget that is used to the last parameter.
+    share = math.floor(1000 * each.total / each.budget) / 10
+    cells.append([*(f"{number:,}" for number in numbers), f"{share:.1f}%"])
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  lines = [
+    "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+    for row in cells
+  ]
+  lines += [
+    f"S = {each.length}: the rank is limited by {_LIMITS[each.limit]}, not by the budget."
+    for each in counts
+    if each.limit in _LIMITS
+  ]
+  return "\n".join(lines)
+
+
+_LIMITS = {
+  "tokens": "the tokens of the long prompt",
+  "source_length": "the source's length",
+  "features": "the backbone's width",
+}
+
+
+def _parts(*sizes: int) -> dict[str, int]:
+  parts = dict.fromkeys(PARTS, 0)
+  for form in equations.parameters(*sizes).values():
+    parts[form.part] += form.size
+  return parts
+
+
+def _limits(
+  tokens: int, features: int, source_length: int, decomposition: str
+) -> dict[int, str]:
+  """Returns largest rank -> the size that it comes from, whatever the budget."""
+  limits = {features: "features", source_length: "source_length"}
+  return limits | ({tokens: "tokens"} if decomposition == "svd" else {})
+
+
+def _describe(parts: dict[str, int]) -> str:
+  sizes = (f"{part.replace('_', '-')} {size:,}" for part, size in parts.items() if size)
+  return f"{sum(parts.values()):,} ({', '.join(sizes)})"
+
+
+def _product(tokens: int, features: int) -> str:
+  return f"{tokens} x {features} = {tokens * features:,}"
