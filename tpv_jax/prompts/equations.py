@@ -319,8 +319,7 @@ def decompose(
       )
     _, sigma, vt = _svd(long_prompt)
     low_rank_a = np.zeros((source_length, rank))
-    low_rank_b = np.sqrt(sigma[:rank, None]) * vt[:rank]
-  else:
+    low_rank_b = _directions(np.sqrt(sigma[:rank]), vt)
   leaves["low_rank_a"] = low_rank_a.astype(np.float32)
   leaves["low_rank_b"] = low_rank_b.astype(np.float32)
   return leaves
