@@ -192,6 +192,32 @@ def test_what_an_ept_run_writes_is_folded_for_eval_and_says_its_origin(
   assert_same(saved, subject.leaves)
 
 
+def test_a_vector_of_an_ept_run_starts_another_one(tiny, under_t5x, tmp_path):
+  """Its delta has rank 2, which is the run's, so that refactoring loses nothing."""
+  model = with_prompt(tiny, MODULES["ept"])
+  parts = under_t5x(tmp_path / "run", model=model, length=4)
+  state = trained(tiny, parts, 0, 3)
+  saving.SavePrompt(parts.model_dir, "parity")(state.state_dict(), {})
+  tuned, start = (
+    algebra.fold(sources.load(parts.model_dir, which)) for which in ("last", "initial")
+  )
+  vector = algebra.diff(tuned, start)
+  store.write(tmp_path / "v.safetensors", vector.leaves, vector.provenance)
+  on_initial = functools.partial(
+    initial.from_vector,
+    path=tmp_path / "v.safetensors",
+    initial=functools.partial(initial.sampled_vocabulary, length=4),
+  )
+  again = under_t5x(tmp_path / "next", model=model, initial_prompt=on_initial).state()
+  folded = model.prompt.apply({"params": again.params["prompt"]})
+  np.testing.assert_allclose(folded.prompt, tuned.leaves["prompt"], atol=1e-6)
+  np.testing.assert_allclose(
+    folded.delta, tuned.leaves["delta"], atol=1e-5
+  )  # factors in fp32, of a delta that fp32 was subtracted and added for
+  known = sources.load(tmp_path / "next", "initial").provenance
+  assert known.initial_seed is None and known.space == "factor"
+
+
 def test_a_checkpoint_of_a_run_holds_no_backbone_and_tpv_reads_it(
   tiny, under_t5x, tmp_path
 ):

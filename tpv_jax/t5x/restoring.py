@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 from jax.sharding import NamedSharding
 from t5x import train_state as train_state_lib
@@ -26,12 +27,13 @@ from tpv_jax.data import vocabularies
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError
 from tpv_jax.model import PROMPT, SoftPromptModel
-from tpv_jax.prompts import initial, plain
+from tpv_jax.prompts import equations, initial, plain
 from tpv_jax.prompts.equations import Folded
 from tpv_jax.prompts.initial import Initial
 from tpv_jax.runner import evaluation, processes
 from tpv_jax.t5x import saving
 from tpv_jax.t5x.optimizer import replace_leaves
+from tpv_jax.vectors import algebra
 from tpv_jax.vectors.algebra import Loaded
 
 SUBJECT = "prompt.safetensors"
@@ -168,6 +170,12 @@ class Initializer(utils.TrainStateInitializer):
       name,
       fingerprint,
     )
+    if drawn.refactored is not None:
+      given, made = drawn.refactored, algebra.fold(drawn).leaves
+      errors = {
+        leaf: equations.relative_error(made[leaf], given.leaves[leaf]) for leaf in made
+      }
+      logging.info("Refactored %s; relative errors: %s", given.name, errors)
     provenance = dataclasses.replace(drawn.provenance, versions=saving.versions())
     saving.write(self.model_dir, saving.INITIAL, drawn.leaves, provenance)
     return drawn.leaves
