@@ -252,11 +252,7 @@ def refuse_impossible(
   parts = {"rank": rank, "fusion_width": fusion_width, "spaces": spaces}
   for name, size in parts.items():
     at_least(name, size, 0)
-  if decomposition not in DECOMPOSITIONS:
-    raise UserError(
-      f"There is no decomposition '{decomposition}'. Choose 'svd' (EPT) or 'dept'."
-      f"{near_misses(decomposition, DECOMPOSITIONS)}"
-    )
+  _refuse_unknown(decomposition)
   largest = min(source_length, features)
   if rank > largest:
     raise UserError(
@@ -296,8 +292,10 @@ def decompose(
       'dept': low_rank_a uniform in +-1/sqrt(R), low_rank_b = 0 (DePT's code).
 
   Raises:
-    UserError: the long prompt has fewer than S rows, or with 'svd' than R.
+    UserError: the long prompt has fewer than S rows, or with 'svd' than R; or there is
+      no such way.
   """
+  _refuse_unknown(how)
   total, features = long_prompt.shape
   if length > total:
     raise UserError(
@@ -315,7 +313,7 @@ def decompose(
     if rank > min(total, features):
       raise UserError(
         f"Rank {rank} is more than a long prompt of shape {(total, features)} has. Set "
-        f"the rank to at most {min(total, features)}, or decomposition to 'dept'."
+        f"RANK to at most {min(total, features)}, or DECOMPOSITION to 'dept'."
       )
     _, sigma, vt = _svd(long_prompt)
     low_rank_a = np.zeros((source_length, rank))
@@ -350,6 +348,14 @@ def relative_error(
   distance = np.linalg.norm(np.asarray(given, np.float64) - exact)
   size = np.linalg.norm(exact)
   return float(distance / size) if size else (math.inf if distance else 0.0)
+
+
+def _refuse_unknown(decomposition: str) -> None:
+  if decomposition not in DECOMPOSITIONS:
+    raise UserError(
+      f"There is no decomposition '{decomposition}'. Choose 'svd' (EPT) or 'dept'."
+      f"{near_misses(decomposition, DECOMPOSITIONS)}"
+    )
 
 
 def _softmax(scores: Float[Any, "rows columns"]) -> Float[Any, "rows columns"]:
