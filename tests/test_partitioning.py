@@ -1,5 +1,6 @@
 """Shardings, and equal numbers on one device and on eight."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -10,10 +11,13 @@ import types
 import jax
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from tpv_jax import identity, partitioning
+from tpv_jax.backbone.network import Transformer
 from tpv_jax.errors import UserError
+from tpv_jax.model import SoftPromptModel
+from tpv_jax.prompts import ept, equations
 
 T5X = json.loads(
   (pathlib.Path(__file__).parent / "references" / "t5x_tree.json").read_text()
@@ -55,6 +59,45 @@ def test_the_prompt_is_replicated():
   assert shardings["prompt"]["prompt"].spec == PartitionSpec(None, None)
 
 
+def test_every_axis_of_an_ept_prompt_has_a_rule_and_none_is_cut():
+  """Each is smaller than what a cut would cost: they are made once a step."""
+  forms = equations.parameters(40, 768, 256, rank=29, fusion_width=4, spaces=4)
+  leaves = {f"prompt/{name}": {"axes": form.axes} for name, form in forms.items()}
+  mesh = AbstractMesh((4, 2), (partitioning.DATA, partitioning.MODEL))
+  shardings = identity.flatten(partitioning.param_shardings(axes_of(leaves), mesh))
+  assert shardings.keys() == leaves.keys() and len(leaves) == 10
+  for name, form in forms.items():
+    spec = shardings[f"prompt/{name}"].spec
+    assert spec == PartitionSpec(*[None] * len(form.shape)), name
+
+
+WITH_AXES = [
+  name for name, form in equations.parameters(1, 1, 1, 1, 1, 1).items() if form.axes
+]
+
+
+@pytest.mark.parametrize("name", WITH_AXES)
+def test_a_misspelt_axis_of_an_ept_parameter_raises(name, monkeypatch):
+  """It would be replicated silently otherwise."""
+  forms = equations.parameters(3, 16, 7, rank=2, fusion_width=2, spaces=2)
+  axes = tuple(f"{axis}s" for axis in forms[name].axes)
+  forms[name] = dataclasses.replace(forms[name], axes=axes)
+  monkeypatch.setattr(ept.EPT, "parameters", lambda self: forms)
+  prompt = ept.EPT(3, 16, source_length=7, rank=2, fusion_width=2, spaces=2)
+  network = Transformer(
+    vocab_size=35,
+    emb_dim=16,
+    num_heads=2,
+    head_dim=4,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    mlp_dim=24,
+  )
+  model = SoftPromptModel(network, prompt, None, None)
+  with pytest.raises(UserError, match=f"'prompt/{name}' has an axis '{axes[0]}' for"):
+    partitioning.abstract_parameters(model, partitioning.make_mesh())
+
+
 def test_an_axis_without_a_rule_is_refused():
   axes = {"prompt": {"prompt_axes": types.SimpleNamespace(names=("promt", "embed"))}}
   with pytest.raises(UserError) as caught:
@@ -78,23 +121,33 @@ def test_a_mesh_that_the_devices_do_not_fill_is_refused():
 
 EIGHT_DEVICES = """
 import json
+import sys
 import jax
 import numpy as np
 from tpv_jax import identity, partitioning
 from tpv_jax.backbone.network import Transformer
 from tpv_jax.model import SoftPromptModel
+from tpv_jax.prompts.ept import EPT
 from tpv_jax.prompts.plain import Prompt
 
+prompts = {
+  "plain": Prompt(4, 16),
+  "ept": EPT(3, 16, source_length=7, rank=2, fusion_width=2, spaces=2),
+}
 model = SoftPromptModel(
   Transformer(
     vocab_size=35, emb_dim=16, num_heads=2, head_dim=4, num_encoder_layers=1,
     num_decoder_layers=1, mlp_dim=24,
   ),
-  Prompt(4, 16), None, None,
+  prompts[sys.argv[1]], None, None,
 )
 variables = jax.jit(lambda: model.get_initial_variables(jax.random.key(0), {}))()
 params = jax.device_get(variables["params"])
 rng = np.random.default_rng(0)
+params["prompt"] = {  # No part is switched off by a zero.
+  name: rng.normal(size=leaf.shape).astype(np.float32)
+  for name, leaf in params["prompt"].items()
+}
 targets = rng.integers(1, 35, (8, 3))
 batch = {
   "encoder_input_tokens": rng.integers(1, 35, (8, 6)) * (rng.random((8, 6)) < 0.8),
@@ -108,7 +161,8 @@ def step(trainable, frozen, batch):
     return model.loss_fn(model.merge(trainable, frozen), batch, None)[0]
   value, gradient = jax.value_and_grad(loss)(trainable)
   tokens, aux = model.predict_batch_with_aux(model.merge(trainable, frozen), batch)
-  return value, gradient["prompt/prompt"], tokens, aux["scores"]
+  gradient = {path.removeprefix("prompt/"): leaf for path, leaf in gradient.items()}
+  return {"loss": value, "tokens": tokens, "scores": aux["scores"]}, gradient
 
 results = {"devices": jax.device_count()}
 def run(name, mesh):
@@ -129,20 +183,22 @@ def run(name, mesh):
     rows = placed["encoder_input_tokens"].addressable_shards[0].data.shape
     results[name + " rows"] = list(rows)
   values = jax.jit(step)(trainable, frozen, placed)
-  results[name] = [np.asarray(value).tolist() for value in values]
+  results[name] = jax.tree.map(lambda value: np.asarray(value).tolist(), values)
 
 run("1", None)
 run("8x1", partitioning.make_mesh())
 run("4x2", partitioning.make_mesh(model_parallel=2))
+run("2x4", partitioning.make_mesh(model_parallel=4))
 print(json.dumps(results))
 """
 
 
-def test_one_device_and_eight_give_equal_loss_gradients_and_tokens():
+@pytest.mark.parametrize("prompt", ["plain", "ept"])
+def test_one_device_and_eight_give_equal_loss_gradients_and_tokens(prompt):
   flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
   environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
   done = subprocess.run(
-    [sys.executable, "-c", EIGHT_DEVICES],
+    [sys.executable, "-c", EIGHT_DEVICES, prompt],
     capture_output=True,
     text=True,
     env=environment,
@@ -152,13 +208,17 @@ def test_one_device_and_eight_give_equal_loss_gradients_and_tokens():
   assert results["devices"] == 8
   assert results["8x1 shard"] == [16, 24] and results["8x1 rows"] == [1, 6]
   assert results["4x2 shard"] == [16, 12] and results["4x2 rows"] == [2, 6]
-  # 35 words do not divide by 2, so the table is replicated.
-  assert results["8x1 table"] == results["4x2 table"] == [35, 16]
-  for mesh in ("8x1", "4x2"):
-    loss, gradient, tokens, scores = (np.array(value) for value in results[mesh])
-    one = [np.array(value) for value in results["1"]]
-    assert abs(loss - one[0]) < TOLERANCE * abs(one[0])
-    assert np.abs(one[1]).max() > 1e-3
-    assert np.abs(gradient - one[1]).max() < TOLERANCE * np.abs(one[1]).max()
-    assert np.array_equal(tokens, one[2])
-    assert np.abs(scores - one[3]).max() < TOLERANCE * np.abs(one[3]).max()
+  assert results["2x4 shard"] == [16, 6] and results["2x4 rows"] == [4, 6]
+  # 35 words divide neither by 2 nor by 4, so the table is replicated.
+  for mesh in ("8x1", "4x2", "2x4"):
+    assert results[mesh + " table"] == [35, 16]
+  one, one_gradient = results["1"]
+  assert len(one_gradient) == {"plain": 1, "ept": 10}[prompt]
+  for mesh in ("8x1", "4x2", "2x4"):
+    outputs, gradient = results[mesh]
+    assert outputs["tokens"] == one["tokens"]
+    for name, value in {**outputs, **gradient}.items():
+      expected = np.array({**one, **one_gradient}[name])
+      assert np.abs(expected).max() > 1e-4, name
+      distance = np.abs(np.array(value) - expected).max()
+      assert distance < TOLERANCE * np.abs(expected).max(), (mesh, name)
