@@ -381,7 +381,7 @@ def test_what_parameters_do_is_unknown_without_their_alpha(initial, tuned, vecto
     lambda: algebra.apply(vectors["effective"][0], unknown),
     lambda: algebra.cosine([unknown, tuned]),
   ):
-    with pytest.raises(UserError, match=r"'sst2' holds the para.*fold sst2 --alpha 8"):
+    with pytest.raises(UserError, match=r"'sst2' holds the para.*state it \(--alpha"):
       verb()
 
 

@@ -1,8 +1,10 @@
 """Loading from run folders, Orbax checkpoints and files."""
 
+import dataclasses
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 
@@ -21,9 +23,10 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 
 def save_checkpoint(path, prompt):
   """Writes what T5X and the standalone runner write, by Orbax itself."""
+  leaves = prompt if isinstance(prompt, dict) else {"prompt": prompt}
   tree = {
-    "target": {"prompt": {"prompt": prompt}},
-    "state": {"step": np.int32(7), "param_states": {"prompt": {"m": prompt}}},
+    "target": {"prompt": leaves},
+    "state": {"step": np.int32(7), "param_states": {"prompt": {"m": leaves}}},
   }
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     checkpointer.save((path / "state").absolute(), args=ocp.args.PyTreeSave(tree))
@@ -120,6 +123,51 @@ def test_the_first_checkpoint_of_a_run_is_its_initial_prompt(make_run):
   path = save_checkpoint(run / "checkpoints" / "checkpoint_0", initial)
   known = sources.load(path).provenance
   assert (known.terms, known.steps) == ((), 0)
+
+
+def test_a_checkpoint_inside_an_ept_run_knows_its_space_and_alpha(make_run):
+  run = make_run("run", seed=3, method="ept")
+  start = sources.load(run, "initial")
+  tuned = {name: leaf + np.float32(0.25) for name, leaf in start.leaves.items()}
+  loaded = sources.load(save_checkpoint(run / "checkpoints" / "checkpoint_120", tuned))
+  assert loaded.leaves["fusion_gamma"].shape == ()
+  known = loaded.provenance
+  assert known == dataclasses.replace(
+    sources.load(run, "last").provenance, terms=(Term("sst2", 1.0),), steps=120
+  )
+  assert (known.method, known.space, known.alpha) == ("ept", "factor", 8.0)
+  vector = algebra.diff(loaded, start)
+  assert vector.provenance.initial_digest == start.provenance.initial_folded_digest
+  factors = algebra.diff(loaded, start, space="factor")
+  for name, leaf in factors.leaves.items():
+    np.testing.assert_allclose(leaf, 0.25, atol=2**-22, err_msg=name)
+  path = save_checkpoint(run / "checkpoints" / "checkpoint_0", dict(start.leaves))
+  assert sources.load(path).provenance.terms == ()
+
+
+@pytest.mark.parametrize(
+  ("dropped", "method"),
+  [
+    ("nothing", "ept"),
+    ("gate_", "ept"),
+    ("fusion_", "ept"),
+    ("gate_|fusion_|space_", "dept"),
+  ],
+)
+def test_a_foreign_checkpoint_of_ept_is_parameters_of_an_unknown_alpha(
+  ept_initial, tmp_path, dropped, method
+):
+  leaves = {
+    name: leaf
+    for name, leaf in ept_initial(0).leaves.items()
+    if not re.match(dropped, name)
+  }
+  loaded = sources.load(save_checkpoint(tmp_path / "checkpoint_5", leaves))
+  assert loaded.provenance == Provenance(
+    kind="prompt", terms=(Term(None, 1.0),), method=method, space="factor", alpha=None
+  )
+  with pytest.raises(UserError, match=r"does not state their alpha.*--alpha"):
+    algebra.fold(loaded)
 
 
 def test_the_run_of_a_path_is_found(make_run, tmp_path):

@@ -61,8 +61,8 @@ def fold(prompt: Loaded) -> Loaded:
   if known.alpha is None:
     raise UserError(
       f"'{prompt.name}' holds the parameters of a DePT or EPT prompt and does not state "
-      "their alpha, so what they do is unknown. Give its run folder, or state it: tpv "
-      f"fold {prompt.name} --alpha 8 -o FOLDED.safetensors."
+      "their alpha, so what they do is unknown. Give its run folder, or state it (--alpha "
+      "of tpv fold and tpv diff)."
     )
   digest = known.initial_folded_digest
   provenance = dataclasses.replace(

@@ -18,8 +18,6 @@ from tpv_jax.vectors.provenance import Provenance, Term
 WHICH = ("best", "last", "initial")
 """The prompts that a run folder holds, as `<which>_prompt.safetensors`."""
 
-_PLAIN_LEAVES = {"prompt"}
-
 
 def load(path: files.PathLike, which: str = "best") -> Loaded:
   """Returns the prompt or vector at `path`, its values checked to be finite fp32.
@@ -32,7 +30,7 @@ def load(path: files.PathLike, which: str = "best") -> Loaded:
 
   A checkpoint inside a run folder takes its provenance from the prompts of that run.
   Any other states none: its fields stay None, and it counts as one term of an unknown
-  task.
+  task. Of its method it says what the names of its leaves say, and not its alpha.
 
   Raises:
     UserError: nothing usable lies there; the message says what does.
@@ -155,8 +153,15 @@ def _of_step(
 
 def _unknown(leaves: Mapping[str, np.ndarray]) -> Provenance:
   """Returns what a checkpoint without a run folder is known to be: one prompt."""
+  names = set(leaves)
+  method = None
+  if names == {"prompt"}:
+    method = "plain"
+  elif "short_prompt" in names:
+    method = "ept" if names & {"fusion_query", "gate_kernel"} else "dept"
   return Provenance(
     kind="prompt",
     terms=(Term(None, 1.0),),
-    method="plain" if set(leaves) == _PLAIN_LEAVES else None,
+    method=method,
+    space="factor" if "short_prompt" in names else "effective",
   )

@@ -1,0 +1,356 @@
+"""What the gate and the fusion of EPT prompts do: numbers, heat maps, one JSON file.
+
+The EPT paper (arXiv 2405.11464) shows the gate's weights for each task beside those at
+the start; here the attention of prompt fusion is shown as well (ours). The numbers come
+from `equations` in fp64. matplotlib is imported when something is drawn.
+"""
+
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from tpv_jax import files, identity
+from tpv_jax.errors import UserError
+from tpv_jax.prompts import equations
+from tpv_jax.vectors import algebra
+from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.provenance import describe_terms
+
+JSON, GATE, FUSION = "inspection.json", "gate.png", "fusion.png"
+OUTPUTS = (JSON, GATE, FUSION)
+"""The files that `write` makes; a picture of a part that no prompt has is left out."""
+
+_COLUMNS = 6
+"""Heat maps of gates side by side; more begin a new row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+  """What the parts of one EPT prompt do.
+
+  Attributes:
+    name: for people.
+    prompt: its parameters.
+    trained: False for the parameters that training started from.
+    gate: the weight of each subspace for each prompt token, rows summing to 1; None
+      without subspaces.
+    attention: of each prompt token to each row of delta, rows summing to 1; None without
+      fusion.
+    norms: Frobenius norms of 'short_prompt' and of what is added to it, 'fused' and
+      'projected'; of their sum 'prompt'; and of 'delta'. What is switched off is not there.
+  """
+
+  name: str
+  prompt: Loaded
+  trained: bool
+  gate: Float64[np.ndarray, "S K"] | None
+  attention: Float64[np.ndarray, "S M"] | None
+  norms: dict[str, float]
+
+  @property
+  def gamma(self) -> float | None:
+    """The fusion's gamma, None without fusion."""
+    leaf = self.prompt.leaves.get("fusion_gamma")
+    return None if leaf is None else float(leaf)
+
+  @property
+  def gate_means(self) -> list[float] | None:
+    """The mean weight of each subspace over the prompt tokens."""
+    return None if self.gate is None else self.gate.mean(axis=0).tolist()
+
+  @property
+  def gate_entropy(self) -> float | None:
+    """The entropy of a token's gate in nats, mean over the tokens; at most ln K."""
+    if self.gate is None:
+      return None
+    logs = np.log(np.where(self.gate > 0, self.gate, 1.0))
+    return float(0.0 - (self.gate * logs).sum(axis=1).mean())
+
+
+def look(prompt: Loaded, name: str) -> Look:
+  """Returns what the parts of one EPT prompt do.
+
+  Raises:
+    UserError: it has neither gate nor fusion (a vector, a folded, plain or DePT prompt),
+      or its alpha is unknown.
+  """
+  _refuse_other(prompt)
+  folded = algebra.fold(prompt)
+  alpha = prompt.provenance.alpha
+  assert alpha is not None  # Or it had not been folded.
+  leaves = {
+    leaf: np.asarray(values, np.float64) for leaf, values in prompt.leaves.items()
+  }
+  short_prompt = leaves["short_prompt"]
+  parts = {"short_prompt": short_prompt}
+  gate = attention = None
+  if "fusion_query" in leaves:
+    delta = equations.low_rank_update(leaves["low_rank_a"], leaves["low_rank_b"], alpha)
+    attention = equations.fusion_attention(
+      short_prompt, delta, leaves["fusion_query"], leaves["fusion_key"]
+    )
+    parts["fused"] = equations.fused(attention, delta, leaves["fusion_gamma"])
+  if "gate_kernel" in leaves:
+    gate = equations.gate(short_prompt, leaves["gate_kernel"], leaves["gate_bias"])
+    spaces = equations.spaces(short_prompt, leaves["space_down"], leaves["space_up"])
+    parts["projected"] = equations.projected(gate, spaces)
+  parts |= folded.leaves
+  return Look(
+    name=name,
+    prompt=prompt,
+    trained=identity.prompt_digest(prompt.leaves) != prompt.provenance.initial_digest,
+    gate=gate,
+    attention=attention,
+    norms={part: float(np.linalg.norm(values)) for part, values in parts.items()},
+  )
+
+
+def look_at_all(
+  prompts: Sequence[tuple[Loaded, Loaded | None]], names: Sequence[str]
+) -> list[Look]:
+  """Returns a look at each trained prompt, behind one at what it started from.
+
+  Args:
+    prompts: trained prompts, each with its initial one, where that is known. Prompts of
+      one initial prompt stand together, and it is looked at once.
+    names: one for each trained prompt.
+  """
+  starts: dict[str, list[Look]] = {}
+  for (trained, initial), name in zip(prompts, names, strict=True):
+    one = look(trained, name)
+    start = trained if initial is None else initial
+    group = str(start.provenance.initial_digest if one.trained else id(one))
+    if group not in starts:
+      starts[group] = []
+      if initial is not None and one.trained:
+        seed = initial.provenance.initial_seed
+        text = "start" if seed is None else f"start (seed {seed})"
+        starts[group].append(look(initial, text))
+    starts[group].append(one)
+  return [one for group in starts.values() for one in group]
+
+
+def to_json(looks: Sequence[Look]) -> dict[str, Any]:
+  """Returns all numbers as JSON; None for what a prompt does not have."""
+  return {
+    "format": "tpv_jax inspection 1",
+    "prompts": [
+      {
+        "name": one.name,
+        "path": one.prompt.name,
+        "trained": one.trained,
+        "digest": identity.prompt_digest(one.prompt.leaves),
+        "provenance": one.prompt.provenance.to_json(),
+        "gate": None if one.gate is None else one.gate.tolist(),
+        "gate_means": one.gate_means,
+        "gate_entropy": one.gate_entropy,
+        "fusion_attention": None if one.attention is None else one.attention.tolist(),
+        "fusion_gamma": one.gamma,
+        "norms": one.norms,
+      }
+      for one in looks
+    ],
+  }
+
+
+def table(looks: Sequence[Look]) -> str:
+  """Returns a summary as text, one line a prompt, its columns aligned.
+
+  The gate's weights are means over the prompt tokens, its entropy is given with that of
+  equal weights, and |x| are Frobenius norms.
+  """
+  spaces = max(0 if one.gate is None else one.gate.shape[1] for one in looks)
+  norms = ("short_prompt", "fused", "projected", "prompt", "delta")
+  cells = [
+    [
+      "",
+      *(f"gate {k + 1}" for k in range(spaces)),
+      *(["entropy"] if spaces else []),
+      "gamma",
+      *(f"|{part}|" for part in norms),
+    ]
+  ]
+  for one in looks:
+    means: list[float | None] = [*(one.gate_means or [])]
+    entropy = ""
+    if one.gate is not None:
+      entropy = f"{one.gate_entropy:.3f} of {math.log(one.gate.shape[1]):.3f}"
+    cells.append(
+      [
+        one.name,
+        *(_number(mean, ".3f") for mean in [*means, *[None] * (spaces - len(means))]),
+        *([entropy or "-"] if spaces else []),
+        _number(one.gamma, ".3f"),
+        *(_number(one.norms.get(part), ".4g") for part in norms),
+      ]
+    )
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  return "\n".join(
+    "  ".join(
+      [
+        f"{first:<{widths[0]}}",
+        *(f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)),
+      ]
+    )
+    for first, *others in cells
+  )
+
+
+def check_outputs(folder: files.PathLike, overwrite: bool = False) -> None:
+  """Raises `UserError` if `write` could not write, before any work is done."""
+  path = files.to_path(folder)
+  if path.is_file():
+    raise UserError(f"'{path}' is a file. Name a folder for what is written.")
+  for name in OUTPUTS:
+    files.refuse_existing(path / name, overwrite)
+
+
+def write(
+  folder: files.PathLike, looks: Sequence[Look], overwrite: bool = False
+) -> None:
+  """Writes the heat maps and the JSON file into a folder, which is made if need be.
+
+  Each file is written atomically. With `overwrite`, a picture that an earlier call made
+  of a part which these prompts do not have is deleted.
+
+  Raises:
+    UserError: a file exists, without `overwrite`.
+  """
+  check_outputs(folder, overwrite)
+  path = files.to_path(folder)
+  pictures = {GATE: draw_gates(looks), FUSION: draw_fusion(looks)}
+  path.mkdir(parents=True, exist_ok=True)
+  for name, picture in pictures.items():
+    if picture is not None:
+      files.write_bytes(path / name, picture, overwrite)
+    elif (path / name).exists():
+      (path / name).unlink()
+  text = json.dumps(to_json(looks), ensure_ascii=False, allow_nan=False)
+  files.write_text(path / JSON, text + "\n", overwrite)
+
+
+def draw_gates(looks: Sequence[Look]) -> bytes | None:
+  """Returns a PNG with the gate's weights by prompt token and subspace, or None.
+
+  One colour scale for all; cividis, which reads the same with every colour vision.
+  """
+  shown = [(one, one.gate) for one in looks if one.gate is not None]
+  if not shown:
+    return None
+  columns = min(len(shown), _COLUMNS)
+  rows = -(-len(shown) // columns)
+  tokens = max(len(gate) for _, gate in shown)
+  spaces = max(gate.shape[1] for _, gate in shown)
+  width = max(1.5, 0.3 * spaces + 0.5)
+  height = min(max(2.0, 0.2 * tokens), 8.0)
+  figure, panels = _figure(
+    1.6 + columns * width, 0.9 + rows * (height + 0.7), rows, columns
+  )
+  for (one, gate), panel in zip(shown, panels, strict=False):
+    image = _heat_map(panel, gate, [gate for _, gate in shown])
+    panel.set_title(_title(one), fontsize=9)
+    panel.set_xticks(range(1, gate.shape[1] + 1))
+    panel.set_xlabel("subspace")
+  for row in range(rows):
+    panels[row * columns].set_ylabel("prompt token")
+  figure.colorbar(image, ax=panels, label="gate weight (a token's add up to 1)")
+  figure.suptitle("Gate of the multi-space projection", fontsize=11)
+  return _png(figure)
+
+
+def draw_fusion(looks: Sequence[Look]) -> bytes | None:
+  """Returns a PNG with the fusion's attention by prompt token and position, or None."""
+  shown = [(one, one.attention) for one in looks if one.attention is not None]
+  if not shown:
+    return None
+  columns = 1 if len(shown) <= 4 else 2
+  rows = -(-len(shown) // columns)
+  tokens = max(len(attention) for _, attention in shown)
+  height = min(max(1.0, 0.12 * tokens), 4.0)
+  figure, panels = _figure(
+    1.6 + columns * 6.0, 0.7 + rows * (height + 0.8), rows, columns
+  )
+  for (one, attention), panel in zip(shown, panels, strict=False):
+    image = _heat_map(panel, attention, [attention for _, attention in shown])
+    panel.set_title(
+      f"{_title(one, ', ')}: gamma {one.gamma:.3g}, |fused| {one.norms['fused']:.3g}, "
+      f"|short_prompt| {one.norms['short_prompt']:.3g}",
+      fontsize=9,
+    )
+    panel.set_xlabel("source position (row of delta)")
+    panel.set_ylabel("prompt token")
+  figure.colorbar(image, ax=panels, label="attention (a token's add up to 1)")
+  figure.suptitle("Attention of the prompt fusion", fontsize=11)
+  return _png(figure)
+
+
+def _refuse_other(prompt: Loaded) -> None:
+  """Raises `UserError` unless these are the parameters of an EPT prompt."""
+  known = prompt.provenance
+  if known.kind == "vector":
+    problem = "is a vector, and a difference has no gate"
+  elif known.space == "effective" and known.method in ("ept", "dept"):
+    problem = "is folded, and its gate and fusion went into its prompt for good"
+  elif known.space == "effective":
+    problem = "is a plain prompt, which has neither gate nor fusion"
+  elif not {"gate_kernel", "fusion_query"} & set(prompt.leaves):
+    problem = "is a DePT prompt, which has neither gate nor fusion"
+  else:
+    return
+  raise UserError(
+    f"'{prompt.name}' {problem}: there is nothing to inspect. Give the run folder of an "
+    "EPT prompt, or its parameters."
+  )
+
+
+def _number(value: float | None, form: str) -> str:
+  return "-" if value is None else format(value, form)
+
+
+def _title(one: Look, separator: str = "\n") -> str:
+  """Returns the name, and behind it the tasks if they say more."""
+  terms = describe_terms(one.prompt.provenance.terms)
+  return one.name if terms in ("none", one.name) else f"{one.name}{separator}{terms}"
+
+
+def _figure(
+  width: float, height: float, rows: int, columns: int
+) -> tuple[Any, list[Any]]:
+  """Returns a figure and its panels, row by row; those without content are hidden."""
+  # Without pyplot: no screen is needed and no global state is touched.
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+  FigureCanvasAgg(figure)
+  panels = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+  for panel in panels:
+    panel.set_visible(False)
+  return figure, panels
+
+
+def _heat_map(panel: Any, values: np.ndarray, every: Sequence[np.ndarray]) -> Any:
+  """Draws one heat map in the colours that all of them share; tokens count from 1."""
+  panel.set_visible(True)
+  rows, columns = values.shape
+  return panel.imshow(
+    values,
+    cmap="cividis",
+    vmin=0.0,
+    vmax=max(one.max() for one in every),
+    aspect="auto",
+    interpolation="nearest",
+    extent=(0.5, columns + 0.5, rows + 0.5, 0.5),
+  )
+
+
+def _png(figure: Any) -> bytes:
+  content = io.BytesIO()
+  figure.savefig(content, format="png")
+  return content.getvalue()
