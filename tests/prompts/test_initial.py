@@ -7,7 +7,7 @@ import pytest
 
 from tpv_jax import identity
 from tpv_jax.errors import UserError
-from tpv_jax.prompts import initial, plain
+from tpv_jax.prompts import ept, initial, plain
 from tpv_jax.vectors import store
 from tpv_jax.vectors.provenance import Provenance, Term
 
@@ -119,38 +119,67 @@ def saved(tmp_path):
 
 def test_a_saved_prompt_is_taken_bit_by_bit(saved):
   paths, values = saved
-  prompt = initial.from_file(TABLE, 0, length=4, path=paths["p"])
-  assert np.array_equal(prompt, values["p"]) and prompt.dtype == np.float32
+  loaded = initial.from_file(TABLE, 0, path=paths["p"])
+  leaves = plain.Prompt(4, 6).initial_leaves(loaded, 0)
+  assert np.array_equal(leaves["prompt"], values["p"])
+  assert leaves["prompt"].dtype == np.float32
 
 
 def test_a_saved_vector_is_added_to_another_start(saved):
   paths, values = saved
   start = functools.partial(initial.uniform, length=4)
-  prompt = initial.from_vector(TABLE, 7, 4, paths["v"], start, coefficient=0.5)
+  loaded = initial.from_vector(TABLE, 7, paths["v"], start, coefficient=0.5)
   expected = start(TABLE, 7) + np.float32(0.5) * values["v"]
-  assert np.array_equal(prompt, expected)
+  assert np.array_equal(loaded.leaves["prompt"], expected)
+  assert loaded.provenance.kind == "prompt"
+
+
+def test_a_vector_with_a_delta_is_added_to_the_first_rows_and_to_no_update(tmp_path):
+  rng = np.random.default_rng(2)
+  leaves = {
+    name: rng.standard_normal(shape).astype(np.float32)
+    for name, shape in (("prompt", (3, 6)), ("delta", (5, 6)))
+  }
+  store.write(tmp_path / "v.safetensors", leaves, Provenance(kind="vector", terms=()))
+  start = functools.partial(initial.uniform, length=4)
+  path = tmp_path / "v.safetensors"
+  loaded = initial.from_vector(TABLE, 7, path, start, coefficient=2.0)
+  two = np.float32(2.0)
+  assert np.array_equal(
+    loaded.leaves["prompt"], start(TABLE, 7)[:3] + two * leaves["prompt"]
+  )
+  assert np.array_equal(loaded.leaves["delta"], two * leaves["delta"])
 
 
 def test_prompts_and_vectors_are_not_mixed_up(saved):
   paths, _ = saved
   with pytest.raises(UserError, match=r"holds a vector.*initial\.from_vector"):
-    initial.from_file(TABLE, 0, length=4, path=paths["v"])
+    initial.from_file(TABLE, 0, path=paths["v"])
   with pytest.raises(UserError, match=r"holds a prompt.*initial\.from_file"):
     initial.from_vector(
-      TABLE, 0, 4, paths["p"], functools.partial(initial.uniform, length=4)
+      TABLE, 0, paths["p"], functools.partial(initial.uniform, length=4)
     )
 
 
-@pytest.mark.parametrize("table, length", [(TABLE, 5), (TABLE[:, :5], 4)])
-def test_a_saved_prompt_of_another_shape_is_refused(saved, table, length):
+@pytest.mark.parametrize("length, features", [(5, 6), (4, 5)])
+def test_a_saved_prompt_of_another_shape_is_refused(saved, length, features):
   paths, _ = saved
-  with pytest.raises(UserError, match=r"\(4, 6\).*needs 'prompt' of shape"):
-    initial.from_file(table, 0, length=length, path=paths["p"])
+  loaded = initial.from_file(TABLE, 0, path=paths["p"])
+  with pytest.raises(UserError, match=rf"\(4, 6\).*needs .*\({length}, {features}\)"):
+    plain.Prompt(length, features).initial_leaves(loaded, 0)
+
+
+@pytest.mark.parametrize("length, width", [(5, 6), (4, 5)])
+def test_a_vector_of_another_shape_than_its_start_is_refused(saved, length, width):
+  paths, _ = saved
+  start = functools.partial(initial.uniform, length=length)
+  with pytest.raises(UserError, match=rf"\[4, 6\].*\[{length}, {width}\]"):
+    initial.from_vector(TABLE[:, :width], 0, paths["v"], start)
 
 
 def test_a_missing_file_is_named(tmp_path):
   with pytest.raises(UserError, match="nowhere"):
-    initial.from_file(TABLE, 0, length=4, path=tmp_path / "nowhere.safetensors")
+    initial.from_file(TABLE, 0, path=tmp_path / "nowhere.safetensors")
 
 
 def test_a_drawn_prompt_states_its_backbone_and_the_seed_only_if_it_depends_on_one(
@@ -175,3 +204,27 @@ def test_a_drawn_prompt_states_its_backbone_and_the_seed_only_if_it_depends_on_o
   assert again.provenance.initial_digest == known.initial_digest
   with pytest.raises(UserError, match="belongs to the backbone 'tiny'"):
     initial.draw(module, start, TABLE, 5, "other", "cd" * 32)
+
+
+def test_the_seed_of_what_a_file_leaves_open_is_stated(saved):
+  # A plain prompt from a file is decomposed, and the rest of EPT is drawn.
+  paths, _ = saved
+  start = functools.partial(initial.from_file, path=paths["p"])
+  decomposed = ept.EPT(length=2, features=6, source_length=5, rank=3)
+  fused = ept.EPT(length=2, features=6, source_length=5, rank=3, fusion_width=1)
+  seeds = [
+    initial.draw(module, start, TABLE, 7, None, None).provenance.initial_seed
+    for module in (decomposed, fused)
+  ]
+  assert seeds == [None, 7]
+
+
+def test_the_start_of_a_vector_on_a_drawn_prompt_states_the_seed(saved):
+  paths, _ = saved
+  start = functools.partial(
+    initial.from_vector,
+    path=paths["v"],
+    initial=functools.partial(initial.uniform, length=4),
+  )
+  drawn = initial.draw(plain.Prompt(4, 6), start, TABLE, 7, None, None)
+  assert drawn.provenance.initial_seed == 7

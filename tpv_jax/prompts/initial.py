@@ -53,8 +53,8 @@ def draw(
 ) -> Drawn:
   """Returns the parameters that a run starts from (fp32), with their provenance.
 
-  What both runners do with an initial prompt. The seed is stated only where the start
-  depends on it, which one from a file does not.
+  What both runners do with an initial prompt. The seed is stated only where the
+  parameters depend on it, which those from a file do not.
 
   Args:
     module: the soft prompt that is trained, `plain.Prompt` or `ept.EPT`.
@@ -71,11 +71,10 @@ def draw(
   start: Callable[..., Start] = initial
   if "fingerprint" in inspect.signature(start).parameters:
     start = functools.partial(start, fingerprint=fingerprint)
-  begin, other = (start(table, seed + more) for more in (0, 1))
-  from_seed = isinstance(begin, np.ndarray) and not (
-    isinstance(other, np.ndarray) and np.array_equal(begin, other)
-  )
+  begin = start(table, seed)
   leaves = module.initial_leaves(begin, seed)
+  others = module.initial_leaves(start(table, seed + 1), seed + 1)
+  from_seed = any(not np.array_equal(leaves[name], others[name]) for name in leaves)
   provenance = Provenance(
     kind="prompt",
     backbone_name=backbone_name,

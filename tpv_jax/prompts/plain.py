@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax.linen.partitioning import param_with_axes
 from jaxtyping import Array, Float
 
-from tpv_jax.errors import UserError
+from tpv_jax.errors import UserError, at_least
 from tpv_jax.prompts.equations import Folded
 from tpv_jax.prompts.initial import Start
 
@@ -31,6 +31,12 @@ class Prompt(nn.Module):
   length: int
   features: int
   source_length: int = 0
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    at_least("length", self.length, 1)
+    at_least("features", self.features, 1)
+    at_least("source_length", self.source_length, 0)
 
   @nn.compact
   def __call__(self) -> Folded:
@@ -54,16 +60,23 @@ class Prompt(nn.Module):
       UserError: `start` has other leaves or shapes.
     """
     del seed
-    leaves = {"prompt": start} if isinstance(start, np.ndarray) else dict(start.leaves)
+    given = {"prompt": start} if isinstance(start, np.ndarray) else start.leaves
+    leaves = Folded.of(given).leaves()
     shapes = {"prompt": (self.length, self.features)}
     if self.source_length:
       shapes["delta"] = (self.source_length, self.features)
       leaves.setdefault("delta", np.zeros(shapes["delta"]))
+    elif "delta" in leaves:
+      raise UserError(
+        "The initial prompt updates the source's embeddings too (its delta), for which a "
+        f"plain prompt has no place. Set plain.Prompt.source_length to "
+        f"{len(leaves['delta'])} to train both, or train an EPT prompt (ept.gin)."
+      )
     found = {name: leaf.shape for name, leaf in leaves.items()}
     if found != shapes:
       raise UserError(
-        f"The initial prompt has {found}; this run needs {shapes} (prompt tokens, "
-        "width). Set PROMPT_LENGTH to the prompt's length, or take a prompt of one kind."
+        f"The initial prompt has {found}; this run needs {shapes} (tokens, width). Set "
+        "PROMPT_LENGTH to the prompt's length, or take a prompt made on this backbone."
       )
     return {name: np.asarray(leaf, np.float32) for name, leaf in leaves.items()}
 
