@@ -19,7 +19,10 @@ from tpv_jax.vectors.provenance import Provenance, Term
 
 logging.getLogger("absl").setLevel(logging.ERROR)
 
-VERBS = ("diff", "sum", "negate", "scale", "analogy", "apply", "cosine", "show")
+VERBS = (
+  *("diff", "sum", "negate", "scale", "analogy", "apply", "fold", "cosine"),
+  *("inspect", "show", "budget"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -240,7 +243,8 @@ def test_show_tells_all_that_is_known(vectors, tpv):
 
 
 def save_checkpoint(path, prompt):
-  tree = {"target": {"prompt": {"prompt": prompt}}, "state": {"step": np.int32(9)}}
+  leaves = prompt if isinstance(prompt, dict) else {"prompt": prompt}
+  tree = {"target": {"prompt": leaves}, "state": {"step": np.int32(9)}}
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     state = pathlib.Path(path, "state").absolute()
     checkpointer.save(state, args=ocp.args.PyTreeSave(tree))
@@ -273,6 +277,167 @@ def test_a_t5x_checkpoint_goes_the_whole_way(vectors, tpv, refused):
   assert terms("s.safetensors") == {"imdb": 1.0, "rte": 1.0}
   np.testing.assert_allclose(
     values("s.safetensors"), 0.5 + values("rte.safetensors"), atol=2**-22
+  )
+
+
+@pytest.fixture
+def ept_runs(make_run):
+  """Writes the EPT runs sst2 and rte, of one initial prompt, and trec, of another."""
+  make_run("runs/sst2", "sst2", 0, 1, method="ept")
+  make_run("runs/rte", "rte", 0, 2, method="ept")
+  make_run("runs/trec", "trec", 1, 3, method="ept")
+
+
+def test_fold_writes_what_an_ept_prompt_does(ept_runs, tpv, numpy_fold):
+  for which in ("best", "last", "initial"):
+    printed = tpv(
+      *("fold", "runs/sst2", "--which", which, "-o", f"{which}.safetensors")
+    )
+    assert "  delta [5, 6], prompt [3, 6], norm" in printed
+    leaves, _ = store.read(f"runs/sst2/{which}_prompt.safetensors")
+    folded, known = store.read(f"{which}.safetensors")
+    for name, leaf in numpy_fold(leaves, 8.0).items():
+      np.testing.assert_allclose(folded[name], leaf, rtol=2e-7)
+    assert (known.space, known.alpha) == ("effective", None)
+  known = store.read("initial.safetensors")[1]
+  assert known.initial_digest == identity.prompt_digest(
+    store.read("initial.safetensors")[0]
+  )
+  tpv("fold", "best.safetensors", "-o", "again.safetensors")
+  assert store.read("again.safetensors")[1] == store.read("best.safetensors")[1]
+
+
+def test_a_vector_of_ept_runs_goes_the_whole_way(ept_runs, tpv, numpy_fold):
+  for task in ("sst2", "rte"):
+    tpv("diff", f"runs/{task}", "-o", f"{task}.safetensors")
+  tpv("sum", "sst2.safetensors", "rte.safetensors", "-o", "both.safetensors")
+  printed = tpv("apply", "both.safetensors", "runs/rte", "-o", "p.safetensors")
+  assert "applied to its own initial prompt" in printed
+  start, *ends = (
+    numpy_fold(store.read(f"runs/{path}_prompt.safetensors")[0], 8.0)
+    for path in ("sst2/initial", "sst2/best", "rte/best")
+  )
+  leaves, _ = store.read("p.safetensors")
+  for name in ("prompt", "delta"):
+    expected = ends[0][name] + ends[1][name] - start[name]
+    np.testing.assert_allclose(leaves[name], expected, rtol=0, atol=2e-5)
+  assert terms("p.safetensors") == {"sst2": 1.0, "rte": 1.0}
+  shown = tpv("show", "p.safetensors")
+  assert re.search(r"^space +effective \(what stands before a source, and", shown, re.M)
+  assert re.search(r"^method +ept$", shown, re.M)
+  assert "alpha" not in shown
+
+
+def test_the_factor_space_is_asked_for_and_said(ept_runs, tpv):
+  printed = tpv("diff", "runs/sst2", "--space", "factor", "-o", "f.safetensors")
+  assert "  factor space, 127 values in 10 leaves, norm" in printed
+  shown = tpv("show", "f.safetensors")
+  assert re.search(r"^space +factor \(a difference of parameters, for use", shown, re.M)
+  assert re.search(r"^  alpha +8.0$", shown, re.M)
+  assert re.search(r"^  folded +\w{64}$", shown, re.M)
+  content = json.loads(tpv("show", "f.safetensors", "--json"))
+  assert (content["space"], content["alpha"]) == ("factor", 8.0)
+  tpv("apply", "f.safetensors", "runs/rte", "-o", "p.safetensors")
+  applied, known = store.read("p.safetensors")
+  tuned, _ = store.read("runs/sst2/best_prompt.safetensors")
+  for name, leaf in tuned.items():
+    np.testing.assert_allclose(applied[name], leaf, rtol=0, atol=2**-21)
+  assert known.space == "factor"
+  assert "'tpv fold' gives what they do" in tpv("show", "p.safetensors")
+
+
+def test_a_plain_prompt_has_one_space(vectors, tpv):
+  tpv("diff", "runs/sst2", "--space", "factor", "-o", "same.safetensors")
+  assert pathlib.Path("same.safetensors").read_bytes() == (
+    pathlib.Path("sst2.safetensors").read_bytes()
+  )
+  tpv("fold", "runs/sst2", "-o", "folded.safetensors")
+  assert pathlib.Path("folded.safetensors").read_bytes() == (
+    pathlib.Path("runs/sst2/best_prompt.safetensors").read_bytes()
+  )
+  shown = tpv("show", "runs/sst2")
+  assert re.search(r"^space +effective \(what stands before a source\)$", shown, re.M)
+
+
+def test_the_spaces_are_never_mixed(ept_runs, tpv, refused):
+  tpv("diff", "runs/sst2", "-o", "e.safetensors")
+  tpv("diff", "runs/rte", "--space", "factor", "-o", "f.safetensors")
+  tpv("diff", "runs/trec", "--space", "factor", "-o", "g.safetensors")
+  tpv("fold", "runs/sst2", "-o", "folded.safetensors")
+  for arguments, expected in {
+    ("sum", "e.safetensors", "f.safetensors"): "one is of the effective space",
+    ("sum", "f.safetensors", "g.safetensors", "--allow-mixed-origin"): (
+      "differences from different initial parameters"
+    ),
+    ("apply", "f.safetensors", "runs/trec"): "on the initial parameters only",
+    ("apply", "f.safetensors", "folded.safetensors"): "is folded, and in the factor",
+    ("fold", "e.safetensors"): "and a prompt is due here",
+    ("diff", "folded.safetensors", "runs/sst2", "--space", "factor"): "is folded",
+    ("diff", "runs/sst2", "runs/trec", "--space", "factor"): "leave out --space factor",
+    ("diff", "runs/sst2", "--alpha", "4"): "states another alpha (8) than --alpha (4)",
+  }.items():
+    assert expected in refused(*arguments, "-o", "out.safetensors")
+
+
+def test_a_foreign_ept_checkpoint_needs_its_alpha_from_the_user(
+  ept_runs, tpv, refused, numpy_fold
+):
+  for which, step in (("initial", 0), ("best", 9)):
+    leaves, _ = store.read(f"runs/sst2/{which}_prompt.safetensors")
+    save_checkpoint(f"t5x/checkpoint_{step}", leaves)
+  two = ("t5x/checkpoint_9", "t5x/checkpoint_0")
+  for command in (("fold", two[0]), ("diff", *two)):
+    assert "does not state their alpha" in refused(*command, "-o", "x.safetensors")
+  assert "Alpha is nan" in refused(
+    "fold", two[0], "--alpha", "nan", "-o", "x.safetensors"
+  )
+  printed = tpv("fold", two[0], "--alpha", "8", "-o", "folded.safetensors")
+  assert "note: that its alpha is 8 is the user's word" in printed
+  folded = store.read("folded.safetensors")[0]
+  for name, leaf in numpy_fold(leaves, 8.0).items():
+    np.testing.assert_allclose(folded[name], leaf, rtol=2e-7)
+  tpv("diff", *two, "--alpha", "8", "-o", "v.safetensors")
+  known = store.read("v.safetensors")[1]
+  assert known.initial_digest == (
+    store.read("runs/sst2/best_prompt.safetensors")[1].initial_folded_digest
+  )
+  assert "that its alpha is 8 is the user's word" in known.notes
+  tpv("diff", *two, "--space", "factor", "-o", "f.safetensors")  # needs no alpha
+  assert store.read("f.safetensors")[1].alpha is None
+
+
+def test_inspect_writes_pictures_numbers_and_a_table(ept_runs, tpv, refused):
+  command = ("inspect", "runs/sst2", "runs/rte", "runs/trec", "-o", "pictures")
+  lines = tpv(*command).splitlines()
+  assert [line.split()[0] for line in lines[1:]] == (
+    ["start", "sst2", "rte", "start", "trec"]
+  )
+  assert lines[0].split()[:6] == ["gate", "1", "gate", "2", "entropy", "gamma"]
+  assert len(set(map(len, lines))) == 1
+  names = ["fusion.png", "gate.png", "inspection.json"]
+  assert sorted(path.name for path in pathlib.Path("pictures").iterdir()) == names
+  assert "exists and was left as it is" in refused(*command)
+  tpv(*command, "--overwrite", "--which", "last")
+  content = json.loads(pathlib.Path("pictures/inspection.json").read_text())
+  digest = identity.prompt_digest(store.read("runs/rte/last_prompt.safetensors")[0])
+  assert content["prompts"][2]["digest"] == digest
+
+
+def test_inspect_says_where_there_is_nothing_to_see(ept_runs, make_run, tpv, refused):
+  make_run("runs/plain")
+  tpv("fold", "runs/sst2", "-o", "folded.safetensors")
+  tpv("diff", "runs/sst2", "-o", "v.safetensors")
+  tpv("negate", "v.safetensors", "-o", "w.safetensors")
+  for path, expected in {
+    "runs/plain": "is a plain prompt, which has neither gate nor fusion",
+    "folded.safetensors": "is folded, and its gate and fusion went into its prompt",
+    "w.safetensors": "is a vector, and a difference has no gate",
+  }.items():
+    printed = refused("inspect", path, "-o", "pictures")
+    assert expected in printed
+    assert "Give the run folder of an EPT prompt" in printed
+  assert "is a file. Name a folder" in refused(
+    "inspect", "runs/sst2", "-o", "v.safetensors"
   )
 
 
@@ -420,6 +585,7 @@ FORBIDDEN = ("jax", "jaxlib", "tensorflow", "flax", "orbax", "seqio", "torch", "
     ["analogy", *["sst2.safetensors"] * 3, "-o", "x.safetensors"],
     ["apply", "sst2.safetensors", "runs/trec", "-o", "x.safetensors"],
     ["cosine", "sst2.safetensors", "runs/rte"],
+    ["fold", "runs/rte", "-o", "x.safetensors"],
     ["show", "runs/rte"],
   ],
   ids=lambda arguments: arguments[0],

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import re
@@ -18,9 +19,10 @@ from typing import Any
 import tpv_jax
 from tpv_jax import identity
 from tpv_jax.errors import EXIT_USER_ERROR, ArgumentParser, UserError, run_command
-from tpv_jax.vectors import algebra, arithmetic, sources, store
+from tpv_jax.prompts import budget
+from tpv_jax.vectors import algebra, arithmetic, inspection, sources, store
 from tpv_jax.vectors.algebra import Loaded
-from tpv_jax.vectors.provenance import describe_terms
+from tpv_jax.vectors.provenance import SPACES, describe_terms
 
 _SOURCES = """\
 A PATH is a run folder of tpv_jax.train (its best prompt; see --which), an Orbax
@@ -33,10 +35,12 @@ _EXAMPLES = {
   tpv diff runs/sst2 -o sst2.safetensors           a vector from a run folder
   tpv sum sst2.safetensors rte.safetensors -o both.safetensors
   tpv apply both.safetensors runs/sst2 -o prompt.safetensors
-  tpv cosine *.safetensors""",
+  tpv cosine *.safetensors
+  tpv inspect runs/ept_* -o pictures               what EPT's gates and fusion do""",
   "diff": """\
   tpv diff runs/sst2 -o sst2.safetensors
   tpv diff runs/sst2 --which last -o sst2.safetensors
+  tpv diff runs/ept_sst2 --space factor -o factors.safetensors
   tpv diff t5x/checkpoint_9000 t5x/checkpoint_0 --task sst2 \\
       --backbone t5_base.safetensors -o sst2.safetensors""",
   "sum": """\
@@ -53,6 +57,17 @@ _EXAMPLES = {
   "cosine": """\
   tpv cosine sst2.safetensors rte.safetensors trec.safetensors
   tpv cosine runs/sst2 runs/rte --which last --json""",
+  "fold": """\
+  tpv fold runs/ept_sst2 -o folded.safetensors
+  tpv fold t5x/checkpoint_9000 --alpha 8 -o folded.safetensors""",
+  "inspect": """\
+  tpv inspect runs/ept_sst2 -o pictures
+  tpv inspect runs/ept_sst2 runs/ept_rte --which last -o pictures --overwrite""",
+  "budget": """\
+  tpv budget                                       EPT for T5-base, three lengths
+  tpv budget --width 1024 --short-length 40 --fusion-width 8
+  tpv budget --short-length 40 --rank 45 --fusion-width 0 --spaces 0
+                                                   DePT's own pair, checked""",
   "show": """\
   tpv show both.safetensors
   tpv show runs/sst2 --json""",
@@ -105,6 +120,15 @@ def build_parser() -> argparse.ArgumentParser:
     help="the backbone of checkpoints that do not state it: a fingerprint (64 hex "
     "digits), a prompt or vector of that backbone, or the backbone itself",
   )
+  command.add_argument(
+    "--space",
+    choices=SPACES,
+    default="effective",
+    help="of DePT and EPT prompts: 'effective' (default), the difference of what the "
+    "two do, as folded; 'factor', the difference of their parameters, for use on the "
+    "same initial parameters only. For plain prompts both are one",
+  )
+  _add_alpha(command)
   _add_mixed(command, "another prompt than TUNED was tuned from")
 
   command = _add(commands, "sum", _sum, "the sum of vectors", writes=True)
@@ -145,16 +169,74 @@ def build_parser() -> argparse.ArgumentParser:
   )
   _add_unknown_backbone(command)
 
+  command = _add(commands, "fold", _fold, "what a DePT or EPT prompt does", writes=True)
+  command.add_argument("prompt", metavar="PROMPT", help="a prompt")
+  _add_which(command)
+  _add_alpha(command)
+
   command = _add(commands, "cosine", _cosine, "the cosine of every pair")
   command.add_argument("paths", metavar="PATH", nargs="+", help="a prompt or vector")
   _add_which(command)
   command.add_argument("--json", action="store_true", help="print JSON")
 
+  command = _add(commands, "inspect", _inspect, "heat maps of EPT's gates and fusion")
+  command.add_argument("paths", metavar="PROMPT", nargs="+", help="an EPT prompt")
+  command.add_argument(
+    "-o", "--output", metavar="FOLDER", required=True, help="where the files go"
+  )
+  command.add_argument(
+    "--overwrite", action="store_true", help="replace what 'tpv inspect' wrote there"
+  )
+  _add_which(command, ("best", "last"))
+
   command = _add(commands, "show", _show, "what a prompt or vector is")
   command.add_argument("path", metavar="PATH", help="a prompt or vector")
   _add_which(command)
   command.add_argument("--json", action="store_true", help="print JSON")
+
+  command = _add(
+    commands, "budget", _budget, "EPT's parameters and rank for a budget", paths=False
+  )
+  for option, default, text in _BUDGET_OPTIONS:
+    command.add_argument(
+      option,
+      metavar="N",
+      type=int,
+      default=default,
+      help=f"{text} (default: {default})",
+    )
+  command.add_argument(
+    "--short-length",
+    metavar="S",
+    nargs="+",
+    type=int,
+    default=[20, 40, 60],
+    help="tokens of the short prompt, one row for each (default: 20 40 60)",
+  )
+  command.add_argument(
+    "--rank",
+    metavar="R",
+    type=int,
+    help="check this rank (default: the largest that the budget leaves)",
+  )
+  command.add_argument(
+    "--decomposition",
+    default="svd",
+    help="svd (default), which takes no more ranks than the long prompt has tokens, or "
+    "dept",
+  )
+  command.add_argument("--json", action="store_true", help="print JSON")
   return parser
+
+
+_BUDGET_OPTIONS = (
+  ("--width", 768, "width of the backbone"),
+  ("--source-length", 256, "longest source"),
+  ("--tokens", 100, "tokens of the plain prompt whose parameters are the budget"),
+  ("--fusion-width", 4, "width of the prompt fusion's attention, 0 for none"),
+  ("--spaces", 4, "subspaces of the multi-space projection, 0 for none"),
+  ("--bottleneck", 1, "width of a subspace's bottleneck"),
+)
 
 
 class _Parser(ArgumentParser):
@@ -173,11 +255,12 @@ def _add(
   function: Callable[[argparse.Namespace], None],
   summary: str,
   writes: bool = False,
+  paths: bool = True,
 ) -> argparse.ArgumentParser:
   command = commands.add_parser(
     name,
     help=summary,
-    description=f"{function.__doc__}\n\n{_SOURCES}",
+    description=f"{function.__doc__}\n\n{_SOURCES}" if paths else function.__doc__,
     epilog=f"examples:\n{_EXAMPLES[name]}",
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
@@ -203,6 +286,16 @@ def _add_which(
     choices=choices,
     default="best",
     help="which prompt of a run folder (default: best)",
+  )
+
+
+def _add_alpha(command: argparse.ArgumentParser) -> None:
+  command.add_argument(
+    "--alpha",
+    metavar="A",
+    type=_number,
+    help="the alpha of DePT or EPT parameters that do not state it (checkpoints outside "
+    "a run; DePT's code: 8); it is recorded as your word",
   )
 
 
@@ -236,8 +329,14 @@ def _diff(options: argparse.Namespace) -> None:
     fingerprint, name = _backbone(options.backbone)
     tuned = _with_backbone(tuned, fingerprint, name)
     initial = _with_backbone(initial, fingerprint, name)
+  if options.alpha is not None:
+    tuned = _with_alpha(tuned, options.alpha)
+    initial = _with_alpha(initial, options.alpha)
   _write(
-    options, algebra.diff(tuned, initial, options.allow_mixed_origin, options.task)
+    options,
+    algebra.diff(
+      tuned, initial, options.allow_mixed_origin, options.task, options.space
+    ),
   )
 
 
@@ -284,9 +383,10 @@ def _analogy(options: argparse.Namespace) -> None:
 
 
 def _apply(options: argparse.Namespace) -> None:
-  """Writes the prompt INITIAL + C * V.
+  """Writes the prompt INITIAL + C * V, folded unless V is of the factor space.
 
-  Another initial prompt than V's own is allowed (the cross-origin test) and recorded.
+  Another initial prompt than V's own is allowed (the cross-origin test) and recorded, but
+  for a vector of the factor space, which only its own initial parameters fit.
   """
   _refuse_output(options)
   _write(
@@ -300,8 +400,25 @@ def _apply(options: argparse.Namespace) -> None:
   )
 
 
+def _fold(options: argparse.Namespace) -> None:
+  """Writes all that a DePT or EPT prompt does to an encoder: a prompt and a delta.
+
+  The prompt stands before the source, and the delta is added to the embeddings of its
+  tokens, by position. Evaluation and inference do the same whichever of the two forms
+  they are given. A folded prompt, as every plain one is, is written as it is.
+  """
+  _refuse_output(options)
+  prompt = sources.load(options.prompt, options.which)
+  if options.alpha is not None:
+    prompt = _with_alpha(prompt, options.alpha)
+  _write(options, algebra.fold(prompt))
+
+
 def _cosine(options: argparse.Namespace) -> None:
-  """Prints the cosine similarity of every pair of prompts or vectors."""
+  """Prints the cosine similarity of every pair of prompts or vectors.
+
+  DePT and EPT prompts are folded first: many parameters may do the same thing.
+  """
   items = [sources.load(path, options.which) for path in options.paths]
   matrix = algebra.cosine(items)
   names = short_names([item.name for item in items])
@@ -325,6 +442,29 @@ def _cosine(options: argparse.Namespace) -> None:
       f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)
     ]
     print("  ".join([f"{first:<{widths[0]}}", *aligned]).rstrip())
+
+
+def _inspect(options: argparse.Namespace) -> None:
+  """Writes heat maps of an EPT prompt's gate and fusion, at the start and trained.
+
+  FOLDER gets gate.png (the weight of each subspace, for each prompt token), fusion.png
+  (the attention of each prompt token to the rows of delta) and inspection.json with their
+  numbers. The prompts of several runs stand side by side. Prints a summary.
+  """
+  inspection.check_outputs(options.output, options.overwrite)
+  prompts = []
+  for path in options.paths:
+    run = sources.run_of(path)
+    prompts.append(
+      (
+        sources.load(path, options.which),
+        None if run is None else sources.load(run, "initial"),
+      )
+    )
+  names = short_names([trained.name for trained, _ in prompts])
+  looks = inspection.look_at_all(prompts, names)
+  inspection.write(options.output, looks, options.overwrite)
+  print(inspection.table(looks))
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -357,11 +497,26 @@ def _show(options: argparse.Namespace) -> None:
     *_origin_rows(item),
     ("steps", known.steps),
     ("method", known.method),
+    ("space", f"{known.space} ({_what(item)})"),
+    *((("  alpha", known.alpha),) if known.space == "factor" else ()),
     ("versions", ", ".join(f"{k} {v}" for k, v in known.versions.items()) or None),
     *(("note", note) for note in known.notes),
   ]
   for label, value in rows:
     print(f"{label:<14}{'unknown' if value is None else value}")
+
+
+def _what(item: Loaded) -> str:
+  """Returns what the leaves of a prompt or vector are."""
+  factor = item.provenance.space == "factor"
+  if item.provenance.kind == "vector":
+    if factor:
+      return "a difference of parameters, for use on the same initial ones only"
+    return "the difference of what two prompts do"
+  if factor:
+    return "parameters; 'tpv fold' gives what they do"
+  added = ", and what is added to it by position" if "delta" in item.leaves else ""
+  return f"what stands before a source{added}"
 
 
 def _origin_rows(item: Loaded) -> list[tuple[str, Any]]:
@@ -371,6 +526,8 @@ def _origin_rows(item: Loaded) -> list[tuple[str, Any]]:
     rows = [("mixed origin", digest) for digest in known.mixed_origins]
   else:
     rows = [("initial", known.initial_digest), ("  seed", known.initial_seed)]
+    if known.space == "factor":
+      rows.append(("  folded", known.initial_folded_digest))
   if known.applied_to_digest is not None:
     word = {True: "yes", False: "no", None: None}[known.cross_origin]
     rows += [
@@ -379,6 +536,35 @@ def _origin_rows(item: Loaded) -> list[tuple[str, Any]]:
       ("cross-origin", word),
     ]
   return rows
+
+
+def _budget(options: argparse.Namespace) -> None:
+  """Prints the parameters of EPT prompts by part, and the rank that a budget leaves."""
+  others = {
+    "tokens": options.tokens,
+    "features": options.width,
+    "source_length": options.source_length,
+    "fusion_width": options.fusion_width,
+    "spaces": options.spaces,
+    "bottleneck": options.bottleneck,
+    "decomposition": options.decomposition,
+  }
+  counts = []
+  for length in options.short_length:
+    rank = options.rank
+    if rank is None:
+      rank = budget.rank(length=length, **others)
+    counts.append(budget.check(length=length, rank=rank, **others))
+  if options.json:
+    content = {**others, "prompts": [count.to_json() for count in counts]}
+    print(json.dumps(content, indent=2))
+    return
+  print(
+    f"budget {options.tokens} x {options.width} = {counts[0].budget:,} parameters; "
+    f"M = {options.source_length}, H = {options.fusion_width}, K = {options.spaces}, "
+    f"Q = {options.bottleneck}"
+  )
+  print(budget.table(counts))
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -453,6 +639,27 @@ def _with_backbone(item: Loaded, fingerprint: str, name: str | None) -> Loaded:
   return dataclasses.replace(item, provenance=provenance)
 
 
+def _with_alpha(item: Loaded, alpha: float) -> Loaded:
+  """Returns parameters with an alpha that they did not state, on the user's word.
+
+  What is folded has none, and stays as it is.
+  """
+  known = item.provenance
+  if known.space == "effective" or known.alpha == alpha:
+    return item
+  if not math.isfinite(alpha):
+    raise UserError(f"Alpha is {alpha}. Give an ordinary number, as DePT's 8.")
+  if known.alpha is not None:
+    raise UserError(
+      f"'{item.name}' states another alpha ({known.alpha:g}) than --alpha ({alpha:g}). "
+      "Leave out --alpha."
+    )
+  note = f"that its alpha is {alpha:g} is the user's word"
+  return dataclasses.replace(
+    item, provenance=dataclasses.replace(known, alpha=alpha, notes=(*known.notes, note))
+  )
+
+
 def _refuse_output(options: argparse.Namespace) -> None:
   """Refuses an output that cannot be written before anything is read."""
   store.check_output(options.output, options.overwrite)
@@ -461,9 +668,15 @@ def _refuse_output(options: argparse.Namespace) -> None:
 def _write(options: argparse.Namespace, item: Loaded) -> None:
   store.write(options.output, item.leaves, item.provenance, options.overwrite)
   known = item.provenance
-  shapes = ", ".join(f"{name} {list(leaf.shape)}" for name, leaf in item.leaves.items())
+  if known.space == "factor":
+    values = sum(leaf.size for leaf in item.leaves.values())
+    held = f"factor space, {values} values in {len(item.leaves)} leaves"
+  else:
+    held = ", ".join(
+      f"{name} {list(x.shape)}" for name, x in sorted(item.leaves.items())
+    )
   print(f"Wrote the {known.kind} '{options.output}': {describe_terms(known.terms)}.")
-  print(f"  {shapes}, norm {arithmetic.norm(item.leaves):.4g}, {_origin_text(item)}.")
+  print(f"  {held}, norm {arithmetic.norm(item.leaves):.4g}, {_origin_text(item)}.")
   for note in known.notes:
     print(f"  note: {note}.")
 
