@@ -13,10 +13,11 @@ import pytest
 from clu import metrics as clu_metrics
 from flax.linen import partitioning as flax_partitioning
 
-from tpv_jax import identity, model
+from tpv_jax import identity, model, optimizers, partitioning
 from tpv_jax.backbone import network
 from tpv_jax.errors import UserError
-from tpv_jax.prompts import plain
+from tpv_jax.prompts import ept, equations, plain
+from tpv_jax.runner import steps
 
 ROUNDING = 1e-5
 """fp32 against NumPy in fp64, sums of a few terms near 3."""
@@ -40,6 +41,7 @@ class WithEos:
 
 
 def build(prompt=True, eos_id=1, **settings):
+  """Returns a model with a plain prompt, another module or none."""
   net = network.Transformer(
     vocab_size=16,
     emb_dim=12,
@@ -50,7 +52,7 @@ def build(prompt=True, eos_id=1, **settings):
     mlp_dim=20,
   )
   vocabulary = WithEos(eos_id)
-  soft = plain.Prompt(LENGTH, 12) if prompt else None
+  soft = plain.Prompt(LENGTH, 12) if prompt is True else prompt or None
   return model.SoftPromptModel(
     net, soft, vocabulary, vocabulary, "optimizer", **settings
   )
@@ -435,9 +437,60 @@ def test_dropout_follows_the_rng_of_the_loss(params):
   )
 
 
+EPT = ept.EPT(
+  length=LENGTH, features=12, source_length=7, rank=2, fusion_width=3, spaces=2
+)
+
+
+def with_ept(params):
+  """Returns the backbone with EPT's parameters drawn as if they had been trained."""
+  rng = np.random.default_rng(2)
+  leaves = {
+    name: rng.normal(size=form.shape).astype(np.float32)
+    for name, form in EPT.parameters().items()
+  }
+  return {**params, "prompt": leaves}
+
+
+def test_a_folded_ept_prompt_gives_the_logits_and_decodes_of_its_module(params):
+  module, trained = build(EPT, eos_id=99), with_ept(params)
+  folded = equations.fold_exactly(trained["prompt"], EPT.alpha).leaves()
+  assert set(folded) == {"prompt", "delta"}  # No parameter of the module is left.
+  alone, effective = build(prompt=False, eos_id=99), {**params, "prompt": folded}
+  for name in ("score_batch", "loss_fn"):
+    arguments = (None,) if name == "loss_fn" else ()
+    ours, theirs = (
+      jax.jit(getattr(form, name))(given, BATCH, *arguments)
+      for form, given in ((module, trained), (alone, effective))
+    )
+    # fp32 against fp64 rounded once, through a network of two layers.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), ours, theirs)
+  tokens, aux = jax.jit(module.predict_batch_with_aux)(trained, BATCH)
+  folded_tokens, folded_aux = jax.jit(alone.predict_batch_with_aux)(effective, BATCH)
+  assert np.array_equal(tokens, folded_tokens)
+  np.testing.assert_allclose(aux["scores"], folded_aux["scores"], rtol=1e-4)
+  # What the update does is seen: without it other scores come.
+  without = {**params, "prompt": {"prompt": folded["prompt"]}}
+  assert np.abs(score(alone, without) - score(alone, effective)).max() > 1e-2
+
+
+def test_the_training_step_of_ept_can_be_lowered_for_a_tpu(params):
+  rates = {"prompt": 1.0, "low_rank": 0.1, "fusion": 0.1, "spaces": 0.1}
+  ours = build(EPT)
+  ours.optimizer_def = optimizers.by_group(optimizers.adamw(), rates)
+  built = steps.build(ours, optimizers.constant(0.3, 5), 1, partitioning.make_mesh())
+  trainable, frozen = ours.split(with_ept(params))
+  state = jax.eval_shape(built.initialise, trainable)
+  batches = {name: value[None] for name, value in BATCH.items()}
+  traced = built.train.trace(state, frozen, batches, jax.random.key(0))
+  assert "stablehlo" in traced.lower(lowering_platforms=("tpu",)).as_text()
+
+
+@pytest.mark.parametrize("prompt", (True, EPT), ids=("plain", "ept"))
 @pytest.mark.parametrize("name", ("loss", "predict_batch", "score_labels"))
-def test_what_is_compiled_can_be_lowered_for_a_tpu(params, name):
-  ours = build()
+def test_what_is_compiled_can_be_lowered_for_a_tpu(params, name, prompt):
+  ours = build(prompt)
+  params = params if prompt is True else with_ept(params)
   functions = {
     "loss": jax.grad(lambda p: ours.loss_fn(p, BATCH, None)[0]),
     "predict_batch": lambda p: ours.predict_batch(p, BATCH),

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from tpv_jax import identity, optimizers
+from tpv_jax.prompts import equations
 from tpv_jax.t5x import optimizer
 
 RATE = 0.3
@@ -125,6 +126,52 @@ def test_moments_take_the_axes_of_their_parameters_and_counters_none():
     assert names == expected
   assert logical.state.step is None
   assert identity.flatten(logical.target) == identity.flatten(axes)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_groups_with_rates_keep_the_axes_of_ept_and_multiply_the_one_rate(name):
+  forms = equations.parameters(3, 6, 5, rank=2, fusion_width=2, spaces=2)
+  rng = np.random.default_rng(0)
+  params, gradient = (
+    {
+      "prompt": {
+        name: jnp.asarray(rng.normal(size=form.shape), jnp.float32)
+        for name, form in forms.items()
+      }
+    }
+    for _ in range(2)
+  )
+  rates = {"prompt": 1.0, "low_rank": 0.1, "fusion": 0.25, "spaces": lambda step: 0.5}
+  transformation = getattr(optimizers, name)()
+  one, grouped = (
+    optimizer.TransformationOptimizer(made)
+    for made in (transformation, optimizers.by_group(transformation, rates))
+  )
+  spec = jax.sharding.PartitionSpec
+  axes = {"prompt": {name: spec(*form.axes) for name, form in forms.items()}}
+  logical = grouped.derive_logical_axes(jax.eval_shape(grouped.create, params), axes)
+  state = grouped.create(params)
+  assert logical.state.param_states.keys() == state.state.param_states.keys()
+  if name == "adamw":
+    for leaf in forms:
+      moments = [n for n in logical.state.param_states if n.endswith(f"prompt.{leaf}")]
+      assert len(moments) == 2
+      for moment in moments:
+        assert logical.state.param_states[moment] == axes["prompt"][leaf]
+  steps = {}
+  for key, definition in (("one", one), ("grouped", grouped)):
+    after = definition.create(params).apply_gradient(
+      gradient, learning_rate=jnp.float32(RATE)
+    )
+    steps[key] = jax.tree.map(
+      np.subtract, flax.core.unfreeze(after.target)["prompt"], params["prompt"]
+    )
+  for leaf, form in forms.items():
+    rate = 0.5 if form.part == "spaces" else rates[form.part]
+    # Both differences carry the rounding of parameters near 1.
+    np.testing.assert_allclose(
+      steps["grouped"][leaf], rate * steps["one"][leaf], atol=1e-6, err_msg=leaf
+    )
 
 
 def test_the_target_stays_frozen_as_t5x_hands_it_over():
