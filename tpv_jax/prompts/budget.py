@@ -1,8 +1,9 @@
 """EPT's parameters by part, and the rank that a budget leaves (ours, point 6).
 
 The budget is what a plain prompt has: P*D. The short prompt, the fusion and the spaces
-take theirs, and the low-rank update gets the rest, M + D for each of its R. The letters
-are those of `equations`.
+take theirs, and the low-rank update gets the rest, M + D for each of its R; so R is less
+than P, and a long prompt of P tokens always has that many directions. The letters are
+those of `equations`.
 """
 
 import dataclasses
@@ -26,9 +27,8 @@ class Count:
     rank: R.
     parts: part -> number of parameters, for each of `PARTS`.
     budget: P*D.
-    limit: what the next larger rank would exceed: 'budget', 'source_length',
-      'features' or, with the decomposition 'svd', 'tokens' of the long prompt. None if
-      it would exceed nothing.
+    limit: what the next larger rank would exceed: 'source_length', 'features' or
+      'budget'; None if it would exceed nothing.
   """
 
   length: int
@@ -59,12 +59,10 @@ def rank(
   fusion_width: int = 0,
   spaces: int = 0,
   bottleneck: int = 1,
-  decomposition: str = "svd",
 ) -> int:
   """Returns the largest rank R at which all parameters stay at or under P*D.
 
-  It also stays at or under the largest that a matrix [M, D] has and, with 'svd', that
-  the long prompt has: P.
+  It is also at most min(M, D), the largest that a delta has.
 
   Args:
     tokens: P, tokens of the plain prompt whose parameters are the budget.
@@ -74,7 +72,6 @@ def rank(
     fusion_width: H; 0 for no fusion.
     spaces: K; 0 for no multi-space projection.
     bottleneck: Q.
-    decomposition: see `equations.decompose`.
 
   Raises:
     UserError: sizes that cannot be, or a budget that leaves no rank at all.
@@ -82,7 +79,7 @@ def rank(
   at_least("tokens", tokens, 1)
   shape = (length, features, source_length)
   others = (fusion_width, spaces, bottleneck)
-  equations.refuse_impossible(*shape, 1, *others, decomposition)
+  equations.refuse_impossible(*shape, 1, *others)
   parts = _parts(*shape, 0, *others)
   left = tokens * features - sum(parts.values())
   each = source_length + features
@@ -94,7 +91,7 @@ def rank(
       "a narrower fusion, fewer spaces or a larger PROMPT_LENGTH; to go without an "
       "update, set RANK = 0 and FUSION_WIDTH = 0."
     )
-  return min(left // each, *_limits(tokens, features, source_length, decomposition))
+  return min(left // each, source_length, features)
 
 
 def check(
@@ -106,7 +103,6 @@ def check(
   fusion_width: int = 0,
   spaces: int = 0,
   bottleneck: int = 1,
-  decomposition: str = "svd",
 ) -> Count:
   """Returns the parameters by part of sizes that stay at or under the budget.
 
@@ -118,13 +114,7 @@ def check(
   at_least("tokens", tokens, 1)
   shape = (length, features, source_length)
   others = (fusion_width, spaces, bottleneck)
-  equations.refuse_impossible(*shape, rank, *others, decomposition)
-  limits = _limits(tokens, features, source_length, decomposition)
-  if rank > min(limits):
-    raise UserError(
-      f"Rank {rank} is more than a long prompt of {tokens} tokens has. Set it to at "
-      f"most {tokens}, or the decomposition to 'dept'."
-    )
+  equations.refuse_impossible(*shape, rank, *others)
   parts, budget = _parts(*shape, rank, *others), tokens * features
   left = budget - sum(parts.values())
   if left < 0:
@@ -133,7 +123,9 @@ def check(
       f"of {_product(tokens, features)}. Lower one of them, or have the largest rank "
       "found (RANK = @budget.rank(), or no --rank)."
     )
-  limit = limits.get(rank) or ("budget" if left < source_length + features else None)
+  limits = {"source_length": source_length - rank, "features": features - rank}
+  limits["budget"] = left // (source_length + features)
+  limit = next((name for name, more in limits.items() if not more), None)
   return Count(length, rank, parts, budget, limit)
 
 
@@ -159,7 +151,6 @@ def table(counts: Sequence[Count]) -> str:
 
 
 _LIMITS = {
-  "tokens": "the tokens of the long prompt",
   "source_length": "the source's length",
   "features": "the backbone's width",
 }
@@ -170,14 +161,6 @@ def _parts(*sizes: int) -> dict[str, int]:
   for form in equations.parameters(*sizes).values():
     parts[form.part] += form.size
   return parts
-
-
-def _limits(
-  tokens: int, features: int, source_length: int, decomposition: str
-) -> dict[int, str]:
-  """Returns largest rank -> the size that it comes from, whatever the budget."""
-  limits = {features: "features", source_length: "source_length"}
-  return limits | ({tokens: "tokens"} if decomposition == "svd" else {})
 
 
 def _describe(parts: dict[str, int]) -> str:

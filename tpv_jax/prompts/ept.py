@@ -57,8 +57,8 @@ class EPT(nn.Module):
       self.fusion_width,
       self.spaces,
       self.bottleneck,
-      self.decomposition,
     )
+    equations.refuse_unknown(self.decomposition)
     if not self.alpha > 0:
       raise UserError(
         f"alpha is {self.alpha!r}, which would switch the low-rank update off or turn it "

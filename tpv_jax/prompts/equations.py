@@ -238,9 +238,8 @@ def refuse_impossible(
   fusion_width: int,
   spaces: int,
   bottleneck: int,
-  decomposition: str,
 ) -> None:
-  """Raises `UserError` for sizes or a decomposition that no EPT prompt has."""
+  """Raises `UserError` for sizes that no EPT prompt has."""
   sizes = {
     "length": length,
     "features": features,
@@ -252,7 +251,6 @@ def refuse_impossible(
   parts = {"rank": rank, "fusion_width": fusion_width, "spaces": spaces}
   for name, size in parts.items():
     at_least(name, size, 0)
-  _refuse_unknown(decomposition)
   largest = min(source_length, features)
   if rank > largest:
     raise UserError(
@@ -263,6 +261,15 @@ def refuse_impossible(
     raise UserError(
       "Prompt fusion attends to the low-rank update, and rank 0 switches that off. "
       "Give a rank, or set fusion_width to 0."
+    )
+
+
+def refuse_unknown(decomposition: str) -> None:
+  """Raises `UserError` for a way to decompose that there is not."""
+  if decomposition not in DECOMPOSITIONS:
+    raise UserError(
+      f"There is no decomposition '{decomposition}'. Choose 'svd' (EPT) or 'dept'."
+      f"{near_misses(decomposition, DECOMPOSITIONS)}"
     )
 
 
@@ -295,7 +302,7 @@ def decompose(
     UserError: the long prompt has fewer than S rows, or with 'svd' than R; or there is
       no such way.
   """
-  _refuse_unknown(how)
+  refuse_unknown(how)
   total, features = long_prompt.shape
   if length > total:
     raise UserError(
@@ -348,14 +355,6 @@ def relative_error(
   distance = np.linalg.norm(np.asarray(given, np.float64) - exact)
   size = np.linalg.norm(exact)
   return float(distance / size) if size else (math.inf if distance else 0.0)
-
-
-def _refuse_unknown(decomposition: str) -> None:
-  if decomposition not in DECOMPOSITIONS:
-    raise UserError(
-      f"There is no decomposition '{decomposition}'. Choose 'svd' (EPT) or 'dept'."
-      f"{near_misses(decomposition, DECOMPOSITIONS)}"
-    )
 
 
 def _softmax(scores: Float[Any, "rows columns"]) -> Float[Any, "rows columns"]:
