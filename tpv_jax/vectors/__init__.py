@@ -8,6 +8,7 @@
     store.write("prompt.safetensors", prompt.leaves, prompt.provenance)
 
 `sources` loads, `algebra` says what may be combined and computes it by `arithmetic`,
-`provenance` is what travels with the values, `store` is the file, and `cli` the console
-command `tpv`.
+`provenance` is what travels with the values, `store` is the file, `inspection` looks into
+EPT prompts, and `cli` is the console command `tpv`. DePT and EPT prompts are folded to
+what they do before anything is computed, unless the factor space is asked for (`algebra`).
 """
