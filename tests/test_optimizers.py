@@ -1,5 +1,8 @@
 """Optimizers and schedules against optax's own, which bake the learning rate in."""
 
+import pathlib
+
+import gin
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -8,6 +11,7 @@ import pytest
 from tpv_jax import optimizers
 from tpv_jax.errors import UserError
 from tpv_jax.prompts import equations
+from tpv_jax.runner import command_line
 
 
 def follow(transform, learning_rate, gradients, start):
@@ -164,3 +168,65 @@ def test_no_rates_leave_the_optimizer_as_it_is():
 def test_rates_that_name_no_group_or_leave_one_out_are_refused(rates, text):
   with pytest.raises(UserError, match=text):
     optimizers.by_group(optimizers.adamw(), rates).init(ept_leaves(0))
+
+
+def direction_and_rates(tmp_path, *bindings, text=""):
+  """Returns the optimizer that gin makes for EPT, and the run's rate at steps 0 and 50."""
+  file = tmp_path / "mine.gin"
+  file.write_text(f"from __gin__ import dynamic_registration\n{text}")
+  files = ("runs/embedded.gin", "prompts/ept.gin")
+  command_line.parse_gin(
+    [*(f"gin_configs/{name}" for name in files), str(file)],
+    ["TASK_NAME='topic'", "RUN_DIR='run'", "TRAIN_STEPS=100", *bindings],
+    [],
+  )
+  optimizer, schedule = (
+    gin.query_parameter(f"{name}/macro.value").scoped_configurable_fn()
+    for name in ("OPTIMIZER", "LEARNING_RATE_FN")
+  )
+  gin.clear_config()
+  return optimizer, [float(schedule(step)) for step in (0, 50)]
+
+
+def scales_at(optimizer, step):
+  """Returns by group the factor on a gradient, where the optimizer takes it as it is."""
+  leaves = {path: jnp.ones_like(leaf) for path, leaf in ept_leaves(0).items()}
+  state = optimizer.init(leaves)
+  for _ in range(step + 1):
+    taken, state = optimizer.update(leaves, state, leaves)
+  return {
+    GROUP_OF[path.removeprefix("prompt/")]: round(-float(leaf.mean()), 5)
+    for path, leaf in taken.items()
+  }
+
+
+def test_gin_takes_another_transformation_and_schedule(tmp_path):
+  optimizer, rates = direction_and_rates(
+    tmp_path,
+    "TRANSFORMATION=@optimizers.adafactor()",
+    "WEIGHT_DECAY=0.0",
+    "LEARNING_RATE_FN=@optimizers.linear()",
+    "GROUP_RATES={'prompt': 1.0, 'low_rank': 0.5, 'fusion': 0.2, 'spaces': 0.1}",
+  )
+  np.testing.assert_allclose(rates, (0.3, 0.15), rtol=1e-6)
+  # The first step of Adafactor on a gradient of ones is one of ones.
+  expected = {"prompt": 1.0, "low_rank": 0.5, "fusion": 0.2, "spaces": 0.1}
+  assert scales_at(optimizer, 0) == expected
+
+
+def test_gin_takes_a_schedule_for_each_group_as_train_gin_says(tmp_path):
+  comments = pathlib.Path("gin_configs/runs/train.gin").read_text().splitlines()
+  lines = [line.removeprefix("#   ") for line in comments if line.startswith("#   ")]
+  first = lines.index("LEARNING_RATE_FN = @run/optimizers.constant()")
+  text = "\n".join(["from tpv_jax import optimizers", *lines[first : first + 9]])
+  assert text.endswith("low_rank/optimizers.linear.learning_rate = 5e-3")
+  text = text.replace("linear()}", "linear(), 'fusion': 0.2, 'spaces': 0.1}")
+  optimizer, rates = direction_and_rates(
+    tmp_path, "WEIGHT_DECAY=0.0", "WARMUP_STEPS=2", text=text
+  )
+  assert rates == [1.0, 1.0]
+  for step, prompt, low_rank in ((0, 0.0, 0.0), (1, 0.15, 2.5e-3), (2, 0.3, 5e-3)):
+    found = scales_at(optimizer, step)
+    expected = {"prompt": prompt, "low_rank": low_rank, "fusion": 0.2, "spaces": 0.1}
+    # AdamW's direction is that of the gradient's sign.
+    assert found == pytest.approx(expected, abs=1e-5)
