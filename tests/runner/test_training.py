@@ -75,21 +75,19 @@ def test_the_backbone_is_bit_identical_after_training(tiny, tmp_path):
   }
   model = tiny.model()
   placed = {}
-  run = (
-    training._Run
-  )  # The frozen leaves as the devices hold them, after the last step.
-  place = run._place
+  run = training.Run  # The frozen leaves as the devices hold them, after the last step.
+  place = run.place
 
   def keep(self):
     result = place(self)
     placed["frozen"] = result[0]
     return result
 
-  run._place = keep
+  run.place = keep
   try:
     tiny.train(tmp_path / "run", model=model)
   finally:
-    run._place = place
+    run.place = place
   assert set(placed["frozen"]) == set(before)
   for path, leaf in before.items():
     assert np.asarray(placed["frozen"][path]).tobytes() == leaf.tobytes(), path

@@ -613,6 +613,7 @@ class Transformer(nn.Module):
     tokens = _as_tokens(encoder_input_tokens)
     x = self.token_embedder(tokens)
     if places is not None:
+      assert encoder_segment_ids is not None  # What packs rows gives both.
       x = _place(x, jnp.asarray(prompt), delta, tokens, places)
       mask = _same_segment(encoder_segment_ids, encoder_segment_ids)
       return self.encoder(x, mask, not enable_dropout)

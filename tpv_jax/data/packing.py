@@ -181,7 +181,8 @@ def _assign(sizes: Sizes, shapes: Shapes) -> tuple[list[list[int]], list[list[in
   order = sorted(range(len(joined)), key=lambda i: (-joined[i][0], i))
   rows, _ = _fit(joined, order, shapes.wide, None)
   blocks = math.ceil(len(rows) / shapes.wide.rows)
-  best, fewest = (rows, []), blocks * shapes.wide.positions
+  best: tuple[list[list[int]], list[list[int]]] = (rows, [])
+  fewest = blocks * shapes.wide.positions
   for fewer in range(max(0, blocks - 2), blocks):
     wide, rest = _fit(joined, order, shapes.wide, fewer * shapes.wide.rows)
     short, left = _fit(joined, rest, shapes.short, None)

@@ -1,6 +1,7 @@
 """One training run: batches in, a best prompt out, resumable at any moment."""
 
 import dataclasses
+import functools
 import math
 import re
 import signal
@@ -94,7 +95,7 @@ def train(
   """
   if isinstance(backbone, str):
     backbone = loading.load_backbone(backbone, model.network, model.input_vocabulary)
-  run = _Run(
+  run = Run(
     model=model,
     data=data,
     folder=RunFolder(run_dir),
@@ -123,8 +124,12 @@ def train(
 
 
 @dataclasses.dataclass
-class _Run:
-  """The parts of one run while it goes on; the fields are the arguments of `train`."""
+class Run:
+  """The parts of one run while it goes on; the fields are the arguments of `train`.
+
+  `begin`, then `record`, `validate` and `save` as the steps go on, then `finish`: what a
+  run writes is the same whether it is alone (`execute`) or one of a bank.
+  """
 
   model: SoftPromptModel
   data: TrainingData
@@ -222,10 +227,26 @@ class _Run:
     self, stop_requested: Callable[[], int | None], config: Callable[[], str] | None
   ) -> dict[str, Any]:
     """Runs all steps that are left and returns the manifest."""
-    frozen, state = self._place()
-    self.checkpoints = Checkpoints(self.folder.path / "checkpoints")
-    best: Best | None = None
+    frozen, state = self.place()
     started = time.time()
+    state, best = self.begin(frozen, state, config)
+    try:
+      state, best = self._loop(state, frozen, best, stop_requested)
+    finally:
+      self.close()
+    return self.finish("finished", state, best, seconds=time.time() - started)
+
+  def begin(
+    self,
+    frozen: compiled.Leaves,
+    state: compiled.TrainState,
+    config: Callable[[], str] | None,
+  ) -> tuple[compiled.TrainState, Best | None]:
+    """Returns the newest saved state, or the fresh one that was given, and the best.
+
+    Writes the manifest, and before the first step the initial prompt and a checkpoint.
+    """
+    best: Best | None = None
     resumed = self.checkpoints.latest_step()
     previous = self.folder.manifest()
     if resumed is not None:
@@ -258,14 +279,19 @@ class _Run:
     if resumed is None:
       if self.initial is not None:
         self._write_prompt("initial", self.initial.leaves, steps=0)
-      self._save(state, best)
+      self.save(state, best)
     self.events = Events(self.folder.path, first_step=(resumed or 0) + 1)
-    try:
-      state, best = self._loop(state, frozen, best, stop_requested)
-    finally:
-      self.events.close()
-      self.checkpoints.close()
-    return self._finish("finished", state, best, seconds=time.time() - started)
+    return state, best
+
+  @functools.cached_property
+  def checkpoints(self) -> Checkpoints:
+    """The run's checkpoints; Orbax makes their folder."""
+    return Checkpoints(self.folder.path / "checkpoints")
+
+  def close(self) -> None:
+    """Ends the threads and files that the run has opened."""
+    self.events.close()
+    self.checkpoints.close()
 
   def _draw_prompt(self) -> Drawn | None:
     """Returns the initial prompt, None if the model has no prompt."""
@@ -316,7 +342,7 @@ class _Run:
       )
     return {"from": given.name, "rank": rank, "relative_errors": errors}
 
-  def _place(self) -> tuple[compiled.Leaves, compiled.TrainState]:
+  def place(self) -> tuple[compiled.Leaves, compiled.TrainState]:
     """Returns the frozen leaves and a fresh state, on the devices."""
     if self.backbone is None:
       rng = jax.random.key(self.seed)
@@ -369,28 +395,40 @@ class _Run:
         # The next batches are prepared while the devices work on these.
         if index + 1 < len(chunks):
           upcoming = batches(*chunks[index + 1])
-        train_metrics = self._check_finite(jax.device_get(report), start)
-        self.folder.append_metrics(stop, "train", train_metrics)
+        report = jax.device_get(report)
         speed = (stop - start) * self.data.batch_size / (time.time() - began)
-        self.events.write(stop, "train", train_metrics | {"examples_per_s": speed})
+        train_metrics = self.record(start, stop, report, speed)
         bar.update(stop - start)
         postfix = {"loss": f"{train_metrics['loss']:.3f}", "examples/s": f"{speed:.0f}"}
         if stop % self.eval_period == 0 or stop == self.total_steps:
-          best, validation = self._validate(state, frozen, best)
+          best, validation = self.validate(state, frozen, best)
           postfix |= {f"val_{k}": f"{v:.3f}" for k, v in validation.items()}
         bar.set_postfix(postfix)
         number = processes.agreed(stop_requested())
         if stop % self.checkpoint_period == 0 or stop == self.total_steps or number:
-          self._save(state, best)
+          self.save(state, best)
         if number and stop < self.total_steps:
-          self._finish("stopped", state, best)
+          self.finish("stopped", state, best)
           raise Stopped(
             f"stopped by {signal.Signals(number).name} after step {stop}; the same "
             "command continues"
           )
     return state, best
 
-  def _save(self, state: compiled.TrainState, best: Best | None) -> None:
+  def record(
+    self, start: int, stop: int, report: dict[str, np.ndarray], examples_per_s: float
+  ) -> dict[str, float]:
+    """Writes, and returns, the means of what steps `start` to `stop` reported.
+
+    Raises:
+      UserError: a loss, gradient or parameter was not finite.
+    """
+    metrics = self._check_finite(report, start)
+    self.folder.append_metrics(stop, "train", metrics)
+    self.events.write(stop, "train", metrics | {"examples_per_s": examples_per_s})
+    return metrics
+
+  def save(self, state: compiled.TrainState, best: Best | None) -> None:
     """Writes a checkpoint, and the prompt in it as the last one."""
     self.checkpoints.save(state, best)
     if self.model.prompt is not None:
@@ -415,9 +453,10 @@ class _Run:
       name: float(np.mean(values, dtype=np.float64)) for name, values in report.items()
     }
 
-  def _validate(
+  def validate(
     self, state: compiled.TrainState, frozen: compiled.Leaves, best: Best | None
   ) -> tuple[Best | None, dict[str, float]]:
+    """Returns the best so far and the metrics on validation, both also written."""
     sums = None
     for batch in self.data.validation_batches():
       placed = processes.put_all(batch, self.steps.batch_sharding)
@@ -462,7 +501,7 @@ class _Run:
         )
     self.folder.write_prompt(which, leaves, provenance)
 
-  def _finish(
+  def finish(
     self,
     status: str,
     state: compiled.TrainState,
