@@ -357,15 +357,17 @@ def _vectors(part: Part) -> None:
   part.tpv("diff", part.work / "own", "-o", b)
   part.tpv("sum", a, b, "-o", both)
   part.tpv("cosine", a, b)
-  mean = part.evaluate(
-    "eval_sum",
-    f"--gin.VECTOR='{both}'",
-    f"--gin.INITIAL='{part.work / 'whole'}'",
-    "--gin.COEFFICIENT=0.5",
-  )
-  part.check.must(
-    "half the sum of both vectors on the initial prompt does the task", mean > 0.9
-  )
+  for coefficient in (0.5, 0.175):
+    applied = [
+      f"--gin.VECTOR='{both}'",
+      f"--gin.INITIAL='{part.work / 'whole'}'",
+      f"--gin.COEFFICIENT={coefficient}",
+    ]
+    score = part.evaluate(f"eval_{coefficient}", *applied)
+    by_own = part.evaluate_own(f"eval_{coefficient}", *applied)
+    part.check.must("both runners give the applied sum the same score", score == by_own)
+    if coefficient == 0.5:
+      part.check.must("the mean of both vectors does the task", score > 0.9)
 
 
 def _folded(part: Part, score: float) -> None:
