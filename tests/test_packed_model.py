@@ -9,6 +9,7 @@ from tpv_jax.data import batches, packing
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts.equations import Folded
 
+COUNTS = ("target_tokens", "accuracy", "examples", "exact_match")
 PROMPTS, LENGTH, LONGEST, TARGETS, WIDTH = 3, 4, 12, 5, 16
 
 
@@ -78,17 +79,17 @@ def test_losses_and_gradients_of_a_bank_are_those_of_each_prompt_alone(
   def packed_losses(folded):
     sums = 0.0
     for features in packed(unpacked):
-      losses, weights, metrics = model.bank_loss_sums(folded, backbone, features)
-      sums = sums + np.array([1.0, 0, 0])[:, None] * losses
-      sums = sums + np.array([0, 1.0, 0])[:, None] * weights
-      sums = sums + np.array([0, 0, 1.0])[:, None] * metrics["accuracy"]
+      losses, counts = model.bank_loss_sums(folded, backbone, features)
+      for row, values in enumerate((losses, *(counts[name] for name in COUNTS))):
+        sums = sums + np.eye(5)[row][:, None] * values
     return sums[0].sum(), sums
 
   (_, found), gradient = jax.value_and_grad(packed_losses, has_aux=True)(folded)
 
   def alone(leaves, features):
     loss, weight, metrics = model.loss_sums({**backbone, "prompt": leaves}, features)
-    return loss, (loss, weight, metrics["accuracy"].total)
+    exact = metrics["exact_match"]
+    return loss, (loss, weight, metrics["accuracy"].total, exact.count, exact.total)
 
   for number, features in enumerate(unpacked):
     leaves = {name: leaf[number] for name, leaf in folded.leaves().items()}

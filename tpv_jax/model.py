@@ -191,10 +191,11 @@ class SoftPromptModel:
     backbone: Params,
     batch: Batch,
     dropout_rng: Array | None = None,
-  ) -> tuple[Float[Array, " N"], Float[Array, " N"], dict[str, Float[Array, " N"]]]:
-    """Returns loss and weights of each prompt of a bank, summed over its target tokens.
+  ) -> tuple[Float[Array, " N"], dict[str, Float[Array, " N"]]]:
+    """Returns the loss of each prompt of a bank, summed over its target tokens (fp32).
 
-    Also, by prompt, the sums of the metrics: `accuracy` over target tokens.
+    Also counts by prompt: `target_tokens`, weighted, and how many of them are right
+    (`accuracy`); `examples`, and how many have all tokens right (`exact_match`).
 
     Args:
       folded: the prompts [N, S, D], and perhaps deltas [N, M, D].
@@ -202,6 +203,7 @@ class SoftPromptModel:
       batch: packed rows, see `data.packing.pack`.
       dropout_rng: None for no dropout.
     """
+    batch = {name: jnp.asarray(values) for name, values in batch.items()}
     places = network.Places(
       batch["encoder_prompt_ids"], batch["prompt_positions"], batch["encoder_positions"]
     )
@@ -217,23 +219,39 @@ class SoftPromptModel:
       places=places,
       **folded.leaves(),
     )
-    targets = jnp.asarray(batch["decoder_target_tokens"])
+    targets = batch["decoder_target_tokens"]
     weights = batch["decoder_loss_weights"]
     losses = token_losses(logits, targets, self.label_smoothing, self.z_loss)
     hits = jnp.argmax(logits, axis=-1) == targets
 
-    def by_prompt(values: Float[Array, "B L"]) -> Float[Array, " N"]:
+    # Every example of every row has a number of its own; 0 in a row is padding.
+    rows, length = targets.shape
+    example = jnp.arange(rows)[:, None] * (length + 1) + batch["decoder_segment_ids"]
+    prompt = batch["decoder_prompt_ids"]
+
+    def by_example(values: Array) -> Array:
       return jax.ops.segment_sum(
-        (values * weights).reshape(-1),
-        batch["decoder_prompt_ids"].reshape(-1),
+        values.reshape(-1), example.reshape(-1), num_segments=rows * (length + 1)
+      )
+
+    def by_prompt(values: Array, prompt: Array) -> Float[Array, " N"]:
+      return jax.ops.segment_sum(
+        values.reshape(-1).astype(jnp.float32),
+        prompt.reshape(-1),
         num_segments=len(folded.prompt),
       )
 
-    return (
-      by_prompt(losses),
-      by_prompt(jnp.ones_like(losses)),
-      {"accuracy": by_prompt(hits.astype(jnp.float32))},
-    )
+    size = by_example(weights)
+    owner = jax.ops.segment_max(
+      prompt.reshape(-1), example.reshape(-1), num_segments=len(size)
+    ).clip(0)
+    right = (by_example(weights * hits) == size) & (size > 0)
+    return by_prompt(losses * weights, prompt), {
+      "target_tokens": by_prompt(weights, prompt),
+      "accuracy": by_prompt(hits * weights, prompt),
+      "examples": by_prompt(size > 0, owner),
+      "exact_match": by_prompt(right, owner),
+    }
 
   def eval_fn(self, params: Params, batch: Batch) -> tuple[Float[Array, ""], Metrics]:
     """Returns loss and metrics as `loss_fn` does, without dropout."""

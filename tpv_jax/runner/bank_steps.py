@@ -37,14 +37,12 @@ class Sums:
   Attributes:
     gradient: of the summed losses, with respect to the folded prompts.
     loss: [N] summed over target tokens, in nats.
-    weight: [N] target tokens.
-    hits: [N] target tokens that the arg max gets right.
+    counts: [N] by name, see `SoftPromptModel.bank_loss_sums`.
   """
 
   gradient: Folded
   loss: Any
-  weight: Any
-  hits: Any
+  counts: Any
 
 
 class BankSteps(NamedTuple):
@@ -115,14 +113,13 @@ def build(
 
   def zeros(folded: Folded) -> Sums:
     none = jnp.zeros(len(folded.prompt), jnp.float32)
-    return Sums(jax.tree.map(jnp.zeros_like, folded), none, none, none)
+    counts = ("target_tokens", "accuracy", "examples", "exact_match")
+    return Sums(jax.tree.map(jnp.zeros_like, folded), none, dict.fromkeys(counts, none))
 
   def accumulate(sums: Sums, folded: Folded, frozen: Leaves, call: Batch) -> Sums:
-    def loss(folded: Folded) -> tuple[Float[Array, ""], tuple[Any, Any, Any]]:
-      losses, weights, metrics = model.bank_loss_sums(
-        folded, identity.unflatten(frozen), call
-      )
-      return losses.sum(), (losses, weights, metrics["accuracy"])
+    def loss(folded: Folded) -> tuple[Float[Array, ""], tuple[Any, Any]]:
+      losses, counts = model.bank_loss_sums(folded, identity.unflatten(frozen), call)
+      return losses.sum(), (losses, counts)
 
     gradient, measured = jax.grad(loss, has_aux=True)(folded)
     return jax.tree.map(jnp.add, sums, Sums(gradient, *measured))
@@ -130,7 +127,7 @@ def build(
   def update(
     state: TrainState, sums: Sums, rates: Float[Array, " N"]
   ) -> tuple[TrainState, dict[str, Array]]:
-    counted = jnp.maximum(sums.weight, 1.0)
+    counted = jnp.maximum(sums.counts["target_tokens"], 1.0)
     _, pull_back = jax.vjp(fold, state.trainable)
     (gradients,) = pull_back(
       jax.tree.map(lambda g: g / counted[:, None, None], sums.gradient)
@@ -139,21 +136,23 @@ def build(
     moved = jax.vmap(functools.partial(descend, model.optimizer_def))(
       state, gradients, rate
     )
-    active = sums.weight > 0
+    finite = jax.vmap(
+      lambda leaves: jnp.all(
+        jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves.values()])
+      )
+    )(moved.trainable)
+    # What is not finite would reach the other prompts of its rows: 0 * NaN is NaN.
+    active = (sums.counts["target_tokens"] > 0) & finite
     state = jax.tree.map(
       lambda new, old: jnp.where(active.reshape(-1, *(1,) * (new.ndim - 1)), new, old),
       moved,
       state,
     )
-    finite = jax.vmap(
-      lambda leaves: jnp.all(
-        jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves.values()])
-      )
-    )(state.trainable)
     return state, {
       "loss": sums.loss / counted,
-      "accuracy": sums.hits / counted,
-      "target_tokens": sums.weight,
+      "accuracy": sums.counts["accuracy"] / counted,
+      "exact_match": sums.counts["exact_match"]
+      / jnp.maximum(sums.counts["examples"], 1.0),
       "gradient_norm": jax.vmap(optax.tree.norm)(gradients),
       "learning_rate": rate,
       "finite_parameters": finite,
