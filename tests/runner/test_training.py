@@ -76,18 +76,17 @@ def test_the_backbone_is_bit_identical_after_training(tiny, tmp_path):
   model = tiny.model()
   placed = {}
   run = training.Run  # The frozen leaves as the devices hold them, after the last step.
-  place = run.place
+  place = run.place_frozen
 
   def keep(self):
-    result = place(self)
-    placed["frozen"] = result[0]
-    return result
+    placed["frozen"] = place(self)
+    return placed["frozen"]
 
-  run.place = keep
+  run.place_frozen = keep
   try:
     tiny.train(tmp_path / "run", model=model)
   finally:
-    run.place = place
+    run.place_frozen = place
   assert set(placed["frozen"]) == set(before)
   for path, leaf in before.items():
     assert np.asarray(placed["frozen"][path]).tobytes() == leaf.tobytes(), path
@@ -349,7 +348,9 @@ def test_a_start_from_a_summed_vector_says_what_refactoring_lost(
   tiny, finished_ept, tmp_path, capsys
 ):
   other = tmp_path / "other"
-  tiny.train(other, "ept", data=tiny.data(seed=5))
+  rates = {"prompt": 1.0, "low_rank": 1.0, "fusion": 0.1, "spaces": 0.1}
+  fast = tiny.model("ept", optimizers.by_group(optimizers.adamw(), rates))
+  tiny.train(other, fast, data=tiny.data(seed=5))
   vector = tmp_path / "sum.safetensors"
   given = summed_prompt([finished_ept[0], other], vector)
   drawing = functools.partial(initial.sampled_vocabulary, length=4)
@@ -359,7 +360,7 @@ def test_a_start_from_a_summed_vector_says_what_refactoring_lost(
 
   prompt, delta = given.leaves["prompt"], given.leaves["delta"]
   u, sigma, vt = np.linalg.svd(delta.astype(np.float64), full_matrices=False)
-  assert sigma[2] > 1e-3 * sigma[0]  # The sum of two updates of rank 2 has rank 4.
+  assert sigma[3] > 1e-3 * sigma[0]  # The sum of two updates of rank 2 has rank 4.
   lost = np.sqrt((sigma[2:] ** 2).sum() / (sigma**2).sum())
   truncated = (u[:, :2] * sigma[:2]) @ vt[:2]
   batch = next(iter(tiny.data().validation_batches()))
@@ -378,7 +379,7 @@ def test_a_start_from_a_summed_vector_says_what_refactoring_lost(
   )
   errors = manifest["refactored"]["relative_errors"]
   assert errors["prompt"] == 0.0
-  assert errors["delta"] == pytest.approx(lost, rel=1e-4)  # The factors are fp32.
+  assert errors["delta"] == pytest.approx(lost, rel=1e-5)  # The factors are fp32.
   expected = np.linalg.norm(ours - exact) / np.linalg.norm(exact)
   assert expected > 1e-6
   assert errors["logits"] == pytest.approx(expected, rel=1e-2)  # Of a small difference.
@@ -613,11 +614,11 @@ def test_a_damaged_checkpoint_is_one_clear_line(tiny, tmp_path):
 
 
 def test_chunks_end_at_the_same_steps_from_wherever_they_start():
-  whole = training._chunks(0, 47, (10, 15))
+  whole = training.chunks(0, 47, (10, 15))
   assert whole == [(0, 10), (10, 15), (15, 20), (20, 30), (30, 40), (40, 45), (45, 47)]
   for start, _ in whole:
-    assert training._chunks(start, 47, (10, 15)) == [c for c in whole if c[0] >= start]
-  assert training._chunks(47, 47, (10, 15)) == []
+    assert training.chunks(start, 47, (10, 15)) == [c for c in whole if c[0] >= start]
+  assert training.chunks(47, 47, (10, 15)) == []
 
 
 MESHES = {
@@ -680,7 +681,7 @@ def test_a_run_compiles_each_function_once(tiny, tmp_path):
 
 
 def test_two_stops_act_at_once_and_one_is_noted():
-  with training._stop_signals() as requested:
+  with training.stop_signals() as requested:
     assert requested() is None
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.01)
