@@ -219,12 +219,6 @@ def build_parser() -> argparse.ArgumentParser:
     type=int,
     help="check this rank (default: the largest that the budget leaves)",
   )
-  command.add_argument(
-    "--decomposition",
-    default="svd",
-    help="svd (default), which takes no more ranks than the long prompt has tokens, or "
-    "dept",
-  )
   command.add_argument("--json", action="store_true", help="print JSON")
   return parser
 
@@ -547,7 +541,6 @@ def _budget(options: argparse.Namespace) -> None:
     "fusion_width": options.fusion_width,
     "spaces": options.spaces,
     "bottleneck": options.bottleneck,
-    "decomposition": options.decomposition,
   }
   counts = []
   for length in options.short_length:
