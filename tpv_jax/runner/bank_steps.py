@@ -21,6 +21,7 @@ from jax.stages import Wrapped
 from jaxtyping import Array, Float
 
 from tpv_jax import identity, partitioning
+from tpv_jax.backbone.network import AnyArray
 from tpv_jax.data.batches import Features
 from tpv_jax.errors import UserError
 from tpv_jax.model import PROMPT, Batch, SoftPromptModel
@@ -176,7 +177,7 @@ def train_step(
   state: TrainState,
   frozen: Leaves,
   calls: Iterable[Features],
-  rates: Float[Array, " N"],
+  rates: Float[AnyArray, " N"],
 ) -> tuple[TrainState, dict[str, Array]]:
   """Returns the state after one step of every prompt that has examples in `calls`.
 

@@ -53,6 +53,15 @@ class Checkpoints:
     """Returns the newest finished checkpoint's step, None without any."""
     return self._manager.latest_step()
 
+  def steps(self) -> list[int]:
+    """Returns the steps of the finished checkpoints, oldest first."""
+    return sorted(self._manager.all_steps())
+
+  def drop_after(self, step: int) -> None:
+    """Deletes the checkpoints of later steps."""
+    for later in [saved for saved in self.steps() if saved > step]:
+      self._manager.delete(later)
+
   def save(self, state: TrainState, best: Best | None) -> None:
     """Writes the state after `state.step` steps; an existing one stays as it is.
 

@@ -119,7 +119,7 @@ def train(
     return manifest
   for line in data.trimmed():
     tqdm.write(line)
-  with _stop_signals() as stop_requested, processes.one_clear_line_if_one_is_lost():
+  with stop_signals() as stop_requested, processes.one_clear_line_if_one_is_lost():
     return run.execute(stop_requested, config)
 
 
@@ -227,9 +227,9 @@ class Run:
     self, stop_requested: Callable[[], int | None], config: Callable[[], str] | None
   ) -> dict[str, Any]:
     """Runs all steps that are left and returns the manifest."""
-    frozen, state = self.place()
+    frozen = self.place_frozen()
     started = time.time()
-    state, best = self.begin(frozen, state, config)
+    state, best = self.begin(frozen, self.fresh_state(), config)
     try:
       state, best = self._loop(state, frozen, best, stop_requested)
     finally:
@@ -342,8 +342,17 @@ class Run:
       )
     return {"from": given.name, "rank": rank, "relative_errors": errors}
 
-  def place(self) -> tuple[compiled.Leaves, compiled.TrainState]:
-    """Returns the frozen leaves and a fresh state, on the devices."""
+  def place_frozen(self) -> compiled.Leaves:
+    """Returns the frozen leaves, on the devices."""
+    return self._put(self.model.split(self._start)[1])
+
+  def fresh_state(self) -> compiled.TrainState:
+    """Returns the state before the first step, on the devices."""
+    return self.steps.initialise(self._put(self.model.split(self._start)[0]))
+
+  @functools.cached_property
+  def _start(self) -> dict[str, Any]:
+    """The parameters before the first step, on this host."""
     if self.backbone is None:
       rng = jax.random.key(self.seed)
       params = jax.device_get(self.model.get_initial_variables(rng, {})["params"])
@@ -351,14 +360,13 @@ class Run:
       params = dict(self.backbone.params)
     if self.initial is not None:
       params["prompt"] = dict(self.initial.leaves)
-    trainable, frozen = (
-      {
-        path: processes.put(leaf, self.steps.param_shardings[path])
-        for path, leaf in leaves.items()
-      }
-      for leaves in self.model.split(params)
-    )
-    return frozen, self.steps.initialise(trainable)
+    return params
+
+  def _put(self, leaves: compiled.Leaves) -> compiled.Leaves:
+    return {
+      path: processes.put(leaf, self.steps.param_shardings[path])
+      for path, leaf in leaves.items()
+    }
 
   def _loop(
     self,
@@ -369,7 +377,7 @@ class Run:
   ) -> tuple[compiled.TrainState, Best | None]:
     rng = jax.random.key(self.seed)
     first = int(state.step)
-    chunks = _chunks(
+    parts = chunks(
       first,
       self.total_steps,
       (self.log_period, self.eval_period, self.checkpoint_period),
@@ -387,14 +395,14 @@ class Run:
       disable=not (self.progress and processes.is_writer()),
       dynamic_ncols=True,
     )
-    upcoming = batches(*chunks[0]) if chunks else None
+    upcoming = batches(*parts[0]) if parts else None
     with bar:
-      for index, (start, stop) in enumerate(chunks):
+      for index, (start, stop) in enumerate(parts):
         began = time.time()
         state, report = self.steps.train(state, frozen, upcoming, rng)
         # The next batches are prepared while the devices work on these.
-        if index + 1 < len(chunks):
-          upcoming = batches(*chunks[index + 1])
+        if index + 1 < len(parts):
+          upcoming = batches(*parts[index + 1])
         report = jax.device_get(report)
         speed = (stop - start) * self.data.batch_size / (time.time() - began)
         train_metrics = self.record(start, stop, report, speed)
@@ -575,7 +583,7 @@ def _counts(leaf: np.ndarray) -> bool:
   return leaf.shape == () and np.issubdtype(leaf.dtype, np.integer)
 
 
-def _chunks(first: int, total: int, periods: tuple[int, ...]) -> list[tuple[int, int]]:
+def chunks(first: int, total: int, periods: tuple[int, ...]) -> list[tuple[int, int]]:
   """Returns [start, stop) step ranges that end at each multiple of a period.
 
   The ends depend on the step alone, so a resumed run makes the same compiled calls.
@@ -590,7 +598,7 @@ def _chunks(first: int, total: int, periods: tuple[int, ...]) -> list[tuple[int,
   return list(zip([first, *ends[:-1]], ends, strict=True)) if first < total else []
 
 
-class _stop_signals:
+class stop_signals:
   """Within it, the first SIGINT or SIGTERM is noted; a second one acts at once."""
 
   def __enter__(self) -> Callable[[], int | None]:

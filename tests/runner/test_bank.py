@@ -1,0 +1,214 @@
+"""A bank's run folders are those of solo runs, whatever happens to the bank on the way."""
+
+import functools
+import json
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from tpv_jax.errors import UserError
+from tpv_jax.prompts import initial
+from tpv_jax.runner import bank
+from tpv_jax.runner.run_folder import RunFolder
+from tpv_jax.runner.task_data import TaskData
+from tpv_jax.vectors import sources
+
+COUNT = 3
+START = functools.partial(initial.sampled_vocabulary, length=4)
+
+
+def entries(tiny, folder, rates=(1.0, 0.5, 1.0)):
+  return [
+    bank.Entry(
+      TaskData(tiny.task, tiny.vocabulary, tiny.lengths, 8, seed=number),
+      folder / f"run-{number}",
+      initial_seed=number,
+      seed=number,
+      rate=rates[number],
+    )
+    for number in range(COUNT)
+  ]
+
+
+def train(tiny, folder, made=None, **settings):
+  defaults = {
+    "total_steps": 20,
+    "learning_rate": tiny.schedule,
+    "backbone": tiny.backbone,
+    "initial_prompt": START,
+    "eval_period": 10,
+    "log_period": 5,
+    "progress": False,
+  }
+  return bank.train_bank(
+    tiny.plain_model, made or entries(tiny, folder), **(defaults | settings)
+  )
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("bank")
+  return folder, train(tiny, folder)
+
+
+def leaves(run, which):
+  return sources.load(run, which).leaves["prompt"]
+
+
+def test_each_folder_is_that_of_a_solo_run(tiny, finished, tmp_path):
+  folder, manifests = finished
+  entry = entries(tiny, folder)[1]
+  tiny.train(
+    tmp_path / "solo",
+    data=entry.data,
+    initial_seed=1,
+    seed=1,
+    learning_rate=lambda step: 0.5 * tiny.schedule(step),
+  )
+  mine, solo = (RunFolder(path) for path in (folder / "run-1", tmp_path / "solo"))
+  assert mine.manifest()["settings"] == solo.manifest()["settings"]
+  assert manifests[1]["status"] == "finished"
+
+  def names(run):
+    found = {path.name for path in run.path.iterdir()}
+    # gin's text was given to neither; the time is in the name of the event file.
+    return {name for name in found if not name.startswith("events")}
+
+  assert names(mine) == names(solo)
+  for which in ("initial", "best", "last"):
+    # fp32 sums in another order, 20 steps of AdamW at 0.15.
+    np.testing.assert_allclose(
+      leaves(mine.path, which), leaves(solo.path, which), rtol=1e-3, atol=1e-3
+    )
+    assert (
+      sources.load(mine.path, which).provenance
+      == sources.load(solo.path, which).provenance
+    )
+  for one, other in zip(mine.metrics(), solo.metrics(), strict=True):
+    assert one.keys() == other.keys()
+    assert one.pop("kind") == other.pop("kind")
+    assert one == pytest.approx(other, rel=1e-2, abs=1e-3)
+
+
+def test_prompts_of_different_seeds_are_not_the_same(finished):
+  folder, _ = finished
+  assert (
+    np.abs(leaves(folder / "run-0", "last") - leaves(folder / "run-2", "last")).max()
+    > 0.1
+  )
+
+
+def test_a_finished_bank_is_left_as_it_is(tiny, finished):
+  folder, manifests = finished
+  before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+  assert train(tiny, folder) == json.loads(json.dumps(manifests))
+  assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_a_bank_that_is_split_gives_prompts_of_the_same_quality(
+  tiny, finished, tmp_path
+):
+  folder, _ = finished
+  train(tiny, tmp_path, size=2)
+  for number in range(COUNT):
+    np.testing.assert_allclose(
+      leaves(tmp_path / f"run-{number}", "last"),
+      leaves(folder / f"run-{number}", "last"),
+      rtol=1e-3,
+      atol=1e-3,
+    )
+
+
+KILLED = """
+import os, pathlib, sys
+from conftest import Tiny
+import test_bank
+from tpv_jax.runner import training
+save, count = training.Run.save, 0
+def counted(self, state, best):
+  global count
+  save(self, state, best)
+  count += 1
+  if count == int(sys.argv[2]):
+    os._exit(9)
+training.Run.save = counted
+test_bank.train(Tiny(), pathlib.Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("saves", [2, 5])
+def test_a_bank_that_is_killed_between_the_saves_of_its_runs_goes_on_to_the_same_bits(
+  tiny, finished, tmp_path, saves
+):
+  # 3 saves at step 0 and 3 at step 10: a kill after 2 or 5 leaves one run behind.
+  folder, _ = finished
+  script = f"import sys; sys.path[:0] = {sys.path!r}\n" + textwrap.dedent(KILLED)
+  script = script.replace(
+    "import test_bank",
+    f"sys.path.insert(0, {__file__!r}[: -len('test_bank.py')]); import test_bank",
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", script, str(tmp_path), str(saves)],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 9, done.stderr[-2000:]
+  train(tiny, tmp_path)
+  for number in range(COUNT):
+    for name in ("best_prompt.safetensors", "last_prompt.safetensors", "metrics.jsonl"):
+      path = f"run-{number}/{name}"
+      assert (tmp_path / path).read_bytes() == (folder / path).read_bytes(), path
+
+
+def test_a_prompt_that_diverges_leaves_the_others_as_they_are(tiny, finished, tmp_path):
+  folder, _ = finished
+  made = entries(tiny, tmp_path, rates=(1.0, 0.5, 1e38))
+  with pytest.raises(UserError, match=r"1 of 3 prompts diverged .*NaN or infinite"):
+    train(tiny, tmp_path, made, learning_rate=tiny.schedule)
+  assert RunFolder(tmp_path / "run-2").manifest()["status"] == "failed"
+  for number in (0, 1):
+    assert RunFolder(tmp_path / f"run-{number}").manifest()["status"] == "finished"
+    np.testing.assert_allclose(
+      leaves(tmp_path / f"run-{number}", "last"),
+      leaves(folder / f"run-{number}", "last"),
+      rtol=1e-3,
+      atol=1e-3,
+    )
+
+
+def test_a_prompt_that_gets_no_better_ends_early_and_the_others_go_on(tiny, tmp_path):
+  made = entries(tiny, tmp_path, rates=(1.0, 0.0, 1.0))
+  manifests = train(tiny, tmp_path, made, total_steps=40, patience=2)
+  assert manifests[1]["status"] == "finished"
+  assert (
+    manifests[1]["last_step"] == 30
+  )  # best at 10, when all are equal; 20 and 30 are not better
+  assert manifests[0]["last_step"] > 30 or manifests[2]["last_step"] > 30
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"made": []}, "The bank is empty"),
+    ({"size": 0}, "size"),
+    ({"patience": 0}, "patience"),
+  ],
+)
+def test_settings_that_make_no_bank_are_refused(tiny, tmp_path, change, message):
+  arguments = {"made": entries(tiny, tmp_path), **change}
+  made = arguments.pop("made")
+  with pytest.raises(UserError, match=message):
+    bank.train_bank(
+      tiny.plain_model, made, 20, tiny.schedule, tiny.backbone, START, **arguments
+    )
+  assert not list(tmp_path.iterdir())
+
+
+def test_two_prompts_with_one_folder_are_refused(tiny, tmp_path):
+  made = entries(tiny, tmp_path)
+  with pytest.raises(UserError, match="Entries 0 and 2 of the bank have the same run"):
+    train(tiny, tmp_path, [made[0], made[1], made[0]])
