@@ -48,7 +48,7 @@ def markdown(results: Results) -> str:
     "## In short",
     "\n".join(f"- {line}" for line in _summary(results)),
     "## (a) Single vectors",
-    _markdown_table(*_single_table(results)),
+    markdown_table(*_single_table(results)),
     "*No prompt*: the backbone alone. *Own labels*: which of the task's labels scores "
     "highest, without and with the prompt; where it is high without a prompt, most of the "
     "gain is the choice of label words. *Other initial*: the vector applied to an "
@@ -56,17 +56,17 @@ def markdown(results: Results) -> str:
     "vectors, on their own initial prompt.",
     "![single vectors](single.png)",
     "## (b) Sums",
-    _markdown_table(*_sums_table(results)),
+    markdown_table(*_sums_table(results)),
     "One coefficient for all vectors of a sum, chosen on validation among "
     f"{', '.join(f'{c:g}' for c in results['coefficients'])}. *Relative*: divided by the "
     "score of the task's own prompt from the same initial prompt.",
     "![sums](sums.png)",
     "### Negation",
-    _markdown_table(*_negation_table(results)),
+    markdown_table(*_negation_table(results)),
     "Sums of two before and after the sign of the task's vector is turned, P + c (v_t + v_u) "
     "and P + c (v_u - v_t): its own score, and that of its partners u (means over them).",
     "## (c) Similarity",
-    _markdown_table(*_cosine_table(results)),
+    markdown_table(*_cosine_table(results)),
     "![cosine similarity](cosine.png)",
     "Rows are ordered by task, then by initial prompt. All numbers: `results.json`.",
   ]
@@ -76,16 +76,16 @@ def markdown(results: Results) -> str:
 def _summary(results: Results) -> list[str]:
   summary = results["summary"]
   lines = [
-    f"own prompt **{_percent(summary['own'])}**, on another initial prompt "
-    f"{_percent(summary['other_initial'])}, control (another task's vector) "
-    f"{_percent(summary['control'])}",
-    f"sums of two **{_percent(summary['pair_sums'])}** "
-    f"({_percent(summary['pair_sums_relative'])} of the single prompts' scores)",
+    f"own prompt **{percent(summary['own'])}**, on another initial prompt "
+    f"{percent(summary['other_initial'])}, control (another task's vector) "
+    f"{percent(summary['control'])}",
+    f"sums of two **{percent(summary['pair_sums'])}** "
+    f"({percent(summary['pair_sums_relative'])} of the single prompts' scores)",
   ]
   if summary["sum_of_all"] is not None:
     lines[-1] += (
-      f"; sum of all {len(results['tasks'])}: {_percent(summary['sum_of_all'])} "
-      f"({_percent(summary['sum_of_all_relative'])})"
+      f"; sum of all {len(results['tasks'])}: {percent(summary['sum_of_all'])} "
+      f"({percent(summary['sum_of_all_relative'])})"
     )
   few = summary["tasks_with_label_accuracy_at_most_0.75_without_prompt"]
   lines.append(
@@ -111,12 +111,12 @@ def _single_table(results: Results) -> tuple[list[str], Rows]:
     rows.append(
       [
         name,
-        _percent(single["no_prompt"]["exact_match"]),
-        _spread([scores["exact_match"] for scores in single["own"]]),
-        _spread(single["other_initial"]),
-        _spread(single["control"]),
-        _percent(single["no_prompt"]["label_accuracy"]),
-        _spread([scores["label_accuracy"] for scores in single["own"]]),
+        percent(single["no_prompt"]["exact_match"]),
+        mean_and_deviation([scores["exact_match"] for scores in single["own"]]),
+        mean_and_deviation(single["other_initial"]),
+        mean_and_deviation(single["control"]),
+        percent(single["no_prompt"]["label_accuracy"]),
+        mean_and_deviation([scores["label_accuracy"] for scores in single["own"]]),
       ]
     )
   return header, rows
@@ -129,8 +129,10 @@ def _sums_table(results: Results) -> tuple[list[str], Rows]:
       [
         " + ".join(total["tasks"]),
         ", ".join(f"{c:g}" for c in total["coefficient"]),
-        ", ".join(f"{name} {_spread(s)}" for name, s in total["scores"].items()),
-        _percent(total["relative"]),
+        ", ".join(
+          f"{name} {mean_and_deviation(s)}" for name, s in total["scores"].items()
+        ),
+        percent(total["relative"]),
       ]
     )
   return ["sum", "coefficients", "scores", "relative"], rows
@@ -139,7 +141,7 @@ def _sums_table(results: Results) -> tuple[list[str], Rows]:
 def _negation_table(results: Results) -> tuple[list[str], Rows]:
   columns = ("before", "after", "partner_before", "partner_after")
   rows = [
-    [name, *(_spread(negation[column]) for column in columns)]
+    [name, *(mean_and_deviation(negation[column]) for column in columns)]
     for name, negation in results["negation"].items()
   ]
   return ["negated task", "its score before", "after", "partners before", "after"], rows
@@ -159,22 +161,25 @@ def _cosine_table(results: Results) -> tuple[list[str], Rows]:
   return ["mean cosine", "prompts", "vectors"], rows
 
 
-def _markdown_table(header: Sequence[str], rows: Rows) -> str:
+def markdown_table(header: Sequence[str], rows: Rows) -> str:
+  """Returns a table in Markdown."""
   lines = [header, ["---"] * len(header), *rows]
   return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+  """Returns a fraction in percent, '-' for None."""
   return "-" if value is None else f"{100 * value:.1f}"
 
 
-def _spread(values: Sequence[float]) -> str:
-  """Returns mean ± sample standard deviation (n - 1)."""
+def mean_and_deviation(values: Sequence[float]) -> str:
+  """Returns mean ± sample standard deviation (n - 1) of fractions, in percent."""
   deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
   return f"{100 * np.mean(values):.1f} ± {100 * deviation:.1f}"
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+  """Returns a figure of so many inches and its axes, an array of them if several."""
   # Without pyplot: no screen is needed and no global state is touched.
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
@@ -184,7 +189,7 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
   return figure, figure.subplots(1, columns)
 
 
-def _bars(axes: Any, groups: Sequence[str], series: Mapping[str, Any]) -> None:
+def draw_bars(axes: Any, groups: Sequence[str], series: Mapping[str, Any]) -> None:
   """Draws grouped bars with their standard deviation; `series` name -> [group][seed]."""
   width = 0.8 / len(series)
   for number, (name, values) in enumerate(series.items()):
@@ -203,8 +208,8 @@ def _bars(axes: Any, groups: Sequence[str], series: Mapping[str, Any]) -> None:
 
 def _plot_single(path: pathlib.Path, results: Results) -> None:
   tasks, single = results["tasks"], results["single"]
-  figure, axes = _figure(1.5 + 1.3 * len(tasks), 4)
-  _bars(
+  figure, axes = new_figure(1.5 + 1.3 * len(tasks), 4)
+  draw_bars(
     axes,
     tasks,
     {
@@ -214,7 +219,7 @@ def _plot_single(path: pathlib.Path, results: Results) -> None:
       "another task's vector": [single[t]["control"] for t in tasks],
     },
   )
-  _save(path, figure)
+  save_figure(path, figure)
 
 
 def _plot_sums(path: pathlib.Path, results: Results) -> None:
@@ -228,17 +233,17 @@ def _plot_sums(path: pathlib.Path, results: Results) -> None:
       row = tasks.index(name)
       others = [tasks.index(other) for other in total["tasks"] if other != name]
       matrix[row, others[0] if len(others) == 1 else -1] = np.mean(scores)
-  figure, axes = _figure(2.5 + 0.9 * len(tasks), 1.5 + 0.7 * len(tasks))
+  figure, axes = new_figure(2.5 + 0.9 * len(tasks), 1.5 + 0.7 * len(tasks))
   columns = [f"+ {name}" for name in tasks] + ["+ all others"] * (len(tasks) > 2)
   _matrix(axes, 100 * matrix, tasks, columns, "{:.0f}", 0, 100, "viridis")
   axes.set_title("Exact match of the row's task in sums of vectors (diagonal: alone)")
-  _save(path, figure)
+  save_figure(path, figure)
 
 
 def _plot_cosine(path: pathlib.Path, results: Results) -> None:
   cosine = results["cosine"]
   count, seeds = len(cosine["names"]), len(results["initial_seeds"])
-  figure, both = _figure(2 * (1.8 + 0.32 * count), 1.6 + 0.32 * count, columns=2)
+  figure, both = new_figure(2 * (1.8 + 0.32 * count), 1.6 + 0.32 * count, columns=2)
   for axes, kind in zip(both, ("prompts", "vectors"), strict=True):
     _matrix(
       axes,
@@ -254,7 +259,7 @@ def _plot_cosine(path: pathlib.Path, results: Results) -> None:
       axes.axhline(border, color="black", linewidth=0.6)
       axes.axvline(border, color="black", linewidth=0.6)
     axes.set_title(f"Cosine similarity of {kind} (task-initial prompt)")
-  _save(path, figure)
+  save_figure(path, figure)
 
 
 def _matrix(
@@ -280,7 +285,8 @@ def _matrix(
         )
 
 
-def _save(path: pathlib.Path, figure: Any) -> None:
+def save_figure(path: pathlib.Path, figure: Any) -> None:
+  """Writes a figure as PNG."""
   import io
 
   buffer = io.BytesIO()

@@ -1,0 +1,36 @@
+"""`python -m tpv_jax.ablation --gin_file=...`: plain tuning, DePT, EPT and EPT's parts."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+
+EXAMPLES = """\
+  the ablation of the README: embedded tasks, three initial prompts, all in the package:
+    python -m tpv_jax.ablation --gin_file=gin_configs/runs/ablation.gin \\
+      --gin.OUTPUT_DIR='"ablation_out"'
+  a quick look at two tasks and one length:
+    python -m tpv_jax.ablation --gin_file=gin_configs/runs/ablation.gin \\
+      --gin.OUTPUT_DIR='"quick"' --gin.TASK_NAMES='["topic", "nli"]' \\
+      --gin.TUNING_TASKS='["topic"]' --gin.PROMPT_LENGTHS='[]'
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs `runner.ablation.ablation` as gin says; returns the exit code."""
+  import gin
+
+  from tpv_jax.runner import ablation, command_line
+
+  argv = sys.argv[1:] if argv is None else argv
+  return command_line.main(
+    ablation.ablation,
+    description="Compare plain tuning, DePT, EPT and EPT without its parts, at one budget.",
+    examples=EXAMPLES,
+    argv=argv,
+    config=gin.operative_config_str,
+    command=shlex.join(["python", "-m", "tpv_jax.ablation", *argv]),
+  )
+
+
+if __name__ == "__main__":
+  sys.exit(main())
