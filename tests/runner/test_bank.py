@@ -9,6 +9,7 @@ import textwrap
 import numpy as np
 import pytest
 
+from tpv_jax import train_bank
 from tpv_jax.errors import UserError
 from tpv_jax.prompts import initial
 from tpv_jax.runner import bank
@@ -212,3 +213,30 @@ def test_two_prompts_with_one_folder_are_refused(tiny, tmp_path):
   made = entries(tiny, tmp_path)
   with pytest.raises(UserError, match="Entries 0 and 2 of the bank have the same run"):
     train(tiny, tmp_path, [made[0], made[1], made[0]])
+
+
+def test_a_grid_has_a_run_for_each_task_initial_prompt_and_rate(tiny, tmp_path):
+  arguments = (tiny.vocabulary, tiny.lengths, tmp_path, 8)
+  made = bank.grid([tiny.task], *arguments, initial_seeds=(0, 4))
+  assert [entry.run_dir.name for entry in made] == ["parity-0", "parity-4"]
+  assert [(e.initial_seed, e.seed, e.rate) for e in made] == [(0, 0, 1.0), (4, 4, 1.0)]
+  made = bank.grid([tiny.task], *arguments, rates=(0.1, 3))
+  assert [entry.run_dir.name for entry in made] == ["parity-0-0.1", "parity-0-3"]
+  assert [entry.rate for entry in made] == [0.1, 3]
+
+
+def test_the_command_trains_what_gin_names(tmp_path, capsys):
+  code = train_bank.main(
+    [
+      "--gin_file=gin_configs/runs/bank_embedded.gin",
+      "--gin.TASK_NAMES=['sentiment', 'topic']",
+      f"--gin.OUTPUT_DIR='{tmp_path}'",
+      "--gin.TRAIN_STEPS=2",
+      "--gin.EVAL_PERIOD=2",
+    ]
+  )
+  assert code == 0, capsys.readouterr().err
+  for name in ("sentiment-0", "topic-0"):
+    loaded = sources.load(tmp_path / name)
+    assert [term.task for term in loaded.provenance.terms] == [name[:-2]]
+    assert "train_bank" in (tmp_path / name / "config.gin").read_text()

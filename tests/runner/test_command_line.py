@@ -10,6 +10,7 @@ from tpv_jax import eval as eval_command
 from tpv_jax import infer as infer_command
 from tpv_jax import study as study_command
 from tpv_jax import train as train_command
+from tpv_jax import train_bank as train_bank_command
 from tpv_jax.runner import command_line
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -92,7 +93,8 @@ def test_debug_shows_the_trace(capsys):
 
 
 @pytest.mark.parametrize(
-  "command", [train_command, eval_command, infer_command, study_command]
+  "command",
+  [train_command, train_bank_command, eval_command, infer_command, study_command],
 )
 def test_help_shows_examples_that_parse(capsys, command):
   with pytest.raises(SystemExit) as stop:

@@ -20,7 +20,10 @@ from tpv_jax.errors import UserError
 WIDE_POSITIONS = 16_384
 """Source positions of a wide block at most: enough to keep an accelerator busy."""
 
-SAMPLED = 2_000
+LITTLE = 0.04
+"""A share of padding that is not worth more calls."""
+
+SAMPLED = 1_000
 """Examples on which the shapes of a run are tried."""
 
 _GRAIN = 8
@@ -125,8 +128,8 @@ def choose_shapes(
 ) -> Shapes:
   """Returns the shapes that leave the least padding on a sample of a run's steps.
 
-  Among those within one hundredth of the least, the one with the most rows a call: fewer
-  calls keep an accelerator busier.
+  Among those within one hundredth of the least, or of `LITTLE` padding, the one with the
+  most positions a call: fewer calls keep an accelerator busier.
 
   Args:
     steps: the sizes of the examples of some steps; enough of them to have
@@ -159,8 +162,9 @@ def choose_shapes(
         found.append((padding_share(steps, shapes), shapes))
       rows *= 2
   least = min(share for share, _ in found)
-  good = [(share, shapes) for share, shapes in found if share <= least + 0.01]
-  return max(good, key=lambda one: (one[1].wide.rows, -one[0]))[1]
+  most = max(least + 0.01, LITTLE)
+  good = [(share, shapes) for share, shapes in found if share <= most]
+  return max(good, key=lambda one: (one[1].wide.positions, -one[0]))[1]
 
 
 def _assign(sizes: Sizes, shapes: Shapes) -> tuple[list[list[int]], list[list[int]]]:

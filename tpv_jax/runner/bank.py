@@ -7,9 +7,10 @@ the same bits, from the checkpoints of its runs, and what it leaves are run fold
 
 import dataclasses
 import functools
+import itertools
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +20,8 @@ from tqdm import tqdm
 from tpv_jax import files
 from tpv_jax.backbone import loading
 from tpv_jax.data import packing
+from tpv_jax.data.tasks import Task
+from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError, at_least
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.optimizers import LearningRate
@@ -27,7 +30,7 @@ from tpv_jax.runner import bank_steps, processes
 from tpv_jax.runner.checkpoints import Best
 from tpv_jax.runner.run_folder import RunFolder
 from tpv_jax.runner.steps import Leaves, TrainState
-from tpv_jax.runner.task_data import TrainingData
+from tpv_jax.runner.task_data import TaskData, TrainingData
 from tpv_jax.runner.training import Run, Stopped, chunks, stop_signals
 
 SAMPLED_STEPS = 20
@@ -53,6 +56,42 @@ class Entry:
   seed: int = 0
   rate: float = 1.0
   initial_prompt: Initial | None = None
+
+
+def grid(
+  tasks: Sequence[Task],
+  vocabulary: Vocabulary,
+  lengths: Mapping[str, int],
+  output_dir: files.PathLike,
+  batch_size: int,
+  initial_seeds: Sequence[int] = (0,),
+  rates: Sequence[float] = (1.0,),
+) -> list[Entry]:
+  """Returns an entry for each task, initial prompt and learning rate.
+
+  Their run folders are `output_dir`/<task>-<initial seed>, with several rates
+  <task>-<initial seed>-<rate>. Examples come in an order by the initial seed too.
+
+  Args:
+    tasks: what the prompts are trained on.
+    vocabulary: the backbone's.
+    lengths: `{'inputs': T, 'targets': L}` in tokens, EOS included.
+    output_dir: the folder of the run folders.
+    batch_size: examples a step of each prompt.
+    initial_seeds: of the initial prompts.
+    rates: by which the bank's learning rate is multiplied.
+  """
+  folder = files.to_path(output_dir)
+  return [
+    Entry(
+      TaskData(task, vocabulary, lengths, batch_size, seed),
+      folder / (f"{task.name}-{seed}" + (f"-{rate:g}" if len(rates) > 1 else "")),
+      initial_seed=seed,
+      seed=seed,
+      rate=rate,
+    )
+    for task, seed, rate in itertools.product(tasks, initial_seeds, rates)
+  ]
 
 
 def train_bank(

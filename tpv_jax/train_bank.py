@@ -1,0 +1,33 @@
+"""`python -m tpv_jax.train_bank --gin_file=...`: trains many soft prompts at once."""
+
+import sys
+from collections.abc import Sequence
+
+EXAMPLES = """\
+  two embedded tasks from three initial prompts each, six run folders:
+    python -m tpv_jax.train_bank --gin_file=gin_configs/runs/bank_embedded.gin \\
+      --gin.TASK_NAMES='["sentiment", "topic"]' --gin.INITIAL_SEEDS='[0, 1, 2]' \\
+      --gin.OUTPUT_DIR='"runs"'
+  a search over learning rates:
+    ... --gin.RATES='[0.3, 1.0, 3.0]'
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs `runner.bank.train_bank` as gin says; returns the exit code."""
+  import gin
+
+  from tpv_jax.runner import bank, command_line
+
+  return command_line.main(
+    bank.train_bank,
+    description="Train many soft prompts at once on one frozen backbone; the same "
+    "command resumes.",
+    examples=EXAMPLES,
+    argv=sys.argv[1:] if argv is None else argv,
+    config=gin.operative_config_str,
+  )
+
+
+if __name__ == "__main__":
+  sys.exit(main())
