@@ -84,16 +84,16 @@ def test_rotated_labels_call_each_class_by_the_next_ones_word():
 def test_ratios_are_of_the_times_within_a_round():
   costs = {
     "a": cost.Cost(10, 200.0, 2**20, (1.0, 4.0, 2.0)),
-    "b": cost.Cost(20, 100.0, 2**21, (0.5, 1.0, 3.0)),
+    "b": cost.Cost(20, 100.0, 2**21, (1.0, 1.0, 3.0)),
   }
   row = cost.summary(costs)["b"]
   assert row["flops_ratio"] == 0.5 and row["temporary_mebibytes"] == 2
-  # 0.5, 0.25 and 1.5 in order: 0.25, 0.5, 1.5.
+  # 1, 0.25 and 1.5 in order: 0.25, 1, 1.5.
   assert row["time_ratio"] == {
     "minimum": 0.25,
-    "lower_quartile": 0.375,
-    "median": 0.5,
-    "upper_quartile": 1.0,
+    "lower_quartile": 0.625,
+    "median": 1.0,
+    "upper_quartile": 1.25,
     "maximum": 1.5,
   }
 
