@@ -1,5 +1,6 @@
 """What a T5X run writes: checkpoints without the backbone, prompts as files."""
 
+import dataclasses
 import types
 
 import jax.numpy as jnp
@@ -46,6 +47,43 @@ def test_a_checkpoint_keeps_what_is_trained_and_the_whole_state():
   assert set(identity.flatten(saved["target"])) == {"prompt/prompt"}
   assert set(identity.flatten(infos["target"])) == {"prompt/prompt"}
   assert set(saved["state"]) == {"step", "param_states"}
+
+
+def test_a_checkpoint_keeps_all_of_a_prompt_of_which_a_part_is_trained():
+  """Nothing else holds the rest: the prompt is not in the backbone's files."""
+  target = {"short_prompt": START, "fusion_gamma": np.float32(1)}
+  state = {"target": {"prompt": target, "encoder": {"kernel": START}}, "state": {}}
+  saved, _ = saving.KeepOnlyTrainable("prompt/short_prompt")(state, state)
+  assert set(identity.flatten(saved["target"])) == {
+    "prompt/short_prompt",
+    "prompt/fusion_gamma",
+  }
+
+
+def test_the_prompts_of_an_ept_run_keep_its_space_and_alpha(tmp_path):
+  leaves = {"short_prompt": START, "fusion_gamma": np.float32(1)}
+  start = Provenance(
+    kind="prompt",
+    initial_digest=identity.prompt_digest(leaves),
+    initial_folded_digest="cd" * 32,
+    steps=0,
+    method="ept",
+    space="factor",
+    alpha=8.0,
+  )
+  saving.write(str(tmp_path), saving.INITIAL, leaves, start)
+  state = tree(50, START)
+  state["target"]["prompt"] = {
+    "short_prompt": jnp.asarray(START + 1),
+    "fusion_gamma": jnp.float32(2),
+  }
+  saving.SavePrompt(str(tmp_path), "sentiment")(state, state)
+  saved, known = store.read(tmp_path / saving.LAST)
+  assert saved["fusion_gamma"].shape == () and saved["fusion_gamma"] == 2
+  np.testing.assert_array_equal(saved["short_prompt"], START + 1)
+  assert known == dataclasses.replace(
+    start, steps=50, terms=(Term("sentiment", 1.0),), versions=known.versions
+  )
 
 
 def test_each_save_writes_a_portable_prompt_with_full_provenance(run):
