@@ -127,3 +127,27 @@ def test_every_number_of_rows_divides_over_the_devices():
   sizes = [(int(n), 2) for n in np.random.default_rng(0).integers(3, 30, 100)]
   shapes = packing.choose_shapes([sizes], 4, {"inputs": 30, "targets": 4}, 8)
   assert shapes.wide.rows % 8 == shapes.short.rows % 8 == 0
+
+
+@given(SIZES.filter(len), st.integers(1, 7))
+@settings(deadline=None, max_examples=40)
+def test_blocks_of_rows_hold_every_item_once_for_the_prompt_they_are_given(sizes, rows):
+  row = packing.Shape(1, 24, 12)
+  one = packing.pack_rows(made(sizes), row, 4)
+  found = list(packing.blocks([packing.with_prompt(one, n) for n in (3, 5)], rows))
+  for features in found:
+    assert features["encoder_input_tokens"].shape == (rows, 24)
+    for part in ("encoder", "decoder"):
+      ids, used = features[f"{part}_prompt_ids"], features[f"{part}_segment_ids"] > 0
+      assert set(ids[used]) <= {3, 5} and not ids[~used].any()
+  for prompt_id in (3, 5):
+    tokens = np.concatenate(
+      [f["encoder_input_tokens"][f["encoder_prompt_ids"] == prompt_id] for f in found]
+    )
+    expected = [k + 2 for k, (source, _) in enumerate(sizes) for _ in range(source)]
+    assert sorted(tokens[tokens > 0]) == expected
+
+
+def test_the_chosen_row_is_the_one_with_the_least_padding():
+  row = packing.choose_row([(12, 2)] * 40, 4, {"inputs": 28, "targets": 4})
+  assert row.width % 16 == 0  # Two, three, ... examples of 4 + 12 leave nothing over.

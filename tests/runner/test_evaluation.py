@@ -69,6 +69,38 @@ def test_exact_match_in_one_pass_equals_that_of_decoding(tiny, evaluator, prompt
   )
 
 
+def test_many_prompts_at_once_score_what_each_scores_alone(tiny, evaluator, prompt):
+  _, leaves = prompt
+  sets = [evaluator.tokenize(tiny.task.examples(split)) for split in ("train", "test")]
+  pairs = [
+    ({"prompt": (scale * leaves["prompt"]).astype(np.float32)}, tokenized)
+    for scale in np.linspace(-1, 1, 20)
+    for tokenized in sets
+  ]
+  assert len(pairs) > evaluation.BANK  # The last bank is filled up.
+  alone = [evaluator.exact_match(*pair) for pair in pairs]
+  assert len(set(alone)) > 3
+  assert evaluator.exact_matches(pairs) == alone
+
+
+def test_many_prompts_with_a_delta_score_what_each_scores_alone(tiny, evaluator):
+  rng = np.random.default_rng(0)
+  tokenized = evaluator.tokenize(tiny.task.examples("test"))
+  pairs = [
+    (
+      {
+        "prompt": rng.standard_normal((4, 16)).astype(np.float32),
+        "delta": rng.standard_normal((8, 16)).astype(np.float32),
+      },
+      tokenized,
+    )
+    for _ in range(3)
+  ]
+  alone = [evaluator.exact_match(*pair) for pair in pairs]
+  assert len(set(alone)) > 1
+  assert evaluator.exact_matches(pairs) == alone
+
+
 def test_the_last_batch_does_not_count_its_filling(tiny, evaluator, prompt):
   """40 examples in batches of 16 and in one of 40 give the same predictions."""
   whole = evaluation.Evaluator(

@@ -166,7 +166,10 @@ def test_a_study_with_other_settings_does_not_take_the_old_prompts(demo, capsys)
   arguments = ["--gin_file=gin_configs/runs/demo.gin", f"--gin.OUTPUT_DIR='{demo[0]}'"]
   assert study_command.main([*arguments, "--gin.PROMPT_LENGTH=5"]) == 2
   err = capsys.readouterr().err
-  assert "holds a run with another initial_digest" in err and "OVERWRITE=True" in err
+  assert (
+    "holds a run with another prompt/length: 8 there, 5 now" in err
+    and "OVERWRITE=True" in err
+  )
   assert len(err) < 600
 
 

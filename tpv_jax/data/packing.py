@@ -105,6 +105,41 @@ def pack(items: Sequence[Item], shapes: Shapes) -> list[tuple[Shape, Features]]:
   ]
 
 
+def pack_rows(items: Sequence[Item], row: Shape, prompt_length: int) -> Features:
+  """Returns as many packed rows as the items need; features as `pack` gives them."""
+  shapes = Shapes(row, row, prompt_length)
+  return _joined([features for _, features in pack(items, shapes)])
+
+
+def with_prompt(rows: Features, prompt_id: int) -> Features:
+  """Returns packed rows for another prompt, the same one for all of their examples."""
+  ids = {
+    name: np.where(rows[segments] > 0, prompt_id, 0).astype(np.int32)
+    for name, segments in (
+      ("encoder_prompt_ids", "encoder_segment_ids"),
+      ("decoder_prompt_ids", "decoder_segment_ids"),
+    )
+  }
+  return {**rows, **ids}
+
+
+def blocks(parts: Sequence[Features], rows: int) -> Iterator[Features]:
+  """Yields all rows of the parts in blocks of `rows`, the last filled with padding."""
+  joined = _joined(parts)
+  count = len(joined["encoder_input_tokens"])
+  for start in range(0, count, rows):
+    yield {
+      name: np.pad(
+        values[start : start + rows], ((0, max(0, start + rows - count)), (0, 0))
+      )
+      for name, values in joined.items()
+    }
+
+
+def _joined(parts: Sequence[Features]) -> Features:
+  return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
 def padding_share(steps: Sequence[Sizes], shapes: Shapes) -> float:
   """Returns the share of the steps' computed source positions that hold nothing.
 
@@ -143,13 +178,8 @@ def choose_shapes(
   """
   counted = np.cumsum([len(sizes) for sizes in steps])
   steps = steps[: 1 + int(np.searchsorted(counted, SAMPLED))]
-  narrow = _round_up(prompt_length + lengths["inputs"])
-  tokens = np.concatenate([np.asarray(sizes) for sizes in steps]).mean(axis=0)
   found = []
-  for width in (narrow, _round_up(3 * narrow // 2), 2 * narrow, 3 * narrow):
-    # Room for twice the mean, so that targets seldom decide where an example goes.
-    mean = width / (prompt_length + tokens[0]) * tokens[1]
-    targets = _round_up(max(lengths["targets"], math.ceil(2 * mean)))
+  for width, targets in _row_sizes(steps, prompt_length, lengths):
     rows = rows_multiple
     while rows == rows_multiple or rows * width <= WIDE_POSITIONS:
       for eighths in (1, 2, 3, 4, 6):
@@ -165,6 +195,36 @@ def choose_shapes(
   most = max(least + 0.01, LITTLE)
   good = [(share, shapes) for share, shapes in found if share <= most]
   return max(good, key=lambda one: (one[1].wide.positions, -one[0]))[1]
+
+
+def choose_row(sizes: Sizes, prompt_length: int, lengths: dict[str, int]) -> Shape:
+  """Returns the shape of a single row that leaves the least padding on these examples.
+
+  Args:
+    sizes: of the examples, of which the first `SAMPLED` are looked at.
+    prompt_length: S.
+    lengths: `{'inputs': T, 'targets': L}`, the longest that must fit.
+  """
+  sizes = sizes[:SAMPLED]
+  return min(
+    (
+      Shape(1, width, targets)
+      for width, targets in _row_sizes([sizes], prompt_length, lengths)
+    ),
+    key=lambda row: padding_share([sizes], Shapes(row, row, prompt_length)),
+  )
+
+
+def _row_sizes(
+  steps: Sequence[Sizes], prompt_length: int, lengths: dict[str, int]
+) -> Iterator[tuple[int, int]]:
+  """Yields widths that rows may have, with the target positions that go with each."""
+  narrow = _round_up(prompt_length + lengths["inputs"])
+  tokens = np.concatenate([np.asarray(sizes) for sizes in steps]).mean(axis=0)
+  for width in (narrow, _round_up(3 * narrow // 2), 2 * narrow, 3 * narrow):
+    # Room for twice the mean, so that targets seldom decide where an example goes.
+    mean = width / (prompt_length + tokens[0]) * tokens[1]
+    yield width, _round_up(max(lengths["targets"], math.ceil(2 * mean)))
 
 
 def _assign(sizes: Sizes, shapes: Shapes) -> tuple[list[list[int]], list[list[int]]]:

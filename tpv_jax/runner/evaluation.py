@@ -13,11 +13,12 @@ from tqdm import tqdm
 
 from tpv_jax import files, identity, partitioning
 from tpv_jax.backbone import loading
-from tpv_jax.data import batches, metrics
+from tpv_jax.data import batches, metrics, packing
 from tpv_jax.data.tasks import Example, Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError, at_least
 from tpv_jax.model import SoftPromptModel
+from tpv_jax.prompts.equations import Folded
 from tpv_jax.runner import processes
 from tpv_jax.runner.run_folder import versions
 from tpv_jax.vectors import algebra, sources
@@ -25,6 +26,10 @@ from tpv_jax.vectors.provenance import Provenance
 
 Prompt = Mapping[str, np.ndarray] | None
 """The leaves of a folded prompt: 'prompt' [P, D] and perhaps 'delta' [M, D]."""
+
+
+BANK = 32
+"""Prompts that are evaluated at once in a search."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +95,10 @@ class Evaluator:
     self._measure = jax.jit(
       lambda params, batch: model.eval_fn(params, batch)[1], out_shardings=whole
     )
+    self._count = jax.jit(
+      lambda *arguments: model.bank_loss_sums(*arguments)[1], out_shardings=whole
+    )
+    self._row_shapes: dict[int, packing.Shape] = {}
 
   def evaluate(self, prompt: Prompt, task: Task, split: str) -> Result:
     """Returns all scores of a prompt on a split: generation and rank classification."""
@@ -141,6 +150,51 @@ class Evaluator:
       measured = self._measure(params, batch)["exact_match"]
       hits, rows = hits + float(measured.total), rows + float(measured.count)
     return hits / rows
+
+  def exact_matches(
+    self, pairs: Sequence[tuple[Mapping[str, np.ndarray], batches.Tokenized]]
+  ) -> list[float]:
+    """Returns `exact_match` of each prompt on its examples, many in one call.
+
+    For searches over many sums and coefficients: the prompts, of one form, are the bank
+    of `SoftPromptModel.bank_loss_sums`. Examples that several prompts share are packed
+    into rows once.
+    """
+    packed: dict[int, batches.Features] = {}
+    hits, examples = np.zeros(len(pairs)), np.zeros(len(pairs))
+    for first in range(0, len(pairs), BANK):
+      part = list(pairs[first : first + BANK])
+      # A last bank is filled up, so that it compiles no other size.
+      filled = part + part[-1:] * (BANK - len(part))
+      folded = Folded(
+        **{
+          name: np.stack([leaves[name] for leaves, _ in filled]) for name in part[0][0]
+        }
+      )
+      rows = []
+      for index, (_, tokenized) in enumerate(part):
+        if id(tokenized) not in packed:
+          packed[id(tokenized)] = self._packed(tokenized, folded.prompt.shape[1])
+        rows.append(packing.with_prompt(packed[id(tokenized)], index))
+      for features in packing.blocks(rows, self.batch_size):
+        counts = self._count(
+          folded, self._backbone, processes.put_all(features, self._rows)
+        )
+        hits[first : first + len(part)] += counts["exact_match"][: len(part)]
+        examples[first : first + len(part)] += counts["examples"][: len(part)]
+    return (hits / examples).tolist()
+
+  def _packed(
+    self, tokenized: batches.Tokenized, prompt_length: int
+  ) -> batches.Features:
+    """Returns the examples as packed rows, of the width chosen for the first that came."""
+    items = packing.items(batches.features(tokenized.inputs, tokenized.targets), 0)
+    if prompt_length not in self._row_shapes:
+      sizes = [(len(item.source), len(item.target)) for item in items]
+      self._row_shapes[prompt_length] = packing.choose_row(
+        sizes, prompt_length, self.lengths
+      )
+    return packing.pack_rows(items, self._row_shapes[prompt_length], prompt_length)
 
   def tokenize(self, examples: Sequence[Example]) -> batches.Tokenized:
     """Returns the examples as token ids, at this evaluator's lengths."""

@@ -269,10 +269,7 @@ class _Arithmetic:
       scores: dict[str, list[float]] = {name: [] for name in names}
       for seed in self.seeds:
         total = algebra.sum_vectors([self.vectors[name, seed] for name in names])
-        best = max(
-          self.coefficients,
-          key=lambda c: (self._validation(total, seed, c, names), -c),
-        )
+        best = self._best_coefficient(total, seed, names)
         chosen.append(best)
         prompt = algebra.apply(total, self.initial[seed], best)
         for name in names:
@@ -280,13 +277,15 @@ class _Arithmetic:
       results.append({"tasks": list(names), "coefficient": chosen, "scores": scores})
     return results
 
-  def _validation(
-    self, total: Loaded, seed: int, coefficient: float, names: Sequence[str]
-  ) -> float:
-    prompt = algebra.apply(total, self.initial[seed], coefficient).leaves
-    return float(
-      np.mean([self.evaluator.exact_match(prompt, self.search[name]) for name in names])
-    )
+  def _best_coefficient(self, total: Loaded, seed: int, names: Sequence[str]) -> float:
+    pairs = [
+      (algebra.apply(total, self.initial[seed], c).leaves, self.search[name])
+      for c in self.coefficients
+      for name in names
+    ]
+    scores = np.reshape(self.evaluator.exact_matches(pairs), (-1, len(names)))
+    ranked = zip(scores.mean(axis=1), self.coefficients, strict=True)
+    return max(ranked, key=lambda one: (one[0], -one[1]))[1]
 
   def negation(
     self, sums: Sequence[Mapping[str, Any]]
