@@ -60,6 +60,19 @@ def test_a_checkpoint_keeps_all_of_a_prompt_of_which_a_part_is_trained():
   }
 
 
+def test_a_lost_initial_prompt_leaves_what_the_leaves_say(tmp_path):
+  state = tree(50, START)
+  state["target"]["prompt"] = {
+    "short_prompt": jnp.asarray(START),
+    "gate_kernel": jnp.asarray(START),
+  }
+  saving.SavePrompt(str(tmp_path), "sentiment")(state, state)
+  known = sources.load(tmp_path, "last").provenance
+  assert (known.method, known.space, known.alpha) == ("ept", "factor", None)
+  assert known.terms == (Term("sentiment", 1.0),)
+  assert "was lost" in known.notes[0]
+
+
 def test_the_prompts_of_an_ept_run_keep_its_space_and_alpha(tmp_path):
   leaves = {"short_prompt": START, "fusion_gamma": np.float32(1)}
   start = Provenance(

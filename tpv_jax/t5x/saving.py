@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from tpv_jax import files, identity
 from tpv_jax.model import PROMPT
 from tpv_jax.runner import processes, run_folder
-from tpv_jax.vectors import store
+from tpv_jax.vectors import sources, store
 from tpv_jax.vectors.provenance import Provenance, Term
 
 INITIAL = "initial_prompt.safetensors"
@@ -102,7 +102,7 @@ class SavePrompt:
     step = int(whole(state_dict["state"]["step"]))
     prompt = _prompt_leaves(state_dict["target"])  # All hosts take part.
     if step > 0 and processes.is_writer():
-      provenance = _trained(self.model_dir, self.task, step)
+      provenance = _trained(self.model_dir, self.task, step, prompt)
       for name in (f"prompts/prompt_{step}.safetensors", LAST):
         write(self.model_dir, name, prompt, provenance)
     return state_dict, parameter_infos
@@ -150,7 +150,7 @@ class BestPrompt:
     step = int(whole(train_state.step))
     best = self._best(step)
     if math.isfinite(value) and (best is None or self.sign * (value - best) > 0):
-      provenance = _trained(self.model_dir, self.task, step)
+      provenance = _trained(self.model_dir, self.task, step, prompt)
       note = f"best {self.metric} on validation: {value!r}"
       provenance = dataclasses.replace(provenance, notes=(*provenance.notes, note))
       write(self.model_dir, BEST, prompt, provenance)
@@ -174,9 +174,12 @@ def _prompt_leaves(target: Mapping[str, Any]) -> dict[str, np.ndarray]:
   }
 
 
-def _trained(model_dir: str, task: str, step: int) -> Provenance:
-  initial = read_provenance(model_dir, INITIAL) or Provenance(
-    kind="prompt", notes=(f"{INITIAL} was lost, and with it what it said",)
+def _trained(
+  model_dir: str, task: str, step: int, leaves: Mapping[str, np.ndarray]
+) -> Provenance:
+  """Returns the provenance of a trained prompt: its initial one's, task and steps."""
+  initial = read_provenance(model_dir, INITIAL) or dataclasses.replace(
+    sources.unknown(leaves), notes=(f"{INITIAL} was lost, and with it what it said",)
   )
   return dataclasses.replace(
     initial, terms=(Term(task, 1.0),), steps=step, versions=versions()

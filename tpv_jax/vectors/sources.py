@@ -114,7 +114,7 @@ def _from_checkpoint(path: files.Path) -> Loaded:
     store.refuse_not_finite(f"{path}: {name}", leaf.astype(np.float32))
     leaves[name] = leaf.astype(np.float32)
   run = run_of(path)
-  provenance = _unknown(leaves) if run is None else _of_step(run, path, leaves)
+  provenance = unknown(leaves) if run is None else _of_step(run, path, leaves)
   return Loaded(leaves, provenance, str(path))
 
 
@@ -144,15 +144,15 @@ def _of_step(
       known = store.read(_in_run(run, which))[1]
       if identity.prompt_digest(leaves) == known.base_digest:
         return dataclasses.replace(known, terms=(), steps=0)
-      terms = known.terms or _unknown(leaves).terms
+      terms = known.terms or unknown(leaves).terms
       return dataclasses.replace(
         known, terms=terms, steps=orbax_io.checkpoint_step(path)
       )
-  return _unknown(leaves)
+  return unknown(leaves)
 
 
-def _unknown(leaves: Mapping[str, np.ndarray]) -> Provenance:
-  """Returns what a checkpoint without a run folder is known to be: one prompt."""
+def unknown(leaves: Mapping[str, np.ndarray]) -> Provenance:
+  """Returns what the leaves alone say of a prompt: how it is parametrised."""
   names = set(leaves)
   method = None
   if names == {"prompt"}:
