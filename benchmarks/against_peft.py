@@ -1,0 +1,748 @@
+"""Times prompt tuning of a T5 by tpv_jax against Hugging Face PEFT, on one device.
+
+Both sides train the same random backbone (of a real size, so nothing is downloaded) on
+the same examples from the same initial prompts, with AdamW and without dropout; their
+first losses are compared. An example is a length, drawn from the histograms in
+benchmarks/lengths, filled with random tokens. Every job is a process of its own; within
+a round all of them train on the same examples, one after the other, so that a busy moment
+of the machine hits all of them, and a ratio is taken within a round. What is compared:
+
+  a     equal padded work: full rows of one static shape on both sides
+  b     PEFT as the authors of task prompt vectors run it (each source padded to 256)
+        against our packed rows and our static ones
+  c     PEFT at its best (padded to the longest of a batch; each dtype; torch.compile)
+        against ours at our best (packed or static; each dtype)
+  bank  prompts x steps per second of our banks, and of PEFT, one prompt after the other
+
+Evaluation is not compared yet: tpv_jax does not evaluate many prompts in one pass so far.
+"""
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+HERE = pathlib.Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from tpv_jax import files  # noqa: E402
+from tpv_jax.backbone import sizes  # noqa: E402
+from tpv_jax.errors import (  # noqa: E402
+  ArgumentParser,
+  UserError,
+  at_least,
+  near_misses,
+  run_command,
+)
+
+EXAMPLES = """\
+examples:
+  do both sides do the same work? The first losses in fp32, in a minute:
+    python benchmarks/against_peft.py --check
+  this machine's CPU, two threads each side, T5-small:
+    python benchmarks/against_peft.py --threads 2 --output against-peft.json
+  a GPU: T5-base in bf16, 32 examples (8 in banks), also with larger blocks of rows:
+    python benchmarks/against_peft.py --size base --wide-positions 16384 65536 \\
+      --output benchmarks/results/against-peft-gpu-<date>.json
+  only the banks, each side with a Python of its own:
+    python benchmarks/against_peft.py --only bank --peft-python /opt/torch/bin/python
+"""
+
+
+CONTESTS = ("a", "b", "c", "bank")
+PEFT_PACKAGES = ("torch", "transformers", "peft", "safetensors")
+
+PADDED_TO = 256
+"""Source positions of every row of the task prompt vectors' authors."""
+
+TARGET_LENGTH = 8
+"""L of static rows; the labels of the histograms' tasks are shorter."""
+
+LEARNING_RATE, WEIGHT_DECAY = 0.3, 1e-5
+SAME = 1e-4
+"""Relative, in fp32: losses this near are the same, as both sides sum in other orders."""
+
+COMPARED_LOSSES = 2
+"""Before and after the first update; later ones drift apart by rounding."""
+
+DEFAULTS = {
+  "cpu": {
+    "dtype": "float32",
+    "batch": 8,
+    "groups": 2,
+    "rounds": 7,
+    "bank_rounds": 3,
+    "bank_steps": 1,
+    "product": (1_024, 10),
+  },
+  "other": {
+    "dtype": "bfloat16",
+    "batch": 32,
+    "groups": 28,
+    "rounds": 10,
+    "bank_rounds": 6,
+    "bank_steps": 2,
+    "product": (8_192, 20),
+  },
+}
+"""What is taken where an option is not given: on the CPU, and on an accelerator."""
+
+OPTIONS = (
+  ("dtype", str, "float32 or bfloat16, of both sides (c tries both)"),
+  ("batch", int, "examples of a step in a, b and c"),
+  ("groups", int, "steps in a round of a, b and c; each has one task's examples"),
+  ("rounds", int, "timed rounds of a, b and c"),
+  ("bank-rounds", int, "timed rounds of the banks"),
+  ("bank-steps", int, "steps of the largest bank in a round"),
+)
+
+
+class SideFailed(Exception):
+  """A job could not be done; its text says why."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Measures, prints tables, writes JSON; returns the exit code."""
+  parser = ArgumentParser(
+    description=__doc__,
+    epilog=EXAMPLES,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument(
+    "--size", default="small", help="small (the default), base or large: T5 v1.0"
+  )
+  parser.add_argument(
+    "--only", nargs="+", default=CONTESTS, metavar="WHAT", help="some of a b c bank"
+  )
+  for name, kind, text in OPTIONS:
+    by_device = [
+      f"{values[name.replace('-', '_')]} on {'the CPU' if device == 'cpu' else 'a GPU'}"
+      for device, values in DEFAULTS.items()
+    ]
+    parser.add_argument(
+      f"--{name}", type=kind, help=f"{text}; by default {', '.join(by_device)}"
+    )
+  parser.add_argument(
+    "--source-lengths",
+    type=int,
+    nargs="+",
+    default=[64, PADDED_TO],
+    help="T of a, one or several",
+  )
+  parser.add_argument(
+    "--banks", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="N of the banks"
+  )
+  parser.add_argument(
+    "--bank-batch", type=int, default=8, help="examples of a prompt and step in banks"
+  )
+  parser.add_argument(
+    "--wide-positions",
+    type=int,
+    nargs="+",
+    help="positions of a packed block at most, tried with each bank; by default the "
+    "runner's own (packing.WIDE_POSITIONS)",
+  )
+  parser.add_argument("--prompt-length", type=int, default=100, help="P")
+  parser.add_argument(
+    "--threads", type=int, help="cores of each side, which take turns (for the CPU)"
+  )
+  parser.add_argument(
+    "--no-compile", action="store_true", help="leave torch.compile out"
+  )
+  parser.add_argument(
+    "--peft-python",
+    default=sys.executable,
+    help="the Python that has torch and peft; by default this one",
+  )
+  parser.add_argument("--seed", type=int, default=0, help="of lengths and tokens")
+  parser.add_argument(
+    "--check",
+    action="store_true",
+    help="only compare the losses of both sides in fp32; exit code 1 if they differ",
+  )
+  parser.add_argument("--output", help="a JSON file for the results")
+  parser.add_argument("--overwrite", action="store_true", help="replace it")
+  parser.add_argument("--debug", action="store_true", help="show traces of errors")
+  options = parser.parse_args(argv)
+  arguments = sys.argv[1:] if argv is None else argv
+  command = shlex.join(["python", "benchmarks/against_peft.py", *arguments])
+  return run_command(lambda: run(options, command), debug=options.debug)
+
+
+def run(options: argparse.Namespace, command: str) -> int:
+  """Runs the contests that the options ask for, reports, and returns the exit code.
+
+  Raises:
+    UserError: options that do not fit, or an output that exists.
+  """
+  known = [name.removeprefix("t5_v1_0_") for name in sizes.SIZES if "v1_0" in name]
+  if options.size not in known:
+    raise UserError(
+      f"There is no size '{options.size}'.{near_misses(options.size, known)} Choose "
+      f"one of {', '.join(known)}."
+    )
+  for name in options.only:
+    if name not in CONTESTS:
+      raise UserError(
+        f"There is no comparison '{name}'. Choose some of {' '.join(CONTESTS)}."
+      )
+  largest = max(options.banks)
+  for bank in options.banks:
+    at_least("--banks", bank, 1)
+    if largest % bank:
+      raise UserError(
+        f"A bank of {bank} does not divide the largest, {largest}, so that they could "
+        "not train on the same examples. Choose sizes that do."
+      )
+  if options.output:
+    files.check_output(options.output, options.overwrite)
+  missing = missing_packages(options.peft_python)
+  if missing and (options.check or set(options.only) != {"bank"}):
+    raise UserError(
+      f"PEFT's side cannot run: '{options.peft_python}' has no {', '.join(missing)}. "
+      "Install the extra 'bench', name a Python that has them (--peft-python), or "
+      "measure only our banks (--only bank)."
+    )
+  options.has_peft = not missing
+  with tempfile.TemporaryDirectory(prefix="against-peft-") as folder:
+    bench = Bench(options, pathlib.Path(folder))
+    results = {}
+    for name in CONTESTS:
+      if name in options.only:
+        results |= getattr(bench, f"contest_{name}")()
+    if options.output:
+      files.write_json(options.output, bench.report(command, results))
+      print(f"Wrote '{options.output}'.")
+  different = [name for name, result in results.items() if not result["same_losses"]]
+  if different:
+    print(f"The sides do NOT train on the same losses in: {', '.join(different)}.")
+  elif options.check:
+    print("Both sides have the same losses.")
+  return 1 if different else 0
+
+
+def missing_packages(python: str) -> list[str]:
+  """Returns which packages of PEFT's side the Python at a path does not have.
+
+  Raises:
+    UserError: there is no such Python.
+  """
+  code = (
+    "import importlib.util as u, json; "
+    f"print(json.dumps([n for n in {PEFT_PACKAGES} if u.find_spec(n) is None]))"
+  )
+  try:
+    done = subprocess.run([python, "-c", code], capture_output=True, check=True)
+  except (OSError, subprocess.CalledProcessError) as error:
+    raise UserError(
+      f"'{python}' is no Python that runs ({error}). Check --peft-python."
+    ) from error
+  return json.loads(done.stdout)
+
+
+class Bench:
+  """What all contests share: the random backbone, the histograms, the settings."""
+
+  def __init__(self, options: argparse.Namespace, folder: pathlib.Path):
+    self.options = options
+    self.folder = folder
+    self.numbers = sizes.SIZES[f"t5_v1_0_{options.size}"]
+    self.load_at_start = os.getloadavg()
+    text = (HERE / "lengths" / "nlu.json").read_text()
+    self.histograms = json.loads(text)["tasks"]
+    self.versions: dict[str, Any] = {}
+    self.common = {
+      "numbers": self.numbers,
+      "weights": str(folder / "weights.safetensors"),
+      "prompt_length": options.prompt_length,
+      "source_length": PADDED_TO,
+      "target_length": TARGET_LENGTH,
+      "learning_rate": LEARNING_RATE,
+      "weight_decay": WEIGHT_DECAY,
+      "threads": options.threads,
+      "check": options.check,
+      "compile": False,
+      "bank": 1,
+    }
+    say(f"Writing a random T5-{options.size} for both sides.")
+    nothing = {**self.common, "rows": "none", "dtype": "float32", "examples": None}
+    writer = Worker("the weights", "ours", nothing, self)
+    self.device = writer.ready["device"]
+    writer.stop()
+    defaults = DEFAULTS.get(self.device.split(":")[0], DEFAULTS["other"])
+    for name, value in defaults.items():
+      if getattr(options, name, None) is None:
+        setattr(options, name, value)
+    if options.check:
+      options.dtype, options.rounds, options.bank_rounds = "float32", 0, 0
+    for name in ("rounds", "bank_rounds"):
+      at_least(name, getattr(options, name), 0 if options.check else 2)
+    for name in ("batch", "groups", "bank_steps", "bank_batch", "prompt_length"):
+      at_least(name, getattr(options, name), 1)
+    if options.dtype not in ("float32", "bfloat16"):
+      raise UserError(f"--dtype is '{options.dtype}'. Give float32 or bfloat16.")
+
+  # The contests. Each returns results by name.
+
+  def contest_a(self) -> dict[str, Any]:
+    """Equal padded work: rows that are full, of one static shape."""
+    results = {}
+    for length in self.options.source_lengths:
+      at_least("--source-lengths", length, 1)
+      static = {"rows": "static", "source_length": length}
+      jobs = {"PEFT": ("peft", static), "ours": ("ours", static)}
+      result = self.contest(f"a, {length} tokens", jobs, full=length)
+      result["ratios"] = ratios(result, [("PEFT", "ours")])
+      results[f"a, {length} source tokens"] = shown(result)
+    return results
+
+  def contest_b(self) -> dict[str, Any]:
+    """PEFT padded to 256 against our packed rows and our static ones."""
+    peft = f"PEFT, padded to {PADDED_TO}"
+    jobs = {
+      peft: ("peft", {"rows": "static"}),
+      "ours, packed": ("ours", {"rows": "packed"}),
+      f"ours, padded to {PADDED_TO}": ("ours", {"rows": "static"}),
+    }
+    result = self.contest("b", jobs)
+    result["ratios"] = ratios(result, [(peft, name) for name in list(jobs)[1:]])
+    return {"b, as each is run": shown(result)}
+
+  def contest_c(self) -> dict[str, Any]:
+    """The best of PEFT against the best of ours, each with whatever is fastest."""
+    peft, ours = {}, {}
+    dtypes = ["float32"] if self.options.check else ["float32", "bfloat16"]
+    for dtype in dtypes:
+      dynamic = {"rows": "longest", "dtype": dtype}
+      peft[f"PEFT, dynamic, {dtype}"] = ("peft", dynamic)
+      if not self.options.no_compile:
+        compiled = ("peft", {**dynamic, "compile": True})
+        peft[f"PEFT, dynamic, {dtype}, compiled"] = compiled
+      for rows in ("packed", "static"):
+        ours[f"ours, {rows}, {dtype}"] = ("ours", {"rows": rows, "dtype": dtype})
+    result = self.contest("c", {**peft, **ours})
+    done = {name: row["seconds"] for name, row in result["jobs"].items()}
+    best = [
+      min(
+        (name for name in side if done.get(name)),
+        key=lambda name: np.median(done[name]),
+        default=None,
+      )
+      for side in (peft, ours)
+    ]
+    result["ratios"] = ratios(result, [tuple(best)]) if all(best) else {}
+    return {"c, each at its best": shown(result)}
+
+  def contest_bank(self) -> dict[str, Any]:
+    """Banks against a bank of 1, and against PEFT with one prompt after the other."""
+    peft = {
+      f"PEFT, padded to {PADDED_TO}": ("peft", {"rows": "static"}),
+      "PEFT, dynamic": ("peft", {"rows": "longest"}),
+    }
+    if not self.options.has_peft:
+      say("bank: without PEFT, which is not installed here")
+      peft = {}
+    ours = {}
+    for bank in self.options.banks:
+      for positions in self.options.wide_positions or [None]:
+        name, job = f"bank of {bank}", {"rows": "packed", "bank": bank}
+        if positions is not None:
+          name, job = (
+            f"{name}, blocks of {positions}",
+            {**job, "wide_positions": positions},
+          )
+        ours[name] = ("ours", job)
+    result = self.contest(
+      "bank",
+      {**peft, **ours},
+      groups=max(self.options.banks) * self.options.bank_steps,
+      batch=self.options.bank_batch,
+      rounds=self.options.bank_rounds,
+    )
+    bases = [*peft, next(iter(ours))]
+    result["ratios"] = ratios(
+      result, [(base, name) for base in bases for name in ours if name != base]
+    )
+    for row in result["jobs"].values():
+      if row["seconds"]:
+        row["prompt_steps_per_s"] = quartiles(
+          [result["groups"] / seconds for seconds in row["seconds"]]
+        )
+    return {"bank, prompts x steps": shown(result)}
+
+  def contest(
+    self,
+    title: str,
+    jobs: Mapping[str, tuple[str, dict[str, Any]]],
+    full: int | None = None,
+    groups: int | None = None,
+    batch: int | None = None,
+    rounds: int | None = None,
+  ) -> dict[str, Any]:
+    """Returns what every job did on the same examples, in interleaved rounds.
+
+    Args:
+      title: for the progress.
+      jobs: name -> side and what is its own.
+      full: every source has so many tokens; None draws them from the histograms.
+      groups: steps of a prompt in a round.
+      batch: examples of a step.
+      rounds: timed; one more comes first, in which everything is compiled.
+    """
+    options = self.options
+    groups, batch = groups or options.groups, batch or options.batch
+    rounds = options.rounds if rounds is None else rounds
+    examples = self.folder / "examples.npz"
+    sources, targets = self.draw(rounds + 1, groups, batch, full)
+    rng = np.random.default_rng(options.seed)
+    shape = (max(options.banks), options.prompt_length, self.numbers["emb_dim"])
+    prompts = rng.uniform(-0.5, 0.5, shape).astype(np.float32)
+    np.savez(examples, sources=sources, targets=targets, prompts=prompts)
+    workers: dict[str, Worker] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    with contextlib.ExitStack() as stack:
+      for name, (side, own) in jobs.items():
+        say(f"{title}: starting {name}")
+        job = {**self.common, "dtype": options.dtype, "examples": str(examples), **own}
+        try:
+          worker = Worker(name, side, job, self)
+          stack.callback(worker.stop)
+          rows[name] = self.first(worker)
+          workers[name] = worker
+        except SideFailed as failure:
+          say(f"{title}: {name} does not work here: {failure}")
+          rows[name] = {"failed": str(failure), "seconds": [], "losses": []}
+      for number in range(1, rounds + 1):
+        for name in np.roll([*workers], -number).tolist():
+          say(f"{title}: round {number} of {rounds}, {name}")
+          self.timed(workers[name], rows[name], number)
+      for name, worker in workers.items():
+        rows[name] |= worker.ask(do="stop")
+    used = np.count_nonzero(sources, axis=-1), np.count_nonzero(targets, axis=-1)
+    for row in rows.values():
+      self.summarise(row, used, groups * batch)
+    return {
+      "title": title,
+      "groups": groups,
+      "batch": batch,
+      "mean_source_tokens": round(float(used[0].mean()), 1),
+      # What did not run has shown nothing.
+      "same_losses": same_losses(rows)
+      and not (options.check and any("failed" in row for row in rows.values())),
+      "jobs": rows,
+    }
+
+  def draw(
+    self, rounds: int, groups: int, batch: int, full: int | None
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns random tokens [rounds, groups, batch, M], and [..., L]; 1 ends each.
+
+    The tasks take turns, one a group, in a random order.
+    """
+    rng = np.random.default_rng(self.options.seed)
+    tasks = rng.permutation(sorted(self.histograms)).tolist()
+    made = []
+    for kind, most in (("sources", full or PADDED_TO), ("targets", TARGET_LENGTH)):
+      lengths = np.full((rounds * groups, batch), most)
+      if full is None:
+        for index, row in enumerate(lengths):
+          histogram = self.histograms[tasks[index % len(tasks)]][kind]
+          counts = np.asarray([*histogram.values()], np.float64)
+          known = [int(length) for length in histogram]
+          row[:] = rng.choice(known, batch, p=counts / counts.sum())
+      lengths = lengths.clip(max=most).reshape(rounds, groups, batch, 1)
+      shape = (*lengths.shape[:3], most)
+      tokens = rng.integers(3, self.numbers["vocab_size"], shape, np.int32)
+      place = np.arange(most)
+      tokens[np.broadcast_to(place == lengths - 1, shape)] = 1
+      made.append(np.where(place < lengths, tokens, 0))
+    return made[0], made[1]
+
+  def first(self, worker: "Worker") -> dict[str, Any]:
+    """Returns the row of a job after its first round, in which it compiles.
+
+    Raises:
+      SideFailed: it does not work here, or not on the device of the others.
+    """
+    kinds = [device.split(":")[0] for device in (worker.ready["device"], self.device)]
+    if kinds[0] != kinds[1]:
+      raise SideFailed(f"it is on {kinds[0]}, our side on {kinds[1]}")
+    self.versions[worker.side] = worker.ready["versions"]
+    did = worker.ask(do="turn", round=0)
+    return {
+      **worker.ready["notes"],
+      "loaded_mebibytes": worker.ready["loaded_mebibytes"],
+      "start_s": worker.ready["seconds"],
+      "first_round_s": did["seconds"],
+      "losses": did["losses"],
+      "bank": worker.job["bank"],
+      "dtype": worker.job["dtype"],
+      "seconds": [],
+      "processor_seconds": [],
+      "products": [],
+      "calls": [],
+      **worker.ask(do="forget peak"),
+    }
+
+  def timed(self, worker: "Worker", row: dict[str, Any], number: int) -> None:
+    """Adds a timed round to a job's row."""
+    size, times = self.options.product
+    row["products"].append(
+      worker.ask(do="product", size=size, times=times)["flops_per_s"]
+    )
+    did = worker.ask(do="turn", round=number)
+    for kind in ("seconds", "processor_seconds"):
+      row[kind].append(float(f"{did[kind]:.5g}"))
+    row["calls"].append(did["calls"])
+
+  def summarise(
+    self, row: dict[str, Any], used: tuple[np.ndarray, np.ndarray], examples: int
+  ) -> None:
+    """Turns what was measured of a job into rates, in place."""
+    calls, products = row.pop("calls", []), row.pop("products", [])
+    row["losses"] = row["losses"][:COMPARED_LOSSES]
+    if not row["seconds"]:
+      return
+    seconds = np.asarray(row["seconds"])
+    prompt = self.options.prompt_length
+    joined = [prompt + sources for sources in used[0][1:]]
+    useful = np.asarray(
+      [
+        self.flops(np.ravel(source), np.ravel(target)).sum()
+        for source, target in zip(joined, used[1][1:], strict=True)
+      ]
+    )
+    computed = np.asarray(
+      [
+        sum(count * self.flops(width, targets) for count, width, targets in made)
+        for made in calls
+      ]
+    )
+    positions = sum(count * width for made in calls for count, width, _ in made)
+    rates = np.asarray(products)
+    row |= {
+      "examples_per_s": quartiles(examples / seconds),
+      "compile_s": round(max(0.0, row["first_round_s"] - float(np.median(seconds))), 2),
+      "padding_share": round(1 - sum(np.sum(one) for one in joined) / positions, 4),
+      "matrix_product_gigaflops_per_s": quartiles(rates / 1e9),
+      "utilisation_useful": quartiles(useful / seconds / rates),
+      "utilisation_computed": quartiles(computed / seconds / rates),
+    }
+
+  def flops(self, joined: Any, targets: Any) -> Any:
+    """Returns the flops of a training step on a row, backbone frozen.
+
+    A linear map costs its forward pass and as much again for the gradient of its input
+    (weights have none); attention's two products have two inputs each, so three times
+    the forward pass. Embeddings, norms, softmax and the optimizer are left out, as usual.
+
+    Args:
+      joined: encoder positions of the row, the prompt's included.
+      targets: decoder positions.
+    """
+    numbers = self.numbers
+    width, hidden = numbers["emb_dim"], numbers["mlp_dim"]
+    heads = numbers["num_heads"] * numbers["head_dim"]
+    maps = len(numbers["mlp_activations"]) + 1
+    joined, targets = np.asarray(joined, np.float64), np.asarray(targets, np.float64)
+    mlp = 2 * maps * width * hidden
+    projection = 2 * width * heads
+    encoder = joined * (4 * projection + mlp), 4 * joined**2 * heads
+    decoder = (
+      targets * (6 * projection + mlp) + joined * 2 * projection,
+      4 * (targets**2 + targets * joined) * heads,
+    )
+    linear, attention = (
+      numbers["num_encoder_layers"] * one + numbers["num_decoder_layers"] * other
+      for one, other in zip(encoder, decoder, strict=True)
+    )
+    logits = 2 * targets * width * numbers["vocab_size"]
+    return 2 * (linear + logits) + 3 * attention
+
+  def report(self, command: str, results: dict[str, Any]) -> dict[str, Any]:
+    """Returns the results with all that is needed to run them again."""
+    left_out = ("only", "output", "overwrite", "debug", "peft_python", "has_peft")
+    return {
+      "command": command,
+      "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
+      "device": self.device,
+      "settings": {
+        name: value
+        for name, value in vars(self.options).items()
+        if name not in left_out
+      },
+      "machine": {
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "load_average_before": self.load_at_start,
+        "load_average_after": os.getloadavg(),
+      },
+      "versions": self.versions,
+      "results": results,
+      "not_measured": "evaluation: tpv_jax has no pass over many prompts yet",
+    }
+
+
+class Worker:
+  """A side in a process of its own, which answers one command at a time."""
+
+  def __init__(self, name: str, side: str, job: dict[str, Any], bench: Bench):
+    self.name, self.side, self.job = name, side, job
+    plain = "".join(letter if letter.isalnum() else "-" for letter in name)
+    path = bench.folder / f"{plain}.json"
+    path.write_text(json.dumps(job))
+    self.log = path.with_suffix(".log")
+    python = bench.options.peft_python if side == "peft" else sys.executable
+    script = HERE / ("peft_side.py" if side == "peft" else "our_side.py")
+    environment = {
+      **os.environ,
+      # One process would take most of a GPU's memory, used or not.
+      "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+      "TOKENIZERS_PARALLELISM": "false",
+      "HF_HUB_OFFLINE": "1",
+    }
+    if job["threads"]:
+      environment["OMP_NUM_THREADS"] = str(job["threads"])
+    with self.log.open("w") as log:
+      self.process = subprocess.Popen(
+        [python, str(script), str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        env=environment,
+      )
+    try:
+      self.ready = self._answer()
+    except BaseException:
+      self.stop()
+      raise
+
+  def ask(self, **command: Any) -> dict[str, Any]:
+    """Returns the answer to a command.
+
+    Raises:
+      SideFailed: the process failed.
+    """
+    assert self.process.stdin is not None
+    try:
+      self.process.stdin.write(json.dumps(command) + "\n")
+      self.process.stdin.flush()
+    except BrokenPipeError:
+      pass  # What it said last is why.
+    return self._answer()
+
+  def stop(self) -> None:
+    """Ends the process."""
+    if self.process.poll() is None:
+      self.process.kill()
+    self.process.communicate()
+
+  def _answer(self) -> dict[str, Any]:
+    assert self.process.stdout is not None
+    line = self.process.stdout.readline()
+    answer = json.loads(line) if line else {}
+    if not line or "error" in answer:
+      last = self.log.read_text().strip().splitlines()[-1:] or ["no message"]
+      code = f"exit code {self.process.wait()}: {last[0]}"
+      raise SideFailed(answer.get("error", code))
+    return answer
+
+
+def same_losses(rows: Mapping[str, dict[str, Any]]) -> bool:
+  """Returns whether all fp32 jobs had the first one's losses, and notes how near.
+
+  The first loss of all, and the next one, after an update, of those with one prompt (a
+  bank gives those examples to its second prompt).
+  """
+  base: list[float] | None = None
+  same = True
+  for row in rows.values():
+    if not row["losses"]:
+      continue
+    base = base or row["losses"]
+    compared = COMPARED_LOSSES if row["bank"] == 1 else 1
+    found = np.asarray(row["losses"][:compared])
+    apart = np.abs(found / np.asarray(base[:compared]) - 1).tolist()
+    row["losses_apart"] = [float(f"{one:.2g}") for one in apart]
+    if row["dtype"] == "float32":
+      same &= max(apart) < SAME
+  return same
+
+
+def ratios(
+  result: Mapping[str, Any], pairs: Sequence[tuple[str, str]]
+) -> dict[str, dict[str, float]]:
+  """Returns how many times as fast the second of each pair is, by round."""
+  seconds = {name: row["seconds"] for name, row in result["jobs"].items()}
+  return {
+    f"{other} / {base}": quartiles(np.divide(seconds[base], seconds[other]))
+    for base, other in pairs
+    if seconds.get(base) and seconds.get(other)
+  }
+
+
+def quartiles(values: Any) -> dict[str, float]:
+  """Returns median, quartiles, minimum and maximum (NumPy's linear interpolation)."""
+  names = ("minimum", "lower_quartile", "median", "upper_quartile", "maximum")
+  found = np.quantile(np.asarray(values, np.float64), (0, 0.25, 0.5, 0.75, 1))
+  return {name: float(f"{value:.5g}") for name, value in zip(names, found, strict=True)}
+
+
+def shown(result: dict[str, Any]) -> dict[str, Any]:
+  """Prints a contest's table and returns it."""
+  print(
+    f"\n{result['title']} ({result['mean_source_tokens']} source tokens on average)"
+  )
+  for name, row in result["jobs"].items():
+    print(f"  {name:<34}{line_of(row)}")
+  for name, ratio in result["ratios"].items():
+    print(f"  x {span(ratio, 2)}  {name}")
+  sys.stdout.flush()
+  return result
+
+
+def line_of(row: Mapping[str, Any]) -> str:
+  """Returns a job's line of the table."""
+  if "failed" in row:
+    return f"did not run: {row['failed'][:90]}"
+  apart = f"first loss {row['losses'][0]:.5f} ({row['losses_apart'][0]:.0e} apart)"
+  if not row["seconds"]:
+    after = [f"{one:.0e}" for one in row["losses_apart"][1:]]
+    return ", after an update ".join([apart, *after])
+  memory = row["device_peak_mebibytes"] or row["peak_mebibytes"] or 0
+  return (
+    f"{span(row['examples_per_s'], 1):>24} examples/s  padding "
+    f"{row['padding_share']:>4.0%}  utilisation "
+    f"{row['utilisation_useful']['median']:>4.0%} useful, "
+    f"{row['utilisation_computed']['median']:>4.0%} computed  peak {memory:,} MiB  "
+    f"compiling {row['compile_s']:.0f} s  {apart}"
+  )
+
+
+def span(row: Mapping[str, float], digits: int) -> str:
+  """Returns 'median (lower to upper quartile)'."""
+  low, middle, high = (
+    f"{row[name]:.{digits}f}" for name in ("lower_quartile", "median", "upper_quartile")
+  )
+  return f"{middle} ({low} to {high})"
+
+
+def say(line: str) -> None:
+  """Prints progress, with the time."""
+  print(f"{datetime.datetime.now():%H:%M:%S} {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

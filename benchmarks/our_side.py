@@ -1,0 +1,229 @@
+"""Our side of `against_peft.py`: a prompt or a bank, trained by the runner's own steps.
+
+Not a command by itself. Imports neither TensorFlow nor seqio nor gin, and does without
+clu, tqdm, tensorboardX and orbax where they are not installed.
+"""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import pathlib
+import platform
+import sys
+import types
+from typing import Any
+
+import jax
+import numpy as np
+import side
+from jax.sharding import Mesh
+
+PACKAGES = ("tpv_jax", "jax", "jaxlib", "flax", "optax", "numpy", "clu")
+
+
+def stand_in_for_clu() -> None:
+  """Gives `tpv_jax.model` the one class of clu that it uses, where clu is missing.
+
+  So that the benchmark runs on a machine without a package registry.
+  """
+  if importlib.util.find_spec("clu") is not None:
+    return
+  from flax import struct
+
+  @struct.dataclass
+  class Average:
+    total: Any
+    count: Any
+
+    def compute(self) -> Any:
+      return self.total / self.count
+
+  package, metrics = types.ModuleType("clu"), types.ModuleType("clu.metrics")
+  metrics.Average = metrics.Metric = Average
+  package.metrics = metrics
+  sys.modules |= {"clu": package, "clu.metrics": metrics}
+
+
+stand_in_for_clu()
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from safetensors.numpy import load_file, save_file  # noqa: E402
+
+from tpv_jax import identity, optimizers, partitioning  # noqa: E402
+from tpv_jax.backbone import network  # noqa: E402
+from tpv_jax.data import batches, packing  # noqa: E402
+from tpv_jax.model import SoftPromptModel  # noqa: E402
+from tpv_jax.prompts import plain  # noqa: E402
+from tpv_jax.runner import bank_steps, processes  # noqa: E402
+from tpv_jax.runner import steps as solo_steps  # noqa: E402
+
+TRAINED = "prompt/prompt"
+
+
+class Ours:
+  """Trains one prompt (`rows` 'static'), or a bank of them (`rows` 'packed').
+
+  With `rows` 'none' it only writes the random backbone that all jobs read.
+  """
+
+  def __init__(self, job: dict[str, Any]):
+    if job["check"]:
+      jax.config.update("jax_default_matmul_precision", "highest")
+    self.job = job
+    numbers = job["numbers"] | {
+      "mlp_activations": tuple(job["numbers"]["mlp_activations"])
+    }
+    self.transformer = network.Transformer(**numbers, dtype=job["dtype"])
+    self.device = f"{jax.default_backend()}: {jax.devices()[0].device_kind}"
+    self.versions = versions()
+    self.notes: dict[str, Any] = {}
+    if job["rows"] == "none":
+      write_weights(self.transformer, pathlib.Path(job["weights"]))
+      return
+    self.model = SoftPromptModel(
+      self.transformer,
+      plain.Prompt(job["prompt_length"], self.transformer.emb_dim),
+      None,
+      None,
+      optimizers.adamw(weight_decay=job["weight_decay"]),
+    )
+    device = np.asarray(jax.devices()[:1]).reshape(1, 1)
+    self.mesh = Mesh(device, (partitioning.DATA, partitioning.MODEL))
+    everywhere = partitioning.replicated(self.mesh)
+    # Weights lie on the device in the dtype of the computation, as PEFT's do.
+    self.frozen = {
+      path: processes.put(leaf.astype(job["dtype"]), everywhere)
+      for path, leaf in load_file(job["weights"]).items()
+    }
+    self.rate = optimizers.constant(job["learning_rate"])
+    with np.load(job["examples"]) as file:
+      prompts = file["prompts"][: job["bank"]]
+      sizes = np.stack(
+        [np.count_nonzero(file[name], axis=-1) for name in ("sources", "targets")], -1
+      )  # [rounds, groups, B, 2]
+    if job["rows"] == "static":
+      self.solo = solo_steps.build(self.model, self.rate, 1, self.mesh)
+      self.state = self.solo.initialise(
+        {TRAINED: processes.put(prompts[0], everywhere)}
+      )
+      return
+    self.bank = bank_steps.build(self.model, self.rate, self.mesh)
+    self.state = self.bank.initialise(
+      {TRAINED: processes.put(prompts, self.bank.stacked)}
+    )
+    self.rates = np.ones(job["bank"], np.float32)
+    packing.WIDE_POSITIONS = job.get("wide_positions", packing.WIDE_POSITIONS)
+    self.shapes = packing.choose_shapes(
+      sizes.reshape(-1, job["bank"] * sizes.shape[2], 2).tolist(),
+      job["prompt_length"],
+      {"inputs": job["source_length"], "targets": job["target_length"]},
+    )
+    self.notes["shapes"] = {
+      name: dataclasses.astuple(getattr(self.shapes, name))
+      for name in ("wide", "short")
+    }
+    self._compile_both_shapes()
+
+  def _compile_both_shapes(self) -> None:
+    """Runs a call of each shape: a step need not have both, and may come later."""
+    folded = self.bank.fold(self.state.trainable)
+    for shape in (self.shapes.wide, self.shapes.short):
+      one = packing.Item(0, np.ones(1, np.int32), np.ones(1, np.int32))
+      alone = dataclasses.replace(self.shapes, wide=shape, short=shape)
+      ((_, features),) = packing.pack([one], alone)
+      call = processes.put_all(features, self.bank.rows)
+      sums = self.bank.zeros(folded)
+      jax.block_until_ready(self.bank.accumulate(sums, folded, self.frozen, call))
+
+  def turn(
+    self, sources: np.ndarray, targets: np.ndarray
+  ) -> tuple[list[float], list[tuple[int, int, int]]]:
+    """See `side.Trainer`."""
+    if self.job["rows"] == "static":
+      return self._static(sources, targets)
+    size, calls, reports = self.job["bank"], [], []
+    for first in range(0, len(sources), size):
+      items = [
+        item
+        for prompt, group in enumerate(range(first, first + size))
+        for item in packing.items(
+          batches.features(sources[group], targets[group]), prompt
+        )
+      ]
+      packed = packing.pack(items, self.shapes)
+      calls += [(shape.rows, shape.width, shape.targets) for shape, _ in packed]
+      # As the runner does: the next step is packed while the device works on this one.
+      self.state, report = bank_steps.train_step(
+        self.bank, self.state, self.frozen, [call for _, call in packed], self.rates
+      )
+      reports.append(report["loss"])
+    jax.block_until_ready(self.state)
+    return np.concatenate([np.asarray(losses) for losses in reports]).tolist(), calls
+
+  def _static(
+    self, sources: np.ndarray, targets: np.ndarray
+  ) -> tuple[list[float], list[tuple[int, int, int]]]:
+    groups, rows, length = sources.shape
+    placed = solo_steps.put_batches(
+      self.solo,
+      [
+        batches.features(source, target)
+        for source, target in zip(sources, targets, strict=True)
+      ],
+    )
+    self.state, report = self.solo.train(
+      self.state, self.frozen, placed, jax.random.key(0)
+    )
+    jax.block_until_ready(self.state)
+    joined = self.job["prompt_length"] + length
+    return np.asarray(report["loss"]).tolist(), [
+      (rows, joined, targets.shape[2])
+    ] * groups
+
+  def product(self, size: int, times: int) -> None:
+    """See `side.Trainer`."""
+    if not hasattr(self, "_factors"):
+      rng = np.random.default_rng(0)
+      self._factors = [
+        jax.device_put(rng.standard_normal((size, size), np.float32)).astype(
+          self.job["dtype"]
+        )
+        for _ in range(2)
+      ]
+      self._product = jax.jit(jax.numpy.matmul)
+    for _ in range(times):
+      result = self._product(*self._factors)
+    jax.block_until_ready(result)
+
+  def device_peak(self) -> int | None:
+    """See `side.Trainer`."""
+    stats = jax.devices()[0].memory_stats()
+    return stats["peak_bytes_in_use"] if stats else None
+
+
+def write_weights(transformer: network.Transformer, path: pathlib.Path) -> None:
+  """Writes a random backbone in fp32, T5X's distributions, leaves by T5X path."""
+  bare = SoftPromptModel(transformer, None, None, None)
+  params = jax.jit(lambda rng: bare.get_initial_variables(rng, {})["params"])(
+    jax.random.key(0)
+  )
+  leaves = {
+    name: np.asarray(leaf, np.float32)
+    for name, leaf in identity.flatten(params).items()
+  }
+  save_file(leaves, path)
+
+
+def versions() -> dict[str, str]:
+  """Returns the version of everything that has a part in the speed."""
+  found = {"python": platform.python_version()}
+  for name in PACKAGES:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      found[name] = "not installed"
+  return found
+
+
+if __name__ == "__main__":
+  side.serve(Ours)
