@@ -178,7 +178,7 @@ def test_the_report_has_its_tables_and_plots(finished):
 def test_the_report_says_so_if_ept_does_not_win(finished):
   _, results = finished
   minus = {"mean": -0.1, "deviation": 0.0, "higher": 0, "lower": 4}
-  row = {"deviation": 0.0, "worst": 0.1, "spread": 0.1}
+  row = {"deviation": 0.05, "worst": 0.1, "spread": 0.1}
   row |= {"minus_plain": minus, "minus_dept": minus}
   name, label = "ept_without_fusion", "EPT without fusion"
   means = {"plain": 0.5, "dept": 0.9, "ept": 0.8, name: 0.6}
@@ -192,6 +192,7 @@ def test_the_report_says_so_if_ept_does_not_win(finished):
   assert "EPT does **not** win here (place 2 of 4)" in text
   assert "minus plain tuning -10.0 ± 0.0 (0 : 4)" in text
   assert "EPT without fusion: 20.0 points less than EPT" in text
+  assert "moves a method's mean by up to 5.0 points" in text
   made_up["ept"]["mean"] = 0.95
   text = ablation_report.markdown({**results, "summary": {"16": made_up}})
   assert "EPT has the highest mean here (place 1 of 4)" in text

@@ -277,8 +277,8 @@ def ablation(
 def rotated(task: Task) -> Task:
   """Returns the task in which each class is called by the next class's label word.
 
-  Ours. The suite's own words are known to the embedded backbone, and any prompt finds
-  them within 20 steps; that 'positive' now means negative has to be taught.
+  Ours. The embedded backbone knows the suite's own words, and plain tuning finds them
+  within 20 steps; that 'positive' now means negative has to be taught.
 
   Raises:
     UserError: the task has no labels.

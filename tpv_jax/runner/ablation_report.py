@@ -34,8 +34,8 @@ def markdown(results: Results) -> str:
   backbone, form, steps = results["backbone"], results["form"], results["total_steps"]
   labels = (
     "Each class is called by the next class's label word (positive means negative), which "
-    "a prompt has to teach: with the suite's own words all methods are at their ceiling "
-    "within 20 steps, and nothing could be told apart. "
+    "a prompt has to teach: with the suite's own words plain tuning is at its ceiling within "
+    "20 steps, and nothing could be told apart. "
     if results["rotated_labels"]
     else ""
   )
@@ -43,7 +43,8 @@ def markdown(results: Results) -> str:
   known = ", ".join(f"{name} {v}" for name, v in results["versions"].items())
   parts = [
     "# Plain tuning, DePT, EPT and its parts: an ablation",
-    f"{results['date']}, {results['device']}, {results['seconds']:.0f} s in all; {known}.",
+    f"{results['date']}, {results['device']}, {results['seconds']:.0f} s for this call; "
+    f"{known}.",
     *command,
     f"{len(results['tasks'])} tasks x {len(seeds)} initial prompts (seeds "
     f"{', '.join(map(str, seeds))}) on the backbone `{backbone['name']}` (fingerprint "
@@ -64,10 +65,11 @@ def markdown(results: Results) -> str:
     "![scores by task](tasks.png)",
     "## (b) Accuracy against prompt length",
     markdown_table(*_lengths_table(results)),
-    f"Means over tasks; initial prompts {results['length_seeds']} but for "
-    f"P = {results['prompt_length']}. All methods have at most P x D parameters, with the "
-    f"rates that were chosen at P = {results['prompt_length']}. DePT and EPT have S = P / 2 "
-    "prompt tokens and the largest rank that the rest leaves (at most M, the longest source).",
+    f"Means over tasks; at P = {results['prompt_length']} over the initial prompts above, "
+    f"otherwise over {', '.join(map(str, results['length_seeds']))}. All methods "
+    "have at most P x D parameters, with the rates that were chosen at "
+    f"P = {results['prompt_length']}. DePT and EPT have S = P / 2 prompt tokens and the "
+    "largest rank that the rest leaves (at most M, the longest source).",
     "![accuracy against prompt length](lengths.png)",
     "## (c) Parameters and the cost of a step",
     markdown_table(*_cost_table(results)),
@@ -125,6 +127,12 @@ def _in_short(results: Results) -> list[str]:
     f"{percent(rows['plain']['spread'])} with plain tuning, "
     f"{percent(rows['dept']['spread'])} with DePT; least with {results['labels'][steadiest]} "
     f"({percent(rows[steadiest]['spread'])})"
+  )
+  noise = max(row["deviation"] for row in rows.values())
+  lines.append(
+    f"another initial prompt moves a method's mean by up to {percent(noise)} points (one "
+    f"standard deviation), {len(results['initial_seeds'])} were tried: differences of that "
+    "size show nothing"
   )
   return lines
 
@@ -184,10 +192,8 @@ def _cost_table(results: Results) -> tuple[list[str], Rows]:
   tokens, rows = str(results["prompt_length"]), []
   for name, row in results["cost"].items():
     method, _, again = name.partition(", ")
-    parts, time_ratio = (
-      results["methods"][method][tokens]["parts"],
-      row["time_ratio"],
-    )
+    parts = results["methods"][method][tokens]["parts"]
+    time_ratio = row["time_ratio"]
     rows.append(
       [
         results["labels"][method] + (f", {again}" if again else ""),
@@ -198,13 +204,8 @@ def _cost_table(results: Results) -> tuple[list[str], Rows]:
         f"{row['flops_ratio']:.2f}",
       ]
     )
-  return [
-    "method",
-    "parameters by part",
-    "ms a step",
-    "time ratio",
-    "flops ratio",
-  ], rows
+  header = ["method", "parameters by part", "ms a step", "time ratio", "flops ratio"]
+  return header, rows
 
 
 def _rates_table(results: Results) -> tuple[list[str], Rows]:
@@ -238,12 +239,13 @@ def _plot_tasks(path: pathlib.Path, results: Results) -> None:
 
 def _plot_lengths(path: pathlib.Path, results: Results) -> None:
   lengths = np.asarray(results["prompt_lengths"], float)
-  figure, axes = new_figure(6.5, 4.2)
-  for number, (method, label) in enumerate(results["labels"].items()):
+  figure, axes = new_figure(8.5, 4.2)
+  labels = results["labels"]
+  for number, (method, label) in enumerate(labels.items()):
     rows = [results["summary"][str(n)][method] for n in results["prompt_lengths"]]
+    beside = 0.6 * (number - (len(labels) - 1) / 2)  # so that no bar hides another
     axes.errorbar(
-      lengths
-      + 0.4 * (number - (len(results["labels"]) - 1) / 2),  # so that bars do not hide
+      lengths + beside,
       [100 * row["mean"] for row in rows],
       yerr=[100 * row["deviation"] for row in rows],
       label=label,
@@ -254,5 +256,5 @@ def _plot_lengths(path: pathlib.Path, results: Results) -> None:
   axes.set_xlabel("budget: P, tokens of a plain prompt with as many parameters")
   axes.set_ylabel("exact match on test (%), mean over tasks")
   axes.spines[["top", "right"]].set_visible(False)
-  axes.legend(frameon=False)
+  axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
   save_figure(path, figure)
