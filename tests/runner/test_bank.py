@@ -2,9 +2,9 @@
 
 import functools
 import json
+import pathlib
 import subprocess
 import sys
-import textwrap
 
 import numpy as np
 import pytest
@@ -125,6 +125,7 @@ def test_a_bank_that_is_split_gives_prompts_of_the_same_quality(
 
 KILLED = """
 import os, pathlib, sys
+sys.path[:0] = sys.argv[4:]
 from conftest import Tiny
 import test_bank
 from tpv_jax.runner import training
@@ -136,33 +137,41 @@ def counted(self, state, best):
   if count == int(sys.argv[2]):
     os._exit(9)
 training.Run.save = counted
-test_bank.train(Tiny(), pathlib.Path(sys.argv[1]))
+test_bank.train_as(sys.argv[3], Tiny(), pathlib.Path(sys.argv[1]))
 """
 
 
-@pytest.mark.parametrize("saves", [2, 5])
+def train_as(name, tiny, folder):
+  if name == "whole":
+    return train(tiny, folder)
+  made = entries(tiny, folder, rates=(1.0, 0.0, 1.0))
+  return train(tiny, folder, made, total_steps=40, patience=2)
+
+
+@pytest.mark.parametrize(
+  ("name", "saves"), [("whole", 2), ("whole", 5), ("patient", 13)]
+)
 def test_a_bank_that_is_killed_between_the_saves_of_its_runs_goes_on_to_the_same_bits(
-  tiny, finished, tmp_path, saves
+  tiny, finished, tmp_path, name, saves
 ):
-  # 3 saves at step 0 and 3 at step 10: a kill after 2 or 5 leaves one run behind.
-  folder, _ = finished
-  script = f"import sys; sys.path[:0] = {sys.path!r}\n" + textwrap.dedent(KILLED)
-  script = script.replace(
-    "import test_bank",
-    f"sys.path.insert(0, {__file__!r}[: -len('test_bank.py')]); import test_bank",
-  )
+  # Three saves at step 0 and at each validation: a kill in between leaves runs behind.
+  # The patient bank has by then a prompt that ended early.
+  expected = finished[0] if name == "whole" else tmp_path / "unbroken"
+  if name == "patient":
+    train_as(name, tiny, expected)
+  folder, here = tmp_path / "killed", pathlib.Path(__file__).parent
   done = subprocess.run(
-    [sys.executable, "-c", script, str(tmp_path), str(saves)],
+    [sys.executable, "-c", KILLED, str(folder), str(saves), name, str(here), *sys.path],
     capture_output=True,
     text=True,
     check=False,
   )
   assert done.returncode == 9, done.stderr[-2000:]
-  train(tiny, tmp_path)
+  train_as(name, tiny, folder)
   for number in range(COUNT):
-    for name in ("best_prompt.safetensors", "last_prompt.safetensors", "metrics.jsonl"):
-      path = f"run-{number}/{name}"
-      assert (tmp_path / path).read_bytes() == (folder / path).read_bytes(), path
+    for file in ("best_prompt.safetensors", "last_prompt.safetensors", "metrics.jsonl"):
+      path = f"run-{number}/{file}"
+      assert (folder / path).read_bytes() == (expected / path).read_bytes(), path
 
 
 def test_a_prompt_that_diverges_leaves_the_others_as_they_are(tiny, finished, tmp_path):

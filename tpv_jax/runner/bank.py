@@ -169,29 +169,33 @@ def train_bank(
     for entry in entries
   ]
   for run in runs:
-    run.steps = runs[
-      0
-    ].steps  # They differ by the rate, which a bank has its own way to use.
+    # They differ by the rate, which a bank has its own way to use.
+    run.steps = runs[0].steps
   steps = bank_steps.build(model, learning_rate, runs[0].mesh, shard_bank)
   manifests = [run.folder.open(run.settings(), overwrite) for run in runs]
-  unfinished = [
+  unfinished = {
     index
     for index, manifest in enumerate(manifests)
     if manifest.get("status") != "finished"
-  ]
-  at_once = size or max(1, len(unfinished))
+  }
+  at_once = size or len(runs)
   frozen = runs[0].place_frozen() if unfinished else {}
   for line in sorted({line for run in runs for line in run.data.trimmed()}):
     tqdm.write(line)
   with stop_signals() as stop_requested:
-    for first in range(0, len(unfinished), at_once):
-      indices = unfinished[first : first + at_once]
+    for first in range(0, len(runs), at_once):
+      group = range(first, min(first + at_once, len(runs)))
+      indices = [index for index in group if index in unfinished]
+      if not indices:
+        continue
       bank = _Bank(
         steps,
         [runs[i] for i in indices],
         np.asarray([entries[i].rate for i in indices], np.float32),
         frozen,
         patience,
+        # Of all prompts, so that one that ended before a kill changes nothing.
+        _choose_shapes([runs[i] for i in group]),
       )
       for index, manifest in zip(
         indices, bank.execute(stop_requested, config), strict=True
@@ -233,6 +237,31 @@ def _scaled(learning_rate: LearningRate, rate: float) -> LearningRate:
   return learning_rate if rate == 1 else lambda step: rate * learning_rate(step)
 
 
+def _choose_shapes(runs: Sequence[Run]) -> packing.Shapes:
+  """Returns the shapes of the packed rows, chosen on the first steps of all prompts."""
+  data = [run.data for run in runs]
+  sampled = [
+    [
+      (len(item.source), len(item.target))
+      for one in data
+      for item in packing.items(one.batch_at(step), 0)
+    ]
+    for step in range(SAMPLED_STEPS)
+  ]
+  batch = data[0].batch_at(0)
+  prompt = runs[0].model.prompt
+  assert prompt is not None  # `bank_steps.build` has seen to it.
+  return packing.choose_shapes(
+    sampled,
+    prompt.length,
+    {
+      "inputs": batch["encoder_input_tokens"].shape[1],
+      "targets": batch["decoder_target_tokens"].shape[1],
+    },
+    rows_multiple=runs[0].mesh.shape["data"],
+  )
+
+
 class _Bank:
   """The prompts that are trained at once; `runs` write what is theirs."""
 
@@ -243,12 +272,14 @@ class _Bank:
     rates: np.ndarray,
     frozen: Leaves,
     patience: int | None,
+    shapes: packing.Shapes,
   ):
     self.steps = steps
     self.runs = runs
     self.rates = rates
     self.frozen = frozen
     self.patience = patience
+    self.shapes = shapes
     self.active = set(range(len(runs)))
     self.best: list[Best | None] = []
     self.positions = self.used = 0
@@ -268,7 +299,6 @@ class _Bank:
     state = jax.tree.map(
       lambda *leaves: processes.put(np.stack(leaves), self.steps.stacked), *states
     )
-    self.shapes = self._choose_shapes()
     first, run = min(at), self.runs[0]
     periods = (run.log_period, run.eval_period, run.checkpoint_period)
     bar = tqdm(
@@ -314,36 +344,6 @@ class _Bank:
     if all(common in steps for steps in saved):
       for run in self.runs:
         run.checkpoints.drop_after(common)
-
-  def _choose_shapes(self) -> packing.Shapes:
-    data = [run.data for run in self.runs]
-    sampled = [
-      [
-        (int(source), int(target))
-        for one in data
-        for source, target in zip(
-          *(
-            np.count_nonzero(features[name], axis=1)
-            for features in [one.batch_at(step)]
-            for name in ("encoder_input_tokens", "decoder_target_tokens")
-          ),
-          strict=True,
-        )
-      ]
-      for step in range(SAMPLED_STEPS)
-    ]
-    batch = data[0].batch_at(0)
-    prompt = self.runs[0].model.prompt
-    assert prompt is not None  # `bank_steps.build` has seen to it.
-    return packing.choose_shapes(
-      sampled,
-      prompt.length,
-      {
-        "inputs": batch["encoder_input_tokens"].shape[1],
-        "targets": batch["decoder_target_tokens"].shape[1],
-      },
-      rows_multiple=self.runs[0].mesh.shape["data"],
-    )
 
   def _advance(
     self, state: TrainState, start: int, stop: int, indices: set[int], bar: tqdm
