@@ -101,26 +101,43 @@ def test_items_of_a_batch_are_its_rows_without_padding():
   assert [item.target.tolist() for item in found] == [[8, 1], [9, 9, 1]]
 
 
-@pytest.mark.parametrize("prompt_length", [20, 100])
-@pytest.mark.parametrize(
-  # A step of eight examples is but a few rows, of which the last is seldom full.
-  ("prompts", "examples", "most"),
-  [(1, 8, 0.16), (1, 32, 0.1), (4, 8, 0.1), (16, 8, 0.06)],
-)
-def test_little_of_mixed_data_is_padding(prompts, examples, most, prompt_length):
-  # Tasks as different as those of shared/data/nlu: their means there are 17 to 156.
+def mixed(prompts, examples, steps):
+  """Sizes of the examples of steps of tasks as different as those of shared/data/nlu.
+
+  Their means there are 17 to 156 tokens.
+  """
   rng = np.random.default_rng(0)
-  means = np.tile([17, 33, 48, 57, 60, 78, 83, 156], 2)
+  means = np.tile([17, 33, 48, 57, 60, 78, 83, 156], 4)
 
   def step():
     chosen = means[:prompts] if prompts > 1 else rng.choice(means, examples)
     drawn = rng.gamma(6, np.resize(chosen, prompts * examples) / 6).astype(int)
     return [(int(n), 3) for n in np.clip(drawn, 4, 256)]
 
-  shapes = packing.choose_shapes(
-    [step() for _ in range(20)], prompt_length, {"inputs": 256, "targets": 4}
-  )
-  assert packing.padding_share([step() for _ in range(20)], shapes) < most
+  return [step() for _ in range(steps)]
+
+
+@pytest.mark.parametrize("prompt_length", [20, 100])
+@pytest.mark.parametrize(
+  # A step of eight examples is but a few rows, of which the last is seldom full.
+  ("prompts", "examples", "most", "calls"),
+  [
+    (1, 8, 0.17, 4),
+    (1, 32, 0.1, 6),
+    (4, 8, 0.1, 5),
+    (16, 8, 0.08, 9),
+    (32, 8, 0.08, 9),
+  ],
+)
+def test_a_step_of_mixed_data_is_a_few_calls_with_little_padding(
+  prompts, examples, most, calls, prompt_length
+):
+  lengths = {"inputs": 256, "targets": 4}
+  steps = mixed(prompts, examples, steps=40)
+  shapes = packing.choose_shapes(steps[:20], prompt_length, lengths)
+  assert packing.padding_share(steps[20:], shapes) < most
+  packed = [packing.pack(made(sizes), shapes) for sizes in steps[20:25]]
+  assert np.mean([len(step) for step in packed]) <= calls
 
 
 def test_every_number_of_rows_divides_over_the_devices():

@@ -7,6 +7,7 @@ calls of two shapes, wide blocks of rows and short rows for what is left (ours):
 once for a run, they are all that it compiles, and hardly any position is padding.
 """
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
@@ -20,10 +21,13 @@ from tpv_jax.errors import UserError
 WIDE_POSITIONS = 16_384
 """Source positions of a wide block at most: enough to keep an accelerator busy."""
 
-LITTLE = 0.04
+LITTLE = 0.06
 """A share of padding that is not worth more calls."""
 
-SAMPLED = 1_000
+_CALL = 1 / 16
+"""What a call costs beside its positions, as a share of a wide block (ours)."""
+
+SAMPLED = 4_000
 """Examples on which the shapes of a run are tried."""
 
 _GRAIN = 8
@@ -145,14 +149,21 @@ def padding_share(steps: Sequence[Sizes], shapes: Shapes) -> float:
 
   The positions of prompts count as used.
   """
-  computed = used = 0
+  return _measure(steps, shapes)[0]
+
+
+def _measure(steps: Sequence[Sizes], shapes: Shapes) -> tuple[float, int]:
+  """Returns the padding share of the steps, and their calls."""
+  computed = used = calls = 0
   for sizes in steps:
     for shape, rows in zip(
       (shapes.wide, shapes.short), _assign(sizes, shapes), strict=True
     ):
-      computed += math.ceil(len(rows) / shape.rows) * shape.positions
+      number = math.ceil(len(rows) / shape.rows)
+      calls += number
+      computed += number * shape.positions
     used += sum(shapes.prompt_length + source for source, _ in sizes)
-  return 1 - used / computed
+  return 1 - used / computed, calls
 
 
 def choose_shapes(
@@ -161,10 +172,10 @@ def choose_shapes(
   lengths: dict[str, int],
   rows_multiple: int = 1,
 ) -> Shapes:
-  """Returns the shapes that leave the least padding on a sample of a run's steps.
+  """Returns the shapes that make the fewest calls of a sample of a run's steps.
 
-  Among those within one hundredth of the least, or of `LITTLE` padding, the one with the
-  most positions a call: fewer calls keep an accelerator busier.
+  Among those that leave `LITTLE` padding, or at most one hundredth more than the least:
+  large calls keep an accelerator busy, and each one costs a launch.
 
   Args:
     steps: the sizes of the examples of some steps; enough of them to have
@@ -178,23 +189,34 @@ def choose_shapes(
   """
   counted = np.cumsum([len(sizes) for sizes in steps])
   steps = steps[: 1 + int(np.searchsorted(counted, SAMPLED))]
+  whole = np.mean([sum(prompt_length + one for one, _ in sizes) for sizes in steps])
+  most_positions = min(WIDE_POSITIONS, whole)  # A wider block would never be full.
   found = []
   for width, targets in _row_sizes(steps, prompt_length, lengths):
     rows = rows_multiple
-    while rows == rows_multiple or rows * width <= WIDE_POSITIONS:
-      for eighths in (1, 2, 3, 4, 6):
-        short = Shape(
-          rows_multiple,
-          _round_up(width * eighths // 8),
-          _round_up(max(lengths["targets"], targets * eighths // 8)),
-        )
-        shapes = Shapes(Shape(rows, width, targets), short, prompt_length)
-        found.append((padding_share(steps, shapes), shapes))
+    while rows == rows_multiple or rows * width <= most_positions:
+      wide = Shape(rows, width, targets)
+      for short in _short_shapes(wide, lengths["targets"], rows_multiple):
+        shapes = Shapes(wide, short, prompt_length)
+        found.append((*_measure(steps, shapes), shapes))
       rows *= 2
-  least = min(share for share, _ in found)
-  most = max(least + 0.01, LITTLE)
-  good = [(share, shapes) for share, shapes in found if share <= most]
-  return max(good, key=lambda one: (one[1].wide.positions, -one[0]))[1]
+  most = max(min(share for share, _, _ in found) + 0.01, LITTLE)
+  good = [one for one in found if one[0] <= most]
+  return min(good, key=lambda one: (one[1], one[0]))[2]
+
+
+def _short_shapes(wide: Shape, targets: int, rows_multiple: int) -> Iterator[Shape]:
+  """Yields what may take what a wide block is too large for: fewer or narrower rows."""
+  rows = wide.rows // 2
+  while rows >= rows_multiple:
+    yield Shape(rows, wide.width, wide.targets)
+    rows //= 2
+  for eighths in (1, 2, 4, 6):
+    yield Shape(
+      rows_multiple,
+      _round_up(wide.width * eighths // 8),
+      _round_up(max(targets, wide.targets * eighths // 8)),
+    )
 
 
 def choose_row(sizes: Sizes, prompt_length: int, lengths: dict[str, int]) -> Shape:
@@ -232,7 +254,8 @@ def _assign(sizes: Sizes, shapes: Shapes) -> tuple[list[list[int]], list[list[in
 
   Best fit decreasing: each item, the longest first, goes to the row that it leaves least
   room in. Tried with as few wide blocks as hold everything and with up to two fewer, the
-  rest in short rows; the one with the fewest computed positions is taken.
+  rest in short rows; the one with the fewest computed positions is taken, to which each
+  call adds `_CALL` of a wide block's.
   """
   joined = [(shapes.prompt_length + source, target) for source, target in sizes]
   for (source, target), (width, _) in zip(sizes, joined, strict=True):
@@ -243,44 +266,44 @@ def _assign(sizes: Sizes, shapes: Shapes) -> tuple[list[list[int]], list[list[in
         f"{shapes.wide.targets}. Raise LENGTHS, or trim the examples."
       )
   order = sorted(range(len(joined)), key=lambda i: (-joined[i][0], i))
-  rows, _ = _fit(joined, order, shapes.wide, None)
+  rows, _ = _fit(joined, order, shapes.wide, math.inf)
   blocks = math.ceil(len(rows) / shapes.wide.rows)
+  call = _CALL * shapes.wide.positions
   best: tuple[list[list[int]], list[list[int]]] = (rows, [])
-  fewest = blocks * shapes.wide.positions
+  least = blocks * (shapes.wide.positions + call)
   for fewer in range(max(0, blocks - 2), blocks):
     wide, rest = _fit(joined, order, shapes.wide, fewer * shapes.wide.rows)
-    short, left = _fit(joined, rest, shapes.short, None)
+    short, left = _fit(joined, rest, shapes.short, math.inf)
     calls = math.ceil(len(short) / shapes.short.rows)
-    positions = fewer * shapes.wide.positions + calls * shapes.short.positions
-    if not left and positions < fewest:
-      best, fewest = (wide, short), positions
+    cost = fewer * (shapes.wide.positions + call)
+    cost += calls * (shapes.short.positions + call)
+    if not left and cost < least:
+      best, least = (wide, short), cost
   return best
 
 
 def _fit(
-  sizes: Sizes, order: Sequence[int], shape: Shape, limit: int | None
+  sizes: Sizes, order: Sequence[int], shape: Shape, limit: float
 ) -> tuple[list[list[int]], list[int]]:
   """Returns the items of each row, and those for which no row of `limit` has room."""
   rows: list[list[int]] = []
-  room = np.zeros((len(order), 2), np.int64)  # Of each row: source, target.
   left = []
+  room: list[tuple[int, int, int]] = []  # Source, target and row, the fullest first.
   for item in order:
-    size = np.asarray(sizes[item])
-    known = room[: len(rows)]
-    fits = (known >= size).all(axis=1)
-    if fits.any():
-      row = int(np.where(fits, known[:, 0], np.iinfo(np.int64).max).argmin())
-    elif (limit is None or len(rows) < limit) and (
-      size <= (shape.width, shape.targets)
-    ).all():
-      row = len(rows)
+    source, target = sizes[item]
+    at = bisect.bisect_left(room, (source,))
+    while at < len(room) and room[at][1] < target:
+      at += 1
+    if at < len(room):
+      free = room.pop(at)
+    elif len(rows) < limit and source <= shape.width and target <= shape.targets:
+      free = shape.width, shape.targets, len(rows)
       rows.append([])
-      room[row] = shape.width, shape.targets
     else:
       left.append(item)
       continue
-    rows[row].append(item)
-    room[row] -= size
+    rows[free[2]].append(item)
+    bisect.insort(room, (free[0] - source, free[1] - target, free[2]))
   return rows, left
 
 
