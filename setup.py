@@ -21,6 +21,7 @@ GIN_PACKAGES = [
 ]
 
 EXTRAS = {
+  "bench": ["peft>=0.21", "torch>=2.13", "transformers>=5.23"],
   "data": ["seqio>=0.0.20", "tensorflow-datasets>=4.9.10"],
   "gcs": ["gcsfs>=2026.10.1"],
   "parity": ["torch>=2.13", "transformers>=5.23", "sentencepiece>=0.2"],

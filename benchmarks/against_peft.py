@@ -25,6 +25,7 @@ import os
 import pathlib
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -215,6 +216,8 @@ def run(options: argparse.Namespace, command: str) -> int:
       "measure only our banks (--only bank)."
     )
   options.has_peft = not missing
+  # So that what is on the disk and the processes go with the command.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   with tempfile.TemporaryDirectory(prefix="against-peft-") as folder:
     bench = Bench(options, pathlib.Path(folder))
     results = {}
@@ -588,6 +591,7 @@ class Bench:
         "load_average_before": self.load_at_start,
         "load_average_after": os.getloadavg(),
       },
+      "commit": commit(),
       "versions": self.versions,
       "results": results,
       "not_measured": "evaluation: tpv_jax has no pass over many prompts yet",
@@ -658,6 +662,16 @@ class Worker:
       code = f"exit code {self.process.wait()}: {last[0]}"
       raise SideFailed(answer.get("error", code))
     return answer
+
+
+def commit() -> str | None:
+  """Returns the commit that was measured, '-dirty' if files differ; None without git."""
+  command = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
+  try:
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+  except (OSError, subprocess.CalledProcessError):
+    return None
+  return done.stdout.strip()
 
 
 def same_losses(rows: Mapping[str, dict[str, Any]]) -> bool:
