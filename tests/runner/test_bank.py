@@ -102,10 +102,11 @@ def test_prompts_of_different_seeds_are_not_the_same(finished):
   )
 
 
-def test_a_finished_bank_is_left_as_it_is(tiny, finished):
+def test_a_finished_bank_is_left_as_it_is(tiny, finished, capsys):
   folder, manifests = finished
   before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
   assert train(tiny, folder) == json.loads(json.dumps(manifests))
+  assert "All 3 prompts are finished" in "".join(capsys.readouterr())
   assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
 
 
@@ -115,11 +116,13 @@ def test_a_bank_that_is_split_gives_prompts_of_the_same_quality(
   folder, _ = finished
   train(tiny, tmp_path, size=2)
   for number in range(COUNT):
-    np.testing.assert_allclose(
-      leaves(tmp_path / f"run-{number}", "last"),
-      leaves(folder / f"run-{number}", "last"),
-      rtol=1e-3,
-      atol=1e-3,
+    split, whole = (
+      leaves(path / f"run-{number}", "last") for path in (tmp_path, folder)
+    )
+    # fp32 sums in another order: 1e-6 of two prompts. The first has gradients as small as
+    # Adam's eps, which decide on the size of its first step: 0.4% of its norm.
+    assert np.linalg.norm(split - whole) < (1e-2, 1e-5, 1e-5)[number] * np.linalg.norm(
+      whole
     )
 
 
@@ -206,6 +209,7 @@ def test_a_prompt_that_gets_no_better_ends_early_and_the_others_go_on(tiny, tmp_
     ({"made": []}, "The bank is empty"),
     ({"size": 0}, "size"),
     ({"patience": 0}, "patience"),
+    ({"patience": 2, "best_metric": None}, "without a metric that chooses the best"),
   ],
 )
 def test_settings_that_make_no_bank_are_refused(tiny, tmp_path, change, message):
@@ -216,6 +220,34 @@ def test_settings_that_make_no_bank_are_refused(tiny, tmp_path, change, message)
       tiny.plain_model, made, 20, tiny.schedule, tiny.backbone, START, **arguments
     )
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rate", [-1.0, float("nan")])
+def test_a_rate_that_is_none_is_refused(tiny, tmp_path, rate):
+  made = entries(tiny, tmp_path, rates=(1.0, 1.0, rate))
+  with pytest.raises(UserError, match=r"The rate of the prompt for .*run-2' is"):
+    train(tiny, tmp_path, made)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"tasks": []}, r"TASKS is \[\], which leaves no prompt"),
+    ({"initial_seeds": ()}, r"INITIAL_SEEDS is \(\), which"),
+    ({"rates": []}, r"RATES is \[\], which"),
+  ],
+)
+def test_a_grid_of_nothing_is_refused(tiny, tmp_path, change, message):
+  arguments = {"tasks": [tiny.task], **change}
+  with pytest.raises(UserError, match=message):
+    bank.grid(
+      vocabulary=tiny.vocabulary,
+      lengths=tiny.lengths,
+      output_dir=tmp_path,
+      batch_size=8,
+      **arguments,
+    )
 
 
 def test_two_prompts_with_one_folder_are_refused(tiny, tmp_path):

@@ -190,6 +190,30 @@ def test_a_prompt_without_examples_keeps_its_parameters_and_its_state():
   assert np.flatnonzero(report["loss"]).tolist() == [3]
 
 
+def test_a_prompt_whose_finite_factors_have_an_infinite_product_leaves_the_others():
+  model, mesh = made_model(EPT, ADAMW()), partitioning.make_mesh()
+  steps = bank_steps.build(model, RATE, mesh)
+  shapes = packing.Shapes(packing.Shape(8, 40, 16), packing.Shape(1, 16, 8), 4)
+  others = np.arange(PROMPTS) != 3
+
+  def trained(factor):
+    frozen, prompts = starts(model)
+    state = steps.initialise(
+      {path: np.stack([one[path] for one in prompts]) for path in prompts[0]}
+    )
+    for step in range(3):
+      items = [i for n in range(PROMPTS) for i in packing.items(batch(n, step), n)]
+      calls = [features for _, features in packing.pack(items, shapes)]
+      rates = jnp.where(others, 1.0, factor)
+      state, report = bank_steps.train_step(steps, state, frozen, calls, rates)
+    return state, report["finite_parameters"]
+
+  (good, _), (bad, finite) = trained(1.0), trained(1e25)
+  np.testing.assert_array_equal(finite, others)
+  for one, other in zip(jax.tree.leaves(good), jax.tree.leaves(bad), strict=True):
+    np.testing.assert_array_equal(np.asarray(one)[others], np.asarray(other)[others])
+
+
 def test_a_bank_compiles_two_shapes_of_calls_for_any_number_of_examples():
   model, mesh = made_model(PLAIN, ADAMW()), partitioning.make_mesh()
   steps = bank_steps.build(model, optimizers.constant(0.01), mesh)

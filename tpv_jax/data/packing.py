@@ -189,8 +189,8 @@ def choose_shapes(
   """
   counted = np.cumsum([len(sizes) for sizes in steps])
   steps = steps[: 1 + int(np.searchsorted(counted, SAMPLED))]
-  whole = np.mean([sum(prompt_length + one for one, _ in sizes) for sizes in steps])
-  most_positions = min(WIDE_POSITIONS, whole)  # A wider block would never be full.
+  used = [sum(prompt_length + one for one, _ in sizes) for sizes in steps]
+  most_positions = min(WIDE_POSITIONS, max(used))  # A larger block is never full.
   found = []
   for width, targets in _row_sizes(steps, prompt_length, lengths):
     rows = rows_multiple

@@ -8,6 +8,8 @@ the same bits, from the checkpoints of its runs, and what it leaves are run fold
 import dataclasses
 import functools
 import itertools
+import math
+import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +19,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from tpv_jax import files
+from tpv_jax import files, partitioning
 from tpv_jax.backbone import loading
 from tpv_jax.data import packing
 from tpv_jax.data.tasks import Task
@@ -80,7 +82,19 @@ def grid(
     batch_size: examples a step of each prompt.
     initial_seeds: of the initial prompts.
     rates: by which the bank's learning rate is multiplied.
+
+  Raises:
+    UserError: one of the lists is none, or empty, or an output folder that is no path.
   """
+  lists = {"TASKS": tasks, "INITIAL_SEEDS": initial_seeds, "RATES": rates}
+  for name, values in lists.items():
+    if not isinstance(values, list | tuple) or not values:
+      raise UserError(
+        f"{name} is {values!r}, which leaves no prompt to train. Give a list with at "
+        "least one entry."
+      )
+  if not isinstance(output_dir, str | os.PathLike):
+    raise UserError(f"OUTPUT_DIR is {output_dir!r}; it must be the path of a folder.")
   folder = files.to_path(output_dir)
   return [
     Entry(
@@ -118,7 +132,9 @@ def train_bank(
   Each is trained as `training.train` would train it alone, but for the order in which
   fp32 sums are taken; a run that either of them began may be continued by the other. The
   same call continues a bank that was stopped or killed, with the same bits on the same
-  CPU machine. A prompt that ends early, or diverges, leaves the others as they are.
+  CPU machine; but for a kill after a prompt ended early and before the others' next
+  checkpoint, which go on from the one before without it, in another order of sums. A
+  prompt that ends early, or diverges, leaves the others as they are.
 
   Args:
     model: with a prompt, whose form all entries share, and without dropout.
@@ -144,7 +160,7 @@ def train_bank(
       prompt diverged (the others are finished, its last good state is kept).
     Stopped: SIGINT or SIGTERM came; all states are saved.
   """
-  _check(entries, size, patience)
+  _check(entries, size, patience, best_metric)
   if isinstance(backbone, str):
     backbone = loading.load_backbone(backbone, model.network, model.input_vocabulary)
   runs = [
@@ -178,6 +194,8 @@ def train_bank(
     for index, manifest in enumerate(manifests)
     if manifest.get("status") != "finished"
   }
+  if not unfinished:
+    tqdm.write(f"All {len(runs)} prompts are finished; nothing to do.")
   at_once = size or len(runs)
   frozen = runs[0].place_frozen() if unfinished else {}
   for line in sorted({line for run in runs for line in run.data.trimmed()}):
@@ -188,6 +206,12 @@ def train_bank(
       indices = [index for index in group if index in unfinished]
       if not indices:
         continue
+      cut = runs[0].mesh.shape[partitioning.DATA]
+      if shard_bank and len(indices) % cut:
+        raise UserError(
+          f"{len(indices)} prompts cannot be cut over {cut} data-parallel devices. Set "
+          f"SHARD_BANK = False, or BANK_SIZE so that {cut} divides it and what is left."
+        )
       bank = _Bank(
         steps,
         [runs[i] for i in indices],
@@ -210,7 +234,12 @@ def train_bank(
   return manifests
 
 
-def _check(entries: Sequence[Entry], size: int | None, patience: int | None) -> None:
+def _check(
+  entries: Sequence[Entry],
+  size: int | None,
+  patience: int | None,
+  best_metric: str | None,
+) -> None:
   if not entries:
     raise UserError("The bank is empty. Give at least one entry.")
   if jax.process_count() > 1:
@@ -221,6 +250,18 @@ def _check(entries: Sequence[Entry], size: int | None, patience: int | None) -> 
   for name, number in (("size", size), ("patience", patience)):
     if number is not None:
       at_least(name, number, 1)
+  if patience and best_metric is None:
+    raise UserError(
+      f"PATIENCE is {patience}, and without a metric that chooses the best prompt none "
+      "is better. Set BEST_METRIC, or PATIENCE = None."
+    )
+  for entry in entries:
+    rate = entry.rate
+    if not isinstance(rate, int | float) or not (rate >= 0 and math.isfinite(rate)):
+      raise UserError(
+        f"The rate of the prompt for '{entry.run_dir}' is {rate!r}. Give a number of at "
+        "least 0: the learning rate is multiplied by it."
+      )
   folders: dict[str, int] = {}
   for index, entry in enumerate(entries):
     folder = str(files.absolute(files.to_path(entry.run_dir)))
@@ -248,15 +289,15 @@ def _choose_shapes(runs: Sequence[Run]) -> packing.Shapes:
     ]
     for step in range(SAMPLED_STEPS)
   ]
-  batch = data[0].batch_at(0)
+  first = [one.batch_at(0) for one in data]
   prompt = runs[0].model.prompt
   assert prompt is not None  # `bank_steps.build` has seen to it.
   return packing.choose_shapes(
     sampled,
     prompt.length,
     {
-      "inputs": batch["encoder_input_tokens"].shape[1],
-      "targets": batch["decoder_target_tokens"].shape[1],
+      "inputs": max(batch["encoder_input_tokens"].shape[1] for batch in first),
+      "targets": max(batch["decoder_target_tokens"].shape[1] for batch in first),
     },
     rows_multiple=runs[0].mesh.shape["data"],
   )

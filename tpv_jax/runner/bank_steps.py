@@ -137,12 +137,17 @@ def build(
     moved = jax.vmap(functools.partial(descend, model.optimizer_def))(
       state, gradients, rate
     )
-    finite = jax.vmap(
-      lambda leaves: jnp.all(
-        jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves.values()])
-      )
-    )(moved.trainable)
-    # What is not finite would reach the other prompts of its rows: 0 * NaN is NaN.
+    # What is not finite would reach the other prompts of its rows: 0 * NaN is NaN. The
+    # product of finite factors may be infinite.
+    finite = jnp.all(
+      jnp.stack(
+        [
+          jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
+          for leaf in jax.tree.leaves((moved.trainable, fold(moved.trainable)))
+        ]
+      ),
+      axis=0,
+    )
     active = (sums.counts["target_tokens"] > 0) & finite
     state = jax.tree.map(
       lambda new, old: jnp.where(active.reshape(-1, *(1,) * (new.ndim - 1)), new, old),
