@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -63,6 +66,15 @@ def test_the_report_is_one_line_with_every_count():
     "2 examples, 10 tokens (longest source 4 of 4); trimmed: 1 sources, 1 targets, "
     "3 tokens lost; unknown: 1 tokens (10.00%)"
   )
+
+
+def test_one_length_for_both_features_is_refused():
+  # In an interpreter of its own: here the check of annotations would come first.
+  code = "from tpv_jax.data import batches; batches.tokenize([], None, 24)"
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=False
+  )
+  assert "UserError: The lengths are 24; they must name both" in done.stderr
 
 
 @pytest.mark.parametrize("lengths", [{"inputs": 4}, {"inputs": 0, "targets": 4}])

@@ -69,8 +69,13 @@ def tokenize(
     lengths: `{'inputs': T, 'targets': L}` in tokens, EOS included.
 
   Raises:
-    UserError: a length is missing or smaller than 1.
+    UserError: a length is missing or smaller than 1, or it is one number for both.
   """
+  if not isinstance(lengths, Mapping):
+    raise UserError(
+      f"The lengths are {lengths!r}; they must name both features. Set LENGTHS = "
+      "{'inputs': ..., 'targets': ...}, in tokens, EOS included."
+    )
   for feature in ("inputs", "targets"):
     if lengths.get(feature, 0) < 1:
       raise UserError(
