@@ -122,7 +122,7 @@ class Ours:
       name: dataclasses.astuple(getattr(self.shapes, name))
       for name in ("wide", "short")
     }
-    self._compile_both_shapes()
+    self.compiled = False
 
   def _compile_both_shapes(self) -> None:
     """Runs a call of each shape: a step need not have both, and may come later."""
@@ -141,6 +141,9 @@ class Ours:
     """See `side.Trainer`."""
     if self.job["rows"] == "static":
       return self._static(sources, targets)
+    if not self.compiled:
+      self._compile_both_shapes()
+      self.compiled = True
     size, calls, reports = self.job["bank"], [], []
     for first in range(0, len(sources), size):
       items = [
