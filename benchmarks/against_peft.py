@@ -536,6 +536,8 @@ class Bench:
     rates = np.asarray(products)
     row |= {
       "examples_per_s": quartiles(examples / seconds),
+      # Under --threads on a machine with other work: torch loses more by it.
+      "cores_had": quartiles(np.divide(row["processor_seconds"], seconds)),
       "compile_s": round(max(0.0, row["first_round_s"] - float(np.median(seconds))), 2),
       "padding_share": round(1 - sum(np.sum(one) for one in joined) / positions, 4),
       "matrix_product_gigaflops_per_s": quartiles(rates / 1e9),
@@ -740,7 +742,8 @@ def line_of(row: Mapping[str, Any]) -> str:
     f"{span(row['examples_per_s'], 1):>24} examples/s  padding "
     f"{row['padding_share']:>4.0%}  utilisation "
     f"{row['utilisation_useful']['median']:>4.0%} useful, "
-    f"{row['utilisation_computed']['median']:>4.0%} computed  peak {memory:,} MiB  "
+    f"{row['utilisation_computed']['median']:>4.0%} computed  cores "
+    f"{row['cores_had']['median']:.1f}  peak {memory:,} MiB  "
     f"compiling {row['compile_s']:.0f} s  {apart}"
   )
 

@@ -120,6 +120,9 @@ def test_every_bank_trains_on_the_same_examples_at_the_same_loss(banks):
   for row in rows.values():
     assert len(row["seconds"]) == 3 and row["losses_apart"][0] < 1e-6
     assert 0 <= row["padding_share"] < 1 and row["peak_mebibytes"] > 0
+    used = zip(row["processor_seconds"], row["seconds"], strict=True)
+    cores = sorted(processor / wall for processor, wall in used)[1]
+    assert row["cores_had"]["median"] == pytest.approx(cores, rel=1e-4)
     # Two steps of a prompt a round.
     expected = sorted(2 / seconds for seconds in row["seconds"])[1]
     assert row["prompt_steps_per_s"]["median"] == pytest.approx(expected, rel=1e-4)
