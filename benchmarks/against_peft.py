@@ -541,6 +541,8 @@ class Bench:
       "compile_s": round(max(0.0, row["first_round_s"] - float(np.median(seconds))), 2),
       "padding_share": round(1 - sum(np.sum(one) for one in joined) / positions, 4),
       "matrix_product_gigaflops_per_s": quartiles(rates / 1e9),
+      "useful_gigaflops_per_s": quartiles(useful / seconds / 1e9),
+      "computed_gigaflops_per_s": quartiles(computed / seconds / 1e9),
       "utilisation_useful": quartiles(useful / seconds / rates),
       "utilisation_computed": quartiles(computed / seconds / rates),
     }
