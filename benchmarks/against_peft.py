@@ -598,7 +598,7 @@ class Bench:
       "commit": commit(),
       "versions": self.versions,
       "results": results,
-      "not_measured": "evaluation: tpv_jax has no pass over many prompts yet",
+      "not_measured": "evaluation, which this script does not compare yet",
     }
 
 

@@ -155,3 +155,10 @@ def test_flatten_refuses_keys_that_would_not_come_back(tree):
 def test_unflatten_refuses_a_leaf_that_is_also_a_collection(paths):
   with pytest.raises(ValueError, match="leaf"):
     identity.unflatten(dict.fromkeys(paths, 1))
+
+
+def test_the_first_difference_of_two_mappings_is_the_first_name_in_order():
+  assert identity.first_difference({"b": 1, "a": 2}, {"a": 2, "b": 1}) is None
+  assert identity.first_difference({"c": 1, "b": 1}, {"c": 2, "b": 2}) == "b"
+  assert identity.first_difference({"a": (3,)}, {"a": (3,), "b": ()}) == "b"
+  assert identity.first_difference({}, {}) is None

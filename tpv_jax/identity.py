@@ -67,6 +67,14 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
   return tree
 
 
+def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+  """Returns the first name, in their order, that two mappings do not give equally."""
+  different = [
+    name for name in one.keys() | other.keys() if one.get(name) != other.get(name)
+  ]
+  return min(different, default=None)
+
+
 def backbone_fingerprint(flat: Mapping[str, np.ndarray]) -> str:
   """Returns the 64 hex digits that name a frozen backbone, whatever stores it.
 

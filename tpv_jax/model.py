@@ -190,9 +190,10 @@ class SoftPromptModel:
     folded: Folded,
     backbone: Params,
     batch: Batch,
-    dropout_rng: Array | None = None,
   ) -> tuple[Float[Array, " N"], dict[str, Float[Array, " N"]]]:
     """Returns the loss of each prompt of a bank, summed over its target tokens (fp32).
+
+    Without dropout: the prompts of a row would share its mask.
 
     Also counts by prompt: `target_tokens`, weighted, and how many of them are right
     (`accuracy`); `examples`, and how many have all tokens right (`exact_match`).
@@ -201,7 +202,6 @@ class SoftPromptModel:
       folded: the prompts [N, S, D], and perhaps deltas [N, M, D].
       backbone: the frozen parameters.
       batch: packed rows, see `data.packing.pack`.
-      dropout_rng: None for no dropout.
     """
     batch = {name: jnp.asarray(values) for name, values in batch.items()}
     places = network.Places(
@@ -214,8 +214,6 @@ class SoftPromptModel:
       batch["decoder_target_tokens"],
       encoder_segment_ids=batch["encoder_segment_ids"],
       decoder_segment_ids=batch["decoder_segment_ids"],
-      enable_dropout=dropout_rng is not None,
-      rngs=None if dropout_rng is None else {"dropout": dropout_rng},
       places=places,
       **folded.leaves(),
     )

@@ -49,15 +49,7 @@ class EPT(nn.Module):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    equations.refuse_impossible(
-      self.length,
-      self.features,
-      self.source_length,
-      self.rank,
-      self.fusion_width,
-      self.spaces,
-      self.bottleneck,
-    )
+    equations.refuse_impossible(*self._sizes())
     equations.refuse_unknown(self.decomposition)
     if not self.alpha > 0:
       raise UserError(
@@ -80,7 +72,11 @@ class EPT(nn.Module):
 
   def parameters(self) -> dict[str, equations.Parameter]:
     """Returns the form of every parameter by name."""
-    return equations.parameters(
+    return equations.parameters(*self._sizes())
+
+  def _sizes(self) -> tuple[int, int, int, int, int, int, int]:
+    """Returns S, D, M, R, H, K, Q, as the functions of `equations` take them."""
+    return (
       self.length,
       self.features,
       self.source_length,
@@ -159,8 +155,7 @@ class EPT(nn.Module):
   ) -> None:
     here = {name: form.shape for name, form in self.parameters().items()}
     there = {name: leaf.shape for name, leaf in given.items()}
-    if here != there:
-      leaf = sorted(dict(here.items() ^ there.items()))[0]
+    if leaf := identity.first_difference(here, there):
       raise UserError(
         f"'{name}' holds an EPT prompt of another form: {leaf} is {there.get(leaf)} "
         f"there, {here.get(leaf)} in this run. Use its form, or fold it first (tpv "

@@ -33,7 +33,7 @@ from tpv_jax.prompts import budget, ept, plain
 from tpv_jax.prompts.initial import Initial
 from tpv_jax.runner import ablation_report, cost, processes, training
 from tpv_jax.runner.evaluation import Evaluator
-from tpv_jax.runner.run_folder import versions
+from tpv_jax.runner.run_folder import open_output, versions
 from tpv_jax.runner.task_data import TaskData
 from tpv_jax.vectors import algebra, sources
 
@@ -199,7 +199,7 @@ def ablation(
     for tokens in all_lengths
     for method in METHODS
   }
-  folder = _open(output_dir)
+  folder = open_output(output_dir, "ablation", "tuning")
   loaded = loading.load_backbone(backbone, network, vocabulary)
   runs = _Runs(
     loaded=loaded,
@@ -345,28 +345,6 @@ def _check(
       "Each entry of DECOMPOSED_RATES must be two rates: the short prompt's, and that "
       "of the low-rank matrices, fusion and spaces."
     )
-
-
-def _open(path: files.PathLike) -> pathlib.Path:
-  """Makes the ablation's folder, or finds one that an ablation made.
-
-  Raises:
-    UserError: the folder holds something else, or lies in an object store.
-  """
-  if files.is_remote(path):
-    raise UserError(
-      f"OUTPUT_DIR is '{path}'; an ablation, which draws plots too, needs a folder of "
-      "this machine or of a file system that all hosts share."
-    )
-  folder = pathlib.Path(path)
-  if folder.exists() and not (folder / "tuning").is_dir() and any(folder.iterdir()):
-    raise UserError(
-      f"'{folder}' is not empty and holds no ablation of tpv_jax, so nothing was written "
-      "there. Choose another OUTPUT_DIR."
-    )
-  processes.wait_for_all("the ablation's folder is checked")
-  (folder / "tuning").mkdir(parents=True, exist_ok=True)
-  return folder
 
 
 @dataclasses.dataclass

@@ -299,7 +299,7 @@ def _choose_shapes(runs: Sequence[Run]) -> packing.Shapes:
       "inputs": max(batch["encoder_input_tokens"].shape[1] for batch in first),
       "targets": max(batch["decoder_target_tokens"].shape[1] for batch in first),
     },
-    rows_multiple=runs[0].mesh.shape["data"],
+    rows_multiple=runs[0].mesh.shape[partitioning.DATA],
   )
 
 

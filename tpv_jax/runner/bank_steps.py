@@ -28,7 +28,7 @@ from tpv_jax.model import PROMPT, Batch, SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts.equations import Folded
 from tpv_jax.runner import processes
-from tpv_jax.runner.steps import Leaves, TrainState, descend
+from tpv_jax.runner.steps import Leaves, TrainState, descend, fresh_state
 
 
 @struct.dataclass
@@ -98,13 +98,7 @@ def build(
   bank_axis = partitioning.DATA if shard_bank else None
   stacked = NamedSharding(mesh, PartitionSpec(bank_axis))
 
-  def initialise(trainable: Leaves) -> TrainState:
-    def one(trainable: Leaves) -> TrainState:
-      return TrainState(
-        jnp.zeros((), jnp.int32), trainable, model.optimizer_def.init(trainable)
-      )
-
-    return jax.vmap(one)(trainable)
+  initialise = jax.vmap(functools.partial(fresh_state, model.optimizer_def))
 
   def fold(trainable: Leaves) -> Folded:
     def one(trainable: Leaves) -> Any:

@@ -182,8 +182,7 @@ def _check_same(
 ) -> None:
   mine = {name: np.shape(leaf) for name, leaf in here.items()}
   saved = {name: np.shape(leaf) for name, leaf in there.items()}
-  if mine != saved:
-    name = sorted(dict(mine.items() ^ saved.items()))[0]
+  if name := identity.first_difference(mine, saved):
     raise UserError(
       f"The checkpoint '{path}' has another {part}: {name} is {saved.get(name)} there, "
       f"{mine.get(name)} in this run. Use the settings it was made with, or another "

@@ -19,6 +19,7 @@ import itertools
 import json
 import math
 import os
+import pathlib
 import platform
 import time
 import types
@@ -242,6 +243,33 @@ def _refuse_without_google_cloud_storage(path: files.Path) -> None:
       f", which is not installed ({error}): pip install gcsfs, which brings it. Or give "
       "a folder of this machine or of a file system that all hosts share."
     ) from None
+
+
+def open_output(path: files.PathLike, work: str, part: str) -> pathlib.Path:
+  """Makes the folder of a piece of work on many runs, or finds one that it made.
+
+  Args:
+    path: of the folder.
+    work: what it is called: 'study', 'ablation'.
+    part: a folder in it by which it is known again.
+
+  Raises:
+    UserError: the folder holds something else, or lies in an object store.
+  """
+  if files.is_remote(path):
+    raise UserError(
+      f"OUTPUT_DIR is '{path}'; the {work}, which draws plots too, needs a folder of this "
+      "machine or of a file system that all hosts share."
+    )
+  folder = pathlib.Path(path)
+  if folder.exists() and not (folder / part).is_dir() and any(folder.iterdir()):
+    raise UserError(
+      f"'{folder}' is not empty and holds no {work} of tpv_jax, so nothing was written "
+      "there. Choose another OUTPUT_DIR."
+    )
+  processes.wait_for_all(f"the folder of the {work} is checked")
+  (folder / part).mkdir(parents=True, exist_ok=True)
+  return folder
 
 
 def describe(value: Any) -> Any:

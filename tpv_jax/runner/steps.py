@@ -62,12 +62,7 @@ def build(
   trainable, _ = model.split(identity.unflatten(parameters))
   replicated = partitioning.replicated(mesh)
 
-  def initialise(trainable: Leaves) -> TrainState:
-    return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      trainable=trainable,
-      optimizer=model.optimizer_def.init(trainable),
-    )
+  initialise = functools.partial(fresh_state, model.optimizer_def)
 
   def train(
     state: TrainState, frozen: Leaves, batches: dict[str, Array], rng: Array
@@ -102,6 +97,17 @@ def build(
     validate=jax.jit(validate, out_shardings=replicated),
     param_shardings={path: leaf.sharding for path, leaf in parameters.items()},
     batch_sharding=partitioning.batch_sharding(mesh),
+  )
+
+
+def fresh_state(
+  transformation: optax.GradientTransformation, trainable: Leaves
+) -> TrainState:
+  """Returns the state before the first step."""
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    trainable=trainable,
+    optimizer=transformation.init(trainable),
   )
 
 

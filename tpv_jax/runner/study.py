@@ -28,7 +28,7 @@ from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts.initial import Initial
 from tpv_jax.runner import processes, report, training
 from tpv_jax.runner.evaluation import Evaluator
-from tpv_jax.runner.run_folder import versions
+from tpv_jax.runner.run_folder import open_output, versions
 from tpv_jax.runner.task_data import TaskData
 from tpv_jax.vectors import algebra, sources, store
 from tpv_jax.vectors.algebra import Loaded
@@ -92,7 +92,7 @@ def study(
       f"{len(tasks)} and {len(initial_seeds)})."
     )
   started = time.time()
-  folder = _open(output_dir)
+  folder = open_output(output_dir, "study", "vectors")
   loaded = loading.load_backbone(backbone, model.network, vocabulary)
   pairs = [(task.name, seed) for task in tasks for seed in initial_seeds]
   by_name = {task.name: task for task in tasks}
@@ -143,28 +143,6 @@ def study(
       files.write_text(folder / "config.gin", config())
     report.write(folder, results)
   return results
-
-
-def _open(path: files.PathLike) -> pathlib.Path:
-  """Makes the study's folder, or finds one that a study made.
-
-  Raises:
-    UserError: the folder holds something else, or lies in an object store.
-  """
-  if files.is_remote(path):
-    raise UserError(
-      f"OUTPUT_DIR is '{path}'; a study, which draws plots too, needs a folder of this "
-      "machine or of a file system that all hosts share."
-    )
-  folder = pathlib.Path(path)
-  if folder.exists() and not (folder / "vectors").is_dir() and any(folder.iterdir()):
-    raise UserError(
-      f"'{folder}' is not empty and holds no study of tpv_jax, so nothing was written "
-      "there. Choose another OUTPUT_DIR."
-    )
-  processes.wait_for_all("the study's folder is checked")
-  (folder / "vectors").mkdir(parents=True, exist_ok=True)
-  return folder
 
 
 def _run(folder: pathlib.Path, task: str, seed: int) -> pathlib.Path:

@@ -269,8 +269,7 @@ class Initializer(utils.TrainStateInitializer):
       for path, leaf in self._shapes.items()
       if path.startswith(f"{PROMPT}/")
     }
-    if there != here:
-      path = sorted(dict(there.items() ^ here.items()))[0]
+    if path := identity.first_difference(there, here):
       raise UserError(
         f"The newest checkpoint '{saved[-1]}' holds another prompt: {path} is "
         f"{there.get(path, 'not there')}; in this run it is {here.get(path, 'not there')}. "
