@@ -17,7 +17,7 @@ from tpv_jax import files, identity, orbax_io
 from tpv_jax.backbone import loading
 from tpv_jax.data import text_files, vocabularies
 from tpv_jax.errors import UserError
-from tpv_jax.runner import evaluation, study
+from tpv_jax.runner import evaluation, run_folder
 from tpv_jax.runner.run_folder import RunFolder
 from tpv_jax.t5x import saving
 from tpv_jax.vectors import cli, sources, store
@@ -327,7 +327,7 @@ def test_a_missing_package_is_named(monkeypatch):
 
 def test_a_study_in_a_bucket_is_refused(bucket):
   with pytest.raises(UserError, match="OUTPUT_DIR is 'gs://bucket/study'; a study"):
-    study._open(f"{bucket}/study")
+    run_folder.open_output(f"{bucket}/study", "study", "vectors")
 
 
 @pytest.fixture
