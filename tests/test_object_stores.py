@@ -326,7 +326,7 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 def test_a_study_in_a_bucket_is_refused(bucket):
-  with pytest.raises(UserError, match="OUTPUT_DIR is 'gs://bucket/study'; a study"):
+  with pytest.raises(UserError, match="OUTPUT_DIR is 'gs://bucket/study'; the study"):
     run_folder.open_output(f"{bucket}/study", "study", "vectors")
 
 
