@@ -74,5 +74,5 @@ setuptools.setup(
     "tqdm>=4.70",
   ],
   extras_require=EXTRAS,
-  entry_points={"console_scripts": ["tpv = tpv_jax.vectors.cli:main"]},
+  entry_points={"console_scripts": ["tpv = tpv_jax.cli:main"]},
 )

@@ -18,7 +18,10 @@ T5X_ROOM = {
 }
 """What imports T5X, which is not on PyPI; the other modules of its room do not."""
 
-NUMPY_ONLY = ("errors", "files", "identity", "orbax_io", "vectors", "data", "embedded")
+NUMPY_ONLY = (
+  *("arguments", "cli", "errors", "files", "identity", "orbax_io"),
+  *("vectors", "data", "embedded"),
+)
 """Modules and rooms that know no JAX either."""
 
 

@@ -13,14 +13,14 @@ import pytest
 import safetensors.numpy
 from object_store import ObjectStore
 
-from tpv_jax import files, identity, orbax_io
+from tpv_jax import cli, files, identity, orbax_io
 from tpv_jax.backbone import loading
 from tpv_jax.data import text_files, vocabularies
 from tpv_jax.errors import UserError
 from tpv_jax.runner import evaluation, run_folder
 from tpv_jax.runner.run_folder import RunFolder
 from tpv_jax.t5x import saving
-from tpv_jax.vectors import cli, sources, store
+from tpv_jax.vectors import sources, store
 from tpv_jax.vectors.provenance import Provenance, Term
 
 

@@ -69,4 +69,4 @@ def test_the_base_install_asks_for_neither_tensorflow_nor_seqio_nor_torch(wheel)
 
 def test_the_command_tpv_is_installed(wheel):
   (name,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
-  assert "tpv = tpv_jax.vectors.cli:main" in wheel.read(name).decode()
+  assert "tpv = tpv_jax.cli:main" in wheel.read(name).decode()

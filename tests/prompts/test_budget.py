@@ -10,10 +10,10 @@ import hypothesis
 import pytest
 from hypothesis import strategies
 
+from tpv_jax import cli
 from tpv_jax.errors import UserError
 from tpv_jax.prompts import budget, ept, plain
 from tpv_jax.runner import command_line
-from tpv_jax.vectors import cli
 
 FOLDER = pathlib.Path(__file__).parents[2] / "gin_configs" / "prompts"
 

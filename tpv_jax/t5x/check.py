@@ -274,7 +274,7 @@ class Part:
     return score
 
   def tpv(self, *arguments: Any) -> None:
-    text = self.run("-m", "tpv_jax.vectors.cli", *arguments)
+    text = self.run("-m", "tpv_jax.cli", *arguments)
     self.check.say(*text.strip().splitlines(), "```")
 
   def path(self, name: str) -> str:

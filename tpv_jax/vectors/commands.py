@@ -1,4 +1,4 @@
-"""The console command `tpv`: makes, adds, applies, compares and shows prompt vectors.
+"""The commands of `tpv` on prompts and vectors: make, add, apply, compare and show them.
 
 Thin: it loads, calls `algebra`, writes and says so. JAX and TensorFlow are never
 imported, except by Orbax when a checkpoint of it is read.
@@ -9,34 +9,26 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import re
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import tpv_jax
 from tpv_jax import identity
-from tpv_jax.errors import EXIT_USER_ERROR, ArgumentParser, UserError, run_command
+from tpv_jax.arguments import add_command, number
+from tpv_jax.errors import UserError
 from tpv_jax.prompts import budget
 from tpv_jax.vectors import algebra, arithmetic, inspection, sources, store
 from tpv_jax.vectors.algebra import Loaded
 from tpv_jax.vectors.provenance import SPACES, describe_terms
 
-_SOURCES = """\
+SOURCES = """\
 A PATH is a run folder of tpv_jax.train (its best prompt; see --which), an Orbax
 checkpoint 'checkpoint_<step>' of tpv_jax.train or of T5X, or a .safetensors file that
 tpv or a run wrote. Outputs are .safetensors files with their provenance inside. All of
 them may be on gs://."""
 
 _EXAMPLES = {
-  "": """\
-  tpv diff runs/sst2 -o sst2.safetensors           a vector from a run folder
-  tpv sum sst2.safetensors rte.safetensors -o both.safetensors
-  tpv apply both.safetensors runs/sst2 -o prompt.safetensors
-  tpv cosine *.safetensors
-  tpv inspect runs/ept_* -o pictures               what EPT's gates and fusion do""",
   "diff": """\
   tpv diff runs/sst2 -o sst2.safetensors
   tpv diff runs/sst2 --which last -o sst2.safetensors
@@ -74,33 +66,8 @@ _EXAMPLES = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-  """Runs one command and returns its exit code: 0, 2 for bad input, 130 for Ctrl-C."""
-  arguments = sys.argv[1:] if arguments is None else list(arguments)
-  # Orbax brings JAX, which would claim a GPU to read a few kilobytes.
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  try:
-    options = build_parser().parse_args(arguments)
-  except SystemExit as stop:  # --help, --version, or a wrong call, which is printed.
-    return stop.code if isinstance(stop.code, int) else EXIT_USER_ERROR
-  return run_command(lambda: options.command(options), options.debug)
-
-
-def build_parser() -> argparse.ArgumentParser:
-  """Returns the parser; `command` of what it returns is the function to call."""
-  parser = _Parser(
-    prog="tpv",
-    description=f"Task prompt vectors.\n\n{_SOURCES}",
-    epilog=f"examples:\n{_EXAMPLES['']}\n\n'tpv COMMAND --help' tells more.",
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  parser.add_argument(
-    "--version", action="version", version=f"tpv_jax {tpv_jax.__version__}"
-  )
-  commands = parser.add_subparsers(
-    title="commands", metavar="COMMAND", required=True, parser_class=_Parser
-  )
-
+def add(commands: Any) -> None:
+  """Adds the commands of this room to `tpv`; `commands` is a subparsers action."""
   command = _add(commands, "diff", _diff, "the vector TUNED - INITIAL", writes=True)
   command.add_argument("tuned", metavar="TUNED", help="a tuned prompt")
   command.add_argument(
@@ -138,7 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     "--weights",
     metavar="W",
     nargs="+",
-    type=_number,
+    type=number,
     help="one coefficient for each vector, in their order (default: all 1)",
   )
   _add_mixed(command, "vectors of different or unknown initial prompts")
@@ -149,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
 
   command = _add(commands, "scale", _scale, "the vector C * V", writes=True)
   command.add_argument("vector", metavar="V", help="a vector")
-  command.add_argument("factor", metavar="C", type=_number, help="any number")
+  command.add_argument("factor", metavar="C", type=number, help="any number")
 
   command = _add(commands, "analogy", _analogy, "the vector C + (B - A)", writes=True)
   for name in "abc":
@@ -165,7 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
     help="a prompt, not only V's own; a run folder means its initial prompt",
   )
   command.add_argument(
-    "-c", "--coefficient", metavar="C", type=_number, default=1.0, help="default: 1"
+    "-c", "--coefficient", metavar="C", type=number, default=1.0, help="default: 1"
   )
   _add_unknown_backbone(command)
 
@@ -220,7 +187,6 @@ def build_parser() -> argparse.ArgumentParser:
     help="check this rank (default: the largest that the budget leaves)",
   )
   command.add_argument("--json", action="store_true", help="print JSON")
-  return parser
 
 
 _BUDGET_OPTIONS = (
@@ -233,16 +199,6 @@ _BUDGET_OPTIONS = (
 )
 
 
-class _Parser(ArgumentParser):
-  """Accepts '-1e-3' as a number."""
-
-  def __init__(self, **options: Any):
-    super().__init__(**options)
-    self._negative_number_matcher = re.compile(
-      r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^-(inf|infinity|nan)$", re.IGNORECASE
-    )
-
-
 def _add(
   commands: Any,
   name: str,
@@ -251,14 +207,9 @@ def _add(
   writes: bool = False,
   paths: bool = True,
 ) -> argparse.ArgumentParser:
-  command = commands.add_parser(
-    name,
-    help=summary,
-    description=f"{function.__doc__}\n\n{_SOURCES}" if paths else function.__doc__,
-    epilog=f"examples:\n{_EXAMPLES[name]}",
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+  command = add_command(
+    commands, name, function, summary, _EXAMPLES[name], SOURCES if paths else ""
   )
-  command.set_defaults(command=function)
   if writes:
     command.add_argument(
       "-o", "--output", metavar="OUT", required=True, help="a new .safetensors file"
@@ -266,9 +217,6 @@ def _add(
     command.add_argument(
       "--overwrite", action="store_true", help="replace an existing output"
     )
-  command.add_argument(
-    "--debug", action="store_true", help="show the trace of an error"
-  )
   return command
 
 
@@ -287,7 +235,7 @@ def _add_alpha(command: argparse.ArgumentParser) -> None:
   command.add_argument(
     "--alpha",
     metavar="A",
-    type=_number,
+    type=number,
     help="the alpha of DePT or EPT parameters that do not state it (checkpoints outside "
     "a run; DePT's code: 8); it is recorded as your word",
   )
@@ -305,13 +253,6 @@ def _add_unknown_backbone(command: argparse.ArgumentParser) -> None:
     action="store_true",
     help="accept parts that do not state their backbone; it is recorded",
   )
-
-
-def _number(text: str) -> float:
-  try:
-    return float(text)
-  except ValueError:
-    raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
 
 
 def _diff(options: argparse.Namespace) -> None:
@@ -692,7 +633,3 @@ def _named_digest(what: str, digest: str | None, seed: int | None) -> str:
   if digest is None:
     return f"an unknown {what}"
   return f"{what} {digest[:12]}" + ("" if seed is None else f" (seed {seed})")
-
-
-if __name__ == "__main__":
-  sys.exit(main())

@@ -13,16 +13,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from tpv_jax import __version__, identity
-from tpv_jax.vectors import cli, store
+from tpv_jax import cli, identity
+from tpv_jax.vectors import commands, store
 from tpv_jax.vectors.provenance import Provenance, Term
 
 logging.getLogger("absl").setLevel(logging.ERROR)
-
-VERBS = (
-  *("diff", "sum", "negate", "scale", "analogy", "apply", "fold", "cosine"),
-  *("inspect", "show", "budget"),
-)
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +76,7 @@ def terms(path):
 
 def python(*arguments, **environment):
   """Runs the interpreter in a process of its own that finds this package."""
-  package = str(pathlib.Path(cli.__file__).parents[2])
+  package = str(pathlib.Path(cli.__file__).parents[1])
   return subprocess.run(
     [sys.executable, *map(str, arguments)],
     capture_output=True,
@@ -92,8 +87,8 @@ def python(*arguments, **environment):
 
 
 def fresh(*arguments, **environment):
-  """Runs `python -m tpv_jax.vectors.cli` in a process of its own."""
-  return python("-m", "tpv_jax.vectors.cli", *arguments, **environment)
+  """Runs `python -m tpv_jax.cli` in a process of its own."""
+  return python("-m", "tpv_jax.cli", *arguments, **environment)
 
 
 def test_diff_of_a_run_needs_no_second_path(make_run, tpv):
@@ -223,7 +218,7 @@ def test_cosine_gives_json(vectors, tpv):
   ],
 )
 def test_names_are_as_short_as_they_can_be_and_differ(names, expected):
-  assert cli.short_names(names) == expected
+  assert commands.short_names(names) == expected
 
 
 def test_show_tells_all_that_is_known(vectors, tpv):
@@ -527,32 +522,6 @@ def test_debug_shows_the_trace(vectors, capsys):
   assert "UserError: 'none.safetensors' does not exist" in printed
 
 
-@pytest.mark.parametrize("verb", ["", *VERBS])
-def test_help_of_every_verb_has_an_example(tpv, verb):
-  printed = tpv(*filter(None, [verb]), "--help")
-  assert "examples:\n  tpv " in printed
-  assert max(map(len, printed.splitlines())) <= 96
-  if not verb:
-    assert all(f"\n    {name} " in printed for name in VERBS)
-
-
-def test_the_examples_of_the_help_are_calls_that_parse():
-  parser = cli.build_parser()
-  calls = [
-    line.strip().split("   ")[0].split()[1:]
-    for text in cli._EXAMPLES.values()
-    for line in re.sub(r" *\\\n *", " ", text).splitlines()
-    if line.strip().startswith("tpv ")
-  ]
-  assert {call[0] for call in calls} == set(VERBS)
-  for call in calls:
-    parser.parse_args(call)
-
-
-def test_the_version_is_that_of_the_package(tpv):
-  assert tpv("--version") == f"tpv_jax {__version__}\n"
-
-
 def test_a_fresh_process_does_the_same_and_sets_the_exit_code(vectors):
   done = fresh("sum", "sst2.safetensors", "rte.safetensors", "-o", "a.safetensors")
   assert (done.returncode, done.stderr) == (0, "")
@@ -593,7 +562,7 @@ FORBIDDEN = ("jax", "jaxlib", "tensorflow", "flax", "orbax", "seqio", "torch", "
 def test_no_verb_imports_jax_or_tensorflow(vectors, arguments):
   code = (
     "import sys\n"
-    "from tpv_jax.vectors import cli\n"
+    "from tpv_jax import cli\n"
     "code = cli.main(sys.argv[1:])\n"
     "loaded = {name.split('.')[0] for name in sys.modules}\n"
     f"sys.exit(code or str(sorted(loaded & set({FORBIDDEN!r}))))\n"

@@ -1,0 +1,46 @@
+"""What every command of `tpv` has in common; each room tests its own commands."""
+
+import argparse
+import re
+
+import pytest
+
+from tpv_jax import __version__, cli
+
+
+def parsers():
+  """The parser of `tpv` under '', and that of each command under its name."""
+  parser = cli.build_parser()
+  (commands,) = (
+    action
+    for action in parser._actions
+    if isinstance(action, argparse._SubParsersAction)
+  )
+  return {"": parser, **commands.choices}
+
+
+@pytest.mark.parametrize("command", parsers())
+def test_help_of_every_command_has_an_example(command, capsys):
+  assert cli.main([*filter(None, [command]), "--help"]) == 0
+  printed = capsys.readouterr().out
+  assert "examples:\n  tpv " in printed
+  assert max(map(len, printed.splitlines())) <= 96
+  if not command:
+    assert all(f"\n    {name} " in printed for name in parsers() if name)
+
+
+def test_the_examples_of_the_help_are_calls_that_parse():
+  calls = [
+    line.strip().split("   ")[0].split()[1:]
+    for parser in parsers().values()
+    for line in re.sub(r" *\\\n *", " ", parser.epilog).splitlines()
+    if line.strip().startswith("tpv ")
+  ]
+  assert {call[0] for call in calls} == {name for name in parsers() if name}
+  for call in calls:
+    cli.build_parser().parse_args(call)
+
+
+def test_the_version_is_that_of_the_package(capsys):
+  assert cli.main(["--version"]) == 0
+  assert capsys.readouterr().out == f"tpv_jax {__version__}\n"

@@ -1,0 +1,56 @@
+"""The console command `tpv`: the commands of all rooms behind one name.
+
+Thin: each room adds its own. JAX and TensorFlow are imported by the commands that need
+them, when they run.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import tpv_jax
+from tpv_jax.arguments import Parser
+from tpv_jax.errors import EXIT_USER_ERROR, run_command
+from tpv_jax.vectors import commands as vectors
+
+_EXAMPLES = """\
+  tpv diff runs/sst2 -o sst2.safetensors           a vector from a run folder
+  tpv sum sst2.safetensors rte.safetensors -o both.safetensors
+  tpv apply both.safetensors runs/sst2 -o prompt.safetensors
+  tpv cosine *.safetensors
+  tpv inspect runs/ept_* -o pictures               what EPT's gates and fusion do"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs one command and returns its exit code: 0, 2 for bad input, 130 for Ctrl-C."""
+  arguments = sys.argv[1:] if arguments is None else list(arguments)
+  # Orbax brings JAX, which would claim a GPU to read a few kilobytes.
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  try:
+    options = build_parser().parse_args(arguments)
+  except SystemExit as stop:  # --help, --version, or a wrong call, which is printed.
+    return stop.code if isinstance(stop.code, int) else EXIT_USER_ERROR
+  return run_command(lambda: options.command(options), options.debug)
+
+
+def build_parser() -> argparse.ArgumentParser:
+  """Returns the parser; `command` of what it returns is the function to call."""
+  parser = Parser(
+    prog="tpv",
+    description=f"Task prompt vectors.\n\n{vectors.SOURCES}",
+    epilog=f"examples:\n{_EXAMPLES}\n\n'tpv COMMAND --help' tells more.",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument(
+    "--version", action="version", version=f"tpv_jax {tpv_jax.__version__}"
+  )
+  commands = parser.add_subparsers(
+    title="commands", metavar="COMMAND", required=True, parser_class=Parser
+  )
+  vectors.add(commands)
+  return parser
+
+
+if __name__ == "__main__":
+  sys.exit(main())
