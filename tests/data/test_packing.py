@@ -83,11 +83,21 @@ def test_targets_that_fill_a_row_open_another():
 
 
 @pytest.mark.parametrize("size", [(21, 1), (1, 13)])
-def test_an_example_longer_than_a_row_is_refused(size):
+def test_an_example_longer_than_a_row_is_refused_with_its_task_and_its_tokens(size):
+  items = made([(3, 3), size])  # The second is the one of prompt 1.
+  tokens = f"with {size[0]} source and {size[1]} target tokens does not fit behind a"
   with pytest.raises(
-    UserError, match=rf"of {size[0]} source and {size[1]} target tokens does not fit"
+    UserError, match=f"An example {tokens} prompt of 4 in a row of 24"
   ):
-    packing.pack(made([(3, 3), size]), SHAPES)
+    packing.pack(items, SHAPES)
+  with pytest.raises(UserError, match=f"An example of 'two' {tokens}"):
+    packing.pack(items, SHAPES, names=("one", "two"))
+
+
+def test_no_examples_make_no_rows():
+  assert packing.pack([], SHAPES) == []
+  with pytest.raises(UserError, match="There are no examples to pack"):
+    packing.pack_rows([], packing.Shape(1, 24, 12), 4)
 
 
 def test_items_of_a_batch_are_its_rows_without_padding():
@@ -99,6 +109,18 @@ def test_items_of_a_batch_are_its_rows_without_padding():
   assert [item.prompt_id for item in found] == [4, 4]
   assert [item.source.tolist() for item in found] == [[5, 6, 1], [7, 1]]
   assert [item.target.tolist() for item in found] == [[8, 1], [9, 9, 1]]
+
+
+def test_the_weights_that_a_batch_gives_its_target_tokens_are_kept():
+  features = batches.features(
+    np.array([[5, 6, 1], [7, 1, 0]], np.int32), np.array([[8, 1], [9, 1]], np.int32)
+  )
+  features["decoder_loss_weights"] = np.array([[0.5, 2], [0, 1]], np.float32)
+  ((_, packed),) = packing.pack(packing.items(features, 0), SHAPES)
+  tokens, weights = packed["decoder_target_tokens"], packed["decoder_loss_weights"]
+  assert tokens[tokens > 0].tolist() == [8, 1, 9, 1]
+  assert weights[tokens > 0].tolist() == [0.5, 2, 0, 1]
+  assert not weights[tokens == 0].any()
 
 
 def mixed(prompts, examples, steps):
@@ -138,6 +160,11 @@ def test_a_step_of_mixed_data_is_a_few_calls_with_little_padding(
   assert packing.padding_share(steps[20:], shapes) < most
   packed = [packing.pack(made(sizes), shapes) for sizes in steps[20:25]]
   assert np.mean([len(step) for step in packed]) <= calls
+
+
+def test_sampled_examples_fit_even_if_they_are_longer_than_was_said():
+  shapes = packing.choose_shapes([[(50, 9), (3, 1)]], 4, {"inputs": 8, "targets": 2})
+  assert len(packing.pack(made([(50, 9), (3, 1)]), shapes)) >= 1
 
 
 def test_every_number_of_rows_divides_over_the_devices():

@@ -11,9 +11,10 @@ import bisect
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from tpv_jax.data.batches import Features
 from tpv_jax.errors import UserError
@@ -68,27 +69,32 @@ class Item:
     prompt_id: the prompt's place in the bank.
     source: without padding.
     target: without padding.
+    weights: of each target token's loss; None: 1.
   """
 
   prompt_id: int
   source: Int[np.ndarray, " source"]
   target: Int[np.ndarray, " target"]
+  weights: Float[np.ndarray, " target"] | None = None
 
 
 def items(features: Features, prompt_id: int) -> list[Item]:
   """Returns the examples of an unpacked batch; a row without a target is left out."""
-  sources, targets = (
+  sources, targets, weights = (
     features["encoder_input_tokens"],
     features["decoder_target_tokens"],
+    features["decoder_loss_weights"],
   )
   return [
-    Item(prompt_id, source[source != 0], target[target != 0])
-    for source, target in zip(sources, targets, strict=True)
+    Item(prompt_id, source[source != 0], target[target != 0], weight[target != 0])
+    for source, target, weight in zip(sources, targets, weights, strict=True)
     if target.any()
   ]
 
 
-def pack(items: Sequence[Item], shapes: Shapes) -> list[tuple[Shape, Features]]:
+def pack(
+  items: Sequence[Item], shapes: Shapes, names: Sequence[str] = ()
+) -> list[tuple[Shape, Features]]:
   """Returns the calls of one step, wide ones first; every item is in exactly one.
 
   The features have T5X's names, with `*_segment_ids` (1, 2, ... within a row, 0 at
@@ -97,11 +103,26 @@ def pack(items: Sequence[Item], shapes: Shapes) -> list[tuple[Shape, Features]]:
     prompt_positions [B, W]: 1 to S at the positions of a prompt, 0 elsewhere
     encoder_prompt_ids [B, W], decoder_prompt_ids [B, L]: places in the bank
 
+  Args:
+    items: of all prompts.
+    shapes: of the calls.
+    names: what the data of each prompt is called, by its place, for the error.
+
   Raises:
     UserError: an item is longer than a row.
   """
   sizes = [(len(item.source), len(item.target)) for item in items]
-  wide, short = _assign(sizes, shapes)
+  for item, (source, target) in zip(items, sizes, strict=True):
+    if (
+      shapes.prompt_length + source > shapes.wide.width or target > shapes.wide.targets
+    ):
+      of = f" of '{names[item.prompt_id]}'" if names else ""
+      raise UserError(
+        f"An example{of} with {source} source and {target} target tokens does not fit "
+        f"behind a prompt of {shapes.prompt_length} in a row of {shapes.wide.width} and "
+        f"{shapes.wide.targets}. Raise LENGTHS, or trim the examples."
+      )
+  wide, short = _assign(_Examples(sizes, shapes.prompt_length), shapes)
   return [
     (shape, _features([[items[i] for i in row] for row in rows], shape, shapes))
     for shape, assigned in ((shapes.wide, wide), (shapes.short, short))
@@ -110,7 +131,13 @@ def pack(items: Sequence[Item], shapes: Shapes) -> list[tuple[Shape, Features]]:
 
 
 def pack_rows(items: Sequence[Item], row: Shape, prompt_length: int) -> Features:
-  """Returns as many packed rows as the items need; features as `pack` gives them."""
+  """Returns as many packed rows as the items need; features as `pack` gives them.
+
+  Raises:
+    UserError: there are no items, or one is longer than a row.
+  """
+  if not items:
+    raise UserError("There are no examples to pack. Give at least one.")
   shapes = Shapes(row, row, prompt_length)
   return _joined([features for _, features in pack(items, shapes)])
 
@@ -149,20 +176,21 @@ def padding_share(steps: Sequence[Sizes], shapes: Shapes) -> float:
 
   The positions of prompts count as used.
   """
-  return _measure(steps, shapes)[0]
+  length = shapes.prompt_length
+  return _measure([_Examples(sizes, length) for sizes in steps], shapes)[0]
 
 
-def _measure(steps: Sequence[Sizes], shapes: Shapes) -> tuple[float, int]:
+def _measure(steps: Sequence["_Examples"], shapes: Shapes) -> tuple[float, int]:
   """Returns the padding share of the steps, and their calls."""
   computed = used = calls = 0
-  for sizes in steps:
+  for examples in steps:
     for shape, rows in zip(
-      (shapes.wide, shapes.short), _assign(sizes, shapes), strict=True
+      (shapes.wide, shapes.short), _assign(examples, shapes), strict=True
     ):
       number = math.ceil(len(rows) / shape.rows)
       calls += number
       computed += number * shape.positions
-    used += sum(shapes.prompt_length + source for source, _ in sizes)
+    used += examples.used
   return 1 - used / computed, calls
 
 
@@ -171,6 +199,7 @@ def choose_shapes(
   prompt_length: int,
   lengths: dict[str, int],
   rows_multiple: int = 1,
+  most_positions: int | None = None,
 ) -> Shapes:
   """Returns the shapes that make the fewest calls of a sample of a run's steps.
 
@@ -183,14 +212,16 @@ def choose_shapes(
     prompt_length: S.
     lengths: `{'inputs': T, 'targets': L}`, the longest that must fit.
     rows_multiple: of which every number of rows is a multiple: the data-parallel devices.
-
-  Raises:
-    UserError: a sampled example is longer than `lengths` allow.
+    most_positions: of a wide block, if it has more than the fewest rows;
+      `WIDE_POSITIONS` by default.
   """
   counted = np.cumsum([len(sizes) for sizes in steps])
   steps = steps[: 1 + int(np.searchsorted(counted, SAMPLED))]
-  used = [sum(prompt_length + one for one, _ in sizes) for sizes in steps]
-  most_positions = min(WIDE_POSITIONS, max(used))  # A larger block is never full.
+  examples = [_Examples(sizes, prompt_length) for sizes in steps]
+  # A block that is larger than a step is never full.
+  most_positions = min(
+    most_positions or WIDE_POSITIONS, max(step.used for step in examples)
+  )
   found = []
   for width, targets in _row_sizes(steps, prompt_length, lengths):
     rows = rows_multiple
@@ -198,7 +229,7 @@ def choose_shapes(
       wide = Shape(rows, width, targets)
       for short in _short_shapes(wide, lengths["targets"], rows_multiple):
         shapes = Shapes(wide, short, prompt_length)
-        found.append((*_measure(steps, shapes), shapes))
+        found.append((*_measure(examples, shapes), shapes))
       rows *= 2
   most = max(min(share for share, _, _ in found) + 0.01, LITTLE)
   good = [one for one in found if one[0] <= most]
@@ -241,51 +272,76 @@ def _row_sizes(
   steps: Sequence[Sizes], prompt_length: int, lengths: dict[str, int]
 ) -> Iterator[tuple[int, int]]:
   """Yields widths that rows may have, with the target positions that go with each."""
-  narrow = _round_up(prompt_length + lengths["inputs"])
-  tokens = np.concatenate([np.asarray(sizes) for sizes in steps]).mean(axis=0)
+  sizes = np.concatenate([np.asarray(sizes) for sizes in steps])
+  longest = np.maximum(sizes.max(axis=0), (lengths["inputs"], lengths["targets"]))
+  narrow = _round_up(prompt_length + int(longest[0]))
+  tokens = sizes.mean(axis=0)
   for width in (narrow, _round_up(3 * narrow // 2), 2 * narrow, 3 * narrow):
     # Room for twice the mean, so that targets seldom decide where an example goes.
     mean = width / (prompt_length + tokens[0]) * tokens[1]
-    yield width, _round_up(max(lengths["targets"], math.ceil(2 * mean)))
+    yield width, _round_up(max(int(longest[1]), math.ceil(2 * mean)))
 
 
-def _assign(sizes: Sizes, shapes: Shapes) -> tuple[list[list[int]], list[list[int]]]:
+class _Examples:
+  """The examples of a step, and how rows hold them: each fit is computed once.
+
+  Attributes:
+    used: source positions, those of the prompts included.
+  """
+
+  def __init__(self, sizes: Sizes, prompt_length: int):
+    self._sizes = [(prompt_length + source, target) for source, target in sizes]
+    self._order = sorted(range(len(sizes)), key=lambda i: (-self._sizes[i][0], i))
+    self._fits: dict[Any, tuple[list[list[int]], list[int]]] = {}
+    self.used = sum(source for source, _ in self._sizes)
+
+  def fit(
+    self,
+    width: int,
+    targets: int,
+    limit: float = math.inf,
+    after: tuple[int, int, float] | None = None,
+  ) -> tuple[list[list[int]], list[int]]:
+    """Returns the items of each row, and those for which no row of `limit` has room.
+
+    Best fit decreasing: each item, the longest first, goes to the row that it leaves
+    least room in. `after` is a fit of which only the items without room are taken.
+    """
+    key = (width, targets, limit, after)
+    if key not in self._fits:
+      order = self._order if after is None else self.fit(*after)[1]
+      self._fits[key] = _fit(self._sizes, order, width, targets, limit)
+    return self._fits[key]
+
+
+def _assign(
+  examples: _Examples, shapes: Shapes
+) -> tuple[list[list[int]], list[list[int]]]:
   """Returns the items of each wide and of each short row.
 
-  Best fit decreasing: each item, the longest first, goes to the row that it leaves least
-  room in. Tried with as few wide blocks as hold everything and with up to two fewer, the
-  rest in short rows; the one with the fewest computed positions is taken, to which each
-  call adds `_CALL` of a wide block's.
+  Tried with as few wide blocks as hold everything and with up to two fewer, the rest in
+  short rows; the one with the fewest computed positions is taken, to which each call
+  adds `_CALL` of a wide block's.
   """
-  joined = [(shapes.prompt_length + source, target) for source, target in sizes]
-  for (source, target), (width, _) in zip(sizes, joined, strict=True):
-    if width > shapes.wide.width or target > shapes.wide.targets:
-      raise UserError(
-        f"An example of {source} source and {target} target tokens does not fit behind "
-        f"a prompt of {shapes.prompt_length} in a row of {shapes.wide.width} and "
-        f"{shapes.wide.targets}. Raise LENGTHS, or trim the examples."
-      )
-  order = sorted(range(len(joined)), key=lambda i: (-joined[i][0], i))
-  rows, _ = _fit(joined, order, shapes.wide, math.inf)
-  blocks = math.ceil(len(rows) / shapes.wide.rows)
-  call = _CALL * shapes.wide.positions
+  wide, short = shapes.wide, shapes.short
+  rows, _ = examples.fit(wide.width, wide.targets)
+  blocks = math.ceil(len(rows) / wide.rows)
+  call = _CALL * wide.positions
   best: tuple[list[list[int]], list[list[int]]] = (rows, [])
-  least = blocks * (shapes.wide.positions + call)
+  least = blocks * (wide.positions + call)
   for fewer in range(max(0, blocks - 2), blocks):
-    wide, rest = _fit(joined, order, shapes.wide, fewer * shapes.wide.rows)
-    short, left = _fit(joined, rest, shapes.short, math.inf)
-    calls = math.ceil(len(short) / shapes.short.rows)
-    cost = fewer * (shapes.wide.positions + call)
-    cost += calls * (shapes.short.positions + call)
+    before = (wide.width, wide.targets, fewer * wide.rows)
+    more, left = examples.fit(short.width, short.targets, after=before)
+    cost = fewer * (wide.positions + call)
+    cost += math.ceil(len(more) / short.rows) * (short.positions + call)
     if not left and cost < least:
-      best, least = (wide, short), cost
+      best, least = (examples.fit(*before)[0], more), cost
   return best
 
 
 def _fit(
-  sizes: Sizes, order: Sequence[int], shape: Shape, limit: float
+  sizes: Sizes, order: Sequence[int], width: int, targets: int, limit: float
 ) -> tuple[list[list[int]], list[int]]:
-  """Returns the items of each row, and those for which no row of `limit` has room."""
   rows: list[list[int]] = []
   left = []
   room: list[tuple[int, int, int]] = []  # Source, target and row, the fullest first.
@@ -296,8 +352,8 @@ def _fit(
       at += 1
     if at < len(room):
       free = room.pop(at)
-    elif len(rows) < limit and source <= shape.width and target <= shape.targets:
-      free = shape.width, shape.targets, len(rows)
+    elif len(rows) < limit and source <= width and target <= targets:
+      free = width, targets, len(rows)
       rows.append([])
     else:
       left.append(item)
@@ -328,6 +384,7 @@ def _features(rows: Sequence[Sequence[Item]], shape: Shape, shapes: Shapes) -> F
       "decoder_prompt_ids",
     )
   }
+  weights = np.zeros((shape.rows, shape.targets), np.float32)
   length = shapes.prompt_length
   for row, row_items in enumerate(rows):
     at = start = 0
@@ -346,8 +403,8 @@ def _features(rows: Sequence[Sequence[Item]], shape: Shape, shapes: Shapes) -> F
       target["decoder_positions"][row, answer] = np.arange(len(item.target))
       target["decoder_segment_ids"][row, answer] = segment
       target["decoder_prompt_ids"][row, answer] = item.prompt_id
+      weights[row, answer] = 1 if item.weights is None else item.weights
       at, start = whole.stop, answer.stop
-  weights = (target["decoder_target_tokens"] != 0).astype(np.float32)
   return {**source, **target, "decoder_loss_weights": weights}
 
 
