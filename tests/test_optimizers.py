@@ -214,8 +214,8 @@ def test_gin_takes_another_transformation_and_schedule(tmp_path):
   assert scales_at(optimizer, 0) == expected
 
 
-def test_gin_takes_a_schedule_for_each_group_as_train_gin_says(tmp_path):
-  comments = pathlib.Path("gin_configs/runs/train.gin").read_text().splitlines()
+def test_gin_takes_a_schedule_for_each_group_as_tuning_gin_says(tmp_path):
+  comments = pathlib.Path("gin_configs/runs/tuning.gin").read_text().splitlines()
   lines = [line.removeprefix("#   ") for line in comments if line.startswith("#   ")]
   first = lines.index("LEARNING_RATE_FN = @run/optimizers.constant()")
   text = "\n".join(["from tpv_jax import optimizers", *lines[first : first + 9]])

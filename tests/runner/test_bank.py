@@ -281,3 +281,24 @@ def test_the_command_trains_what_gin_names(tmp_path, capsys):
     loaded = sources.load(tmp_path / name)
     assert [term.task for term in loaded.provenance.terms] == [name[:-2]]
     assert "train_bank" in (tmp_path / name / "config.gin").read_text()
+
+
+@pytest.mark.parametrize(
+  ("name", "meant"),
+  [("INITIAL_SEED", "INITIAL_SEEDS"), ("RUN_DIR", ""), ("RANDOM_SEED", "")]
+  + [("MICROBATCHES", ""), ("TASK", "TASKS"), ("TASK_NAME", "TASK_NAMES")],
+)
+def test_a_setting_that_a_bank_does_not_read_is_an_unknown_name(
+  tmp_path, capsys, name, meant
+):
+  code = train_bank.main(
+    [
+      "--gin_file=gin_configs/runs/bank_embedded.gin",
+      f"--gin.OUTPUT_DIR='{tmp_path}'",
+      f"--gin.{name}=3",
+    ]
+  )
+  error = capsys.readouterr().err
+  assert code == 2 and f"defines {name}, so --gin.{name} would change nothing" in error
+  assert f"Did you mean '{meant}'" in error or not meant
+  assert not list(tmp_path.iterdir())
