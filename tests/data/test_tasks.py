@@ -83,3 +83,9 @@ def test_deduplicated_splits_share_nothing_and_the_test_split_stays_whole():
   assert kept["test"] == (c, Example("c ", "bad"))
   assert kept["validation"] == (b,)
   assert kept["train"] == (a, d, d)
+
+
+def test_other_answers_and_groups_are_part_of_the_digest():
+  plain = Example("a", "b")
+  more = [plain, Example("a", "b", ("b", "c")), Example("a", "b", group="1")]
+  assert len({tasks.digest([example]) for example in more}) == 3

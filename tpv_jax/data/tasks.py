@@ -12,10 +12,20 @@ SPLITS = ("train", "validation", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """One text-to-text pair: `inputs` is the source, `targets` the answer."""
+  """One text-to-text pair, with what some metrics need beside it.
+
+  Attributes:
+    inputs: the source.
+    targets: the answer that is trained.
+    answers: all accepted answers, where there are several (SQuAD); () means the target.
+    group: examples of one group are scored together (MultiRC: a question); '' means
+      none.
+  """
 
   inputs: str
   targets: str
+  answers: tuple[str, ...] = ()
+  group: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +121,14 @@ def deduplicate(
 def digest(examples: Iterable[Example]) -> str:
   """Returns 64 hex digits that name the examples and their order (SHA-256).
 
-  The hashed bytes are, for each example, its inputs and then its targets, each as its
-  length in UTF-8 bytes (8 bytes, little-endian) followed by those bytes.
+  The hashed bytes are, for each example, its inputs, its targets, its other answers if
+  there are any, and its group if it has one, each as its length in UTF-8 bytes (8 bytes,
+  little-endian) followed by those bytes.
   """
   content = hashlib.sha256()
   for example in examples:
-    for text in (example.inputs, example.targets):
+    more = (*example.answers, *filter(None, [example.group]))
+    for text in (example.inputs, example.targets, *more):
       encoded = text.encode()
       content.update(len(encoded).to_bytes(8, "little"))
       content.update(encoded)
