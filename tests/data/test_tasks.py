@@ -87,5 +87,11 @@ def test_deduplicated_splits_share_nothing_and_the_test_split_stays_whole():
 
 def test_other_answers_and_groups_are_part_of_the_digest():
   plain = Example("a", "b")
-  more = [plain, Example("a", "b", ("b", "c")), Example("a", "b", group="1")]
-  assert len({tasks.digest([example]) for example in more}) == 3
+  lists = [
+    [plain],
+    [Example("a", "b", ("b", "c"))],
+    [Example("a", "b", ("b",), "c")],
+    [Example("a", "b", group="c")],
+    [plain, Example("b", "c")],
+  ]
+  assert len({tasks.digest(examples) for examples in lists}) == len(lists)

@@ -35,23 +35,43 @@ class Task:
   Attributes:
     name: one word, used in provenance and file names.
     labels: all allowed targets in their order, or None where the targets are free.
-    metric: the name in `metrics.METRICS` that evaluation reports beside the common ones.
+    metric: the name in `metrics.METRICS` of the one that counts.
     load: gives the examples of a split of `SPLITS`, the same ones at every call. It is
       called at every use: a loader for which that is dear keeps what it read.
+    more_metrics: the names of others that are usual for it.
   """
 
   name: str
   labels: tuple[str, ...] | None
   metric: str
   load: Callable[[str], Sequence[Example]]
+  more_metrics: tuple[str, ...] = ()
 
   def __post_init__(self):
-    """Checks the metric's name.
+    """Checks the metrics' names.
 
     Raises:
-      UserError: there is no such metric.
+      UserError: there is no such metric, or not for such labels.
     """
-    metrics.check_name(self.metric)
+    for name in (self.metric, *self.more_metrics):
+      metrics.check_name(name, self.labels)
+
+  def scores(
+    self, examples: Sequence[Example], predictions: Sequence[str]
+  ) -> dict[str, float]:
+    """Returns the metrics of a prediction for each example.
+
+    They are exact match, with labels macro-F1, the task's own metric and its others.
+    """
+    common = ["exact_match"] if self.labels is None else ["exact_match", "macro_f1"]
+    return metrics.compute(
+      dict.fromkeys([*common, self.metric, *self.more_metrics]),
+      [example.targets for example in examples],
+      predictions,
+      self.labels,
+      [example.answers for example in examples],
+      [example.group for example in examples],
+    )
 
   def examples(self, split: str) -> tuple[Example, ...]:
     """Returns the examples of `split`, checked.
@@ -121,17 +141,24 @@ def deduplicate(
 def digest(examples: Iterable[Example]) -> str:
   """Returns 64 hex digits that name the examples and their order (SHA-256).
 
-  The hashed bytes are, for each example, its inputs, its targets, its other answers if
-  there are any, and its group if it has one, each as its length in UTF-8 bytes (8 bytes,
-  little-endian) followed by those bytes.
+  The hashed bytes are, for each example, its inputs and its targets, each as its length
+  in UTF-8 bytes (8 bytes, little-endian) followed by those bytes; where it has other
+  answers or a group, 8 bytes 0xff, the number of answers (8 bytes), and all of them and
+  the group in the same form.
   """
   content = hashlib.sha256()
-  for example in examples:
-    more = (*example.answers, *filter(None, [example.group]))
-    for text in (example.inputs, example.targets, *more):
+
+  def add(*texts: str) -> None:
+    for text in texts:
       encoded = text.encode()
       content.update(len(encoded).to_bytes(8, "little"))
       content.update(encoded)
+
+  for example in examples:
+    add(example.inputs, example.targets)
+    if example.answers or example.group:
+      content.update(b"\xff" * 8 + len(example.answers).to_bytes(8, "little"))
+      add(*example.answers, example.group)
   return content.hexdigest()
 
 
