@@ -249,6 +249,36 @@ def test_z_loss_adds_the_squared_log_of_the_normaliser():
   np.testing.assert_allclose(found - plain_losses, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("at_once", [1, 3 * 16, 2 * 3 * 16, 10**6])
+def test_losses_made_in_parts_and_their_gradient_are_plain_cross_entropy(
+  params, monkeypatch, at_once
+):
+  monkeypatch.setattr(model, "LOGITS_AT_ONCE", at_once)
+  ours = build()
+  rng = np.random.default_rng(2)
+  states = rng.standard_normal((3, 5, 12), np.float32)
+  targets, weights = rng.integers(0, 16, (3, 5)), rng.uniform(size=(3, 5))
+
+  def total(states):
+    losses, hits = ours._losses(params, states, jnp.asarray(targets), z_loss=0.3)
+    return jnp.sum(losses * weights), (losses, hits)
+
+  compiled = jax.jit(jax.value_and_grad(total, has_aux=True)).lower(states).compile()
+  (_, (losses, hits)), gradient = compiled(states)
+  kernel = np.asarray(params["decoder"]["logits_dense"]["kernel"], np.float64)
+  logits = states @ kernel
+  log_z = np.log(np.exp(logits).sum(axis=-1))
+  expected = log_z - of_targets(logits, targets) + 0.3 * log_z**2
+  np.testing.assert_allclose(losses, expected, rtol=ROUNDING)
+  assert np.array_equal(hits, logits.argmax(axis=-1) == targets)
+  slope = np.exp(logits - log_z[..., None]) * (1 + 0.6 * log_z)[..., None]
+  slope[np.arange(3)[:, None], np.arange(5), targets] -= 1
+  expected = (weights[..., None] * slope) @ kernel.T
+  np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=ROUNDING)
+  # All logits are one array in the program exactly where they are made at once.
+  assert ("f32[3,5,16]" in compiled.as_text()) == (at_once >= 3 * 5 * 16)
+
+
 def gradients(ours, params):
   gradient = jax.jit(jax.grad(lambda p: ours.loss_fn(p, BATCH, None)[0]))
   return identity.flatten(gradient(params))

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from clu import metrics as clu_metrics
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from tpv_jax import identity
 from tpv_jax.backbone import decoding, network
@@ -27,6 +27,9 @@ Batch = Mapping[str, Any]
 Metrics = dict[str, clu_metrics.Metric]
 Leaves = dict[str, Any]
 """Leaves by path, "a/b/c" -> array."""
+
+LOGITS_AT_ONCE = 2**23
+"""Logits that the loss makes at a time at most, 32 MiB of fp32 (ours)."""
 
 PROMPT = "prompt"
 """Top-level key of the soft prompt's parameters, beside the backbone's."""
@@ -166,12 +169,13 @@ class SoftPromptModel:
         for path, leaf in flat.items()
       }
     )
-    logits = self._logits(params, batch, dropout_rng)
+    states = self._states(params, batch, dropout_rng)
     targets = jnp.asarray(batch["decoder_target_tokens"]).astype(jnp.int32)
     weights = jnp.asarray(batch["decoder_loss_weights"]).astype(jnp.float32)
-    losses = token_losses(logits, targets, self.label_smoothing, self.z_loss)
+    losses, hits = self._losses(
+      params, states, targets, self.label_smoothing, self.z_loss
+    )
     loss_sum, weight_sum = jnp.sum(losses * weights), jnp.sum(weights)
-    hits = jnp.argmax(logits, axis=-1) == targets
     counted = weights > 0
     rows = jnp.any(counted, axis=-1)
     metrics: Metrics = {
@@ -207,20 +211,23 @@ class SoftPromptModel:
     places = network.Places(
       batch["encoder_prompt_ids"], batch["prompt_positions"], batch["encoder_positions"]
     )
-    logits = self._apply(
-      jax.lax.stop_gradient(backbone),
+    backbone = jax.lax.stop_gradient(backbone)
+    states = self._apply(
+      backbone,
       batch["encoder_input_tokens"],
       batch["decoder_input_tokens"],
       batch["decoder_target_tokens"],
       encoder_segment_ids=batch["encoder_segment_ids"],
       decoder_segment_ids=batch["decoder_segment_ids"],
       places=places,
+      outputs="states",
       **folded.leaves(),
     )
     targets = batch["decoder_target_tokens"]
     weights = batch["decoder_loss_weights"]
-    losses = token_losses(logits, targets, self.label_smoothing, self.z_loss)
-    hits = jnp.argmax(logits, axis=-1) == targets
+    losses, hits = self._losses(
+      backbone, states, targets, self.label_smoothing, self.z_loss
+    )
 
     # Every example of every row has a number of its own; 0 in a row is padding.
     rows, length = targets.shape
@@ -289,10 +296,10 @@ class SoftPromptModel:
     With `return_intermediates` also T5X's tree of per-token values, `{'decoder':
     {'target_tokens', 'loss_weights', 'token_scores'}}`, each in a tuple of one.
     """
-    logits = self._logits(params, batch, None)
+    states = self._states(params, batch, None)
     targets = jnp.asarray(batch["decoder_target_tokens"]).astype(jnp.int32)
     weights = jnp.asarray(batch["decoder_loss_weights"]).astype(jnp.float32)
-    token_scores = -token_losses(logits, targets) * weights
+    token_scores = -self._losses(params, states, targets)[0] * weights
     scores = jnp.sum(token_scores, axis=-1)
     if not return_intermediates:
       return scores
@@ -329,16 +336,17 @@ class SoftPromptModel:
       return jnp.broadcast_to(x, (rows, count * length))
 
     targets = every_row(labels.reshape(-1))
-    logits = self._apply(
+    states = self._apply(
       params,
       self._encode(params, source),
       source,
       every_row(shifted.reshape(-1)),
       targets,
       decoder_segment_ids=every_row(segments),
+      outputs="states",
       method=self.network.decode,
     )
-    token_scores = -token_losses(logits, targets) * (targets > 0)
+    token_scores = -self._losses(params, states, targets)[0] * (targets > 0)
     return token_scores.reshape(rows, count, length).sum(axis=-1)
 
   def _trains(self, path: str) -> bool:
@@ -361,9 +369,10 @@ class SoftPromptModel:
       params, tokens, method=self.network.encode, **self._folded_prompt(params)
     )
 
-  def _logits(
+  def _states(
     self, params: Params, batch: Batch, dropout_rng: Array | None
-  ) -> Float[Array, "B L V"]:
+  ) -> Float[Array, "B L D"]:
+    """Returns the decoder's states, which the network's `logits` maps to logits."""
     return self._apply(
       params,
       batch["encoder_input_tokens"],
@@ -373,8 +382,50 @@ class SoftPromptModel:
       decoder_segment_ids=batch.get("decoder_segment_ids"),
       enable_dropout=dropout_rng is not None,
       rngs=None if dropout_rng is None else {"dropout": dropout_rng},
+      outputs="states",
       **self._folded_prompt(params),
     )
+
+  def _losses(
+    self,
+    params: Params,
+    states: Float[Array, "B L D"],
+    targets: Int[Array, "B L"],
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+  ) -> tuple[Float[Array, "B L"], Bool[Array, "B L"]]:
+    """Returns each token's loss, see `token_losses`, and whether it is the arg max.
+
+    Where there would be many logits, those of some target positions of all rows are
+    made at a time, and again in the backward pass, so that they never lie in memory
+    together. The numbers are the same.
+    """
+
+    def part(
+      states: Float[Array, "B part D"], targets: Int[Array, "B part"]
+    ) -> tuple[Float[Array, "B part"], Bool[Array, "B part"]]:
+      logits = self._apply(params, states, method=self.network.logits)
+      losses = token_losses(logits, targets, label_smoothing, z_loss)
+      return losses, jnp.argmax(logits, axis=-1) == targets
+
+    rows, length = targets.shape
+    at_once = max(1, LOGITS_AT_ONCE // (rows * self.network.vocab_size))
+    if length <= at_once:
+      return part(states, targets)
+    parts = math.ceil(length / at_once)
+    at_once = math.ceil(length / parts)
+
+    def split(x: Array) -> Array:
+      x = jnp.pad(x, ((0, 0), (0, parts * at_once - length), *[(0, 0)] * (x.ndim - 2)))
+      return x.reshape(rows, parts, at_once, *x.shape[2:]).swapaxes(0, 1)
+
+    def join(x: Array) -> Array:
+      return x.swapaxes(0, 1).reshape(rows, parts * at_once)[:, :length]
+
+    losses, hits = jax.lax.map(
+      lambda one: jax.checkpoint(part)(*one), (split(states), split(targets))
+    )
+    return join(losses), join(hits)
 
 
 def token_losses(

@@ -77,7 +77,12 @@ def backbone():
 def logits(prompt, leaves, backbone, batch=BATCH):
   params = {**backbone, "prompt": leaves}
   ours = with_prompt(prompt)
-  return np.asarray(jax.jit(lambda p: ours._logits(p, batch, None))(params))
+
+  def compute(params):
+    states = ours._states(params, batch, None)
+    return ours._apply(params, states, method=ours.network.logits)
+
+  return np.asarray(jax.jit(compute)(params))
 
 
 def value_and_gradient(prompt, leaves, backbone, batch=BATCH):

@@ -6,7 +6,8 @@ layer of their own. Parameter paths, shapes, initial distributions and logical a
 T5X's, and so public T5X checkpoints fit. Departures from T5X's code that change nothing
 at a real token: masks are boolean and hide keys only (what a padding position computes
 is never read), tokens are embedded by a gather, and the relative bias is computed once
-per stack. One that changes bf16 results slightly: the softmax is always in fp32.
+per stack. Two that change bf16 results slightly: the softmax is always in fp32, and the
+output layer's weights are rounded to bf16 as all others are.
 
 The network knows nothing of prompt parameters: `encode` takes a folded prompt, an
 array. Letters as in the README; `joined` is P + T, prompt and source together.
@@ -16,7 +17,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -103,12 +104,16 @@ def relative_buckets(
 
 
 class Dense(nn.Module):
-  """A linear map without bias over the last axis; its kernel is stored as a matrix."""
+  """A linear map without bias over the last axis; its kernel is stored as a matrix.
+
+  It multiplies in `dtype` and gives that, or `result_dtype` if there is one.
+  """
 
   features: int
   axes: tuple[str, str]
   dtype: str
   kernel_init: Any = _fan_in_truncated
+  result_dtype: str | None = None
 
   @nn.compact
   def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
@@ -119,7 +124,11 @@ class Dense(nn.Module):
       jnp.float32,
       axes=self.axes,
     )
-    return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+    return jnp.dot(
+      x.astype(self.dtype),
+      kernel.astype(self.dtype),
+      preferred_element_type=self.result_dtype,
+    )
 
 
 class LayerNorm(nn.Module):
@@ -160,9 +169,15 @@ class Embed(nn.Module):
     return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
 
   def attend(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
-    """Returns `x @ embedding.T / sqrt(D)` in fp32, the tied logits of v1.0."""
-    x = x.astype(jnp.float32) * self.features**-0.5
-    return jnp.dot(x, self.embedding.astype(jnp.float32).T)
+    """Returns `x @ embedding.T / sqrt(D)` in fp32, the tied logits of v1.0.
+
+    Both factors are in `dtype`, the sums are fp32.
+    """
+    table = self.embedding.astype(self.dtype)
+    products = jnp.dot(
+      x.astype(self.dtype), table.T, preferred_element_type=jnp.float32
+    )
+    return products * self.features**-0.5
 
 
 class RelativeBias(nn.Module):
@@ -461,7 +476,12 @@ class Decoder(nn.Module):
     self.input_dropout = nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))
     self.output_dropout = nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))
     if self.own_logits is not None:
-      self.logits_dense = Dense(self.own_logits, ("embed", "vocab"), "float32")
+      self.logits_dense = Dense(
+        self.own_logits,
+        ("embed", "vocab"),
+        self.config.dtype,
+        result_dtype="float32",
+      )
 
   def __call__(
     self,
@@ -530,8 +550,9 @@ class Transformer(nn.Module):
     mlp_activations: ('relu',) in v1.0, ('gelu', 'linear') in v1.1.
     logits_via_embedding: True in v1.0: logits from the embedding table.
     dropout_rate: used where `enable_dropout` is given; 0 for a frozen backbone.
-    dtype: of the computation, 'float32' or 'bfloat16'. Norms, softmax and logits are
-      computed in fp32 in both; parameters are fp32 unless the caller casts them.
+    dtype: of the computation, 'float32' or 'bfloat16'. Norms and softmax are computed
+      in fp32 in both, and what is multiplied to give logits is summed up in fp32;
+      parameters are fp32 unless the caller casts them.
     remat: whether layers recompute their activations in the backward pass, which saves
       memory and costs a third more time.
   """
@@ -648,7 +669,8 @@ class Transformer(nn.Module):
     encoder_segment_ids: Num[AnyArray, "B T"] | None = None,
     decoder_segment_ids: Num[AnyArray, "B L"] | None = None,
     enable_dropout: bool = False,
-  ) -> Float[Array, "B L V"]:
+    outputs: Literal["logits", "states"] = "logits",
+  ) -> Float[Array, "B L outputs"]:
     """Returns fp32 logits at every target position, given the targets before it.
 
     Args:
@@ -660,6 +682,7 @@ class Transformer(nn.Module):
         every target segment sees the whole source: several targets for one source.
       decoder_segment_ids: of the targets.
       enable_dropout: needs the rng 'dropout'.
+      outputs: 'states' for the states [B, L, D] that `logits` maps to logits.
     """
     inputs = _as_tokens(decoder_input_tokens)
     length = inputs.shape[1]
@@ -678,7 +701,7 @@ class Transformer(nn.Module):
       cross_mask = _same_segment(decoder_segment_ids, encoder_segment_ids)
     x = self.token_embedder(inputs)
     x = self.decoder(x, encoded, self_mask, cross_mask, not enable_dropout)
-    return self._logits(x)
+    return x if outputs == "states" else self.logits(x)
 
   def __call__(
     self,
@@ -693,7 +716,8 @@ class Transformer(nn.Module):
     delta: Float[AnyArray, "*rows M D"] | None = None,
     enable_dropout: bool = False,
     places: Places | None = None,
-  ) -> Float[Array, "B L V"]:
+    outputs: Literal["logits", "states"] = "logits",
+  ) -> Float[Array, "B L outputs"]:
     """Returns fp32 logits of the targets; see `encode` and `decode`.
 
     The positions of packed rows are not used: T5 knows relative ones only, which do not
@@ -711,6 +735,7 @@ class Transformer(nn.Module):
       encoder_segment_ids,
       decoder_segment_ids,
       enable_dropout,
+      outputs,
     )
 
   def start_decoding(
@@ -729,9 +754,10 @@ class Transformer(nn.Module):
     """Returns the fp32 logits that follow `tokens`, the inputs at position `index`."""
     x = self.token_embedder(tokens[:, None])
     x, cache = self.decoder.step(x, index, cache)
-    return self._logits(x)[:, 0], cache
+    return self.logits(x)[:, 0], cache
 
-  def _logits(self, x: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
+  def logits(self, x: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
+    """Returns the fp32 logits of the decoder's states."""
     if self.logits_via_embedding:
       return self.token_embedder.attend(x)
     return self.decoder.logits(x)
