@@ -4,6 +4,7 @@ Imports the standard library and `tpv_jax.errors`; etils, which costs 70 ms, onl
 path like 'gs://bucket/file'.
 """
 
+import contextlib
 import errno
 import importlib.util
 import json
@@ -11,6 +12,7 @@ import os
 import pathlib
 import re
 import tempfile
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tpv_jax import errors
@@ -136,26 +138,44 @@ def check_output(path: PathLike, overwrite: bool = False) -> None:
 
 
 def write_bytes(path: PathLike, content: bytes, overwrite: bool = True) -> None:
-  """Writes `content` to `path` in one step: temporary file beside it, fsync, rename.
+  """Writes `content` to `path` in one step; see `writing`."""
+  with writing(path, overwrite) as file:
+    file.write(content)
 
-  An object store does the same by itself: an object appears when it is whole.
+
+@contextlib.contextmanager
+def writing(path: PathLike, overwrite: bool = True) -> Iterator[Any]:
+  """Yields a file that appears at `path`, whole, when the block ends without an error.
+
+  A temporary file beside it, fsync, rename. An object store does the same by itself: an
+  object appears when it is whole; after an error it is removed again.
 
   Raises:
     UserError: `path` exists and `overwrite` is False.
     OSError: nothing was written (no space, no permission); no temporary file is left.
   """
   refuse_existing(path, overwrite)
-  if is_remote(path):
-    to_path(path).write_bytes(content)
-  else:
-    _write_here(pathlib.Path(path), content)
+  writing_where = _writing_there if is_remote(path) else _writing_here
+  with writing_where(to_path(path)) as file:
+    yield file
 
 
-def _write_here(path: pathlib.Path, content: bytes) -> None:
+@contextlib.contextmanager
+def _writing_there(path: Path) -> Iterator[Any]:
+  try:
+    with path.open("wb") as file:
+      yield file
+  except BaseException:
+    path.unlink(missing_ok=True)
+    raise
+
+
+@contextlib.contextmanager
+def _writing_here(path: Path) -> Iterator[Any]:
   handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
   try:
     with os.fdopen(handle, "wb") as file:
-      file.write(content)
+      yield file
       file.flush()
       os.fsync(file.fileno())
     os.chmod(temporary, 0o666 & ~_umask())

@@ -20,10 +20,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import safetensors
 
 import tpv_jax
-from tpv_jax import files, identity
+from tpv_jax import files, identity, safetensors_io
 from tpv_jax.errors import UserError
 from tpv_jax.vectors.provenance import Provenance, canonical_json
 
@@ -58,12 +57,7 @@ def write(
 
 def check_output(path: files.PathLike, overwrite: bool = False) -> None:
   """Raises `UserError` if `write` could not write to `path`, whatever the content."""
-  path = files.to_path(path)
-  if path.suffix != ".safetensors":
-    raise UserError(
-      f"'{path}' does not end in .safetensors, the one format that is written. Name "
-      f"the output '{path}.safetensors'."
-    )
+  safetensors_io.check_suffix(path)
   files.check_output(path, overwrite)
 
 
@@ -84,54 +78,37 @@ def read(path: files.PathLike) -> tuple[dict[str, np.ndarray], Provenance]:
       f"has the digest {digest.hexdigest()[:12]}… and it states "
       f"{_show(content[_DIGEST][:12])}…. Make it again or take another copy."
     )
+  metadata, leaves = safetensors_io.decode(content, str(path), ("F32",))
   try:
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    metadata = header["__metadata__"]
     if metadata["format"] != FORMAT:
       raise ValueError(f"its format is {metadata['format']!r}, not {FORMAT!r}")
     provenance = Provenance.from_json(json.loads(metadata["provenance"]))
-    leaves = {
-      name: _array(spec) for name, spec in sorted(safetensors.deserialize(content))
-    }
-  except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+  except (ValueError, KeyError, TypeError) as error:
     raise UserError(
       f"'{path}' cannot be read by tpv_jax {tpv_jax.__version__}: {error}. Read it "
       "with the version that wrote it."
     ) from error
-  return leaves, provenance
+  return dict(sorted(leaves.items())), provenance
 
 
 def encode(leaves: Mapping[str, np.ndarray], provenance: Provenance) -> bytes:
   """Returns the bytes of the file; see `write` for what is refused."""
   if not leaves:
     raise UserError("There are no leaves to write.")
-  arrays = {name: _checked(name, leaves[name]) for name in sorted(leaves)}
-  header: dict[str, Any] = {
-    "__metadata__": {
-      "content_digest": _ZEROS.decode(),
-      "format": FORMAT,
-      "provenance": canonical_json(provenance.to_json()),
-      "written_by": f"tpv_jax {tpv_jax.__version__}",
-    }
+  arrays = {name: _checked(name, leaf) for name, leaf in leaves.items()}
+  metadata = {
+    "content_digest": _ZEROS.decode(),
+    "format": FORMAT,
+    "provenance": canonical_json(provenance.to_json()),
+    "written_by": f"tpv_jax {tpv_jax.__version__}",
   }
-  offset = 0
-  for name, array in arrays.items():
-    header[name] = {
-      "dtype": "F32",
-      "shape": list(array.shape),
-      "data_offsets": [offset, offset + array.nbytes],
-    }
-    offset += array.nbytes
-  text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-  text += b" " * (-len(text) % 8)
-  if len(text) > MAX_HEADER_BYTES:
+  content = bytearray(safetensors_io.encode(arrays, metadata))
+  length = int.from_bytes(content[:8], "little")
+  if length > MAX_HEADER_BYTES:
     raise UserError(
-      f"The provenance and names need a header of {len(text)} bytes; at most "
+      f"The provenance and names need a header of {length} bytes; at most "
       f"{MAX_HEADER_BYTES} are written. Shorten the notes."
     )
-  content = bytearray(len(text).to_bytes(8, "little") + text)
-  for array in arrays.values():
-    content += array.tobytes()
   content[_DIGEST] = hashlib.sha256(content).hexdigest().encode()
   return bytes(content)
 
@@ -143,8 +120,6 @@ def content_digest(path: files.PathLike) -> str:
 
 def _checked(name: str, leaf: Any) -> np.ndarray:
   leaf = np.asarray(leaf)
-  if name == "__metadata__" or not name:
-    raise UserError(f"A leaf cannot be named {name!r} in a safetensors file.")
   if not identity.is_floating(leaf.dtype) or leaf.dtype.itemsize > 4:
     raise UserError(
       f"Leaf '{name}' is {leaf.dtype}; prompts and vectors are fp32. Convert it first."
@@ -166,13 +141,6 @@ def refuse_not_finite(name: str, leaf: np.ndarray) -> None:
       f"infinite, the first at {tuple(map(int, where))}. Go back to a checkpoint from "
       "before training diverged, or choose smaller coefficients."
     )
-
-
-def _array(spec: Mapping[str, Any]) -> np.ndarray:
-  if spec["dtype"] != "F32":
-    raise ValueError(f"it holds {spec['dtype']} values, not fp32")
-  values = np.frombuffer(spec["data"], dtype="<f4").reshape(spec["shape"])
-  return values.astype(np.float32)
 
 
 def _read_file(path: files.Path) -> bytes:

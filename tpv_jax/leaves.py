@@ -1,0 +1,60 @@
+"""Leaves that are read when their values are asked for, one after the other.
+
+A mapping from paths to such leaves stands for a whole backbone without holding it:
+`np.asarray(leaf)` reads one, and nothing keeps it. NumPy only.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+  """An array on its way: its form is known, its values are read by `np.asarray`.
+
+  Attributes:
+    shape: of the array.
+    dtype: of the array.
+    read: returns the array, anew at every call.
+    source: what it is called where it is stored, for people.
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  read: Callable[[], np.ndarray]
+  source: str = ""
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes of the values."""
+    return math.prod(self.shape) * self.dtype.itemsize
+
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    values = self.read()
+    assert values.shape == self.shape and values.dtype == self.dtype, self.source
+    return values if dtype is None else values.astype(dtype, copy=False)
+
+  def transposed(self) -> "Leaf":
+    """Returns the leaf with its axes in reverse order, in C order when it is read."""
+    return dataclasses.replace(
+      self,
+      shape=self.shape[::-1],
+      read=lambda: np.ascontiguousarray(self.read().T),
+    )
+
+  def cast(self, dtype: np.dtype) -> "Leaf":
+    """Returns the leaf with its values rounded to `dtype` when it is read."""
+    if dtype == self.dtype:
+      return self
+    return dataclasses.replace(
+      self, dtype=np.dtype(dtype), read=lambda: self.read().astype(dtype)
+    )
+
+
+def read_all(flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Returns the values of all leaves by path, read one after the other."""
+  return {path: np.asarray(leaf) for path, leaf in flat.items()}
