@@ -26,14 +26,9 @@ def test_a_prediction_that_is_no_label_is_wrong_in_exact_match():
   assert one("exact_match", ["yes", "no"], ["yes", "noo"], LABELS) == 0.5
 
 
-def test_label_accuracy_is_the_share_of_right_labels():
-  assert one("label_accuracy", ["yes", "no"], ["yes", "maybe"], LABELS) == 0.5
-
-
-@pytest.mark.parametrize("labels", [LABELS, None])
-def test_label_accuracy_refuses_generated_text(labels):
-  with pytest.raises(ValueError, match="'nope' is not one of them"):
-    one("label_accuracy", ["yes"], ["nope"], labels)
+def test_chosen_labels_have_the_same_metrics_under_names_of_their_own():
+  scores = metrics.compute(["exact_match", "matthews"], ["a", "b"], ["a", "b"])
+  assert metrics.of_labels(scores) == {"label_accuracy": 1.0, "label_matthews": 1.0}
 
 
 def test_macro_f1_is_the_mean_of_the_labels_f1():
@@ -128,21 +123,27 @@ def test_a_correlation_that_is_not_defined_is_zero(name):
 )
 def test_every_metric_of_any_prediction_is_a_finite_number_up_to_one(pairs):
   targets, predictions = zip(*pairs, strict=True)
-  names = set(metrics.METRICS) - {"label_accuracy"}
-  for name, value in metrics.compute(names, targets, predictions, LABELS).items():
+  names = set(metrics.METRICS) - {"f1"}  # It is for two labels.
+  groups = ["a"] * len(targets)
+  found = metrics.compute(names, targets, predictions, LABELS, groups=groups)
+  for name, value in found.items():
     assert -1.0 - 1e-12 <= value <= 1.0 + 1e-12, name
     assert type(value) is float
 
 
 def test_perfect_predictions_have_every_metric_one():
-  texts = ["0.0", "1.0", "2.0", "0.0"]
-  found = metrics.compute(metrics.METRICS, texts, texts, ("0.0", "1.0", "2.0"))
+  texts = ["0.0", "1.0", "1.0", "0.0"]
+  found = metrics.compute(
+    metrics.METRICS, texts, texts, ("0.0", "1.0"), groups=["a", "a", "b", "c"]
+  )
   assert found == pytest.approx(dict.fromkeys(metrics.METRICS, 1.0))
 
 
 def test_an_unknown_metric_is_refused_with_near_misses():
-  with pytest.raises(UserError, match=r"no metric 'acuracy'.*Did you mean"):
-    one("acuracy", ["a"], ["a"])
+  with pytest.raises(
+    UserError, match=r"no metric 'exact_mach'.*Did you mean 'exact_match'"
+  ):
+    one("exact_mach", ["a"], ["a"])
 
 
 @pytest.mark.parametrize(("targets", "predictions"), [([], []), (["a"], ["a", "b"])])
@@ -154,7 +155,7 @@ def test_nothing_to_compare_is_our_own_mistake(targets, predictions):
 def test_exact_match_needs_no_scikit_learn():
   code = (
     "import sys; from tpv_jax.data import metrics; "
-    "metrics.compute(['exact_match', 'label_accuracy'], ['a'], ['a'], ['a']); "
+    "metrics.compute(['exact_match', 'squad_f1'], ['a'], ['a'], ['a']); "
     "print({'sklearn', 'scipy'} & set(sys.modules))"
   )
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

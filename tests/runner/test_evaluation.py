@@ -132,10 +132,14 @@ def test_the_chosen_label_is_the_one_with_the_best_score_by_itself(
   assert result.scores["label_accuracy"] == pytest.approx(np.mean(right))
 
 
-def test_label_accuracy_may_be_the_tasks_own_metric(tiny, evaluator, prompt):
-  task = dataclasses.replace(tiny.task, metric="label_accuracy")
-  found = evaluator.evaluate(prompt[1], task, "test").scores
-  assert found == evaluator.evaluate(prompt[1], tiny.task, "test").scores
+def test_chosen_labels_have_the_metrics_of_generated_text(tiny, evaluator, prompt):
+  task = dataclasses.replace(tiny.task, metric="matthews", more_metrics=("f1",))
+  result = evaluator.evaluate(prompt[1], task, "test")
+  names = ("exact_match", "macro_f1", "matthews", "f1")
+  chosen = ("label_accuracy", "label_macro_f1", "label_matthews", "label_f1")
+  assert tuple(result.scores) == names + chosen
+  again = task.scores(task.examples("test"), result.chosen)
+  assert [result.scores[name] for name in chosen] == [again[name] for name in names]
 
 
 def write_backbone(tiny, path):

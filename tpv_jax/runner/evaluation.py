@@ -105,14 +105,11 @@ class Evaluator:
     examples = task.examples(split)
     tokenized = self.tokenize(examples)
     generated, scored = self.answer(prompt, tokenized, task.labels)
-    targets = [example.targets for example in examples]
-    names = dict.fromkeys(("exact_match", "macro_f1", task.metric))
-    names.pop("label_accuracy", None)  # is for labels, not for generated text
-    scores = metrics.compute(names, targets, generated, task.labels)
+    scores = task.scores(examples, generated)
     chosen = None
     if task.labels is not None and scored is not None:
       chosen = [task.labels[index] for index in scored.argmax(axis=1)]
-      scores |= metrics.compute(["label_accuracy"], targets, chosen, task.labels)
+      scores |= metrics.of_labels(task.scores(examples, chosen))
     trimmed = tokenized.truncated_inputs + tokenized.truncated_targets
     if trimmed and processes.is_writer():
       tqdm.write(f"{task.name}, {split}: {tokenized.report()}")
