@@ -1,4 +1,6 @@
+import json
 import math
+import pathlib
 import subprocess
 import sys
 
@@ -11,6 +13,11 @@ from tpv_jax.data import metrics
 from tpv_jax.errors import UserError
 
 LABELS = ("yes", "no", "maybe")
+
+REFERENCES = json.loads(
+  (pathlib.Path(__file__).parents[1] / "references" / "metrics.json").read_text()
+)
+"""What the T5 package and MATH's authors say; see make_metric_references.py there."""
 
 
 def one(name, targets, predictions, labels=None):
@@ -139,6 +146,73 @@ def test_perfect_predictions_have_every_metric_one():
   assert found == pytest.approx(dict.fromkeys(metrics.METRICS, 1.0))
 
 
+@pytest.mark.parametrize("name", [name for name in REFERENCES if name != "math"])
+def test_scores_are_those_of_the_t5_package(name):
+  case = dict(REFERENCES[name])
+  scores = case.pop("scores")
+  found = metrics.compute(scores, **case)
+  assert found == pytest.approx(scores, abs=1e-12)  # Sums of 60 numbers in float64.
+  assert all(0 < value < 1 for value in found.values())
+
+
+@pytest.mark.parametrize(
+  ("pair", "equal"),
+  list(zip(*REFERENCES["math"].values(), strict=True)),
+  ids=lambda value: None if isinstance(value, bool) else " ".join(value),
+)
+def test_answers_of_math_are_equal_where_its_authors_say_so(pair, equal):
+  target, prediction = pair
+  assert one("math_match", [target], [prediction]) == equal
+  solution = f"So $3$, or \\boxed{{9}}, and then \\boxed{{{target}}}, which is it."
+  assert one("math_match", [solution], [f"\\fbox{{{prediction}}}."]) == equal
+
+
+@pytest.mark.parametrize(
+  ("prediction", "right"),
+  [
+    (r"first \boxed{3}, then \boxed{\frac{1}{2}} or 3", True),
+    (r"\boxed{\frac12}", True),
+    (r"\boxed {1/2}", True),
+    ("0.5", True),
+    (r"\boxed{\frac{1}{2}", False),
+    (r"\boxed{}", False),
+    ("the answer is 1/2", False),
+    ("", False),
+  ],
+)
+def test_the_last_box_that_is_closed_holds_the_answer_of_math(prediction, right):
+  assert one("math_match", [r"It is $\boxed{\frac{1}{2}}$."], [prediction]) == right
+
+
+def test_nothing_in_nothing_is_squads_whole_f1_as_in_the_script_of_version_2():
+  assert one("squad_f1", [""], ["the"]) == one("squad_exact_match", [""], ["the"]) == 1
+  assert one("squad_f1", ["", "a cat"], ["cat", "an"]) == 0
+
+
+def test_the_positive_label_of_f1_is_the_second():
+  targets, predictions = ["yes", "no", "no"], ["yes", "no", "yes"]
+  # 'no': precision 1, recall 1/2. 'yes': precision 1/2, recall 1.
+  assert one("f1", targets, predictions, ("yes", "no")) == pytest.approx(2 / 3)
+  assert one("f1", targets, predictions, ("no", "yes")) == pytest.approx(2 / 3)
+  predictions = ["what", "no", "what"]
+  assert one("f1", targets, predictions, ("yes", "no")) == pytest.approx(1 / 2)
+  assert one("f1", targets, predictions, ("no", "yes")) == 0.0
+
+
+@pytest.mark.parametrize("labels", [None, ("yes",), LABELS])
+def test_f1_is_refused_without_two_labels(labels):
+  with pytest.raises(UserError, match="f1 is of the second of two labels"):
+    one("f1", ["yes"], ["yes"], labels)
+
+
+def test_group_exact_match_needs_groups():
+  assert metrics.compute(
+    ["group_exact_match"], "aabb", "aaba", groups=["x", "y", "x", "y"]
+  ) == {"group_exact_match": 0.5}
+  with pytest.raises(UserError, match=r"state no group\. Give Example\.group"):
+    metrics.compute(["group_exact_match"], ["a", "b"], ["a", "b"], groups=["x", ""])
+
+
 def test_an_unknown_metric_is_refused_with_near_misses():
   with pytest.raises(
     UserError, match=r"no metric 'exact_mach'.*Did you mean 'exact_match'"
@@ -150,6 +224,8 @@ def test_an_unknown_metric_is_refused_with_near_misses():
 def test_nothing_to_compare_is_our_own_mistake(targets, predictions):
   with pytest.raises(ValueError, match=f"{len(targets)} targets"):
     one("exact_match", targets, predictions)
+  with pytest.raises(ValueError, match="2 groups"):
+    metrics.compute(["exact_match"], ["a"], ["a"], groups=["x", "y"])
 
 
 def test_exact_match_needs_no_scikit_learn():
