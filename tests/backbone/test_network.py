@@ -279,6 +279,33 @@ def test_dropout_needs_its_rng_and_is_off_by_default(model):
   assert np.abs(one - dry).max() > 0.1 and np.abs(one - other).max() > 0.1
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_softmax_has_the_gradient_of_the_plain_one(dtype):
+  rng = np.random.default_rng(0)
+  logits, slope = jnp.asarray(3 * rng.standard_normal((2, 3, 2, 4, 5)), jnp.float32)
+  mask = jnp.asarray(rng.uniform(size=(3, 1, 4, 5)) > 0.4)
+  mask = mask.at[0, 0, 0].set(False)  # A query that sees nothing.
+
+  def plain(logits):
+    exponentials = jnp.exp(jnp.where(mask, logits, network.MASKED) - logits.max())
+    nothing = ~mask.any(axis=-1, keepdims=True)
+    total = exponentials.sum(axis=-1, keepdims=True)
+    return jnp.where(nothing, 1 / 5, exponentials / jnp.where(nothing, 1.0, total))
+
+  def ours(logits):
+    return network.masked_softmax(logits, mask, dtype)
+
+  weights, pull_back = jax.vjp(ours, logits)
+  assert weights.dtype == dtype
+  expected, pull_plain_back = jax.vjp(plain, logits)
+  # Weights of at most 1 have 8 bits in bf16, as each of three factors of the gradient.
+  error = 1e-6 if dtype == "float32" else 2**-8
+  np.testing.assert_allclose(weights, expected, rtol=0, atol=error)
+  found, gradient = pull_back(slope.astype(dtype)), pull_plain_back(slope)
+  np.testing.assert_allclose(found[0], gradient[0], rtol=0, atol=12 * error)
+  assert np.abs(found[0]).max() > 0.5
+
+
 def test_rematerialisation_changes_no_gradient(model):
   net, params, _ = model
 

@@ -199,6 +199,40 @@ class RelativeBias(nn.Module):
     return jnp.take(table.astype(jnp.float32), buckets, axis=1)[None]
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def masked_softmax(
+  logits: Float[Array, "B heads queries joined"],
+  mask: Bool[Array, "#B 1 #queries joined"],
+  dtype: str,
+) -> Float[Array, "B heads queries joined"]:
+  """Returns the softmax, in fp32, over the keys that the mask shows, as `dtype`.
+
+  A query that sees no key has equal weights. Of what is as large as the logits the
+  backward pass keeps the weights only; that of `jax.nn.softmax` kept three such arrays
+  in fp32, a third of a step's memory (benchmarks/NOTES.md).
+  """
+  return jax.nn.softmax(jnp.where(mask, logits, MASKED)).astype(dtype)
+
+
+def _softmax_forward(
+  logits: Array, mask: Array, dtype: str
+) -> tuple[Array, tuple[Array, Array]]:
+  weights = masked_softmax(logits, mask, dtype)
+  return weights, (weights, mask)
+
+
+def _softmax_backward(
+  dtype: str, kept: tuple[Array, Array], gradient: Array
+) -> tuple[Array, None]:
+  weights, mask = kept
+  weights, gradient = weights.astype(jnp.float32), gradient.astype(jnp.float32)
+  mean = jnp.sum(weights * gradient, axis=-1, keepdims=True)
+  return jnp.where(mask, weights * (gradient - mean), 0.0), None
+
+
+masked_softmax.defvjp(_softmax_forward, _softmax_backward)
+
+
 class Attention(nn.Module):
   """Multi-head attention with unscaled logits (T5 folds the scale into its weights)."""
 
@@ -258,7 +292,7 @@ class Attention(nn.Module):
     )
     if bias is not None:
       logits = logits + bias
-    weights = jax.nn.softmax(jnp.where(mask, logits, MASKED)).astype(self.dtype)
+    weights = masked_softmax(logits, mask, self.dtype)
     weights = self.dropout(weights, deterministic=deterministic)
     gathered = jnp.einsum("bhqs,bshk->bqhk", weights, values)
     return self.out(gathered.reshape(*gathered.shape[:-2], -1))
