@@ -400,7 +400,7 @@ def test_a_missing_file_is_refused_with_near_misses(write, tmp_path):
     ({"labels": ()}, r"labels is \(\)"),
     ({"labels": "good"}, "labels is 'good'"),
     ({"labels": {0: ""}}, "maps '0' to an empty word"),
-    ({"metric": "f1"}, r"no metric 'f1'; there are .*macro_f1"),
+    ({"metric": "f2"}, r"no metric 'f2'; there are .*macro_f1"),
     ({"round_targets_to": 0}, "must be above 0"),
   ],
 )

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from tpv_jax.data import metrics
 from tpv_jax.errors import UserError, near_misses
@@ -39,6 +40,7 @@ class Task:
     load: gives the examples of a split of `SPLITS`, the same ones at every call. It is
       called at every use: a loader for which that is dear keeps what it read.
     more_metrics: the names of others that are usual for it.
+    origin: gives what a run's manifest says of where the examples come from.
   """
 
   name: str
@@ -46,6 +48,7 @@ class Task:
   metric: str
   load: Callable[[str], Sequence[Example]]
   more_metrics: tuple[str, ...] = ()
+  origin: Callable[[], Mapping[str, Any]] | None = None
 
   def __post_init__(self):
     """Checks the metrics' names.
@@ -112,7 +115,9 @@ def overlaps(task: Task) -> dict[str, int]:
   The keys are 'train/validation', 'train/test' and 'validation/test'; sources are
   compared after white space is collapsed. Zero everywhere: deduplicated across splits.
   """
-  sources = {split: [_source(e) for e in task.examples(split)] for split in SPLITS}
+  sources = {
+    split: [collapsed_source(e) for e in task.examples(split)] for split in SPLITS
+  }
   return {
     f"{split}/{later}": len([s for s in sources[split] if s in set_of_later])
     for later, set_of_later in ((s, set(sources[s])) for s in SPLITS)
@@ -133,8 +138,8 @@ def deduplicate(
   kept = {}
   for split in reversed(SPLITS):
     examples = splits.get(split, ())
-    kept[split] = tuple(e for e in examples if _source(e) not in seen)
-    seen.update(map(_source, examples))
+    kept[split] = tuple(e for e in examples if collapsed_source(e) not in seen)
+    seen.update(map(collapsed_source, examples))
   return kept
 
 
@@ -162,5 +167,6 @@ def digest(examples: Iterable[Example]) -> str:
   return content.hexdigest()
 
 
-def _source(example: Example) -> str:
+def collapsed_source(example: Example) -> str:
+  """Returns the source with white space collapsed, by which texts count as equal."""
   return " ".join(example.inputs.split())

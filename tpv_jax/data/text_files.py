@@ -312,27 +312,40 @@ def _lines(
 
 def _json_lines(path: PathLike, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
   for number, line in enumerate(text.split("\n"), start=1):
-    if not line.strip():
-      continue
-    where = f"{path}:{number}"
-    try:
-      row = json.loads(line, parse_float=str, parse_int=str)
-      if "\\u" in line:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-      raise UserError(
-        f"{where}: half of a surrogate pair, which is no text. Correct the line."
-      ) from error
-    except json.JSONDecodeError as error:
-      raise UserError(
-        f"{where}: malformed JSON at column {error.colno} ({error.msg}). Correct the "
-        "line, or set text_file_task.file_format if this is no JSON-lines file."
-      ) from error
-    if not isinstance(row, dict):
-      raise UserError(
-        f"{where}: a JSON object is expected on every line, not {line.strip()[:40]!r}."
-      )
-    yield where, row
+    if line.strip():
+      where = f"{path}:{number}"
+      yield where, json_row(line, where, parse_float=str, parse_int=str)
+
+
+def json_row(line: str, where: str, **options: Any) -> dict[str, Any]:
+  """Returns the object that a line of a JSON-lines file holds.
+
+  Args:
+    line: the text.
+    where: names it in errors.
+    **options: for `json.loads`.
+
+  Raises:
+    UserError: it is no JSON object, or holds what is no text.
+  """
+  try:
+    row = json.loads(line, **options)
+    if "\\u" in line:
+      json.dumps(row, ensure_ascii=False).encode()
+  except UnicodeEncodeError as error:
+    raise UserError(
+      f"{where}: half of a surrogate pair, which is no text. Correct the line."
+    ) from error
+  except json.JSONDecodeError as error:
+    raise UserError(
+      f"{where}: malformed JSON at column {error.colno} ({error.msg}). Correct the "
+      "line, or set text_file_task.file_format if this is no JSON-lines file."
+    ) from error
+  if not isinstance(row, dict):
+    raise UserError(
+      f"{where}: a JSON object is expected on every line, not {line.strip()[:40]!r}."
+    )
+  return row
 
 
 def _tsv(path: PathLike, text: str) -> Iterator[tuple[int, Sequence[str]]]:
@@ -426,15 +439,27 @@ def _text(value: Any) -> str:
   return str(value)
 
 
-def _rounded(value: str, step: decimal.Decimal, where: str) -> str:
+def nearest_multiple(value: str, step: str | decimal.Decimal) -> str | None:
+  """Returns the nearest multiple of `step`, with its decimals; None if it is no number.
+
+  Halves go to the even multiple.
+  """
+  step = decimal.Decimal(step)
   try:
     number = decimal.Decimal(value)
   except decimal.InvalidOperation:
-    number = decimal.Decimal("NaN")
+    return None
   if not number.is_finite():
+    return None
+  multiple = (number / step).to_integral_value(decimal.ROUND_HALF_EVEN)
+  return f"{multiple * step:f}"
+
+
+def _rounded(value: str, step: decimal.Decimal, where: str) -> str:
+  rounded = nearest_multiple(value, step)
+  if rounded is None:
     raise UserError(
       f"{where}: the target '{value}' is no number, but targets are to be rounded to "
       f"multiples of {step}. Correct the line, or leave out round_targets_to."
     )
-  multiple = (number / step).to_integral_value(decimal.ROUND_HALF_EVEN)
-  return f"{multiple * step:f}"
+  return rounded

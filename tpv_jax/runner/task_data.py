@@ -88,6 +88,8 @@ class TaskData:
       "train": train.report(),
       "validation": validation.report(),
     }
+    if task.origin is not None:
+      self._description["origin"] = dict(task.origin())
 
   def validation_batches(self) -> Iterable[Features]:
     """Returns the validation rows in order; rows that only fill up weigh nothing."""

@@ -1,0 +1,101 @@
+import json
+
+import pytest
+
+from tpv_jax.data import exported, sources, tasks
+from tpv_jax.data.registry import DEFINITIONS
+from tpv_jax.errors import UserError
+
+COLA = DEFINITIONS["glue_cola"]
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+  """CoLA's rows, prepared: 8 to train on, 9 held out, of which two are alike."""
+  held_out = [f"held out {i}" for i in range(8)]
+  texts = {"train": [f"train {i}" for i in range(8)], "validation": held_out + held_out}
+  (tmp_path / "own").mkdir()
+  for split, lines in texts.items():
+    rows = (
+      json.dumps({"sentence": text, "label": int(text[-1]) % 2}) + "\n"
+      for text in lines
+    )
+    (tmp_path / "own" / f"{split}.jsonl").write_text("".join(rows))
+  sources.prepare(COLA, tmp_path / "data", tmp_path / "own", str)
+  return tmp_path / "data"
+
+
+def test_a_task_reads_what_was_exported(data_dir):
+  folder = exported.export(COLA, data_dir, say=str)
+  task = exported.task("glue_cola", data_dir)
+  assert task.labels == ("unacceptable", "acceptable")
+  assert (task.metric, *task.more_metrics) == COLA.metrics
+  assert task.examples("train")[3] == tasks.Example("sentence: train 3", "acceptable")
+  assert len(task.examples("train")) == 8
+  about = json.loads((folder / "about.json").read_text())
+  assert task.origin() == about
+  for split in tasks.SPLITS:
+    assert about["splits"][split]["digest"] == task.split_digest(split)
+
+
+def test_validation_and_test_share_no_text_though_the_rows_repeat(data_dir):
+  exported.export(COLA, data_dir, say=str)
+  task = exported.task("glue_cola", data_dir)
+  assert len(task.examples("test")) == 8
+  assert 0 < len(task.examples("validation")) < 8
+  assert tasks.overlaps(task)["validation/test"] == 0
+
+
+def test_answers_and_groups_survive_the_export(tmp_path):
+  which = DEFINITIONS["squad_v2"]
+  row = {"question": "q", "context": "c", "answers/text": ["a", "b"]}
+  (tmp_path / "own").mkdir()
+  for split in ("train", "validation"):
+    (tmp_path / "own" / f"{split}.jsonl").write_text((json.dumps(row) + "\n") * 2)
+  sources.prepare(which, tmp_path, tmp_path / "own", str)
+  exported.export(which, tmp_path, ["test"], say=str)
+  expected = tasks.Example("question: q context: c", "a", ("a", "b"))
+  assert exported.task("squad_v2", tmp_path).examples("test") == (expected,) * 2
+
+
+def test_exporting_again_keeps_what_is_there_and_another_seed_is_refused(data_dir):
+  said = []
+  exported.export(COLA, data_dir, ["test"], say=said.append)
+  exported.export(COLA, data_dir, say=said.append)
+  assert said[1] == "glue_cola, train: 8 examples in " + str(
+    data_dir / "tpv_jax" / "glue_cola" / "train.jsonl"
+  )
+  assert said[3] == "glue_cola, test: 8 examples are there already"
+  with pytest.raises(UserError, match=r"another seed \(0 there, 1 now\).*--overwrite"):
+    exported.export(COLA, data_dir, seed=1, say=str)
+  before = exported.task("glue_cola", data_dir).split_digest("test")
+  exported.export(COLA, data_dir, seed=1, overwrite=True, say=str)
+  assert exported.task("glue_cola", data_dir).split_digest("test") != before
+
+
+def test_a_task_that_is_not_exported_names_the_command(data_dir):
+  with pytest.raises(
+    UserError, match=f"Run: tpv tasks prepare glue_cola --data-dir {data_dir}"
+  ):
+    exported.task("glue_cola", data_dir).examples("train")
+
+
+@pytest.mark.parametrize(
+  ("line", "message"),
+  [
+    ('{"inputs": "a", "targets": "acceptabel"}', "'acceptabel' is outside the labels"),
+    ('{"inputs": "a"}', "'inputs' and 'targets' must both be texts"),
+    ("nonsense", "malformed JSON"),
+  ],
+)
+def test_a_bad_line_of_an_exported_split_is_named(data_dir, line, message):
+  folder = exported.export(COLA, data_dir, say=str)
+  path = folder / "train.jsonl"
+  path.write_text(path.read_text() + line + "\n")
+  with pytest.raises(UserError, match=rf"train\.jsonl:9: {message}"):
+    exported.task("glue_cola", data_dir).examples("train")
+
+
+def test_an_unknown_split_is_refused(data_dir):
+  with pytest.raises(UserError, match=r"no split 'dev'; the splits are train, "):
+    exported.export(COLA, data_dir, ["dev"], say=str)

@@ -1,0 +1,201 @@
+import collections
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from tpv_jax.data import metrics, registry, sources
+from tpv_jax.data.registry import DEFINITIONS, EPT, TPV
+from tpv_jax.errors import UserError
+
+GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden_pairs.json").read_text())
+
+CLASSES = {  # As the sources number them (TFDS 4.9.10; the hub's cards).
+  "glue_mnli": ["entailment", "neutral", "contradiction"],
+  "glue_qqp": ["not_duplicate", "duplicate"],
+  "glue_qnli": ["entailment", "not_entailment"],
+  "glue_sst2": ["negative", "positive"],
+  "glue_mrpc": ["not_equivalent", "equivalent"],
+  "glue_rte": ["entailment", "not_entailment"],
+  "glue_cola": ["unacceptable", "acceptable"],
+  "super_glue_cb": ["entailment", "contradiction", "neutral"],
+  "scitail": ["entails", "neutral"],
+  "snli": ["entailment", "neutral", "contradiction"],
+  "trec": ["DESC", "ENTY", "ABBR", "HUM", "NUM", "LOC"],
+  "ag_news": ["World", "Sports", "Business", "Sci/Tech"],
+  "yelp_polarity": ["1", "2"],
+  "imdb": ["neg", "pos"],
+}
+
+
+def raw_rows(name):
+  """The golden rows of a task, with classes by name."""
+  which = DEFINITIONS[name]
+  names = {which.target: list(which.labels)} if which.labels else {}
+  if name == "super_glue_wsc_t5":
+    names = {"label": ["False", "True"]}
+  return [sources.named(row, names) for row in GOLDEN["rows"][which.data]]
+
+
+def test_every_data_set_of_both_papers_is_there():
+  papers = collections.Counter(
+    paper
+    for name, which in DEFINITIONS.items()
+    if name == which.data
+    for paper in which.papers
+  )
+  assert papers == {TPV: 19, EPT: 13}
+  assert len(DEFINITIONS) == 24 + 13
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_rows_become_the_golden_pairs(name):
+  for row, pair in zip(raw_rows(name), GOLDEN["pairs"][name], strict=True):
+    found = DEFINITIONS[name].example(row, "here", "validation")
+    assert (found.inputs, found.targets) == (pair["inputs"], pair["targets"])
+    assert list(found.answers) == pair.get("answers", [])
+    assert found.group == pair.get("group", "")
+
+
+def test_the_golden_pairs_cover_the_table():
+  assert set(GOLDEN["pairs"]) == set(DEFINITIONS)
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_metrics_are_known_and_suit_the_labels(name):
+  which = DEFINITIONS[name]
+  for metric in which.metrics:
+    metrics.check_name(metric, which.words)
+
+
+def test_classes_stand_in_the_order_of_the_sources():
+  for name, classes in CLASSES.items():
+    assert list(DEFINITIONS[name].labels) == classes
+
+
+def test_label_words_differ():
+  for which in DEFINITIONS.values():
+    assert which.words is None or len(set(which.words)) == len(which.words)
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+@pytest.mark.parametrize("count", [5, 3000])
+@pytest.mark.parametrize("name", ["glue_sst2", "glue_rte", "trec", "imdb"])
+def test_splits_are_disjoint_and_follow_the_papers_rule(name, count, seed):
+  which = DEFINITIONS[name]
+  counts = {"train": count, which.held_out: count // 2, "else": 9}
+  places = {s: which.places(s, counts, seed) for s in ("train", "validation", "test")}
+  sources_of = {split: source for split, (source, _) in places.items()}
+  size = {split: len(rows) for split, (_, rows) in places.items()}
+  if which.large:
+    assert sources_of == {
+      "train": "train",
+      "validation": "train",
+      "test": which.held_out,
+    }
+    both, whole = ("train", "validation"), "test"
+    assert size["validation"] == min(1000, count // 2)
+  else:
+    assert sources_of["train"] == "train"
+    assert sources_of["validation"] == sources_of["test"] == which.held_out
+    both, whole = ("validation", "test"), "train"
+    assert size["validation"] == count // 2 // 2
+  first, second = (places[split][1] for split in both)
+  joined = np.concatenate([first, second])
+  assert sorted(joined) == list(range(counts[sources_of[both[0]]]))
+  assert all(np.array_equal(rows, np.sort(rows)) for _, rows in places.values())
+  assert len(places[whole][1]) == counts[sources_of[whole]]
+  again = which.places("validation", counts, seed)[1]
+  assert np.array_equal(again, places["validation"][1])
+
+
+def test_another_seed_gives_another_validation_split():
+  which = DEFINITIONS["glue_sst2"]
+  one, two = (
+    which.places("validation", {"train": 5000, "validation": 9}, seed)[1]
+    for seed in (0, 1)
+  )
+  assert len(set(one.tolist()) & set(two.tolist())) < 400
+
+
+def test_steps_are_the_papers_epochs_at_batches_of_32():
+  # 66,349 rows, 10 epochs; 5,452 rows, 50 epochs.
+  assert DEFINITIONS["glue_sst2"].steps == 20735
+  assert DEFINITIONS["trec"].steps == 8519
+
+
+def test_t5s_wsc_trains_on_right_nouns_only():
+  which = DEFINITIONS["super_glue_wsc_t5"]
+  right, wrong = raw_rows("super_glue_wsc_t5")
+  assert which.example(right, "here", "train").answers == ("Pete",)
+  assert which.example(wrong, "here", "train") is None
+  assert which.example(wrong, "here", "test").answers == ("",)
+
+
+def test_t5s_wsc_reads_the_two_rows_whose_index_is_no_word_as_t5_does():
+  which = DEFINITIONS["super_glue_wsc_t5"]
+  row = {"span1_text": "he", "span2_text": "him", "span2_index": 2, "label": "True"}
+  found = which.example({**row, "text": '"Good for him," he said.'}, "", "test")
+  assert found.inputs == 'wsc: "Good for *him* ," he said.'
+  found = which.example({**row, "text": "We can see him , but"}, "", "test")
+  assert found.inputs == "wsc: We can see *him* , but"
+
+
+def test_snli_leaves_out_rows_without_a_label_and_others_refuse_them():
+  row = {"premise": "a", "hypothesis": "b", "label": None}
+  assert DEFINITIONS["snli"].example(row, "here", "train") is None
+  with pytest.raises(UserError, match=r"a\.jsonl:7: no label in column 'label'"):
+    DEFINITIONS["glue_mnli"].example(row, "a.jsonl:7", "train")
+
+
+@pytest.mark.parametrize(
+  ("name", "row", "message"),
+  [
+    (
+      "glue_sst2",
+      {"sentence": "a", "label": "positve"},
+      r"a:1: 'positve' in column 'label' is outside the labels of 'glue_sst2': "
+      r"negative, positive\. Did you mean 'positive'",
+    ),
+    (
+      "glue_sst2",
+      {"sentense": "a", "label": "positive"},
+      r"a:1: there is no column 'sentence', only sentense, label\. Did you mean 'sent",
+    ),
+    (
+      "glue_stsb",
+      {"sentence1": "a", "sentence2": "b", "label": "many"},
+      r"a:1: 'many' in column 'label' is no number",
+    ),
+    (
+      "super_glue_wsc_t5",
+      {
+        **dict(text="a b", span1_text="a", span2_text="he", span2_index=1),
+        "label": "True",
+      },
+      r"a:1: word 1 is not the pronoun 'he'",
+    ),
+  ],
+)
+def test_a_bad_row_is_named_with_what_is_wrong(name, row, message):
+  with pytest.raises(UserError, match=message):
+    DEFINITIONS[name].example(row, "a:1", "train")
+
+
+def test_an_unknown_task_is_refused_with_near_misses():
+  with pytest.raises(
+    UserError, match=r"no task 'glue_sst'\. Did you mean 'glue_sst2'.*tpv tasks list"
+  ):
+    registry.definition("glue_sst")
+
+
+def test_a_changed_label_set_is_refused():
+  which = DEFINITIONS["glue_sst2"]
+  registry.check_classes(which, ["negative", "positive"])
+  with pytest.raises(
+    UserError,
+    match="label set of TFDS glue/sst2 has changed: it is positive, negative, and task "
+    "'glue_sst2' knows negative, positive",
+  ):
+    registry.check_classes(which, ["positive", "negative"])

@@ -1,0 +1,182 @@
+import json
+
+import numpy as np
+import pytest
+
+from tpv_jax.data import sources
+from tpv_jax.data.registry import DEFINITIONS
+from tpv_jax.errors import UserError
+
+SST2 = DEFINITIONS["glue_sst2"]
+
+
+def write(folder, **splits):
+  """Writes a JSON-lines file a split and gives the folder."""
+  folder.mkdir(exist_ok=True)
+  for split, rows in splits.items():
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / f"{split}.jsonl").write_text(text)
+  return folder
+
+
+def sentences(count, start=0):
+  return [
+    {"sentence": f"text {i}", "label": i % 2, "idx": i}
+    for i in range(start, start + count)
+  ]
+
+
+def test_the_users_own_files_are_checked_and_copied(tmp_path):
+  own = write(tmp_path / "own", train=sentences(3), validation=sentences(2, 3))
+  said = []
+  sources.prepare(SST2, tmp_path / "data", own, said.append)
+  raw = sources.raw(SST2, tmp_path / "data")
+  assert raw.origin == f"'{own}'"
+  assert raw.counts == {"train": 3, "validation": 2}
+  where, row = next(raw.rows("train"))
+  assert where.endswith("tpv_jax/raw/glue_sst2/train.jsonl:1")
+  assert row == {"sentence": "text 0", "label": "negative", "idx": 0}
+  assert len(said) == 2
+
+
+def test_preparing_again_continues_where_it_stopped(tmp_path):
+  own = write(tmp_path / "own", train=sentences(3))
+  with pytest.raises(UserError, match=r"validation\.jsonl' does not exist"):
+    sources.prepare(SST2, tmp_path / "data", own, str)
+  write(own, train=sentences(1), validation=sentences(2))
+  said = []
+  sources.prepare(SST2, tmp_path / "data", own, said.append)
+  assert said[0] == "glue_sst2, train: 3 rows are there already"
+  assert sources.raw(SST2, tmp_path / "data").counts["train"] == 3
+  other = write(tmp_path / "other", train=sentences(1), validation=sentences(1))
+  with pytest.raises(UserError, match=r"holds the rows of '.*own' already"):
+    sources.prepare(SST2, tmp_path / "data", other, str)
+  said.clear()
+  sources.prepare(SST2, tmp_path / "data", say=said.append)
+  assert said[0].startswith("glue_sst2: ready in")
+
+
+@pytest.mark.parametrize(
+  ("line", "message"),
+  [
+    ('{"sentence": "a", "label": 2}', r"train\.jsonl:2: '2' in column 'label' is out"),
+    ('{"sentence": "a", "label": -1}', r"train\.jsonl:2: no label in column 'label'"),
+    ('{"sentence": "a"}', r"train\.jsonl:2: there is no column 'label'"),
+    ("{", r"train\.jsonl:2: malformed JSON"),
+    ("[1]", r"train\.jsonl:2: a JSON object is expected"),
+    (b"\xff", r"train\.jsonl:2: not UTF-8"),
+  ],
+)
+def test_a_bad_row_is_named_by_file_and_line_and_nothing_is_kept(
+  tmp_path, line, message
+):
+  own = write(tmp_path / "own", train=sentences(1), validation=sentences(1))
+  with (own / "train.jsonl").open("ab") as file:
+    file.write(line if isinstance(line, bytes) else line.encode())
+  with pytest.raises(UserError, match=message):
+    sources.prepare(SST2, tmp_path / "data", own, str)
+  assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+
+
+def test_files_with_other_names_are_refused_with_near_misses(tmp_path):
+  own = write(tmp_path / "own", trian=sentences(1))
+  with pytest.raises(UserError, match=r"Did you mean 'trian\.jsonl'.*train\.jsonl and"):
+    sources.prepare(SST2, tmp_path / "data", own, str)
+
+
+def test_data_that_is_not_prepared_is_refused_with_the_command_that_prepares_it(
+  tmp_path,
+):
+  which = DEFINITIONS["dbpedia"]
+  with pytest.raises(
+    UserError,
+    match=rf"not prepared in '{tmp_path}'\. Run: tpv tasks prepare dbpedia --data-dir "
+    f"{tmp_path}",
+  ):
+    sources.raw(which, tmp_path)
+
+
+def test_a_variant_shares_the_rows_of_its_data_set(tmp_path):
+  own = write(tmp_path / "own", train=sentences(2), validation=sentences(2))
+  sources.prepare(SST2, tmp_path, own, str)
+  raw = sources.raw(DEFINITIONS["glue_sst2_t5"], tmp_path)
+  assert raw.counts == {"train": 2, "validation": 2}
+
+
+def test_nested_columns_and_classes_by_number_are_named():
+  row = sources.flat({"idx": {"question": 3}, "label": 1, "text": "a"})
+  assert row == {"idx/question": 3, "label": 1, "text": "a"}
+  assert sources.named(row, {"label": ["no", "yes"]})["label"] == "yes"
+  assert sources.named({"label": -1}, {"label": ["no", "yes"]}) == {"label": None}
+
+
+def test_values_of_tfds_become_python_ones():
+  plain = sources._plain
+  assert plain("é".encode()) == "é"
+  assert plain(np.float32(3.8)) == 3.8
+  assert plain(np.int64(3)) == 3
+  assert plain(np.array([b"a", b"b"], object)) == ["a", "b"]
+
+
+def test_the_data_directory_is_the_given_one_or_that_of_tfds(tmp_path, monkeypatch):
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+  assert sources.data_directory() == tmp_path
+  assert sources.data_directory("other").name == "other"
+  monkeypatch.delenv("TFDS_DATA_DIR")
+  assert sources.data_directory().name == "tensorflow_datasets"
+
+
+@pytest.fixture
+def hugging_face():
+  return pytest.importorskip("datasets", reason="'datasets' is not installed")
+
+
+def grades(hugging_face, names=None):
+  """SST-5's splits as a data set of `datasets`; MNLI's columns with `names`."""
+  rows = {
+    "text": [f"text {i}" for i in range(6)],
+    "label_text": ["neutral", "positive"] * 3,
+  }
+  return hugging_face.DatasetDict(
+    {split: hugging_face.Dataset.from_dict(rows) for split in ("train", "validation")}
+  )
+
+
+@pytest.mark.parametrize("saved", ["save_to_disk", "parquet"])
+def test_folders_of_hugging_face_are_read(tmp_path, hugging_face, saved):
+  which, folder = DEFINITIONS["sst5"], tmp_path / "hub"
+  data = grades(hugging_face)
+  if saved == "save_to_disk":
+    data.save_to_disk(folder)
+  else:
+    (folder / "data").mkdir(parents=True)
+    for split, rows in data.items():
+      rows.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+  sources.prepare(which, tmp_path / "data", folder, str)
+  raw = sources.raw(which, tmp_path / "data")
+  assert raw.counts == {"train": 6, "validation": 6}
+  texts = [row["text"] for _, row in raw.rows("train")]
+  assert sorted(texts) == [f"text {i}" for i in range(6)]
+  assert texts != sorted(texts)  # in random order: some hub data sets are sorted
+
+
+def test_changed_classes_of_hugging_face_are_refused(tmp_path, hugging_face):
+  which, folder = DEFINITIONS["dbpedia"], tmp_path / "hub"
+  features = hugging_face.Features(
+    {
+      "title": hugging_face.Value("string"),
+      "content": hugging_face.Value("string"),
+      "label": hugging_face.ClassLabel(names=["Company", "Village"]),
+    }
+  )
+  rows = {"title": ["a"], "content": ["b"], "label": [1]}
+  one = hugging_face.Dataset.from_dict(rows, features)
+  hugging_face.DatasetDict({"train": one, "test": one}).save_to_disk(folder)
+  with pytest.raises(UserError, match="has changed: it is Company, Village, and task"):
+    sources.prepare(which, tmp_path / "data", folder, str)
+
+
+def test_without_datasets_the_message_says_what_to_do(tmp_path, monkeypatch):
+  monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+  with pytest.raises(UserError, match=r"not installed .*pip install datasets.*--from"):
+    sources.prepare(DEFINITIONS["sst5"], tmp_path, say=str)

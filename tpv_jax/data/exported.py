@@ -1,0 +1,183 @@
+"""Tasks of the registry as JSON lines: written once, then read without TensorFlow.
+
+DATA_DIR/tpv_jax/NAME/{train,validation,test}.jsonl hold the pairs, an object a line with
+"inputs", "targets" and where the task has them "answers" and "group"; about.json says
+from which rows, by which rule and seed, and gives each split's digest.
+"""
+
+import functools
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from tpv_jax import files
+from tpv_jax.data import registry, sources
+from tpv_jax.data.registry import Definition
+from tpv_jax.data.sources import ABOUT, Say
+from tpv_jax.data.tasks import SPLITS, Example, Task, collapsed_source, digest
+from tpv_jax.errors import UserError, near_misses
+from tpv_jax.files import PathLike
+
+
+def task(name: str, data_dir: PathLike | None = None) -> Task:
+  """Returns a task of the registry, read from what `export` wrote at the first use.
+
+  Args:
+    name: in `registry.DEFINITIONS`.
+    data_dir: see `sources.data_directory`.
+
+  Raises:
+    UserError: there is no such task; at the first use: it is not exported, or a line is
+      not as it was written.
+  """
+  which = registry.definition(name)
+  folder = folder_of(which, data_dir)
+
+  @functools.cache
+  def load(split: str) -> Sequence[Example]:
+    path = folder / f"{split}.jsonl"
+    if not path.exists():
+      raise UserError(
+        f"Split '{split}' of task '{name}' is not exported in '{folder}'. Run: tpv tasks "
+        f"prepare {name} --data-dir {sources.data_directory(data_dir)}"
+      )
+    return tuple(_read(which, path))
+
+  first, *more = which.metrics
+  return Task(
+    name, which.words, first, load, tuple(more), functools.partial(_about, folder)
+  )
+
+
+def folder_of(which: Definition, data_dir: PathLike | None = None) -> pathlib.Path:
+  """Returns where a task is exported to."""
+  return sources.data_directory(data_dir) / "tpv_jax" / which.name
+
+
+def examples(
+  which: Definition, split: str, found: sources.Raw, seed: int = registry.SEED
+) -> Iterator[Example]:
+  """Yields the examples of a split, of the rows that the papers' rule gives it.
+
+  A validation example whose source the test split has too is left out (ours), so that
+  the two never overlap, though some data sets repeat texts.
+  """
+  refused = kept_from_validation(which, found, seed) if split == "validation" else ()
+  source, places = which.places(split, found.counts, seed)
+  wanted = set(places.tolist())
+  for number, (where, row) in enumerate(found.rows(source)):
+    if number in wanted:
+      example = which.example(row, where, split)
+      if example is not None and collapsed_source(example) not in refused:
+        yield example
+
+
+def kept_from_validation(
+  which: Definition, found: sources.Raw, seed: int
+) -> frozenset[str]:
+  """Returns the sources of the test split."""
+  return frozenset(map(collapsed_source, examples(which, "test", found, seed)))
+
+
+def export(
+  which: Definition,
+  data_dir: PathLike | None = None,
+  splits: Sequence[str] = SPLITS,
+  seed: int = registry.SEED,
+  overwrite: bool = False,
+  say: Say = print,
+) -> pathlib.Path:
+  """Writes splits of a task as JSON lines and returns their folder.
+
+  A split that was exported with the same settings stays; each appears when it is whole.
+
+  Raises:
+    UserError: the rows are not prepared, one of them is not as the table says, or
+      splits with another seed or of other rows are there and `overwrite` is False.
+  """
+  for split in splits:
+    if split not in SPLITS:
+      raise UserError(
+        f"There is no split '{split}'; the splits are {', '.join(SPLITS)}."
+        f"{near_misses(split, SPLITS)}"
+      )
+  found = sources.raw(which, data_dir)
+  folder = folder_of(which, data_dir)
+  about = {
+    "task": which.name,
+    "rows": found.origin,
+    "rule": which.split_rule,
+    "seed": seed,
+    "template": which.template,
+  }
+  there = _about(folder)
+  done: dict[str, Any] = there.pop("splits", {})
+  if there and there != about:
+    if not overwrite:
+      key = next(k for k in {**about, **there} if about.get(k) != there.get(k))
+      raise UserError(
+        f"'{folder}' holds this task with another {key} ({there.get(key)} there, "
+        f"{about.get(key)} now), and splits of two kinds could overlap. Say --overwrite, "
+        "or choose another --data-dir."
+      )
+    for split in SPLITS:
+      (folder / f"{split}.jsonl").unlink(missing_ok=True)
+    done = {}
+  for split in splits:
+    if split in done:
+      say(
+        f"{which.name}, {split}: {done[split]['examples']} examples are there already"
+      )
+      continue
+    written: list[Example] = []
+    bar = tqdm(
+      examples(which, split, found, seed),
+      desc=f"{which.name}, {split}",
+      total=len(which.places(split, found.counts, seed)[1]),
+      unit=" examples",
+      disable=None,  # where nobody watches
+    )
+    path = folder / f"{split}.jsonl"
+    count = sources.write_lines(path, (_line(e, written) for e in bar))
+    done[split] = {"examples": count, "digest": digest(written)}
+    files.write_json(folder / ABOUT, {**about, "splits": done})
+    say(f"{which.name}, {split}: {count} examples in {path}")
+  return folder
+
+
+def _about(folder: pathlib.Path) -> dict[str, Any]:
+  path = folder / ABOUT
+  return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _line(example: Example, written: list[Example]) -> dict[str, Any]:
+  written.append(example)
+  line: dict[str, Any] = {"inputs": example.inputs, "targets": example.targets}
+  if example.answers:
+    line["answers"] = example.answers
+  if example.group:
+    line["group"] = example.group
+  return line
+
+
+def _read(which: Definition, path: pathlib.Path) -> Iterator[Example]:
+  words = which.words
+  for where, line in sources.read_lines(path):
+    inputs, targets = (line.get(name) for name in ("inputs", "targets"))
+    if not isinstance(inputs, str) or not isinstance(targets, str):
+      raise UserError(
+        f"{where}: 'inputs' and 'targets' must both be texts. Export the task again: "
+        f"tpv tasks export {which.name} --overwrite"
+      )
+    if words is not None and targets not in words:
+      raise UserError(
+        f"{where}: '{targets}' is outside the labels {', '.join(words)} of "
+        f"'{which.name}'.{near_misses(targets, words)} Correct the line, or export the "
+        "task again."
+      )
+    yield Example(
+      inputs, targets, tuple(line.get("answers", ())), line.get("group", "")
+    )

@@ -1,0 +1,384 @@
+"""The raw rows of the registry's data sets: prepared once, then read in a fixed order.
+
+A data directory holds what TFDS writes, and below tpv_jax/raw/NAME/ JSON lines of ours:
+one file for each of the source's splits that the task needs, for data sets of the Hugging
+Face hub and for the user's own files. Where both are there, ours counts. TFDS and
+Hugging Face's `datasets` are imported when they are needed.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from tpv_jax import files
+from tpv_jax.data.batches import order
+from tpv_jax.data.registry import Definition, Row, check_classes
+from tpv_jax.data.text_files import json_row
+from tpv_jax.errors import UserError, near_misses
+from tpv_jax.files import PathLike
+
+ABOUT = "about.json"
+"""The file that is written last and says what lies beside it."""
+
+Say = Callable[[str], None]
+
+
+def data_directory(path: PathLike | None = None) -> pathlib.Path:
+  """Returns the data directory: the given one, $TFDS_DATA_DIR, or TFDS's own default."""
+  chosen = path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+  return pathlib.Path(chosen).expanduser()
+
+
+@dataclasses.dataclass(frozen=True)
+class Lines:
+  """Raw rows that `prepare` wrote as JSON lines."""
+
+  which: Definition
+  folder: pathlib.Path
+
+  @functools.cached_property
+  def about(self) -> dict[str, Any]:
+    """What `prepare` says of them, {} if it was not here."""
+    path = self.folder / ABOUT
+    return json.loads(path.read_text()) if path.exists() else {}
+
+  @property
+  def origin(self) -> str:
+    """Where the rows come from."""
+    return self.about["origin"]
+
+  @property
+  def counts(self) -> Mapping[str, int]:
+    """How many rows each split has."""
+    return self.about.get("rows", {})
+
+  @property
+  def classes(self) -> Mapping[str, list[str]]:
+    """The class names of the columns that hold classes by number."""
+    labels = self.which.labels
+    return {} if labels is None else {self.which.target: list(labels)}
+
+  def path(self, split: str) -> pathlib.Path:
+    """Returns the file of a split."""
+    return self.folder / f"{split}.jsonl"
+
+  def rows(self, split: str) -> Iterator[tuple[str, Row]]:
+    """Yields the rows in the order of the file, each with its file and line."""
+    for where, row in read_lines(self.path(split)):
+      yield where, self.row(row)
+
+  def row(self, row: Row) -> Row:
+    """Returns a line's object as a raw row."""
+    return named(flat(row), self.classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tfds:
+  """Raw rows in TFDS's files, or what `tfds.testing.mock_data` invents."""
+
+  which: Definition
+  builder: Any
+
+  @property
+  def origin(self) -> str:
+    """Where the rows come from, with the version."""
+    return f"TFDS {self.builder.info.full_name}"
+
+  @functools.cached_property
+  def counts(self) -> Mapping[str, int]:
+    """How many rows each split has."""
+    return {
+      split: info.num_examples for split, info in self.builder.info.splits.items()
+    }
+
+  @functools.cached_property
+  def classes(self) -> Mapping[str, list[str]]:
+    """The class names of the columns that hold classes by number."""
+    return {
+      name: feature.names
+      for name, feature in flat(self.builder.info.features).items()
+      if hasattr(feature, "names")
+    }
+
+  def rows(self, split: str) -> Iterator[tuple[str, Row]]:
+    """Yields the rows in TFDS's order, each with its number."""
+    import tensorflow_datasets as tfds
+
+    dataset = tfds.as_numpy(self.builder.as_dataset(split=split, shuffle_files=False))
+    for number, row in enumerate(dataset):
+      yield f"{self.origin}, split '{split}', row {number}", self.row(flat(row))
+
+  def row(self, row: Row) -> Row:
+    """Returns a flat row of TFDS's values as a raw row."""
+    return named({name: _plain(value) for name, value in row.items()}, self.classes)
+
+
+Raw = Lines | Tfds
+
+
+def raw(which: Definition, data_dir: PathLike | None = None) -> Raw:
+  """Returns a task's raw rows.
+
+  Raises:
+    UserError: they are not prepared, or the source has other labels than the table.
+  """
+  folder = data_directory(data_dir)
+  lines = _lines(which, folder)
+  if not _missing(which, lines):
+    return lines
+  if which.tfds is not None:
+    found = Tfds(which, _builder(which, folder))
+    if not _missing(which, found):
+      _check(which, found.classes)
+      return found
+  raise UserError(
+    f"The data of task '{which.name}' is not prepared in '{folder}'. Run: tpv tasks "
+    f"prepare {which.name} --data-dir {folder}"
+  )
+
+
+def prepare(
+  which: Definition,
+  data_dir: PathLike | None = None,
+  folder: PathLike | None = None,
+  say: Say = print,
+) -> None:
+  """Makes a task's raw rows lie in the data directory; what is there already stays.
+
+  A call that was stopped is continued by the next: TFDS and the hub's client keep what
+  they downloaded, and of ours each split appears when it is whole.
+
+  Args:
+    which: the task.
+    data_dir: see `data_directory`.
+    folder: a local copy of the data set instead of a download: either SPLIT.jsonl for
+      each split that is needed, with the columns of the source and classes by name or
+      number; or a folder of Hugging Face's `datasets` (parquet files, or what
+      `save_to_disk` wrote).
+    say: is given a line about each step.
+
+  Raises:
+    UserError: no connection, a package that is not installed, or rows that are not as
+      the table says.
+  """
+  target = data_directory(data_dir)
+  lines = _lines(which, target)
+  if folder is None and not _missing(which, lines):
+    say(f"{which.data}: ready in {lines.folder}")
+  elif folder is None and which.tfds is not None:
+    builder = _builder(which, target)
+    with _download_errors(which):
+      builder.download_and_prepare()
+    check = Tfds(which, builder)
+    _check(which, check.classes)
+    say(f"{which.data}: ready, {check.origin} in {builder.data_dir}")
+  else:
+    _write_raw(which, lines, folder, say)
+
+
+def read_lines(path: PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields the objects of a JSON-lines file, each with its file and line.
+
+  Raises:
+    UserError: a line is no JSON object in UTF-8.
+  """
+  with files.to_path(path).open("rb") as file:
+    for number, line in enumerate(file, start=1):
+      where = f"{path}:{number}"
+      try:
+        text = line.decode()
+      except UnicodeDecodeError as error:
+        raise UserError(
+          f"{where}: not UTF-8 ({error.reason}). Convert the file to UTF-8."
+        ) from error
+      if text.strip():
+        yield where, json_row(text, where)
+
+
+def write_lines(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> int:
+  """Writes a JSON-lines file in one step, row by row; returns how many rows it has."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+  count = 0
+  try:
+    with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+      for row in rows:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        count += 1
+      file.flush()
+      os.fsync(file.fileno())
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+  except BaseException:
+    pathlib.Path(temporary).unlink(missing_ok=True)
+    raise
+  return count
+
+
+def flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Returns nested columns under one name each: 'idx/question'."""
+  found: dict[str, Any] = {}
+  for name, value in row.items():
+    if hasattr(value, "items"):
+      found |= flat(value, f"{prefix}{name}/")
+    else:
+      found[prefix + name] = value
+  return found
+
+
+def named(row: Row, classes: Mapping[str, list[str]]) -> Row:
+  """Returns the row with classes by name: numbers are looked up, -1 becomes None."""
+  changed = {
+    column: None if row[column] < 0 else names[row[column]]
+    for column, names in classes.items()
+    if isinstance(row.get(column), int) and row[column] < len(names)
+  }
+  return {**row, **changed}
+
+
+def needed_splits(which: Definition) -> tuple[str, ...]:
+  """Returns the source's splits that a task is made of."""
+  return ("train", which.held_out)
+
+
+def _lines(which: Definition, data_dir: pathlib.Path) -> Lines:
+  return Lines(which, data_dir / "tpv_jax" / "raw" / which.data)
+
+
+def _missing(which: Definition, found: Raw) -> list[str]:
+  return [split for split in needed_splits(which) if not found.counts.get(split)]
+
+
+def _check(which: Definition, classes: Mapping[str, list[str]]) -> None:
+  if which.target in classes:
+    check_classes(which, classes[which.target])
+
+
+def _builder(which: Definition, data_dir: pathlib.Path) -> Any:
+  try:
+    import tensorflow_datasets as tfds
+  except ImportError as error:
+    raise UserError(
+      f"Task '{which.name}' comes from TFDS, which is not installed ({error}). Install "
+      "tpv_jax with its extra 'data', or bring your own files: tpv tasks prepare "
+      f"{which.name} --from FOLDER"
+    ) from None
+  return tfds.builder(which.tfds, data_dir=str(data_dir))
+
+
+@contextlib.contextmanager
+def _download_errors(which: Definition) -> Iterator[None]:
+  """Turns what a download ends with into one line."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:
+    # TFDS and the hub's client raise dozens of classes, many of them not public.
+    text = " ".join(str(error).split())[:200]
+    raise UserError(
+      f"Cannot prepare '{which.data}' from {which.source}: {type(error).__name__}: "
+      f"{text}. Run the same command again to go on where it stopped; without internet, "
+      "give a local copy by --from FOLDER."
+    ) from error
+
+
+def _write_raw(
+  which: Definition, lines: Lines, folder: PathLike | None, say: Say
+) -> None:
+  """Writes the splits that are not there yet as JSON lines, then what they are."""
+  origin = f"'{folder}'" if folder is not None else which.source
+  rows = dict(lines.counts)
+  if rows and lines.origin != origin:
+    raise UserError(
+      f"'{lines.folder}' holds the rows of {lines.origin} already, so those of {origin} "
+      "were not written. Remove that folder, or choose another --data-dir."
+    )
+  for split in needed_splits(which):
+    if split in rows:
+      say(f"{which.data}, {split}: {rows[split]} rows are there already")
+      continue
+    total, found = _opened(which, split, folder)
+    bar = tqdm(found, f"{which.data}, {split}", total=total, unit=" rows", disable=None)
+    rows[split] = write_lines(lines.path(split), iter(bar))
+    files.write_json(lines.folder / ABOUT, {"origin": origin, "rows": rows})
+    say(f"{which.data}, {split}: {rows[split]} rows in {lines.path(split)}")
+
+
+def _opened(
+  which: Definition, split: str, folder: PathLike | None
+) -> tuple[int | None, Iterator[Row]]:
+  """Returns how many rows a split has, if that is known, and the rows."""
+  if folder is not None:
+    own = pathlib.Path(folder) / f"{split}.jsonl"
+    if own.exists():
+      return None, _checked(which, split, own)
+    if not pathlib.Path(folder).is_dir() or list(pathlib.Path(folder).glob("*.jsonl")):
+      present = [path.name for path in pathlib.Path(folder).glob("*")]
+      raise UserError(
+        f"'{own}' does not exist.{near_misses(own.name, present)} Task '{which.name}' "
+        f"needs {' and '.join(f'{s}.jsonl' for s in needed_splits(which))}, or a folder "
+        "of Hugging Face's 'datasets'."
+      )
+  dataset = _hugging_face(which, folder)
+  if split not in dataset:
+    raise UserError(
+      f"{folder or which.source} has no split '{split}', only {', '.join(dataset)}."
+      f"{near_misses(split, dataset)} Give a folder that has it."
+    )
+  table = dataset[split]
+  classes = {
+    name: feature.names
+    for name, feature in table.features.items()
+    if hasattr(feature, "names")
+  }
+  _check(which, classes)
+  # Some of the hub's data sets are sorted by class; those of TFDS never are.
+  places = order(len(table), 0)
+  return len(table), (named(flat(table[int(place)]), classes) for place in places)
+
+
+def _checked(which: Definition, split: str, path: pathlib.Path) -> Iterator[Row]:
+  """Yields the rows of the user's file; a bad one is named now, not in the training."""
+  found = Lines(which, path.parent)
+  for where, row in read_lines(path):
+    checked = found.row(row)
+    which.example(checked, where, split)
+    yield checked
+
+
+def _hugging_face(which: Definition, folder: PathLike | None) -> Mapping[str, Any]:
+  try:
+    import datasets
+  except ImportError as error:
+    raise UserError(
+      f"The data of '{which.name}' needs Hugging Face's 'datasets', which is not "
+      f"installed ({error}): pip install datasets. Or give JSON lines by --from FOLDER."
+    ) from None
+  with _download_errors(which):
+    if folder is None:
+      return datasets.load_dataset(which.hugging_face)
+    if (pathlib.Path(folder) / "dataset_dict.json").exists():
+      return datasets.load_from_disk(os.fspath(folder))
+    return datasets.load_dataset(os.fspath(folder))
+
+
+def _plain(value: Any) -> Any:
+  """Returns TFDS's value as Python has it: text, number, or a list of them."""
+  if isinstance(value, bytes):
+    return value.decode()
+  if isinstance(value, np.ndarray):
+    return [_plain(one) for one in value.tolist()] if value.ndim else _plain(value[()])
+  if isinstance(value, np.integer | np.bool_):
+    return value.item()
+  # Not `item`, which would spell the float32 of 3.8 as 3.799999952316284.
+  return float(str(value)) if isinstance(value, np.floating) else value
