@@ -91,6 +91,30 @@ def read_bytes(path: PathLike) -> bytes:
     raise FileNotFoundError(errno.ENOENT, text, str(path)) from None
 
 
+def inside(folder: PathLike, name: str) -> Path:
+  """Returns the path of a file in a folder, which no link in it may lead out of.
+
+  Except where Hugging Face's cache keeps its files: `snapshots/<revision>` holds links
+  into the folder `blobs` beside it.
+
+  Raises:
+    UserError: the file is a link to one elsewhere.
+  """
+  path = to_path(folder) / name
+  if not is_remote(path):
+    home = pathlib.Path(os.path.realpath(folder))
+    real = pathlib.Path(os.path.realpath(path))
+    homes = [home]
+    if home.parent.name == "snapshots":
+      homes.append(home.parent.parent / "blobs")
+    if not any(real.is_relative_to(one) for one in homes):
+      raise UserError(
+        f"'{path}' is a link out of its folder, to '{real}'. Copy that file into the "
+        "folder if it belongs there."
+      )
+  return path
+
+
 def missing(path: PathLike) -> str:
   """Returns what to say about a path that does not exist, with near misses."""
   lost = to_path(path)

@@ -205,7 +205,7 @@ def test_folders_with_nothing_usable_are_refused(tmp_path):
     sources.load(tmp_path / "empty")
   (tmp_path / "other").mkdir()
   (tmp_path / "other" / "x.txt").write_text("x")
-  with pytest.raises(UserError, match="neither a run folder nor an Orbax checkpoint"):
+  with pytest.raises(UserError, match="no run folder, Orbax checkpoint or PEFT adapter"):
     sources.load(tmp_path / "other")
   (tmp_path / "legacy").mkdir()
   (tmp_path / "legacy" / "checkpoint").write_bytes(b"\x83")

@@ -24,8 +24,8 @@ from jax.experimental import multihost_utils
 from tpv_jax import files, identity
 from tpv_jax.model import PROMPT
 from tpv_jax.runner import processes, run_folder
-from tpv_jax.vectors import sources, store
-from tpv_jax.vectors.provenance import Provenance, Term
+from tpv_jax.vectors import store
+from tpv_jax.vectors.provenance import Provenance, Term, of_leaves
 
 INITIAL = "initial_prompt.safetensors"
 LAST = "last_prompt.safetensors"
@@ -179,7 +179,7 @@ def _trained(
 ) -> Provenance:
   """Returns the provenance of a trained prompt: its initial one's, task and steps."""
   initial = read_provenance(model_dir, INITIAL) or dataclasses.replace(
-    sources.unknown(leaves), notes=(f"{INITIAL} was lost, and with it what it said",)
+    of_leaves(leaves), notes=(f"{INITIAL} was lost, and with it what it said",)
   )
   return dataclasses.replace(
     initial, terms=(Term(task, 1.0),), steps=step, versions=versions()

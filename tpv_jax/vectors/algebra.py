@@ -78,6 +78,26 @@ def fold(prompt: Loaded) -> Loaded:
   return Loaded(folded.leaves(), provenance, prompt.name)
 
 
+def named(tuned: Loaded, task: str | None) -> tuple[Term, ...]:
+  """Returns the terms of a prompt, its one unknown task named by the user.
+
+  Raises:
+    UserError: it states other tasks than `task`.
+  """
+  terms = tuned.provenance.terms
+  if task is None:
+    return terms
+  stated = [term.task for term in terms]
+  if stated == [None]:
+    return (Term(task, terms[0].coefficient),)
+  if stated != [task]:
+    raise UserError(
+      f"'{tuned.name}' states its task terms itself ({describe_terms(terms)}), not "
+      f"'{task}'. Leave out --task."
+    )
+  return terms
+
+
 def diff(
   tuned: Loaded,
   initial: Loaded,
@@ -119,7 +139,7 @@ def diff(
   _refuse_other_alpha([tuned, initial])
   fingerprint, notes = _common_backbone([tuned, initial], allow_unknown=True)
   mine, other = tuned.provenance, initial.provenance
-  terms, mixed = _named(tuned, task), mine.mixed_origins
+  terms, mixed = named(tuned, task), mine.mixed_origins
   digest: str | None = start
   seed = mine.base_seed if mine.base_digest == start else None
   if seed is None and other.initial_digest == start:
@@ -566,22 +586,6 @@ def _origin(item: Loaded) -> str:
 def _backbone(item: Loaded) -> str:
   known = item.provenance
   return f"{known.backbone_name or 'no name'} {str(known.backbone_fingerprint)[:12]}…"
-
-
-def _named(tuned: Loaded, task: str | None) -> tuple[Term, ...]:
-  """Returns the terms, the one unknown task named by the user."""
-  terms = tuned.provenance.terms
-  if task is None:
-    return terms
-  stated = [term.task for term in terms]
-  if stated == [None]:
-    return (Term(task, terms[0].coefficient),)
-  if stated != [task]:
-    raise UserError(
-      f"'{tuned.name}' states its task terms itself ({describe_terms(terms)}), not "
-      f"'{task}'. Leave out --task."
-    )
-  return terms
 
 
 def _agreed(values: Sequence[Any]) -> Any:

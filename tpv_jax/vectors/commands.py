@@ -5,12 +5,8 @@ imported, except by Orbax when a checkpoint of it is read.
 """
 
 import argparse
-import contextlib
-import dataclasses
 import json
-import math
 import pathlib
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -261,13 +257,13 @@ def _diff(options: argparse.Namespace) -> None:
   tuned = sources.load(options.tuned, options.which)
   initial = _initial_of(options)
   if options.backbone is not None:
-    fingerprint, name = _backbone(options.backbone)
-    tuned = _with_backbone(tuned, fingerprint, name)
-    initial = _with_backbone(initial, fingerprint, name)
+    backbone = sources.backbone(options.backbone)
+    tuned = sources.with_backbone(tuned, *backbone)
+    initial = sources.with_backbone(initial, *backbone)
   if options.alpha is not None:
-    tuned = _with_alpha(tuned, options.alpha)
-    initial = _with_alpha(initial, options.alpha)
-  _write(
+    tuned = sources.with_alpha(tuned, options.alpha)
+    initial = sources.with_alpha(initial, options.alpha)
+  write(
     options,
     algebra.diff(
       tuned, initial, options.allow_mixed_origin, options.task, options.space
@@ -279,7 +275,7 @@ def _sum(options: argparse.Namespace) -> None:
   """Writes the sum of vectors, each times its weight; equal tasks become one term."""
   _refuse_output(options)
   vectors = [sources.load(path) for path in options.vectors]
-  _write(
+  write(
     options,
     algebra.sum_vectors(
       vectors,
@@ -293,19 +289,19 @@ def _sum(options: argparse.Namespace) -> None:
 def _negate(options: argparse.Namespace) -> None:
   """Writes the vector -V, every term negated; applied, it forgets its tasks."""
   _refuse_output(options)
-  _write(options, algebra.negate(sources.load(options.vector)))
+  write(options, algebra.negate(sources.load(options.vector)))
 
 
 def _scale(options: argparse.Namespace) -> None:
   """Writes the vector C * V, every coefficient times C."""
   _refuse_output(options)
-  _write(options, algebra.scale(sources.load(options.vector), options.factor))
+  write(options, algebra.scale(sources.load(options.vector), options.factor))
 
 
 def _analogy(options: argparse.Namespace) -> None:
   """Writes the vector C + (B - A): 'A is to B as C is to OUT'."""
   _refuse_output(options)
-  _write(
+  write(
     options,
     algebra.analogy(
       sources.load(options.a),
@@ -324,7 +320,7 @@ def _apply(options: argparse.Namespace) -> None:
   for a vector of the factor space, which only its own initial parameters fit.
   """
   _refuse_output(options)
-  _write(
+  write(
     options,
     algebra.apply(
       sources.load(options.vector),
@@ -345,8 +341,8 @@ def _fold(options: argparse.Namespace) -> None:
   _refuse_output(options)
   prompt = sources.load(options.prompt, options.which)
   if options.alpha is not None:
-    prompt = _with_alpha(prompt, options.alpha)
-  _write(options, algebra.fold(prompt))
+    prompt = sources.with_alpha(prompt, options.alpha)
+  write(options, algebra.fold(prompt))
 
 
 def _cosine(options: argparse.Namespace) -> None:
@@ -543,63 +539,13 @@ def _initial_of(options: argparse.Namespace) -> Loaded:
   return sources.load(run, "initial")
 
 
-def _backbone(text: str) -> tuple[str, str | None]:
-  """Returns the fingerprint and the name of the backbone that the user means."""
-  if re.fullmatch("[0-9a-f]{64}", text):
-    return text, None
-  with contextlib.suppress(UserError):  # Then it is no prompt, but a backbone.
-    known = sources.load(text).provenance
-    if known.backbone_fingerprint is not None:
-      return known.backbone_fingerprint, known.backbone_name
-  from tpv_jax.backbone import loading
-
-  backbone = loading.load_backbone(text)
-  return backbone.fingerprint, backbone.name
-
-
-def _with_backbone(item: Loaded, fingerprint: str, name: str | None) -> Loaded:
-  """Returns the item with a backbone that it did not state; one that it did stays."""
-  if item.provenance.backbone_fingerprint not in (None, fingerprint):
-    raise UserError(
-      f"'{item.name}' states another backbone ("
-      f"{str(item.provenance.backbone_fingerprint)[:12]}…) than --backbone "
-      f"({fingerprint[:12]}…). Leave out --backbone."
-    )
-  provenance = dataclasses.replace(
-    item.provenance,
-    backbone_fingerprint=fingerprint,
-    backbone_name=item.provenance.backbone_name or name,
-  )
-  return dataclasses.replace(item, provenance=provenance)
-
-
-def _with_alpha(item: Loaded, alpha: float) -> Loaded:
-  """Returns parameters with an alpha that they did not state, on the user's word.
-
-  What is folded has none, and stays as it is.
-  """
-  known = item.provenance
-  if known.space == "effective" or known.alpha == alpha:
-    return item
-  if not math.isfinite(alpha):
-    raise UserError(f"Alpha is {alpha}. Give an ordinary number, as DePT's 8.")
-  if known.alpha is not None:
-    raise UserError(
-      f"'{item.name}' states another alpha ({known.alpha:g}) than --alpha ({alpha:g}). "
-      "Leave out --alpha."
-    )
-  note = f"that its alpha is {alpha:g} is the user's word"
-  return dataclasses.replace(
-    item, provenance=dataclasses.replace(known, alpha=alpha, notes=(*known.notes, note))
-  )
-
-
 def _refuse_output(options: argparse.Namespace) -> None:
   """Refuses an output that cannot be written before anything is read."""
   store.check_output(options.output, options.overwrite)
 
 
-def _write(options: argparse.Namespace, item: Loaded) -> None:
+def write(options: argparse.Namespace, item: Loaded) -> None:
+  """Writes what a command made to its output and prints what it is."""
   store.write(options.output, item.leaves, item.provenance, options.overwrite)
   known = item.provenance
   if known.space == "factor":

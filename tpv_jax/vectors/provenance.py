@@ -195,6 +195,24 @@ _JSON_TYPES: dict[str, type | tuple[type, ...]] = {
 }
 
 
+def of_leaves(names: Iterable[str]) -> Provenance:
+  """Returns what the names of its leaves alone say of a prompt: its method and space.
+
+  It counts as one term of an unknown task.
+  """
+  held = set(names)
+  factor = "short_prompt" in held
+  method: str | None = "plain" if held == {"prompt"} else None
+  if factor:
+    method = "ept" if held & {"fusion_query", "gate_kernel"} else "dept"
+  return Provenance(
+    kind="prompt",
+    terms=(Term(None, 1.0),),
+    method=method,
+    space="factor" if factor else "effective",
+  )
+
+
 def scale_terms(terms: Iterable[Term], factor: float) -> tuple[Term, ...]:
   """Returns the terms with every coefficient times `factor`; those at 0 are dropped."""
   return merge_terms([Term(term.task, term.coefficient * factor) for term in terms])

@@ -1,19 +1,26 @@
 """Loads a prompt or vector from wherever one lies: a run, a checkpoint, a file.
 
-A folder that is neither says what it is. Orbax is imported only for a checkpoint.
+Other tools' files are read by `formats`. What they do not say of a prompt the user may
+add (`with_backbone` and its like). A folder of another kind says what it is. Orbax is
+imported only for a checkpoint.
 """
 
+import contextlib
 import dataclasses
 import json
+import math
+import re
 from collections.abc import Mapping
 
 import numpy as np
 
 from tpv_jax import files, identity, orbax_io
 from tpv_jax.errors import UserError
-from tpv_jax.vectors import store
+from tpv_jax.formats import arrays, peft
+from tpv_jax.prompts import equations
+from tpv_jax.vectors import algebra, arithmetic, store
 from tpv_jax.vectors.algebra import Loaded
-from tpv_jax.vectors.provenance import Provenance, Term
+from tpv_jax.vectors.provenance import Provenance, of_leaves
 
 WHICH = ("best", "last", "initial")
 """The prompts that a run folder holds, as `<which>_prompt.safetensors`."""
@@ -24,19 +31,25 @@ def load(path: files.PathLike, which: str = "best") -> Loaded:
 
   Args:
     path: a run folder, an Orbax checkpoint `checkpoint_<step>` of the standalone runner
-      or of T5X, or a file that `store.write` made.
+      or of T5X, a file that `store.write` made; or of other tools a PEFT adapter's folder
+      (`peft.read`) or a file of arrays (`arrays.read`).
     which: which prompt of a run folder: 'best', 'last' or 'initial'. The others hold
       only one, and it is loaded whatever this says.
 
   A checkpoint inside a run folder takes its provenance from the prompts of that run.
-  Any other states none: its fields stay None, and it counts as one term of an unknown
-  task. Of its method it says what the names of its leaves say, and not its alpha.
+  Any other, and what other tools wrote, states none: its fields stay None, and it counts
+  as one term of an unknown task. Of its method it says what the names of its leaves say,
+  and not its alpha.
 
   Raises:
     UserError: nothing usable lies there; the message says what does.
   """
   if which not in WHICH:
     raise UserError(f"'{which}' is none of {', '.join(WHICH)}.")
+  if peft.is_adapter(path):
+    return peft.read(path)
+  if arrays.holds_arrays(path):
+    return arrays.read(path)
   path = files.to_path(path)
   if not path.is_dir():
     leaves, provenance = store.read(path)
@@ -114,7 +127,7 @@ def _from_checkpoint(path: files.Path) -> Loaded:
     store.refuse_not_finite(f"{path}: {name}", leaf.astype(np.float32))
     leaves[name] = leaf.astype(np.float32)
   run = run_of(path)
-  provenance = unknown(leaves) if run is None else _of_step(run, path, leaves)
+  provenance = of_leaves(leaves) if run is None else _of_step(run, path, leaves)
   return Loaded(leaves, provenance, str(path))
 
 
@@ -129,7 +142,7 @@ def _refuse_folder(path: files.Path) -> None:
     ]
     held = f" It holds {', '.join(usable[:5])}: give one of these." if usable else ""
     raise UserError(
-      f"'{path}' is neither a run folder nor an Orbax checkpoint.{held or ' Check it.'}"
+      f"'{path}' is no run folder, Orbax checkpoint or PEFT adapter.{held or ' Check it.'}"
     )
   if not inside:
     raise UserError(f"'{path}' is an empty folder. Give a run, a checkpoint or a file.")
@@ -144,24 +157,117 @@ def _of_step(
       known = store.read(_in_run(run, which))[1]
       if identity.prompt_digest(leaves) == known.base_digest:
         return dataclasses.replace(known, terms=(), steps=0)
-      terms = known.terms or unknown(leaves).terms
+      terms = known.terms or of_leaves(leaves).terms
       return dataclasses.replace(
         known, terms=terms, steps=orbax_io.checkpoint_step(path)
       )
-  return unknown(leaves)
+  return of_leaves(leaves)
 
 
-def unknown(leaves: Mapping[str, np.ndarray]) -> Provenance:
-  """Returns what the leaves alone say of a prompt: how it is parametrised."""
-  names = set(leaves)
-  method = None
-  if names == {"prompt"}:
-    method = "plain"
-  elif "short_prompt" in names:
-    method = "ept" if names & {"fusion_query", "gate_kernel"} else "dept"
-  return Provenance(
-    kind="prompt",
-    terms=(Term(None, 1.0),),
-    method=method,
-    space="factor" if "short_prompt" in names else "effective",
+def backbone(text: str) -> tuple[str, str | None]:
+  """Returns the fingerprint and the name of the backbone that the user means."""
+  if re.fullmatch("[0-9a-f]{64}", text):
+    return text, None
+  with contextlib.suppress(UserError):  # Then it is no prompt, but a backbone.
+    known = load(text).provenance
+    if known.backbone_fingerprint is not None:
+      return known.backbone_fingerprint, known.backbone_name
+  from tpv_jax.backbone import loading
+
+  found = loading.load_backbone(text)
+  return found.fingerprint, found.name
+
+
+def with_backbone(item: Loaded, fingerprint: str, name: str | None) -> Loaded:
+  """Returns the item with a backbone that it did not state; one that it did stays."""
+  if item.provenance.backbone_fingerprint not in (None, fingerprint):
+    raise UserError(
+      f"'{item.name}' states another backbone ("
+      f"{str(item.provenance.backbone_fingerprint)[:12]}…) than --backbone "
+      f"({fingerprint[:12]}…). Leave out --backbone."
+    )
+  provenance = dataclasses.replace(
+    item.provenance,
+    backbone_fingerprint=fingerprint,
+    backbone_name=item.provenance.backbone_name or name,
   )
+  return dataclasses.replace(item, provenance=provenance)
+
+
+def with_alpha(item: Loaded, alpha: float) -> Loaded:
+  """Returns parameters with an alpha that they did not state, on the user's word.
+
+  What is folded has none, and stays as it is.
+  """
+  known = item.provenance
+  if known.space == "effective" or known.alpha == alpha:
+    return item
+  if not math.isfinite(alpha):
+    raise UserError(f"Alpha is {alpha}. Give an ordinary number, as DePT's 8.")
+  if known.alpha is not None:
+    raise UserError(
+      f"'{item.name}' states another alpha ({known.alpha:g}) than --alpha ({alpha:g}). "
+      "Leave out --alpha."
+    )
+  note = f"that its alpha is {alpha:g} is the user's word"
+  return dataclasses.replace(
+    item, provenance=dataclasses.replace(known, alpha=alpha, notes=(*known.notes, note))
+  )
+
+
+def with_initial(item: Loaded, initial: Loaded) -> Loaded:
+  """Returns a prompt with the initial prompt that it was tuned from, on the user's word.
+
+  The initial prompt itself counts as no task.
+
+  Raises:
+    UserError: `item` is a vector, states another initial prompt, or is of another method,
+      form or alpha than `initial`.
+  """
+  known, start = item.provenance, identity.prompt_digest(initial.leaves)
+  if known.kind != "prompt" or known.initial_digest not in (None, start):
+    stated = known.initial_digest
+    raise UserError(
+      f"'{item.name}' is a {known.kind} that states its origin itself (initial prompt "
+      f"{f'{stated[:12]}…' if stated else 'unknown'}), and '{initial.name}' is "
+      f"{start[:12]}…. Leave out --initial."
+    )
+  arithmetic.refuse_unequal(
+    item.leaves, initial.leaves, f"'{item.name}'", f"'{initial.name}'"
+  )
+  initial = initial if known.alpha is None else with_alpha(initial, known.alpha)
+  if known.initial_digest is not None:
+    return item
+  known = dataclasses.replace(
+    known,
+    initial_digest=start,
+    initial_seed=_seed(initial, start),
+    notes=(
+      *known.notes,
+      f"that it was tuned from the initial prompt {start[:12]} is the user's word",
+    ),
+  )
+  if known.alpha is not None:
+    folded = equations.fold_exactly(initial.leaves, known.alpha).leaves()
+    known = dataclasses.replace(
+      known, initial_folded_digest=identity.prompt_digest(folded)
+    )
+  if identity.prompt_digest(item.leaves) == start:
+    known = dataclasses.replace(known, terms=(), steps=0, notes=item.provenance.notes)
+  return dataclasses.replace(item, provenance=known)
+
+
+def _seed(initial: Loaded, digest: str) -> int | None:
+  """Returns the seed of an initial prompt, where it is known to be one."""
+  known = initial.provenance
+  return known.initial_seed if known.initial_digest == digest else None
+
+
+def with_task(item: Loaded, task: str) -> Loaded:
+  """Returns a prompt or vector whose one unknown task is named.
+
+  Raises:
+    UserError: it states other tasks.
+  """
+  known = dataclasses.replace(item.provenance, terms=algebra.named(item, task))
+  return dataclasses.replace(item, provenance=known)

@@ -1,0 +1,248 @@
+"""Prompts as adapters of Hugging Face PEFT: a folder with a JSON file and safetensors.
+
+    adapter_config.json         what kind of adapter it is, and its sizes
+    adapter_model.safetensors   "prompt_embeddings" [rows, D]
+    tpv_provenance.json         ours, see `sidecar`; PEFT does not look at it
+
+Of an encoder-decoder model PEFT makes 2P rows for P prompt tokens and uses the first P
+(`PeftModelForSeq2SeqLM.forward` of 0.21); the others keep their initial values. NumPy only.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tpv_jax import files, safetensors_io
+from tpv_jax.errors import UserError
+from tpv_jax.formats import arrays, sidecar
+from tpv_jax.vectors import algebra
+from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.provenance import Provenance, of_leaves
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PROVENANCE = "tpv_provenance.json"
+LEAF = "prompt_embeddings"
+
+_PICKLE = "adapter_model.bin"
+
+_MOST_TEXT = 300
+"""Characters of a config's text that a note repeats."""
+
+
+def is_adapter(path: files.PathLike) -> bool:
+  """Returns whether `path` is an adapter's folder, whatever its kind, or its weights."""
+  path = files.to_path(path)
+  if path.name in (WEIGHTS, _PICKLE):
+    return path.is_file()
+  return any((path / name).is_file() for name in (CONFIG, WEIGHTS, _PICKLE))
+
+
+def read(path: files.PathLike) -> Loaded:
+  """Returns the prompt of an adapter of prompt tuning, its values as fp32.
+
+  Of doubled rows the first half. Its provenance is what `write` put beside it. Otherwise
+  the config gives the backbone's name and PEFT's version, and what it says of the task
+  type, the initialisation and the doubled rows becomes notes. The rest stays unknown.
+
+  Args:
+    path: the folder, or the file of weights in it; here or on gs://.
+
+  Raises:
+    UserError: it is an adapter of another kind or a pickle; the config and the weights
+      do not fit each other; a file is damaged or a link out of the folder.
+  """
+  folder = files.to_path(path)
+  if folder.name in (WEIGHTS, _PICKLE):
+    folder = folder.parent
+  shown = str(folder)
+  config = _config(folder)
+  _refuse_other_kind(config, shown)
+  values = _weights(folder)
+  tokens = _tokens(config, values.shape, shown)
+  leaves = {"prompt": values[:tokens].copy()}
+  known = sidecar.read(files.inside(folder, PROVENANCE), leaves, shown)
+  if known is None:
+    known = _provenance(config, leaves, len(values))
+  return Loaded(leaves, known, shown)
+
+
+def write(
+  path: files.PathLike,
+  prompt: Loaded,
+  base_model: str | None = None,
+  overwrite: bool = False,
+) -> None:
+  """Writes a prompt as an adapter that `PeftModel.from_pretrained` loads.
+
+  DePT and EPT prompts are folded. The rows are doubled as PEFT's own are, the second half
+  zeros. What PEFT has no place for lies beside it.
+
+  Args:
+    path: a new folder; with `overwrite` one whose files of these names are replaced.
+    prompt: any prompt that adds nothing to the source's embeddings.
+    base_model: what PEFT calls the backbone: a name on the hub or a folder, from which
+      `AutoPeftModelForSeq2SeqLM` loads it. `PeftModel` needs none.
+    overwrite: whether existing files may be replaced.
+
+  Raises:
+    UserError: a vector was given, a prompt with a delta other than 0, or one of an unknown
+      alpha; `path` exists.
+    OSError: nothing was written that is an adapter.
+  """
+  folder = files.to_path(path)
+  check_output(folder, overwrite)
+  folded = algebra.fold(prompt)
+  refuse_delta(folded, "A PEFT adapter of prompt tuning")
+  values = np.asarray(folded.leaves["prompt"], np.float32)
+  tokens, features = values.shape
+  config = {
+    "auto_mapping": None,
+    "base_model_name_or_path": base_model,
+    "inference_mode": True,
+    "num_attention_heads": None,
+    "num_layers": None,
+    "num_transformer_submodules": 2,
+    "num_virtual_tokens": tokens,
+    "peft_type": "PROMPT_TUNING",
+    "prompt_tuning_init": "RANDOM",
+    "prompt_tuning_init_text": None,
+    "revision": None,
+    "task_type": "SEQ_2_SEQ_LM",
+    "token_dim": features,
+    "tokenizer_name_or_path": None,
+  }
+  rows = np.concatenate([values, np.zeros_like(values)])
+  contents = {
+    CONFIG: sidecar.to_json(config),
+    WEIGHTS: safetensors_io.encode({LEAF: rows}, {"format": "pt"}),
+    PROVENANCE: sidecar.encode({"prompt": values}, folded.provenance),
+  }
+  if not files.is_remote(folder):
+    folder.mkdir(exist_ok=True)
+  # What is entered first appears last: without a config the folder is no adapter.
+  with contextlib.ExitStack() as stack:
+    for name, content in contents.items():
+      stack.enter_context(files.writing(folder / name, overwrite)).write(content)
+
+
+def check_output(path: files.PathLike, overwrite: bool = False) -> None:
+  """Raises `UserError` if `write` could not write to `path`, whatever the prompt."""
+  folder = files.to_path(path)
+  if folder.is_file():
+    raise UserError(f"Cannot write '{folder}': it is a file. Name a folder.")
+  if not files.is_remote(folder) and not folder.parent.is_dir():
+    raise UserError(
+      f"Cannot write '{folder}': the folder '{folder.parent}' does not exist. Make it "
+      "first."
+    )
+  files.refuse_existing(folder, overwrite)
+
+
+def refuse_delta(folded: Loaded, what: str) -> None:
+  """Raises `UserError` if a folded prompt adds anything to the source's embeddings."""
+  delta = folded.leaves.get("delta")
+  if delta is not None and delta.any():
+    raise UserError(
+      f"{what} puts rows before a source and adds nothing to its embeddings; "
+      f"'{folded.name}' adds a delta {list(delta.shape)} to them, and without it would "
+      "give other answers. Keep both: fold it and write an .npz file (tpv fold, tpv "
+      "export --to npz), answer with tpv_jax.infer, or train a plain prompt."
+    )
+
+
+def _config(folder: files.Path) -> Mapping[str, Any]:
+  path = files.inside(folder, CONFIG)
+  if not path.is_file():
+    raise UserError(
+      f"'{folder}' has no {CONFIG}, without which nobody knows how many of its rows are "
+      "the prompt. Take a whole copy of the adapter's folder."
+    )
+  return sidecar.read_json(path)
+
+
+def _refuse_other_kind(config: Mapping[str, Any], shown: str) -> None:
+  kind = config.get("peft_type")
+  if kind == "PROMPT_TUNING":
+    return
+  if kind == "MULTITASK_PROMPT_TUNING":
+    raise UserError(
+      f"'{shown}' is an adapter of multitask prompt tuning (MPT): the prompt of a task is "
+      "the shared prompt times a low-rank matrix of that task, and it holds those of "
+      f"{config.get('num_tasks')} tasks. Multiply out the one you mean (prompt_embeddings "
+      "* (prefix_task_cols[task] @ prefix_task_rows[task])) and import that as .npy."
+    )
+  raise UserError(
+    f"'{shown}' is an adapter of {str(kind)[:60]}, and only those of PROMPT_TUNING are "
+    "read: rows that stand before a source, and nothing else."
+  )
+
+
+def _weights(folder: files.Path) -> np.ndarray:
+  path = files.inside(folder, WEIGHTS)
+  if not path.is_file():
+    if (folder / _PICKLE).is_file():
+      arrays.refuse_pickle(folder / _PICKLE)
+    raise UserError(f"'{folder}' has no {WEIGHTS}. Take a whole copy of its folder.")
+  with safetensors_io.opened(path) as (_, leaves):
+    if set(leaves) != {LEAF}:
+      held = ", ".join(sorted(leaves)[:5]) or "nothing"
+      raise UserError(
+        f"'{path}' holds {held}, where an adapter of prompt tuning holds {LEAF!r} alone. "
+        "If more was trained than the prompt, the prompt alone means nothing."
+      )
+    leaf = leaves[LEAF]
+    if len(leaf.shape) != 2:
+      raise UserError(f"'{path}' holds {LEAF!r} of shape {leaf.shape}, no matrix.")
+    return arrays.to_fp32(np.asarray(leaf), LEAF, str(path))
+
+
+def _tokens(config: Mapping[str, Any], shape: tuple[int, ...], shown: str) -> int:
+  """Returns the prompt's tokens, after checking the config against the weights' shape."""
+  tokens = config.get("num_virtual_tokens")
+  stacks = config.get("num_transformer_submodules")
+  width = config.get("token_dim")
+  if stacks is None:
+    stacks = 2 if config.get("task_type") == "SEQ_2_SEQ_LM" else 1
+  if type(tokens) is int and tokens > 0 and stacks in (1, 2):
+    rows, columns = shape
+    if rows == tokens * stacks and width in (None, columns):
+      return tokens
+  raise UserError(
+    f"The {CONFIG} of '{shown}' does not fit its weights: it states {tokens} virtual "
+    f"tokens in {stacks} submodules of width {width}, and {LEAF} is {list(shape)}. Take "
+    "another copy of both."
+  )
+
+
+def _provenance(
+  config: Mapping[str, Any], leaves: Mapping[str, np.ndarray], rows: int
+) -> Provenance:
+  """Returns what PEFT's own files say of a prompt."""
+
+  def text(name: str) -> str | None:
+    value = config.get(name)
+    return value[:_MOST_TEXT] if isinstance(value, str) and value else None
+
+  stated = [
+    f"{name} {value!r}"
+    for name in ("task_type", "prompt_tuning_init", "prompt_tuning_init_text")
+    if (value := text(name)) is not None
+  ]
+  notes = [f"its PEFT config says: {', '.join(stated)}"] if stated else []
+  tokens = len(leaves["prompt"])
+  if rows > tokens:
+    notes.append(
+      f"rows {tokens} to {rows - 1} of the PEFT adapter were left out, for PEFT makes "
+      "them for the decoder and never uses them"
+    )
+  version = text("peft_version")
+  return dataclasses.replace(
+    of_leaves(leaves),
+    backbone_name=text("base_model_name_or_path"),
+    versions={} if version is None else {"peft": version},
+    notes=tuple(notes),
+  )
