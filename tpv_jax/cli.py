@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import tpv_jax
 from tpv_jax.arguments import Parser
 from tpv_jax.errors import EXIT_USER_ERROR, run_command
+from tpv_jax.formats import commands as formats
 from tpv_jax.vectors import commands as vectors
 
 _EXAMPLES = """\
@@ -19,7 +20,9 @@ _EXAMPLES = """\
   tpv sum sst2.safetensors rte.safetensors -o both.safetensors
   tpv apply both.safetensors runs/sst2 -o prompt.safetensors
   tpv cosine *.safetensors
-  tpv inspect runs/ept_* -o pictures               what EPT's gates and fusion do"""
+  tpv inspect runs/ept_* -o pictures               what EPT's gates and fusion do
+  tpv import peft_adapter -o sst2.safetensors      another tool's prompt
+  tpv export runs/sst2 --to peft -o adapter        a prompt for another tool"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     title="commands", metavar="COMMAND", required=True, parser_class=Parser
   )
   vectors.add(commands)
+  formats.add(commands)
   return parser
 
 

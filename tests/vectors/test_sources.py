@@ -194,7 +194,7 @@ def test_a_folder_of_runs_says_so(make_run, tmp_path):
   make_run("sst2")
   make_run("rte")
   with pytest.raises(
-    UserError, match=r"neither a run folder.*It holds rte, sst2: give"
+    UserError, match=r"is no run folder.*It holds rte, sst2: give"
   ):
     sources.load(tmp_path)
 

@@ -20,9 +20,9 @@ from tpv_jax.vectors.provenance import SPACES, describe_terms
 
 SOURCES = """\
 A PATH is a run folder of tpv_jax.train (its best prompt; see --which), an Orbax
-checkpoint 'checkpoint_<step>' of tpv_jax.train or of T5X, or a .safetensors file that
-tpv or a run wrote. Outputs are .safetensors files with their provenance inside. All of
-them may be on gs://."""
+checkpoint 'checkpoint_<step>' of tpv_jax.train or of T5X, a .safetensors file that tpv
+or a run wrote, or another tool's prompt (see 'tpv import --help'). Outputs are
+.safetensors files with their provenance inside. All of them may be on gs://."""
 
 _EXAMPLES = {
   "diff": """\
@@ -73,16 +73,11 @@ def add(commands: Any) -> None:
     help="the prompt it was tuned from; a run folder means its initial prompt "
     "(default: that of the run TUNED)",
   )
-  _add_which(command, ("best", "last"))
+  add_which(command, ("best", "last"))
   command.add_argument(
     "--task", metavar="NAME", help="the task of a checkpoint that does not state it"
   )
-  command.add_argument(
-    "--backbone",
-    metavar="BACKBONE",
-    help="the backbone of checkpoints that do not state it: a fingerprint (64 hex "
-    "digits), a prompt or vector of that backbone, or the backbone itself",
-  )
+  add_backbone(command, "the backbone of checkpoints that do not state it")
   command.add_argument(
     "--space",
     choices=SPACES,
@@ -91,7 +86,7 @@ def add(commands: Any) -> None:
     "two do, as folded; 'factor', the difference of their parameters, for use on the "
     "same initial parameters only. For plain prompts both are one",
   )
-  _add_alpha(command)
+  add_alpha(command)
   _add_mixed(command, "another prompt than TUNED was tuned from")
 
   command = _add(commands, "sum", _sum, "the sum of vectors", writes=True)
@@ -134,12 +129,12 @@ def add(commands: Any) -> None:
 
   command = _add(commands, "fold", _fold, "what a DePT or EPT prompt does", writes=True)
   command.add_argument("prompt", metavar="PROMPT", help="a prompt")
-  _add_which(command)
-  _add_alpha(command)
+  add_which(command)
+  add_alpha(command)
 
   command = _add(commands, "cosine", _cosine, "the cosine of every pair")
   command.add_argument("paths", metavar="PATH", nargs="+", help="a prompt or vector")
-  _add_which(command)
+  add_which(command)
   command.add_argument("--json", action="store_true", help="print JSON")
 
   command = _add(commands, "inspect", _inspect, "heat maps of EPT's gates and fusion")
@@ -150,11 +145,11 @@ def add(commands: Any) -> None:
   command.add_argument(
     "--overwrite", action="store_true", help="replace what 'tpv inspect' wrote there"
   )
-  _add_which(command, ("best", "last"))
+  add_which(command, ("best", "last"))
 
   command = _add(commands, "show", _show, "what a prompt or vector is")
   command.add_argument("path", metavar="PATH", help="a prompt or vector")
-  _add_which(command)
+  add_which(command)
   command.add_argument("--json", action="store_true", help="print JSON")
 
   command = _add(
@@ -216,9 +211,20 @@ def _add(
   return command
 
 
-def _add_which(
+def add_backbone(command: argparse.ArgumentParser, what: str) -> None:
+  """Adds `--backbone`, for `sources.backbone`."""
+  command.add_argument(
+    "--backbone",
+    metavar="BACKBONE",
+    help=f"{what}: a fingerprint (64 hex digits), a prompt or vector of that backbone, "
+    "or the backbone itself",
+  )
+
+
+def add_which(
   command: argparse.ArgumentParser, choices: Sequence[str] = sources.WHICH
 ) -> None:
+  """Adds `--which`, for `sources.load`."""
   command.add_argument(
     "--which",
     choices=choices,
@@ -227,7 +233,8 @@ def _add_which(
   )
 
 
-def _add_alpha(command: argparse.ArgumentParser) -> None:
+def add_alpha(command: argparse.ArgumentParser) -> None:
+  """Adds `--alpha`, for `sources.with_alpha`."""
   command.add_argument(
     "--alpha",
     metavar="A",

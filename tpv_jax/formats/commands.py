@@ -1,0 +1,162 @@
+"""The commands of `tpv` on other tools' formats: prompts in and out.
+
+Thin: it loads, calls `formats`, writes and says so.
+"""
+
+import argparse
+from typing import Any
+
+from tpv_jax.arguments import add_command
+from tpv_jax.errors import UserError
+from tpv_jax.formats import arrays, peft
+from tpv_jax.vectors import algebra, sources, store
+from tpv_jax.vectors import commands as vectors
+from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.provenance import describe_terms
+
+_EXAMPLES = {
+  "import": """\
+  tpv import peft_adapter -o sst2.safetensors --task sst2 \\
+      --backbone t5_base.safetensors --initial peft_initial
+  tpv import sst2.npy -o sst2.safetensors --task sst2
+  tpv import prompts.npz:SST2 -o sst2.safetensors
+  tpv import dept.npz --alpha 8 -o dept.safetensors""",
+  "export": """\
+  tpv export runs/sst2 --to peft -o adapter --base-model google/t5-v1_1-base
+  tpv export sst2.safetensors --to npy -o sst2.npy
+  tpv export runs/ept_sst2 --to npz -o ept_sst2.npz""",
+}
+
+_IMPORTED = """\
+A PATH is a PEFT adapter's folder, a .npy file, a prompt in a .npz or foreign .safetensors
+file (FILE:PROMPT where it holds several), or anything that the other commands read, which
+read all of these directly as well. Pickles (.bin, .pt, .pkl) are never opened."""
+
+TARGETS = ("peft", "npy", "npz")
+
+
+def add(commands: Any) -> None:
+  """Adds the commands of this room to `tpv`; `commands` is a subparsers action."""
+  command = add_command(
+    commands,
+    "import",
+    _import,
+    "another tool's prompt, as a file of ours",
+    _EXAMPLES["import"],
+    _IMPORTED,
+  )
+  command.add_argument("path", metavar="PATH", help="a prompt")
+  _add_output(command, "a new .safetensors file")
+  command.add_argument(
+    "--task", metavar="NAME", help="the task that it was tuned on, if it does not say"
+  )
+  vectors.add_backbone(command, "the backbone of a prompt that does not state it")
+  command.add_argument(
+    "--initial",
+    metavar="INITIAL",
+    help="the prompt that it was tuned from, if it does not say; PATH itself for an "
+    "initial prompt",
+  )
+  vectors.add_alpha(command)
+
+  command = add_command(
+    commands,
+    "export",
+    _export,
+    "a prompt as another tool's file",
+    _EXAMPLES["export"],
+    vectors.SOURCES,
+  )
+  command.add_argument("path", metavar="PROMPT", help="a prompt")
+  command.add_argument(
+    "--to",
+    choices=TARGETS,
+    required=True,
+    help="'peft': an adapter's folder, which PeftModel.from_pretrained loads; 'npy': one "
+    "array [P, D]; 'npz': every leaf under our names, the one target for a delta",
+  )
+  _add_output(command, "a new folder (peft) or file")
+  vectors.add_which(command)
+  vectors.add_alpha(command)
+  command.add_argument(
+    "--base-model",
+    metavar="NAME",
+    help="what PEFT shall call the backbone: its name on the hub, or a folder",
+  )
+
+
+def _add_output(command: argparse.ArgumentParser, what: str) -> None:
+  command.add_argument("-o", "--output", metavar="OUT", required=True, help=what)
+  command.add_argument(
+    "--overwrite", action="store_true", help="replace an existing output"
+  )
+
+
+def _import(options: argparse.Namespace) -> None:
+  """Writes the prompt at PATH as a file of ours, and adds what you know of it.
+
+  What neither PATH nor you state stays unknown; 'tpv show' lists it.
+  """
+  store.check_output(options.output, options.overwrite)
+  item = sources.load(options.path)
+  if options.alpha is not None:
+    item = sources.with_alpha(item, options.alpha)
+  if options.backbone is not None:
+    item = sources.with_backbone(item, *sources.backbone(options.backbone))
+  if options.initial is not None:
+    item = sources.with_initial(item, sources.load(options.initial, "initial"))
+  if options.task is not None:
+    item = sources.with_task(item, options.task)
+  vectors.write(options, item)
+  if missing := _missing(item):
+    print(f"  unknown: {', '.join(missing)}.")
+
+
+def _missing(item: Loaded) -> list[str]:
+  """Returns what the file does not state and the user could have."""
+  known = item.provenance
+  states = {
+    "the backbone (--backbone)": known.backbone_fingerprint,
+    "the initial prompt (--initial)": known.initial_digest or known.mixed_origins,
+    "the task (--task)": all(term.task for term in known.terms),
+    "alpha (--alpha)": known.space == "effective" or known.alpha is not None,
+  }
+  return [what for what, stated in states.items() if not stated]
+
+
+def _export(options: argparse.Namespace) -> None:
+  """Writes a prompt as another tool's file, and its provenance as JSON beside it.
+
+  DePT and EPT prompts are folded for 'peft' and 'npy', which hold rows that stand before
+  a source and no delta: one that has a delta is refused there. 'npz' holds what the
+  prompt is, its parameters or what 'tpv fold' makes of them.
+  """
+  if options.base_model is not None and options.to != "peft":
+    raise UserError(f"--base-model is PEFT's, and --to is {options.to}. Leave it out.")
+  checked = peft.check_output if options.to == "peft" else arrays.check_output
+  checked(options.output, options.overwrite)
+  item = sources.load(options.path, options.which)
+  if options.alpha is not None:
+    item = sources.with_alpha(item, options.alpha)
+  if options.to == "peft":
+    peft.write(options.output, item, options.base_model, options.overwrite)
+    beside = f"{options.output}/{peft.PROVENANCE}"
+  else:
+    if options.to == "npy":
+      item = _one_array(item)
+    arrays.write(options.output, item, options.overwrite)
+    beside = f"{options.output}.json"
+  known = item.provenance
+  print(
+    f"Wrote the {known.kind} '{options.output}': {describe_terms(known.terms)}.\n"
+    f"  its provenance lies beside it, in '{beside}'."
+  )
+
+
+def _one_array(item: Loaded) -> Loaded:
+  """Returns what a `.npy` file holds of an item: a folded prompt without a delta."""
+  if item.provenance.kind == "vector":
+    return item  # What has other leaves `arrays.write` refuses.
+  folded = algebra.fold(item)
+  peft.refuse_delta(folded, "A .npy file")
+  return Loaded({"prompt": folded.leaves["prompt"]}, folded.provenance, folded.name)
