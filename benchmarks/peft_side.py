@@ -1,25 +1,21 @@
 """PEFT's side of `against_peft.py`: prompt tuning of Hugging Face's T5 with torch.
 
 Not a command by itself. Imports nothing of tpv_jax: torch, transformers, peft,
-safetensors and NumPy, and the parity references' own mapping of T5X's leaves to theirs.
+safetensors and NumPy, and has its own mapping of T5X's leaves to theirs.
 """
 
 import importlib.metadata
-import importlib.util
-import pathlib
 import platform
 from typing import Any
 
 import numpy as np
 import side
 import torch
+import transformers
 from peft import PromptTuningConfig, get_peft_model
 from safetensors.numpy import load_file
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")
-REFERENCES = (
-  pathlib.Path(__file__).parents[1] / "tests" / "references" / "make_hf_references.py"
-)
 IGNORED = -100
 """The label of a position without a target, in transformers."""
 
@@ -41,10 +37,7 @@ class Peft:
       **{name: importlib.metadata.version(name) for name in PACKAGES},
     }
     self.dtype = getattr(torch, job["dtype"])
-    spec = importlib.util.spec_from_file_location("references", REFERENCES)
-    references = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(references)
-    backbone = references.hugging_face_model(job["numbers"], load_file(job["weights"]))
+    backbone = hugging_face_model(job["numbers"], load_file(job["weights"]))
     backbone = backbone.to(self.place, self.dtype)
     length = job["prompt_length"]
     model = get_peft_model(
@@ -117,6 +110,79 @@ class Peft:
   def device_peak(self) -> int | None:
     """See `side.Trainer`."""
     return torch.cuda.max_memory_allocated() if self.place == "cuda" else None
+
+
+def hugging_face_model(
+  config: dict[str, Any], weights: dict[str, np.ndarray]
+) -> transformers.T5ForConditionalGeneration:
+  """Returns Hugging Face's model with the weights; every one of its own is replaced."""
+  tied = config["logits_via_embedding"]
+  model = transformers.T5ForConditionalGeneration(
+    transformers.T5Config(
+      vocab_size=config["vocab_size"],
+      d_model=config["emb_dim"],
+      d_kv=config["head_dim"],
+      d_ff=config["mlp_dim"],
+      num_layers=config["num_encoder_layers"],
+      num_decoder_layers=config["num_decoder_layers"],
+      num_heads=config["num_heads"],
+      feed_forward_proj="relu" if len(config["mlp_activations"]) == 1 else "gated-gelu",
+      tie_word_embeddings=tied,
+      decoder_start_token_id=0,
+      dropout_rate=0.0,
+    )
+  ).eval()
+  if not tied:  # transformers 5 ties them even so, until a checkpoint says otherwise.
+    model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
+  missing = {name for name, _ in model.named_parameters()}
+
+  def put(name: str, path: str) -> None:
+    value = torch.from_numpy(weights[path].T.copy())  # Hugging Face stores [out, in].
+    parameter = model.get_parameter(name)
+    assert parameter.shape == value.shape, (name, path)
+    with torch.no_grad():
+      parameter.copy_(value)
+    missing.remove(name)
+
+  def attention(name: str, path: str) -> None:
+    for theirs, ours in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "out")):
+      put(f"{name}.{theirs}.weight", f"{path}/{ours}/kernel")
+
+  with torch.no_grad():
+    model.shared.weight.copy_(torch.from_numpy(weights["token_embedder/embedding"]))
+  missing.remove("shared.weight")
+  for stack in ("encoder", "decoder"):
+    put(
+      f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+      f"{stack}/relpos_bias/rel_embedding",
+    )
+    for number in range(config[f"num_{stack}_layers"]):
+      theirs, ours = f"{stack}.block.{number}.layer", f"{stack}/layers_{number}"
+      own = "attention" if stack == "encoder" else "self_attention"
+      put(f"{theirs}.0.layer_norm.weight", f"{ours}/pre_{own}_layer_norm/scale")
+      attention(f"{theirs}.0.SelfAttention", f"{ours}/{own}")
+      last = 1
+      if stack == "decoder":
+        last = 2
+        put(
+          f"{theirs}.1.layer_norm.weight",
+          f"{ours}/pre_cross_attention_layer_norm/scale",
+        )
+        attention(f"{theirs}.1.EncDecAttention", f"{ours}/encoder_decoder_attention")
+      put(f"{theirs}.{last}.layer_norm.weight", f"{ours}/pre_mlp_layer_norm/scale")
+      count = len(config["mlp_activations"])
+      for name in ["wi"] if count == 1 else ["wi_0", "wi_1"]:
+        put(
+          f"{theirs}.{last}.DenseReluDense.{name}.weight", f"{ours}/mlp/{name}/kernel"
+        )
+      put(f"{theirs}.{last}.DenseReluDense.wo.weight", f"{ours}/mlp/wo/kernel")
+    put(f"{stack}.final_layer_norm.weight", f"{stack}/{stack}_norm/scale")
+  if not tied:
+    put("lm_head.weight", "decoder/logits_dense/kernel")
+  assert not missing, missing
+  shared = model.lm_head.weight.data_ptr() == model.shared.weight.data_ptr()
+  assert shared == tied
+  return model
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def test_what_is_no_checkpoint_is_named(model_dir, tmp_path):
   (tmp_path / "file").write_text("x")
   (tmp_path / "empty").mkdir()
   for name, expected in {
-    "checkpoint_5": "layout from before Orbax",
+    "checkpoint_5": "truncated or damaged",
     unfinished.name: "never finished",
     "file": "is a file, not an Orbax checkpoint folder",
     "empty": "is no Orbax checkpoint",

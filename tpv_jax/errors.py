@@ -29,6 +29,12 @@ def near_misses(name: str, known: Iterable[str], most: int = 3) -> str:
   return f" Did you mean {', '.join(repr(c) for c in close)}?" if close else ""
 
 
+def some(names: Iterable[str], most: int = 4) -> str:
+  """Returns the first names in one line, and whether there are more."""
+  shown = list(names)
+  return ", ".join(shown[:most]) + (", …" if len(shown) > most else "")
+
+
 def at_least(name: str, value: Any, least: int) -> None:
   """Raises `UserError` unless `value` is a whole number of at least `least`."""
   if not isinstance(value, int) or isinstance(value, bool) or value < least:

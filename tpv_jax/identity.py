@@ -75,13 +75,13 @@ def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | 
   return min(different, default=None)
 
 
-def backbone_fingerprint(flat: Mapping[str, np.ndarray]) -> str:
+def backbone_fingerprint(flat: Mapping[str, Any]) -> str:
   """Returns the 64 hex digits that name a frozen backbone, whatever stores it.
 
   The values of each leaf are rounded to bf16 (from fp32, to nearest, ties to even) and
   -0.0 is hashed as +0.0, for they are one value and T5X's `OptaxWrapper` turns one into
   the other. So fp32 and bf16 storage, memory layout, sharding and runner do not change
-  it. `flat` may be lazy: one leaf is looked at after the other.
+  it. `flat` may hold `leaves.Leaf`s: they are read one after the other.
 
   Raises:
     UserError: a leaf does not hold floating-point values.
@@ -106,9 +106,7 @@ def is_floating(dtype: np.dtype) -> bool:
   return np.issubdtype(dtype, np.floating) or dtype == ml_dtypes.bfloat16
 
 
-def _sha256(
-  flat: Mapping[str, np.ndarray], to_bytes: Callable[[np.ndarray], bytes]
-) -> str:
+def _sha256(flat: Mapping[str, Any], to_bytes: Callable[[np.ndarray], bytes]) -> str:
   digest = hashlib.sha256()
   for path in sorted(flat, key=str.encode):
     leaf = np.asarray(flat[path])

@@ -1,18 +1,26 @@
-"""Reads leaves of an Orbax checkpoint, whoever wrote it and on however many devices.
+"""Checkpoints of T5X: reads its two layouts leaf by leaf, and writes the one of Orbax.
 
-Orbax (and with it JAX) is imported inside the functions, for NumPy callers that mostly
-need neither. Neither T5X nor TensorFlow is needed.
+Orbax's layout is that of `checkpoint_<step>/state`; the one from before, of the public
+checkpoints of 2022, is a file `checkpoint` of msgpack beside folders of zarr. Both are
+read by tensorstore, whoever wrote them and on however many devices, on this host. Orbax
+(and with it JAX) is imported by what writes; T5X and TensorFlow are needed by nothing.
 """
 
+import functools
 import json
+import math
+import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from tpv_jax import errors, files
 from tpv_jax.errors import UserError
+from tpv_jax.identity import unflatten
+from tpv_jax.leaves import Leaf, read_all
 
 _METADATA = "_METADATA"
 """The file in which Orbax describes a PyTree; a folder without it is none."""
@@ -22,6 +30,9 @@ _UNFINISHED = ".orbax-checkpoint-tmp"
 
 _COMMITTED = "commit_success.txt"
 """What Orbax writes last into a folder of an object store, where nothing is renamed."""
+
+_INFLATED_FROM_BYTES = 1 << 28
+"""Arrays that claim less are read without asking whether they can be so large."""
 
 Keys = tuple[str, ...]
 """Where a leaf lies in the saved tree, outermost first."""
@@ -68,34 +79,9 @@ def read_leaves(
 ) -> dict[str, np.ndarray]:
   """Returns the leaves under `prefix` as NumPy arrays, by their paths below it.
 
-  `prefix="target"` reads a whole backbone. Only these leaves are read, with the dtype
-  they were stored in, on this host, whatever devices they were written on.
-
-  Args:
-    path: `checkpoint_<step>`, or the `state` folder in it. Orbax reads gs://
-      by itself, the values through tensorstore.
-    prefix: path of a collection in the saved tree, parts joined by "/".
-
-  Raises:
-    UserError: there is no such folder; it is no Orbax checkpoint, an unfinished one, a
-      folder of checkpoints, or damaged; nothing is saved under `prefix`.
+  See `lazy_leaves`, whose errors it raises.
   """
-  folder = _checked_state_folder(files.absolute(path), str(path))
-  names = prefix.strip("/")
-  saved = _saved_paths(folder, str(path))
-  wanted = [keys for keys in saved if "/".join(keys).startswith(names + "/")]
-  if not wanted:
-    raise UserError(_nothing_under(str(path), names, saved))
-  try:
-    # One alone first: where many fail together, tensorstore's threads print traces.
-    _restore(folder, wanted[:1])
-    restored = _restore(folder, wanted)
-  except Exception as error:  # Orbax and tensorstore raise a dozen kinds on damage.
-    raise UserError(_damaged(str(path), error)) from error
-  return {
-    "/".join(keys).removeprefix(names + "/"): np.asarray(_at(restored, keys))
-    for keys in wanted
-  }
+  return read_all(lazy_leaves(path, prefix))
 
 
 def shapes(
@@ -103,74 +89,254 @@ def shapes(
 ) -> dict[str, tuple[int, ...]]:
   """Returns the shapes of the leaves under `prefix` by path below it; reads no values.
 
-  See `read_leaves`, whose errors it raises.
+  See `lazy_leaves`, whose errors it raises.
+  """
+  return {name: leaf.shape for name, leaf in lazy_leaves(path, prefix).items()}
+
+
+def lazy_leaves(path: files.PathLike, prefix: str = "target/prompt") -> dict[str, Leaf]:
+  """Returns the leaves under `prefix` by their paths below it, to be read one by one.
+
+  `prefix="target"` is a whole backbone. The dtypes are those of the storage.
+
+  Args:
+    path: `checkpoint_<step>`, or the `state` folder in it; of the layout from before
+      Orbax also the file `checkpoint`. May be on gs://.
+    prefix: path of a collection in the saved tree, parts joined by "/".
+
+  Raises:
+    UserError: there is no such folder; it is no checkpoint, an unfinished one, a folder
+      of checkpoints, or damaged; nothing is saved under `prefix`. Damage of a leaf's
+      values is told when it is read.
+  """
+  absolute, names = files.absolute(path), prefix.strip("/")
+  legacy = _legacy_file(absolute)
+  if legacy is not None:
+    saved = _legacy_tree(legacy, str(path))
+    spec = functools.partial(_legacy_spec, legacy.parent)
+  else:
+    folder = _checked_state_folder(absolute, str(path))
+    saved, described = _saved(folder, str(path))
+    spec = functools.partial(_spec, folder, described)
+  wanted = {
+    keys: value
+    for keys, value in saved.items()
+    if "/".join(keys).startswith(names + "/")
+  }
+  if not wanted:
+    raise UserError(_nothing_under(str(path), names, list(saved)))
+  specs = {
+    keys: spec(keys, value)
+    for keys, value in wanted.items()
+    if not isinstance(value, np.ndarray)
+  }
+  stores = _open(specs, str(path))
+  _refuse_inflated(stores, legacy.parent if legacy else folder, str(path))
+
+  def leaf(keys: Keys, value: Any) -> Leaf:
+    name = ".".join(keys)
+    if isinstance(value, np.ndarray):
+      return Leaf(value.shape, value.dtype, lambda: value, name)
+    store = stores[keys]
+    return Leaf(
+      tuple(store.shape),
+      store.dtype.numpy_dtype,
+      lambda: _read(store, str(path)),
+      name,
+    )
+
+  return {
+    "/".join(keys).removeprefix(names + "/"): leaf(keys, value)
+    for keys, value in wanted.items()
+  }
+
+
+def save_checkpoint(path: pathlib.Path, flat: Mapping[str, Any], step: int = 0) -> None:
+  """Writes a T5X checkpoint with the leaves as its `target`, read one after the other.
+
+  There is no state of an optimizer in it but the step, as in what T5X itself restores
+  a model from for inference or fine-tuning.
+
+  Args:
+    path: `checkpoint_<step>`, which does not exist; may be on gs://.
+    flat: arrays or `Leaf`s by T5X path.
+    step: of the training.
   """
   import orbax.checkpoint as ocp
+  from orbax.checkpoint import type_handlers
 
-  folder = _checked_state_folder(files.absolute(path), str(path))
-  names = prefix.strip("/")
-  saved = _saved_paths(folder, str(path))
-  wanted = [keys for keys in saved if "/".join(keys).startswith(names + "/")]
-  if not wanted:
-    raise UserError(_nothing_under(str(path), names, saved))
+  class OneByOne(type_handlers.NumpyHandler):
+    """Orbax's handler of arrays, given one at a time and waited for."""
+
+    async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[Any]:
+      for value, info, argument in zip(values, infos, args, strict=True):
+        done = await super().serialize([np.asarray(value)], [info], [argument])
+        for future in done:
+          future.result()
+      return []
+
+  registry = type_handlers.create_type_handler_registry(
+    (Leaf, OneByOne()), (int, type_handlers.ScalarHandler())
+  )
+  target = {
+    name: leaf
+    if isinstance(leaf, Leaf)
+    else Leaf(leaf.shape, leaf.dtype, functools.partial(np.asarray, leaf))
+    for name, leaf in flat.items()
+  }
+  tree = {"target": unflatten(target), "state": {"step": int(step)}}
+  handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+  with ocp.Checkpointer(handler) as checkpointer:
+    checkpointer.save(files.absolute(path) / "state", args=ocp.args.PyTreeSave(tree))
+
+
+def _open(specs: Mapping[Keys, Any], shown: str) -> dict[Keys, Any]:
+  """Returns the opened arrays; all are asked for at once, for stores answer slowly."""
+  import tensorstore
+
+  stores: dict[Keys, Any] = {}
   try:
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-      tree = checkpointer.metadata(folder).item_metadata.tree
-    return {
-      "/".join(keys).removeprefix(names + "/"): tuple(_at(tree, keys).shape)
-      for keys in wanted
-    }
-  except Exception as error:  # As in `read_leaves`.
-    raise UserError(_damaged(str(path), error)) from error
+    # One alone first: where many fail together, tensorstore's threads print traces.
+    for keys, spec in list(specs.items())[:1]:
+      stores[keys] = tensorstore.open(spec, open=True).result()
+    opening = {keys: tensorstore.open(spec, open=True) for keys, spec in specs.items()}
+    return stores | {keys: future.result() for keys, future in opening.items()}
+  except Exception as error:  # tensorstore raises a handful of kinds on damage.
+    raise UserError(_damaged(shown, error)) from error
 
 
-def _restore(folder: files.Path, wanted: Sequence[Keys]) -> Any:
-  import orbax.checkpoint as ocp
+def _read(store: Any, shown: str) -> np.ndarray:
+  try:
+    return np.asarray(store.read().result())
+  except Exception as error:  # As in `_open`.
+    raise UserError(_damaged(shown, error)) from error
 
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    return checkpointer.restore(
-      folder,
-      args=ocp.args.PyTreeRestore(
-        item=_nest({keys: 0 for keys in wanted}),
-        restore_args=_nest(
-          {keys: ocp.RestoreArgs(restore_type=np.ndarray) for keys in wanted}
-        ),
-        partial_restore=True,
-      ),
+
+def _refuse_inflated(
+  stores: Mapping[Keys, Any], folder: files.Path, shown: str
+) -> None:
+  """Raises `UserError` if the arrays would be far larger than all that is stored.
+
+  Weights hardly compress. A folder in a store is left out: listing it costs too much.
+  """
+  claimed = sum(
+    math.prod(store.shape) * store.dtype.numpy_dtype.itemsize
+    for store in stores.values()
+  )
+  if claimed < _INFLATED_FROM_BYTES or files.is_remote(folder):
+    return
+  here = pathlib.Path(folder).rglob("*")
+  stored = sum(file.stat().st_size for file in here if file.is_file())
+  if claimed > 100 * stored:
+    raise UserError(
+      f"'{shown}' states arrays of {claimed} bytes and holds {stored}. Take another "
+      "copy."
     )
 
 
-def _saved_paths(folder: files.Path, shown: str) -> list[Keys]:
-  """Returns the keys of every array that Orbax's own description of the tree lists.
+def _kvstore(folder: files.Path, name: str = "") -> dict[str, str]:
+  if files.is_remote(folder):
+    bucket, _, path = str(folder).removeprefix("gs://").partition("/")
+    return {"driver": "gcs", "bucket": bucket, "path": f"{path}/{name}"}
+  return {"driver": "file", "path": f"{folder}/{name}"}
+
+
+def _spec(
+  folder: files.Path, described: Mapping[str, Any], keys: Keys, value: Any
+) -> dict[str, Any]:
+  """Returns where an array of Orbax's layout lies, for tensorstore."""
+  name = ".".join(keys)
+  ocdbt = described.get("use_ocdbt")
+  if ocdbt is None:
+    ocdbt = (folder / "manifest.ocdbt").exists()
+  kvstore: dict[str, Any] = _kvstore(folder, f"{name}/")
+  if ocdbt:
+    kvstore = {"driver": "ocdbt", "base": _kvstore(folder), "path": f"{name}/"}
+  return {
+    "driver": "zarr3" if described.get("use_zarr3") else "zarr",
+    "kvstore": kvstore,
+    "fill_missing_data_reads": False,
+  }
+
+
+def _legacy_file(path: files.Path) -> files.Path | None:
+  """Returns the msgpack file of a checkpoint from before Orbax, or None."""
+  if path.is_dir():
+    path = path / "checkpoint"
+  found = path.name == "checkpoint" and path.is_file()
+  return path if found and state_folder(path.parent) is None else None
+
+
+def _legacy_tree(path: files.Path, shown: str) -> dict[Keys, Any]:
+  """Returns what the msgpack file says of each leaf: its values, or where they lie.
+
+  Flax's encoding: an array is the extension 1, itself msgpack of (shape, dtype, bytes).
+  """
+  import msgpack
+
+  def array(code: int, content: bytes) -> Any:
+    if code not in (1, 3):
+      raise ValueError(f"an unknown extension {code}")
+    shape, dtype, values = msgpack.unpackb(content)
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    if kind.hasobject:
+      raise ValueError(f"an array of {dtype}")
+    return np.frombuffer(values, kind).reshape(shape)
+
+  try:
+    content = msgpack.unpackb(
+      files.read_bytes(path), ext_hook=array, raw=False, strict_map_key=False
+    )
+    saved = content["optimizer"]
+    return {
+      ("target", *keys): value for keys, value in _legacy_leaves(saved["target"], ())
+    }
+  except Exception as error:  # msgpack and NumPy raise a dozen kinds on damage.
+    raise UserError(_damaged(shown, error)) from error
+
+
+def _legacy_leaves(tree: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:
+  if isinstance(tree, np.ndarray) or "kvstore" in tree:
+    yield keys, tree
+  else:
+    for key, value in tree.items():
+      if not isinstance(key, str) or not key or "/" in key:
+        raise ValueError(f"a leaf named {key!r}")
+      yield from _legacy_leaves(value, (*keys, key))
+
+
+def _legacy_spec(folder: files.Path, keys: Keys, value: Any) -> dict[str, Any]:
+  """Returns where an array of the old layout lies, for tensorstore.
+
+  The file says where it lay when it was written; it is now beside the file.
+  """
+  stated = value["kvstore"].get("path") or value.get("path", "")
+  name = str(stated).rstrip("/").split("/")[-1]
+  if not name or name in (".", ".."):
+    raise UserError(_damaged(str(folder), ValueError(f"no place of {'/'.join(keys)}")))
+  return {
+    "driver": "zarr",
+    "kvstore": _kvstore(folder, f"{name}/"),
+    "fill_missing_data_reads": False,
+  }
+
+
+def _saved(folder: files.Path, shown: str) -> tuple[dict[Keys, None], dict[str, Any]]:
+  """Returns the keys of every array in Orbax's own description, and the description.
 
   Read from the file rather than by `Checkpointer.metadata`, which opens every array of
   the checkpoint, a whole backbone, and needs each to be whole.
   """
   try:
     content = json.loads((folder / _METADATA).read_bytes())
-    return [
-      tuple(str(key["key"]) for key in entry["key_metadata"])
+    saved = {
+      tuple(str(key["key"]) for key in entry["key_metadata"]): None
       for entry in content["tree_metadata"].values()
       if not entry["value_metadata"].get("skip_deserialize", False)  # None, {}, ...
-    ]
+    }
+    return saved, content
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(_damaged(shown, error)) from error
-
-
-def _nest(leaves: Mapping[Keys, Any]) -> dict[str, Any]:
-  tree: dict[str, Any] = {}
-  for keys, leaf in leaves.items():
-    node = tree
-    for key in keys[:-1]:
-      node = node.setdefault(key, {})
-    node[keys[-1]] = leaf
-  return tree
-
-
-def _at(tree: Any, keys: Keys) -> Any:
-  for key in keys:
-    tree = tree[key]
-  return tree
 
 
 def _checked_state_folder(path: files.Path, shown: str) -> files.Path:
@@ -188,9 +354,6 @@ def _checked_state_folder(path: files.Path, shown: str) -> files.Path:
   elif steps := [entry.name for entry in checkpoints_in(path)]:
     problem = f"is a folder of checkpoints ({', '.join(steps)})"
     advice = f"Give one of them, for instance '{checkpoints_in(path)[-1]}'"
-  elif (path / "checkpoint").is_file():
-    problem = "is a checkpoint in T5X's layout from before Orbax (a 'checkpoint' file)"
-    advice = "Restore it with T5X and save it once with use_orbax=True"
   elif path.is_file():
     problem = "is a file, not an Orbax checkpoint folder"
     advice = "Give the folder 'checkpoint_<step>'"
@@ -221,6 +384,6 @@ def _damaged(shown: str, error: Exception) -> str:
   text = text or type(error).__name__
   text = (text if len(text) <= 200 else text[:199] + "…").rstrip(".")
   return (
-    f"The Orbax checkpoint '{shown}' is truncated or damaged ({text}). Take another "
+    f"The checkpoint '{shown}' is truncated or damaged ({text}). Take another "
     "step of the same run, or copy the folder again."
   )

@@ -113,7 +113,7 @@ def test_a_changed_weight_is_noticed(path):
 @pytest.mark.parametrize("kept", (0, 5, 300, -4))
 def test_a_truncated_file_is_refused(path, kept):
   path.write_bytes(path.read_bytes()[:kept])
-  with pytest.raises(UserError, match="no safetensors file, or a truncated one"):
+  with pytest.raises(UserError, match="no safetensors file, or a truncated or damaged one"):
     loading.load_backbone(path)
 
 

@@ -1,28 +1,32 @@
-"""Weights of a backbone: the embedded one, our `.safetensors` files, T5X checkpoints.
+"""Weights of a backbone: ours, those of Hugging Face, and checkpoints of T5X.
 
 Our file holds the leaves under their T5X paths ("encoder/layers_0/mlp/wo/kernel"), in
 fp32 or bf16, and as metadata `format`, `name`, `fingerprint` and, where known, the
-digest of the vocabulary. Any reader of safetensors opens it.
+digest of the vocabulary. Any reader of safetensors opens it. Leaves are read one by one
+from every form, so that the host needs little more than what it keeps.
 """
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import ml_dtypes
 import numpy as np
-import safetensors
 
-from tpv_jax import errors, files, identity, orbax_io
+from tpv_jax import errors, files, identity, orbax_io, safetensors_io
 from tpv_jax.backbone.network import Transformer
 from tpv_jax.data import vocabularies
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError
+from tpv_jax.formats import hugging_face
+from tpv_jax.leaves import Leaf
 
 EMBEDDED = "embedded"
 """The path that stands for the backbone inside the package."""
@@ -31,15 +35,16 @@ EMBEDDED_PATH = pathlib.Path(__file__).parent.parent / EMBEDDED / "backbone.safe
 
 FORMAT = "tpv_jax backbone 1"
 
+BESIDE = "tpv_jax.json"
+"""In a folder that `conversion` wrote: what its format has no place for."""
+
 CACHED_FROM_BYTES = 100 * 2**20
 """Fingerprints of larger local backbones are kept in `~/.cache/tpv_jax`."""
 
-MAX_HEADER_BYTES = 100_000_000
-"""The limit of safetensors itself."""
+_STORED = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
 
-_STORED = {np.dtype(np.float32): "F32", np.dtype(ml_dtypes.bfloat16): "BF16"}
-_READ = {name: dtype for dtype, name in _STORED.items()}
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
+Place = Callable[[str, np.ndarray], Any]
+"""What puts a leaf, by its path, where it is to be used, and returns it there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,51 +64,118 @@ class Backbone:
   vocabulary: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """A backbone whose values are still to be read.
+
+  Attributes:
+    leaves: by T5X path, in fp32 or bf16; `source` is the name where they are stored.
+    name: of the backbone, for people.
+    kind: 'hugging-face', 't5x' or 'safetensors'.
+    vocabulary: digest of its vocabulary, or None if unknown.
+    fingerprint: what the source states, or None.
+  """
+
+  leaves: dict[str, Leaf]
+  name: str
+  kind: str
+  vocabulary: str | None = None
+  fingerprint: str | None = None
+
+
 def load_backbone(
   path: files.PathLike,
   network: Transformer | None = None,
   vocabulary: Vocabulary | None = None,
+  place: Place | None = None,
 ) -> Backbone:
-  """Returns the weights that `path` names, on the host, in the dtype of their storage.
+  """Returns the weights that `path` names, in the dtype of their storage.
+
+  fp16 becomes fp32, which is exact. Leaves are read one by one; beside what is kept, the
+  host holds about one of them.
 
   Args:
-    path: 'embedded', a `.safetensors` file of `save_backbone`, or a T5X Orbax
-      checkpoint (`checkpoint_<step>`), here or on gs://; a soft prompt that lies in it
-      is left out.
-    network: if given, leaves and shapes are checked against it.
+    path: 'embedded'; a `.safetensors` file of `save_backbone`; a folder of Hugging Face
+      with a T5, T5 1.1, Flan-T5 or mT5 in safetensors; a T5X checkpoint of either layout
+      (`checkpoint_<step>`), of which a soft prompt is left out. Here or on gs://.
+    network: if given, leaves and shapes are checked against it, before values are read.
     vocabulary: if given, it must be the backbone's: by digest where the backbone states
       one, otherwise by its size.
+    place: called with each leaf as soon as it is read; what it returns is kept in its
+      stead, such as an array in shards on the devices. None keeps it on the host.
 
   Raises:
-    UserError: there is no such file; it is of another kind, truncated or altered; it
-      does not fit `network` or `vocabulary`.
+    UserError: there is no such file; it is of another kind, truncated or altered, or
+      holds NaN or infinity; it does not fit `network` or `vocabulary`.
   """
-  if str(path) == EMBEDDED:
-    path = EMBEDDED_PATH
-  path = files.to_path(path)
-  backbone = _load_file(path) if path.is_file() else _load_orbax(path)
-  if network is not None:
-    check(identity.flatten(backbone.params), network, str(path))
-  if vocabulary is not None:
-    check_vocabulary(vocabulary, backbone)
-  return backbone
+  with opened(path) as source:
+    if network is not None:
+      check(source.leaves, network, str(path))
+    if vocabulary is not None:
+      _check_vocabulary(
+        vocabulary, source.name, source.vocabulary, _rows(source.leaves, str(path))
+      )
+    params, fingerprint = _read(source, path, place)
+  return Backbone(
+    identity.unflatten(params), source.name, fingerprint, source.vocabulary
+  )
+
+
+@contextlib.contextmanager
+def opened(path: files.PathLike) -> Iterator[Opened]:
+  """Yields what `path` names, see `load_backbone`; leaves can be read meanwhile."""
+  path = EMBEDDED_PATH if str(path) == EMBEDDED else files.to_path(path)
+  with contextlib.ExitStack() as stack:
+    if path.is_file() and path.name != "checkpoint":
+      yield _of_file(path, *stack.enter_context(safetensors_io.opened(path)))
+      return
+    if not path.exists():
+      raise UserError(
+        f"There is no backbone '{path}'. Give 'embedded', a .safetensors file, a folder "
+        "of Hugging Face or a T5X checkpoint folder."
+        + errors.near_misses(str(path), [EMBEDDED])
+      )
+    if hugging_face.is_folder(path):
+      _, leaves = stack.enter_context(hugging_face.opened(path))
+      kind = "hugging-face"
+    else:
+      leaves = orbax_io.lazy_leaves(path, prefix="target")
+      kind = "t5x"
+    stated = _beside(path)
+    yield Opened(
+      {
+        name: leaf.cast(_STORED[0]) if leaf.dtype == np.float16 else leaf
+        for name, leaf in leaves.items()
+        if not name.startswith("prompt/")
+      },
+      stated.get("name") or files.absolute(path).name,
+      kind,
+      stated.get("vocabulary"),
+      stated.get("fingerprint"),
+    )
 
 
 def check_vocabulary(vocabulary: Vocabulary, backbone: Backbone) -> None:
   """Raises `UserError` unless the vocabulary can be the one of the backbone's training."""
-  if backbone.vocabulary not in (None, vocabulary.digest):
+  rows = len(backbone.params["token_embedder"]["embedding"])
+  _check_vocabulary(vocabulary, backbone.name, backbone.vocabulary, rows)
+
+
+def _check_vocabulary(
+  vocabulary: Vocabulary, name: str, digest: str | None, rows: int
+) -> None:
+  if digest not in (None, vocabulary.digest):
     raise UserError(
-      f"The backbone '{backbone.name}' was trained with another vocabulary (digest "
-      f"{backbone.vocabulary[:12]}…, this one is {vocabulary.digest[:12]}…), so ids would "
+      f"The backbone '{name}' was trained with another vocabulary (digest "
+      f"{digest[:12]}…, this one is {vocabulary.digest[:12]}…), so ids would "
       "mean other words. Choose the vocabulary that belongs to it."
     )
-  rows = len(backbone.params["token_embedder"]["embedding"])
-  vocabularies.check_fits(vocabulary, rows, f"'{backbone.name}'")
+  vocabularies.check_fits(vocabulary, rows, f"'{name}'")
 
 
 def save_backbone(
   path: files.PathLike,
-  flat: Mapping[str, np.ndarray],
+  flat: Mapping[str, Any],
   name: str,
   vocabulary: str | None = None,
   metadata: Mapping[str, str] | None = None,
@@ -113,22 +185,24 @@ def save_backbone(
 
   Args:
     path: ends in `.safetensors`; may be on gs://.
-    flat: fp32 or bf16 leaves by T5X path.
+    flat: fp32 or bf16 leaves by T5X path, arrays or `Leaf`s, which are read twice.
     name: of the backbone, for people.
     vocabulary: digest of its vocabulary.
     metadata: further strings, such as the recipe, kept for people.
     overwrite: whether an existing file may be replaced.
   """
-  if files.to_path(path).suffix != ".safetensors":
-    raise UserError(
-      f"'{path}' does not end in .safetensors, the one format that is written. Name "
-      f"the output '{path}.safetensors'."
-    )
+  safetensors_io.check_suffix(path)
+  for leaf in flat:
+    if flat[leaf].dtype not in _STORED:
+      raise UserError(
+        f"Leaf '{leaf}' is {flat[leaf].dtype}; a backbone is stored in float32 or "
+        "bfloat16. Convert it first."
+      )
   fingerprint = identity.backbone_fingerprint(flat)
   stated = {"format": FORMAT, "name": name, "fingerprint": fingerprint}
   if vocabulary is not None:
     stated["vocabulary"] = vocabulary
-  files.write_bytes(path, _encode(flat, {**(metadata or {}), **stated}), overwrite)
+  safetensors_io.write(path, flat, {**(metadata or {}), **stated}, overwrite)
   return fingerprint
 
 
@@ -147,7 +221,7 @@ def check(flat: Mapping[str, Any], network: Transformer, source: str) -> None:
     if tuple(flat[path].shape) != expected[path]
   ]
   faults = [
-    f"{len(names)} {what} ({_some(names)})"
+    f"{len(names)} {what} ({errors.some(names)})"
     for what, names in (
       ("missing", missing),
       ("foreign", foreign),
@@ -162,109 +236,98 @@ def check(flat: Mapping[str, Any], network: Transformer, source: str) -> None:
     )
 
 
-def _encode(flat: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-  """Returns a safetensors file; unlike the library's, equal content has equal bytes."""
-  header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
-  content = bytearray()
-  for path in sorted(flat):
-    leaf = np.asarray(flat[path])
-    if leaf.dtype not in _STORED:
-      raise UserError(
-        f"Leaf '{path}' is {leaf.dtype}; a backbone is stored in float32 or bfloat16. "
-        "Convert it first."
-      )
-    start = len(content)
-    content += leaf.tobytes()
-    header[path] = {
-      "dtype": _STORED[leaf.dtype],
-      "shape": leaf.shape,
-      "data_offsets": [start, len(content)],
-    }
-  text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-  text += b" " * (-len(text) % 8)
-  return len(text).to_bytes(8, "little") + text + content
-
-
-def _load_file(path: files.Path) -> Backbone:
-  try:
-    metadata, flat = _read_remote(path) if files.is_remote(path) else _read_here(path)
-  except (safetensors.SafetensorError, *_MALFORMED) as error:
-    raise UserError(
-      f"'{path}' is no safetensors file, or a truncated one: {error}. Take another "
-      "copy."
-    ) from error
-  fingerprint = _fingerprint(flat, path)
-  if fingerprint != metadata["fingerprint"]:
-    raise UserError(
-      f"The weights in '{path}' were altered or damaged: their fingerprint is "
-      f"{fingerprint[:12]}… and the file states {metadata['fingerprint'][:12]}…. Take "
-      "another copy."
-    )
-  return Backbone(
-    params=identity.unflatten(flat),
-    name=metadata["name"],
-    fingerprint=fingerprint,
-    vocabulary=metadata.get("vocabulary"),
-  )
-
-
-def _read_here(path: files.Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-  """Returns the metadata and the leaves by path, through a memory map."""
-  with safetensors.safe_open(path, "numpy") as file:
-    metadata = file.metadata() or {}
-    _refuse_other_format(path, metadata)
-    return metadata, {leaf: file.get_tensor(leaf) for leaf in sorted(file.keys())}
-
-
-def _read_remote(path: files.Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-  """Returns the metadata and the leaves by path, one after the other from a stream.
-
-  safetensors itself opens local files only, or needs all bytes at once. What is damaged
-  the fingerprint tells.
-  """
-  with path.open("rb") as file:
-    length = int.from_bytes(file.read(8), "little")
-    if length > MAX_HEADER_BYTES:
-      raise ValueError(f"its header would have {length} bytes")
-    header = json.loads(file.read(length))
-    metadata = header.pop("__metadata__", {})
-    _refuse_other_format(path, metadata)
-    flat = {}
-    for leaf, spec in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-      start, end = spec["data_offsets"]
-      values = np.frombuffer(file.read(end - start), _READ[spec["dtype"]])
-      flat[leaf] = values.reshape(spec["shape"])
-  return metadata, flat
-
-
-def _refuse_other_format(path: files.Path, metadata: Mapping[str, str]) -> None:
+def _of_file(
+  path: files.Path, metadata: Mapping[str, str], leaves: dict[str, Leaf]
+) -> Opened:
   if metadata.get("format") != FORMAT:
     raise UserError(
       f"'{path}' is not a backbone of tpv_jax (its format is "
       f"{metadata.get('format', 'not stated')!r}). Give a file of save_backbone, a "
-      "T5X Orbax checkpoint, or 'embedded'."
+      "T5X checkpoint, 'embedded', or the whole folder of a model of Hugging Face."
     )
-
-
-def _load_orbax(path: files.Path) -> Backbone:
-  if not path.exists():
-    raise UserError(
-      f"There is no backbone '{path}'. Give 'embedded', a .safetensors file or a T5X "
-      "Orbax checkpoint folder." + errors.near_misses(str(path), [EMBEDDED])
-    )
-  flat = {
-    leaf: values
-    for leaf, values in orbax_io.read_leaves(path, prefix="target").items()
-    if not leaf.startswith("prompt/")
-  }
-  return Backbone(
-    params=identity.unflatten(flat),
-    name=files.absolute(path).name,
-    fingerprint=_fingerprint(flat, path),
+  for name, leaf in leaves.items():
+    if leaf.dtype not in _STORED:
+      raise UserError(
+        f"'{path}' holds the leaf '{name}' in {leaf.dtype}; a backbone is stored in "
+        "float32 or bfloat16. Take another copy."
+      )
+  for name in ("name", "fingerprint"):
+    if name not in metadata:
+      raise UserError(f"'{path}' does not state its {name}. Take another copy.")
+  return Opened(
+    leaves,
+    metadata["name"],
+    "safetensors",
+    metadata.get("vocabulary"),
+    metadata["fingerprint"],
   )
 
 
-def _fingerprint(flat: Mapping[str, np.ndarray], path: files.Path) -> str:
+def _beside(folder: files.Path) -> dict[str, str]:
+  """Returns what `conversion` noted in a folder of another format, {} if nothing."""
+  path = folder / BESIDE
+  if not path.is_file():
+    return {}
+  try:
+    content = json.loads(files.read_bytes(path))
+    return {str(name): value for name, value in content.items() if value is not None}
+  except (ValueError, AttributeError, RecursionError) as error:
+    raise UserError(
+      f"'{path}' is damaged: {str(error)[:60]}. Take another copy, or remove it."
+    ) from error
+
+
+def _rows(leaves: Mapping[str, Any], source: str) -> int:
+  if "token_embedder/embedding" not in leaves:
+    raise UserError(
+      f"The backbone '{source}' has no 'token_embedder/embedding', so it is no T5. Give "
+      "another one."
+    )
+  return leaves["token_embedder/embedding"].shape[0]
+
+
+def _read(
+  source: Opened, path: files.PathLike, place: Place | None
+) -> tuple[dict[str, Any], str]:
+  """Returns what is kept of each leaf, by path, and the fingerprint, in one pass."""
+  kept: dict[str, Any] = {}
+
+  def look(name: str) -> np.ndarray:
+    values = np.asarray(source.leaves[name])
+    refuse_not_finite(name, values, str(path))
+    kept[name] = values if place is None else place(name, values)
+    return values
+
+  watched = {
+    name: dataclasses.replace(leaf, read=functools.partial(look, name))
+    for name, leaf in source.leaves.items()
+  }
+  fingerprint = _fingerprint(watched, files.to_path(path))
+  for name in watched:
+    if name not in kept:  # The fingerprint was known, and nothing has been read.
+      look(name)
+  if source.fingerprint not in (None, fingerprint):
+    raise UserError(
+      f"The weights in '{path}' were altered or damaged: their fingerprint is "
+      f"{fingerprint[:12]}… and the file states {source.fingerprint[:12]}…. Take "
+      "another copy."
+    )
+  return {name: kept[name] for name in source.leaves}, fingerprint
+
+
+def refuse_not_finite(name: str, values: np.ndarray, source: str) -> None:
+  """Raises `UserError` if the leaf `name` of a backbone holds NaN or infinity."""
+  finite = np.isfinite(values)
+  if not finite.all():
+    where = np.unravel_index(int(np.argmin(finite)), values.shape)
+    raise UserError(
+      f"The leaf '{name}' of '{source}' holds {values.size - int(finite.sum())} values "
+      f"that are NaN or infinite, the first at {tuple(map(int, where))}. Take another "
+      "copy of the model."
+    )
+
+
+def _fingerprint(flat: Mapping[str, Leaf], path: files.Path) -> str:
   """Returns the leaves' fingerprint, from the cache if they are many bytes.
 
   Not of a remote backbone: its bytes came over the network just now, which takes longer
@@ -300,7 +363,3 @@ def _state_of(path: pathlib.Path) -> str:
   stats = [(str(file.absolute()), os.stat(file)) for file in found]
   stated = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
   return hashlib.sha256(json.dumps(stated).encode()).hexdigest()
-
-
-def _some(names: list[str], most: int = 4) -> str:
-  return ", ".join(names[:most]) + (", …" if len(names) > most else "")

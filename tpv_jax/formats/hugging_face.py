@@ -1,0 +1,577 @@
+"""Backbones in Hugging Face's form: T5, T5 1.1, Flan-T5 and mT5 of `transformers`.
+
+A folder with `config.json` and `model.safetensors`, or with several files that
+`model.safetensors.index.json` names. Hugging Face stores a linear map as [out, in] and
+T5X as [in, out], and so every matrix but the token table is turned; no value changes,
+for both scale the tied logits of v1.0 by D^-0.5 when they compute. NumPy only.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from tpv_jax import errors, files, safetensors_io
+from tpv_jax.errors import UserError
+from tpv_jax.leaves import Leaf
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+FILE_BYTES = 5 * 10**9
+"""What a file of `save` may hold; `transformers` splits at the same size."""
+
+MAX_JSON_BYTES = 1 << 24
+
+_DEFAULTS: dict[str, Any] = {
+  "vocab_size": 32_128,
+  "d_model": 512,
+  "d_kv": 64,
+  "d_ff": 2_048,
+  "num_layers": 6,
+  "num_heads": 8,
+  "feed_forward_proj": "relu",
+  "tie_word_embeddings": True,
+}
+"""What `transformers` takes for T5 where a config.json is silent."""
+
+_MT5_DEFAULTS = {
+  **_DEFAULTS,
+  "vocab_size": 250_112,
+  "d_ff": 1_024,
+  "num_layers": 8,
+  "num_heads": 6,
+  "feed_forward_proj": "gated-gelu",
+  "tie_word_embeddings": False,
+}
+
+_FIXED: dict[str, tuple[Any, str]] = {
+  "relative_attention_num_buckets": (32, "T5's relative bias"),
+  "relative_attention_max_distance": (128, "T5's relative bias"),
+  "layer_norm_epsilon": (1e-6, "T5's layer norm"),
+  "pad_token_id": (0, "padding"),
+  "decoder_start_token_id": (0, "the start of decoding"),
+  "is_encoder_decoder": (True, "an encoder and a decoder"),
+}
+"""What the network is built on: the one value it knows, and of what."""
+
+_SHARED = "shared.weight"
+_TABLES = (_SHARED, "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+"""Names under which the one token table may be stored, also more than once."""
+
+_HEAD = "lm_head.weight"
+
+_UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+"""In the files of T5 1.0, and read by no one: `transformers` leaves it out as well."""
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """What config.json says of the network; the names are Hugging Face's.
+
+  Attributes:
+    model_type: 't5' or 'mt5'.
+    vocab_size: rows of the token table.
+    d_model: D.
+    d_kv: width of a head.
+    d_ff: hidden width of the feed-forward block.
+    num_layers: of the encoder.
+    num_decoder_layers: of the decoder.
+    num_heads: attention heads.
+    gated: whether the feed-forward block is 'gated-gelu' rather than 'relu'.
+    tied: whether logits come from the token table.
+  """
+
+  model_type: str
+  vocab_size: int
+  d_model: int
+  d_kv: int
+  d_ff: int
+  num_layers: int
+  num_decoder_layers: int
+  num_heads: int
+  gated: bool
+  tied: bool
+
+  @property
+  def numbers(self) -> dict[str, Any]:
+    """Returns the arguments of `network.Transformer`."""
+    return {
+      "vocab_size": self.vocab_size,
+      "emb_dim": self.d_model,
+      "num_heads": self.num_heads,
+      "head_dim": self.d_kv,
+      "num_encoder_layers": self.num_layers,
+      "num_decoder_layers": self.num_decoder_layers,
+      "mlp_dim": self.d_ff,
+      "mlp_activations": ("gelu", "linear") if self.gated else ("relu",),
+      "logits_via_embedding": self.tied,
+    }
+
+  def to_json(self, dtype: str) -> dict[str, Any]:
+    """Returns the content of config.json, for weights stored in `dtype`."""
+    name = "MT5" if self.model_type == "mt5" else "T5"
+    fixed = {key: value for key, (value, _) in _FIXED.items()}
+    return {
+      "architectures": [f"{name}ForConditionalGeneration"],
+      "d_ff": self.d_ff,
+      "d_kv": self.d_kv,
+      "d_model": self.d_model,
+      "dropout_rate": 0.1,
+      "dtype": dtype,
+      "eos_token_id": 1,
+      "feed_forward_proj": "gated-gelu" if self.gated else "relu",
+      "model_type": self.model_type,
+      "num_decoder_layers": self.num_decoder_layers,
+      "num_heads": self.num_heads,
+      "num_layers": self.num_layers,
+      "tie_word_embeddings": self.tied,
+      "vocab_size": self.vocab_size,
+      **fixed,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """One leaf on both sides.
+
+  Attributes:
+    name: Hugging Face's.
+    path: T5X's.
+    shape: Hugging Face's.
+    turned: whether the axes are the other way round under `path`.
+  """
+
+  name: str
+  path: str
+  shape: tuple[int, ...]
+  turned: bool
+
+
+def mapping(config: Config) -> list[Place]:
+  """Returns every leaf of the network, where it lies on either side, and its shape."""
+  places = [
+    Place(
+      _SHARED, "token_embedder/embedding", (config.vocab_size, config.d_model), False
+    )
+  ]
+  width, joined = config.d_model, config.num_heads * config.d_kv
+
+  def matrix(name: str, path: str, outputs: int, inputs: int) -> None:
+    places.append(Place(f"{name}.weight", f"{path}/kernel", (outputs, inputs), True))
+
+  def norm(name: str, path: str) -> None:
+    places.append(Place(f"{name}.weight", f"{path}/scale", (width,), False))
+
+  def attention(name: str, path: str) -> None:
+    for theirs, ours in (("q", "query"), ("k", "key"), ("v", "value")):
+      matrix(f"{name}.{theirs}", f"{path}/{ours}", joined, width)
+    matrix(f"{name}.o", f"{path}/out", width, joined)
+
+  for stack, depth, parts in (
+    ("encoder", config.num_layers, (("attention", "attention"),)),
+    (
+      "decoder",
+      config.num_decoder_layers,
+      (
+        ("self_attention", "self_attention"),
+        ("cross_attention", "encoder_decoder_attention"),
+      ),
+    ),
+  ):
+    places.append(
+      Place(
+        f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        f"{stack}/relpos_bias/rel_embedding",
+        (_FIXED["relative_attention_num_buckets"][0], config.num_heads),
+        True,
+      )
+    )
+    for number in range(depth):
+      theirs, ours = f"{stack}.block.{number}.layer", f"{stack}/layers_{number}"
+      for index, (normed, part) in enumerate(parts):
+        norm(f"{theirs}.{index}.layer_norm", f"{ours}/pre_{normed}_layer_norm")
+        kind = "EncDecAttention" if index else "SelfAttention"
+        attention(f"{theirs}.{index}.{kind}", f"{ours}/{part}")
+      last = f"{theirs}.{len(parts)}"
+      norm(f"{last}.layer_norm", f"{ours}/pre_mlp_layer_norm")
+      for wi in ("wi_0", "wi_1") if config.gated else ("wi",):
+        matrix(f"{last}.DenseReluDense.{wi}", f"{ours}/mlp/{wi}", config.d_ff, width)
+      matrix(f"{last}.DenseReluDense.wo", f"{ours}/mlp/wo", width, config.d_ff)
+    norm(f"{stack}.final_layer_norm", f"{stack}/{stack}_norm")
+  if not config.tied:
+    places.append(
+      Place(_HEAD, "decoder/logits_dense/kernel", (config.vocab_size, width), True)
+    )
+  return places
+
+
+def is_folder(path: files.PathLike) -> bool:
+  """Returns whether `path` looks like a folder of Hugging Face."""
+  path = files.to_path(path)
+  return any((path / name).exists() for name in (CONFIG, WEIGHTS, INDEX)) or bool(
+    path.is_dir() and _pickles(path)
+  )
+
+
+@contextlib.contextmanager
+def opened(path: files.PathLike) -> Iterator[tuple[Config, dict[str, Leaf]]]:
+  """Yields the config of a folder and its leaves by T5X path, to be read one by one.
+
+  A leaf's `source` is the name it has there. It can be read while the folder is open.
+
+  Args:
+    path: folder, here or on gs://.
+
+  Raises:
+    UserError: the folder has no config.json or no safetensors; the config is of another
+      model or has a value the network does not know; the weights do not fit it; a file
+      lies elsewhere (behind a symbolic link), is truncated or damaged.
+  """
+  folder = files.to_path(path)
+  config = read_config(folder)
+  with contextlib.ExitStack() as stack:
+    found: dict[str, Leaf] = {}
+    for file in _weight_files(folder):
+      _, leaves = stack.enter_context(safetensors_io.opened(file))
+      if twice := sorted(found.keys() & leaves.keys()):
+        raise UserError(
+          f"'{folder}' holds the leaf '{twice[0]}' in two files, one of them '{file}'. "
+          "Take another copy of the folder."
+        )
+      found |= leaves
+    yield config, _by_path(str(folder), config, found)
+
+
+def save(
+  path: pathlib.Path,
+  config: Config,
+  flat: Mapping[str, Any],
+  overwrite: bool = False,
+) -> None:
+  """Writes config.json and the weights into the folder `path`, which exists.
+
+  Leaves are read one by one; more than `FILE_BYTES` are split, as `transformers` does.
+
+  Args:
+    path: folder; may be on gs://. config.json is written last.
+    config: that fits the leaves, see `config_of`.
+    flat: arrays or `Leaf`s by T5X path.
+    overwrite: whether existing files may be replaced.
+  """
+  ours = {
+    place.name: _turned(flat[place.path]) if place.turned else flat[place.path]
+    for place in mapping(config)
+  }
+  groups: list[dict[str, Any]] = [{}]
+  size = 0
+  for name, leaf in ours.items():
+    nbytes = int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+    if groups[-1] and size + nbytes > FILE_BYTES:
+      groups.append({})
+      size = 0
+    groups[-1][name] = leaf
+    size += nbytes
+  names = [WEIGHTS]
+  if len(groups) > 1:
+    names = [
+      f"model-{number:05}-of-{len(groups):05}.safetensors"
+      for number in range(1, len(groups) + 1)
+    ]
+  for name, group in zip(names, groups, strict=True):
+    safetensors_io.write(path / name, group, {"format": "pt"}, overwrite)
+  if len(groups) > 1:
+    total = sum(
+      int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in ours.values()
+    )
+    index = {
+      "metadata": {"total_size": total},
+      "weight_map": {
+        leaf: name for name, group in zip(names, groups, strict=True) for leaf in group
+      },
+    }
+    files.write_json(path / INDEX, index, overwrite)
+  dtype = str(np.dtype(ours[_SHARED].dtype))
+  files.write_json(path / CONFIG, config.to_json(dtype), overwrite)
+
+
+def config_of(flat: Mapping[str, Any], source: str) -> Config:
+  """Returns the config that leaves by T5X path tell by their names and shapes.
+
+  Raises:
+    UserError: they are no T5 that Hugging Face knows.
+  """
+  try:
+    heads = flat["encoder/relpos_bias/rel_embedding"].shape[0]
+    rows, width = flat["token_embedder/embedding"].shape
+    joined = flat["encoder/layers_0/attention/query/kernel"].shape[1]
+    gated = "encoder/layers_0/mlp/wi_0/kernel" in flat
+    first = flat[f"encoder/layers_0/mlp/{'wi_0' if gated else 'wi'}/kernel"]
+    config = Config(
+      # Of the two that are the same network, the name that its vocabulary's size tells.
+      model_type="mt5" if rows == _MT5_DEFAULTS["vocab_size"] else "t5",
+      vocab_size=rows,
+      d_model=width,
+      d_kv=joined // heads,
+      d_ff=first.shape[1],
+      num_layers=_depth(flat, "encoder"),
+      num_decoder_layers=_depth(flat, "decoder"),
+      num_heads=heads,
+      gated=gated,
+      tied="decoder/logits_dense/kernel" not in flat,
+    )
+  except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+    raise UserError(
+      f"'{source}' does not hold the leaves of a T5 (looking at {error}). Give a "
+      "backbone of the family T5, T5 1.1, Flan-T5 or mT5."
+    ) from error
+  check_against(flat, config, source, "its leaves do not fit each other")
+  return config
+
+
+def check_against(
+  flat: Mapping[str, Any], config: Config, source: str, problem: str
+) -> None:
+  """Raises `UserError` unless the leaves by T5X path are just those of `config`."""
+  expected = {
+    place.path: place.shape[::-1] if place.turned else place.shape
+    for place in mapping(config)
+  }
+  faults = _faults(expected, {path: tuple(flat[path].shape) for path in flat})
+  if faults:
+    raise UserError(f"Of '{source}' {problem}: {faults}. Take another copy.")
+
+
+def read_config(folder: files.Path) -> Config:
+  """Returns what the config.json of a folder says; see `opened` for what is refused."""
+  content = _read_json(folder, CONFIG)
+  kind = content.get("model_type")
+  if kind not in ("t5", "mt5"):
+    raise UserError(
+      f"'{folder / CONFIG}' is of the model_type {kind!r}; what is read is 't5' (T5, "
+      "T5 1.1, Flan-T5) and 'mt5'." + errors.near_misses(str(kind), ["t5", "mt5"])
+    )
+  if "quantization_config" in content:
+    raise UserError(
+      f"The weights of '{folder}' are quantised (quantization_config), which is not "
+      "read. Take the model in float32, float16 or bfloat16."
+    )
+  for key, (value, what) in _FIXED.items():
+    stated = content.get(key)
+    if stated is not None and (
+      isinstance(stated, bool) is not isinstance(value, bool) or stated != value
+    ):
+      raise UserError(
+        f"'{folder / CONFIG}' states {key} {_short(stated)}; the network knows only "
+        f"{value} ({what}). Choose a T5, T5 1.1, Flan-T5 or mT5."
+      )
+  stated = {**(_MT5_DEFAULTS if kind == "mt5" else _DEFAULTS), **content}
+  sizes: dict[str, int] = {}
+  if stated.get("num_decoder_layers") is None:
+    stated["num_decoder_layers"] = stated["num_layers"]
+  for key in (
+    *("vocab_size", "d_model", "d_kv", "d_ff"),
+    *("num_layers", "num_decoder_layers", "num_heads"),
+  ):
+    number = stated[key]
+    if (
+      not isinstance(number, int) or isinstance(number, bool) or not 0 < number < 2**31
+    ):
+      raise UserError(
+        f"'{folder / CONFIG}' states {key} {_short(number)}; it must be a whole number "
+        "of at least 1. Take another copy."
+      )
+    sizes[key] = number
+  if max(sizes["num_layers"], sizes["num_decoder_layers"]) > 1_000:
+    raise UserError(
+      f"'{folder / CONFIG}' states {sizes['num_layers']} layers; no T5 has over 1000. "
+      "Take another copy."
+    )
+  feed_forward = stated["feed_forward_proj"]
+  if feed_forward not in ("relu", "gated-gelu"):
+    raise UserError(
+      f"'{folder / CONFIG}' states feed_forward_proj {_short(feed_forward)}; the "
+      "network knows 'relu' (T5 1.0) and 'gated-gelu' (T5 1.1, Flan-T5, mT5)."
+    )
+  # transformers 5 writes tie_word_embeddings as true whatever the model, and for T5 says
+  # by another name what it meant: logits of the token table, scaled. mT5 has none.
+  key = "scale_decoder_outputs"
+  key = key if key in content and kind == "t5" else "tie_word_embeddings"
+  tied = stated[key]
+  if not isinstance(tied, bool):
+    raise UserError(
+      f"'{folder / CONFIG}' states {key} {_short(tied)}; it is true or false. Take "
+      "another copy."
+    )
+  return Config(
+    model_type=kind,
+    gated=feed_forward == "gated-gelu",
+    tied=tied and kind == "t5",
+    **sizes,
+  )
+
+
+def _by_path(source: str, config: Config, found: Mapping[str, Leaf]) -> dict[str, Leaf]:
+  """Returns the leaves by T5X path, after a check of their names and shapes."""
+  places = mapping(config)
+  expected = {place.name: place.shape for place in places}
+  stored = dict(found)
+  stored.pop(_UNUSED, None)
+  copies = [name for name in _TABLES if name in stored]
+  if config.tied and _HEAD in stored:
+    copies.append(_HEAD)
+  if copies:
+    table = stored[copies[0]]
+    for name in copies[1:]:
+      other = stored.pop(name)
+      if other.shape != table.shape or not np.array_equal(other, table):
+        raise UserError(
+          f"'{source}' holds '{name}' with other values than '{copies[0]}', and its "
+          f"config (tie_word_embeddings {str(config.tied).lower()}) makes one table of "
+          "them. Set tie_word_embeddings as the model was trained."
+        )
+    stored[_SHARED] = stored.pop(copies[0])
+  faults = _faults(expected, {name: leaf.shape for name, leaf in stored.items()})
+  if faults:
+    raise UserError(
+      f"The weights of '{source}' do not fit its {CONFIG}: {faults}. Give config and "
+      "weights of one model."
+    )
+  return {
+    place.path: stored[place.name].transposed() if place.turned else stored[place.name]
+    for place in places
+  }
+
+
+def _faults(
+  expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> str:
+  """Returns what is wrong with the leaves found, or ''."""
+  shapes = [
+    f"{name} is {found[name]} and must be {expected[name]}"
+    for name in expected
+    if name in found and found[name] != expected[name]
+  ]
+  faults = [
+    f"{len(names)} {what} ({errors.some(names)})"
+    for what, names in (
+      ("missing", [name for name in expected if name not in found]),
+      ("unknown", [name for name in found if name not in expected]),
+      ("of another shape", shapes),
+    )
+    if names
+  ]
+  return f"of {len(expected)} leaves {', '.join(faults)}" if faults else ""
+
+
+def _weight_files(folder: files.Path) -> list[files.Path]:
+  """Returns the safetensors files of a folder, inside of it."""
+  if (folder / WEIGHTS).exists():
+    return [_inside(folder, WEIGHTS)]
+  if not (folder / INDEX).exists():
+    if pickles := _pickles(folder):
+      raise UserError(
+        f"'{folder}' holds its weights as a pickle ({errors.some(pickles)}), and "
+        "loading one can run any code, so it is never opened. Where you trust it, let "
+        'transformers save it as safetensors: python -c "from transformers import '
+        f"AutoModelForSeq2SeqLM as M; M.from_pretrained('{folder}')"
+        ".save_pretrained('OUT')\", and give OUT."
+      )
+    raise UserError(
+      f"'{folder}' holds neither {WEIGHTS} nor {INDEX}. Give the whole folder of a "
+      "model."
+    )
+  stated = _read_json(folder, INDEX).get("weight_map")
+  if not isinstance(stated, dict) or not stated:
+    raise UserError(
+      f"'{folder / INDEX}' states no weight_map. Take another copy of the folder."
+    )
+  names = set(stated.values()) if _strings(stated.values()) else {""}
+  for name in names:
+    if not name.endswith(".safetensors") or name != os.path.basename(name):
+      raise UserError(
+        f"'{folder / INDEX}' names the file {_short(name)}, and only .safetensors "
+        "files beside it are read. Take another copy of the folder."
+      )
+  missing = sorted(name for name in names if not (folder / name).exists())
+  if missing:
+    raise UserError(
+      f"'{folder}' lacks {len(missing)} of the {len(names)} files that its index names "
+      f"({errors.some(missing)}). Download them as well."
+    )
+  return [_inside(folder, name) for name in sorted(names)]
+
+
+def _strings(values: Any) -> bool:
+  return all(isinstance(value, str) for value in values)
+
+
+def _inside(folder: files.Path, name: str) -> files.Path:
+  """Returns the file `name` of a folder, unless a symbolic link leads out of it.
+
+  What `huggingface_hub` downloads lies in `<model>/snapshots/<revision>/`, whose files
+  are links to `<model>/blobs/`: there the model's folder is the one to stay in.
+  """
+  path = folder / name
+  if files.is_remote(path):
+    return path
+  root = pathlib.Path(folder).resolve()
+  if root.parent.name == "snapshots":
+    root = root.parent.parent
+  target = pathlib.Path(path).resolve()
+  if not target.is_relative_to(root):
+    raise UserError(
+      f"'{path}' is a symbolic link out of its folder, to '{target}', and is not "
+      "followed. Put the file itself there."
+    )
+  return path
+
+
+def _read_json(folder: files.Path, name: str) -> dict[str, Any]:
+  path = folder / name
+  if not path.exists():
+    raise UserError(
+      f"'{folder}' has no {name}. Give the whole folder of a model of Hugging Face."
+      if folder.is_dir()
+      else files.missing(folder)
+    )
+  _inside(folder, name)
+  if path.stat().st_size > MAX_JSON_BYTES:
+    raise UserError(f"'{path}' is no {name}: it is too large. Take another copy.")
+  try:
+    content = json.loads(files.read_bytes(path))
+  except (ValueError, RecursionError) as error:
+    raise UserError(
+      f"'{path}' is no JSON, or truncated: {_short(error)}. Take another copy."
+    ) from error
+  if not isinstance(content, dict):
+    raise UserError(f"'{path}' holds no names and values. Take another copy.")
+  return content
+
+
+def _pickles(folder: files.Path) -> list[str]:
+  names = sorted(entry.name for entry in folder.iterdir())
+  return [name for name in names if os.path.splitext(name)[1] in _PICKLES]
+
+
+def _turned(leaf: Any) -> Any:
+  return leaf.transposed() if isinstance(leaf, Leaf) else np.ascontiguousarray(leaf.T)
+
+
+def _depth(flat: Mapping[str, Any], stack: str) -> int:
+  return len(
+    {path.split("/")[1] for path in flat if path.startswith(f"{stack}/layers_")}
+  )
+
+
+def _short(value: Any, most: int = 60) -> str:
+  text = str(value) if isinstance(value, Exception) else repr(value)
+  return text if len(text) <= most else text[: most - 1] + "…"
