@@ -107,6 +107,8 @@ def _print_plan(flags: argparse.Namespace) -> None:
   from rich.console import Console
   from rich.table import Column, Table
 
+  from tpv_jax.runner import memory
+
   data, _, model = flags.mesh.partition("x")
   if not (data.isdigit() and model.isdigit() and int(data) and int(model)):
     raise UserError(f"'{flags.mesh}' is no mesh: write DATAxMODEL, such as 4x8.")
@@ -132,20 +134,12 @@ def _print_plan(flags: argparse.Namespace) -> None:
     whole = sum(math.prod(leaf.shape) for leaf in part)
     cut = sum(math.prod(leaf.shape) for leaf in part if any(leaf.cut))
     share = sum(math.prod(leaf.share) for leaf in part)
-    table.add_row(name, f"{whole:,}", f"{100 * cut / whole:.1f} %", _size(share * size))
+    table.add_row(name, f"{whole:,}", f"{100 * cut / whole:.1f} %", memory.text(share * size))
   console.print(
     f"{flags.size} on {data} x {model} chips (data x model), {flags.storage}"
   )
   console.print(table)
   console.print("Activations come on top; they grow with the rows a chip has.")
-
-
-def _size(count: float) -> str:
-  for unit in ("B", "KiB", "MiB"):
-    if count < 1024:
-      return f"{count:.1f} {unit}"
-    count /= 1024
-  return f"{count:.2f} GiB"
 
 
 if __name__ == "__main__":

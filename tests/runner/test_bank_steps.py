@@ -230,6 +230,23 @@ def test_a_bank_compiles_two_shapes_of_calls_for_any_number_of_examples():
   assert steps.update._cache_size() == steps.fold._cache_size() == 1
 
 
+@pytest.mark.parametrize("wrong", [PROMPTS, -1])
+def test_an_example_of_a_prompt_that_the_bank_has_not_is_refused(wrong):
+  model, mesh = made_model(PLAIN, ADAMW()), partitioning.make_mesh()
+  steps = bank_steps.build(model, RATE, mesh)
+  frozen, prompts = starts(model)
+  state = steps.initialise(
+    {"prompt/prompt": np.stack([p["prompt/prompt"] for p in prompts])}
+  )
+  shapes = packing.Shapes(packing.Shape(2, 40, 16), packing.Shape(1, 16, 8), 4)
+  items = packing.items(batch(0, 0), wrong)
+  calls = [features for _, features in packing.pack(items, shapes)]
+  with pytest.raises(
+    UserError, match=f"Row 0 .* for prompt {wrong}, and the bank has the prompts 0 to 7"
+  ):
+    bank_steps.train_step(steps, state, frozen, calls, FACTORS)
+
+
 @pytest.mark.parametrize(
   ("settings", "trainable", "message"),
   [

@@ -10,7 +10,7 @@ once for a run, they are all that it compiles, and hardly any position is paddin
 import bisect
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,22 @@ _CALL = 1 / 16
 
 SAMPLED = 4_000
 """Examples on which the shapes of a run are tried."""
+
+_TARGET = 2
+"""What a target position costs, in source positions: it has logits beside its layers."""
+
+_ATTENTION = 2_000
+"""Width at which attention costs a position as much again as all else (ours)."""
+
+_READ_BY_SCORING = (
+  "encoder_input_tokens",
+  "encoder_segment_ids",
+  "encoder_positions",
+  "encoder_prompt_ids",
+  "prompt_positions",
+  "decoder_input_tokens",
+  "decoder_target_tokens",
+)
 
 _GRAIN = 8
 """Widths are multiples of it, which accelerators like."""
@@ -112,7 +128,71 @@ def pack(
     UserError: an item is longer than a row.
   """
   sizes = [(len(item.source), len(item.target)) for item in items]
-  for item, (source, target) in zip(items, sizes, strict=True):
+  _refuse_longer(items, shapes, names)
+  wide, short = _assign(_Examples(sizes, shapes.prompt_length), shapes)
+  return [
+    (shape, _features([[items[i] for i in row] for row in rows], shape, shapes))
+    for shape, assigned in ((shapes.wide, wide), (shapes.short, short))
+    for rows in _blocks(assigned, shape.rows)
+  ]
+
+
+def pack_choices(
+  sources: Sequence[Int[np.ndarray, " source"]],
+  choices: Sequence[Sequence[Int[np.ndarray, " target"]]],
+  row: Shape,
+  prompt_length: int,
+) -> tuple[Features, Int[np.ndarray, "N 2"]]:
+  """Returns as many packed rows as the sources need, each with all of its choices.
+
+  Features as `pack` gives them, but that each choice is a segment of the target row
+  (1, 2, ... within the row), and `source_segment_ids` [B, L] say which segment of the
+  source it belongs to. Also returns, for each source, its row and the segment of its
+  first choice, which the others follow.
+
+  Args:
+    sources: without padding.
+    choices: of each source the targets that are scored, without padding.
+    row: of which all are.
+    prompt_length: S.
+
+  Raises:
+    UserError: a source, or its choices, have more tokens than a row.
+  """
+  targets = [np.concatenate(own) for own in choices]
+  items = [Item(0, *pair) for pair in zip(sources, targets, strict=True)]
+  sizes = [(len(item.source), len(item.target)) for item in items]
+  shapes = Shapes(row, row, prompt_length)
+  _refuse_longer(items, shapes, ())
+  rows, _ = _Examples(sizes, prompt_length).fit(row.width, row.targets)
+  features = _features(
+    [[items[i] for i in members] for members in rows],
+    dataclasses.replace(row, rows=len(rows)),
+    shapes,
+  )
+  segments = np.zeros_like(features["decoder_segment_ids"])
+  first = np.zeros((len(items), 2), np.int32)
+  for number, members in enumerate(rows):
+    start = segment = 0
+    for member in members:
+      first[member] = number, segment + 1
+      for choice in choices[member]:
+        segment += 1
+        segments[number, start : start + len(choice)] = segment
+        features["decoder_input_tokens"][number, start] = 0
+        start += len(choice)
+  return {
+    **{name: values for name, values in features.items() if name in _READ_BY_SCORING},
+    "source_segment_ids": features["decoder_segment_ids"],
+    "decoder_segment_ids": segments,
+  }, first
+
+
+def _refuse_longer(
+  items: Sequence[Item], shapes: Shapes, names: Sequence[str]
+) -> None:
+  for item in items:
+    source, target = len(item.source), len(item.target)
     if (
       shapes.prompt_length + source > shapes.wide.width or target > shapes.wide.targets
     ):
@@ -122,36 +202,17 @@ def pack(
         f"behind a prompt of {shapes.prompt_length} in a row of {shapes.wide.width} and "
         f"{shapes.wide.targets}. Raise LENGTHS, or trim the examples."
       )
-  wide, short = _assign(_Examples(sizes, shapes.prompt_length), shapes)
-  return [
-    (shape, _features([[items[i] for i in row] for row in rows], shape, shapes))
-    for shape, assigned in ((shapes.wide, wide), (shapes.short, short))
-    for rows in _blocks(assigned, shape.rows)
-  ]
 
 
-def pack_rows(items: Sequence[Item], row: Shape, prompt_length: int) -> Features:
-  """Returns as many packed rows as the items need; features as `pack` gives them.
-
-  Raises:
-    UserError: there are no items, or one is longer than a row.
-  """
-  if not items:
-    raise UserError("There are no examples to pack. Give at least one.")
-  shapes = Shapes(row, row, prompt_length)
-  return _joined([features for _, features in pack(items, shapes)])
+def empty(shape: Shape) -> Features:
+  """Returns the features of a call that holds nothing but padding."""
+  return _features([], shape, Shapes(shape, shape, prompt_length=0))
 
 
 def with_prompt(rows: Features, prompt_id: int) -> Features:
   """Returns packed rows for another prompt, the same one for all of their examples."""
-  ids = {
-    name: np.where(rows[segments] > 0, prompt_id, 0).astype(np.int32)
-    for name, segments in (
-      ("encoder_prompt_ids", "encoder_segment_ids"),
-      ("decoder_prompt_ids", "decoder_segment_ids"),
-    )
-  }
-  return {**rows, **ids}
+  ids = np.where(rows["encoder_segment_ids"] > 0, prompt_id, 0).astype(np.int32)
+  return {**rows, "encoder_prompt_ids": ids}
 
 
 def blocks(parts: Sequence[Features], rows: int) -> Iterator[Features]:
@@ -212,8 +273,8 @@ def choose_shapes(
     prompt_length: S.
     lengths: `{'inputs': T, 'targets': L}`, the longest that must fit.
     rows_multiple: of which every number of rows is a multiple: the data-parallel devices.
-    most_positions: of a wide block, if it has more than the fewest rows;
-      `WIDE_POSITIONS` by default.
+    most_positions: of a wide block, unless the narrowest rows, one for each device, have
+      more; `WIDE_POSITIONS` by default.
   """
   counted = np.cumsum([len(sizes) for sizes in steps])
   steps = steps[: 1 + int(np.searchsorted(counted, SAMPLED))]
@@ -222,10 +283,10 @@ def choose_shapes(
   most_positions = min(
     most_positions or WIDE_POSITIONS, max(step.used for step in examples)
   )
-  found = []
+  found: list[tuple[float, int, Shapes]] = []
   for width, targets in _row_sizes(steps, prompt_length, lengths):
     rows = rows_multiple
-    while rows == rows_multiple or rows * width <= most_positions:
+    while rows * width <= most_positions or not found:
       wide = Shape(rows, width, targets)
       for short in _short_shapes(wide, lengths["targets"], rows_multiple):
         shapes = Shapes(wide, short, prompt_length)
@@ -250,26 +311,34 @@ def _short_shapes(wide: Shape, targets: int, rows_multiple: int) -> Iterator[Sha
     )
 
 
-def choose_row(sizes: Sizes, prompt_length: int, lengths: dict[str, int]) -> Shape:
-  """Returns the shape of a single row that leaves the least padding on these examples.
+def choose_row(sizes: Sizes, prompt_length: int, lengths: Mapping[str, int]) -> Shape:
+  """Returns the shape of a single row that costs least to compute these examples.
 
   Args:
-    sizes: of the examples, of which the first `SAMPLED` are looked at.
+    sizes: of the examples, of which `SAMPLED`, evenly spaced, are looked at.
     prompt_length: S.
     lengths: `{'inputs': T, 'targets': L}`, the longest that must fit.
   """
-  sizes = sizes[:SAMPLED]
-  return min(
-    (
-      Shape(1, width, targets)
-      for width, targets in _row_sizes([sizes], prompt_length, lengths)
-    ),
-    key=lambda row: padding_share([sizes], Shapes(row, row, prompt_length)),
-  )
+  examples = _Examples(sizes[:: math.ceil(len(sizes) / SAMPLED)], prompt_length)
+  longest = {
+    "inputs": max(lengths["inputs"], *(source for source, _ in sizes)),
+    "targets": max(lengths["targets"], *(target for _, target in sizes)),
+  }
+  least = math.inf
+  for width, most in _row_sizes([sizes], prompt_length, longest):
+    for targets in {
+      _round_up(max(longest["targets"], math.ceil(share * most)))
+      for share in (0.5, 0.6, 0.75, 1)  # Of twice the mean.
+    }:
+      rows = len(examples.fit(width, targets)[0])
+      cost = rows * (width * (1 + width / _ATTENTION) + _TARGET * targets)
+      if cost < least:
+        best, least = Shape(1, width, targets), cost
+  return best
 
 
 def _row_sizes(
-  steps: Sequence[Sizes], prompt_length: int, lengths: dict[str, int]
+  steps: Sequence[Sizes], prompt_length: int, lengths: Mapping[str, int]
 ) -> Iterator[tuple[int, int]]:
   """Yields widths that rows may have, with the target positions that go with each."""
   sizes = np.concatenate([np.asarray(sizes) for sizes in steps])

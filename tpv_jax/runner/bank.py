@@ -5,12 +5,14 @@ prompt; only the steps are shared (`bank_steps`). So a bank that was killed goes
 the same bits, from the checkpoints of its runs, and what it leaves are run folders.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import math
 import os
 import signal
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,16 +21,17 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from tpv_jax import files, partitioning
+from tpv_jax import files, identity, partitioning
 from tpv_jax.backbone import loading
 from tpv_jax.data import packing
+from tpv_jax.data.suite import TASKS
 from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
-from tpv_jax.errors import UserError, at_least
-from tpv_jax.model import SoftPromptModel
+from tpv_jax.errors import UserError, at_least, near_misses
+from tpv_jax.model import PROMPT, SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts.initial import Initial
-from tpv_jax.runner import bank_steps, processes
+from tpv_jax.runner import bank_steps, memory, processes
 from tpv_jax.runner.checkpoints import Best
 from tpv_jax.runner.run_folder import RunFolder
 from tpv_jax.runner.steps import Leaves, TrainState
@@ -37,6 +40,12 @@ from tpv_jax.runner.training import Run, Stopped, chunks, stop_signals
 
 SAMPLED_STEPS = 20
 """Steps whose examples decide on the shapes of the packed rows."""
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+"""The event by which JAX says that it has compiled something."""
+
+_LEFT = "left_bank_at"
+"""In the manifest of a diverged run until the others' states of that step are saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +70,7 @@ class Entry:
 
 
 def grid(
-  tasks: Sequence[Task],
+  tasks: Sequence[Any],
   vocabulary: Vocabulary,
   lengths: Mapping[str, int],
   output_dir: files.PathLike,
@@ -75,7 +84,7 @@ def grid(
   <task>-<initial seed>-<rate>. Examples come in an order by the initial seed too.
 
   Args:
-    tasks: what the prompts are trained on.
+    tasks: `Task`s, what the prompts are trained on.
     vocabulary: the backbone's.
     lengths: `{'inputs': T, 'targets': L}` in tokens, EOS included.
     output_dir: the folder of the run folders.
@@ -84,7 +93,8 @@ def grid(
     rates: by which the bank's learning rate is multiplied.
 
   Raises:
-    UserError: one of the lists is none, or empty, or an output folder that is no path.
+    UserError: one of the lists is none, or empty, or holds something else; an output
+      folder that is no path.
   """
   lists = {"TASKS": tasks, "INITIAL_SEEDS": initial_seeds, "RATES": rates}
   for name, values in lists.items():
@@ -93,19 +103,33 @@ def grid(
         f"{name} is {values!r}, which leaves no prompt to train. Give a list with at "
         "least one entry."
       )
+  for task in tasks:
+    if not isinstance(task, Task):
+      raise UserError(
+        f"TASKS has {task!r}, which is no task.{near_misses(str(task), TASKS)} Bind tasks, "
+        "such as @suite.task() or @text_files.text_file_task(); bank_embedded.gin takes "
+        "names as TASK_NAMES."
+      )
+  for rate in rates:
+    _check_rate(rate, "RATES")
   if not isinstance(output_dir, str | os.PathLike):
     raise UserError(f"OUTPUT_DIR is {output_dir!r}; it must be the path of a folder.")
   folder = files.to_path(output_dir)
   return [
     Entry(
       TaskData(task, vocabulary, lengths, batch_size, seed),
-      folder / (f"{task.name}-{seed}" + (f"-{rate:g}" if len(rates) > 1 else "")),
+      folder / (f"{task.name}-{seed}" + (f"-{_text(rate)}" if len(rates) > 1 else "")),
       initial_seed=seed,
       seed=seed,
       rate=rate,
     )
     for task, seed, rate in itertools.product(tasks, initial_seeds, rates)
   ]
+
+
+def _text(rate: float) -> str:
+  """Returns the number as short as tells it from all others."""
+  return f"{rate:g}" if float(f"{rate:g}") == rate else repr(rate)
 
 
 def train_bank(
@@ -123,6 +147,9 @@ def train_bank(
   size: int | None = None,
   model_parallel: int = 1,
   shard_bank: bool = False,
+  split: bool = False,
+  block_positions: int | None = None,
+  memory_gib: float | None = None,
   overwrite: bool = False,
   progress: bool = True,
   config: Callable[[], str] | None = None,
@@ -132,9 +159,11 @@ def train_bank(
   Each is trained as `training.train` would train it alone, but for the order in which
   fp32 sums are taken; a run that either of them began may be continued by the other. The
   same call continues a bank that was stopped or killed, with the same bits on the same
-  CPU machine; but for a kill after a prompt ended early and before the others' next
-  checkpoint, which go on from the one before without it, in another order of sums. A
-  prompt that ends early, or diverges, leaves the others as they are.
+  CPU machine. A prompt that ends early, or diverges, leaves the others as they are. One
+  that diverged stays so: to train it again, remove its folder.
+
+  Before anything is written the bank's calls are compiled and what they need is held
+  against the memory of the devices. Several processes train one bank as one would.
 
   Args:
     model: with a prompt, whose form all entries share, and without dropout.
@@ -151,87 +180,138 @@ def train_bank(
     size: prompts trained at once at most, the others after them; None: all.
     model_parallel: devices over which each parameter of the backbone is cut.
     shard_bank: cut the bank itself over the data-parallel devices.
+    split: train a bank that does not fit into memory as several, one after the other,
+      and where one prompt alone does not fit, in smaller blocks of rows.
+    block_positions: source positions of a block of rows at most; by default
+      `packing.WIDE_POSITIONS`.
+    memory_gib: what a device may hold; by default what it has.
     overwrite: delete runs that are there and start again.
     progress: show a progress bar.
     config: gives the text for each config.gin.
 
   Raises:
-    UserError: entries that share a folder, settings that do not fit; at the end, if a
-      prompt diverged (the others are finished, its last good state is kept).
+    UserError: entries that share a folder, settings that do not fit, too little memory;
+      at the end, if a prompt diverged (the others are finished, its last good state is
+      kept).
     Stopped: SIGINT or SIGTERM came; all states are saved.
   """
-  _check(entries, size, patience, best_metric)
+  _check(entries, size, patience, best_metric, block_positions, memory_gib)
   if isinstance(backbone, str):
     backbone = loading.load_backbone(backbone, model.network, model.input_vocabulary)
-  runs = [
-    Run(
-      model=model,
-      data=entry.data,
-      folder=RunFolder(entry.run_dir),
-      total_steps=total_steps,
-      learning_rate=_scaled(learning_rate, entry.rate),
-      backbone=backbone,
-      initial_prompt=entry.initial_prompt or initial_prompt,
-      initial_seed=entry.initial_seed,
-      seed=entry.seed,
-      eval_period=eval_period,
-      log_period=log_period,
-      checkpoint_period=checkpoint_period or eval_period,
-      best_metric=best_metric,
-      microbatches=1,
-      model_parallel=model_parallel,
-      progress=progress,
-    )
-    for entry in entries
+  runs = _runs(
+    entries,
+    model=model,
+    total_steps=total_steps,
+    learning_rate=learning_rate,
+    backbone=backbone,
+    initial_prompt=initial_prompt,
+    eval_period=eval_period,
+    log_period=log_period,
+    checkpoint_period=checkpoint_period or eval_period,
+    best_metric=best_metric,
+    microbatches=1,
+    model_parallel=model_parallel,
+    progress=progress,
+  )
+  steps = bank_steps.build(model, learning_rate, runs[0].mesh, shard_bank)
+  settings = [run.settings() for run in runs]
+  plan: _Plan | None = None
+  if overwrite or not all(_ended(run.folder.manifest()) for run in runs):
+    for run, one in zip(runs, settings, strict=True):
+      run.folder.check(one, overwrite)
+    plan = _Plan(runs, steps, size or len(runs), block_positions, memory_gib)
+    plan.make_fit(split, resume=not overwrite)
+  manifests = [
+    run.folder.open(one, overwrite) for run, one in zip(runs, settings, strict=True)
   ]
+  processes.wait_for_all("all run folders are open")
+  going = {i for i, manifest in enumerate(manifests) if not _ended(manifest)}
+  if plan is None or not going:
+    manifests = _without_failed(manifests)
+    _say(f"All {len(runs)} prompts are finished; nothing to do.")
+    return manifests
+  _say(str(plan))
+  for line in sorted({line for run in runs for line in run.data.trimmed()}):
+    _say(line)
+  frozen = runs[0].place_frozen()
+  rates = np.asarray([entry.rate for entry in entries], np.float32)
+  with stop_signals() as stop_requested, processes.one_clear_line_if_one_is_lost():
+    for group in plan.groups():
+      if going.isdisjoint(group):
+        continue
+      bank = _Bank(
+        plan,
+        [runs[i] for i in group],
+        rates[list(group)],
+        frozen,
+        patience,
+        {place for place, i in enumerate(group) if i in going},
+      )
+      bank.execute(stop_requested, config)
+      for place, i in enumerate(group):
+        if i in going:
+          manifests[i] = bank.runs[place].manifest
+  return _without_failed(manifests)
+
+
+def _ended(manifest: Mapping[str, Any]) -> bool:
+  return manifest.get("status") in ("finished", "failed") and _LEFT not in manifest
+
+
+def _without_failed(manifests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Returns the manifests, if no prompt has diverged."""
+  failed = [manifest for manifest in manifests if manifest["status"] == "failed"]
+  if failed:
+    why = failed[0].get("why", "loss, gradient or prompt became NaN or infinite")
+    raise UserError(
+      f"{len(failed)} of {len(manifests)} prompts diverged ({why}); the others are "
+      "finished. A diverged prompt stays as it is: to train it again, remove its folder."
+    )
+  return manifests
+
+
+def _say(line: str) -> None:
+  if processes.is_writer():
+    tqdm.write(line)
+
+
+def _runs(entries: Sequence[Entry], **settings: Any) -> list[Run]:
+  """Returns the runs of the entries.
+
+  Raises:
+    UserError: some entries do not fit the model; it says which.
+  """
+  learning_rate, common = settings.pop("learning_rate"), settings.pop("initial_prompt")
+  runs: list[Run] = []
+  wrong: dict[str, list[str]] = {}
+  for number, entry in enumerate(entries):
+    try:
+      run = Run(
+        data=entry.data,
+        folder=RunFolder(entry.run_dir),
+        learning_rate=_scaled(learning_rate, entry.rate),
+        initial_prompt=entry.initial_prompt or common,
+        initial_seed=entry.initial_seed,
+        seed=entry.seed,
+        **settings,
+      )
+      runs.append(run)
+    except UserError as error:
+      wrong.setdefault(str(error), []).append(f"{number} ('{entry.run_dir}')")
   for run in runs:
     # They differ by the rate, which a bank has its own way to use.
     run.steps = runs[0].steps
-  steps = bank_steps.build(model, learning_rate, runs[0].mesh, shard_bank)
-  manifests = [run.folder.open(run.settings(), overwrite) for run in runs]
-  unfinished = {
-    index
-    for index, manifest in enumerate(manifests)
-    if manifest.get("status") != "finished"
-  }
-  if not unfinished:
-    tqdm.write(f"All {len(runs)} prompts are finished; nothing to do.")
-  at_once = size or len(runs)
-  frozen = runs[0].place_frozen() if unfinished else {}
-  for line in sorted({line for run in runs for line in run.data.trimmed()}):
-    tqdm.write(line)
-  with stop_signals() as stop_requested:
-    for first in range(0, len(runs), at_once):
-      group = range(first, min(first + at_once, len(runs)))
-      indices = [index for index in group if index in unfinished]
-      if not indices:
-        continue
-      cut = runs[0].mesh.shape[partitioning.DATA]
-      if shard_bank and len(indices) % cut:
-        raise UserError(
-          f"{len(indices)} prompts cannot be cut over {cut} data-parallel devices. Set "
-          f"SHARD_BANK = False, or BANK_SIZE so that {cut} divides it and what is left."
-        )
-      bank = _Bank(
-        steps,
-        [runs[i] for i in indices],
-        np.asarray([entries[i].rate for i in indices], np.float32),
-        frozen,
-        patience,
-        # Of all prompts, so that one that ended before a kill changes nothing.
-        _choose_shapes([runs[i] for i in group]),
-      )
-      for index, manifest in zip(
-        indices, bank.execute(stop_requested, config), strict=True
-      ):
-        manifests[index] = manifest
-  failed = [m for m in manifests if m["status"] == "failed"]
-  if failed:
+  if wrong:
+    (why, which), *_ = wrong.items()
+    if len(which) == len(entries):
+      raise UserError(why)
+    more = f" and {len(which) - 3} more" if len(which) > 3 else ""
     raise UserError(
-      f"{len(failed)} of {len(runs)} prompts diverged ({failed[0]['why']}); the others "
-      "are finished."
+      f"{sum(map(len, wrong.values()))} of the {len(entries)} entries cannot be trained "
+      f"with the others, whose prompts have one form: {', '.join(which[:3])}{more}: {why} "
+      "Or train them as a bank of their own."
     )
-  return manifests
+  return runs
 
 
 def _check(
@@ -239,31 +319,28 @@ def _check(
   size: int | None,
   patience: int | None,
   best_metric: str | None,
+  block_positions: int | None,
+  memory_gib: float | None,
 ) -> None:
   if not entries:
     raise UserError("The bank is empty. Give at least one entry.")
-  if jax.process_count() > 1:
-    raise UserError(
-      "A bank runs on one process so far. Start one bank on each host, with some of "
-      "the entries."
-    )
-  for name, number in (("size", size), ("patience", patience)):
+  numbers = {"size": size, "patience": patience, "block_positions": block_positions}
+  for name, number in numbers.items():
     if number is not None:
       at_least(name, number, 1)
+  if memory_gib is not None and not (_is_number(memory_gib) and memory_gib > 0):
+    raise UserError(
+      f"BANK_MEMORY_GB is {memory_gib!r}; it must be a number above 0, or None for what "
+      "the device has."
+    )
   if patience and best_metric is None:
     raise UserError(
       f"PATIENCE is {patience}, and without a metric that chooses the best prompt none "
       "is better. Set BEST_METRIC, or PATIENCE = None."
     )
-  for entry in entries:
-    rate = entry.rate
-    if not isinstance(rate, int | float) or not (rate >= 0 and math.isfinite(rate)):
-      raise UserError(
-        f"The rate of the prompt for '{entry.run_dir}' is {rate!r}. Give a number of at "
-        "least 0: the learning rate is multiplied by it."
-      )
   folders: dict[str, int] = {}
   for index, entry in enumerate(entries):
+    _check_rate(entry.rate, f"the prompt for '{entry.run_dir}'")
     folder = str(files.absolute(files.to_path(entry.run_dir)))
     if folder in folders:
       raise UserError(
@@ -273,105 +350,256 @@ def _check(
     folders[folder] = index
 
 
+def _is_number(value: Any) -> bool:
+  return (
+    isinstance(value, int | float)
+    and not isinstance(value, bool)
+    and math.isfinite(value)
+  )
+
+
+def _check_rate(rate: Any, where: str) -> None:
+  if not _is_number(rate) or rate < 0:
+    raise UserError(
+      f"The rate of {where} is {rate!r}. Give a number of at least 0: the learning rate "
+      "is multiplied by it."
+    )
+
+
 @functools.cache
 def _scaled(learning_rate: LearningRate, rate: float) -> LearningRate:
   return learning_rate if rate == 1 else lambda step: rate * learning_rate(step)
 
 
-def _choose_shapes(runs: Sequence[Run]) -> packing.Shapes:
-  """Returns the shapes of the packed rows, chosen on the first steps of all prompts."""
-  data = [run.data for run in runs]
-  sampled = [
-    [
-      (len(item.source), len(item.target))
-      for one in data
-      for item in packing.items(one.batch_at(step), 0)
-    ]
-    for step in range(SAMPLED_STEPS)
-  ]
-  first = [one.batch_at(0) for one in data]
-  prompt = runs[0].model.prompt
-  assert prompt is not None  # `bank_steps.build` has seen to it.
-  return packing.choose_shapes(
-    sampled,
-    prompt.length,
-    {
-      "inputs": max(batch["encoder_input_tokens"].shape[1] for batch in first),
-      "targets": max(batch["decoder_target_tokens"].shape[1] for batch in first),
-    },
-    rows_multiple=runs[0].mesh.shape[partitioning.DATA],
-  )
+class _Plan:
+  """How many prompts are trained at once, in rows of which shapes, and what it needs.
 
-
-class _Bank:
-  """The prompts that are trained at once; `runs` write what is theirs."""
+  A bank that goes on keeps the numbers that its runs have noted, so that memory that
+  others have taken meanwhile does not change its bits.
+  """
 
   def __init__(
     self,
+    runs: Sequence[Run],
     steps: bank_steps.BankSteps,
+    size: int,
+    positions: int | None,
+    limit: float | None,
+  ):
+    self.runs = runs
+    self.steps = steps
+    self.size = min(size, len(runs))
+    self.positions = positions or packing.WIDE_POSITIONS
+    self.available = memory.available(runs[0].mesh, limit)
+    self.sampled = [
+      [
+        [(len(one.source), len(one.target)) for one in packing.items(batch, 0)]
+        for batch in (run.data.batch_at(step) for run in runs)
+      ]
+      for step in range(SAMPLED_STEPS)
+    ]
+
+  def make_fit(self, split: bool, resume: bool) -> None:
+    """Finds out what the bank needs; makes groups or blocks smaller if that is allowed.
+
+    Raises:
+      UserError: the bank does not fit.
+    """
+    notes = [run.folder.manifest().get("bank") for run in self.runs if split and resume]
+    for note in notes:
+      if note:
+        self.size = min(self.size, note["size"])
+        self.positions = min(self.positions, note["block_positions"])
+    self._choose()
+    while self.need.total > self.available:
+      fits = self._most_prompts()
+      now = self.shapes.wide.positions
+      smaller = self._shapes(now // 2).wide.positions < now and not fits
+      if not split or not (fits or smaller):
+        raise UserError(self._refusal(fits, smaller))
+      if fits:
+        self.size = math.ceil(len(self.runs) / math.ceil(len(self.runs) / fits))
+      else:
+        self.positions = now // 2
+      self._choose()
+
+  def groups(self) -> list[range]:
+    """Returns which runs are trained at once, group by group."""
+    starts = range(0, len(self.runs), self.size)
+    return [range(first, min(first + self.size, len(self.runs))) for first in starts]
+
+  def note(self) -> dict[str, Any]:
+    """Returns what the manifests say of the plan."""
+    shapes = [dataclasses.astuple(one) for one in (self.shapes.wide, self.shapes.short)]
+    return {
+      "size": self.size,
+      "block_positions": self.positions,
+      "shapes": [list(shape) for shape in shapes],
+    }
+
+  def __str__(self) -> str:
+    shapes, groups = self.shapes, len(self.groups())
+    rows = " and ".join(
+      f"{shape.rows} x {shape.width}"
+      for shape in dict.fromkeys((shapes.wide, shapes.short))
+    )
+    return (
+      f"{len(self.runs)} prompts{f' in {groups} banks' if groups > 1 else ''}: rows x "
+      f"positions {rows}, {self.padding:.1%} padding in a sample; needs {self.need} of "
+      f"{memory.text(self.available)}"
+    )
+
+  @property
+  def _devices(self) -> int:
+    return self.runs[0].mesh.shape[partitioning.DATA]
+
+  def _choose(self) -> None:
+    """Chooses shapes for all groups, and measures the first."""
+    if self.steps.stacked.spec != self.steps.whole.spec:
+      for group in self.groups():
+        if len(group) % self._devices:
+          raise UserError(
+            f"{len(group)} prompts cannot be cut over {self._devices} data-parallel "
+            f"devices. Set SHARD_BANK = False, or BANK_SIZE so that {self._devices} "
+            "divides it and what is left."
+          )
+    self.shapes = self._shapes(self.positions)
+    self.padding = packing.padding_share(self._steps(), self.shapes)
+    self.need = self._measure(self.size)
+
+  def _steps(self) -> list[packing.Sizes]:
+    """Returns the sizes of the examples of each sampled step of each group."""
+    steps = [
+      list(itertools.chain.from_iterable(sizes[i] for i in group))
+      for sizes in self.sampled
+      for group in self.groups()
+    ]
+    return [step for step in steps if step]
+
+  def _shapes(self, positions: int) -> packing.Shapes:
+    prompt = self.runs[0].model.prompt
+    assert prompt is not None  # `bank_steps.build` has seen to it.
+    first = [run.data.batch_at(0) for run in self.runs]
+    return packing.choose_shapes(
+      self._steps(),
+      prompt.length,
+      {
+        "inputs": max(batch["encoder_input_tokens"].shape[1] for batch in first),
+        "targets": max(batch["decoder_target_tokens"].shape[1] for batch in first),
+      },
+      rows_multiple=self._devices,
+      most_positions=positions,
+    )
+
+  def _measure(self, prompts: int) -> memory.Need:
+    run = self.runs[0]
+    assert run.initial is not None and run.backbone is not None  # A prompt needs both.
+    return memory.need(
+      self.steps,
+      identity.flatten({PROMPT: run.initial.leaves}),
+      identity.flatten(run.backbone.params),
+      prompts,
+      self.shapes,
+    )
+
+  def _most_prompts(self) -> int:
+    """Returns how many prompts would fit: the need grows evenly with their number."""
+    if self.size == 1:
+      return 0
+    fewer = self.size // 2
+    less = self._measure(fewer).total
+    each = max(1.0, (self.need.total - less) / (self.size - fewer))
+    return max(0, min(self.size - 1, int(fewer + (self.available - less) / each)))
+
+  def _refusal(self, fits: int, smaller: bool) -> str:
+    if fits:
+      advice = (
+        f"About {fits} would fit: set BANK_SIZE = {fits}, or SPLIT = True, which trains "
+        "them in groups, one after the other."
+      )
+    elif smaller:
+      advice = (
+        "Not even one would fit with blocks of "
+        f"{self.shapes.wide.positions:,} positions: set BLOCK_POSITIONS = "
+        f"{self.shapes.wide.positions // 2}, or SPLIT = True, which finds the size."
+      )
+    else:
+      advice = (
+        "Not even one would fit. Shorten LENGTHS, set DTYPE = 'bfloat16', or cut the "
+        "backbone over more devices (MODEL_PARALLEL)."
+      )
+    return (
+      f"A bank of {self.size} needs {self.need} on each device, and "
+      f"{memory.text(self.available)} are free there. {advice}"
+    )
+
+
+class _Bank:
+  """The prompts that are trained at once; `runs` write what is theirs.
+
+  One that has ended before keeps its place, without examples, so that the compiled
+  steps are those of the unbroken bank.
+  """
+
+  def __init__(
+    self,
+    plan: _Plan,
     runs: Sequence[Run],
     rates: np.ndarray,
     frozen: Leaves,
     patience: int | None,
-    shapes: packing.Shapes,
+    going: set[int],
   ):
-    self.steps = steps
+    self.plan = plan
+    self.steps = plan.steps
     self.runs = runs
     self.rates = rates
     self.frozen = frozen
     self.patience = patience
-    self.shapes = shapes
-    self.active = set(range(len(runs)))
-    self.best: list[Best | None] = []
-    self.positions = self.used = 0
+    self.active = going
+    self.names = [run.data.name for run in runs]
+    self.best: list[Best | None] = [None] * len(runs)
+    self.positions = self.used = self.recompiled = 0
+    self.compiles_are_new = False
 
   def execute(
     self, stop_requested: Callable[[], int | None], config: Callable[[], str] | None
-  ) -> list[dict[str, Any]]:
-    """Runs all steps that are left and returns the manifests."""
+  ) -> None:
+    """Runs all steps that are left."""
     began = time.time()
+    self._settle_the_diverged()
     self._go_back_to_a_common_step()
-    states = []
-    for run in self.runs:
-      state, best = run.begin(self.frozen, run.fresh_state(), config)
-      states.append(jax.device_get(state))
-      self.best.append(best)
-    at = [int(state.step) for state in states]
-    state = jax.tree.map(
-      lambda *leaves: processes.put(np.stack(leaves), self.steps.stacked), *states
-    )
-    first, run = min(at), self.runs[0]
-    periods = (run.log_period, run.eval_period, run.checkpoint_period)
-    bar = tqdm(
-      total=run.total_steps,
-      initial=first,
-      desc=f"{len(self.runs)} prompts",
-      unit="step",
-      disable=not run.progress,
-      dynamic_ncols=True,
-    )
-    try:
-      with bar:
-        for start, stop in chunks(first, run.total_steps, periods):
-          taking_part = {i for i in self.active if at[i] <= start}
-          state = self._advance(state, start, stop, taking_part, bar)
-          number = stop_requested()
-          if stop % run.checkpoint_period == 0 or stop == run.total_steps or number:
-            self._save(state, taking_part)
-          if number and stop < run.total_steps:
-            for index in self.active:
-              self._finish("stopped", index, state)
-            raise Stopped(
-              f"stopped by {signal.Signals(number).name} after step {stop}; the same "
-              "command continues"
-            )
-          bar.update(stop - start)
-      for index in sorted(self.active):
-        self._finish("finished", index, state, time.time() - began)
-    finally:
-      for run in self.runs:
-        run.close()
-    return [run.manifest for run in self.runs]
+    jax.monitoring.register_event_duration_secs_listener(self._hear)
+    with contextlib.ExitStack() as stack:
+      stack.callback(jax.monitoring.unregister_event_duration_listener, self._hear)
+      state, at = self._begin(stack, config)
+      if at:
+        state = self._loop(state, at, stop_requested)
+        whole = self._on_host(state)
+        for index in sorted(self.active):
+          self._finish("finished", index, whole, time.time() - began)
+        _say(
+          f"{len(self.runs)} prompts: {self._padding:.1%} of {self.positions:,} source "
+          f"positions were padding; steps were compiled again {self.recompiled} times"
+        )
+
+  def _settle_the_diverged(self) -> None:
+    """Ends prompts that had diverged when a kill came, if the others are that far.
+
+    Otherwise they go back with the others, and diverge again.
+    """
+    left = {
+      index: manifest
+      for index in self.active
+      if _LEFT in (manifest := self.runs[index].folder.manifest())
+    }
+    others = [self.runs[index].checkpoints for index in self.active - left.keys()]
+    reached = min((saved.latest_step() or 0 for saved in others), default=math.inf)
+    processes.wait_for_all("the states of the prompts are known")
+    for index, manifest in left.items():
+      if manifest[_LEFT] <= reached:
+        self.runs[index].manifest = manifest
+        self._fail(index)
 
   def _go_back_to_a_common_step(self) -> None:
     """Drops newer checkpoints than the oldest run's, where the others have that one too.
@@ -380,24 +608,112 @@ class _Bank:
     would share no rows with the others' until these have caught up, and so take other
     bits.
     """
-    saved = [run.checkpoints.steps() for run in self.runs]
+    checkpoints = [self.runs[index].checkpoints for index in sorted(self.active)]
+    saved = [one.steps() for one in checkpoints]
     common = min((max(steps, default=0) for steps in saved), default=0)
+    processes.wait_for_all("the checkpoints of the prompts are listed")
     if all(common in steps for steps in saved):
-      for run in self.runs:
-        run.checkpoints.drop_after(common)
+      for one in checkpoints:
+        one.drop_after(common)
+
+  def _begin(
+    self, stack: contextlib.ExitStack, config: Callable[[], str] | None
+  ) -> tuple[TrainState, dict[int, int]]:
+    """Returns the stacked state, and the step at which each prompt is that goes on."""
+    states: list[TrainState] = []
+    at: dict[int, int] = {}
+    counted: dict[str, list[int]] = {}
+    for index, run in enumerate(self.runs):
+      state = run.fresh_state()
+      if index in self.active:
+        counted |= run.folder.manifest().get("bank", {}).get("counted", {})
+        state, self.best[index] = run.begin(self.frozen, state, config)
+        stack.callback(run.close)
+        at[index] = int(state.step)
+      states.append(jax.device_get(state))
+    for index in at:
+      run = self.runs[index]
+      run.manifest["bank"] = self._note(counted)
+      run.folder.write_manifest(run.manifest)
+    for index, step in list(at.items()):
+      if self._has_lost_patience(index, step):
+        run = self.runs[index]
+        run.finish("finished", states[index], self.best[index])
+        self.active.discard(index)
+        del at[index]
+    self.counted = counted
+    if at:
+      self.positions, self.used = counted.get(str(min(at.values())), [0, 0])
+    state = jax.tree.map(
+      lambda *leaves: processes.put(np.stack(leaves), self.steps.stacked), *states
+    )
+    return state, at
+
+  def _loop(
+    self,
+    state: TrainState,
+    at: Mapping[int, int],
+    stop_requested: Callable[[], int | None],
+  ) -> TrainState:
+    run = self.runs[0]
+    first, total = min(at.values()), run.total_steps
+    bar = tqdm(
+      total=total,
+      initial=first,
+      desc=f"{len(self.runs)} prompts",
+      unit="step",
+      disable=not (run.progress and processes.is_writer()),
+      dynamic_ncols=True,
+    )
+    periods = (run.log_period, run.eval_period, run.checkpoint_period)
+    with bar:
+      for start, stop in chunks(first, total, periods):
+        indices = {i for i in self.active if at[i] <= start}
+        began = time.time()
+        state, reports = self._advance(state, start, stop, indices)
+        diverged = self._record(start, stop, indices, reports, time.time() - began, bar)
+        indices -= diverged
+        number = processes.agreed(stop_requested())
+        validates = stop % run.eval_period == 0 or stop == total
+        saves = stop % run.checkpoint_period == 0 or stop == total or number
+        tired = set()
+        if validates or saves or diverged:
+          whole = self._on_host(state)
+        if validates:
+          tired = self._validate(whole, stop, indices)
+        if saves or diverged or tired:
+          # Before any prompt leaves, so that after a kill the others find no bank without
+          # it at a step at which it was there.
+          self._save(whole, stop, indices)
+        for index in sorted(tired):
+          self._finish("finished", index, whole)
+          self.active.discard(index)
+        for index in sorted(diverged):
+          self._fail(index)
+        if not self.active:
+          break
+        if number and stop < total:
+          for index in self.active:
+            self._finish("stopped", index, whole)
+          raise Stopped(
+            f"stopped by {signal.Signals(number).name} after step {stop}; the same "
+            "command continues"
+          )
+        bar.update(stop - start)
+    return state
 
   def _advance(
-    self, state: TrainState, start: int, stop: int, indices: set[int], bar: tqdm
-  ) -> TrainState:
-    """Returns the state after steps `start` to `stop` of the prompts `indices`."""
-    began, reports = time.time(), []
+    self, state: TrainState, start: int, stop: int, indices: set[int]
+  ) -> tuple[TrainState, dict[str, np.ndarray]]:
+    """Returns the state after steps `start` to `stop`, and what each reported [steps, N]."""
+    reports = []
     for step in range(start, stop):
       items = [
         item
         for index in sorted(indices)
         for item in packing.items(self.runs[index].data.batch_at(step), index)
       ]
-      calls = packing.pack(items, self.shapes)
+      calls = packing.pack(items, self.plan.shapes, self.names)
       self.positions += sum(shape.positions for shape, _ in calls)
       self.used += sum(
         int(np.count_nonzero(features["encoder_segment_ids"])) for _, features in calls
@@ -406,69 +722,124 @@ class _Bank:
       state, report = bank_steps.train_step(
         self.steps, state, self.frozen, [features for _, features in calls], self.rates
       )
+      self.compiles_are_new = True
       reports.append(report)
-    by_name = {
-      name: np.stack([np.asarray(report[name]) for report in reports])
-      for name in reports[0]
-    }
-    seconds = time.time() - began
-    losses = []
+    found = jax.device_get(reports)
+    self.compiles_are_new = False
+    return state, {name: np.stack([one[name] for one in found]) for name in found[0]}
+
+  def _record(
+    self,
+    start: int,
+    stop: int,
+    indices: set[int],
+    reports: dict[str, np.ndarray],
+    seconds: float,
+    bar: tqdm,
+  ) -> set[int]:
+    """Writes what the steps reported, and returns the prompts that have diverged."""
+    losses, diverged = [], set()
     for index in sorted(indices):
       run = self.runs[index]
-      mine = {name: values[:, index] for name, values in by_name.items()}
+      mine = {name: values[:, index] for name, values in reports.items()}
       speed = (stop - start) * run.data.batch_size / seconds
+      run.manifest[_LEFT] = stop  # In case that `record` writes of the end.
       try:
         losses.append(run.record(start, stop, mine, speed)["loss"])
+        del run.manifest[_LEFT]
       except UserError as error:
         run.manifest["why"] = str(error)
         run.folder.write_manifest(run.manifest)
-        self.active.discard(index)
-        indices.discard(index)
-        bar.write(f"{run.folder.path}: {error}")
-    run = self.runs[0]
-    if stop % run.eval_period == 0 or stop == run.total_steps:
-      self._validate(state, indices, bar)
+        diverged.add(index)
+        _say(f"{run.folder.path}: {error}")
     bar.set_postfix(
       {
-        "training": len(self.active),
+        "training": len(self.active) - len(diverged),
         "mean loss": f"{np.mean(losses):.3f}" if losses else "-",
-        "padding": f"{1 - self.used / self.positions:.1%}",
+        "padding": f"{self._padding:.1%}",
       }
     )
-    return state
+    return diverged
 
-  def _validate(self, state: TrainState, indices: set[int], bar: tqdm) -> None:
-    """Validates the prompts one after the other; ends those that have lost patience."""
+  def _validate(self, whole: TrainState, step: int, indices: set[int]) -> set[int]:
+    """Validates the prompts one after the other; returns those that lost patience."""
+    tired, shown = set(), []
     for index in sorted(indices):
-      run, one = self.runs[index], self._one(state, index)
-      best, _ = run.validate(one, self.frozen, self.best[index])
-      self.best[index] = best
-      waited = int(one.step) - (best.step if best else 0)
-      if self.patience and waited >= self.patience * run.eval_period:
-        run.save(one, best)
-        self._finish("finished", index, state)
-        self.active.discard(index)
-        bar.write(
-          f"{run.folder.path}: no better for {waited} steps, ended after {int(one.step)}"
-        )
+      run = self.runs[index]
+      self.best[index], values = run.validate(
+        _one(whole, index), self.frozen, self.best[index]
+      )
+      best, name = self.best[index], run.folder.path.name
+      if run.best_metric in values:
+        mark = "*" if best and best.step == step else ""
+        shown.append(f"{name} {values[run.best_metric]:.3f}{mark}")
+      if self._has_lost_patience(index, step):
+        tired.add(index)
+        waited = step - (best.step if best else 0)
+        _say(f"{run.folder.path}: no better for {waited} steps, ended after {step}")
+    if shown and self.runs[0].progress:
+      metric = self.runs[0].best_metric
+      text = f"step {step}, validation {metric} (* the best): " + ", ".join(shown)
+      _say(textwrap.fill(text, 88, subsequent_indent="  ", break_on_hyphens=False))
+    return tired
 
-  def _save(self, state: TrainState, indices: set[int]) -> None:
-    for index in sorted(indices & self.active):
-      self.runs[index].save(self._one(state, index), self.best[index])
+  def _has_lost_patience(self, index: int, step: int) -> bool:
+    best = self.best[index]
+    waited = step - (best.step if best else 0)
+    period = self.runs[index].eval_period
+    return bool(self.patience) and waited >= (self.patience or 0) * period
+
+  def _save(self, whole: TrainState, step: int, indices: set[int]) -> None:
+    """Writes the checkpoints, and before them what was counted up to their step."""
+    self.counted[str(step)] = [self.positions, self.used]
+    newest = sorted(self.counted, key=int)[-3:]  # A run keeps two checkpoints.
+    self.counted = {key: self.counted[key] for key in newest}
+    for index in sorted(indices):
+      run = self.runs[index]
+      run.manifest["bank"] = self._note(self.counted)
+      run.folder.write_manifest(run.manifest)
+      run.save(_one(whole, index), self.best[index])
+
+  def _fail(self, index: int) -> None:
+    """Writes the end of a prompt that has diverged."""
+    run = self.runs[index]
+    del run.manifest[_LEFT]
+    run.folder.write_manifest(run.manifest)
+    self.active.discard(index)
 
   def _finish(
-    self, status: str, index: int, state: TrainState, seconds: float | None = None
+    self, status: str, index: int, whole: TrainState, seconds: float | None = None
   ) -> None:
     run = self.runs[index]
-    run.manifest["bank"] = {
-      "prompts": len(self.runs),
-      "shapes": [
-        dataclasses.astuple(shape) for shape in (self.shapes.wide, self.shapes.short)
-      ],
-      "padding_share": round(1 - self.used / max(self.positions, 1), 4),
-    }
-    run.finish(status, self._one(state, index), self.best[index], seconds)
+    run.manifest["bank"] = self._note(self.counted if status == "stopped" else None)
+    run.finish(status, _one(whole, index), self.best[index], seconds)
 
-  def _one(self, state: TrainState, index: int) -> TrainState:
-    """Returns the state of one prompt, on this host."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf[index]), state)
+  def _note(self, counted: Mapping[str, Sequence[int]] | None) -> dict[str, Any]:
+    """Returns what a manifest says of the bank."""
+    note = {"prompts": len(self.runs), **self.plan.note()}
+    if counted is not None:
+      return note | {"counted": dict(counted)}
+    return note | {
+      "padding_share": round(self._padding, 4),
+      "recompiled": self.recompiled,
+    }
+
+  @property
+  def _padding(self) -> float:
+    """The share of all computed source positions so far that held nothing."""
+    return 1 - self.used / max(self.positions, 1)
+
+  def _hear(self, event: str, duration_secs: float, **_: Any) -> None:
+    """Counts what is compiled in a step that is not the first."""
+    if self.compiles_are_new and event == COMPILED:
+      self.recompiled += 1
+
+  def _on_host(self, state: TrainState) -> TrainState:
+    """Returns the state of all prompts as NumPy arrays."""
+    cut = self.steps.stacked.spec != self.steps.whole.spec
+    return jax.device_get(self.steps.gather(state) if cut else state)
+
+
+def _one(whole: TrainState, index: int) -> TrainState:
+  """Returns a copy of one prompt's state."""
+  return jax.tree.map(lambda leaf: np.array(leaf[index]), whole)

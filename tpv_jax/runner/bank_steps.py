@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -57,7 +58,9 @@ class BankSteps(NamedTuple):
   zeros: Wrapped  # (folded) -> sums
   accumulate: Wrapped  # (sums, folded, frozen, call) -> sums
   update: Wrapped  # (state, sums, rates) -> (state, report by prompt)
+  gather: Wrapped  # (state) -> state, on every device whole
   stacked: NamedSharding  # of the bank's leaves
+  whole: NamedSharding  # of the folded prompts
   frozen: Mapping[str, NamedSharding]
   rows: NamedSharding  # of a call's features
 
@@ -165,7 +168,9 @@ def build(
     zeros=jax.jit(zeros, out_shardings=stacked),
     accumulate=jax.jit(accumulate, donate_argnums=0, out_shardings=stacked),
     update=jax.jit(update, donate_argnums=0, out_shardings=(stacked, replicated)),
+    gather=jax.jit(lambda state: state, out_shardings=replicated),
     stacked=stacked,
+    whole=replicated,
     frozen={path: leaf.sharding for path, leaf in frozen.items()},
     rows=partitioning.batch_sharding(mesh),
   )
@@ -186,10 +191,27 @@ def train_step(
     frozen: the backbone's leaves on the devices.
     calls: packed features, see `data.packing.pack`.
     rates: by which each prompt's learning rate is multiplied.
+
+  Raises:
+    UserError: an example is one of a prompt that the bank does not have.
   """
   folded = steps.fold(state.trainable)
   sums = steps.zeros(folded)
   for call in calls:
+    _refuse_unknown_prompts(call, len(rates))
     placed = processes.put_all(call, steps.rows)
     sums = steps.accumulate(sums, folded, frozen, placed)
   return steps.update(state, sums, rates)
+
+
+def _refuse_unknown_prompts(call: Features, prompts: int) -> None:
+  for part in ("encoder", "decoder"):
+    ids = call[f"{part}_prompt_ids"]
+    if ids.min() < 0 or ids.max() >= prompts:
+      row = int(np.argmax(((ids < 0) | (ids >= prompts)).any(axis=1)))
+      found = int(ids.min() if ids.min() < 0 else ids.max())
+      raise UserError(
+        f"Row {row} of a packed call has an example for prompt {found}, and the bank has "
+        f"the prompts 0 to {prompts - 1}. Give `packing.items` each prompt's place in "
+        "the bank."
+      )

@@ -57,6 +57,13 @@ def agreed(number: int | None) -> int | None:
   return int(multihost_utils.process_allgather(np.int32(number or 0)).max()) or None
 
 
+def least(number: int) -> int:
+  """Returns the smallest number that any process gives, the same one on all of them."""
+  if jax.process_count() == 1:
+    return number
+  return int(multihost_utils.process_allgather(np.int32(number)).min())
+
+
 def put(value: np.ndarray, sharding: Sharding) -> jax.Array:
   """Returns the array, which every process has whole, laid out over all devices."""
   if jax.process_count() == 1:

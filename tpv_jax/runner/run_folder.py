@@ -70,9 +70,31 @@ class RunFolder:
     """Makes the folder, or finds a run in it; returns its manifest.
 
     The manifest is the first file that is written and the last one that is deleted, so
-    a run killed at any moment is known again. `overwrite` starts a finished run or one
-    with other settings again, deleting its own files only; a run that was stopped with
-    these settings continues, so that one command serves for both.
+    a run killed at any moment is known again. `overwrite` starts a run that finished or
+    failed, or one with other settings, again, deleting its own files only; a run that
+    was stopped with these settings continues, so that one command serves for both.
+
+    Raises:
+      UserError: the folder holds a run with other settings, or something else.
+    """
+    manifest, other = self.check(settings, overwrite)
+    processes.wait_for_all("the run folder is checked")
+    if processes.is_writer():
+      if overwrite and (other or manifest.get("status") in ("finished", "failed")):
+        self._delete()
+        manifest = {}
+      self.path.mkdir(parents=True, exist_ok=True)
+      if not manifest:
+        self.write_manifest(
+          {"format": FORMAT, "status": "running", "settings": settings}
+        )
+    processes.wait_for_all("the run folder is there")
+    return self.manifest()
+
+  def check(
+    self, settings: dict[str, Any], overwrite: bool
+  ) -> tuple[dict[str, Any], str | None]:
+    """Returns the manifest, and the first setting that differs; writes nothing.
 
     Raises:
       UserError: the folder holds a run with other settings, or something else.
@@ -85,18 +107,7 @@ class RunFolder:
         "it was started with, choose another RUN_DIR, or start again with "
         "--gin.OVERWRITE=True."
       )
-    processes.wait_for_all("the run folder is checked")
-    if processes.is_writer():
-      if overwrite and (other or manifest.get("status") == "finished"):
-        self._delete()
-        manifest = {}
-      self.path.mkdir(parents=True, exist_ok=True)
-      if not manifest:
-        self.write_manifest(
-          {"format": FORMAT, "status": "running", "settings": settings}
-        )
-    processes.wait_for_all("the run folder is there")
-    return self.manifest()
+    return manifest, other
 
   def manifest(self) -> dict[str, Any]:
     """Returns the manifest, {} if there is no folder yet or an empty one.

@@ -26,10 +26,9 @@ from tpv_jax.errors import UserError
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts.initial import Initial
-from tpv_jax.runner import processes, report, training
+from tpv_jax.runner import bank, processes, report, training
 from tpv_jax.runner.evaluation import Evaluator
 from tpv_jax.runner.run_folder import open_output, versions
-from tpv_jax.runner.task_data import TaskData
 from tpv_jax.vectors import algebra, sources, store
 from tpv_jax.vectors.algebra import Loaded
 
@@ -53,6 +52,7 @@ def study(
   coefficients: Sequence[float] = GRID,
   search_examples: int = 100,
   best_metric: str = "loss",
+  as_bank: bool = False,
   overwrite: bool = False,
   progress: bool = True,
   config: Callable[[], str] | None = None,
@@ -78,6 +78,8 @@ def study(
     coefficients: tried on validation for each sum.
     search_examples: validation examples a task in that search.
     best_metric: by which a run keeps its best prompt.
+    as_bank: train all prompts at once (`bank.train_bank`), not one after the other; the
+      numbers differ by the order in which fp32 sums are taken.
     overwrite: train runs again that are there with other settings.
     progress: show progress.
     config: gives the text for config.gin.
@@ -94,25 +96,32 @@ def study(
   started = time.time()
   folder = open_output(output_dir, "study", "vectors")
   loaded = loading.load_backbone(backbone, model.network, vocabulary)
-  pairs = [(task.name, seed) for task in tasks for seed in initial_seeds]
-  by_name = {task.name: task for task in tasks}
-  for name, seed in tqdm(pairs, desc="1/3 tuning prompts", disable=not progress):
-    training.train(
-      model=model,
-      data=TaskData(by_name[name], vocabulary, lengths, batch_size, seed),
-      run_dir=_run(folder, name, seed),
-      total_steps=total_steps,
-      learning_rate=learning_rate,
-      backbone=loaded,
-      initial_prompt=initial_prompt,
-      initial_seed=seed,
-      seed=seed,
-      eval_period=eval_period,
-      best_metric=best_metric,
-      overwrite=overwrite,
-      progress=False,
-      config=config,
-    )
+  entries = bank.grid(
+    tasks, vocabulary, lengths, folder / "runs", batch_size, initial_seeds
+  )
+  common: dict[str, Any] = {
+    "model": model,
+    "total_steps": total_steps,
+    "learning_rate": learning_rate,
+    "backbone": loaded,
+    "initial_prompt": initial_prompt,
+    "eval_period": eval_period,
+    "best_metric": best_metric,
+    "overwrite": overwrite,
+    "config": config,
+  }
+  if as_bank:
+    bank.train_bank(entries=entries, progress=progress, **common)
+  else:
+    for entry in tqdm(entries, desc="1/3 tuning prompts", disable=not progress):
+      training.train(
+        data=entry.data,
+        run_dir=entry.run_dir,
+        initial_seed=entry.initial_seed,
+        seed=entry.seed,
+        progress=False,
+        **common,
+      )
   processes.wait_for_all("all prompts are tuned")
   tuned = time.time()
   evaluator = Evaluator(model, loaded.params, vocabulary, lengths)
