@@ -9,7 +9,6 @@ import pytest
 from tpv_jax import ablation as command
 from tpv_jax import identity, optimizers
 from tpv_jax.backbone import loading
-from tpv_jax.data import tasks
 from tpv_jax.errors import UserError
 from tpv_jax.prompts import initial
 from tpv_jax.runner import ablation, ablation_report, cost
@@ -69,16 +68,6 @@ def test_the_rates_with_the_best_validation_are_chosen():
   ]
   assert ablation.chosen(tries, "exact_match") == {"prompt": 0.3}
   assert ablation.chosen(tries, "loss") == {"prompt": 0.1}
-
-
-def test_rotated_labels_call_each_class_by_the_next_ones_word():
-  examples = [tasks.Example(f"text {word}", word) for word in ("x", "y", "z")]
-  task = tasks.Task("t", ("x", "y", "z"), "exact_match", lambda split: examples)
-  rotated = ablation.rotated(task)
-  assert [e.targets for e in rotated.examples("train")] == ["y", "z", "x"]
-  assert [e.inputs for e in rotated.examples("test")] == ["text x", "text y", "text z"]
-  with pytest.raises(UserError, match="has no labels that could be exchanged"):
-    ablation.rotated(dataclasses.replace(task, labels=None))
 
 
 def test_ratios_are_of_the_times_within_a_round():

@@ -25,13 +25,14 @@ from tqdm import tqdm
 from tpv_jax import files, optimizers
 from tpv_jax.backbone import loading
 from tpv_jax.backbone.network import Transformer
-from tpv_jax.data.tasks import Example, Task
+from tpv_jax.data import transforms
+from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError, at_least, near_misses
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import budget, ept, plain
 from tpv_jax.prompts.initial import Initial
-from tpv_jax.runner import ablation_report, cost, processes, training
+from tpv_jax.runner import ablation_report, cost, processes, report, training
 from tpv_jax.runner.evaluation import Evaluator
 from tpv_jax.runner.run_folder import open_output, versions
 from tpv_jax.runner.task_data import TaskData
@@ -169,7 +170,7 @@ def ablation(
     initial_seeds: the initial prompts; means and deviations are over them.
     length_seeds: the initial prompts of the other lengths.
     tuning_seed: the initial prompt with which the rates are chosen, not one of those.
-    rotate_labels: give each class the label word of the next one (`rotated`).
+    rotate_labels: give each class the label word of the next one (`transforms.rotated`).
     best_metric: by which a run keeps its best prompt, and by which rates are chosen.
     repetitions: rounds in which each method's step is timed.
     overwrite: train runs again that are there with other settings.
@@ -192,7 +193,7 @@ def ablation(
   )
   at_least("prompt_length", prompt_length, 2)
   if rotate_labels:
-    tasks = [rotated(task) for task in tasks]
+    tasks = [transforms.rotated(task) for task in tasks]
   all_lengths = sorted({prompt_length, *prompt_lengths})
   modules = {
     (method, tokens): form.module(method, tokens, network.emb_dim, lengths["inputs"])
@@ -272,28 +273,6 @@ def ablation(
       files.write_text(folder / "config.gin", config())
     ablation_report.write(folder, results)
   return results
-
-
-def rotated(task: Task) -> Task:
-  """Returns the task in which each class is called by the next class's label word.
-
-  Ours. The embedded backbone knows the suite's own words, and plain tuning finds them
-  within 20 steps; that 'positive' now means negative has to be taught.
-
-  Raises:
-    UserError: the task has no labels.
-  """
-  if task.labels is None:
-    raise UserError(
-      f"Task '{task.name}' has no labels that could be exchanged. Set ROTATE_LABELS to "
-      "False, or leave the task out."
-    )
-  called = dict(zip(task.labels, (*task.labels[1:], task.labels[0]), strict=True))
-
-  def load(split: str) -> list[Example]:
-    return [Example(e.inputs, called[e.targets]) for e in task.examples(split)]
-
-  return dataclasses.replace(task, load=load)
 
 
 def chosen(tries: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float]:
@@ -528,39 +507,13 @@ def _sizes(module: plain.Prompt | ept.EPT) -> dict[str, Any]:
 def summarise(scores: Scores) -> dict[str, dict[str, dict[str, Any]]]:
   """Returns for each P and method the numbers that the report compares.
 
-  `mean` and `deviation`: over the initial prompts, of the mean over tasks. `worst`: the
-  lowest mean of a task. `spread`: the sample standard deviation over the tasks' means,
-  the paper's consistency. `minus_plain` and `minus_dept`: mean and deviation over the
-  initial prompts of the difference of the means over tasks, and how many pairs of task
-  and initial prompt are `higher` and `lower`.
+  They are those of `report.compare`, the others being 'plain' and 'dept'; the spread
+  over tasks is the paper's consistency.
   """
   return {
     tokens: {
-      method: _summary(by_task, {k: methods[k] for k in ("plain", "dept")})
+      method: report.compare(by_task, {k: methods[k] for k in ("plain", "dept")})
       for method, by_task in methods.items()
     }
     for tokens, methods in scores.items()
   }
-
-
-def _summary(
-  by_task: Mapping[str, Sequence[float]],
-  others: Mapping[str, Mapping[str, Sequence[float]]],
-) -> dict[str, Any]:
-  table = np.asarray(list(by_task.values()))  # tasks x initial prompts
-  of_tasks, of_seeds = table.mean(axis=1), table.mean(axis=0)
-  found: dict[str, Any] = {
-    "mean": float(of_seeds.mean()),
-    "deviation": float(of_seeds.std(ddof=1)),
-    "worst": float(of_tasks.min()),
-    "spread": float(of_tasks.std(ddof=1)),
-  }
-  for name, other in others.items():
-    difference = table - np.asarray([other[task] for task in by_task])
-    found[f"minus_{name}"] = {
-      "mean": float(difference.mean()),
-      "deviation": float(difference.mean(axis=0).std(ddof=1)),
-      "higher": int((difference > 0).sum()),
-      "lower": int((difference < 0).sum()),
-    }
-  return found

@@ -2,7 +2,6 @@
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -10,6 +9,7 @@ from tpv_jax import files
 from tpv_jax.runner.report import (
   Results,
   Rows,
+  difference,
   draw_bars,
   markdown_table,
   mean_and_deviation,
@@ -112,8 +112,8 @@ def _in_short(results: Results) -> list[str]:
       f"{results['labels'][m]} **{percent(rows[m]['mean'])}**" for m in ranking
     ),
     f"EPT {wins} (place {place} of {len(rows)}): minus plain tuning "
-    f"{_difference(ept_row['minus_plain'])}, minus DePT "
-    f"{_difference(ept_row['minus_dept'])} (pairs higher : lower)",
+    f"{difference(ept_row['minus_plain'])}, minus DePT "
+    f"{difference(ept_row['minus_dept'])} (pairs higher : lower)",
   ]
   for method, row in rows.items():
     if method.startswith("ept_without_"):
@@ -137,13 +137,6 @@ def _in_short(results: Results) -> list[str]:
   return lines
 
 
-def _difference(found: Mapping[str, Any]) -> str:
-  return (
-    f"{100 * found['mean']:+.1f} ± {100 * found['deviation']:.1f} "
-    f"({found['higher']} : {found['lower']})"
-  )
-
-
 def _main_table(results: Results) -> tuple[list[str], Rows]:
   tokens = str(results["prompt_length"])
   header = ["method", "parameters", "S, R", "mean", "spread across tasks", "worst task"]
@@ -158,7 +151,7 @@ def _main_table(results: Results) -> tuple[list[str], Rows]:
         f"{percent(row['mean'])} ± {percent(row['deviation'])}",
         percent(row["spread"]),
         percent(row["worst"]),
-        "" if method == "plain" else _difference(row["minus_plain"]),
+        "" if method == "plain" else difference(row["minus_plain"]),
       ]
     )
   return [*header, "minus plain"], rows
