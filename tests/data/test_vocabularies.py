@@ -1,12 +1,17 @@
 import copy
 import hashlib
+import json
 import subprocess
 import sys
 
 import pytest
 
 from tpv_jax.data import vocabularies
-from tpv_jax.data.vocabularies import SentencePieceVocabulary, WordVocabulary
+from tpv_jax.data.vocabularies import (
+  HuggingFaceVocabulary,
+  SentencePieceVocabulary,
+  WordVocabulary,
+)
 from tpv_jax.errors import UserError
 
 TEXTS = (
@@ -149,7 +154,9 @@ def test_a_sentencepiece_vocabulary_can_be_copied_and_names_its_content(spiece):
   vocabulary = SentencePieceVocabulary(spiece)
   again = copy.deepcopy(vocabulary)
   assert again.encode(TEXTS[0]) == vocabulary.encode(TEXTS[0])
-  assert again.digest == SentencePieceVocabulary(spiece).digest == vocabulary.digest
+  pieces = [vocabulary._processor.IdToPiece(i) for i in range(vocabulary.size)]
+  expected = hashlib.sha256("".join(f"{piece}\n" for piece in pieces).encode())
+  assert again.digest == vocabulary.digest == expected.hexdigest()
   assert SentencePieceVocabulary(spiece, extra_ids=5).digest != vocabulary.digest
 
 
@@ -171,3 +178,151 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused_with_both_numbers():
   vocabularies.check_fits(vocabulary, 128)
   with pytest.raises(UserError, match=r"has 5 ids, but 'tiny' has .* only 4"):
     vocabularies.check_fits(vocabulary, 4, "'tiny'")
+
+
+def test_a_model_with_its_own_extra_ids_gets_no_others(spiece, tmp_path):
+  # As mT5's.
+  model = SentencePieceVocabulary(spiece, extra_ids=5)._processor
+  inside = tmp_path / "mt5.model"
+  inside.write_bytes(model.serialized_model_proto())
+  assert SentencePieceVocabulary(inside).size == model.GetPieceSize()
+  assert SentencePieceVocabulary(spiece).size == model.GetPieceSize() + 95
+
+
+def tokenizer_json(spiece, extra_ids=5):
+  """Returns what `transformers` makes of the model (5.23, T5Tokenizer)."""
+  seqio = pytest.importorskip("seqio", reason="seqio is not installed (extra 'data')")
+  pytest.importorskip("tokenizers", reason="needs the extra 'tokenizers'")
+  from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+  proto = seqio.vocabularies.sentencepiece_model_pb2.ModelProto.FromString(
+    spiece.read_bytes()
+  )
+  pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+  extra = [f"<extra_id_{i}>" for i in reversed(range(extra_ids))]
+  pieces += [(name, 0.0) for name in extra]
+  tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+  charsmap = proto.normalizer_spec.precompiled_charsmap
+  assert charsmap
+  tokenizer.normalizer = normalizers.Precompiled(charsmap)
+  space = {"replacement": "▁", "prepend_scheme": "always"}
+  tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**space)]
+  )
+  tokenizer.decoder = decoders.Metaspace(**space)
+  tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>", *extra])
+  return tokenizer.to_str()
+
+
+@pytest.fixture(scope="module")
+def converted(spiece, tmp_path_factory):
+  """The tokenizer.json of the SentencePiece model, with 5 extra ids."""
+  path = tmp_path_factory.mktemp("converted") / "tokenizer.json"
+  path.write_text(tokenizer_json(spiece))
+  return path
+
+
+def test_a_tokenizer_json_gives_the_ids_and_texts_of_the_sentencepiece_model(
+  spiece, converted
+):
+  ours = HuggingFaceVocabulary(converted)
+  model = SentencePieceVocabulary(spiece, extra_ids=5)
+  assert (ours.pad_id, ours.eos_id, ours.unk_id) == (0, 1, 2)
+  assert ours.size == ours.vocab_size == model.size
+  assert ours.digest == model.digest
+  for text in (
+    *TEXTS,
+    "<extra_id_0>",
+    "\uff26\uff2f\uff38 ①",
+    "fox <extra_id_1>. <extra_id_2>dog",
+  ):
+    ids = model.encode(text)
+    assert ours.encode(text) == ids, text
+    assert ours.decode(ids) == model.decode(ids), text
+  for odd in ([0, *ids, 0, 2, 1, *ids], [5, model.size + 7, -1], [], [1]):
+    assert ours.decode(odd) == model.decode(odd)
+  assert copy.deepcopy(ours).encode(TEXTS[0]) == model.encode(TEXTS[0])
+
+
+def test_an_end_in_a_text_ends_nothing_where_transformers_would_end_it(converted):
+  import tokenizers
+
+  theirs = tokenizers.Tokenizer.from_file(str(converted))
+  assert 1 in theirs.encode("fox </s> dog").ids
+  assert 1 not in HuggingFaceVocabulary(converted).encode("fox </s> dog")
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda c: c["model"].update(type="BPE"), "no tokenizer of T5's family.*'BPE'"),
+    (lambda c: c.pop("model"), "no tokenizer of T5's family.*None"),
+    (lambda c: c["model"].pop("vocab"), "is no tokenizer.json that can be read"),
+    (
+      lambda c: c["model"].update(vocab=[["a"]]),
+      "is no tokenizer.json that can be read",
+    ),
+    (
+      lambda c: c["model"].update(unk_id=10**9),
+      "cannot serve a T5 model.*'unk_id': -1",
+    ),
+    (lambda c: c["model"]["vocab"].insert(0, ["a", 0.0]), "adds tokens that its"),
+    (
+      lambda c: (c["model"]["vocab"].insert(0, ["a", 0.0]), c["added_tokens"].clear()),
+      "cannot serve a T5 model.*'pad_id': 1",
+    ),
+    (
+      lambda c: c.update(normalizer={"type": "?"}),
+      "is no tokenizer.json that can be read",
+    ),
+  ],
+)
+def test_a_tokenizer_json_that_is_no_t5s_is_refused(
+  converted, tmp_path, change, message
+):
+  content = json.loads(converted.read_text())
+  change(content)
+  path = tmp_path / "tokenizer.json"
+  path.write_text(json.dumps(content))
+  with pytest.raises(UserError, match=message):
+    HuggingFaceVocabulary(path)
+
+
+def test_without_the_package_a_tokenizer_json_is_refused_with_what_to_install(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, "tokenizers", None)
+  with pytest.raises(UserError, match=r"pip install 'tpv_jax\[tokenizers\]'.*spiece"):
+    HuggingFaceVocabulary(tmp_path / "tokenizer.json")
+
+
+def test_a_folder_gives_the_vocabulary_that_lies_in_it(spiece, converted, tmp_path):
+  with pytest.raises(UserError, match=r"neither 'spiece\.model' nor 'tokenizer\.json'"):
+    vocabularies.load(tmp_path)
+  (tmp_path / "tokenizer.json").write_bytes(converted.read_bytes())
+  assert isinstance(vocabularies.load(tmp_path), HuggingFaceVocabulary)
+  (tmp_path / "spiece.model").write_bytes(spiece.read_bytes())
+  assert vocabularies.load(tmp_path).size == SentencePieceVocabulary(spiece).size
+  (tmp_path / "tokenizer_config.json").write_text('{"extra_ids": 5}')
+  found = vocabularies.load(tmp_path)
+  assert isinstance(found, SentencePieceVocabulary)
+  assert found.digest == vocabularies.load(converted).digest
+  assert vocabularies.load(tmp_path, extra_ids=7).size == found.size + 2
+
+
+def test_a_file_is_told_by_its_name(spiece, converted, tmp_path):
+  words = tmp_path / "words.txt"
+  words.write_text("<pad>\n</s>\n<unk>\na\n")
+  assert vocabularies.load(words).size == 4
+  assert isinstance(vocabularies.load(spiece), SentencePieceVocabulary)
+  with pytest.raises(UserError, match=r"extra_ids = 3 is for a SentencePiece model"):
+    vocabularies.load(converted, extra_ids=3)
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "{", "[" * 100_000, "\udc80"])
+def test_what_is_no_json_object_is_refused(tmp_path, content):
+  path = tmp_path / "tokenizer.json"
+  path.write_bytes(content.encode(errors="surrogateescape"))
+  pytest.importorskip("tokenizers", reason="needs the extra 'tokenizers'")
+  with pytest.raises(UserError, match="is no JSON file that can be read"):
+    vocabularies.load(path)

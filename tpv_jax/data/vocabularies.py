@@ -2,21 +2,38 @@
 
 All of them have the members of `Vocabulary`. Encoding never adds EOS
 (`batches.tokenize` does); decoding stops at EOS and skips padding, as seqio does.
+
+A vocabulary's digest is that of its pieces: SHA-256 over them in the order of their ids,
+UTF-8, each ended by a line feed. So a SentencePiece model and the `tokenizer.json` made
+of it have one digest, and what states a digest says what its ids mean.
 """
 
 import functools
 import hashlib
 import importlib.resources
+import json
 import operator
 import os
+import re
 from collections.abc import Iterable, Sequence
-from typing import Protocol, SupportsIndex, runtime_checkable
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 from tpv_jax.errors import UserError
 from tpv_jax.files import PathLike, read_bytes, to_path
 
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
 SPECIAL = (PAD, EOS, UNK)
+
+EXTRA_IDS = 100
+"""Of T5 and mT5."""
+
+SPIECE, TOKENIZER = "spiece.model", "tokenizer.json"
+"""What holds the vocabulary in a folder of Hugging Face's."""
+
+MAX_BYTES = 1 << 28
+"""Of a vocabulary's file; mT5's, of 250,000 pieces, have 4 and 16 million."""
+
+_EXTRA_ID = re.compile(r"▁?<extra_id_\d+>")
 
 
 @runtime_checkable
@@ -41,7 +58,7 @@ class Vocabulary(Protocol):
 
   @property
   def digest(self) -> str:
-    """64 hex digits that name the content (SHA-256)."""
+    """64 hex digits that name the pieces in the order of their ids (SHA-256)."""
 
   def encode(self, text: str) -> list[int]:
     """Returns the token ids of `text`, without EOS."""
@@ -112,7 +129,7 @@ class WordVocabulary:
   @functools.cached_property
   def digest(self) -> str:
     """SHA-256 of the words as a file: UTF-8, each ended by a line feed."""
-    return hashlib.sha256("".join(f"{w}\n" for w in self.words).encode()).hexdigest()
+    return _digest(self.words)
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of the white-space separated words of `text`, without EOS."""
@@ -142,13 +159,13 @@ class SentencePieceVocabulary:
 
   pad_id = 0
 
-  def __init__(self, path: PathLike, extra_ids: int = 100):
+  def __init__(self, path: PathLike, extra_ids: int | None = None):
     """Reads the model.
 
     Args:
       path: the `.model` file.
-      extra_ids: how many sentinels to add at the end (T5: 100; mT5 has them inside its
-        own model: 0).
+      extra_ids: how many sentinels to add at the end. By default none if the model has
+        them inside, as mT5's has, otherwise T5's 100.
 
     Raises:
       UserError: no such file, not a SentencePiece model, or one without EOS, without
@@ -157,29 +174,40 @@ class SentencePieceVocabulary:
     import sentencepiece
 
     self.path = to_path(path)
-    self.extra_ids = extra_ids
     # A serialised protocol buffer is extended by appending: no protobuf needed.
-    model = _read(path) + b"".join(
-      _piece(f"▁<extra_id_{i}>") for i in reversed(range(extra_ids))
-    )
-    self.digest = hashlib.sha256(model).hexdigest()
-    """SHA-256 of the model file's bytes with the extra pieces appended to them."""
+    model = _read(path)
     self._processor = sentencepiece.SentencePieceProcessor()
+    self._load(model)
+    if extra_ids is None:
+      extra_ids = 0 if self._has_extra_ids() else EXTRA_IDS
+    self.extra_ids = extra_ids
+    if extra_ids:
+      self._load(
+        model + b"".join(_piece(f"▁<extra_id_{i}>") for i in reversed(range(extra_ids)))
+      )
+    _check_ids(
+      path,
+      {
+        name: getattr(self._processor, name)()
+        for name in ("pad_id", "eos_id", "unk_id")
+      },
+    )
+
+  def _load(self, model: bytes) -> None:
     try:
       self._processor.LoadFromSerializedProto(model)
     except RuntimeError as error:
       raise UserError(
-        f"'{path}' is not a SentencePiece model. Give the .model file; a list of words "
-        "needs WordVocabulary."
+        f"'{self.path}' is not a SentencePiece model. Give the .model file; a list of "
+        "words needs WordVocabulary."
       ) from error
-    ids = {
-      name: getattr(self._processor, name)() for name in ("pad_id", "eos_id", "unk_id")
-    }
-    if ids["pad_id"] != 0 or min(ids.values()) < 0:
-      raise UserError(
-        f"'{path}' cannot serve a T5 model: its ids are {ids}, but padding must be 0 "
-        "and the others must exist. Train it with --pad_id=0 --eos_id=1 --unk_id=2."
-      )
+
+  def _has_extra_ids(self) -> bool:
+    unknown = self._processor.unk_id()
+    return any(
+      self._processor.PieceToId(piece) != unknown
+      for piece in ("<extra_id_0>", "▁<extra_id_0>")
+    )
 
   @property
   def vocab_size(self) -> int:
@@ -201,6 +229,11 @@ class SentencePieceVocabulary:
     """The id of what the model cannot say (2 in T5's models)."""
     return self._processor.unk_id()
 
+  @functools.cached_property
+  def digest(self) -> str:
+    """SHA-256 of the pieces, the extra ids included; see the module."""
+    return _digest(map(self._processor.IdToPiece, range(self.vocab_size)))
+
   def encode(self, text: str) -> list[int]:
     """Returns the ids of `text`, normalised as the model says, without EOS."""
     return self._processor.EncodeAsIds(text)
@@ -217,6 +250,148 @@ class SentencePieceVocabulary:
         break
       kept.append(index if 0 <= index < self.vocab_size else self.unk_id)
     return self._processor.DecodeIds(kept)
+
+
+class HuggingFaceVocabulary:
+  """A Hugging Face `tokenizer.json` that gives the ids of the SentencePiece model.
+
+  For the Unigram models of T5's family. `tokenizers` is run without the added tokens
+  that `transformers` cuts out of a text beforehand: as in SentencePiece, `</s>` in a text
+  is text and no end, and a sentinel is met where a space or the text's start precedes it.
+  Needs the extra 'tokenizers'.
+  """
+
+  pad_id = 0
+
+  def __init__(self, path: PathLike):
+    """Reads the file.
+
+    Raises:
+      UserError: no such file; not a tokenizer.json, or not a Unigram model; one without
+        EOS, without `<unk>` or with something else than padding at id 0; the package
+        `tokenizers` is not installed.
+    """
+    try:
+      import tokenizers
+    except ImportError as error:
+      raise UserError(
+        f"Reading '{path}' needs the package 'tokenizers', which is not installed. "
+        "Install it (pip install 'tpv_jax[tokenizers]'), or give the SentencePiece model "
+        f"({SPIECE}) that the tokenizer was made of."
+      ) from error
+    self.path = to_path(path)
+    content = _json(path)
+    model = content.get("model")
+    if not isinstance(model, dict) or model.get("type", "Unigram") != "Unigram":
+      found = model.get("type") if isinstance(model, dict) else None
+      raise UserError(
+        f"'{path}' is no tokenizer of T5's family: those have a Unigram model, it has "
+        f"{found!r}. Give the tokenizer that belongs to the backbone."
+      )
+    try:
+      pieces = [(str(piece), float(score)) for piece, score in model["vocab"]]
+      ids = {piece: index for index, (piece, _) in reversed([*enumerate(pieces)])}
+      unknown = int(model["unk_id"])
+      added = {t["content"]: int(t["id"]) for t in content.get("added_tokens") or ()}
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+      raise self._malformed(error) from error
+    odd = [text for text, index in added.items() if ids.get(text) != index]
+    if odd:
+      raise UserError(
+        f"'{path}' adds tokens that its Unigram model has not ({', '.join(odd[:4])}), so "
+        "their ids are no T5's. Give the tokenizer as it was published."
+      )
+    _check_ids(
+      path,
+      {
+        "pad_id": ids.get(PAD, -1),
+        "eos_id": ids.get(EOS, -1),
+        "unk_id": unknown if 0 <= unknown < len(pieces) else -1,
+      },
+    )
+    self.eos_id: int = ids[EOS]
+    """The id that ends a text (1 in T5's models)."""
+    self.unk_id: int = unknown
+    """The id of what the model cannot say (2 in T5's models)."""
+    self.vocab_size: int = len(pieces)
+    """How many ids there are, the extra ids included."""
+    self.digest = _digest(_named(piece) for piece, _ in pieces)
+    """SHA-256 of the pieces; see the module."""
+    # A piece with a space in it is never met: words are split at spaces first.
+    renamed = [(_named(piece), score) for piece, score in pieces]
+    renamed[0] = (f"{PAD} ", 0.0)
+    renamed[self.eos_id] = (f"{EOS} ", 0.0)
+    renamed[unknown] = (" ⁇ ", 0.0)  # as SentencePiece shows it
+    content["model"] = {**model, "vocab": renamed}
+    content["added_tokens"] = []
+    # Those make a batch of what is encoded; `data.batches` does that here.
+    content |= dict.fromkeys(("post_processor", "truncation", "padding"))
+    try:
+      self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
+    except Exception as error:
+      raise self._malformed(error) from error
+
+  def _malformed(self, error: Exception) -> UserError:
+    return UserError(
+      f"'{self.path}' is no {TOKENIZER} that can be read ({error!s:.200}). Take another "
+      f"copy, or give the SentencePiece model ({SPIECE})."
+    )
+
+  @property
+  def size(self) -> int:
+    """The same as `vocab_size` (seqio's name)."""
+    return self.vocab_size
+
+  def encode(self, text: str) -> list[int]:
+    """Returns the ids of `text`, normalised as the tokenizer says, without EOS."""
+    return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+  def decode(self, ids: Iterable[SupportsIndex]) -> str:
+    """Returns the text of `ids` up to the first EOS; see `SentencePieceVocabulary`."""
+    kept = []
+    for index in map(operator.index, ids):
+      if index == self.eos_id:
+        break
+      if index != self.pad_id:
+        kept.append(index if 0 <= index < self.vocab_size else self.unk_id)
+    return self._tokenizer.decode(kept)
+
+
+def load(path: PathLike, extra_ids: int | None = None) -> Vocabulary:
+  """Returns the vocabulary at `path`, told by its name.
+
+  Args:
+    path: a `tokenizer.json` (any `.json`), a `.txt` with a word a line, a SentencePiece
+      model (any other name), or a folder of Hugging Face's, of which the `spiece.model` is
+      read if there is one, otherwise the `tokenizer.json`: both give the same ids.
+    extra_ids: of a SentencePiece model; by default what the folder's
+      `tokenizer_config.json` says, then see `SentencePieceVocabulary`.
+
+  Raises:
+    UserError: no such file, or it is not what its name says.
+  """
+  path = to_path(path)
+  if path.is_dir():
+    found = [name for name in (SPIECE, TOKENIZER) if (path / name).exists()]
+    if not found:
+      raise UserError(
+        f"The folder '{path}' has neither '{SPIECE}' nor '{TOKENIZER}'. Give a folder "
+        "of Hugging Face's with its tokenizer, or the file itself."
+      )
+    beside = path / "tokenizer_config.json"
+    if extra_ids is None and found[0] == SPIECE and beside.exists():
+      extra_ids = _json(beside).get("extra_ids")
+    path = path / found[0]
+  if path.suffix == ".json":
+    if extra_ids is not None:
+      raise UserError(
+        f"extra_ids = {extra_ids} is for a SentencePiece model; '{path}' has its extra "
+        "ids inside. Leave extra_ids out."
+      )
+    return HuggingFaceVocabulary(path)
+  if path.suffix == ".txt":
+    return WordVocabulary(path)
+  return SentencePieceVocabulary(path, extra_ids)
 
 
 @functools.cache
@@ -254,13 +429,53 @@ def check_fits(
     )
 
 
+def _digest(pieces: Iterable[str]) -> str:
+  digest = hashlib.sha256()
+  for piece in pieces:
+    digest.update(f"{piece}\n".encode())
+  return digest.hexdigest()
+
+
+def _named(piece: str) -> str:
+  """Returns the piece as the SentencePiece model with T5's extra ids has it."""
+  return f"▁{piece}" if piece[:1] == "<" and _EXTRA_ID.fullmatch(piece) else piece
+
+
+def _check_ids(path: PathLike, ids: dict[str, int]) -> None:
+  if ids["pad_id"] != 0 or min(ids.values()) < 0 or len({*ids.values()}) < len(ids):
+    raise UserError(
+      f"'{path}' cannot serve a T5 model: its ids are {ids}, but padding must be 0 "
+      "and the others must exist. Train it with --pad_id=0 --eos_id=1 --unk_id=2."
+    )
+
+
+def _json(path: PathLike) -> dict[str, Any]:
+  try:
+    content = json.loads(_read(path))
+    if not isinstance(content, dict):
+      raise ValueError("it holds no object")
+  except (ValueError, RecursionError) as error:
+    raise UserError(
+      f"'{os.fspath(path)}' is no JSON file that can be read ({error}). Take another "
+      "copy."
+    ) from error
+  return content
+
+
 def _read(path: PathLike) -> bytes:
   try:
+    size = to_path(path).stat()
+    length = getattr(size, "st_size", None) or getattr(size, "length", 0)
+    if length > MAX_BYTES:
+      raise UserError(
+        f"'{os.fspath(path)}' has {length} bytes, and no vocabulary has more than "
+        f"{MAX_BYTES}. Check the path."
+      )
     return read_bytes(path)
   except OSError as error:
     raise UserError(
-      f"Cannot read the vocabulary '{os.fspath(path)}': {error.strerror or error}. Check the "
-      "path."
+      f"Cannot read the vocabulary '{os.fspath(path)}': {error.strerror or error}. Check "
+      "the path."
     ) from error
 
 
