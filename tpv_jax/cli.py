@@ -22,7 +22,8 @@ _EXAMPLES = """\
   tpv cosine *.safetensors
   tpv inspect runs/ept_* -o pictures               what EPT's gates and fusion do
   tpv import peft_adapter -o sst2.safetensors      another tool's prompt
-  tpv export runs/sst2 --to peft -o adapter        a prompt for another tool"""
+  tpv export runs/sst2 --to peft -o adapter        a prompt for another tool
+  tpv convert flan-t5-base -o t5x/checkpoint_0     a backbone for another tool"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -162,6 +162,7 @@ def save_checkpoint(path: pathlib.Path, flat: Mapping[str, Any], step: int = 0) 
     flat: arrays or `Leaf`s by T5X path.
     step: of the training.
   """
+  import jax
   import orbax.checkpoint as ocp
   from orbax.checkpoint import type_handlers
 
@@ -176,7 +177,9 @@ def save_checkpoint(path: pathlib.Path, flat: Mapping[str, Any], step: int = 0) 
       return []
 
   registry = type_handlers.create_type_handler_registry(
-    (Leaf, OneByOne()), (int, type_handlers.ScalarHandler())
+    (Leaf, OneByOne()),
+    (int, type_handlers.ScalarHandler()),
+    (jax.Array, type_handlers.ArrayHandler()),  # Without it Orbax prints a warning.
   )
   target = {
     name: leaf

@@ -15,6 +15,12 @@ from tpv_jax.vectors.algebra import Loaded
 from tpv_jax.vectors.provenance import describe_terms
 
 _EXAMPLES = {
+  "convert": """\
+  tpv convert flan-t5-base -o t5x/checkpoint_0         Hugging Face to T5X
+  tpv convert gs://t5-data/pretrained_models/t5x/t5_base/checkpoint_999900 \\
+      -o t5_base --to hugging-face
+  tpv convert mt5-small -o mt5.safetensors --dtype bfloat16
+  tpv convert flan-t5-base -o t5x/checkpoint_0 --dry-run""",
   "import": """\
   tpv import peft_adapter -o sst2.safetensors --task sst2 \\
       --backbone t5_base.safetensors --initial peft_initial
@@ -31,6 +37,11 @@ _IMPORTED = """\
 A PATH is a PEFT adapter's folder, a .npy file, a prompt in a .npz or foreign .safetensors
 file (FILE:PROMPT where it holds several), or anything that the other commands read, which
 read all of these directly as well. Pickles (.bin, .pt, .pkl) are never opened."""
+
+_CONVERTED = """\
+SOURCE is a folder of Hugging Face (T5, T5 1.1, Flan-T5 or mT5 in safetensors), a T5X
+checkpoint (Orbax, or the layout of 2022), a .safetensors file of ours, or 'embedded', here
+or on gs://. An existing output is never replaced."""
 
 TARGETS = ("peft", "npy", "npz")
 
@@ -82,6 +93,36 @@ def add(commands: Any) -> None:
     "--base-model",
     metavar="NAME",
     help="what PEFT shall call the backbone: its name on the hub, or a folder",
+  )
+
+  command = add_command(
+    commands,
+    "convert",
+    _convert,
+    "a backbone in another tool's form",
+    _EXAMPLES["convert"],
+    _CONVERTED,
+  )
+  command.add_argument("source", metavar="SOURCE", help="a backbone")
+  command.add_argument(
+    "-o",
+    "--output",
+    metavar="OUT",
+    required=True,
+    help="a new folder, 'checkpoint_<step>' (T5X), or .safetensors file",
+  )
+  command.add_argument(
+    "--to",
+    choices=("hugging-face", "t5x", "safetensors"),
+    help="what to write, where the name of OUT does not tell",
+  )
+  command.add_argument(
+    "--dtype",
+    choices=("float32", "bfloat16"),
+    help="of what is written; as it is in SOURCE if not given (fp16 becomes fp32)",
+  )
+  command.add_argument(
+    "--dry-run", action="store_true", help="list the mapping and write nothing"
   )
 
 
@@ -160,3 +201,33 @@ def _one_array(item: Loaded) -> Loaded:
   folded = algebra.fold(item)
   peft.refuse_delta(folded, "A .npy file")
   return Loaded({"prompt": folded.leaves["prompt"]}, folded.provenance, folded.name)
+
+
+def _convert(options: argparse.Namespace) -> None:
+  """Writes a backbone in another form, leaf by leaf, and checks what it wrote.
+
+  No value changes but by --dtype. The fingerprint, over the values rounded to bf16, is
+  the same on both sides: vectors and prompts of the one belong to the other.
+  """
+  from tqdm import tqdm
+
+  from tpv_jax.backbone import conversion
+
+  to = conversion.target_of(options.output, options.to)
+  conversion.check_output(options.output, to)
+  with conversion.planned(options.source, to, options.dtype) as plan:
+    if options.dry_run:
+      print("\n".join(conversion.describe(plan)))
+      return
+    with tqdm(total=3 * plan.nbytes, unit="B", unit_scale=True) as bar:
+
+      def report(doing: str, size: int) -> None:
+        bar.set_description(doing, refresh=False)
+        bar.update(size)
+
+      fingerprint = conversion.convert(plan, options.source, options.output, report)
+  print(
+    f"Wrote the backbone '{plan.source.name}' to '{options.output}' ({to}): "
+    f"{conversion.describe(plan)[-1]}.\n"
+    f"  fingerprint {fingerprint}, the same when read back."
+  )

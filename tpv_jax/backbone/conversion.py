@@ -1,0 +1,252 @@
+"""From one form of a backbone to another: Hugging Face's, T5X's and ours.
+
+What is written appears whole or not at all, and only after it was read back and found
+to have the fingerprint of its source. Two passes read the source and one the result;
+about one leaf is held at a time.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from tpv_jax import files, identity, orbax_io, safetensors_io
+from tpv_jax.backbone import loading
+from tpv_jax.errors import UserError
+from tpv_jax.formats import hugging_face
+from tpv_jax.leaves import Leaf
+
+TARGETS = ("hugging-face", "t5x", "safetensors")
+
+DTYPES = {
+  "float32": np.dtype(np.float32),
+  "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+Report = Callable[[str, int], None]
+"""Told the pass ('read', 'write', 'check') and the bytes of each leaf that it read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """A conversion before it is done.
+
+  Attributes:
+    source: what is converted, its leaves in the dtype of the result.
+    to: one of `TARGETS`.
+    config: what Hugging Face calls the network's numbers.
+    names: of each leaf by T5X path: in the source, and in the result.
+  """
+
+  source: loading.Opened
+  to: str
+  config: hugging_face.Config
+  names: dict[str, tuple[str, str]]
+
+  @property
+  def nbytes(self) -> int:
+    """Returns the bytes of all values of the result."""
+    return sum(leaf.nbytes for leaf in self.source.leaves.values())
+
+
+def target_of(output: files.PathLike, to: str | None) -> str:
+  """Returns the form to write, told by the output's name if not by `to`.
+
+  Raises:
+    UserError: neither tells, or they contradict each other.
+  """
+  name = files.to_path(output).name
+  told = "safetensors" if name.endswith(".safetensors") else None
+  if re.fullmatch(r"checkpoint_\d+", name):
+    told = "t5x"
+  if to is None and told is None:
+    raise UserError(
+      f"The name '{output}' does not tell what to write. Give --to hugging-face for a "
+      "folder, or an output that ends in checkpoint_<step> or .safetensors."
+    )
+  if to == "t5x" and told != "t5x":
+    raise UserError(
+      f"T5X finds a checkpoint by its name, checkpoint_<step>. Name the output "
+      f"'{files.to_path(output) / 'checkpoint_0'}'."
+    )
+  if to == "safetensors":
+    safetensors_io.check_suffix(output)
+  return to or told or ""
+
+
+@contextlib.contextmanager
+def planned(path: files.PathLike, to: str, dtype: str | None = None) -> Iterator[Plan]:
+  """Yields what converting `path` comes to; no value has been read.
+
+  Args:
+    path: what `loading.load_backbone` takes.
+    to: one of `TARGETS`.
+    dtype: of `DTYPES`; None keeps that of each leaf (fp16 becomes fp32).
+
+  Raises:
+    UserError: as `load_backbone`; the leaves are no T5, T5 1.1, Flan-T5 or mT5.
+  """
+  with loading.opened(path) as source:
+    config = hugging_face.config_of(source.leaves, str(path))
+    theirs = {place.path: place.name for place in hugging_face.mapping(config)}
+    leaves = {
+      name: leaf.cast(DTYPES[dtype]) if dtype else leaf
+      for name, leaf in sorted(source.leaves.items())
+    }
+    made = {
+      "hugging-face": theirs,
+      "t5x": {name: f"target/{name}" for name in leaves},
+      "safetensors": {name: name for name in leaves},
+    }[to]
+    yield Plan(
+      dataclasses.replace(source, leaves=leaves),
+      to,
+      config,
+      {name: (leaf.source, made[name]) for name, leaf in leaves.items()},
+    )
+
+
+def convert(
+  plan: Plan, path: files.PathLike, output: files.PathLike, report: Report
+) -> str:
+  """Writes a planned backbone to `output` and returns its fingerprint.
+
+  Raises:
+    UserError: `output` exists; a leaf holds NaN or infinity, also only once it has
+      been rounded; the source states another fingerprint; the result, read back, has
+      another one.
+  """
+  check_output(output, plan.to)
+  source = plan.source
+  fingerprint = identity.backbone_fingerprint(
+    _watched(source.leaves, "read", report, functools.partial(_refuse, str(path)))
+  )
+  if source.fingerprint not in (None, fingerprint):
+    raise UserError(
+      f"The weights in '{path}' were altered or damaged: their fingerprint is "
+      f"{fingerprint[:12]}… and the file states {source.fingerprint[:12]}…. Take "
+      "another copy."
+    )
+  noted = {
+    "name": source.name,
+    "fingerprint": fingerprint,
+    "vocabulary": source.vocabulary,
+  }
+  leaves = _watched(source.leaves, "write", report)
+  with _appearing(output, plan.to) as there:
+    if plan.to == "safetensors":
+      metadata = {name: text for name, text in noted.items() if text is not None}
+      safetensors_io.write(there, leaves, {**metadata, "format": loading.FORMAT})
+    elif plan.to == "hugging-face":
+      files.write_json(there / loading.BESIDE, noted)
+      hugging_face.save(there, plan.config, leaves)
+    else:
+      step = orbax_io.checkpoint_step(output)
+      orbax_io.save_checkpoint(there, leaves, step or 0)
+      files.write_json(there / loading.BESIDE, noted)
+    with loading.opened(there) as result:
+      read_back = identity.backbone_fingerprint(
+        _watched(result.leaves, "check", report)
+      )
+    if read_back != fingerprint:
+      raise UserError(
+        f"What was written to '{output}' has another fingerprint when it is read back "
+        f"({read_back[:12]}…, not {fingerprint[:12]}…) and was removed. Check the disk."
+      )
+  return fingerprint
+
+
+def check_output(output: files.PathLike, to: str) -> None:
+  """Raises `UserError` if `output` exists or could not be written."""
+  path = files.to_path(output)
+  if os.path.lexists(path) or path.exists():
+    raise UserError(
+      f"'{output}' exists and was left as it is. Choose another output, or remove it "
+      "first."
+    )
+  above = path.parent.parent if to == "t5x" else path.parent
+  if not files.is_remote(path) and not above.is_dir():
+    raise UserError(
+      f"Cannot write '{output}': the folder '{above}' does not exist. Make it first."
+    )
+
+
+def _refuse(source: str, name: str, values: np.ndarray) -> None:
+  loading.refuse_not_finite(name, values, source)
+
+
+def _watched(
+  leaves: Mapping[str, Leaf],
+  doing: str,
+  report: Report,
+  check: Callable[[str, np.ndarray], None] | None = None,
+) -> dict[str, Leaf]:
+  """Returns the leaves, which report when they are read, and are checked then."""
+
+  def look(name: str, leaf: Leaf) -> np.ndarray:
+    values = leaf.read()
+    if check is not None:
+      check(name, values)
+    report(doing, leaf.nbytes)
+    return values
+
+  return {
+    name: dataclasses.replace(leaf, read=functools.partial(look, name, leaf))
+    for name, leaf in leaves.items()
+  }
+
+
+@contextlib.contextmanager
+def _appearing(output: files.PathLike, to: str) -> Iterator[Any]:
+  """Yields a path to write to, which becomes `output` when the block ends well.
+
+  In an object store, where nothing is renamed, it is `output` itself, and is removed
+  after an error.
+  """
+  path: Any = files.to_path(output)
+  if files.is_remote(output):
+    try:
+      yield path
+    except BaseException:
+      if path.exists():
+        path.unlink() if to == "safetensors" else path.rmtree()
+      raise
+    return
+  path = pathlib.Path(path).absolute()
+  if to == "t5x":
+    path.parent.mkdir(exist_ok=True)
+  folder = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+  try:
+    there = folder / path.name
+    if to != "safetensors":
+      there.mkdir()
+    yield there
+    check_output(path, to)
+    there.rename(path)
+  finally:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def describe(plan: Plan) -> list[str]:
+  """Returns the mapping, a line for each leaf, and what it comes to."""
+  lines = []
+  widest = max(len(before) for before, _ in plan.names.values())
+  for name, (before, after) in plan.names.items():
+    leaf = plan.source.leaves[name]
+    shape = "x".join(map(str, leaf.shape)) or "one number"
+    lines.append(f"{before:<{widest}}  {after}  {shape} {leaf.dtype}")
+  count = sum(math.prod(leaf.shape) for leaf in plan.source.leaves.values())
+  lines.append(
+    f"{len(lines)} leaves, {count:,} parameters, {plan.nbytes / 1e6:,.1f} MB"
+  )
+  return lines
