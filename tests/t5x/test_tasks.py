@@ -2,7 +2,7 @@
 
 import pytest
 
-from tpv_jax.data import suite, vocabularies
+from tpv_jax.data import registry, sources, suite, vocabularies
 from tpv_jax.errors import UserError
 from tpv_jax.t5x import tasks
 
@@ -47,3 +47,20 @@ def test_an_unknown_task_and_an_unknown_module_are_said():
     tasks.named("tpv_embedded_topik", vocabulary, ["tpv_jax.data.seqio_tasks"])
   with pytest.raises(UserError, match=r"Cannot import 'not_there\.mixtures'"):
     tasks.named("x", vocabulary, ["not_there.mixtures"])
+
+
+def test_a_task_of_the_registry_is_streamed_under_one_name(tmp_path):
+  rows = '{"sentence": "a", "label": 1}\n{"sentence": "b", "label": 0}\n'
+  for split in ("train", "validation"):
+    (tmp_path / f"{split}.jsonl").write_text(rows)
+  sources.prepare(registry.definition("glue_cola"), tmp_path, tmp_path, str)
+  vocabulary = vocabularies.embedded()
+  name = tasks.streamed("glue_cola", vocabulary, tmp_path)
+  assert name == tasks.streamed("glue_cola", vocabulary, tmp_path) == "tpv_glue_cola"
+  found = seqio.get_mixture_or_task(name).get_dataset(
+    {"inputs": 8, "targets": 4}, "train", shuffle=False
+  )
+  texts = [row["inputs_pretokenized"] for row in found.as_numpy_iterator()]
+  assert texts == [b"sentence: a", b"sentence: b"]
+  with pytest.raises(UserError, match=r"no task 'glue_colla'\. Did you mean 'glue_co"):
+    tasks.streamed("glue_colla", vocabulary, tmp_path)

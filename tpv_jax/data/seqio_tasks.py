@@ -5,17 +5,21 @@ Importing it registers the embedded suite as `tpv_embedded_<task>` (T5X's
 of `batches.tokenize`. Needs the extra `data`.
 """
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
-from tpv_jax.data import metrics, suite, vocabularies
+from tpv_jax.data import exported, registry, sources, suite, vocabularies
 from tpv_jax.data.batches import order
-from tpv_jax.data.tasks import SPLITS, Task
+from tpv_jax.data.registry import Definition
+from tpv_jax.data.tasks import SPLITS, Example, Task, collapsed_source
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError
+from tpv_jax.files import PathLike
 
 PREFIX = "tpv_embedded_"
 """Of the names of the embedded suite among seqio's tasks."""
@@ -56,9 +60,7 @@ class SeqioVocabulary(seqio.Vocabulary):
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
     def encode(text: bytes | np.ndarray) -> np.ndarray:
-      # TensorFlow gives bytes in a graph, an array of no dimension otherwise.
-      decoded = np.asarray(text, object).item().decode()
-      return np.asarray(self.vocabulary.encode(decoded), np.int32)
+      return np.asarray(self.vocabulary.encode(_text(text)), np.int32)
 
     ids = tf.numpy_function(encode, [s], tf.int32, stateful=False)
     return tf.ensure_shape(ids, [None])
@@ -97,8 +99,7 @@ def register(task: Task, vocabulary: Vocabulary, name: str | None = None) -> seq
 
   Its features are 'inputs' and 'targets', trimmed to the lengths that the caller of
   `get_dataset` gives and then ended by EOS; shuffled data follows the seed given there
-  (None: 0). Its metrics, of generated text, are exact
-  match and the task's own.
+  (None: 0). Its metrics, of generated text, are `Task.scores`.
 
   Args:
     task: gives the texts, when seqio first asks for them.
@@ -108,12 +109,6 @@ def register(task: Task, vocabulary: Vocabulary, name: str | None = None) -> seq
   Raises:
     UserError: seqio has a task or a mixture of that name.
   """
-  name = name or task.name
-  if name in seqio.TaskRegistry.names() | seqio.MixtureRegistry.names():
-    raise UserError(
-      f"seqio has a task or mixture '{name}' already. Register it under another name."
-    )
-  names = {"exact_match", task.metric} - {"label_accuracy"}
 
   def dataset(
     split: str, shuffle_files: bool = False, seed: int | None = None
@@ -122,15 +117,92 @@ def register(task: Task, vocabulary: Vocabulary, name: str | None = None) -> seq
     if shuffle_files:
       # seqio shuffles among 1,000 neighbours only, and repeats before it shuffles.
       examples = tuple(examples[i] for i in order(len(examples), seed or 0))
+    features = [_features(example) for example in examples]
     return tf.data.Dataset.from_tensor_slices(
-      {
-        "inputs": [example.inputs for example in examples],
-        "targets": [example.targets for example in examples],
-      }
+      {key: [row[key] for row in features] for key in FEATURES}
     )
 
-  def scores(targets: list[str], predictions: list[str]) -> dict[str, float]:
-    return metrics.compute(sorted(names), targets, predictions, task.labels)
+  return _add(name or task.name, task, vocabulary, dataset)
+
+
+def register_streamed(
+  which: Definition,
+  vocabulary: Vocabulary,
+  data_dir: PathLike | None = None,
+  seed: int = registry.SEED,
+  name: str | None = None,
+) -> seqio.Task:
+  """Registers a task of the registry over its raw rows, and returns it.
+
+  Nothing is exported or held in memory: rows stream from TFDS's files, or from those of
+  `sources.prepare`, and every example is the one that `exported.examples` gives.
+  Otherwise as `register`; shuffled among `NEIGHBOURS`.
+
+  Args:
+    which: the task.
+    vocabulary: of both features.
+    data_dir: see `sources.data_directory`.
+    seed: of the splits.
+    name: among seqio's tasks; 'tpv_' and the task's by default.
+
+  Raises:
+    UserError: seqio has a task or a mixture of that name; at the first use, the rows
+      are not prepared.
+  """
+
+  def dataset(
+    split: str, shuffle_files: bool = False, seed: int | None = None
+  ) -> tf.data.Dataset:
+    del shuffle_files, seed  # Rows are chosen by number, so they come in one order.
+    return _streamed(which, split, sources.raw(which, data_dir), split_seed)
+
+  split_seed = seed
+  task = exported.task(which.name, data_dir)
+  return _add(name or f"tpv_{which.name}", task, vocabulary, dataset, NEIGHBOURS)
+
+
+FEATURES = ("inputs", "targets", "answers", "group")
+"""What an example has before it is tokenised: texts; the answers as a JSON list."""
+
+NEIGHBOURS = 20_000
+"""Among so many tokenised examples streamed data are shuffled."""
+
+
+def _features(example: Example) -> dict[str, str]:
+  answers = json.dumps(example.answers)
+  texts = (example.inputs, example.targets, answers, example.group)
+  return dict(zip(FEATURES, texts, strict=True))
+
+
+def _example(features: dict[str, Any]) -> Example:
+  """Returns the example that seqio's evaluator kept the features of."""
+  names = ("inputs_pretokenized", "targets_pretokenized", "answers", "group")
+  inputs, targets, answers, group = (_text(features[name]) for name in names)
+  return Example(inputs, targets, tuple(json.loads(answers)), group)
+
+
+def _text(value: bytes | np.ndarray) -> str:
+  # TensorFlow gives bytes in a graph, an array of no dimension otherwise.
+  return np.asarray(value, object).item().decode()
+
+
+def _add(
+  name: str,
+  task: Task,
+  vocabulary: Vocabulary,
+  dataset: Callable[..., tf.data.Dataset],
+  neighbours: int = seqio.dataset_providers.SHUFFLE_BUFFER_SIZE,
+) -> seqio.Task:
+  if name in seqio.TaskRegistry.names() | seqio.MixtureRegistry.names():
+    raise UserError(
+      f"seqio has a task or mixture '{name}' already. Register it under another name."
+    )
+
+  def answer(text: str, example: dict[str, Any], is_target: bool) -> str | Example:
+    return _example(example) if is_target else text
+
+  def scores(targets: list[Example], predictions: list[str]) -> dict[str, float]:
+    return task.scores(targets, predictions)
 
   feature = seqio.Feature(seqio_vocabulary(vocabulary), add_eos=True)
   return seqio.TaskRegistry.add(
@@ -141,7 +213,60 @@ def register(task: Task, vocabulary: Vocabulary, name: str | None = None) -> seq
       seqio.preprocessors.append_eos_after_trim,
     ],
     output_features={"inputs": feature, "targets": feature},
+    postprocess_fn=answer,
     metric_fns=[scores],
+    shuffle_buffer_size=neighbours,
+  )
+
+
+def _streamed(
+  which: Definition, split: str, found: sources.Raw, seed: int
+) -> tf.data.Dataset:
+  """Returns the examples of a split as `FEATURES`."""
+  source, places = which.places(split, found.counts, seed)
+  if isinstance(found, sources.Lines):
+    rows = tf.data.TextLineDataset(str(found.path(source)))
+    rows = rows.map(lambda line: {"line": line})
+  else:
+    rows = found.builder.as_dataset(split=source, shuffle_files=False)
+  refused = (
+    exported.kept_from_validation(which, found, seed)
+    if split == "validation"
+    else frozenset()
+  )
+
+  def texts(number: np.int64, *values: Any) -> list[bytes | bool]:
+    where, row = found.read(
+      source, int(number), dict(zip(columns, values, strict=True))
+    )
+    example = which.example(row, where, split)
+    if example is None or collapsed_source(example) in refused:
+      return [b"", b"", b"", b"", False]
+    return [*(text.encode() for text in _features(example).values()), True]
+
+  columns = sorted(sources.flat(rows.element_spec))
+
+  def features(number: tf.Tensor, row: dict[str, Any]) -> dict[str, tf.Tensor]:
+    values = sources.flat(row)
+    *made, kept = tf.numpy_function(
+      texts,
+      [number, *(values[column] for column in columns)],
+      [tf.string] * len(FEATURES) + [tf.bool],
+      stateful=False,
+    )
+    shaped = {
+      key: tf.ensure_shape(text, []) for key, text in zip(FEATURES, made, strict=True)
+    }
+    return {**shaped, "kept": tf.ensure_shape(kept, [])}
+
+  wanted = np.zeros(found.counts[source], bool)
+  wanted[places] = True
+  return (
+    rows.enumerate()
+    .filter(lambda number, _: tf.gather(tf.constant(wanted), number))
+    .map(features, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    .filter(lambda row: row["kept"])
+    .map(lambda row: {key: row[key] for key in FEATURES})
   )
 
 

@@ -80,6 +80,11 @@ class Lines:
     """Returns a line's object as a raw row."""
     return named(flat(row), self.classes)
 
+  def read(self, split: str, number: int, values: Row) -> tuple[str, Row]:
+    """Returns the row that 'line' of the values spells, after its file and line."""
+    where = f"{self.path(split)}:{number + 1}"
+    return where, self.row(json_row(_plain(values["line"]), where))
+
 
 @dataclasses.dataclass(frozen=True)
 class Tfds:
@@ -115,11 +120,12 @@ class Tfds:
 
     dataset = tfds.as_numpy(self.builder.as_dataset(split=split, shuffle_files=False))
     for number, row in enumerate(dataset):
-      yield f"{self.origin}, split '{split}', row {number}", self.row(flat(row))
+      yield self.read(split, number, flat(row))
 
-  def row(self, row: Row) -> Row:
-    """Returns a flat row of TFDS's values as a raw row."""
-    return named({name: _plain(value) for name, value in row.items()}, self.classes)
+  def read(self, split: str, number: int, values: Row) -> tuple[str, Row]:
+    """Returns the row that TFDS's flat values are, after its number."""
+    row = {name: _plain(value) for name, value in values.items()}
+    return f"{self.origin}, split '{split}', row {number}", named(row, self.classes)
 
 
 Raw = Lines | Tfds
@@ -224,8 +230,8 @@ def write_lines(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> int:
   return count
 
 
-def flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Returns nested columns under one name each: 'idx/question'."""
+def flat(row: Any, prefix: str = "") -> dict[str, Any]:
+  """Returns nested columns (whatever has `items`) under one name each: 'idx/question'."""
   found: dict[str, Any] = {}
   for name, value in row.items():
     if hasattr(value, "items"):

@@ -3,9 +3,11 @@
 import importlib
 from collections.abc import Sequence
 
+from tpv_jax.data import registry
 from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError, near_misses
+from tpv_jax.files import PathLike
 
 
 def registered(task: Task, vocabulary: Vocabulary) -> str:
@@ -22,6 +24,37 @@ def registered(task: Task, vocabulary: Vocabulary) -> str:
   if name not in seqio.TaskRegistry.names():
     seqio_tasks.register(task, vocabulary, name)
   return named(name, vocabulary)
+
+
+def streamed(
+  name: str,
+  vocabulary: Vocabulary,
+  data_dir: PathLike | None = None,
+  seed: int = registry.SEED,
+) -> str:
+  """Returns the name under which seqio has a task of the registry over its raw rows.
+
+  It is registered if needed. `registered` with an exported task gives the same examples
+  and holds them in memory.
+
+  Args:
+    name: in `registry.DEFINITIONS`.
+    vocabulary: the backbone's.
+    data_dir: see `sources.data_directory`.
+    seed: of the splits.
+
+  Raises:
+    UserError: there is no such task, or seqio's task of that name has another
+      vocabulary.
+  """
+  import seqio
+
+  from tpv_jax.data import seqio_tasks
+
+  which = registry.definition(name)
+  if (found := "tpv_" + name) not in seqio.TaskRegistry.names():
+    seqio_tasks.register_streamed(which, vocabulary, data_dir, seed, found)
+  return named(found, vocabulary)
 
 
 def named(name: str, vocabulary: Vocabulary, modules: Sequence[str] = ()) -> str:
