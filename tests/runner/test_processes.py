@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from tpv_jax import train_bank
 from tpv_jax.vectors import store
 
 STEPS = 40
@@ -134,6 +136,53 @@ def test_a_lost_process_ends_the_others_and_fewer_processes_resume(alone, tmp_pa
   again.kill()
   steps = [step for step, kind, _ in losses(run) if kind == "train"]
   assert steps == sorted(set(steps)), "no step was logged twice"
+
+
+def bank_flags(folder, steps, *more):
+  return [
+    "--gin_file=gin_configs/runs/bank_embedded.gin",
+    "--gin.TASK_NAMES=['sentiment', 'topic']",
+    f"--gin.OUTPUT_DIR='{folder}'",
+    *("--gin.EVAL_PERIOD=4", f"--gin.TRAIN_STEPS={steps}", *more),
+  ]
+
+
+def test_two_processes_train_a_bank_as_one_does_each_with_one_of_its_prompts(tmp_path):
+  assert train_bank.main(bank_flags(tmp_path / "one", 8)) == 0
+  flags = bank_flags(tmp_path / "two", 8, "--gin.SHARD_BANK=True")
+  finish(start_all("tpv_jax.train_bank", 2, *flags))
+  for name in ("sentiment-0", "topic-0"):
+    one, two = tmp_path / "one" / name, tmp_path / "two" / name
+    manifest = json.loads((two / "manifest.json").read_text())
+    assert manifest["mesh"] == {"data": 2, "model": 1}
+    assert (manifest["status"], manifest["last_step"]) == ("finished", 8)
+    assert len(losses(two)) == len(losses(one)) == 4
+    for (*where, loss), (*expected_where, expected) in zip(
+      losses(two), losses(one), strict=True
+    ):
+      assert where == expected_where
+      # fp32 sums over processes round differently, and Adam at lr 0.3 amplifies it.
+      np.testing.assert_allclose(loss, expected, rtol=1e-3, atol=2e-4)
+
+
+def test_a_signal_to_one_process_stops_a_bank_on_all_at_the_same_step(tmp_path):
+  folder = tmp_path / "bank"
+  both = start_all("tpv_jax.train_bank", 2, *bank_flags(folder, 100_000))
+  deadline = time.time() + 200
+  while not (folder / "topic-0" / "checkpoints" / "checkpoint_4").exists():
+    assert time.time() < deadline and both[0].poll() is None, both[0].communicate()[0]
+    time.sleep(0.1)
+  both[1].send_signal(signal.SIGTERM)
+  outputs = [process.communicate(timeout=200)[0] for process in both]
+  assert [process.returncode for process in both] == [130, 130], outputs
+  manifests = [
+    json.loads((folder / name / "manifest.json").read_text())
+    for name in ("sentiment-0", "topic-0")
+  ]
+  assert [manifest["status"] for manifest in manifests] == ["stopped", "stopped"]
+  (step,) = {manifest["last_step"] for manifest in manifests}
+  for name in ("sentiment-0", "topic-0"):
+    assert (folder / name / "checkpoints" / f"checkpoint_{step}").exists()
 
 
 def test_a_process_that_waits_for_nobody_says_so(capsys):
