@@ -24,7 +24,7 @@ EXTRAS = {
   "bench": ["peft>=0.21", "torch>=2.13", "transformers>=5.23"],
   "data": ["seqio>=0.0.20", "tensorflow-datasets>=4.9.10"],
   "gcs": ["gcsfs>=2026.10.1"],
-  "parity": ["torch>=2.13", "transformers>=5.23", "sentencepiece>=0.2"],
+  "parity": ["peft>=0.21", "torch>=2.13", "transformers>=5.23", "sentencepiece>=0.2"],
   "test": [
     "beartype>=0.23",
     "hypothesis>=6.170",
@@ -53,6 +53,7 @@ setuptools.setup(
   package_dir={"tpv_jax.gin_configs": "gin_configs"},
   package_data={
     "tpv_jax": ["py.typed"],
+    "tpv_jax.data": ["*.json"],
     "tpv_jax.embedded": ["*.safetensors", "*.txt", "*.md"],
     **{package: ["*.gin"] for package in GIN_PACKAGES},
   },
