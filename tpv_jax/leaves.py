@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from tpv_jax import errors
+
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
@@ -58,3 +60,22 @@ class Leaf:
 def read_all(flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """Returns the values of all leaves by path, read one after the other."""
   return {path: np.asarray(leaf) for path, leaf in flat.items()}
+
+
+def misfits(expected: Mapping[str, tuple[int, ...]], flat: Mapping[str, Any]) -> str:
+  """Returns how leaves differ, by name and shape, from those expected, or ''."""
+  shapes = [
+    f"{path} is {tuple(flat[path].shape)} and must be {tuple(expected[path])}"
+    for path in sorted(expected.keys() & flat.keys())
+    if tuple(flat[path].shape) != tuple(expected[path])
+  ]
+  faults = [
+    f"{len(names)} {what} ({errors.some(names)})"
+    for what, names in (
+      ("missing", sorted(expected.keys() - flat.keys())),
+      ("foreign", sorted(flat.keys() - expected.keys())),
+      ("of another shape", shapes),
+    )
+    if names
+  ]
+  return f"of {len(expected)} leaves {', '.join(faults)}" if faults else ""

@@ -97,7 +97,7 @@ def planned(path: files.PathLike, to: str, dtype: str | None = None) -> Iterator
     UserError: as `load_backbone`; the leaves are no T5, T5 1.1, Flan-T5 or mT5.
   """
   with loading.opened(path) as source:
-    config = hugging_face.config_of(source.leaves, str(path))
+    config = hugging_face.config_of(source.leaves, str(path), source.model_type)
     theirs = {place.path: place.name for place in hugging_face.mapping(config)}
     leaves = {
       name: leaf.cast(DTYPES[dtype]) if dtype else leaf
@@ -141,6 +141,7 @@ def convert(
     "name": source.name,
     "fingerprint": fingerprint,
     "vocabulary": source.vocabulary,
+    "model_type": plan.config.model_type,
   }
   leaves = _watched(source.leaves, "write", report)
   with _appearing(output, plan.to) as there:

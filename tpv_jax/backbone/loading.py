@@ -25,8 +25,8 @@ from tpv_jax.backbone.network import Transformer
 from tpv_jax.data import vocabularies
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError
-from tpv_jax.formats import hugging_face
-from tpv_jax.leaves import Leaf
+from tpv_jax.formats import hugging_face, sidecar
+from tpv_jax.leaves import Leaf, misfits
 
 EMBEDDED = "embedded"
 """The path that stands for the backbone inside the package."""
@@ -74,6 +74,7 @@ class Opened:
     kind: 'hugging-face', 't5x' or 'safetensors'.
     vocabulary: digest of its vocabulary, or None if unknown.
     fingerprint: what the source states, or None.
+    model_type: what Hugging Face calls it, 't5' or 'mt5', or None if unknown.
   """
 
   leaves: dict[str, Leaf]
@@ -81,6 +82,7 @@ class Opened:
   kind: str
   vocabulary: str | None = None
   fingerprint: str | None = None
+  model_type: str | None = None
 
 
 def load_backbone(
@@ -136,12 +138,11 @@ def opened(path: files.PathLike) -> Iterator[Opened]:
         + errors.near_misses(str(path), [EMBEDDED])
       )
     if hugging_face.is_folder(path):
-      _, leaves = stack.enter_context(hugging_face.opened(path))
-      kind = "hugging-face"
+      config, leaves = stack.enter_context(hugging_face.opened(path))
+      kind, stated = "hugging-face", {"model_type": config.model_type, **_beside(path)}
     else:
       leaves = orbax_io.lazy_leaves(path, prefix="target")
-      kind = "t5x"
-    stated = _beside(path)
+      kind, stated = "t5x", _beside(path)
     yield Opened(
       {
         name: leaf.cast(_STORED[0]) if leaf.dtype == np.float16 else leaf
@@ -152,6 +153,7 @@ def opened(path: files.PathLike) -> Iterator[Opened]:
       kind,
       stated.get("vocabulary"),
       stated.get("fingerprint"),
+      stated.get("model_type"),
     )
 
 
@@ -213,26 +215,11 @@ def check(flat: Mapping[str, Any], network: Transformer, source: str) -> None:
   expected = {
     path: leaf.shape for path, leaf in identity.flatten(variables["params"]).items()
   }
-  missing = sorted(expected.keys() - flat.keys())
-  foreign = sorted(flat.keys() - expected.keys())
-  shapes = [
-    f"{path} is {tuple(flat[path].shape)} and must be {expected[path]}"
-    for path in sorted(expected.keys() & flat.keys())
-    if tuple(flat[path].shape) != expected[path]
-  ]
-  faults = [
-    f"{len(names)} {what} ({errors.some(names)})"
-    for what, names in (
-      ("missing", missing),
-      ("foreign", foreign),
-      ("of another shape", shapes),
-    )
-    if names
-  ]
+  faults = misfits(expected, flat)
   if faults:
     raise UserError(
-      f"The backbone '{source}' does not fit the network: of {len(expected)} leaves "
-      f"{', '.join(faults)}. Include the gin file of its size and version."
+      f"The backbone '{source}' does not fit the network: {faults}. "
+      "Include the gin file of its size and version."
     )
 
 
@@ -260,6 +247,7 @@ def _of_file(
     "safetensors",
     metadata.get("vocabulary"),
     metadata["fingerprint"],
+    metadata.get("model_type"),
   )
 
 
@@ -268,13 +256,8 @@ def _beside(folder: files.Path) -> dict[str, str]:
   path = folder / BESIDE
   if not path.is_file():
     return {}
-  try:
-    content = json.loads(files.read_bytes(path))
-    return {str(name): value for name, value in content.items() if value is not None}
-  except (ValueError, AttributeError, RecursionError) as error:
-    raise UserError(
-      f"'{path}' is damaged: {str(error)[:60]}. Take another copy, or remove it."
-    ) from error
+  content = sidecar.read_json(path)
+  return {name: str(value) for name, value in content.items() if value is not None}
 
 
 def _rows(leaves: Mapping[str, Any], source: str) -> int:

@@ -8,7 +8,6 @@ for both scale the tied logits of v1.0 by D^-0.5 when they compute. NumPy only.
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,8 @@ import numpy as np
 
 from tpv_jax import errors, files, safetensors_io
 from tpv_jax.errors import UserError
-from tpv_jax.leaves import Leaf
+from tpv_jax.formats import sidecar
+from tpv_jax.leaves import Leaf, misfits
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -26,8 +26,6 @@ INDEX = "model.safetensors.index.json"
 
 FILE_BYTES = 5 * 10**9
 """What a file of `save` may hold; `transformers` splits at the same size."""
-
-MAX_JSON_BYTES = 1 << 24
 
 _DEFAULTS: dict[str, Any] = {
   "vocab_size": 32_128,
@@ -303,8 +301,12 @@ def save(
   files.write_json(path / CONFIG, config.to_json(dtype), overwrite)
 
 
-def config_of(flat: Mapping[str, Any], source: str) -> Config:
+def config_of(
+  flat: Mapping[str, Any], source: str, model_type: str | None = None
+) -> Config:
   """Returns the config that leaves by T5X path tell by their names and shapes.
+
+  T5 1.1 and mT5 are one network: without `model_type`, the size of the table decides.
 
   Raises:
     UserError: they are no T5 that Hugging Face knows.
@@ -316,8 +318,7 @@ def config_of(flat: Mapping[str, Any], source: str) -> Config:
     gated = "encoder/layers_0/mlp/wi_0/kernel" in flat
     first = flat[f"encoder/layers_0/mlp/{'wi_0' if gated else 'wi'}/kernel"]
     config = Config(
-      # Of the two that are the same network, the name that its vocabulary's size tells.
-      model_type="mt5" if rows == _MT5_DEFAULTS["vocab_size"] else "t5",
+      model_type=model_type or ("mt5" if rows == _MT5_DEFAULTS["vocab_size"] else "t5"),
       vocab_size=rows,
       d_model=width,
       d_kv=joined // heads,
@@ -333,21 +334,17 @@ def config_of(flat: Mapping[str, Any], source: str) -> Config:
       f"'{source}' does not hold the leaves of a T5 (looking at {error}). Give a "
       "backbone of the family T5, T5 1.1, Flan-T5 or mT5."
     ) from error
-  check_against(flat, config, source, "its leaves do not fit each other")
-  return config
-
-
-def check_against(
-  flat: Mapping[str, Any], config: Config, source: str, problem: str
-) -> None:
-  """Raises `UserError` unless the leaves by T5X path are just those of `config`."""
   expected = {
     place.path: place.shape[::-1] if place.turned else place.shape
     for place in mapping(config)
   }
-  faults = _faults(expected, {path: tuple(flat[path].shape) for path in flat})
+  faults = misfits(expected, flat)
   if faults:
-    raise UserError(f"Of '{source}' {problem}: {faults}. Take another copy.")
+    raise UserError(
+      f"The leaves of '{source}' are not those of one T5: {faults}. Give a backbone of "
+      "the family T5, T5 1.1, Flan-T5 or mT5."
+    )
+  return config
 
 
 def read_config(folder: files.Path) -> Config:
@@ -356,8 +353,8 @@ def read_config(folder: files.Path) -> Config:
   kind = content.get("model_type")
   if kind not in ("t5", "mt5"):
     raise UserError(
-      f"'{folder / CONFIG}' is of the model_type {kind!r}; what is read is 't5' (T5, "
-      "T5 1.1, Flan-T5) and 'mt5'." + errors.near_misses(str(kind), ["t5", "mt5"])
+      f"'{folder / CONFIG}' is of the model_type {_short(kind)}; what is read is 't5' (T5, "
+      "T5 1.1, Flan-T5) and 'mt5'. Choose one of these."
     )
   if "quantization_config" in content:
     raise UserError(
@@ -439,7 +436,7 @@ def _by_path(source: str, config: Config, found: Mapping[str, Leaf]) -> dict[str
           "them. Set tie_word_embeddings as the model was trained."
         )
     stored[_SHARED] = stored.pop(copies[0])
-  faults = _faults(expected, {name: leaf.shape for name, leaf in stored.items()})
+  faults = misfits(expected, stored)
   if faults:
     raise UserError(
       f"The weights of '{source}' do not fit its {CONFIG}: {faults}. Give config and "
@@ -449,27 +446,6 @@ def _by_path(source: str, config: Config, found: Mapping[str, Leaf]) -> dict[str
     place.path: stored[place.name].transposed() if place.turned else stored[place.name]
     for place in places
   }
-
-
-def _faults(
-  expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
-) -> str:
-  """Returns what is wrong with the leaves found, or ''."""
-  shapes = [
-    f"{name} is {found[name]} and must be {expected[name]}"
-    for name in expected
-    if name in found and found[name] != expected[name]
-  ]
-  faults = [
-    f"{len(names)} {what} ({errors.some(names)})"
-    for what, names in (
-      ("missing", [name for name in expected if name not in found]),
-      ("unknown", [name for name in found if name not in expected]),
-      ("of another shape", shapes),
-    )
-    if names
-  ]
-  return f"of {len(expected)} leaves {', '.join(faults)}" if faults else ""
 
 
 def _weight_files(folder: files.Path) -> list[files.Path]:
@@ -544,17 +520,7 @@ def _read_json(folder: files.Path, name: str) -> dict[str, Any]:
       else files.missing(folder)
     )
   _inside(folder, name)
-  if path.stat().st_size > MAX_JSON_BYTES:
-    raise UserError(f"'{path}' is no {name}: it is too large. Take another copy.")
-  try:
-    content = json.loads(files.read_bytes(path))
-  except (ValueError, RecursionError) as error:
-    raise UserError(
-      f"'{path}' is no JSON, or truncated: {_short(error)}. Take another copy."
-    ) from error
-  if not isinstance(content, dict):
-    raise UserError(f"'{path}' holds no names and values. Take another copy.")
-  return content
+  return sidecar.read_json(path)
 
 
 def _pickles(folder: files.Path) -> list[str]:

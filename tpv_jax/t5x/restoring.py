@@ -26,6 +26,7 @@ from tpv_jax.backbone import loading
 from tpv_jax.data import vocabularies
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError
+from tpv_jax.formats import hugging_face
 from tpv_jax.model import PROMPT, SoftPromptModel
 from tpv_jax.prompts import equations, initial, plain
 from tpv_jax.prompts.equations import Folded
@@ -69,7 +70,8 @@ class Initializer(utils.TrainStateInitializer):
     Args:
       backbone: what `loading.load_backbone` takes, or any checkpoint that T5X restores
         (also its layout from before Orbax). Of a checkpoint, a host reads only what its
-        devices hold; of a `.safetensors` file, all of it.
+        devices hold; of a `.safetensors` file or a folder of Hugging Face, all of it,
+        leaf by leaf.
       vocabulary: checked against the backbone's.
       initial_prompt: a function of `prompts.initial`; required to train a prompt.
       initial_seed: of the initial prompt.
@@ -182,11 +184,14 @@ class Initializer(utils.TrainStateInitializer):
 
   def _load_backbone(self) -> tuple[dict[str, jax.Array], str, str]:
     """Returns the backbone's leaves on the devices, its name and its fingerprint."""
-    if self.backbone == loading.EMBEDDED or self.backbone.endswith(".safetensors"):
-      loaded = loading.load_backbone(self.backbone, self.model.network, self.vocabulary)
-      host = identity.flatten(loaded.params)
-      leaves = {path: self._put(path, leaf) for path, leaf in host.items()}
-      return leaves, loaded.name, loaded.fingerprint
+    of_file = self.backbone == loading.EMBEDDED or self.backbone.endswith(
+      ".safetensors"
+    )
+    if of_file or hugging_face.is_folder(self.backbone):
+      loaded = loading.load_backbone(
+        self.backbone, self.model.network, self.vocabulary, self._put
+      )
+      return identity.flatten(loaded.params), loaded.name, loaded.fingerprint
     leaves = self._restore_backbone()
     name = epath.Path(self.backbone).name
     return leaves, name, identity.backbone_fingerprint(_OneByOne(leaves))
@@ -226,8 +231,8 @@ class Initializer(utils.TrainStateInitializer):
       return
     if not epath.Path(self.backbone).exists():
       raise UserError(
-        f"There is no backbone '{self.backbone}'. Give 'embedded', a .safetensors file "
-        "or a T5X checkpoint folder (checkpoint_<step>)."
+        f"There is no backbone '{self.backbone}'. Give 'embedded', a .safetensors file, "
+        "a folder of Hugging Face or a T5X checkpoint folder (checkpoint_<step>)."
       )
     if orbax_io.state_folder(self.backbone) is not None:
       saved = orbax_io.shapes(self.backbone, prefix="target")

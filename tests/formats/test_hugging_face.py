@@ -1,0 +1,355 @@
+"""Folders of Hugging Face: every form in which a T5 comes, and what is refused.
+
+That the numbers are right is shown in tests/backbone/test_parity.py.
+"""
+
+import json
+import tracemalloc
+
+import hf_references as references
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from tpv_jax import cli, identity
+from tpv_jax.backbone import loading, network
+from tpv_jax.errors import UserError
+from tpv_jax.formats import hugging_face
+
+UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+WO = "encoder.block.0.layer.1.DenseReluDense.wo.weight"
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+  """The leaves of the family 't5_1_1' by T5X path, from its plain folder."""
+  folder = tmp_path_factory.mktemp("plain") / "model"
+  return leaves_of(references.write_folder(folder, "t5_1_1"))
+
+
+def leaves_of(folder, family="t5_1_1"):
+  net = network.Transformer(**references.numbers(family))
+  return identity.flatten(loading.load_backbone(folder, net).params)
+
+
+def same(one, other):
+  return one.keys() == other.keys() and all(
+    one[path].dtype == other[path].dtype and np.array_equal(one[path], other[path])
+    for path in one
+  )
+
+
+def shard(folder):
+  """Splits the weights into two files and an index, as for a large model."""
+  weights = safetensors.numpy.load_file(folder / "model.safetensors")
+  (folder / "model.safetensors").unlink()
+  names = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+  parts = {name: sorted(weights)[index::2] for index, name in enumerate(names)}
+  for name, part in parts.items():
+    safetensors.numpy.save_file({leaf: weights[leaf] for leaf in part}, folder / name)
+  index = {
+    "metadata": {"total_size": 1},
+    "weight_map": {leaf: name for name, part in parts.items() for leaf in part},
+  }
+  (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def change_weights(change):
+  """Returns what changes the leaves of a folder; `change` gets and returns them."""
+
+  def changed(folder):
+    weights = change(references.weights("t5_1_1") | {})
+    safetensors.numpy.save_file(weights, folder / "model.safetensors")
+
+  return changed
+
+
+def change_config(**changed):
+  def change(folder):
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, **changed}))
+
+  return change
+
+
+def test_sharded_files_are_one_model(tmp_path, expected):
+  folder = references.write_folder(tmp_path / "model", "t5_1_1")
+  shard(folder)
+  assert same(leaves_of(folder), expected)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+def test_half_precision_keeps_its_values(tmp_path, dtype):
+  rounded = {
+    name: leaf.astype(dtype) for name, leaf in references.weights("t5_1_1").items()
+  }
+  found = leaves_of(references.write_folder(tmp_path / "half", "t5_1_1", rounded))
+  kept = np.float32 if dtype == np.float16 else dtype
+  table = found["token_embedder/embedding"]
+  assert table.dtype == kept
+  assert np.array_equal(table, rounded["shared.weight"].astype(kept))
+
+
+def test_copies_of_the_table_and_the_bias_that_no_one_reads_are_left_out(
+  tmp_path, expected
+):
+  weights = references.weights("t5_1_1")
+  copies = {
+    f"{stack}.embed_tokens.weight": weights["shared.weight"]
+    for stack in ("encoder", "decoder")
+  }
+  extra = {**weights, **copies, UNUSED: np.ones((32, 3), np.float32)}
+  folder = references.write_folder(tmp_path / "copies", "t5_1_1", extra)
+  assert same(leaves_of(folder), expected)
+  del extra["shared.weight"]
+  folder = references.write_folder(tmp_path / "renamed", "t5_1_1", extra)
+  assert same(leaves_of(folder), expected)
+
+
+@pytest.mark.parametrize("family", ("t5", "t5_1_1"))
+def test_what_transformers_5_writes_of_tied_tables_is_understood(tmp_path, family):
+  # It writes tie_word_embeddings true for both, and whether logits are scaled.
+  changed = {"tie_word_embeddings": True, "scale_decoder_outputs": family == "t5"}
+  folder = references.write_folder(tmp_path / "model", family, **changed)
+  assert ("decoder/logits_dense/kernel" in leaves_of(folder, family)) == (
+    family == "t5_1_1"
+  )
+
+
+def test_a_silent_config_means_what_transformers_means(tmp_path):
+  (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+  config = hugging_face.read_config(tmp_path)
+  assert (config.d_model, config.d_ff, config.num_decoder_layers) == (512, 2048, 6)
+  assert config.tied and not config.gated
+  (tmp_path / "config.json").write_text('{"model_type": "mt5", "num_layers": 12}')
+  config = hugging_face.read_config(tmp_path)
+  assert (config.vocab_size, config.d_ff, config.num_heads) == (250_112, 1024, 6)
+  assert config.num_decoder_layers == 12 and config.gated and not config.tied
+
+
+def test_a_file_inside_a_snapshot_of_the_hub_is_a_link_to_its_blobs(tmp_path, expected):
+  model = references.write_folder(tmp_path / "hub" / "blobs", "t5_1_1")
+  snapshot = tmp_path / "hub" / "snapshots" / "abc"
+  snapshot.mkdir(parents=True)
+  for name in ("config.json", "model.safetensors"):
+    (snapshot / name).symlink_to(f"../../blobs/{name}")
+  assert model.is_dir() and same(leaves_of(snapshot), expected)
+
+
+def test_a_folder_in_a_bucket_is_read(bucket, tmp_path, expected):
+  from object_store import ObjectStore
+
+  folder = references.write_folder(tmp_path / "model", "t5_1_1")
+  shard(folder)
+  for path in folder.iterdir():
+    ObjectStore.objects[f"bucket/model/{path.name}"] = path.read_bytes()
+  assert same(leaves_of(f"{bucket}/model"), expected)
+
+
+def test_a_written_model_is_split_like_theirs_and_read_again(
+  tmp_path, expected, monkeypatch
+):
+  monkeypatch.setattr(hugging_face, "FILE_BYTES", 20_000)
+  config = hugging_face.config_of(expected, "model")
+  hugging_face.save(tmp_path, config, expected)
+  names = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+  assert names[0] == f"model-00001-of-0000{len(names)}.safetensors" and len(names) > 2
+  stored = {}
+  for name in names:
+    stored |= safetensors.numpy.load_file(tmp_path / name)
+  weights = references.weights("t5_1_1")
+  assert stored.keys() == weights.keys()
+  assert all(np.array_equal(stored[name], weights[name]) for name in weights)
+  index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+  assert index["weight_map"].keys() == weights.keys()
+  assert index["metadata"]["total_size"] == sum(w.nbytes for w in weights.values())
+  assert same(leaves_of(tmp_path), expected)
+
+
+def truncate(folder):
+  path = folder / "model.safetensors"
+  path.write_bytes(path.read_bytes()[:-5])
+
+
+def claim_terabytes(folder):
+  path = folder / "model.safetensors"
+  content = path.read_bytes()
+  length = int.from_bytes(content[:8], "little")
+  text = content[8 : 8 + length].replace(b'"shape":[48,16]', b'"shape":[1099511627776]')
+  path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+
+def claim_a_huge_header(folder):
+  path = folder / "model.safetensors"
+  path.write_bytes((1 << 43).to_bytes(8, "little") + path.read_bytes()[8:])
+
+
+def link_out(folder):
+  path = folder / "model.safetensors"
+  path.rename(folder.parent / "elsewhere.safetensors")
+  path.symlink_to(folder.parent / "elsewhere.safetensors")
+
+
+def link_config_out(folder):
+  path = folder / "config.json"
+  path.rename(folder.parent / "elsewhere.json")
+  path.symlink_to(folder.parent / "elsewhere.json")
+
+
+def only_pickle(folder):
+  (folder / "model.safetensors").unlink()
+  (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04")
+
+
+def pickle_as_safetensors(folder):
+  (folder / "model.safetensors").write_bytes(b"\x80\x04" + b"x" * 100)
+
+
+def index_of(content):
+  def change(folder):
+    shard(folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+
+  return change
+
+
+def lose_a_shard(folder):
+  shard(folder)
+  (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+def repeat_a_leaf(folder):
+  shard(folder)
+  first = folder / "model-00001-of-00002.safetensors"
+  (folder / "model-00002-of-00002.safetensors").write_bytes(first.read_bytes())
+
+
+def write_config(text):
+  return lambda folder: (folder / "config.json").write_text(text)
+
+
+def with_leaf(name, change):
+  return change_weights(lambda weights: {**weights, name: change(weights.get(name))})
+
+
+def holed(leaf):
+  leaf = leaf.copy()
+  leaf[2, 3] = np.nan
+  return leaf
+
+
+BAD = {
+  "truncated": (truncate, "is no safetensors file, or a truncated or damaged one"),
+  "a leaf of terabytes": (
+    claim_terabytes,
+    "in F32 needs 4398046511104 bytes, and its of",
+  ),
+  "a header of terabytes": (claim_a_huge_header, "a header of 8796093022208 bytes"),
+  "a link out": (link_out, r"symbolic link out of its folder, to '.*elsewhere"),
+  "a config behind a link": (link_config_out, "symbolic link out of its folder"),
+  "only a pickle": (only_pickle, r"pickle \(pytorch_model.bin\).*save_pretrained"),
+  "a pickle by another name": (pickle_as_safetensors, r"is a pickle .* never opened"),
+  "no weights": (
+    lambda folder: (folder / "model.safetensors").unlink(),
+    "neither model.safetensors nor",
+  ),
+  "no config": (
+    lambda folder: (folder / "config.json").unlink(),
+    "has no config.json",
+  ),
+  "a config that is no JSON": (write_config('{"model_type": '), "config.json' is no"),
+  "a config that is a list": (write_config("[]"), "config.json' is no JSON object"),
+  "another model": (
+    change_config(model_type="umt5"),
+    r"model_type 'umt5'; what is read",
+  ),
+  "a quantised model": (change_config(quantization_config={}), "quantised"),
+  "another activation": (
+    change_config(feed_forward_proj="gated-silu"),
+    "feed_forward_proj 'gated-silu'; the network knows 'relu'",
+  ),
+  "other buckets": (
+    change_config(relative_attention_num_buckets=64),
+    "relative_attention_num_buckets 64; the network knows only 32",
+  ),
+  "another distance": (change_config(relative_attention_max_distance=20), "only 128"),
+  "another epsilon": (change_config(layer_norm_epsilon=1e-5), "only 1e-06"),
+  "another padding": (change_config(pad_token_id=1), "pad_token_id 1; .* only 0"),
+  "no decoder": (change_config(is_encoder_decoder=False), "is_encoder_decoder False"),
+  "a width that is text": (
+    change_config(d_model="16"),
+    "d_model '16'; it must be a wh",
+  ),
+  "a negative width": (change_config(d_ff=-1), "d_ff -1; it must be a whole number"),
+  "a million layers": (change_config(num_layers=10**6), "no T5 has over 1000"),
+  "ties that are text": (
+    change_config(tie_word_embeddings="no"),
+    "'no'; it is true or",
+  ),
+  "a config of more layers": (
+    change_config(num_layers=4),
+    r"do not fit its config.json: of 70 leaves 9 missing \(encoder.block.3.layer.0",
+  ),
+  "a config of another width": (
+    change_config(d_ff=32),
+    r"15 of another shape \(decoder.block.0.layer.2.* is \(24, 16\) and must be \(32,",
+  ),
+  "a config of T5 1.0": (
+    change_config(feed_forward_proj="relu", tie_word_embeddings=True),
+    "'lm_head.weight' with other values than 'shared.weight'",
+  ),
+  "a missing leaf": (
+    change_weights(lambda w: {name: w[name] for name in w if name != WO}),
+    r"1 missing \(encoder.block.0.layer.1.DenseReluDense.wo.weight\)",
+  ),
+  "a foreign leaf": (
+    with_leaf("decoder.adapter.weight", lambda _: np.ones(3, np.float32)),
+    r"1 foreign \(decoder.adapter.weight\)",
+  ),
+  "a turned leaf": (
+    with_leaf(WO, lambda leaf: np.ascontiguousarray(leaf.T)),
+    r"wo.weight is \(24, 16\) and must be \(16, 24\)",
+  ),
+  "a leaf of integers": (
+    with_leaf(WO, lambda leaf: leaf.astype(np.int8)),
+    r"wo.weight' in I8; what is read here is F32, F16, BF16",
+  ),
+  "a leaf in fp64": (with_leaf(WO, lambda leaf: leaf.astype(np.float64)), "in F64"),
+  "NaN": (
+    with_leaf(WO, holed),
+    r"'encoder/layers_0/mlp/wo/kernel' .* 1 values that are NaN .* at \(3, 2\)",
+  ),
+  "two tables": (
+    with_leaf("encoder.embed_tokens.weight", lambda _: np.ones((48, 16), np.float32)),
+    "'encoder.embed_tokens.weight' with other values than 'shared.weight'",
+  ),
+  "an index without files": (index_of({}), "states no weight_map"),
+  "an index that leads out": (
+    index_of({"weight_map": {"a": "../elsewhere.safetensors"}}),
+    "names the file '../elsewhere.safetensors', and only .safetensors files beside it",
+  ),
+  "an index of pickles": (index_of({"weight_map": {"a": "b.bin"}}), "the file 'b.bin'"),
+  "an index of numbers": (index_of({"weight_map": {"a": 3}}), "names the file ''"),
+  "a lost shard": (lose_a_shard, r"lacks 1 of the 2 files .*\(model-00002-of-00002"),
+  "a leaf in two shards": (repeat_a_leaf, "in two files"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, capsys, fault):
+  change, expected = BAD[fault]
+  folder = references.write_folder(tmp_path / "in" / "model", "t5_1_1")
+  change(folder)
+  tracemalloc.start()
+  with pytest.raises(UserError, match=expected) as caught:
+    loading.load_backbone(folder)
+  assert tracemalloc.get_traced_memory()[1] < 4 << 20
+  tracemalloc.stop()
+  assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+  (tmp_path / "out").mkdir()
+  output = tmp_path / "out" / "model.safetensors"
+  assert cli.main(["convert", str(folder), "-o", str(output)]) == 2
+  error = capsys.readouterr().err.splitlines()[-1]
+  assert error == f"error: {caught.value}"
+  assert list((tmp_path / "out").iterdir()) == []
