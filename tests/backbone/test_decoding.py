@@ -1,6 +1,7 @@
-"""Greedy decoding against a decoder that runs all over again at each step."""
+"""Decoding against a decoder that runs all over again at each step, for every text."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +110,73 @@ def test_a_row_of_padding_is_over_before_it_starts(model):
   assert not tokens[1].any() and scores[1] == 0
 
 
+def every_hypothesis(net, params, encoded, source, length, eos_id):
+  """Yields tokens, padded, their number and each row's log-probability of all texts."""
+  texts = []
+  for n in range(1, length + 1):
+    for text in itertools.product(range(net.vocab_size), repeat=n):
+      ends = eos_id in text
+      if text.index(eos_id) == n - 1 if ends else n == length:
+        texts.append(text)
+  decode = jax.jit(
+    lambda e, s, i, t: net.apply({"params": params}, e, s, i, t, method=net.decode)
+  )
+  targets = np.array([text + (0,) * (length - len(text)) for text in texts])
+  inputs = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+  every = []
+  for row in range(len(source)):
+    repeated = [np.repeat(x[row : row + 1], len(texts), 0) for x in (encoded, source)]
+    # All positions are shown to the decoder, whose mask looks at the targets.
+    logits = np.asarray(decode(*repeated, inputs, np.ones_like(inputs)), np.float64)
+    log = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    chosen = np.take_along_axis(log, targets[..., None], -1)[..., 0]
+    real = np.arange(length) < np.array([len(text) for text in texts])[:, None]
+    every.append((chosen * real).sum(-1))
+  return targets, np.array([len(text) for text in texts]), np.array(every)
+
+
+def beam_search(net, params, encoded, source, length, eos_id, beams):
+  """Returns the jitted search, a function of the length penalty."""
+  search = jax.jit(
+    lambda p, e, penalty: decoding.beam_search(
+      net, p, e, source, length, eos_id, beams, penalty
+    )
+  )
+  return functools.partial(search, params, encoded)
+
+
+def test_with_a_beam_for_every_text_all_texts_are_ranked(model):
+  net, _ = model
+  net = net.clone(vocab_size=4)
+  params = random_params(net, seed=5)
+  params["token_embedder"]["embedding"] *= 0.3
+  source = SOURCE[:3] % 4 * (SOURCE[:3] > 0)
+  encoded = encode(net, params, PROMPT, source)
+  targets, lengths, sums = every_hypothesis(net, params, encoded, source, 3, eos_id=1)
+  assert len(targets) == 1 + 3 + 9 * 4
+  search = beam_search(net, params, encoded, source, 3, 1, 42)
+  for length_penalty in (0.0, 0.6, 2.0):
+    tokens, scores = search(length_penalty)
+    for row in range(len(source)):
+      expected = sums[row] / lengths**length_penalty
+      order = np.argsort(-expected)
+      np.testing.assert_allclose(scores[row, :40], expected[order], rtol=1e-5)
+      assert np.diff(expected[order]).max() < -1e-6  # no ties
+      assert np.array_equal(tokens[row, :40], targets[order])
+    assert np.isneginf(scores[:, 40:]).all() and not np.asarray(tokens[:, 40:]).any()
+
+
+def test_beams_find_better_texts_and_a_row_of_padding_has_none(model):
+  net, params = model
+  source = np.concatenate([SOURCE, np.zeros((1, 5), int)])
+  encoded = encode(net, params, PROMPT, source)
+  greedy_tokens, greedy_scores = greedy(net, params, encoded, source, LENGTH, 9)
+  tokens, scores = beam_search(net, params, encoded, source, LENGTH, 9, 6)(0.0)
+  assert (np.asarray(scores[:, 0]) >= np.asarray(greedy_scores) - 1e-5).all()
+  assert not np.array_equal(tokens[:, 0], greedy_tokens)
+  assert not np.asarray(tokens[4]).any() and not np.asarray(scores[4]).any()
+
+
 def bodies(jaxpr):
   """Yields the bodies of all while loops in a jaxpr."""
   for equation in jaxpr.eqns:
@@ -129,16 +197,19 @@ def products(jaxpr):
         yield from products(value.jaxpr)
 
 
-def test_a_step_projects_neither_the_source_nor_the_past(model):
+@pytest.mark.parametrize("num_beams", (1, 3))
+def test_a_step_projects_neither_the_source_nor_the_past(model, num_beams):
   net, params = model
   encoded = encode(net, params)
-  closed = jax.make_jaxpr(lambda p, e: decoding.greedy(net, p, e, SOURCE, LENGTH)[0])(
-    params, encoded
-  )
+
+  def decode(params, encoded):
+    return decoding.decode(net, params, encoded, SOURCE, LENGTH, num_beams=num_beams)
+
+  closed = jax.make_jaxpr(decode)(params, encoded)
   [body] = bodies(closed.jaxpr)
   shapes = list(products(body))
   assert shapes
-  rows, _, width = encoded.shape
+  rows, width = len(SOURCE) * num_beams, encoded.shape[-1]
   for pair in shapes:
     for shape in pair:
       # What is as wide as the model has one position: the present one.

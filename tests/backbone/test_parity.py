@@ -138,6 +138,31 @@ def test_greedy_decoding_writes_what_hugging_face_generates(flat, family, case):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("case", ("padded", "even"))
+def test_beam_search_finds_what_hugging_face_generates(flat, family, case):
+  arrays = references.case(family, case)
+  source, expected = arrays["encoder_input_tokens"], arrays["beam_tokens"]
+  net, params = transformer(family), identity.unflatten(flat(family))
+  encoded = net.apply({"params": params}, source, method=net.encode)
+  _, _, beams, length = expected.shape
+  # `transformers` fills up with the end token where the padding's id is 0.
+  ends = expected == 1
+  expected = np.where(np.cumsum(ends, axis=-1) > ends, 0, expected)
+
+  @jax.jit
+  def search(length_penalty):
+    return decoding.beam_search(
+      net, params, encoded, source, length, 1, beams, length_penalty
+    )
+
+  for index, penalty in enumerate(references.stored(family)["beam_length_penalties"]):
+    tokens, scores = search(penalty)
+    assert np.array_equal(tokens, expected[index]), penalty
+    # Sums of twelve log-probabilities, and Hugging Face's are in another order.
+    np.testing.assert_allclose(scores, arrays["beam_scores"][index], rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_config_of_hugging_face_gives_our_numbers(folders, family):
   config = hugging_face.read_config(folders / family)
   assert config.numbers == references.numbers(family)

@@ -1,4 +1,4 @@
-"""Greedy decoding with a key-value cache."""
+"""Greedy decoding and beam search, with a key-value cache."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +8,28 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
 from tpv_jax.backbone import network as network_lib
+
+
+def decode(
+  network: network_lib.Transformer,
+  backbone: Mapping[str, Any],
+  encoded: Float[Array, "B joined D"],
+  encoder_input_tokens: Num[network_lib.AnyArray, "B T"],
+  target_length: int,
+  eos_id: int = 1,
+  num_beams: int = 1,
+  length_penalty: float | Float[Array, ""] = 1.0,
+) -> tuple[Int[Array, "B L"], Float[Array, " B"]]:
+  """Returns the tokens of each row and their score: `greedy`, or the best beam.
+
+  The score of one beam is a sum of log-probabilities, of several it is divided by the
+  length as in `beam_search`.
+  """
+  inputs = (network, backbone, encoded, encoder_input_tokens, target_length, eos_id)
+  if num_beams == 1:
+    return greedy(*inputs)
+  tokens, scores = beam_search(*inputs, num_beams, length_penalty)
+  return tokens[:, 0], scores[:, 0]
 
 
 def greedy(
@@ -75,3 +97,115 @@ def greedy(
   )
   _, _, _, tokens, scores, _ = jax.lax.while_loop(go_on, step, start)
   return tokens, scores
+
+
+def beam_search(
+  network: network_lib.Transformer,
+  backbone: Mapping[str, Any],
+  encoded: Float[Array, "B joined D"],
+  encoder_input_tokens: Num[network_lib.AnyArray, "B T"],
+  target_length: int,
+  eos_id: int = 1,
+  num_beams: int = 4,
+  length_penalty: float | Float[Array, ""] = 1.0,
+) -> tuple[Int[Array, "B beams L"], Float[Array, "B beams"]]:
+  """Returns the finished hypotheses of each row with the best score, the best one first.
+
+  The conventions are those of `transformers`' `generate(num_beams=..., do_sample=False,
+  length_penalty=..., early_stopping=False)`:
+
+  - The score of a hypothesis is its log-probability over `length ** length_penalty`; its
+    length counts the end token. So 0 prefers short ones, more prefers longer ones.
+  - Of the `2 * num_beams` best continuations of a step those that do not end go on, as
+    many as there are beams. Those that end count as finished if they are among the
+    `num_beams` best. A hypothesis of `target_length` tokens is finished too.
+  - A row stops when it has `num_beams` finished hypotheses, and the best one that goes on
+    would not beat the worst of them if it ended as it stands. For a positive penalty
+    that is a heuristic: it might have beaten it later.
+
+  T5X's own beam search differs: it divides by `((5 + length) / 6) ** 0.6`, compares with
+  the best that could be reached at full length, and puts the best beam last.
+
+  0 follows the end token. A row of padding only has no tokens and scores 0. The source is
+  encoded, and its keys and values are computed and kept, once for all beams of a row.
+
+  Args: see `greedy`, and
+    num_beams: hypotheses kept at each step.
+    length_penalty: the exponent.
+
+  Returns: tokens and scores; where there are fewer hypotheses than beams, the last ones
+    are empty and score minus infinity.
+  """
+  variables = {"params": backbone}
+  rows = encoded.shape[0]
+  cache: Any = network.apply(
+    variables,
+    encoded,
+    encoder_input_tokens,
+    target_length,
+    method=network.start_decoding,
+  )
+  one_each = jnp.repeat(jnp.arange(rows), num_beams)
+
+  def of_beams(values: Any, beams: Int[Array, "B chosen"]) -> Any:
+    """Returns, of each row, the values [B, beams, ...] of the chosen beams."""
+    index = beams.reshape(beams.shape + (1,) * (values.ndim - 2))
+    return jnp.take_along_axis(values, index, axis=1)
+
+  def go_on(state: tuple) -> Array:
+    index, still_open, *_ = state
+    return (index < target_length) & jnp.any(still_open)
+
+  def step(state: tuple) -> tuple:
+    index, still_open, tokens, scores, best, best_scores, self_keys_values = state
+    last = jnp.where(index > 0, tokens[:, :, index - 1], 0).reshape(-1)
+    output: Any = network.apply(
+      variables,
+      last,
+      index,
+      cache.replace(self_keys_values=self_keys_values),
+      method=network.decode_step,
+    )
+    logits, written = output
+    following = jax.nn.log_softmax(logits).reshape(rows, num_beams, -1)
+    every = (following + scores[:, :, None]).reshape(rows, -1)
+    count = 2 * num_beams  # So that enough of them go on: each beam has one end token.
+    scores, place = jax.lax.top_k(every, count)
+    beam, token = jnp.divmod(place, following.shape[-1])
+    tokens = of_beams(tokens, beam).at[:, :, index].set(token.astype(jnp.int32))
+
+    length = jnp.asarray(index + 1, jnp.float32) ** length_penalty
+    ends = (token == eos_id) | (index + 1 == target_length)
+    counts = ends & (jnp.arange(count) < num_beams) & still_open[:, None]
+    candidates = jnp.concatenate(
+      [best_scores, jnp.where(counts, scores / length, -jnp.inf)], axis=1
+    )
+    best_scores, chosen = jax.lax.top_k(candidates, num_beams)
+    best = of_beams(jnp.concatenate([best, tokens], axis=1), chosen)
+
+    scores, chosen = jax.lax.top_k(jnp.where(ends, -jnp.inf, scores), num_beams)
+    still_open = still_open & (scores[:, 0] / length > best_scores[:, -1])
+    beam = of_beams(beam, chosen)
+    kept = jax.tree.map(
+      lambda values: of_beams(
+        values.reshape(rows, num_beams, *values.shape[1:]), beam
+      ).reshape(values.shape),
+      written.self_keys_values,
+    )
+    tokens = of_beams(tokens, chosen)
+    return index + 1, still_open, tokens, scores, best, best_scores, kept
+
+  full = ~jnp.all(jnp.asarray(encoder_input_tokens) == 0, axis=1)
+  none = jnp.full((rows, num_beams), -jnp.inf)
+  empty = jnp.zeros((rows, num_beams, target_length), jnp.int32)
+  start = (
+    jnp.zeros((), jnp.int32),
+    full,
+    empty,
+    none.at[:, 0].set(0.0),  # Otherwise all beams would be the same.
+    empty,
+    none,
+    jax.tree.map(lambda values: values[one_each], cache.self_keys_values),
+  )
+  _, _, _, _, best, best_scores, _ = jax.lax.while_loop(go_on, step, start)
+  return best, jnp.where(full[:, None], best_scores, 0.0)

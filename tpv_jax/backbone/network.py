@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ class DecodingCache:
   """What the decoder needs of the past and of the source, one entry per layer.
 
   Attributes:
-    self_keys_values: [B, L, heads, width], of the targets so far; zero ahead.
+    self_keys_values: [hypotheses, L, heads, width], of the targets so far; zero ahead.
     cross_keys_values: [B, joined, heads, width], of the encoded source, never changed.
     cross_mask: [B, 1, 1, joined], true at what the target may see of the source.
     bias: [1, heads, L, L], the target's relative bias; a step takes one row of it.
@@ -406,10 +406,11 @@ class DecoderLayer(nn.Module):
 
   def step(
     self,
-    x: Float[Array, "B 1 D"],
+    x: Float[Array, "hypotheses 1 D"],
     index: Int[Array, ""],
     self_keys_values: tuple[
-      Float[Array, "B L heads width"], Float[Array, "B L heads width"]
+      Float[Array, "hypotheses L heads width"],
+      Float[Array, "hypotheses L heads width"],
     ],
     cross_keys_values: tuple[
       Float[Array, "B joined heads width"], Float[Array, "B joined heads width"]
@@ -417,10 +418,16 @@ class DecoderLayer(nn.Module):
     cross_mask: Bool[Array, "B 1 1 joined"],
     bias: Float[Array, "1 heads 1 L"],
   ) -> tuple[
-    Float[Array, "B 1 D"],
-    tuple[Float[Array, "B L heads width"], Float[Array, "B L heads width"]],
+    Float[Array, "hypotheses 1 D"],
+    tuple[
+      Float[Array, "hypotheses L heads width"],
+      Float[Array, "hypotheses L heads width"],
+    ],
   ]:
-    """Returns the output at target position `index`, and the cache with it written."""
+    """Returns the output at target position `index`, and the cache with it written.
+
+    The hypotheses of a source, as many of each, stand together: they share its keys.
+    """
     y = self.pre_self_attention_layer_norm(x)
     cached = jax.tree.map(
       lambda past, now: jax.lax.dynamic_update_slice_in_dim(past, now, index, axis=1),
@@ -429,7 +436,9 @@ class DecoderLayer(nn.Module):
     )
     past = jnp.arange(bias.shape[-1])[None, None, None, :] <= index
     x = x + self.self_attention(y, cached, past, bias, True)
-    return self._rest(x, cross_keys_values, cross_mask, True), cached
+    by_source = x.reshape(len(cross_keys_values[0]), -1, x.shape[-1])
+    y = self._rest(by_source, cross_keys_values, cross_mask, True)
+    return y.reshape(x.shape), cached
 
   def _rest(
     self,
@@ -551,8 +560,8 @@ class Decoder(nn.Module):
     )
 
   def step(
-    self, x: Float[Array, "B 1 D"], index: Int[Array, ""], cache: DecodingCache
-  ) -> tuple[Float[Array, "B 1 D"], DecodingCache]:
+    self, x: Float[Array, "hypotheses 1 D"], index: Int[Array, ""], cache: DecodingCache
+  ) -> tuple[Float[Array, "hypotheses 1 D"], DecodingCache]:
     """Returns what the output layer reads at target position `index`, and the cache."""
     bias = jax.lax.dynamic_slice_in_dim(cache.bias, index, 1, axis=2)
     written = []
@@ -704,6 +713,7 @@ class Transformer(nn.Module):
     decoder_segment_ids: Num[AnyArray, "B L"] | None = None,
     enable_dropout: bool = False,
     outputs: Literal["logits", "states"] = "logits",
+    source_segment_ids: Num[AnyArray, "B L"] | None = None,
   ) -> Float[Array, "B L outputs"]:
     """Returns fp32 logits at every target position, given the targets before it.
 
@@ -717,6 +727,8 @@ class Transformer(nn.Module):
       decoder_segment_ids: of the targets.
       enable_dropout: needs the rng 'dropout'.
       outputs: 'states' for the states [B, L, D] that `logits` maps to logits.
+      source_segment_ids: the encoder's segment that each target position sees, where it
+        is not the one of its own number: several targets for one of several sources.
     """
     inputs = _as_tokens(decoder_input_tokens)
     length = inputs.shape[1]
@@ -732,7 +744,8 @@ class Transformer(nn.Module):
         "Build the batches with one converter."
       )
     else:
-      cross_mask = _same_segment(decoder_segment_ids, encoder_segment_ids)
+      seen = decoder_segment_ids if source_segment_ids is None else source_segment_ids
+      cross_mask = _same_segment(seen, encoder_segment_ids)
     x = self.token_embedder(inputs)
     x = self.decoder(x, encoded, self_mask, cross_mask, not enable_dropout)
     return x if outputs == "states" else self.logits(x)
@@ -751,6 +764,7 @@ class Transformer(nn.Module):
     enable_dropout: bool = False,
     places: Places | None = None,
     outputs: Literal["logits", "states"] = "logits",
+    source_segment_ids: Num[AnyArray, "B L"] | None = None,
   ) -> Float[Array, "B L outputs"]:
     """Returns fp32 logits of the targets; see `encode` and `decode`.
 
@@ -770,6 +784,7 @@ class Transformer(nn.Module):
       decoder_segment_ids,
       enable_dropout,
       outputs,
+      source_segment_ids,
     )
 
   def start_decoding(
@@ -783,9 +798,16 @@ class Transformer(nn.Module):
     return self.decoder.start(encoded, mask, target_length)
 
   def decode_step(
-    self, tokens: Int[Array, " B"], index: Int[Array, ""], cache: DecodingCache
-  ) -> tuple[Float[Array, "B V"], DecodingCache]:
-    """Returns the fp32 logits that follow `tokens`, the inputs at position `index`."""
+    self,
+    tokens: Int[Array, " hypotheses"],
+    index: Int[Array, ""],
+    cache: DecodingCache,
+  ) -> tuple[Float[Array, "hypotheses V"], DecodingCache]:
+    """Returns the fp32 logits that follow `tokens`, the inputs at position `index`.
+
+    Each row of the source has one hypothesis, or as many as the others, all together;
+    `self_keys_values` of the cache have a row for each.
+    """
     x = self.token_embedder(tokens[:, None])
     x, cache = self.decoder.step(x, index, cache)
     return self.logits(x)[:, 0], cache
@@ -815,12 +837,17 @@ def _update(
   """Returns what a delta adds to each token; nothing to padding."""
   length = tokens.shape[1]
   if length > delta.shape[-2]:
-    raise UserError(
-      f"The sources have up to {length} tokens, and the prompt updates only the first "
-      f"{delta.shape[-2]}. Set the sources' length (LENGTHS) to at most "
-      f"{delta.shape[-2]}, or train with a larger SOURCE_LENGTH."
-    )
+    refuse_short_delta(length, delta.shape[-2])
   return jnp.where((tokens > 0)[:, :, None], delta[..., :length, :], 0)
+
+
+def refuse_short_delta(source: int, delta: int) -> NoReturn:
+  """Raises `UserError`: sources are longer than what a delta updates."""
+  raise UserError(
+    f"The sources have up to {source} tokens, and the prompt updates only the first "
+    f"{delta}. Set the sources' length (LENGTHS) to at most {delta}, or train with a "
+    "larger SOURCE_LENGTH."
+  )
 
 
 def _place(
@@ -836,6 +863,8 @@ def _place(
     index = places.prompt_ids * delta.shape[1] + places.source_positions
     update = jnp.asarray(delta).reshape(-1, features)[index]
     x = x + jnp.where((tokens > 0)[..., None], update, 0).astype(x.dtype)
+  if not length:  # The backbone alone, as a prompt without rows.
+    return x
   index = places.prompt_ids * length + places.prompt_positions - 1
   stands = (places.prompt_positions > 0)[..., None]
   return jnp.where(stands, prompt.reshape(-1, features)[index].astype(x.dtype), x)

@@ -464,8 +464,9 @@ def _json(path: PathLike) -> dict[str, Any]:
 
 def _read(path: PathLike) -> bytes:
   try:
-    size = to_path(path).stat()
-    length = getattr(size, "st_size", None) or getattr(size, "length", 0)
+    stat: Any = to_path(path).stat()
+    # etils' name and that of pathlib.
+    length = stat.length if hasattr(stat, "length") else stat.st_size
     if length > MAX_BYTES:
       raise UserError(
         f"'{os.fspath(path)}' has {length} bytes, and no vocabulary has more than "
