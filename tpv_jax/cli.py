@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import tpv_jax
 from tpv_jax.arguments import Parser
+from tpv_jax.data import commands as tasks
 from tpv_jax.errors import EXIT_USER_ERROR, run_command
 from tpv_jax.formats import commands as formats
 from tpv_jax.vectors import commands as vectors
@@ -53,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     title="commands", metavar="COMMAND", required=True, parser_class=Parser
   )
   vectors.add(commands)
+  tasks.add(commands)
   formats.add(commands)
   return parser
 

@@ -5,13 +5,12 @@ Rows are in TFDS's own format, written here, or invented by `tfds.testing.mock_d
 
 import dataclasses
 import json
-import pathlib
 from unittest import mock
 
 import numpy as np
 import pytest
 
-from tpv_jax.data import batches, exported, sources, tasks, vocabularies
+from tpv_jax.data import batches, exported, registry, sources, tasks, vocabularies
 from tpv_jax.data.registry import DEFINITIONS
 from tpv_jax.errors import UserError
 
@@ -21,7 +20,6 @@ pytest.importorskip("importlib_resources", reason="TFDS cannot write without it"
 
 from tpv_jax.data import seqio_tasks  # noqa: E402
 
-GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden_pairs.json").read_text())
 ROWS = 6
 
 
@@ -35,7 +33,7 @@ def data_dir(tmp_path_factory):
     rows = {
       split: [numbered(which, row, f"{split} {i}") for i, row in enumerate(golden)]
       for split in sources.needed_splits(which)
-      if (golden := GOLDEN["rows"][name] * (ROWS // 2))
+      if (golden := registry.example_rows(which) * (ROWS // 2))
     }
     if which.tfds:
       builder = tfds.builder(which.tfds, data_dir=str(folder))

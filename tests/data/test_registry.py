@@ -32,10 +32,12 @@ CLASSES = {  # As the sources number them (TFDS 4.9.10; the hub's cards).
 def raw_rows(name):
   """The golden rows of a task, with classes by name."""
   which = DEFINITIONS[name]
-  names = {which.target: list(which.labels)} if which.labels else {}
-  if name == "super_glue_wsc_t5":
-    names = {"label": ["False", "True"]}
-  return [sources.named(row, names) for row in GOLDEN["rows"][which.data]]
+  names = list((which.labels or DEFINITIONS[which.data].labels or {}).keys())
+  column = DEFINITIONS[which.data].target
+  return [
+    sources.named(row, {column: names} if names else {})
+    for row in registry.example_rows(which)
+  ]
 
 
 def test_every_data_set_of_both_papers_is_there():

@@ -3,8 +3,8 @@
   python tests/references/make_golden_pairs.py            writes tests/data/golden_pairs.json
   python tests/references/make_golden_pairs.py --check    compares with what is there
 
-Needs the package t5 (0.9.4 was used) on the path, with TensorFlow. Rows and the pairs of
-the other tasks stay as they are.
+The rows are those of tpv_jax/data/example_rows.json. Needs the package t5 (0.9.4 was used)
+on the path, with TensorFlow. The pairs of the other tasks stay as they are.
 """
 
 import functools
@@ -18,7 +18,9 @@ from t5.data.glue_utils import get_glue_text_preprocessor
 from tensorflow_datasets.text.glue import Glue
 from tensorflow_datasets.text.super_glue import SuperGlue
 
-PATH = pathlib.Path(__file__).parent.parent / "data" / "golden_pairs.json"
+TESTS = pathlib.Path(__file__).parent.parent
+PATH = TESTS / "data" / "golden_pairs.json"
+ROWS = TESTS.parent / "tpv_jax" / "data" / "example_rows.json"
 
 
 def preprocessor(data):
@@ -64,7 +66,7 @@ def main():
   stored = json.loads(PATH.read_text())
   made = {
     f"{data}_t5": pairs(data, rows)
-    for data, rows in stored["rows"].items()
+    for data, rows in json.loads(ROWS.read_text()).items()
     if "glue_" in data
   }
   if "--check" in sys.argv:

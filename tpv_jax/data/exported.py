@@ -52,6 +52,11 @@ def task(name: str, data_dir: PathLike | None = None) -> Task:
   )
 
 
+def tasks(names: Sequence[str], data_dir: PathLike | None = None) -> tuple[Task, ...]:
+  """Returns several tasks, for a bank or a study; see `task`."""
+  return tuple(task(name, data_dir) for name in names)
+
+
 def folder_of(which: Definition, data_dir: PathLike | None = None) -> pathlib.Path:
   """Returns where a task is exported to."""
   return sources.data_directory(data_dir) / "tpv_jax" / which.name

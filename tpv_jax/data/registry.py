@@ -6,6 +6,8 @@ make an example of a row by `Definition.example`, so the two roads give equal st
 """
 
 import dataclasses
+import importlib.resources
+import json
 import re
 import string
 from collections.abc import Callable, Mapping
@@ -34,6 +36,34 @@ SEED = 0
 SOURCE_LENGTH = 256
 """The longest source of both papers, in tokens."""
 
+MEASURED: dict[str, tuple[int, int, int, int, int]] = {
+  "glue_qnli": (5463, 54, 98, 130, 305),
+  "glue_sst2": (7792, 31, 58, 70, 108),
+  "glue_stsb": (7249, 30, 70, 87, 152),
+  "glue_mrpc": (4045, 66, 92, 103, 138),
+  "glue_rte": (2767, 65, 178, 224, 313),
+  "glue_cola": (9594, 12, 23, 29, 49),
+  "super_glue_boolq": (3334, 141, 292, 435, 1138),
+  "super_glue_wic": (702, 30, 44, 51, 74),
+  "super_glue_wsc": (168, 37, 83, 99, 132),
+  "super_glue_cb": (120, 85, 184, 285, 298),
+  "snli": (2527, 32, 52, 64, 85),
+  "ag_news": (7600, 63, 88, 115, 216),
+  "glue_qnli_t5": (5463, 59, 103, 135, 310),
+  "glue_sst2_t5": (7792, 36, 63, 75, 113),
+  "glue_stsb_t5": (7249, 35, 75, 92, 157),
+  "glue_mrpc_t5": (4045, 71, 97, 108, 143),
+  "glue_rte_t5": (2767, 69, 182, 228, 317),
+  "glue_cola_t5": (9594, 14, 25, 31, 51),
+  "super_glue_boolq_t5": (3334, 145, 296, 439, 1142),
+  "super_glue_wic_t5": (702, 33, 47, 54, 77),
+  "super_glue_wsc_t5": (168, 40, 83, 99, 132),
+  "super_glue_cb_t5": (120, 88, 187, 288, 301),
+}
+"""Sources in tokens of T5's vocabulary, EOS included: texts, median, 95th and 99th
+percentile, the longest. Measured on public copies of train and held-out rows, some of
+them parts of the official splits (QNLI, SNLI, AG News, BoolQ, WiC, CB, WSC)."""
+
 Row = Mapping[str, Any]
 """A raw row: texts, numbers, lists of texts; a class by its name, None if not given."""
 
@@ -60,9 +90,7 @@ class Definition:
     held_out: the source's split that the rule speaks of.
     epochs: of a source prompt in the task-vector paper.
     target_length: the longest target in tokens of T5's vocabulary, EOS included.
-    source_length: the same of the source; the papers' 256, unless `measured` shows that
-      less is enough.
-    measured: what the source lengths of the template were measured to be, and on what.
+    most_tokens: of a source; the papers' 256, but for long answers.
     change: gives the row that the template reads, where that is not the raw one.
     rounded_to: targets are numbers, written as the nearest multiple.
     answers: the column of all accepted answers.
@@ -86,8 +114,7 @@ class Definition:
   held_out: str = "validation"
   epochs: int = 10
   target_length: int = 8
-  source_length: int = SOURCE_LENGTH
-  measured: str | None = None
+  most_tokens: int = SOURCE_LENGTH
   change: Callable[[Row, str], Row] | None = None
   rounded_to: str | None = None
   answers: str | None = None
@@ -112,8 +139,16 @@ class Definition:
 
   @property
   def lengths(self) -> dict[str, int]:
-    """The longest source and target in tokens, EOS included."""
-    return {"inputs": self.source_length, "targets": self.target_length}
+    """The longest source and target in tokens, EOS included.
+
+    Where sources were measured: the longest, rounded up to a multiple of 32, but not
+    more than `most_tokens`. Longer texts are trimmed, and counted.
+    """
+    longest = MEASURED[self.name][-1] if self.name in MEASURED else self.most_tokens
+    return {
+      "inputs": min(self.most_tokens, -(-longest // 32) * 32),
+      "targets": self.target_length,
+    }
 
   @property
   def steps(self) -> int:
@@ -230,6 +265,12 @@ def definition(name: str) -> Definition:
       "names all; your own files need gin_configs/tasks/text_files.gin."
     )
   return DEFINITIONS[name]
+
+
+def example_rows(which: Definition) -> list[dict[str, Any]]:
+  """Returns two rows in the form of the data set, invented, with classes by number."""
+  file = importlib.resources.files("tpv_jax.data") / "example_rows.json"
+  return json.loads(file.read_text())[which.data]
 
 
 def check_classes(which: Definition, found: list[str]) -> None:
@@ -679,7 +720,7 @@ _PAPER_STYLE = (
     large=True,
     change=_first_answer,
     answers="answers",
-    source_length=512,
+    most_tokens=512,
     target_length=64,
   ),
   Definition(
@@ -698,7 +739,7 @@ _PAPER_STYLE = (
     sizes=(7_500, 5_000),
     large=True,
     held_out="test",
-    source_length=512,
+    most_tokens=512,
     target_length=512,
   ),
 )

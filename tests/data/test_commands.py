@@ -1,0 +1,138 @@
+import json
+import pathlib
+import re
+
+import gin
+import pytest
+
+from tpv_jax import cli
+from tpv_jax.data import commands, exported
+from tpv_jax.data.registry import DEFINITIONS
+from tpv_jax.runner import command_line
+
+REPOSITORY = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def clear_gin():
+  yield
+  gin.clear_config()
+
+
+@pytest.fixture
+def own(tmp_path):
+  """A local copy of CoLA of six rows a split."""
+  folder = tmp_path / "own"
+  folder.mkdir()
+  for split in ("train", "validation"):
+    rows = [{"sentence": f"{split} {i}", "label": i % 2} for i in range(6)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / f"{split}.jsonl").write_text(text)
+  return folder
+
+
+def test_list_has_a_line_for_every_task_and_can_keep_to_a_paper(capsys):
+  assert cli.main(["tasks", "list"]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split()[0] for line in lines] == list(DEFINITIONS)
+  assert cli.main(["tasks", "list", "--paper", "EPT"]) == 0
+  assert len(capsys.readouterr().out.splitlines()) == 13 + 13
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_show_says_what_a_task_is_with_an_example(name, capsys):
+  assert cli.main(["tasks", "show", name]) == 0
+  shown = capsys.readouterr().out
+  pairs = json.loads((REPOSITORY / "tests/data/golden_pairs.json").read_text())["pairs"]
+  for text in (
+    DEFINITIONS[name].template,
+    DEFINITIONS[name].licence,
+    f"input     {pairs[name][0]['inputs']}\n",
+    f"target    {pairs[name][0]['targets']}\n",
+  ):
+    assert text in shown
+
+
+def test_prepare_exports_too_and_export_can_take_another_seed(own, tmp_path, capsys):
+  data = str(tmp_path / "data")
+  call = ["tasks", "prepare", "glue_cola", "--data-dir", data, "--from", str(own)]
+  assert cli.main([*call, "--no-export"]) == 0
+  assert "examples" not in capsys.readouterr().out
+  assert cli.main(call) == 0
+  out = capsys.readouterr().out
+  assert "train: 6 rows are there already" in out
+  assert "test: 3 examples in" in out
+  assert len(exported.task("glue_cola", data).examples("train")) == 6
+  again = ["tasks", "export", "glue_cola", "--data-dir", data, "--seed", "1"]
+  assert cli.main(again) == 2
+  assert "another seed (0 there, 1 now)" in capsys.readouterr().err
+  assert cli.main([*again, "--overwrite", "--split", "test"]) == 0
+  assert "test: 3 examples in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ("call", "message"),
+  [
+    ("show glue_ssst2", "no task 'glue_ssst2'. Did you mean 'glue_sst2'"),
+    ("export dbpedia --data-dir {0}", "tpv tasks prepare dbpedia --data-dir {0}"),
+    ("prepare glue_rte imdb --from {0}", "--from names one folder, and there are 2"),
+    ("prepare sst5 --data-dir {0} --from {0}/no", "needs train.jsonl and validation"),
+  ],
+)
+def test_bad_calls_end_in_one_line(call, message, tmp_path, capsys):
+  assert cli.main(["tasks", *call.format(tmp_path).split()]) == 2
+  error = capsys.readouterr().err
+  assert message.format(tmp_path) in error
+  assert error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["list", "show", "prepare", "export"])
+def test_help_of_every_command_has_examples_that_parse(command, capsys):
+  assert cli.main(["tasks", command, "--help"]) == 0
+  printed = capsys.readouterr().out
+  assert max(map(len, printed.splitlines())) <= 96
+  calls = re.findall(rf"^  tpv (tasks {command}.*?)(?:   .*|>.*)?$", printed, re.M)
+  assert calls
+  for call in calls:
+    cli.build_parser().parse_args(call.split())
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_gin_files_are_those_of_the_table(name):
+  path = REPOSITORY / "gin_configs" / "tasks" / f"{name}.gin"
+  # If not: tpv tasks show NAME --gin > gin_configs/tasks/NAME.gin
+  assert path.read_text() == commands.gin_text(DEFINITIONS[name])
+
+
+def test_the_tables_of_the_documentation_are_current():
+  text = (REPOSITORY / "docs" / "tasks.md").read_text()
+  _, tables = text.split("<!-- from here on: tpv tasks list --markdown -->\n\n")
+  assert tables == commands.tables(list(DEFINITIONS.values())) + "\n"
+
+
+@pytest.mark.parametrize("run", ["paper_tpv", "paper_dept", "paper_ept", "few_shot"])
+def test_task_files_go_with_the_papers_runs(run, own, tmp_path):
+  prompt = {"paper_dept": "dept_40_45", "paper_ept": "ept_base"}.get(run, "plain")
+  data = str(tmp_path / "data")
+  cli.main(["tasks", "prepare", "glue_cola", "--data-dir", data, "--from", str(own)])
+  command_line.parse_gin(
+    [
+      "gin_configs/backbones/t5_1_0_base.gin",
+      f"gin_configs/prompts/{prompt}.gin",
+      "gin_configs/tasks/glue_cola.gin",
+      f"gin_configs/runs/{run}.gin",
+    ],
+    [
+      "BACKBONE='b'",
+      "VOCABULARY_FILE='v'",
+      "RUN_DIR='r'",
+      f"DATA_DIR='{data}'",
+      *(["SHOTS=5"] if run == "few_shot" else []),
+    ],
+  )
+  task = gin.get_configurable(exported.task)()
+  assert len(task.examples("train")) == 6
+  steps = {"paper_tpv": 2673, "few_shot": 1000}.get(run, 40000)
+  macros = {"%PAPER_STEPS": gin.query_parameter("%PAPER_STEPS")}
+  found = gin.query_parameter("%TRAIN_STEPS")
+  assert macros.get(str(found), found) == steps

@@ -1,0 +1,273 @@
+"""The command `tpv tasks`: lists, shows, prepares and exports the tasks of both papers.
+
+Thin: it calls `registry`, `sources` and `exported`, which it imports when it runs.
+"""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from tpv_jax.arguments import Parser, add_command
+
+if TYPE_CHECKING:
+  from tpv_jax.data.registry import Definition
+
+_EXAMPLES = {
+  "list": "  tpv tasks list\n  tpv tasks list --paper EPT",
+  "show": "  tpv tasks show glue_sst2\n  tpv tasks show glue_sst2 --gin > my_task.gin",
+  "prepare": """\
+  tpv tasks prepare glue_sst2 glue_rte --data-dir data
+  tpv tasks prepare dbpedia --data-dir data --from downloads/dbpedia_14
+  tpv tasks prepare glue_mnli --data-dir gs_copy --no-export   for T5X alone""",
+  "export": """\
+  tpv tasks export glue_sst2 --data-dir data
+  tpv tasks export glue_sst2 --data-dir data --split test --seed 1 --overwrite""",
+}
+
+_MORE = {
+  "prepare": """\
+Data sets of TFDS are downloaded by it (extra 'data'), those of the Hugging Face hub by
+'datasets' (pip install datasets). A call that was stopped goes on where it was.
+FOLDER is a local copy: SPLIT.jsonl for each split that is needed, with the columns of the
+source; or parquet files, or what 'save_to_disk' wrote.""",
+  "export": """\
+The rows must be prepared. The light data room reads the lines without TensorFlow:
+gin_configs/tasks/NAME.gin with DATA_DIR.""",
+}
+
+
+def add(commands: Any) -> None:
+  """Adds the commands of this room to `tpv`; `commands` is a subparsers action."""
+  first = "\n".join(text.splitlines()[0] for text in _EXAMPLES.values())
+  tasks = commands.add_parser(
+    "tasks",
+    help="the tasks of both papers: list, show, prepare, export",
+    description="The tasks of both papers, and their data.",
+    epilog=f"examples:\n{first}",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  ).add_subparsers(
+    title="commands", metavar="COMMAND", required=True, parser_class=Parser
+  )
+
+  command = _add(tasks, "list", _list, "all tasks, a line each")
+  command.add_argument(
+    "--paper", choices=("TPV", "EPT"), help="those of one paper: task vectors, or EPT"
+  )
+  command.add_argument(
+    "--markdown", action="store_true", help="print the tables of docs/tasks.md"
+  )
+
+  command = _add(tasks, "show", _show, "what a task is, with an example")
+  command.add_argument("name", metavar="NAME", help="a task")
+  command.add_argument(
+    "--gin", action="store_true", help="print gin_configs/tasks/NAME.gin"
+  )
+
+  command = _add(tasks, "prepare", _prepare, "download a task's data, and export it")
+  _add_names(command)
+  command.add_argument(
+    "--from", metavar="FOLDER", dest="folder", help="use a local copy; of one task"
+  )
+  command.add_argument(
+    "--no-export", action="store_true", help="do not write JSON lines as well"
+  )
+
+  command = _add(tasks, "export", _export, "write a task's examples as JSON lines")
+  _add_names(command)
+  command.add_argument(
+    "--split",
+    nargs="+",
+    metavar="SPLIT",
+    default=["train", "validation", "test"],
+    help="train, validation, test (default: all three)",
+  )
+  command.add_argument(
+    "--seed", type=int, metavar="N", default=0, help="of the splits (default: 0)"
+  )
+  command.add_argument(
+    "--overwrite", action="store_true", help="replace splits of another seed or rows"
+  )
+
+
+def _add(
+  commands: Any, name: str, function: Any, summary: str
+) -> argparse.ArgumentParser:
+  return add_command(
+    commands, name, function, summary, _EXAMPLES[name], _MORE.get(name, "")
+  )
+
+
+def _add_names(command: argparse.ArgumentParser) -> None:
+  command.add_argument("names", metavar="NAME", nargs="+", help="a task")
+  command.add_argument(
+    "--data-dir",
+    metavar="DIR",
+    help="where data sets are kept (default: $TFDS_DATA_DIR, or ~/tensorflow_datasets)",
+  )
+
+
+def _list(options: argparse.Namespace) -> None:
+  """Prints every task: name, papers, source, labels, metrics."""
+  from tpv_jax.data.registry import DEFINITIONS
+
+  chosen = [
+    which
+    for which in DEFINITIONS.values()
+    if options.paper is None or options.paper in which.papers
+  ]
+  if options.markdown:
+    print(tables(chosen))
+    return
+  rows = [
+    (
+      which.name,
+      " ".join(which.papers),
+      which.source,
+      f"{len(which.words)} labels" if which.words else "free",
+      ", ".join(which.metrics),
+    )
+    for which in chosen
+  ]
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  for row in rows:
+    cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+    print("  ".join(cells).rstrip())
+
+
+def _show(options: argparse.Namespace) -> None:
+  """Prints what a task is: fields, template, labels, splits, metrics, an example."""
+  from tpv_jax.data import registry, sources
+
+  which = registry.definition(options.name)
+  if options.gin:
+    print(gin_text(which), end="")
+    return
+  base = registry.DEFINITIONS[which.data]
+  names = list(base.labels or which.labels or ())
+  row = sources.named(
+    registry.example_rows(which)[0], {base.target: names} if names else {}
+  )
+  example = which.example(row, "the example", "test")
+  assert example is not None
+  lines = {
+    "task": f"{which.name} - {which.title}",
+    "papers": ", ".join(which.papers),
+    "source": which.source,
+    "licence": which.licence,
+    "fields": ", ".join(which.columns),
+    "template": which.template,
+    "labels": _labels(which),
+    "metrics": ", ".join(which.metrics),
+    "splits": f"{which.split_rule} (seed {registry.SEED})",
+    "rows": f"{which.sizes[0]:,} train, {which.sizes[1]:,} {which.held_out}",
+    "lengths": _lengths(which),
+    "steps": f"{which.steps:,} ({which.epochs} epochs at batches of 32)",
+    "input": example.inputs,
+    "target": example.targets,
+  }
+  for name, text in lines.items():
+    print(f"{name:9} {text}")
+
+
+def _prepare(options: argparse.Namespace) -> None:
+  """Downloads the data of tasks and writes their examples as JSON lines."""
+  from tpv_jax.data import exported, registry, sources
+  from tpv_jax.errors import UserError
+
+  chosen = [registry.definition(name) for name in options.names]
+  if options.folder is not None and len(chosen) > 1:
+    raise UserError(
+      f"--from names one folder, and there are {len(chosen)} tasks. Prepare them one by "
+      "one."
+    )
+  for which in chosen:
+    sources.prepare(which, options.data_dir, options.folder)
+    if not options.no_export:
+      exported.export(which, options.data_dir)
+
+
+def _export(options: argparse.Namespace) -> None:
+  """Writes the examples of tasks as JSON lines, by the papers' splits."""
+  from tpv_jax.data import exported, registry
+
+  for which in [registry.definition(name) for name in options.names]:
+    exported.export(
+      which, options.data_dir, options.split, options.seed, options.overwrite
+    )
+
+
+def tables(chosen: list["Definition"]) -> str:
+  """Returns the tables of docs/tasks.md: the papers' style, then the T5 package's."""
+  lines = [
+    "| task | source | template | labels | splits | metrics | papers | licence |",
+    "|---|---|---|---|---|---|---|---|",
+  ]
+  t5 = ["| task | template | labels | metrics |", "|---|---|---|---|"]
+  for which in chosen:
+    template, labels = f"`{which.template}`", _labels(which)
+    metrics = ", ".join(which.metrics)
+    if which.name == which.data:
+      cells = (which.source, template, labels, which.split_rule, metrics)
+      rest = (" ".join(which.papers), which.licence)
+      lines.append(_cells(f"**{which.name}** {which.title}", *cells, *rest))
+    else:
+      t5.append(_cells(f"**{which.name}**", template, labels, metrics))
+  return "\n".join([*lines, "", *t5])
+
+
+def gin_text(which: "Definition") -> str:
+  """Returns the gin file of a task."""
+  return f"""\
+# {which.title}.
+# Written by 'tpv tasks show {which.name} --gin' from tpv_jax/data/registry.py.
+#
+#   tpv tasks prepare {which.name} --data-dir data
+#
+# Provides: TASK, TASKS, TASK_NAME, LENGTHS, PAPER_STEPS, DATA_DIR
+# Often set: DATA_DIR, that of 'prepare'; None: $TFDS_DATA_DIR, or ~/tensorflow_datasets
+# Template: {which.template}
+# Labels: {_labels(which)}
+# Metrics: {", ".join(which.metrics)}
+# Splits: {which.split_rule}
+# Sources: {_lengths(which)}
+from __gin__ import dynamic_registration
+
+from tpv_jax.data import exported
+
+TASK_NAME = '{which.name}'
+DATA_DIR = None
+LENGTHS = {which.lengths}
+PAPER_STEPS = {which.steps}  # {which.epochs} epochs at batches of 32
+
+TASK = @exported.task()
+TASKS = [%TASK]
+exported.task:
+  name = %TASK_NAME
+  data_dir = %DATA_DIR
+"""
+
+
+def _cells(*texts: str) -> str:
+  return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
+
+
+def _labels(which: "Definition") -> str:
+  if which.words is not None:
+    return ", ".join(which.words)
+  if which.rounded_to is not None:
+    return f"numbers, to the nearest {which.rounded_to}"
+  return "free"
+
+
+def _lengths(which: "Definition") -> str:
+  from tpv_jax.data.registry import MEASURED
+
+  limit = f"{which.lengths['inputs']} tokens"
+  if which.name not in MEASURED:
+    return f"{limit}; not measured" + (
+      ", the papers' limit" if which.most_tokens == 256 else ""
+    )
+  texts, median, most, nearly_all, longest = MEASURED[which.name]
+  return (
+    f"{limit}; measured on {texts:,}: median {median}, 95 % {most}, 99 % {nearly_all}, "
+    f"longest {longest}"
+  )
