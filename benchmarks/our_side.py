@@ -112,11 +112,12 @@ class Ours:
       {TRAINED: processes.put(prompts, self.bank.stacked)}
     )
     self.rates = np.ones(job["bank"], np.float32)
-    packing.WIDE_POSITIONS = job.get("wide_positions", packing.WIDE_POSITIONS)
     self.shapes = packing.choose_shapes(
       sizes.reshape(-1, job["bank"] * sizes.shape[2], 2).tolist(),
       job["prompt_length"],
       {"inputs": job["source_length"], "targets": job["target_length"]},
+      most_positions=job.get("wide_positions"),
+      call=bank_steps.call_positions(),
     )
     self.notes["shapes"] = {
       name: dataclasses.astuple(getattr(self.shapes, name))
@@ -128,10 +129,7 @@ class Ours:
     """Runs a call of each shape: a step need not have both, and may come later."""
     folded = self.bank.fold(self.state.trainable)
     for shape in (self.shapes.wide, self.shapes.short):
-      one = packing.Item(0, np.ones(1, np.int32), np.ones(1, np.int32))
-      alone = dataclasses.replace(self.shapes, wide=shape, short=shape)
-      ((_, features),) = packing.pack([one], alone)
-      call = processes.put_all(features, self.bank.rows)
+      call = processes.put_all(packing.empty(shape), self.bank.rows)
       sums = self.bank.zeros(folded)
       jax.block_until_ready(self.bank.accumulate(sums, folded, self.frozen, call))
 

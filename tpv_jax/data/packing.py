@@ -22,11 +22,14 @@ from tpv_jax.errors import UserError
 WIDE_POSITIONS = 16_384
 """Source positions of a wide block at most: enough to keep an accelerator busy."""
 
-LITTLE = 0.06
-"""A share of padding that is not worth more calls."""
+MOST_PADDING = 0.1
+"""The share of padding that a run's shapes may leave, if any shapes leave so little."""
 
-_CALL = 1 / 16
-"""What a call costs beside its positions, as a share of a wide block (ours)."""
+CALL_POSITIONS, CALL_POSITIONS_ON_CPU = 2_048, 32
+"""Source positions that take as long as starting a call does (ours).
+
+As measured on a CPU (benchmarks/NOTES.md); an estimate for accelerators.
+"""
 
 SAMPLED = 4_000
 """Examples on which the shapes of a run are tried."""
@@ -34,8 +37,11 @@ SAMPLED = 4_000
 _TARGET = 2
 """What a target position costs, in source positions: it has logits beside its layers."""
 
-_ATTENTION = 2_000
-"""Width at which attention costs a position as much again as all else (ours)."""
+_ATTENTION = 1_000
+"""Width at which attention costs a position as much again as all else.
+
+As measured on a CPU with T5-small (benchmarks/NOTES.md).
+"""
 
 _READ_BY_SCORING = (
   "encoder_input_tokens",
@@ -49,6 +55,9 @@ _READ_BY_SCORING = (
 
 _GRAIN = 8
 """Widths are multiples of it, which accelerators like."""
+
+_EIGHTHS = (2, 3, 4, 5, 6, 7, 8, 12, 16)
+"""Widths of rows that are tried, in eighths of the narrowest that holds any example."""
 
 Sizes = Sequence[tuple[int, int]]
 """For each example its source and target tokens, the end tokens included."""
@@ -67,14 +76,28 @@ class Shape:
     """Returns how many source positions are computed, used or not."""
     return self.rows * self.width
 
+  @property
+  def cost(self) -> float:
+    """Returns what a call costs beside starting it, in source positions of short rows."""
+    source = self.width * (1 + self.width / _ATTENTION)
+    return self.rows * (source + _TARGET * self.targets)
+
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-  """The shapes that a run compiles, and the length S of the prompts in them."""
+  """The shapes that a run compiles.
+
+  Attributes:
+    wide: every example fits in its rows.
+    short: its rows may be narrower.
+    prompt_length: S, of the prompts in them.
+    call: source positions that take as long as starting a call does.
+  """
 
   wide: Shape
   short: Shape
   prompt_length: int
+  call: int = CALL_POSITIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,8 +161,8 @@ def pack(
 
 
 def pack_choices(
-  sources: Sequence[Int[np.ndarray, " source"]],
-  choices: Sequence[Sequence[Int[np.ndarray, " target"]]],
+  sources: Sequence[Int[np.ndarray, " _"]],
+  choices: Sequence[Sequence[Int[np.ndarray, " _"]]],
   row: Shape,
   prompt_length: int,
 ) -> tuple[Features, Int[np.ndarray, "N 2"]]:
@@ -188,9 +211,7 @@ def pack_choices(
   }, first
 
 
-def _refuse_longer(
-  items: Sequence[Item], shapes: Shapes, names: Sequence[str]
-) -> None:
+def _refuse_longer(items: Sequence[Item], shapes: Shapes, names: Sequence[str]) -> None:
   for item in items:
     source, target = len(item.source), len(item.target)
     if (
@@ -241,18 +262,19 @@ def padding_share(steps: Sequence[Sizes], shapes: Shapes) -> float:
   return _measure([_Examples(sizes, length) for sizes in steps], shapes)[0]
 
 
-def _measure(steps: Sequence["_Examples"], shapes: Shapes) -> tuple[float, int]:
-  """Returns the padding share of the steps, and their calls."""
-  computed = used = calls = 0
+def _measure(steps: Sequence["_Examples"], shapes: Shapes) -> tuple[float, float]:
+  """Returns the padding share of the steps, and what they cost."""
+  computed = used = 0
+  cost = 0.0
   for examples in steps:
     for shape, rows in zip(
       (shapes.wide, shapes.short), _assign(examples, shapes), strict=True
     ):
       number = math.ceil(len(rows) / shape.rows)
-      calls += number
+      cost += number * (shape.cost + shapes.call)
       computed += number * shape.positions
     used += examples.used
-  return 1 - used / computed, calls
+  return 1 - used / computed, cost
 
 
 def choose_shapes(
@@ -261,11 +283,13 @@ def choose_shapes(
   lengths: dict[str, int],
   rows_multiple: int = 1,
   most_positions: int | None = None,
+  call: int = CALL_POSITIONS,
 ) -> Shapes:
-  """Returns the shapes that make the fewest calls of a sample of a run's steps.
+  """Returns the shapes with which a sample of a run's steps costs least.
 
-  Among those that leave `LITTLE` padding, or at most one hundredth more than the least:
-  large calls keep an accelerator busy, and each one costs a launch.
+  Among those that leave at most `MOST_PADDING`, or three hundredths more than the least.
+  Narrow rows save attention between the examples of a row, which is computed and then
+  masked; large blocks save calls.
 
   Args:
     steps: the sizes of the examples of some steps; enough of them to have
@@ -273,8 +297,10 @@ def choose_shapes(
     prompt_length: S.
     lengths: `{'inputs': T, 'targets': L}`, the longest that must fit.
     rows_multiple: of which every number of rows is a multiple: the data-parallel devices.
-    most_positions: of a wide block, unless the narrowest rows, one for each device, have
+    most_positions: of a block, unless the narrowest rows, one for each device, have
       more; `WIDE_POSITIONS` by default.
+    call: source positions that take as long as starting a call does; on a CPU
+      `CALL_POSITIONS_ON_CPU`.
   """
   counted = np.cumsum([len(sizes) for sizes in steps])
   steps = steps[: 1 + int(np.searchsorted(counted, SAMPLED))]
@@ -283,32 +309,48 @@ def choose_shapes(
   most_positions = min(
     most_positions or WIDE_POSITIONS, max(step.used for step in examples)
   )
-  found: list[tuple[float, int, Shapes]] = []
-  for width, targets in _row_sizes(steps, prompt_length, lengths):
-    rows = rows_multiple
-    while rows * width <= most_positions or not found:
-      wide = Shape(rows, width, targets)
-      for short in _short_shapes(wide, lengths["targets"], rows_multiple):
-        shapes = Shapes(wide, short, prompt_length)
-        found.append((*_measure(examples, shapes), shapes))
-      rows *= 2
-  most = max(min(share for share, _, _ in found) + 0.01, LITTLE)
-  good = [one for one in found if one[0] <= most]
-  return min(good, key=lambda one: (one[1], one[0]))[2]
+
+  def tried(wide: Shape, short: Shape, call: int) -> tuple[float, float, Shapes]:
+    shapes = Shapes(wide, short, prompt_length, call)
+    return *_measure(examples, shapes), shapes
+
+  def blocks(row: Shape) -> Iterator[Shape]:
+    while row.rows == rows_multiple or row.positions <= most_positions:
+      yield row
+      row = dataclasses.replace(row, rows=2 * row.rows)
+
+  # The widths are chosen in the smallest blocks, and for the best the number of rows.
+  sizes = _row_sizes(steps, prompt_length, lengths, _EIGHTHS)
+  longest = max(lengths["targets"], *(one for step in steps for _, one in step))
+  rows = [
+    Shape(rows_multiple, width, _round_up(max(longest, 3 * targets // 4), _GRAIN // 2))
+    for width, targets in sizes
+  ]
+  narrow = rows[_EIGHTHS.index(8)]
+  widths = [
+    tried(wide, short, call=0)
+    for wide in rows
+    for short in rows
+    if short.width <= wide.width
+    and (wide == narrow or narrow.width < wide.width <= most_positions)
+  ]
+  found = [
+    tried(wide, short, call)
+    for _, _, best in _cheapest(widths)[:12]
+    for wide in blocks(best.wide)
+    for short in blocks(best.short)
+  ]
+  return _cheapest(found)[0][2]
 
 
-def _short_shapes(wide: Shape, targets: int, rows_multiple: int) -> Iterator[Shape]:
-  """Yields what may take what a wide block is too large for: fewer or narrower rows."""
-  rows = wide.rows // 2
-  while rows >= rows_multiple:
-    yield Shape(rows, wide.width, wide.targets)
-    rows //= 2
-  for eighths in (1, 2, 4, 6):
-    yield Shape(
-      rows_multiple,
-      _round_up(wide.width * eighths // 8),
-      _round_up(max(targets, wide.targets * eighths // 8)),
-    )
+def _cheapest(
+  found: list[tuple[float, float, Shapes]],
+) -> list[tuple[float, float, Shapes]]:
+  """Returns those that leave little padding, what costs least first."""
+  most = max(min(share for share, _, _ in found) + 0.03, MOST_PADDING)
+  return sorted(
+    (one for one in found if one[0] <= most), key=lambda one: (one[1], one[0])
+  )
 
 
 def choose_row(sizes: Sizes, prompt_length: int, lengths: Mapping[str, int]) -> Shape:
@@ -338,14 +380,20 @@ def choose_row(sizes: Sizes, prompt_length: int, lengths: Mapping[str, int]) -> 
 
 
 def _row_sizes(
-  steps: Sequence[Sizes], prompt_length: int, lengths: Mapping[str, int]
+  steps: Sequence[Sizes],
+  prompt_length: int,
+  lengths: Mapping[str, int],
+  eighths: Sequence[int] = (8, 12, 16, 24),
 ) -> Iterator[tuple[int, int]]:
-  """Yields widths that rows may have, with the target positions that go with each."""
+  """Yields widths that rows may have, with the target positions that go with each.
+
+  In eighths of the narrowest row in which every example fits.
+  """
   sizes = np.concatenate([np.asarray(sizes) for sizes in steps])
   longest = np.maximum(sizes.max(axis=0), (lengths["inputs"], lengths["targets"]))
   narrow = _round_up(prompt_length + int(longest[0]))
   tokens = sizes.mean(axis=0)
-  for width in (narrow, _round_up(3 * narrow // 2), 2 * narrow, 3 * narrow):
+  for width in (_round_up(narrow * eighth // 8) for eighth in eighths):
     # Room for twice the mean, so that targets seldom decide where an example goes.
     mean = width / (prompt_length + tokens[0]) * tokens[1]
     yield width, _round_up(max(int(longest[1]), math.ceil(2 * mean)))
@@ -382,27 +430,37 @@ class _Examples:
       self._fits[key] = _fit(self._sizes, order, width, targets, limit)
     return self._fits[key]
 
+  def rows_for_long(self, wide: Shape, short: Shape) -> int:
+    """Returns how many wide rows hold the items that no short row has room for."""
+    order = [
+      item
+      for item in self._order
+      if self._sizes[item][0] > short.width or self._sizes[item][1] > short.targets
+    ]
+    return len(_fit(self._sizes, order, wide.width, wide.targets, math.inf)[0])
+
 
 def _assign(
   examples: _Examples, shapes: Shapes
 ) -> tuple[list[list[int]], list[list[int]]]:
   """Returns the items of each wide and of each short row.
 
-  Tried with as few wide blocks as hold everything and with up to two fewer, the rest in
-  short rows; the one with the fewest computed positions is taken, to which each call
-  adds `_CALL` of a wide block's.
+  Tried with as few wide blocks as hold everything, with one fewer, with as few as hold
+  what no short row does, and with one more; what costs least is taken.
   """
   wide, short = shapes.wide, shapes.short
   rows, _ = examples.fit(wide.width, wide.targets)
   blocks = math.ceil(len(rows) / wide.rows)
-  call = _CALL * wide.positions
+  needed = math.ceil(examples.rows_for_long(wide, short) / wide.rows)
   best: tuple[list[list[int]], list[list[int]]] = (rows, [])
-  least = blocks * (wide.positions + call)
-  for fewer in range(max(0, blocks - 2), blocks):
+  least = blocks * (wide.cost + shapes.call)
+  for fewer in sorted({needed, needed + 1, blocks - 1}):
+    if not 0 <= fewer < blocks:
+      continue
     before = (wide.width, wide.targets, fewer * wide.rows)
     more, left = examples.fit(short.width, short.targets, after=before)
-    cost = fewer * (wide.positions + call)
-    cost += math.ceil(len(more) / short.rows) * (short.positions + call)
+    cost = fewer * (wide.cost + shapes.call)
+    cost += math.ceil(len(more) / short.rows) * (short.cost + shapes.call)
     if not left and cost < least:
       best, least = (examples.fit(*before)[0], more), cost
   return best
@@ -482,5 +540,5 @@ def _blocks(rows: list[list[int]], size: int) -> Iterator[list[list[int]]]:
     yield rows[start : start + size]
 
 
-def _round_up(number: int) -> int:
-  return -(-number // _GRAIN) * _GRAIN
+def _round_up(number: int, grain: int = _GRAIN) -> int:
+  return -(-number // grain) * grain

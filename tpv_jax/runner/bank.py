@@ -419,6 +419,8 @@ class _Plan:
         raise UserError(self._refusal(fits, smaller))
       if fits:
         self.size = math.ceil(len(self.runs) / math.ceil(len(self.runs) / fits))
+        if not self.steps.stacked.is_fully_replicated:
+          self.size = max(self.size // self._devices, 1) * self._devices
       else:
         self.positions = now // 2
       self._choose()
@@ -455,7 +457,7 @@ class _Plan:
 
   def _choose(self) -> None:
     """Chooses shapes for all groups, and measures the first."""
-    if self.steps.stacked.spec != self.steps.whole.spec:
+    if not self.steps.stacked.is_fully_replicated:
       for group in self.groups():
         if len(group) % self._devices:
           raise UserError(
@@ -489,6 +491,7 @@ class _Plan:
       },
       rows_multiple=self._devices,
       most_positions=positions,
+      call=bank_steps.call_positions(),
     )
 
   def _measure(self, prompts: int) -> memory.Need:
@@ -836,8 +839,8 @@ class _Bank:
 
   def _on_host(self, state: TrainState) -> TrainState:
     """Returns the state of all prompts as NumPy arrays."""
-    cut = self.steps.stacked.spec != self.steps.whole.spec
-    return jax.device_get(self.steps.gather(state) if cut else state)
+    whole = self.steps.stacked.is_fully_replicated
+    return jax.device_get(state if whole else self.steps.gather(state))
 
 
 def _one(whole: TrainState, index: int) -> TrainState:

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from tpv_jax import identity, partitioning
 from tpv_jax.backbone.network import AnyArray
+from tpv_jax.data import packing
 from tpv_jax.data.batches import Features
 from tpv_jax.errors import UserError
 from tpv_jax.model import PROMPT, Batch, SoftPromptModel
@@ -174,6 +175,13 @@ def build(
     frozen={path: leaf.sharding for path, leaf in frozen.items()},
     rows=partitioning.batch_sharding(mesh),
   )
+
+
+def call_positions() -> int:
+  """Returns how many source positions take as long as starting a call does here."""
+  if jax.default_backend() == "cpu":
+    return packing.CALL_POSITIONS_ON_CPU
+  return packing.CALL_POSITIONS
 
 
 def train_step(
