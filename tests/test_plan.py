@@ -46,9 +46,17 @@ def test_the_table_counts_bytes_of_a_chip(capsys):
   assert f"{76_961_152 * 4 / 2**20:.1f} MiB" in text
 
 
+def test_the_prompts_of_a_bank_are_counted(capsys):
+  assert plan.main(["t5_v1_1_small", "--mesh", "2x1", "--bank", "32"]) == 0
+  text = capsys.readouterr().out
+  assert "32 prompts" in text and f"{32 * 100 * 512:,}" in text
+  assert f"{32 * 100 * 512 * 16 / 2**20:.1f} MiB" in text
+
+
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
+    (["t5_v1_1_small", "--bank", "0"], "--bank is 0; it must be a whole number"),
     (["t5_v1_1_smal"], "There is no size 't5_v1_1_smal'. Did you mean 't5_v1_1_small'"),
     (["t5_v1_1_small", "--mesh", "4"], "'4' is no mesh: write DATAxMODEL"),
   ],

@@ -10,12 +10,19 @@ import math
 import sys
 from collections.abc import Sequence
 
-from tpv_jax.errors import ArgumentParser, UserError, near_misses, run_command
+from tpv_jax.errors import (
+  ArgumentParser,
+  UserError,
+  at_least,
+  near_misses,
+  run_command,
+)
 
 EXAMPLES = """\
 examples:
   python -m tpv_jax.plan t5_v1_1_xxl --mesh 4x8
   python -m tpv_jax.plan t5_v1_1_base --mesh 8x1 --storage float32 --leaves
+  python -m tpv_jax.plan t5_v1_1_base --mesh 1x1 --bank 32
 """
 
 
@@ -96,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     help="dtype in which the frozen backbone lies on the chips (bfloat16)",
   )
   parser.add_argument("--prompt_length", type=int, default=100, help="P (100)")
+  parser.add_argument("--bank", type=int, default=1, help="N, prompts at once (1)")
   parser.add_argument("--leaves", action="store_true", help="a line for each parameter")
   parser.add_argument("--debug", action="store_true", help="show traces of errors")
   flags = parser.parse_args(argv)
@@ -127,19 +135,26 @@ def _print_plan(flags: argparse.Namespace) -> None:
   table = Table("part", "parameters", "cut over chips", "bytes on a chip")
   frozen = [leaf for leaf in found if not leaf.path.startswith("prompt/")]
   trained = [leaf for leaf in found if leaf.path.startswith("prompt/")]
-  for name, part, size in (
-    ("frozen backbone", frozen, width),
-    ("prompt, gradient and AdamW's two moments", trained, 4 * 4),
+  at_least("--bank", flags.bank, 1)
+  prompts = "prompt" if flags.bank == 1 else f"{flags.bank} prompts"
+  for name, part, size, times in (
+    ("frozen backbone", frozen, width, 1),
+    (f"{prompts}, gradient and AdamW's two moments", trained, 4 * 4, flags.bank),
   ):
-    whole = sum(math.prod(leaf.shape) for leaf in part)
-    cut = sum(math.prod(leaf.shape) for leaf in part if any(leaf.cut))
-    share = sum(math.prod(leaf.share) for leaf in part)
-    table.add_row(name, f"{whole:,}", f"{100 * cut / whole:.1f} %", memory.text(share * size))
+    whole = times * sum(math.prod(leaf.shape) for leaf in part)
+    cut = times * sum(math.prod(leaf.shape) for leaf in part if any(leaf.cut))
+    share = times * sum(math.prod(leaf.share) for leaf in part)
+    table.add_row(
+      name, f"{whole:,}", f"{100 * cut / whole:.1f} %", memory.text(share * size)
+    )
   console.print(
     f"{flags.size} on {data} x {model} chips (data x model), {flags.storage}"
   )
   console.print(table)
-  console.print("Activations come on top; they grow with the rows a chip has.")
+  console.print(
+    "Activations come on top; they grow with the rows a chip has. A bank says before it "
+    "starts what its compiled steps need (train_bank)."
+  )
 
 
 if __name__ == "__main__":

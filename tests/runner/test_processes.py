@@ -166,22 +166,22 @@ def test_two_processes_train_a_bank_as_one_does_each_with_one_of_its_prompts(tmp
 
 
 def test_a_signal_to_one_process_stops_a_bank_on_all_at_the_same_step(tmp_path):
-  folder = tmp_path / "bank"
-  both = start_all("tpv_jax.train_bank", 2, *bank_flags(folder, 100_000))
+  folder, names = tmp_path / "bank", ("sentiment-0", "topic-0", "nli-0")
+  tasks = "--gin.TASK_NAMES=['sentiment', 'topic', 'nli']"  # More than processes.
+  both = start_all("tpv_jax.train_bank", 2, *bank_flags(folder, 100_000, tasks))
   deadline = time.time() + 200
-  while not (folder / "topic-0" / "checkpoints" / "checkpoint_4").exists():
+  while not (folder / "nli-0" / "checkpoints" / "checkpoint_4").exists():
     assert time.time() < deadline and both[0].poll() is None, both[0].communicate()[0]
     time.sleep(0.1)
   both[1].send_signal(signal.SIGTERM)
   outputs = [process.communicate(timeout=200)[0] for process in both]
   assert [process.returncode for process in both] == [130, 130], outputs
   manifests = [
-    json.loads((folder / name / "manifest.json").read_text())
-    for name in ("sentiment-0", "topic-0")
+    json.loads((folder / name / "manifest.json").read_text()) for name in names
   ]
-  assert [manifest["status"] for manifest in manifests] == ["stopped", "stopped"]
+  assert [manifest["status"] for manifest in manifests] == ["stopped"] * 3
   (step,) = {manifest["last_step"] for manifest in manifests}
-  for name in ("sentiment-0", "topic-0"):
+  for name in names:
     assert (folder / name / "checkpoints" / f"checkpoint_{step}").exists()
 
 
