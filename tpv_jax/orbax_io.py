@@ -151,7 +151,7 @@ def lazy_leaves(path: files.PathLike, prefix: str = "target/prompt") -> dict[str
   }
 
 
-def save_checkpoint(path: pathlib.Path, flat: Mapping[str, Any], step: int = 0) -> None:
+def save_checkpoint(path: files.Path, flat: Mapping[str, Any], step: int = 0) -> None:
   """Writes a T5X checkpoint with the leaves as its `target`, read one after the other.
 
   There is no state of an optimizer in it but the step, as in what T5X itself restores

@@ -6,10 +6,11 @@ activation dimension; the names that T5X leaves out, and so replicates silently,
 written down.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
@@ -133,3 +134,23 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of what every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def placer(network: Any, mesh: Mesh) -> Callable[[str, np.ndarray], jax.Array]:
+  """Returns what puts a leaf of `network` into its shards, as `load_backbone` takes it.
+
+  Each device gets its part of the host's leaf, which can go then: the backbone is never
+  on the host as a whole.
+  """
+  token = jax.ShapeDtypeStruct((1, 1), np.int32)
+  variables = jax.eval_shape(network.init, jax.random.key(0), token, token, token)
+  shardings = identity.flatten(
+    param_shardings(variables["params_axes"], mesh, variables["params"])
+  )
+
+  def place(path: str, leaf: np.ndarray) -> jax.Array:
+    return jax.make_array_from_callback(
+      leaf.shape, shardings[path], lambda index: leaf[index]
+    )
+
+  return place

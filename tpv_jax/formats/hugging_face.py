@@ -250,7 +250,7 @@ def opened(path: files.PathLike) -> Iterator[tuple[Config, dict[str, Leaf]]]:
 
 
 def save(
-  path: pathlib.Path,
+  path: files.Path,
   config: Config,
   flat: Mapping[str, Any],
   overwrite: bool = False,

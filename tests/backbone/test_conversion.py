@@ -1,0 +1,334 @@
+"""Backbones in, out and back: the same bits, one fingerprint, and nothing half done."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tracemalloc
+
+import hf_references as references
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from tpv_jax import cli, identity, orbax_io, safetensors_io
+from tpv_jax.backbone import conversion, loading, network
+from tpv_jax.errors import UserError
+from tpv_jax.formats import hugging_face
+
+OUTPUTS = {
+  "hugging-face": "folder",
+  "t5x": "t5x/checkpoint_7",
+  "safetensors": "ours.safetensors",
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+  """Every family as a folder of Hugging Face."""
+  root = tmp_path_factory.mktemp("hugging face")
+  for family in references.FAMILIES:
+    references.write_folder(root / family, family)
+  return root
+
+
+def convert(source, output, to=None, dtype=None):
+  with conversion.planned(source, conversion.target_of(output, to), dtype) as plan:
+    return conversion.convert(plan, source, output, lambda doing, size: None)
+
+
+def flat(path, family=None):
+  net = network.Transformer(**references.numbers(family)) if family else None
+  return identity.flatten(loading.load_backbone(path, net).params)
+
+
+def same(one, other):
+  return one.keys() == other.keys() and all(
+    one[path].dtype == other[path].dtype
+    and one[path].tobytes() == other[path].tobytes()
+    for path in one
+  )
+
+
+@pytest.mark.parametrize("family", references.FAMILIES)
+def test_a_chain_through_every_form_keeps_bits_and_fingerprint(
+  folders, tmp_path, family
+):
+  loaded = loading.load_backbone(folders / family)
+  source, stated = folders / family, set()
+  for to in ("t5x", "safetensors", "hugging-face", "t5x"):
+    output = tmp_path / to / str(len(stated)) / "checkpoint_7"
+    if to == "safetensors":
+      output = output.with_suffix(".safetensors")
+    output.parent.parent.mkdir(exist_ok=True)
+    output.parent.mkdir(exist_ok=True)
+    if output.exists():
+      output = output.with_name("checkpoint_8")
+    stated.add(convert(source, output, to))
+    backbone = loading.load_backbone(output)
+    assert same(flat(output, family), identity.flatten(loaded.params))
+    assert backbone.name == family
+    stated.add(backbone.fingerprint)
+    source = output
+  assert stated == {loaded.fingerprint}
+  assert loaded.fingerprint == identity.backbone_fingerprint(
+    identity.flatten(loaded.params)
+  )
+
+
+@pytest.mark.parametrize("family", references.FAMILIES)
+def test_hugging_faces_weights_come_back_as_they_were(folders, tmp_path, family):
+  convert(folders / family, tmp_path / "checkpoint_0")
+  convert(tmp_path / "checkpoint_0", tmp_path / "back", "hugging-face")
+  stored = safetensors.numpy.load_file(tmp_path / "back" / "model.safetensors")
+  assert same(stored, references.weights(family))
+  before = references.config(family)
+  after = json.loads((tmp_path / "back" / "config.json").read_text())
+  for name in set(before) & set(after):
+    assert after[name] == before[name], name
+  assert after["tie_word_embeddings"] == (family == "t5")
+
+
+@pytest.mark.parametrize("to", OUTPUTS)
+def test_bf16_halves_the_bytes_and_keeps_the_fingerprint(folders, tmp_path, to):
+  output = tmp_path / OUTPUTS[to]
+  stated = convert(folders / "t5", output, to, "bfloat16")
+  backbone = loading.load_backbone(output)
+  whole = loading.load_backbone(folders / "t5")
+  assert stated == backbone.fingerprint == whole.fingerprint
+  for path, leaf in identity.flatten(backbone.params).items():
+    exact = identity.flatten(whole.params)[path]
+    assert np.array_equal(leaf, exact.astype(ml_dtypes.bfloat16)), path
+
+
+def test_the_embedded_backbone_goes_out_and_comes_back(tmp_path):
+  embedded = loading.load_backbone("embedded")
+  convert("embedded", tmp_path / "model", "hugging-face")
+  convert(tmp_path / "model", tmp_path / "checkpoint_3")
+  again = loading.load_backbone(tmp_path / "checkpoint_3")
+  assert again.fingerprint == embedded.fingerprint
+  # What neither format has a place for lies beside the weights.
+  assert again.vocabulary == embedded.vocabulary is not None
+  assert again.name == embedded.name
+  assert orbax_io.checkpoint_step(tmp_path / "checkpoint_3") == 3
+
+
+def test_weights_changed_after_a_conversion_are_noticed(folders, tmp_path):
+  convert(folders / "t5", tmp_path / "model", "hugging-face")
+  weights = references.weights("t5")
+  weights["shared.weight"] = weights["shared.weight"] + np.float32(0.01)
+  safetensors.numpy.save_file(weights, tmp_path / "model" / "model.safetensors")
+  with pytest.raises(UserError, match="were altered or damaged"):
+    loading.load_backbone(tmp_path / "model")
+  with pytest.raises(UserError, match="were altered or damaged"):
+    convert(tmp_path / "model", tmp_path / "checkpoint_0")
+  assert not (tmp_path / "checkpoint_0").exists()
+
+
+def test_a_dry_run_lists_the_mapping_and_writes_nothing(folders, tmp_path, capsys):
+  output = tmp_path / "checkpoint_0"
+  arguments = ["convert", str(folders / "mt5"), "-o", str(output), "--dry-run"]
+  assert cli.main([*arguments, "--dtype", "bfloat16"]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  (head,) = [line for line in lines if line.startswith("lm_head.weight ")]
+  assert head.split()[1:] == ["target/decoder/logits_dense/kernel", "16x56", "bfloat16"]
+  assert len(lines) == len(references.weights("mt5")) + 1
+  count = sum(leaf.size for leaf in references.weights("mt5").values())
+  assert lines[-1].startswith(f"61 leaves, {count:,} parameters")
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_says_what_it_wrote_and_its_fingerprint(folders, tmp_path, capsys):
+  output = tmp_path / "ours.safetensors"
+  assert cli.main(["convert", str(folders / "t5"), "-o", str(output)]) == 0
+  printed = capsys.readouterr()
+  fingerprint = loading.load_backbone(output).fingerprint
+  assert f"Wrote the backbone 't5' to '{output}' (safetensors): 47 leav" in printed.out
+  assert f"fingerprint {fingerprint}, the same when read back" in printed.out
+  assert "100%" in printed.err
+
+
+@pytest.mark.parametrize("to", OUTPUTS)
+def test_an_existing_output_is_left_as_it_is(folders, tmp_path, capsys, to):
+  output = tmp_path / OUTPUTS[to]
+  output.mkdir(parents=True)
+  (output / "precious").write_text("x")
+  command = ["convert", str(folders / "t5"), "-o", str(output), "--to", to]
+  assert cli.main(command) == 2
+  assert "exists and was left as it is" in capsys.readouterr().err
+  assert [path.name for path in output.iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize("to", OUTPUTS)
+def test_a_conversion_that_fails_half_way_leaves_nothing(folders, tmp_path, to):
+  output = tmp_path / OUTPUTS[to]
+
+  def fail(doing, size):
+    if doing == "write" and seen.append(size) is None and len(seen) == 20:
+      raise OSError("no space")
+
+  seen = []
+  with (
+    conversion.planned(folders / "t5", to) as plan,
+    pytest.raises(OSError, match="no space"),
+  ):
+    conversion.convert(plan, folders / "t5", output, fail)
+  left = [path for path in tmp_path.rglob("*") if path.name != "t5x"]
+  assert left == []
+
+
+def test_what_is_written_is_read_back_before_it_appears(folders, tmp_path, monkeypatch):
+  real = safetensors_io.write
+
+  def damaged(path, leaves, metadata, overwrite=False):
+    real(path, leaves, metadata, overwrite)
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 0x40
+    path.write_bytes(content)
+
+  monkeypatch.setattr(safetensors_io, "write", damaged)
+  for to in ("safetensors", "hugging-face"):
+    with pytest.raises(UserError, match="another fingerprint when it is read back"):
+      convert(folders / "t5", tmp_path / OUTPUTS[to], to)
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  "output, to, expected",
+  [
+    ("model", None, "does not tell what to write. Give --to hugging-face"),
+    ("model", "t5x", r"checkpoint_<step>. Name the output '.*model/checkpoint_0'"),
+    ("model", "safetensors", "does not end in .safetensors"),
+    ("no/where/checkpoint_0", None, "the folder '.*no' does not exist"),
+    ("no/ours.safetensors", None, "the folder '.*no' does not exist"),
+  ],
+)
+def test_an_output_that_cannot_be_is_refused_first(
+  folders, tmp_path, capsys, output, to, expected
+):
+  command = ["convert", str(folders / "t5"), "-o", str(tmp_path / output)]
+  assert cli.main([*command, *(["--to", to] if to else [])]) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert re.search(expected, line), line
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_leaves_that_are_no_t5_are_refused(tmp_path, capsys):
+  path = tmp_path / "odd.safetensors"
+  loading.save_backbone(path, {"layer/kernel": np.ones((2, 2), np.float32)}, "odd")
+  assert cli.main(["convert", str(path), "-o", str(tmp_path / "checkpoint_0")]) == 2
+  assert "odd.safetensors' does not hold the leaves of a T5" in capsys.readouterr().err
+
+
+def test_a_bucket_holds_the_same_bytes_as_a_folder(bucket, tmp_path):
+  from object_store import ObjectStore
+
+  weights = references.weights("t5")
+  shallow = {name: weights[name] for name in weights if ".block.1." not in name}
+  folder = references.write_folder(tmp_path / "t5", "t5", shallow, num_layers=1)
+  for path in folder.iterdir():
+    ObjectStore.objects[f"bucket/t5/{path.name}"] = path.read_bytes()
+  for output, to in (("ours.safetensors", None), ("out", "hugging-face")):
+    convert(f"{bucket}/t5", f"{bucket}/{output}", to)
+    convert(folder, tmp_path / output, to)
+  names = ["ours.safetensors", "out/model.safetensors", "out/config.json"]
+  for name in names:
+    content = (tmp_path / name).read_bytes()
+    assert ObjectStore.objects[f"bucket/{name}"] == content, name
+  convert(f"{bucket}/t5", f"{bucket}/t5x/checkpoint_0")
+  assert same(flat(f"{bucket}/t5x/checkpoint_0"), flat(folder))
+  with pytest.raises(UserError, match="'gs://bucket/out' exists"):
+    convert(f"{bucket}/t5", f"{bucket}/out", "hugging-face")
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory):
+  """A backbone of 21 MB whose largest leaf is 4 MB, as a folder of Hugging Face."""
+  root = tmp_path_factory.mktemp("larger")
+  numbers = {
+    "d_model": 64,
+    "d_ff": 4096,
+    "num_heads": 4,
+    "d_kv": 16,
+    "vocab_size": 2**14,
+  }
+  config = {**references.config("t5"), **numbers, "num_layers": 8}
+  (root / "config.json").write_text(json.dumps(config))
+  places = hugging_face.mapping(hugging_face.read_config(root))
+  rng = np.random.default_rng(0)
+  weights = {p.name: rng.standard_normal(p.shape).astype(np.float32) for p in places}
+  safetensors.numpy.save_file(weights, root / "model.safetensors")
+  return root
+
+
+def peak_of(function):
+  tracemalloc.start()
+  try:
+    kept = function()
+    return kept, tracemalloc.get_traced_memory()[1]
+  finally:
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("to", OUTPUTS)
+def test_converting_holds_about_one_leaf(larger, tmp_path, to):
+  with conversion.planned(larger, to) as plan:
+    largest = max(leaf.nbytes for leaf in plan.source.leaves.values())
+    total = plan.nbytes
+  assert total > 5 * largest
+  import orbax.checkpoint  # noqa: F401  Its modules are not to be counted.
+
+  _, peak = peak_of(lambda: convert(larger, tmp_path / OUTPUTS[to], to))
+  print(f"{to}: peak {peak / 1e6:.1f} MB, largest {largest / 1e6:.1f} MB")
+  assert peak < 3 * largest + (2 << 20)  # Turned: two of it; the rest is bookkeeping.
+
+
+def test_loading_holds_about_one_leaf_above_the_result(larger):
+  backbone, peak = peak_of(lambda: loading.load_backbone(larger))
+  leaves = identity.flatten(backbone.params).values()
+  total, largest = sum(x.nbytes for x in leaves), max(x.nbytes for x in leaves)
+  assert total < peak < total + 2 * largest + (2 << 20)
+  _, peak = peak_of(lambda: loading.load_backbone(larger, place=lambda path, leaf: 0))
+  assert peak < 3 * largest + (2 << 20)  # Nothing is kept: no whole copy exists.
+
+
+SHARDED = """
+import sys, jax, numpy as np
+from tpv_jax import identity, partitioning
+from tpv_jax.backbone import loading, network
+import hf_references as references
+assert jax.device_count() == 2
+net = network.Transformer(**references.numbers("t5_1_1"))
+mesh = partitioning.make_mesh(model_parallel=2)
+place = partitioning.placer(net, mesh)
+loaded = loading.load_backbone(sys.argv[1], net, place=place)
+whole = identity.flatten(loading.load_backbone(sys.argv[1], net).params)
+cut = 0
+for path, leaf in identity.flatten(loaded.params).items():
+  assert isinstance(leaf, jax.Array), path
+  assert np.array_equal(leaf, whole[path]), path
+  cut += leaf.addressable_shards[0].data.shape != leaf.shape
+print(cut, loaded.fingerprint)
+"""
+
+
+def test_leaves_go_straight_into_shards(folders):
+  environment = {
+    **os.environ,
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": str(pathlib.Path(references.__file__).parent),
+  }
+  done = subprocess.run(
+    [sys.executable, "-c", SHARDED, folders / "t5_1_1"],
+    env=environment,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  cut, fingerprint = done.stdout.split()
+  assert int(cut) > 20
+  assert fingerprint == loading.load_backbone(folders / "t5_1_1").fingerprint
