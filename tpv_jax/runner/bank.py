@@ -497,10 +497,14 @@ class _Plan:
   def _measure(self, prompts: int) -> memory.Need:
     run = self.runs[0]
     assert run.initial is not None and run.backbone is not None  # A prompt needs both.
+    stored = run.model.network.stored
     return memory.need(
       self.steps,
       identity.flatten({PROMPT: run.initial.leaves}),
-      identity.flatten(run.backbone.params),
+      {
+        path: jax.ShapeDtypeStruct(leaf.shape, stored(path, leaf.dtype))
+        for path, leaf in identity.flatten(run.backbone.params).items()
+      },
       prompts,
       self.shapes,
     )
