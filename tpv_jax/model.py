@@ -6,6 +6,7 @@ TensorFlow. A batch is a mapping of arrays with T5X's feature names:
 `decoder_loss_weights` [B, L]; packed ones have `*_segment_ids` and `*_positions` too.
 """
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from tpv_jax import identity
 from tpv_jax.backbone import decoding, network
-from tpv_jax.errors import UserError, near_misses
+from tpv_jax.errors import UserError, at_least, near_misses
 from tpv_jax.prompts import ept, plain
 from tpv_jax.prompts.equations import Folded
 
@@ -52,6 +53,8 @@ class SoftPromptModel:
     trainable: pattern that the whole path of a leaf must match to be trained.
     z_loss: weight of log(Z)^2, added to each token's loss.
     label_smoothing: probability spread over the wrong tokens.
+    num_beams: of beam search; 1 for greedy decoding.
+    length_penalty: of beam search, see `decoding.beam_search`.
   """
 
   def __init__(
@@ -64,7 +67,10 @@ class SoftPromptModel:
     trainable: str = r"prompt/.*",
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
   ):
+    at_least("The number of beams (NUM_BEAMS)", num_beams, 1)
     if prompt is not None and prompt.features != network.emb_dim:
       raise UserError(
         f"The prompt's rows have {prompt.features} features, the backbone's tokens "
@@ -85,6 +91,8 @@ class SoftPromptModel:
     self.trainable = trainable
     self.z_loss = z_loss
     self.label_smoothing = label_smoothing
+    self.num_beams = num_beams
+    self.length_penalty = length_penalty
     eos_id = getattr(output_vocabulary, "eos_id", None)
     self._eos_id = 1 if eos_id is None else int(eos_id)
 
@@ -208,21 +216,8 @@ class SoftPromptModel:
       batch: packed rows, see `data.packing.pack`.
     """
     batch = {name: jnp.asarray(values) for name, values in batch.items()}
-    places = network.Places(
-      batch["encoder_prompt_ids"], batch["prompt_positions"], batch["encoder_positions"]
-    )
     backbone = jax.lax.stop_gradient(backbone)
-    states = self._apply(
-      backbone,
-      batch["encoder_input_tokens"],
-      batch["decoder_input_tokens"],
-      batch["decoder_target_tokens"],
-      encoder_segment_ids=batch["encoder_segment_ids"],
-      decoder_segment_ids=batch["decoder_segment_ids"],
-      places=places,
-      outputs="states",
-      **folded.leaves(),
-    )
+    states = self._packed_states(folded, backbone, batch)
     targets = batch["decoder_target_tokens"]
     weights = batch["decoder_loss_weights"]
     losses, hits = self._losses(
@@ -258,6 +253,55 @@ class SoftPromptModel:
       "exact_match": by_prompt(right, owner),
     }
 
+  def score_choices(
+    self, folded: Folded, backbone: Params, batch: Batch
+  ) -> tuple[Float[Array, "B choices"], Bool[Array, "B choices"]]:
+    """Returns each choice's log-probability (fp32), and whether greedy decoding gives it.
+
+    Greedy decoding writes a choice if and only if each of its tokens is the arg max
+    after the ones before it. A choice is a segment of a target row, its number is its
+    column; column 0 and those beyond a row's last choice mean nothing. The choices of an
+    example share its encoder positions, which are computed once: to each of them all is
+    as in a target row of its own, since T5 knows relative positions only.
+
+    Args:
+      folded: the prompts of a bank [N, S, D], and perhaps deltas [N, M, D].
+      backbone: the backbone's parameters.
+      batch: packed rows, see `data.packing.pack_choices`.
+    """
+    batch = {name: jnp.asarray(values) for name, values in batch.items()}
+    targets, segments = batch["decoder_target_tokens"], batch["decoder_segment_ids"]
+    states = self._packed_states(folded, backbone, batch)
+    losses, hits = self._losses(backbone, states, targets)
+    counted = targets > 0
+
+    def by_choice(values: Array) -> Array:
+      add = functools.partial(jax.ops.segment_sum, num_segments=targets.shape[1] + 1)
+      return jax.vmap(add)(values, segments)
+
+    misses = by_choice((counted & ~hits).astype(jnp.int32))
+    return by_choice(jnp.where(counted, -losses, 0.0)), misses == 0
+
+  def predict_rows(
+    self,
+    folded: Folded,
+    backbone: Params,
+    batch: Batch,
+    target_length: int,
+  ) -> Int[Array, "B L"]:
+    """Returns the decoded tokens of rows that are for different prompts.
+
+    Args:
+      folded: the prompts of a bank [N, S, D], and perhaps deltas [N, M, D].
+      backbone: the backbone's parameters.
+      batch: `encoder_input_tokens` [B, T] and `prompt_ids` [B], places in the bank.
+      target_length: L, the most tokens to write.
+    """
+    rows = Folded(*(None if x is None else x[batch["prompt_ids"]] for x in folded))
+    source = jnp.asarray(batch["encoder_input_tokens"])
+    encoded = self._apply(backbone, source, method=self.network.encode, **rows.leaves())
+    return self._decode(backbone, encoded, source, target_length)[0]
+
   def eval_fn(self, params: Params, batch: Batch) -> tuple[Float[Array, ""], Metrics]:
     """Returns loss and metrics as `loss_fn` does, without dropout."""
     return self.loss_fn(params, batch, None)
@@ -265,26 +309,26 @@ class SoftPromptModel:
   def predict_batch(
     self, params: Params, batch: Batch, rng: Array | None = None
   ) -> Int[Array, "B L"]:
-    """Returns the greedily decoded tokens; see `predict_batch_with_aux`."""
+    """Returns the decoded tokens; see `predict_batch_with_aux`."""
     return self.predict_batch_with_aux(params, batch, rng)[0]
 
   def predict_batch_with_aux(
     self, params: Params, batch: Batch, rng: Array | None = None
   ) -> tuple[Int[Array, "B L"], dict[str, Float[Array, " B"]]]:
-    """Returns the greedily decoded tokens, 0 after the end token, and their `scores`.
+    """Returns the decoded tokens, 0 after the end token, and their `scores`.
 
-    At most as many tokens are written as the batch's targets have room for. `rng`,
-    which T5X passes, is not used: greedy decoding is deterministic.
+    They are those of greedy decoding and the sums of their log-probabilities; with
+    several beams those of the best beam, each sum divided by its length as
+    `decoding.beam_search` says. At most as many tokens are written as the batch's targets
+    have room for. `rng`, which T5X passes, is not used: both are deterministic.
     """
     del rng
-    tokens = batch["encoder_input_tokens"]
-    tokens, scores = decoding.greedy(
-      self.network,
+    source = batch["encoder_input_tokens"]
+    tokens, scores = self._decode(
       _backbone(params),
-      self._encode(params, tokens),
-      tokens,
-      target_length=batch["decoder_input_tokens"].shape[1],
-      eos_id=self._eos_id,
+      self._encode(params, source),
+      source,
+      batch["decoder_input_tokens"].shape[1],
     )
     return tokens, {"scores": scores}
 
@@ -367,6 +411,45 @@ class SoftPromptModel:
   ) -> Float[Array, "B joined D"]:
     return self._apply(
       params, tokens, method=self.network.encode, **self._folded_prompt(params)
+    )
+
+  def _decode(
+    self,
+    backbone: Params,
+    encoded: Float[Array, "B joined D"],
+    source: Num[network.AnyArray, "B T"],
+    target_length: int,
+  ) -> tuple[Int[Array, "B L"], Float[Array, " B"]]:
+    return decoding.decode(
+      self.network,
+      backbone,
+      encoded,
+      source,
+      target_length,
+      self._eos_id,
+      self.num_beams,
+      self.length_penalty,
+    )
+
+  def _packed_states(
+    self, folded: Folded, backbone: Params, batch: Mapping[str, Array]
+  ) -> Float[Array, "B L D"]:
+    """Returns the decoder's states of packed rows, each example behind its prompt."""
+    return self._apply(
+      backbone,
+      batch["encoder_input_tokens"],
+      batch["decoder_input_tokens"],
+      batch["decoder_target_tokens"],
+      encoder_segment_ids=batch["encoder_segment_ids"],
+      decoder_segment_ids=batch["decoder_segment_ids"],
+      source_segment_ids=batch.get("source_segment_ids"),
+      places=network.Places(
+        batch["encoder_prompt_ids"],
+        batch["prompt_positions"],
+        batch["encoder_positions"],
+      ),
+      outputs="states",
+      **folded.leaves(),
     )
 
   def _states(

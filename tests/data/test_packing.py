@@ -94,10 +94,8 @@ def test_an_example_longer_than_a_row_is_refused_with_its_task_and_its_tokens(si
     packing.pack(items, SHAPES, names=("one", "two"))
 
 
-def test_no_examples_make_no_rows():
+def test_no_examples_make_no_calls():
   assert packing.pack([], SHAPES) == []
-  with pytest.raises(UserError, match="There are no examples to pack"):
-    packing.pack_rows([], packing.Shape(1, 24, 12), 4)
 
 
 def test_items_of_a_batch_are_its_rows_without_padding():
@@ -195,15 +193,21 @@ def test_every_number_of_rows_divides_over_the_devices():
 
 @given(SIZES.filter(len), st.integers(1, 7))
 @settings(deadline=None, max_examples=40)
-def test_blocks_of_rows_hold_every_item_once_for_the_prompt_they_are_given(sizes, rows):
-  row = packing.Shape(1, 24, 12)
-  one = packing.pack_rows(made(sizes), row, 4)
+def test_blocks_of_rows_hold_every_source_once_for_the_prompt_they_are_given(
+  sizes, rows
+):
+  items = made(sizes)
+  one, _ = packing.pack_choices(
+    [item.source for item in items],
+    [[item.target] for item in items],
+    packing.Shape(1, 24, 12),
+    4,
+  )
   found = list(packing.blocks([packing.with_prompt(one, n) for n in (3, 5)], rows))
   for features in found:
     assert features["encoder_input_tokens"].shape == (rows, 24)
-    for part in ("encoder", "decoder"):
-      ids, used = features[f"{part}_prompt_ids"], features[f"{part}_segment_ids"] > 0
-      assert set(ids[used]) <= {3, 5} and not ids[~used].any()
+    ids, used = features["encoder_prompt_ids"], features["encoder_segment_ids"] > 0
+    assert set(ids[used]) <= {3, 5} and not ids[~used].any()
   for prompt_id in (3, 5):
     tokens = np.concatenate(
       [f["encoder_input_tokens"][f["encoder_prompt_ids"] == prompt_id] for f in found]
@@ -212,6 +216,28 @@ def test_blocks_of_rows_hold_every_item_once_for_the_prompt_they_are_given(sizes
     assert sorted(tokens[tokens > 0]) == expected
 
 
-def test_the_chosen_row_is_the_one_with_the_least_padding():
+def test_choices_stand_behind_each_other_beside_their_source():
+  sources = [np.arange(10, 14), np.arange(20, 23), np.arange(30, 39)]
+  choices = [[np.array([7, 8, 1]), np.array([9, 1])], [np.array([6, 1])]]
+  choices.append([np.array([5, 1])] * 3)
+  packed, first = packing.pack_choices(sources, choices, packing.Shape(1, 18, 16), 3)
+  segments = packed["decoder_segment_ids"]
+  for source, own, (row, start) in zip(sources, choices, first, strict=True):
+    here = packed["source_segment_ids"][row][segments[row] == start][0]
+    mine = packed["encoder_segment_ids"][row] == here
+    tokens = packed["encoder_input_tokens"][row][mine]
+    assert tokens.tolist() == [0, 0, 0, *source]
+    for number, choice in enumerate(own, start):
+      at = segments[row] == number
+      assert (packed["source_segment_ids"][row][at] == here).all()
+      assert packed["decoder_target_tokens"][row][at].tolist() == choice.tolist()
+      inputs = packed["decoder_input_tokens"][row][at].tolist()
+      assert inputs == [0, *choice[:-1]]
+  assert len(segments) == 2 and (segments > 0).sum() == 3 + 2 + 2 + 6
+  with pytest.raises(UserError, match="4 source and 5 target tokens does not fit"):
+    packing.pack_choices(sources[:1], choices[:1], packing.Shape(1, 18, 4), 3)
+
+
+def test_the_chosen_row_is_the_one_that_costs_least():
   row = packing.choose_row([(12, 2)] * 40, 4, {"inputs": 28, "targets": 4})
   assert row.width % 16 == 0  # Two, three, ... examples of 4 + 12 leave nothing over.

@@ -1,19 +1,21 @@
 """Evaluation: scores agree with slower ways to the same numbers; inputs that do not fit."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from conftest import Tiny
 
 from tpv_jax import identity, optimizers, orbax_io
 from tpv_jax.backbone import loading
-from tpv_jax.data import batches, vocabularies
+from tpv_jax.data import batches, tasks, vocabularies
 from tpv_jax.errors import UserError
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.runner import evaluation
@@ -69,36 +71,176 @@ def test_exact_match_in_one_pass_equals_that_of_decoding(tiny, evaluator, prompt
   )
 
 
-def test_many_prompts_at_once_score_what_each_scores_alone(tiny, evaluator, prompt):
-  _, leaves = prompt
-  sets = [evaluator.tokenize(tiny.task.examples(split)) for split in ("train", "test")]
-  pairs = [
-    ({"prompt": (scale * leaves["prompt"]).astype(np.float32)}, tokenized)
-    for scale in np.linspace(-1, 1, 20)
-    for tokenized in sets
-  ]
-  assert len(pairs) > evaluation.BANK  # The last bank is filled up.
-  alone = [evaluator.exact_match(*pair) for pair in pairs]
-  assert len(set(alone)) > 3
-  assert evaluator.exact_matches(pairs) == alone
+LENGTHS = {"inputs": 8, "targets": 4}
 
 
-def test_many_prompts_with_a_delta_score_what_each_scores_alone(tiny, evaluator):
+@functools.cache
+def compiled(tiny):
+  model = tiny.model(prompt=None)
+  return jax.jit(model.predict_batch), jax.jit(model.score_batch)
+
+
+def unpacked(tiny, prompt, rows, targets):
+  """Returns what one prompt makes of each row with its target, without packing.
+
+  The log-probability of the target, whether it is written greedily, what is written.
+  """
+  predict, score = compiled(tiny)
+  params = tiny.backbone.params | ({} if prompt is None else {"prompt": prompt})
+  examples = [tasks.Example(*one) for one in zip(rows, targets, strict=True)]
+  tokenized = batches.tokenize(examples, tiny.vocabulary, LENGTHS)
+  batch = batches.features(tokenized.inputs, tokenized.targets)
+  written = np.asarray(predict(params, batch))
+  exact = (written == tokenized.targets).all(axis=1)
+  scores = np.asarray(score(params, batch))
+  return scores, exact, [tiny.vocabulary.decode(row.tolist()) for row in written]
+
+
+def candidates(leaves):
+  """Returns prompts of three forms: plain, with a delta, and none."""
   rng = np.random.default_rng(0)
-  tokenized = evaluator.tokenize(tiny.task.examples("test"))
-  pairs = [
-    (
-      {
-        "prompt": rng.standard_normal((4, 16)).astype(np.float32),
-        "delta": rng.standard_normal((8, 16)).astype(np.float32),
-      },
-      tokenized,
-    )
-    for _ in range(3)
+  prompts = [
+    {"prompt": (scale * leaves["prompt"]).astype(np.float32)}
+    for scale in (1, 0.5, 0, -1, 2)
   ]
-  alone = [evaluator.exact_match(*pair) for pair in pairs]
-  assert len(set(alone)) > 1
-  assert evaluator.exact_matches(pairs) == alone
+  deltas = [
+    {
+      "prompt": rng.standard_normal((3, 16)).astype(np.float32),
+      "delta": rng.standard_normal((9, 16)).astype(np.float32),
+    }
+    for _ in range(2)
+  ]
+  return [*prompts, None, *deltas]
+
+
+def two_tasks(tiny):
+  """Returns the tiny task, with 2 labels of a word, and one with 3 of one to three."""
+  words = tiny.task.labels
+  labels = (words[1], f"{words[0]} word7", "word3 word4 word5")
+
+  def load(split):
+    examples = tiny.task.load(split)
+    return [
+      tasks.Example(one.inputs, labels[number % 3])
+      for number, one in enumerate(examples)
+    ]
+
+  other = dataclasses.replace(tiny.task, name="other", labels=labels, load=load)
+  return [tiny.task, other]
+
+
+def mixed(tiny, prompts, at_once=3):
+  """Returns the answers for all prompts on both tasks, made in one pass."""
+  evaluator = evaluation.Evaluator(
+    tiny.model(prompt=None),
+    tiny.backbone.params,
+    tiny.vocabulary,
+    LENGTHS,
+    batch_size=16,
+    at_once=at_once,
+  )
+  sets = [
+    (evaluator.tokenize(task.examples(split)), task.labels)
+    for task, split in zip(two_tasks(tiny), ("test", "validation"), strict=True)
+  ]
+  requests = [(prompt, *one) for prompt in prompts for one in sets]
+  return evaluator, requests, evaluator.answer_all(requests)
+
+
+@pytest.fixture(scope="module")
+def many(tiny, prompt):
+  """All candidates on both tasks in one pass, and their exact matches."""
+  evaluator, requests, answers = mixed(tiny, candidates(prompt[1]))
+  exact = evaluator.exact_matches([request[:2] for request in requests])
+  return evaluator, requests, answers, exact
+
+
+def test_any_mix_of_prompts_and_tasks_has_the_numbers_of_each_alone(tiny, many):
+  _, requests, answers, exact = many
+  by_labels, written = 0, []
+  for (leaves, tokenized, labels), (texts, scored), found in zip(
+    requests, answers, exact, strict=True
+  ):
+    sources = [tiny.vocabulary.decode(row.tolist()) for row in tokenized.inputs]
+    targets = [tiny.vocabulary.decode(row.tolist()) for row in tokenized.targets]
+    alone = [unpacked(tiny, leaves, sources, [label] * 40) for label in labels]
+    expected = np.stack([scores for scores, _, _ in alone], axis=1)
+    # fp32, other summation orders: 1e-6 of each of up to 4 summands.
+    np.testing.assert_allclose(scored, expected, rtol=2e-5)
+    assert texts == alone[0][2]
+    written += texts
+    by_labels += sum(hits.sum() for _, hits, _ in alone)
+    assert found == unpacked(tiny, leaves, sources, targets)[1].mean()
+  assert len(set(written)) > 1 and len(set(exact)) > 3
+  # Only what is no label is decoded.
+  assert 0 < by_labels < len(written)
+
+
+def test_the_work_of_an_evaluation_is_reported(tiny, many):
+  evaluator, requests, _, _ = many
+  work = evaluator.work.to_json()
+  assert set(work["shapes"]) == {"scoring", "decoding"}
+  # Labels, targets, and one or two lengths of decoded rows, of each of 3 forms.
+  shapes = sum(map(len, work["shapes"].values()))
+  assert 3 * 3 <= work["compiled"] <= 3 * 4 and shapes <= work["compiled"]
+  assert 0 < work["padding_share"] < 0.6
+  more = evaluator.tokenize(tiny.task.examples("train"))
+  evaluator.exact_matches([(prompt, more) for prompt, _, _ in requests])
+  assert evaluator.work.compiled == work["compiled"]
+  assert evaluator.work.calls > work["calls"]
+  assert f"compiled {work['compiled']} times" in str(evaluator.work)
+
+
+def test_groups_that_do_not_fit_at_once_change_nothing(tiny, many, prompt):
+  _, _, answers, _ = many
+  _, _, small = mixed(tiny, candidates(prompt[1])[:2], at_once=1)
+  for (texts, scored), (other_texts, other) in zip(answers[:4], small, strict=True):
+    assert texts == other_texts
+    np.testing.assert_allclose(scored, other, rtol=2e-6)
+
+
+def test_eight_devices_give_the_numbers_of_one(tiny, many, prompt, tmp_path):
+  loading.save_backbone(
+    tmp_path / "backbone.safetensors", identity.flatten(tiny.backbone.params), "tiny"
+  )
+  np.save(tmp_path / "prompt.npy", prompt[1]["prompt"])
+  script = f"""
+import json, pathlib, sys
+import numpy as np
+folder = pathlib.Path({str(tmp_path)!r})
+sys.path[:0] = {[str(pathlib.Path(__file__).parents[i]) for i in (0, 1)]}
+import jax
+from conftest import Tiny
+import test_evaluation
+from tpv_jax.backbone import loading
+tiny = Tiny()
+path = str(folder / "backbone.safetensors")
+tiny.backbone = loading.load_backbone(path, tiny.network, tiny.vocabulary)
+prompts = test_evaluation.candidates({{"prompt": np.load(folder / "prompt.npy")}})
+_, _, answers = test_evaluation.mixed(tiny, [prompts[1], prompts[-1]])
+answers = [(texts, scored.tolist()) for texts, scored in answers]
+(folder / "found.json").write_text(json.dumps([jax.device_count(), answers]))
+"""
+  flags = "--xla_force_host_platform_device_count=8"
+  subprocess.run(
+    [sys.executable, "-c", script], env={**os.environ, "XLA_FLAGS": flags}, check=True
+  )
+  devices, found = json.loads((tmp_path / "found.json").read_text())
+  assert devices == 8
+  expected = [*many[2][2:4], *many[2][-2:]]
+  for (texts, scored), (other_texts, other) in zip(expected, found, strict=True):
+    assert texts == other_texts
+    np.testing.assert_allclose(other, scored, rtol=2e-5)  # Other summation orders.
+
+
+def test_sources_longer_than_a_delta_are_refused(tiny, evaluator):
+  leaves = {
+    "prompt": np.zeros((3, 16), np.float32),
+    "delta": np.zeros((7, 16), np.float32),
+  }
+  tokenized = evaluator.tokenize(tiny.task.examples("test"))
+  with pytest.raises(UserError, match="updates only the first 7"):
+    evaluator.exact_match(leaves, tokenized)
 
 
 def test_the_last_batch_does_not_count_its_filling(tiny, evaluator, prompt):

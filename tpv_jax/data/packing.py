@@ -368,14 +368,12 @@ def choose_row(sizes: Sizes, prompt_length: int, lengths: Mapping[str, int]) -> 
   }
   least = math.inf
   for width, most in _row_sizes([sizes], prompt_length, longest):
-    for targets in {
-      _round_up(max(longest["targets"], math.ceil(share * most)))
-      for share in (0.5, 0.6, 0.75, 1)  # Of twice the mean.
-    }:
-      rows = len(examples.fit(width, targets)[0])
-      cost = rows * (width * (1 + width / _ATTENTION) + _TARGET * targets)
+    for share in (0.5, 0.6, 0.75, 1):  # Of twice the mean.
+      targets = _round_up(max(longest["targets"], math.ceil(share * most)))
+      row = Shape(1, width, targets)
+      cost = len(examples.fit(width, targets)[0]) * row.cost
       if cost < least:
-        best, least = Shape(1, width, targets), cost
+        best, least = row, cost
   return best
 
 
