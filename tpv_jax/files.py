@@ -92,26 +92,26 @@ def read_bytes(path: PathLike) -> bytes:
 
 
 def inside(folder: PathLike, name: str) -> Path:
-  """Returns the path of a file in a folder, which no link in it may lead out of.
+  """Returns the path of a file in a folder, unless a symbolic link leads out of it.
 
-  Except where Hugging Face's cache keeps its files: `snapshots/<revision>` holds links
-  into the folder `blobs` beside it.
+  What `huggingface_hub` downloads lies in `<model>/snapshots/<revision>/`, whose files
+  are links to `<model>/blobs/`: there the model's folder is the one to stay in.
 
   Raises:
-    UserError: the file is a link to one elsewhere.
+    UserError: the file lies elsewhere.
   """
   path = to_path(folder) / name
-  if not is_remote(path):
-    home = pathlib.Path(os.path.realpath(folder))
-    real = pathlib.Path(os.path.realpath(path))
-    homes = [home]
-    if home.parent.name == "snapshots":
-      homes.append(home.parent.parent / "blobs")
-    if not any(real.is_relative_to(one) for one in homes):
-      raise UserError(
-        f"'{path}' is a link out of its folder, to '{real}'. Copy that file into the "
-        "folder if it belongs there."
-      )
+  if is_remote(path):
+    return path
+  root = pathlib.Path(os.path.realpath(folder))
+  if root.parent.name == "snapshots":
+    root = root.parent.parent
+  target = pathlib.Path(os.path.realpath(path))
+  if not target.is_relative_to(root):
+    raise UserError(
+      f"'{path}' is a symbolic link out of its folder, to '{target}', and is not "
+      "followed. Put the file itself there."
+    )
   return path
 
 

@@ -9,7 +9,6 @@ for both scale the tied logits of v1.0 by D^-0.5 when they compute. NumPy only.
 import contextlib
 import dataclasses
 import os
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -451,7 +450,7 @@ def _by_path(source: str, config: Config, found: Mapping[str, Leaf]) -> dict[str
 def _weight_files(folder: files.Path) -> list[files.Path]:
   """Returns the safetensors files of a folder, inside of it."""
   if (folder / WEIGHTS).exists():
-    return [_inside(folder, WEIGHTS)]
+    return [files.inside(folder, WEIGHTS)]
   if not (folder / INDEX).exists():
     if pickles := _pickles(folder):
       raise UserError(
@@ -483,32 +482,11 @@ def _weight_files(folder: files.Path) -> list[files.Path]:
       f"'{folder}' lacks {len(missing)} of the {len(names)} files that its index names "
       f"({errors.some(missing)}). Download them as well."
     )
-  return [_inside(folder, name) for name in sorted(names)]
+  return [files.inside(folder, name) for name in sorted(names)]
 
 
 def _strings(values: Any) -> bool:
   return all(isinstance(value, str) for value in values)
-
-
-def _inside(folder: files.Path, name: str) -> files.Path:
-  """Returns the file `name` of a folder, unless a symbolic link leads out of it.
-
-  What `huggingface_hub` downloads lies in `<model>/snapshots/<revision>/`, whose files
-  are links to `<model>/blobs/`: there the model's folder is the one to stay in.
-  """
-  path = folder / name
-  if files.is_remote(path):
-    return path
-  root = pathlib.Path(folder).resolve()
-  if root.parent.name == "snapshots":
-    root = root.parent.parent
-  target = pathlib.Path(path).resolve()
-  if not target.is_relative_to(root):
-    raise UserError(
-      f"'{path}' is a symbolic link out of its folder, to '{target}', and is not "
-      "followed. Put the file itself there."
-    )
-  return path
 
 
 def _read_json(folder: files.Path, name: str) -> dict[str, Any]:
@@ -519,7 +497,7 @@ def _read_json(folder: files.Path, name: str) -> dict[str, Any]:
       if folder.is_dir()
       else files.missing(folder)
     )
-  _inside(folder, name)
+  files.inside(folder, name)
   return sidecar.read_json(path)
 
 

@@ -91,7 +91,7 @@ def write(
   Raises:
     UserError: a vector was given, a prompt with a delta other than 0, or one of an unknown
       alpha; `path` exists.
-    OSError: nothing was written that is an adapter.
+    OSError: nothing was written.
   """
   folder = files.to_path(path)
   check_output(folder, overwrite)
@@ -121,12 +121,18 @@ def write(
     WEIGHTS: safetensors_io.encode({LEAF: rows}, {"format": "pt"}),
     PROVENANCE: sidecar.encode({"prompt": values}, folded.provenance),
   }
-  if not files.is_remote(folder):
-    folder.mkdir(exist_ok=True)
-  # What is entered first appears last: without a config the folder is no adapter.
-  with contextlib.ExitStack() as stack:
-    for name, content in contents.items():
-      stack.enter_context(files.writing(folder / name, overwrite)).write(content)
+  new = not files.is_remote(folder) and not folder.exists()
+  if new:
+    folder.mkdir()
+  try:
+    # What is entered first appears last: without a config the folder is no adapter.
+    with contextlib.ExitStack() as stack:
+      for name, content in contents.items():
+        stack.enter_context(files.writing(folder / name, overwrite)).write(content)
+  except BaseException:
+    if new:
+      folder.rmdir()
+    raise
 
 
 def check_output(path: files.PathLike, overwrite: bool = False) -> None:

@@ -1,0 +1,342 @@
+"""Adapters of PEFT in and out, their files and what is refused of them."""
+
+import dataclasses
+import json
+import os
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from tpv_jax import cli, identity, safetensors_io
+from tpv_jax.errors import UserError
+from tpv_jax.formats import peft
+from tpv_jax.vectors import algebra, sources, store
+from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.provenance import Provenance, Term
+
+# As `save_pretrained` of PEFT 0.21 writes them; the real files are in tests/references.
+ROWS = np.random.default_rng(0).standard_normal((10, 6)).astype(np.float32)
+CONFIG = {
+  "auto_mapping": None,
+  "base_model_name_or_path": "google/t5-v1_1-base",
+  "inference_mode": True,
+  "modules_to_save": None,
+  "num_attention_heads": 12,
+  "num_layers": 12,
+  "num_transformer_submodules": 2,
+  "num_virtual_tokens": 5,
+  "peft_type": "PROMPT_TUNING",
+  "peft_version": "0.21.2",
+  "prompt_tuning_init": "TEXT",
+  "prompt_tuning_init_text": "Is this review good?",
+  "task_type": "SEQ_2_SEQ_LM",
+  "token_dim": 6,
+}
+
+
+@pytest.fixture
+def adapter(tmp_path):
+  """The function (leaves, changes of the config) -> an adapter's folder."""
+
+  def write(leaves=None, **changes):
+    folder = tmp_path / "adapter"
+    folder.mkdir(exist_ok=True)
+    config = {name: v for name, v in (CONFIG | changes).items() if v != "left out"}
+    (folder / peft.CONFIG).write_text(json.dumps(config))
+    leaves = {"prompt_embeddings": ROWS} if leaves is None else leaves
+    safetensors.numpy.save_file(leaves, folder / peft.WEIGHTS, {"format": "pt"})
+    return folder
+
+  return write
+
+
+def refused(path, pattern):
+  with pytest.raises(UserError, match=pattern) as caught:
+    sources.load(path)
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("stacks", [2, None, "left out"])
+def test_of_doubled_rows_the_first_half_is_the_prompt_and_a_note_says_so(
+  adapter, stacks
+):
+  loaded = sources.load(adapter(num_transformer_submodules=stacks))
+  assert loaded.leaves["prompt"].tobytes() == ROWS[:5].tobytes()
+  assert loaded.provenance == Provenance(
+    kind="prompt",
+    terms=(Term(None, 1.0),),
+    backbone_name="google/t5-v1_1-base",
+    versions={"peft": "0.21.2"},
+    notes=(
+      "its PEFT config says: task_type 'SEQ_2_SEQ_LM', prompt_tuning_init 'TEXT', "
+      "prompt_tuning_init_text 'Is this review good?'",
+      "rows 5 to 9 of the PEFT adapter were left out, for PEFT makes them for the "
+      "decoder and never uses them",
+    ),
+  )
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"num_transformer_submodules": 1},
+    {"num_transformer_submodules": None, "task_type": "CAUSAL_LM"},
+  ],
+)
+def test_rows_that_are_not_doubled_are_all_the_prompt(adapter, changes):
+  loaded = sources.load(adapter(num_virtual_tokens=10, **changes))
+  assert loaded.leaves["prompt"].tobytes() == ROWS.tobytes()
+  assert not any("left out" in note for note in loaded.provenance.notes)
+
+
+def test_an_adapter_is_read_by_its_weights_file_too(adapter):
+  folder = adapter()
+  one, other = sources.load(folder), sources.load(folder / peft.WEIGHTS)
+  assert one.provenance == other.provenance
+  np.testing.assert_array_equal(one.leaves["prompt"], other.leaves["prompt"])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_is_widened(adapter, dtype):
+  rows = ROWS.astype(dtype)
+  loaded = sources.load(adapter({"prompt_embeddings": rows}))
+  assert loaded.leaves["prompt"].dtype == np.float32
+  np.testing.assert_array_equal(loaded.leaves["prompt"], rows[:5].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"num_virtual_tokens": 4},
+    {"num_virtual_tokens": 10},
+    {"num_virtual_tokens": 0},
+    {"num_virtual_tokens": "5"},
+    {"num_virtual_tokens": True},
+    {"num_virtual_tokens": None},
+    {"num_transformer_submodules": 1},
+    {"num_transformer_submodules": 3},
+    {"num_transformer_submodules": [2]},
+    {"task_type": "CAUSAL_LM", "num_transformer_submodules": None},
+    {"token_dim": 7},
+  ],
+)
+def test_a_config_that_does_not_fit_the_weights_is_refused(adapter, changes):
+  refused(adapter(**changes), "adapter_config.json of .* does not fit its weights")
+
+
+@pytest.mark.parametrize(
+  ("kind", "pattern"),
+  [
+    ("MULTITASK_PROMPT_TUNING", r"multitask prompt tuning \(MPT\).*of 3 tasks.*\.npy"),
+    ("LORA", "is an adapter of LORA, and only those of PROMPT_TUNING are read"),
+    ("P_TUNING", "is an adapter of P_TUNING, and only those of PROMPT_TUNING"),
+    (None, "is an adapter of None, and only"),
+  ],
+)
+def test_other_kinds_of_adapters_are_refused_by_name(adapter, kind, pattern):
+  refused(adapter(peft_type=kind, num_tasks=3), pattern)
+
+
+@pytest.mark.parametrize(
+  ("leaves", "pattern"),
+  [
+    (
+      {"prompt_embeddings": ROWS, "lm_head.weight": ROWS},
+      "holds lm_head.weight, prompt",
+    ),
+    ({"prompt": ROWS}, "holds prompt, where an adapter of prompt tuning holds"),
+    ({"prompt_embeddings": ROWS[0]}, r"of shape \(6,\), no matrix"),
+    ({"prompt_embeddings": ROWS.astype(np.int32)}, r"in I32; what is read here"),
+    ({"prompt_embeddings": ROWS.astype(np.float64)}, r"in F64; what is read here"),
+    (
+      {"prompt_embeddings": np.where(ROWS > 1, np.nan, ROWS)},
+      "that are NaN or infinite",
+    ),
+  ],
+)
+def test_other_leaves_than_a_finite_matrix_of_floats_are_refused(
+  adapter, leaves, pattern
+):
+  refused(adapter(leaves), pattern)
+
+
+@pytest.mark.parametrize(
+  "text", ["", "{", "[1]", "[" * 10_000, '{"a":' + "9" * 5000 + "}"]
+)
+def test_a_config_that_is_no_json_object_is_refused(adapter, text):
+  folder = adapter()
+  (folder / peft.CONFIG).write_text(text)
+  refused(folder, r"adapter_config.json' is no JSON object")
+
+
+def test_a_pickle_in_the_folder_is_never_opened(adapter):
+  folder = adapter()
+  (folder / peft.WEIGHTS).rename(folder / "adapter_model.bin")
+  for path in (folder, folder / "adapter_model.bin"):
+    refused(path, r"adapter_model.bin' is a pickle.*never opened.*save_file\(")
+  (folder / "adapter_model.bin").unlink()
+  refused(folder, "has no adapter_model.safetensors")
+
+
+def test_weights_without_their_config_are_refused(adapter):
+  folder = adapter()
+  (folder / peft.CONFIG).unlink()
+  for path in (folder, folder / peft.WEIGHTS):
+    refused(path, "has no adapter_config.json, without which nobody knows how many")
+
+
+def test_every_truncation_is_refused(adapter):
+  file = adapter() / peft.WEIGHTS
+  content = file.read_bytes()
+  for size in range(0, len(content), 7):
+    file.write_bytes(content[:size])
+    refused(file.parent, "no safetensors file, or a truncated or damaged one")
+
+
+def test_a_link_out_of_the_folder_is_refused_but_that_of_hugging_faces_cache(
+  adapter, tmp_path
+):
+  folder = adapter()
+  for name in (peft.CONFIG, peft.WEIGHTS):
+    (folder / name).rename(tmp_path / name)
+    (folder / name).symlink_to(tmp_path / name)
+    refused(folder, rf"{name}' is a .*link out of its folder, to '{tmp_path / name}'")
+    (folder / name).unlink()
+    (tmp_path / name).rename(folder / name)
+  cache = tmp_path / "models--x"
+  (cache / "blobs").mkdir(parents=True)
+  (cache / "snapshots" / "0a1b").mkdir(parents=True)
+  for name in (peft.CONFIG, peft.WEIGHTS):
+    (folder / name).rename(cache / "blobs" / name)
+    link = cache / "snapshots" / "0a1b" / name
+    link.symlink_to(os.path.join("..", "..", "blobs", name))
+  assert sources.load(cache / "snapshots" / "0a1b").leaves["prompt"].shape == (5, 6)
+
+
+def test_what_is_exported_is_what_peft_writes_and_comes_back_bit_for_bit(
+  initial_prompt, tuned_prompt, tmp_path
+):
+  prompt = tuned_prompt(initial_prompt(0), "sst2", 1)
+  peft.write(tmp_path / "out", prompt, "google/t5-v1_1-base")
+  again = sources.load(tmp_path / "out")
+  assert again.provenance == prompt.provenance
+  assert again.leaves["prompt"].tobytes() == prompt.leaves["prompt"].tobytes()
+  written = json.loads((tmp_path / "out" / peft.CONFIG).read_text())
+  assert (
+    written.items()
+    <= {
+      **CONFIG,
+      "num_virtual_tokens": 4,
+      # What PEFT takes from the model itself, or does not read of a trained adapter.
+      "num_attention_heads": None,
+      "num_layers": None,
+      "prompt_tuning_init": "RANDOM",
+      "prompt_tuning_init_text": None,
+      "revision": None,
+      "tokenizer_name_or_path": None,
+    }.items()
+  )
+  rows = safetensors.numpy.load_file(tmp_path / "out" / peft.WEIGHTS)
+  np.testing.assert_array_equal(rows["prompt_embeddings"][:4], prompt.leaves["prompt"])
+  assert rows["prompt_embeddings"].shape == (8, 6)
+  assert not rows["prompt_embeddings"][4:].any()
+  assert safetensors_io.read_header(tmp_path / "out" / peft.WEIGHTS).metadata == {
+    "format": "pt"
+  }
+
+
+def test_a_vector_and_a_delta_have_no_place_in_an_adapter(
+  initial_prompt, tuned_prompt, ept_initial, ept_tuned, tmp_path
+):
+  start = initial_prompt(0)
+  vector = algebra.diff(tuned_prompt(start, "sst2", 1), start)
+  with pytest.raises(UserError, match="Apply it to an initial prompt"):
+    peft.write(tmp_path / "out", vector)
+  ept = ept_tuned(ept_initial(0), "rte", 1)
+  with pytest.raises(
+    UserError, match=r"adds a delta \[5, 6\] to them.*--to npz.*infer"
+  ):
+    peft.write(tmp_path / "out", ept)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dept_or_ept_prompt_whose_delta_is_zero_goes_out_folded(
+  ept_initial, tmp_path
+):
+  ept = ept_initial(0)
+  leaves = {**ept.leaves, "low_rank_a": np.zeros_like(ept.leaves["low_rank_a"])}
+  prompt = Loaded(leaves, dataclasses.replace(ept.provenance, initial_digest=None))
+  peft.write(tmp_path / "out", prompt)
+  folded = algebra.fold(prompt).leaves["prompt"]
+  again = sources.load(tmp_path / "out")
+  assert again.leaves["prompt"].tobytes() == folded.tobytes()
+  assert (again.provenance.method, again.provenance.space) == ("ept", "effective")
+
+
+def test_provenance_beside_other_rows_is_refused(initial_prompt, adapter):
+  folder = adapter()
+  peft.write(folder, initial_prompt(0), overwrite=True)
+  assert sources.load(folder).provenance == initial_prompt(0).provenance
+  adapter()  # As `save_pretrained` would, which leaves our file where it is.
+  refused(folder, r"tpv_provenance.json' states the provenance of other values")
+  (folder / peft.PROVENANCE).unlink()
+  assert sources.load(folder).provenance.versions == {"peft": "0.21.2"}
+
+
+def test_an_existing_folder_is_left_alone(initial_prompt, tmp_path):
+  (tmp_path / "out").mkdir()
+  with pytest.raises(UserError, match="out' exists and was left as it is"):
+    peft.write(tmp_path / "out", initial_prompt(0))
+  assert list((tmp_path / "out").iterdir()) == []
+  peft.write(tmp_path / "out", initial_prompt(0), overwrite=True)
+  (tmp_path / "file").write_text("mine")
+  with pytest.raises(UserError, match=r"it is a file\. Name a folder"):
+    peft.write(tmp_path / "file", initial_prompt(0), overwrite=True)
+  with pytest.raises(UserError, match=r"the folder '.*nowhere' does not exist"):
+    peft.write(tmp_path / "nowhere" / "out", initial_prompt(0))
+
+
+def test_an_export_that_failed_leaves_no_adapter(initial_prompt, tmp_path, monkeypatch):
+  real = peft.files.writing
+
+  def full(path, overwrite):
+    if path.name == peft.WEIGHTS:
+      raise OSError(28, "No space left on device")
+    return real(path, overwrite)
+
+  monkeypatch.setattr(peft.files, "writing", full)
+  with pytest.raises(OSError, match="No space"):
+    peft.write(tmp_path / "out", initial_prompt(0))
+  assert not (tmp_path / "out").exists()
+
+
+def test_a_bucket_holds_adapters_too(bucket, initial_prompt):
+  peft.write(f"{bucket}/out", initial_prompt(0))
+  again = sources.load(f"{bucket}/out")
+  assert again.provenance == initial_prompt(0).provenance
+  with pytest.raises(UserError, match="exists and was left"):
+    peft.write(f"{bucket}/out", initial_prompt(0))
+
+
+def test_vector_commands_read_and_compare_adapters(adapter, make_run, tmp_path, capsys):
+  folder, run = adapter(), make_run("run")
+  out, back = tmp_path / "sst2.safetensors", tmp_path / "back"
+  given = ["--task", "sst2", "--backbone", str(run / "best_prompt.safetensors")]
+  assert cli.main(["import", str(folder), "-o", str(out), *given]) == 0
+  printed = capsys.readouterr().out
+  assert "note: rows 5 to 9 of the PEFT adapter were left out" in printed
+  assert "unknown: the initial prompt (--initial).\n" in printed
+  known = store.read(out)[1]
+  assert known.backbone_fingerprint == "ab" * 32
+  assert known.backbone_name == "google/t5-v1_1-base"
+  arguments = ["export", str(out), "--to", "peft", "-o", str(back)]
+  assert cli.main([*arguments, "--base-model", "t5"]) == 0
+  assert "in '" + str(back / peft.PROVENANCE) in capsys.readouterr().out
+  assert json.loads((back / peft.CONFIG).read_text())["base_model_name_or_path"] == "t5"
+  assert sources.load(back).provenance == known
+  assert cli.main(["show", str(back)]) == 0
+  shown = capsys.readouterr().out
+  assert identity.prompt_digest({"prompt": ROWS[:5]}) in shown
+  assert "initial       unknown" in shown and "steps         unknown" in shown
