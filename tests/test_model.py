@@ -424,6 +424,46 @@ def test_the_score_of_a_prediction_is_that_of_scoring_it(params):
   np.testing.assert_allclose(aux["scores"], score(ours, params, batch), rtol=ROUNDING)
 
 
+@pytest.mark.parametrize("kind", ("plain", "ept"))
+def test_the_score_of_a_beam_is_that_of_scoring_it_over_its_length(params, kind):
+  prompt = True if kind == "plain" else ept.EPT(3, 12, 6, 2, fusion_width=2, spaces=2)
+  one, four = (build(prompt, 10, num_beams=n, length_penalty=3.0) for n in (1, 4))
+  if kind == "ept":
+    fresh = one.get_initial_variables(jax.random.key(1), {})["params"]["prompt"]
+    params = {**params, "prompt": jax.tree.map(lambda x: x + 0.1, fresh)}
+  tokens, aux = jax.jit(four.predict_batch_with_aux)(params, BATCH)
+  tokens = np.asarray(tokens)
+  lengths = (tokens > 0).sum(axis=1)
+  batch = {
+    **BATCH,
+    "decoder_target_tokens": tokens,
+    "decoder_input_tokens": np.pad(tokens, ((0, 0), (1, 0)))[:, :-1],
+    "decoder_loss_weights": (tokens > 0).astype(np.float32),
+  }
+  expected = score(one, params, batch) / lengths**3.0
+  np.testing.assert_allclose(aux["scores"], expected, rtol=ROUNDING)
+  greedy, _ = jax.jit(one.predict_batch_with_aux)(params, BATCH)
+  assert not np.array_equal(greedy, tokens)
+
+
+def test_rows_of_different_prompts_have_the_beams_of_each_alone(params):
+  ours = build(prompt=None, eos_id=10, num_beams=3, length_penalty=3.0)
+  backbone = {name: tree for name, tree in params.items() if name != "prompt"}
+  first = params["prompt"]["prompt"]
+  bank = equations.Folded(np.stack([first, -4 * first]))
+  rows = {"encoder_input_tokens": SOURCE[[0, 2, 0]], "prompt_ids": np.array([0, 1, 1])}
+  found = jax.jit(ours.predict_rows, static_argnums=3)(bank, backbone, rows, 4)
+  predict = jax.jit(ours.predict_batch)
+  alone = [predict({**backbone, "prompt": {"prompt": p}}, BATCH) for p in bank.prompt]
+  assert np.array_equal(found, [alone[0][0], alone[1][2], alone[1][0]])
+  assert not np.array_equal(alone[0], alone[1])
+
+
+def test_fewer_beams_than_one_are_refused():
+  with pytest.raises(UserError, match=r"NUM_BEAMS\) is 0; it must be a whole number"):
+    build(num_beams=0)
+
+
 def test_without_a_prompt_it_is_the_backbone_alone(params):
   backbone = {name: tree for name, tree in params.items() if name != "prompt"}
   alone = build(prompt=False, trainable=".*")

@@ -2,6 +2,10 @@
 
 import functools
 import itertools
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -175,6 +179,40 @@ def test_beams_find_better_texts_and_a_row_of_padding_has_none(model):
   assert (np.asarray(scores[:, 0]) >= np.asarray(greedy_scores) - 1e-5).all()
   assert not np.array_equal(tokens[:, 0], greedy_tokens)
   assert not np.asarray(tokens[4]).any() and not np.asarray(scores[4]).any()
+
+
+def test_beams_on_eight_devices_are_those_of_one():
+  script = f"""
+import pathlib, sys
+sys.path[:0] = {[str(pathlib.Path(__file__).parents[i]) for i in (0, 1, 2)]}
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import test_decoding
+from tpv_jax.backbone import decoding, network
+net = network.Transformer(16, 12, 2, 5, 1, 1, 20)
+params = test_decoding.random_params(net, 1)
+source = np.random.default_rng(0).integers(2, 16, (8, 5))
+mesh = Mesh(np.array(jax.devices()), "data")
+rows = NamedSharding(mesh, PartitionSpec("data"))
+@jax.jit
+def search(params, source):
+  encoded = net.apply({{"params": params}}, source, method=net.encode)
+  return decoding.beam_search(net, params, encoded, source, 6, 9, 3)
+tokens, scores = search(params, jax.device_put(source, rows))
+assert len(scores.sharding.device_set) == 8
+one_tokens, one_scores = search(params, source)
+assert np.array_equal(tokens, one_tokens)
+np.testing.assert_allclose(scores, one_scores, rtol=1e-5)
+print("equal on", jax.device_count())
+"""
+  flags = "--xla_force_host_platform_device_count=8"
+  done = subprocess.run(
+    [sys.executable, "-c", script],
+    env={**os.environ, "XLA_FLAGS": flags},
+    capture_output=True,
+    text=True,
+  )
+  assert done.stdout == "equal on 8\n", done.stderr
 
 
 def bodies(jaxpr):

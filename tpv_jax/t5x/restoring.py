@@ -389,6 +389,8 @@ def model_of(subject: Loaded, model: SoftPromptModel) -> SoftPromptModel:
     plain.Prompt(length, features, longest),
     model.input_vocabulary,
     model.output_vocabulary,
+    num_beams=model.num_beams,
+    length_penalty=model.length_penalty,
   )
 
 
