@@ -1,6 +1,7 @@
 """The parts of a training step that its results do not show."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
@@ -35,3 +36,29 @@ def test_moments_lie_as_their_parameters_and_all_else_is_replicated(tiny, name):
     assert sharding == (parameter.sharding if same else whole), path
     seen.add(sharding.spec)
   assert PartitionSpec(None, "model") in seen and PartitionSpec() in seen
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_call_writes_the_state_where_the_old_one_was(tiny, length):
+  mesh = partitioning.make_mesh()
+  built = steps.build(tiny.plain_model, tiny.schedule, 1, mesh)
+  parameters = partitioning.abstract_parameters(tiny.plain_model, mesh)
+  trainable, frozen = tiny.plain_model.split(identity.unflatten(parameters))
+  state = jax.eval_shape(built.initialise, trainable)
+  batches = steps.put_batches(built, [tiny.data().batch_at(0)] * length)
+  step = built.train.lower(state, frozen, batches, jax.random.key(0)).compile()
+  size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+  assert step.memory_analysis().alias_size_in_bytes == size
+
+
+def test_compilations_are_counted_while_one_listens():
+  one, other = jax.jit(lambda x: x * 3 + 1), jax.jit(lambda x: x * 5 - 1)
+  with steps.compilations() as count:
+    assert count() == 0
+    one(jnp.zeros(7)).block_until_ready()
+    first = count()
+    assert first >= 1
+    one(jnp.ones(7)).block_until_ready()
+    assert count() == first
+  other(jnp.zeros(7))
+  assert count() == first

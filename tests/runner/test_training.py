@@ -680,6 +680,61 @@ def test_a_run_compiles_each_function_once(tiny, tmp_path):
   assert built.validate._cache_size() == 1
 
 
+def test_steps_that_are_compiled_again_are_counted(tiny, tmp_path, capsys, monkeypatch):
+  data = tiny.data()
+  batch_at = data.batch_at
+
+  def forgetful(step):
+    if step == 12:  # Prepared while steps 6 to 10 run; those from 11 on compile again.
+      jax.clear_caches()
+    return batch_at(step)
+
+  monkeypatch.setattr(data, "batch_at", forgetful)
+  manifest = tiny.train(tmp_path / "run", data=data)
+  assert manifest["recompiled"] == 1
+  assert "compiled again 1 times" in capsys.readouterr().out
+
+
+def test_a_backbone_in_bf16_lies_in_bf16_and_computes_the_same(tiny, tmp_path):
+  model = tiny.model()
+  model.network = tiny.network.copy(dtype="bfloat16")
+  run = training.Run(
+    model=model,
+    data=tiny.data(),
+    folder=RunFolder(tmp_path),
+    total_steps=1,
+    learning_rate=tiny.schedule,
+    backbone=tiny.backbone,
+    initial_prompt=functools.partial(initial.sampled_vocabulary, length=4),
+    initial_seed=0,
+    seed=0,
+    eval_period=1,
+    log_period=1,
+    checkpoint_period=1,
+    best_metric="loss",
+    microbatches=1,
+    model_parallel=1,
+    progress=False,
+  )
+  frozen = run.place_frozen()
+  names = {str(leaf.dtype): path for path, leaf in frozen.items()}
+  assert set(names) == {"bfloat16", "float32"}
+  assert names["float32"].endswith("rel_embedding")
+  whole = {
+    path: jax.numpy.asarray(leaf)
+    for path, leaf in model.split(
+      dict(tiny.backbone.params) | {"prompt": {"prompt": 0}}
+    )[1].items()
+  }
+  trainable, batch = run.fresh_state().trainable, tiny.data().batch_at(0)
+  found, expected = (
+    run.steps.validate(trainable, leaves, batch)["loss"].compute()
+    for leaves in (frozen, whole)
+  )
+  # XLA may leave out a rounding to bf16 that it finds in the program.
+  assert float(found) == pytest.approx(float(expected), rel=2**-8)
+
+
 def test_two_stops_act_at_once_and_one_is_noted():
   with training.stop_signals() as requested:
     assert requested() is None

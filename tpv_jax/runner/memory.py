@@ -68,7 +68,7 @@ def need(
   Args:
     steps: of the bank.
     trainable: the leaves of one prompt.
-    frozen: of the backbone, on this host.
+    frozen: of the backbone, as they lie on the devices; or their shapes.
     prompts: N.
     shapes: of the calls.
   """

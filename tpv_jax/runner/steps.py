@@ -3,8 +3,9 @@
 Both call the model's own members; nothing about the loss is said here.
 """
 
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -198,6 +199,22 @@ def put_batches(steps: Steps, batches: list[dict[str, np.ndarray]]) -> dict[str,
   )
   stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
   return processes.put_all(stacked, sharding)
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[Callable[[], int]]:
+  """Yields a function that returns how many programs JAX has compiled since."""
+  count = 0
+
+  def hear(event: str, duration_secs: float, **_: Any) -> None:
+    nonlocal count
+    count += event == "/jax/core/compile/backend_compile_duration"
+
+  jax.monitoring.register_event_duration_secs_listener(hear)
+  try:
+    yield lambda: count
+  finally:
+    jax.monitoring.unregister_event_duration_listener(hear)
 
 
 def check_batch_size(batch_size: int, microbatches: int, mesh: Mesh) -> None:

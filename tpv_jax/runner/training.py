@@ -173,6 +173,7 @@ class Run:
     )
     self._trace()
     self.tunes_backbone = any(not path.startswith("prompt/") for path in self.trained)
+    self.recompiled = 0
 
   def _trace(self) -> None:
     """Has the model say what it has against the data, before anything is written."""
@@ -343,8 +344,12 @@ class Run:
     return {"from": given.name, "rank": rank, "relative_errors": errors}
 
   def place_frozen(self) -> compiled.Leaves:
-    """Returns the frozen leaves, on the devices."""
-    return self._put(self.model.split(self._start)[1])
+    """Returns the frozen leaves, on the devices, as the network stores them."""
+    _, frozen = self.model.split(self._start)
+    stored = self.model.network.stored
+    return self._put(
+      {path: leaf.astype(stored(path, leaf.dtype)) for path, leaf in frozen.items()}
+    )
 
   def fresh_state(self) -> compiled.TrainState:
     """Returns the state before the first step, on the devices."""
@@ -396,10 +401,14 @@ class Run:
       dynamic_ncols=True,
     )
     upcoming = batches(*parts[0]) if parts else None
-    with bar:
+    lengths: set[int] = set()  # Of calls so far; each is a program.
+    with bar, compiled.compilations() as compilations:
       for index, (start, stop) in enumerate(parts):
-        began = time.time()
+        began, before = time.time(), compilations()
         state, report = self.steps.train(state, frozen, upcoming, rng)
+        if stop - start in lengths:
+          self.recompiled += compilations() - before
+        lengths.add(stop - start)
         # The next batches are prepared while the devices work on these.
         if index + 1 < len(parts):
           upcoming = batches(*parts[index + 1])
@@ -533,6 +542,9 @@ class Run:
       }
     if seconds is not None:
       self.manifest["seconds_since_start"] = round(seconds, 3)
+    if self.recompiled:
+      tqdm.write(f"Steps were compiled again {self.recompiled} times.")
+      self.manifest["recompiled"] = self.recompiled
     self.folder.write_manifest(self.manifest)
     return self.manifest
 
