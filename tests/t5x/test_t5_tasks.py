@@ -1,4 +1,4 @@
-"""The T5 package's GLUE and SuperGLUE tasks and a TFDS task, end to end under T5X.
+"""Our registry's tasks, the T5 package's and one of TFDS, end to end under T5X.
 
 No data is downloaded: `tfds.testing.mock_data` invents examples of the right shape, and
 a SentencePiece model made here stands in for the public one.
@@ -7,6 +7,7 @@ a SentencePiece model made here stands in for the public one.
 import functools
 import importlib
 import io
+import json
 from unittest import mock
 
 import numpy as np
@@ -154,3 +155,27 @@ def test_any_tfds_task_trains(t5x, parts, vocabulary):
     train_two_steps(parts, "tpv_test_imdb", vocabulary)
   finally:
     seqio.TaskRegistry.remove("tpv_test_imdb")
+
+
+@pytest.mark.parametrize("name", ["glue_mnli", "sst5"])
+def test_streamed_tasks_of_the_registry_train(
+  t5x, parts, vocabulary, monkeypatch, tmp_path, name
+):
+  import seqio
+
+  from tpv_jax.data import registry, sources
+  from tpv_jax.t5x import tasks
+
+  which = registry.definition(name)
+  if which.tfds:  # invented by `mock_data`, which knows no sizes
+    monkeypatch.setattr(sources.Tfds, "counts", {"train": 20, which.held_out: 20})
+  else:
+    for split in sources.needed_splits(which):
+      rows = registry.example_rows(which) * 4
+      (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sources.prepare(which, tmp_path, tmp_path, str)
+  registered = tasks.streamed(name, vocabulary, tmp_path)
+  try:
+    train_two_steps(parts, registered, vocabulary)
+  finally:
+    seqio.TaskRegistry.remove(registered)

@@ -26,7 +26,7 @@ _EXAMPLES = {
 _MORE = {
   "prepare": """\
 Data sets of TFDS are downloaded by it (extra 'data'), those of the Hugging Face hub by
-'datasets' (pip install datasets). A call that was stopped goes on where it was.
+'datasets' (extra 'hf'). A call that was stopped goes on where it was.
 FOLDER is a local copy: SPLIT.jsonl for each split that is needed, with the columns of the
 source; or parquet files, or what 'save_to_disk' wrote.""",
   "export": """\

@@ -368,7 +368,8 @@ def _hugging_face(which: Definition, folder: PathLike | None) -> Mapping[str, An
   except ImportError as error:
     raise UserError(
       f"The data of '{which.name}' needs Hugging Face's 'datasets', which is not "
-      f"installed ({error}): pip install datasets. Or give JSON lines by --from FOLDER."
+      f"installed ({error}): pip install datasets, or tpv_jax with its extra 'hf'. Or "
+      "give JSON lines by --from FOLDER."
     ) from None
   with _download_errors(which):
     if folder is None:
