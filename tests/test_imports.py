@@ -19,8 +19,9 @@ T5X_ROOM = {
 """What imports T5X, which is not on PyPI; the other modules of its room do not."""
 
 NUMPY_ONLY = (
-  *("arguments", "cli", "errors", "files", "identity", "orbax_io"),
-  *("vectors", "data", "embedded"),
+  *("arguments", "cli", "errors", "files", "identity", "leaves", "orbax_io"),
+  "safetensors_io",
+  *("vectors", "data", "embedded", "formats"),
 )
 """Modules and rooms that know no JAX either."""
 

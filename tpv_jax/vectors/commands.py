@@ -10,6 +10,9 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float64
+
 from tpv_jax import identity
 from tpv_jax.arguments import add_command, number
 from tpv_jax.errors import UserError
@@ -369,17 +372,24 @@ def _cosine(options: argparse.Namespace) -> None:
     }
     print(json.dumps(content, indent=2, ensure_ascii=False))
     return
+  print(cosine_table(names, matrix))
+
+
+def cosine_table(names: Sequence[str], matrix: Float64[np.ndarray, "N N"]) -> str:
+  """Returns a matrix of cosines as text, its columns aligned."""
   cells = [["", *names]]
   cells += [
     [name, *(f"{value:.4f}" for value in row)]
     for name, row in zip(names, matrix, strict=True)
   ]
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  lines = []
   for first, *others in cells:
     aligned = [
       f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)
     ]
-    print("  ".join([f"{first:<{widths[0]}}", *aligned]).rstrip())
+    lines.append("  ".join([f"{first:<{widths[0]}}", *aligned]).rstrip())
+  return "\n".join(lines)
 
 
 def _inspect(options: argparse.Namespace) -> None:
