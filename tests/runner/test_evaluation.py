@@ -18,6 +18,7 @@ from tpv_jax.backbone import loading
 from tpv_jax.data import batches, tasks, vocabularies
 from tpv_jax.errors import UserError
 from tpv_jax.model import SoftPromptModel
+from tpv_jax.runner import candidates as candidates_of
 from tpv_jax.runner import evaluation
 from tpv_jax.vectors import algebra, sources, store
 from tpv_jax.vectors.provenance import Provenance, Term
@@ -243,6 +244,26 @@ def test_sources_longer_than_a_delta_are_refused(tiny, evaluator):
     evaluator.exact_match(leaves, tokenized)
 
 
+def test_with_beams_every_answer_is_the_best_beam(tiny, evaluator, prompt):
+  _, leaves = prompt
+  searching = tiny.model(prompt=None)
+  searching.num_beams, searching.length_penalty = 3, 30.0  # the longest text wins
+  beams = evaluation.Evaluator(
+    searching, tiny.backbone.params, tiny.vocabulary, tiny.lengths, batch_size=16
+  )
+  found = beams.evaluate(leaves, tiny.task, "test")
+  greedy = evaluator.evaluate(leaves, tiny.task, "test")
+  params = {**tiny.backbone.params, "prompt": leaves}
+  source = beams.tokenize(tiny.task.examples("test")).inputs
+  batch = {
+    "encoder_input_tokens": source,
+    "decoder_input_tokens": np.zeros((len(source), tiny.lengths["targets"]), int),
+  }
+  tokens = jax.jit(searching.predict_batch)(params, batch)
+  assert found.generated == [tiny.vocabulary.decode(row) for row in tokens.tolist()]
+  assert found.chosen == greedy.chosen and found.generated != greedy.generated
+
+
 def test_the_last_batch_does_not_count_its_filling(tiny, evaluator, prompt):
   """40 examples in batches of 16 and in one of 40 give the same predictions."""
   whole = evaluation.Evaluator(
@@ -289,14 +310,14 @@ def write_backbone(tiny, path):
   return str(path)
 
 
-def evaluate(tiny, tmp_path, **arguments):
+def evaluate(tiny, tmp_path, tasks_given=None, **arguments):
   plain = tiny.model(prompt=None)
   path = tmp_path / "backbone.safetensors"
   backbone = str(path) if path.exists() else write_backbone(tiny, path)
   return evaluation.evaluate(
     plain,
     backbone,
-    [tiny.task],
+    [tiny.task] if tasks_given is None else tasks_given,
     tiny.vocabulary,
     tiny.lengths,
     progress=False,
@@ -343,6 +364,169 @@ def test_a_vector_on_its_initial_prompt_scores_as_the_tuned_prompt(
   assert nothing["results"] == initial["results"] != tuned["results"]
 
 
+@pytest.fixture(scope="module")
+def vectors(tiny, prompt, tmp_path_factory):
+  """Two vectors' files, one of them of another task's name."""
+  folder = tmp_path_factory.mktemp("vectors")
+  run = str(prompt[0])
+  vector = algebra.diff(sources.load(run), sources.load(run, "initial"))
+  paths = [str(folder / name) for name in ("a.safetensors", "b.safetensors")]
+  store.write(paths[0], vector.leaves, vector.provenance)
+  flipped = {name: leaf[::-1].copy() for name, leaf in vector.leaves.items()}
+  other = dataclasses.replace(vector.provenance, terms=(Term("other", 1.0),))
+  store.write(paths[1], flipped, other)
+  return paths
+
+
+def test_many_prompts_and_sums_score_what_each_scores_in_a_call_of_its_own(
+  tiny, prompt, vectors, tmp_path, capsys
+):
+  run, (a, b) = str(prompt[0]), vectors
+  output = str(tmp_path / "many.json")
+  report = evaluate(
+    tiny,
+    tmp_path,
+    prompt=[None, run],
+    vector=[a, [a, b], {a: 0.5, b: -1}],
+    initial=run,
+    coefficient=[0.5, 1],
+    output=output,
+    predictions=True,
+  )
+  assert json.loads(pathlib.Path(output).read_text()) == report
+  names = [one["name"] for one in report["candidates"]]
+  assert names == [
+    "no prompt",
+    run,
+    f"0.5 * {a} on {run}",
+    f"1 * {a} on {run}",
+    f"0.5 * ({a} + {b}) on {run}",
+    f"1 * ({a} + {b}) on {run}",
+    f"0.5 * (0.5 {a} + -1 {b}) on {run}",
+    f"1 * (0.5 {a} + -1 {b}) on {run}",
+  ]
+  rows = {row.pop("candidate"): row for row in report["results"]}
+  assert list(rows) == names and "prompt" not in report
+  assert rows[names[3]] == rows[run]  # The vector on its own initial prompt.
+  alone = evaluate(tiny, tmp_path, vector=a, initial=run, coefficient=0.5)
+  assert rows[names[2]] == alone["results"][0]
+  described = report["candidates"][2]
+  assert described["prompt_digest"] == alone["prompt_digest"]
+  assert described["prompt"] == alone["prompt"]
+  loaded = [sources.load(path) for path in (a, b)]
+  weighted = algebra.apply(
+    algebra.sum_vectors(loaded, [0.5, -1]), sources.load(run, "initial")
+  )
+  digest = identity.prompt_digest(weighted.leaves)
+  assert report["candidates"][-1]["prompt_digest"] == digest
+  lines = pathlib.Path(f"{output}.predictions.jsonl").read_text().splitlines()
+  assert len(lines) == 8 * 40 and json.loads(lines[-1])["candidate"] == names[-1]
+  shown = capsys.readouterr().out
+  assert "candidate" in shown and "8 results in" in shown and "compiled" in shown
+
+
+def test_a_search_chooses_the_coefficient_with_the_best_mean(
+  tiny, evaluator, prompt, vectors, tmp_path
+):
+  run, grid = str(prompt[0]), [-1, 0, 0.5, 1]
+  report = evaluate(
+    tiny,
+    tmp_path,
+    vector=vectors,
+    initial=run,
+    search=grid,
+    search_examples=30,
+    splits=["test", "train"],
+  )
+  start = sources.load(run, "initial")
+  tokenized = evaluator.tokenize(tiny.task.examples("validation")[:30])
+  for path, one in zip(vectors, report["candidates"], strict=True):
+    scores = [
+      evaluator.exact_match(
+        algebra.apply(sources.load(path), start, c).leaves, tokenized
+      )
+      for c in grid
+    ]
+    assert one["search"]["scores"] == {"parity": scores}
+    assert one["search"]["coefficients"] == grid
+    assert one["coefficient"] == grid[int(np.argmax(scores))]
+  assert [row["split"] for row in report["results"]] == ["test", "train"] * 2
+  labels = evaluate(
+    tiny, tmp_path, vector=vectors[0], initial=run, search=[1], splits=["validation"]
+  )
+  assert "search" not in labels["candidates"][0]  # There was nothing to choose.
+  found = evaluate(
+    tiny,
+    tmp_path,
+    vector=vectors[0],
+    initial=run,
+    search=[1, 0],
+    search_metric="label_accuracy",
+  )
+  (searched,) = (one["search"]["scores"]["parity"] for one in found["candidates"])
+  assert searched[0] == labels["results"][0]["label_accuracy"]
+
+
+def test_without_a_list_a_search_tries_21_coefficients_from_0_to_1():
+  assert tuple(np.round(np.linspace(0, 1, 21), 2)) == candidates_of.GRID
+
+
+def test_candidates_may_be_evaluated_on_their_own_tasks_only(
+  tiny, prompt, vectors, tmp_path
+):
+  other = dataclasses.replace(tiny.task, name="other")
+  settings = {"vector": vectors, "initial": str(prompt[0]), "own_tasks": True}
+  tasks_given = [tiny.task, other]
+  report = evaluate(tiny, tmp_path, tasks_given, **settings)
+  assert [row["task"] for row in report["results"]] == ["parity", "other"]
+  typo = dataclasses.replace(tiny.task, name="othre")
+  with pytest.raises(UserError, match=r"is of the task 'other'.*Did you mean 'othre'"):
+    evaluate(tiny, tmp_path, [tiny.task, typo], **settings)
+
+
+def test_what_makes_no_evaluation_is_one_clear_line(tiny, prompt, vectors, tmp_path):
+  run = str(prompt[0])
+  applied = {"vector": vectors[0], "initial": run}
+  free = dataclasses.replace(tiny.task, labels=None)
+  for message, tasks_given, settings in (
+    ("coefficient is 'half'; it must be a finite", None, {"coefficient": ["half"]}),
+    ("coefficient is True", None, {"coefficient": True}),
+    ("coefficient is nan", None, {"coefficient": float("nan")}),
+    ("COEFFICIENT has '0.5' twice", None, {"coefficient": [0.5, 0.5]}),
+    ("list of coefficients is empty", None, {"coefficient": []}),
+    ("VECTOR has 'a' twice", None, {"vector": ["a", "a"]}),
+    ("INITIAL has '.*' twice", None, {"initial": [run, run]}),
+    ("VECTOR has an empty sum", None, {"vector": [[]]}),
+    ("no vector was given", None, {"vector": None, "initial": None, "search": True}),
+    ("SEARCH is 0.5", None, {"search": 0.5}),
+    ("SEARCH chooses it", None, {"search": True, "coefficient": 0.5}),
+    (
+      "SEARCH_SPLIT is 'validate'. Did you mean 'validation'",
+      None,
+      {"search": True, "search_split": "validate"},
+    ),
+    (
+      "'label_acuracy'. Did you mean 'label_accuracy'",
+      None,
+      {"search": True, "search_metric": "label_acuracy"},
+    ),
+    (
+      "'parity' has no labels among which",
+      [free],
+      {"search": True, "search_metric": "label_accuracy"},
+    ),
+    ("'sentimant', which is no task. Did you mean 'sentiment'", ["sentimant"], {}),
+    ("TASKS has 'parity' twice", [tiny.task, tiny.task], {}),
+    ("no split 'tset'.*Did you mean 'test'", None, {"splits": ["tset"]}),
+    ("at least one each", [], {}),
+    ("PROMPTS_AT_ONCE is 0", None, {"at_once": 0}),
+  ):
+    with pytest.raises(UserError, match=message):
+      evaluate(tiny, tmp_path, tasks_given, **(applied | settings))
+  with pytest.raises(UserError, match="nothing to evaluate"):
+    evaluate(tiny, tmp_path, prompt=[])
+
+
 def test_texts_that_are_too_long_are_said_and_counted(tiny, tmp_path, capsys):
   short = {"inputs": 4, "targets": 2}
   backbone = write_backbone(tiny, tmp_path / "backbone.safetensors")
@@ -364,6 +548,7 @@ def test_a_batch_is_rounded_up_to_suit_the_devices(tiny):
 import sys
 sys.path.insert(0, {str(pathlib.Path(__file__).parents[1])!r})
 from conftest import Tiny
+from tpv_jax.runner import candidates as candidates_of
 from tpv_jax.runner import evaluation
 tiny = Tiny()
 model = tiny.model(prompt=None)
@@ -391,7 +576,7 @@ def test_no_prompt_is_the_plain_backbone(tiny, tmp_path, evaluator):
 
 def test_inputs_that_do_not_belong_together_are_refused(tiny, prompt, tmp_path):
   with pytest.raises(UserError, match="Both a prompt and a vector"):
-    evaluate(tiny, tmp_path, prompt="a", vector="b")
+    candidates_of.subject("a", "b", None, 1.0, "best")
   with pytest.raises(UserError, match="no vector was given"):
     evaluate(tiny, tmp_path, initial="b")
   with pytest.raises(UserError, match=r"Give a list: \['test'\]"):
