@@ -1,6 +1,8 @@
 """Errors: one line, the right exit code."""
 
 import errno
+import subprocess
+import sys
 
 import pytest
 
@@ -48,3 +50,17 @@ def test_near_misses_are_only_the_near_ones():
   known = ["TRAIN_STEPS", "EVAL_PERIOD"]
   assert errors.near_misses("TRAIN_STEP", known) == " Did you mean 'TRAIN_STEPS'?"
   assert errors.near_misses("banana", known) == ""
+
+
+def test_a_command_whose_output_nobody_reads_ends_without_a_word():
+  code = (
+    "import sys; from tpv_jax import errors\n"
+    "sys.exit(errors.run_command(lambda: print('line\\n' * 10**6)))"
+  )
+  with subprocess.Popen(
+    [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+  ) as process:
+    assert process.stdout.readline() == b"line\n"
+    process.stdout.close()
+    assert process.stderr.read() == b""
+  assert process.returncode == errors.EXIT_BROKEN_PIPE

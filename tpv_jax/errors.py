@@ -18,6 +18,9 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells use it."""
 
+EXIT_BROKEN_PIPE = 141
+"""Exit code where nobody reads the output any more (`| head`), as shells use it."""
+
 
 class UserError(Exception):
   """Bad input: its text says what is wrong, why, and what to do next, in one line."""
@@ -63,7 +66,13 @@ def run_command(main: Callable[[], int | None], debug: bool = False) -> int:
   their trace.
   """
   try:
-    return main() or 0
+    code = main() or 0
+    sys.stdout.flush()
+    return code
+  except BrokenPipeError:
+    # What is left in the buffer goes nowhere, or Python would complain at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_BROKEN_PIPE
   except (UserError, OSError) as error:
     if debug:
       traceback.print_exc()
