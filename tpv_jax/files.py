@@ -77,6 +77,12 @@ def absolute(path: PathLike) -> Path:
   return found if is_remote(found) else found.absolute()
 
 
+def cache_folder() -> pathlib.Path:
+  """Returns the folder of what may be deleted at any time: `~/.cache/tpv_jax`."""
+  root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+  return pathlib.Path(root) / "tpv_jax"
+
+
 def read_bytes(path: PathLike) -> bytes:
   """Returns the content of a file.
 

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from tpv_jax import train_bank
+from tpv_jax.runner import processes
 from tpv_jax.vectors import store
 
 STEPS = 40
@@ -191,3 +193,26 @@ def test_a_process_that_waits_for_nobody_says_so(capsys):
 
   with pytest.raises(UserError, match=r"could not join the others: .*--process_count"):
     processes.initialise(None, None, None)
+
+
+@pytest.mark.parametrize(
+  ("backend", "named", "expected"),
+  [("gpu", None, "kept"), ("gpu", "mine", "unchanged"), ("cpu", None, "unchanged")],
+)
+def test_what_is_compiled_for_an_accelerator_is_kept_unless_the_user_says_where(
+  monkeypatch, tmp_path, backend, named, expected
+):
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  if named is not None:
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", named)
+  before = jax.config.jax_compilation_cache_dir
+  jax.config.update("jax_compilation_cache_dir", "unchanged")
+  try:
+    processes.keep_compiled_programs()
+    found = jax.config.jax_compilation_cache_dir
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)
+  kept = str(tmp_path / "tpv_jax" / "compiled")
+  assert found == {"kept": kept, "unchanged": "unchanged"}[expected]

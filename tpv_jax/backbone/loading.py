@@ -319,7 +319,7 @@ def _fingerprint(flat: Mapping[str, Leaf], path: files.Path) -> str:
   size = sum(leaf.nbytes for leaf in flat.values())
   if files.is_remote(path) or size < CACHED_FROM_BYTES:
     return identity.backbone_fingerprint(flat)
-  cached = _cache_folder() / f"{_state_of(pathlib.Path(path))}.fingerprint"
+  cached = files.cache_folder() / f"{_state_of(pathlib.Path(path))}.fingerprint"
   try:
     return cached.read_text()
   except OSError:
@@ -331,11 +331,6 @@ def _fingerprint(flat: Mapping[str, Leaf], path: files.Path) -> str:
   except OSError:
     pass  # A cache that cannot be written only costs time.
   return fingerprint
-
-
-def _cache_folder() -> pathlib.Path:
-  root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-  return pathlib.Path(root) / "tpv_jax"
 
 
 def _state_of(path: pathlib.Path) -> str:

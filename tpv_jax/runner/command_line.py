@@ -75,6 +75,7 @@ def main(
       )
     search_paths = [path for path in flags.gin_search_paths.split(",") if path]
     parse_gin(flags.gin_file, flags.gin_bindings, search_paths)
+    processes.keep_compiled_programs()
     try:
       result = gin.get_configurable(function)(**arguments)
     except (UserError, OSError) as error:

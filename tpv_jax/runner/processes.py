@@ -6,6 +6,7 @@ all of them take part.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
+from tpv_jax import files
 from tpv_jax.errors import UserError
 
 
@@ -37,6 +39,18 @@ def initialise(
       f"This process could not join the others: {' '.join(str(error).split())[:200]}. "
       "Give --coordinator_address=HOST:PORT, --process_count and --process_index to each."
     ) from error
+
+
+def keep_compiled_programs() -> None:
+  """Has JAX keep what it compiles for an accelerator in `~/.cache/tpv_jax/compiled`.
+
+  The environment's JAX_COMPILATION_CACHE_DIR names another folder, or none if it is
+  empty. What was compiled for a CPU is not kept unless that is set: JAX may load it on
+  another machine, whose processor lacks instructions that it has.
+  """
+  if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.default_backend() == "cpu":
+    return
+  jax.config.update("jax_compilation_cache_dir", str(files.cache_folder() / "compiled"))
 
 
 def is_writer() -> bool:
