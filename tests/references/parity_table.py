@@ -1,0 +1,41 @@
+"""Prints the parity table: what is compared with whom, and the largest difference.
+
+Each row is what a test holds (tests/backbone/test_parity.py, tests/formats/
+test_prompt_parity.py and, where T5X can be imported, tests/t5x/test_converted.py). The
+difference is the largest one over the largest value; of tokens it is 0 where all are equal.
+
+  python tests/references/parity_table.py
+"""
+
+import importlib.util
+import pathlib
+import sys
+
+TESTS = pathlib.Path(__file__).parents[1]
+MODULES = ("backbone/test_parity.py", "formats/test_prompt_parity.py")
+WITH_T5X = "t5x/test_converted.py"
+
+
+def rows(path: str) -> list[tuple[str, str, float]]:
+  """Returns (implementation, case, largest relative difference) of one test module."""
+  spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, TESTS / path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.parity_rows()
+
+
+def main() -> None:
+  sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+  modules = [*MODULES]
+  if importlib.util.find_spec("t5x") is not None:
+    modules.append(WITH_T5X)
+  print("| implementation | case | largest relative difference |")
+  print("| --- | --- | ---: |")
+  for path in modules:
+    for implementation, case, difference in rows(path):
+      shown = f"{difference:.1e}" if difference else "0"
+      print(f"| {implementation} | {case} | {shown} |")
+
+
+if __name__ == "__main__":
+  main()
