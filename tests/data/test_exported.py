@@ -97,5 +97,14 @@ def test_a_bad_line_of_an_exported_split_is_named(data_dir, line, message):
 
 
 def test_an_unknown_split_is_refused(data_dir):
-  with pytest.raises(UserError, match=r"no split 'dev'; the splits are train, "):
+  with pytest.raises(UserError, match=r"has no split 'dev'; the splits are train, "):
     exported.export(COLA, data_dir, ["dev"], say=str)
+
+
+def test_data_may_lie_in_an_object_store(data_dir, bucket):
+  own = data_dir.parent / "own"
+  sources.prepare(COLA, f"{bucket}/data", own, str)
+  exported.export(COLA, f"{bucket}/data", ["test"], say=str)
+  exported.export(COLA, data_dir, ["test"], say=str)
+  here, there = (exported.task("glue_cola", d) for d in (data_dir, f"{bucket}/data"))
+  assert there.examples("test") == here.examples("test")

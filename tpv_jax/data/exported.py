@@ -7,7 +7,6 @@ from which rows, by which rule and seed, and gives each split's digest.
 
 import functools
 import json
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,9 +16,16 @@ from tpv_jax import files
 from tpv_jax.data import registry, sources
 from tpv_jax.data.registry import Definition
 from tpv_jax.data.sources import ABOUT, Say
-from tpv_jax.data.tasks import SPLITS, Example, Task, collapsed_source, digest
+from tpv_jax.data.tasks import (
+  SPLITS,
+  Example,
+  Task,
+  check_split,
+  collapsed_source,
+  digest,
+)
 from tpv_jax.errors import UserError, near_misses
-from tpv_jax.files import PathLike
+from tpv_jax.files import Path, PathLike
 
 
 def task(name: str, data_dir: PathLike | None = None) -> Task:
@@ -57,7 +63,7 @@ def tasks(names: Sequence[str], data_dir: PathLike | None = None) -> tuple[Task,
   return tuple(task(name, data_dir) for name in names)
 
 
-def folder_of(which: Definition, data_dir: PathLike | None = None) -> pathlib.Path:
+def folder_of(which: Definition, data_dir: PathLike | None = None) -> Path:
   """Returns where a task is exported to."""
   return sources.data_directory(data_dir) / "tpv_jax" / which.name
 
@@ -94,7 +100,7 @@ def export(
   seed: int = registry.SEED,
   overwrite: bool = False,
   say: Say = print,
-) -> pathlib.Path:
+) -> Path:
   """Writes splits of a task as JSON lines and returns their folder.
 
   A split that was exported with the same settings stays; each appears when it is whole.
@@ -104,11 +110,7 @@ def export(
       splits with another seed or of other rows are there and `overwrite` is False.
   """
   for split in splits:
-    if split not in SPLITS:
-      raise UserError(
-        f"There is no split '{split}'; the splits are {', '.join(SPLITS)}."
-        f"{near_misses(split, SPLITS)}"
-      )
+    check_split(which.name, split)
   found = sources.raw(which, data_dir)
   folder = folder_of(which, data_dir)
   about = {
@@ -153,7 +155,7 @@ def export(
   return folder
 
 
-def _about(folder: pathlib.Path) -> dict[str, Any]:
+def _about(folder: Path) -> dict[str, Any]:
   path = folder / ABOUT
   return json.loads(path.read_text()) if path.exists() else {}
 
@@ -168,7 +170,7 @@ def _line(example: Example, written: list[Example]) -> dict[str, Any]:
   return line
 
 
-def _read(which: Definition, path: pathlib.Path) -> Iterator[Example]:
+def _read(which: Definition, path: Path) -> Iterator[Example]:
   words = which.words
   for where, line in sources.read_lines(path):
     inputs, targets = (line.get(name) for name in ("inputs", "targets"))

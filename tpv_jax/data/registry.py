@@ -6,6 +6,7 @@ make an example of a row by `Definition.example`, so the two roads give equal st
 """
 
 import dataclasses
+import functools
 import importlib.resources
 import json
 import re
@@ -17,7 +18,7 @@ import numpy as np
 from jaxtyping import Int
 
 from tpv_jax.data.batches import order
-from tpv_jax.data.tasks import SPLITS, Example
+from tpv_jax.data.tasks import Example, check_split
 from tpv_jax.data.text_files import FROM_TRAIN, nearest_multiple
 from tpv_jax.errors import UserError, near_misses
 
@@ -78,15 +79,15 @@ class Definition:
     tfds: the data set's name in TensorFlow Datasets, or None.
     hugging_face: its name in the Hugging Face hub, where TFDS has it not.
     template: the source text, columns in braces.
-    target: the column of the answer.
     labels: the source's class names in their order, each with its label word; None
       where targets are free.
-    metrics: names in `metrics.METRICS`; the first is the task's own.
     papers: `TPV`, `EPT`.
     licence: what the source says of it.
     sizes: how many rows the source's 'train' split and its `held_out` one have.
     large: the rule of the splits: 1,000 rows of train become validation, and `held_out`
       is the test split; otherwise `held_out` is halved into validation and test.
+    target: the column of the answer.
+    metrics: names in `metrics.METRICS`; the first is the task's own.
     held_out: the source's split that the rule speaks of.
     epochs: of a source prompt in the task-vector paper.
     target_length: the longest target in tokens of T5's vocabulary, EOS included.
@@ -102,13 +103,13 @@ class Definition:
   name: str
   title: str
   template: str
-  target: str
   labels: Mapping[str, str] | None
-  metrics: tuple[str, ...]
   papers: tuple[str, ...]
   licence: str
   sizes: tuple[int, int]
   large: bool
+  target: str = "label"
+  metrics: tuple[str, ...] = ("exact_match", "macro_f1")
   tfds: str | None = None
   hugging_face: str | None = None
   held_out: str = "validation"
@@ -168,7 +169,7 @@ class Definition:
   ) -> tuple[str, Int[np.ndarray, "N"]]:
     """Returns the source's split that `split` is taken from, and its rows' numbers.
 
-    The papers' rules (methods.md, section 4): disjoint, by seed, in the source's order.
+    Disjoint, by seed, in the source's order: the rules of arXiv 2408.01119, section 4.
     A train split of fewer than 2,000 rows gives half of them, not 1,000; the odd row of
     a held-out split goes to test. Both ours.
 
@@ -180,11 +181,7 @@ class Definition:
     Raises:
       UserError: no such split.
     """
-    if split not in SPLITS:
-      raise UserError(
-        f"Task '{self.name}' has no split '{split}'; the splits are "
-        f"{', '.join(SPLITS)}.{near_misses(split, SPLITS)}"
-      )
+    check_split(self.name, split)
     from_train = ("train", "validation") if self.large else ("train",)
     source = "train" if split in from_train else self.held_out
     count = counts[source]
@@ -222,7 +219,7 @@ class Definition:
       group=_text(row, self.group, where) if self.group is not None else "",
     )
 
-  @property
+  @functools.cached_property
   def columns(self) -> tuple[str, ...]:
     """The columns of the template, in its order."""
     parts = string.Formatter().parse(self.template)
@@ -374,9 +371,7 @@ _PAPER_STYLE = (
     title="MNLI: whether a premise entails a hypothesis",
     tfds="glue/mnli",
     template="premise: {premise} hypothesis: {hypothesis}",
-    target="label",
     labels=_NLI,
-    metrics=("exact_match", "macro_f1"),
     papers=(TPV, EPT),
     licence="by genre: OANC, CC BY-SA 3.0, CC BY 3.0",
     sizes=(392_702, 9_815),
@@ -388,7 +383,6 @@ _PAPER_STYLE = (
     title="QQP: whether two questions mean the same",
     tfds="glue/qqp",
     template="question1: {question1} question2: {question2}",
-    target="label",
     labels=_same("not_duplicate", "duplicate"),
     metrics=("exact_match", "f1"),
     papers=(TPV, EPT),
@@ -401,7 +395,6 @@ _PAPER_STYLE = (
     title="QNLI: whether a sentence answers a question",
     tfds="glue/qnli",
     template="question: {question} sentence: {sentence}",
-    target="label",
     labels=_same("entailment", "not_entailment"),
     metrics=("exact_match", "f1"),
     papers=(TPV, EPT),
@@ -414,7 +407,6 @@ _PAPER_STYLE = (
     title="SST-2: the sentiment of a sentence",
     tfds="glue/sst2",
     template="sentence: {sentence}",
-    target="label",
     labels=_same("negative", "positive"),
     metrics=("exact_match", "f1"),
     papers=(TPV, EPT),
@@ -427,7 +419,6 @@ _PAPER_STYLE = (
     title="STS-B: how similar two sentences are, 0.0 to 5.0",
     tfds="glue/stsb",
     template="sentence1: {sentence1} sentence2: {sentence2}",
-    target="label",
     labels=None,
     metrics=("pearson", "spearman"),
     papers=(TPV, EPT),
@@ -441,7 +432,6 @@ _PAPER_STYLE = (
     title="MRPC: whether two sentences are paraphrases",
     tfds="glue/mrpc",
     template="sentence1: {sentence1} sentence2: {sentence2}",
-    target="label",
     labels=_same("not_equivalent", "equivalent"),
     metrics=("f1", "exact_match"),
     papers=(TPV, EPT),
@@ -454,7 +444,6 @@ _PAPER_STYLE = (
     title="RTE: whether a text entails a hypothesis",
     tfds="glue/rte",
     template="sentence1: {sentence1} sentence2: {sentence2}",
-    target="label",
     labels=_same("entailment", "not_entailment"),
     metrics=("exact_match", "f1"),
     papers=(TPV, EPT),
@@ -467,7 +456,6 @@ _PAPER_STYLE = (
     title="CoLA: whether a sentence is grammatical",
     tfds="glue/cola",
     template="sentence: {sentence}",
-    target="label",
     labels=_same("unacceptable", "acceptable"),
     metrics=("matthews", "exact_match"),
     papers=(TPV, EPT),
@@ -480,7 +468,6 @@ _PAPER_STYLE = (
     title="MultiRC: whether an answer to a question about a paragraph is right",
     tfds="super_glue/multirc",
     template="question: {question} answer: {answer} paragraph: {paragraph}",
-    target="label",
     labels=_same("False", "True"),
     metrics=("f1", "group_exact_match"),
     papers=(EPT,),
@@ -495,9 +482,7 @@ _PAPER_STYLE = (
     title="BoolQ: a question that a passage answers with yes or no",
     tfds="super_glue/boolq",
     template="question: {question} passage: {passage}",
-    target="label",
     labels=_same("False", "True"),
-    metrics=("exact_match", "macro_f1"),
     papers=(EPT,),
     licence="CC BY-SA 3.0",
     sizes=(9_427, 3_270),
@@ -508,9 +493,7 @@ _PAPER_STYLE = (
     title="WiC: whether a word means the same in two sentences",
     tfds="super_glue/wic",
     template="sentence1: {sentence1} sentence2: {sentence2} word: {word}",
-    target="label",
     labels=_same("False", "True"),
-    metrics=("exact_match", "macro_f1"),
     papers=(EPT,),
     licence="CC BY-NC 4.0",
     sizes=(5_428, 638),
@@ -521,9 +504,7 @@ _PAPER_STYLE = (
     title="WSC: whether a pronoun (#) means a noun (*)",
     tfds="super_glue/wsc.fixed",
     template="text: {text}",
-    target="label",
     labels=_same("False", "True"),
-    metrics=("exact_match", "macro_f1"),
     papers=(EPT,),
     licence="CC BY 4.0",
     sizes=(554, 104),
@@ -535,7 +516,6 @@ _PAPER_STYLE = (
     title="CB: whether the author of a text commits to a hypothesis",
     tfds="super_glue/cb",
     template="premise: {premise} hypothesis: {hypothesis}",
-    target="label",
     labels=_same("entailment", "contradiction", "neutral"),
     metrics=("macro_f1", "exact_match"),
     papers=(EPT,),
@@ -548,7 +528,6 @@ _PAPER_STYLE = (
     title="SciTail: whether a sentence entails the answer to an exam question",
     tfds="sci_tail",
     template="premise: {premise} hypothesis: {hypothesis}",
-    target="label",
     labels={"entails": "entailment", "neutral": "neutral"},
     metrics=("exact_match", "f1"),
     papers=(TPV,),
@@ -562,9 +541,7 @@ _PAPER_STYLE = (
     title="SNLI: whether the caption of an image entails a sentence",
     tfds="snli",
     template="premise: {premise} hypothesis: {hypothesis}",
-    target="label",
     labels=_NLI,
-    metrics=("exact_match", "macro_f1"),
     papers=(TPV,),
     licence="CC BY-SA 4.0",
     sizes=(550_152, 10_000),
@@ -577,7 +554,6 @@ _PAPER_STYLE = (
     title="DBpedia: the class of what an article is about",
     hugging_face="fancyzhx/dbpedia_14",
     template=_CATEGORY + "title: {title} content: {content}",
-    target="label",
     labels={
       "Company": "Company",
       "EducationalInstitution": "Educational Institution",
@@ -594,7 +570,6 @@ _PAPER_STYLE = (
       "Film": "Film",
       "WrittenWork": "Written Work",
     },
-    metrics=("exact_match", "macro_f1"),
     papers=(TPV,),
     licence="CC BY-SA 3.0",
     sizes=(560_000, 70_000),
@@ -615,7 +590,6 @@ _PAPER_STYLE = (
       "NUM": "Quantity",
       "LOC": "Location",
     },
-    metrics=("exact_match", "macro_f1"),
     papers=(TPV,),
     licence="none stated (research)",
     sizes=(5_452, 500),
@@ -628,9 +602,7 @@ _PAPER_STYLE = (
     title="AG News: the topic of a news item",
     tfds="ag_news_subset",
     template=_CATEGORY + "{title} {description}",
-    target="label",
     labels=_same("World", "Sports", "Business", "Sci/Tech"),
-    metrics=("exact_match", "macro_f1"),
     papers=(TPV,),
     licence="non-commercial use",
     sizes=(120_000, 7_600),
@@ -658,7 +630,6 @@ _PAPER_STYLE = (
       "Family & Relationships": "Family",
       "Politics & Government": "Politics",
     },
-    metrics=("exact_match", "macro_f1"),
     papers=(TPV,),
     licence="Yahoo Webscope's terms (non-commercial)",
     sizes=(1_400_000, 60_000),
@@ -670,7 +641,6 @@ _PAPER_STYLE = (
     title="Yelp: the sentiment of a review",
     tfds="yelp_polarity_reviews",
     template="sentence: {text}",
-    target="label",
     labels={"1": "negative", "2": "positive"},
     metrics=("exact_match", "f1"),
     papers=(TPV,),
@@ -686,7 +656,6 @@ _PAPER_STYLE = (
     template="sentence: {text}",
     target="label_text",
     labels=_same("very negative", "negative", "neutral", "positive", "very positive"),
-    metrics=("exact_match", "macro_f1"),
     papers=(TPV,),
     licence="none stated (research)",
     sizes=(8_544, 1_101),
@@ -697,7 +666,6 @@ _PAPER_STYLE = (
     title="IMDB: the sentiment of a film review",
     tfds="imdb_reviews/plain_text",
     template="sentence: {text}",
-    target="label",
     labels={"neg": "negative", "pos": "positive"},
     metrics=("exact_match", "f1"),
     papers=(TPV,),

@@ -24,7 +24,7 @@ from tpv_jax.data.batches import order
 from tpv_jax.data.registry import Definition, Row, check_classes
 from tpv_jax.data.text_files import json_row
 from tpv_jax.errors import UserError, near_misses
-from tpv_jax.files import PathLike
+from tpv_jax.files import Path, PathLike
 
 ABOUT = "about.json"
 """The file that is written last and says what lies beside it."""
@@ -32,10 +32,10 @@ ABOUT = "about.json"
 Say = Callable[[str], None]
 
 
-def data_directory(path: PathLike | None = None) -> pathlib.Path:
+def data_directory(path: PathLike | None = None) -> Path:
   """Returns the data directory: the given one, $TFDS_DATA_DIR, or TFDS's own default."""
   chosen = path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-  return pathlib.Path(chosen).expanduser()
+  return files.to_path(chosen).expanduser()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Lines:
   """Raw rows that `prepare` wrote as JSON lines."""
 
   which: Definition
-  folder: pathlib.Path
+  folder: Path
 
   @functools.cached_property
   def about(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class Lines:
     labels = self.which.labels
     return {} if labels is None else {self.which.target: list(labels)}
 
-  def path(self, split: str) -> pathlib.Path:
+  def path(self, split: str) -> Path:
     """Returns the file of a split."""
     return self.folder / f"{split}.jsonl"
 
@@ -210,9 +210,15 @@ def read_lines(path: PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, json_row(text, where)
 
 
-def write_lines(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> int:
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
   """Writes a JSON-lines file in one step, row by row; returns how many rows it has."""
   path.parent.mkdir(parents=True, exist_ok=True)
+  if files.is_remote(path):  # where an object appears when it is whole
+    with tempfile.TemporaryDirectory() as folder:
+      local = pathlib.Path(folder) / path.name
+      count = write_lines(local, rows)
+      files.write_bytes(path, local.read_bytes())
+    return count
   handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
   count = 0
   try:
@@ -256,7 +262,7 @@ def needed_splits(which: Definition) -> tuple[str, ...]:
   return ("train", which.held_out)
 
 
-def _lines(which: Definition, data_dir: pathlib.Path) -> Lines:
+def _lines(which: Definition, data_dir: Path) -> Lines:
   return Lines(which, data_dir / "tpv_jax" / "raw" / which.data)
 
 
@@ -269,7 +275,7 @@ def _check(which: Definition, classes: Mapping[str, list[str]]) -> None:
     check_classes(which, classes[which.target])
 
 
-def _builder(which: Definition, data_dir: pathlib.Path) -> Any:
+def _builder(which: Definition, data_dir: Path) -> Any:
   try:
     import tensorflow_datasets as tfds
   except ImportError as error:

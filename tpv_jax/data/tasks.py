@@ -82,11 +82,7 @@ class Task:
     Raises:
       UserError: no such split, an empty split, or a target that is not a label.
     """
-    if split not in SPLITS:
-      raise UserError(
-        f"Task '{self.name}' has no split '{split}'; the splits are "
-        f"{', '.join(SPLITS)}.{near_misses(split, SPLITS)}"
-      )
+    check_split(self.name, split)
     examples = tuple(self.load(split))
     if not examples:
       raise UserError(
@@ -107,6 +103,15 @@ class Task:
   def split_digest(self, split: str) -> str:
     """Returns the `digest` of the examples of `split`."""
     return digest(self.examples(split))
+
+
+def check_split(name: str, split: str) -> None:
+  """Raises `UserError` with near misses if no task, and so not `name`, has the split."""
+  if split not in SPLITS:
+    raise UserError(
+      f"Task '{name}' has no split '{split}'; the splits are {', '.join(SPLITS)}."
+      f"{near_misses(split, SPLITS)}"
+    )
 
 
 def overlaps(task: Task) -> dict[str, int]:
