@@ -1,4 +1,4 @@
-"""Times prompt tuning of a T5 by tpv_jax against Hugging Face PEFT, on one device.
+"""Times prompts on a T5, tpv_jax against Hugging Face PEFT, on one device.
 
 Both sides train the same random backbone (of a real size, so nothing is downloaded) on
 the same examples from the same initial prompts, with AdamW and without dropout; their
@@ -13,8 +13,10 @@ of the machine hits all of them, and a ratio is taken within a round. What is co
   c     PEFT at its best (padded to the longest of a batch; each dtype; torch.compile)
         against ours at our best (packed or static; each dtype)
   bank  prompts x steps per second of our banks, and of PEFT, one prompt after the other
-
-Evaluation is not compared yet: tpv_jax does not evaluate many prompts in one pass so far.
+  evaluation
+        the coefficients of the vectors of several tasks, each on its task's examples: ours
+        in one pass, PEFT one after the other. Both by generating (as PEFT is used), and
+        both by one pass over the targets, which gives the same exact match
 """
 
 import argparse
@@ -23,7 +25,6 @@ import datetime
 import json
 import os
 import pathlib
-import platform
 import shlex
 import signal
 import subprocess
@@ -35,7 +36,9 @@ from typing import Any
 import numpy as np
 
 HERE = pathlib.Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import record  # noqa: E402
 
 from tpv_jax import files  # noqa: E402
 from tpv_jax.backbone import sizes  # noqa: E402
@@ -61,7 +64,8 @@ examples:
 """
 
 
-CONTESTS = ("a", "b", "c", "bank")
+DTYPES = ("float32", "bfloat16")
+CONTESTS = ("a", "b", "c", "bank", "evaluation")
 PEFT_PACKAGES = ("torch", "transformers", "peft", "safetensors")
 
 PADDED_TO = 256
@@ -86,6 +90,9 @@ DEFAULTS = {
     "bank_rounds": 3,
     "bank_steps": 1,
     "product": (1_024, 10),
+    "evaluation_examples": 4,
+    "evaluation_rounds": 3,
+    "rows_of_a_call": 8,
   },
   "other": {
     "dtype": "bfloat16",
@@ -95,6 +102,9 @@ DEFAULTS = {
     "bank_rounds": 6,
     "bank_steps": 2,
     "product": (8_192, 20),
+    "evaluation_examples": 100,
+    "evaluation_rounds": 5,
+    "rows_of_a_call": 64,
   },
 }
 """What is taken where an option is not given: on the CPU, and on an accelerator."""
@@ -106,6 +116,9 @@ OPTIONS = (
   ("rounds", int, "timed rounds of a, b and c"),
   ("bank-rounds", int, "timed rounds of the banks"),
   ("bank-steps", int, "steps of the largest bank in a round"),
+  ("evaluation-examples", int, "examples of each task, in evaluation"),
+  ("evaluation-rounds", int, "timed rounds of evaluation"),
+  ("rows-of-a-call", int, "examples of one of our calls in evaluation"),
 )
 
 
@@ -124,7 +137,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--size", default="small", help="small (the default), base or large: T5 v1.0"
   )
   parser.add_argument(
-    "--only", nargs="+", default=CONTESTS, metavar="WHAT", help="some of a b c bank"
+    "--only",
+    nargs="+",
+    default=CONTESTS,
+    metavar="WHAT",
+    help=f"some of {' '.join(CONTESTS)}",
   )
   for name, kind, text in OPTIONS:
     by_device = [
@@ -154,9 +171,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     help="positions of a packed block at most, tried with each bank; by default the "
     "runner's own (packing.WIDE_POSITIONS)",
   )
+  parser.add_argument(
+    "--tasks", type=int, default=8, help="whose vectors are evaluated"
+  )
+  parser.add_argument(
+    "--coefficients", type=int, default=21, help="of each vector, from 0 to 1"
+  )
   parser.add_argument("--prompt-length", type=int, default=100, help="P")
   parser.add_argument(
     "--threads", type=int, help="cores of each side, which take turns (for the CPU)"
+  )
+  parser.add_argument(
+    "--dtypes",
+    nargs="+",
+    default=DTYPES,
+    metavar="DTYPE",
+    help="of c, by default both; torch.compile takes minutes for each",
   )
   parser.add_argument(
     "--no-compile", action="store_true", help="leave torch.compile out"
@@ -209,11 +239,11 @@ def run(options: argparse.Namespace, command: str) -> int:
   if options.output:
     files.check_output(options.output, options.overwrite)
   missing = missing_packages(options.peft_python)
-  if missing and (options.check or set(options.only) != {"bank"}):
+  if missing and (options.check or set(options.only) - {"bank", "evaluation"}):
     raise UserError(
       f"PEFT's side cannot run: '{options.peft_python}' has no {', '.join(missing)}. "
       "Install the extra 'bench', name a Python that has them (--peft-python), or "
-      "measure only our banks (--only bank)."
+      "measure only our banks and evaluation (--only bank evaluation)."
     )
   options.has_peft = not missing
   # So that what is on the disk and the processes go with the command.
@@ -277,6 +307,7 @@ class Bench:
       "check": options.check,
       "compile": False,
       "bank": 1,
+      "evaluate": None,
     }
     say(f"Writing a random T5-{options.size} for both sides.")
     nothing = {**self.common, "rows": "none", "dtype": "float32", "examples": None}
@@ -289,12 +320,17 @@ class Bench:
         setattr(options, name, value)
     if options.check:
       options.dtype, options.rounds, options.bank_rounds = "float32", 0, 0
-    for name in ("rounds", "bank_rounds"):
+      options.evaluation_rounds = 0
+    for name in ("rounds", "bank_rounds", "evaluation_rounds"):
       at_least(name, getattr(options, name), 0 if options.check else 2)
-    for name in ("batch", "groups", "bank_steps", "bank_batch", "prompt_length"):
+    for name in (
+      *("batch", "groups", "bank_steps", "bank_batch", "prompt_length"),
+      *("tasks", "coefficients", "evaluation_examples", "rows_of_a_call"),
+    ):
       at_least(name, getattr(options, name), 1)
-    if options.dtype not in ("float32", "bfloat16"):
-      raise UserError(f"--dtype is '{options.dtype}'. Give float32 or bfloat16.")
+    for name in (options.dtype, *options.dtypes):
+      if name not in DTYPES:
+        raise UserError(f"There is no dtype '{name}'. Give {' or '.join(DTYPES)}.")
 
   # The contests. Each returns results by name.
 
@@ -325,8 +361,7 @@ class Bench:
   def contest_c(self) -> dict[str, Any]:
     """The best of PEFT against the best of ours, each with whatever is fastest."""
     peft, ours = {}, {}
-    dtypes = ["float32"] if self.options.check else ["float32", "bfloat16"]
-    for dtype in dtypes:
+    for dtype in ["float32"] if self.options.check else self.options.dtypes:
       dynamic = {"rows": "longest", "dtype": dtype}
       peft[f"PEFT, dynamic, {dtype}"] = ("peft", dynamic)
       if not self.options.no_compile:
@@ -384,6 +419,45 @@ class Bench:
         )
     return {"bank, prompts x steps": shown(result)}
 
+  def contest_evaluation(self) -> dict[str, Any]:
+    """Many candidates in one pass, against PEFT with one after the other."""
+    options = self.options
+    common = {
+      "candidates": options.tasks * options.coefficients,
+      "coefficients": np.linspace(0, 1, options.coefficients).tolist(),
+      "rows_of_a_call": options.rows_of_a_call,
+    }
+    generate, once = {"evaluate": "generate"}, {"evaluate": "one pass"}
+    padded = f"PEFT, generating, padded to {PADDED_TO}"
+    jobs = {
+      padded: ("peft", {"rows": "static", **generate}),
+      "PEFT, generating, dynamic": ("peft", {"rows": "longest", **generate}),
+      "ours, generating": ("ours", {"rows": "packed", **generate}),
+      "PEFT, one pass, dynamic": ("peft", {"rows": "longest", **once}),
+      "ours, one pass": ("ours", {"rows": "packed", **once}),
+    }
+    if not options.has_peft:
+      say("evaluation: without PEFT, which is not installed here")
+      jobs = {name: job for name, job in jobs.items() if job[0] == "ours"}
+    result = self.contest(
+      "evaluation",
+      {name: (which, {**own, **common}) for name, (which, own) in jobs.items()},
+      groups=options.tasks,
+      batch=options.evaluation_examples,
+      rounds=options.evaluation_rounds,
+    )
+    result["candidates"] = common["candidates"]
+    result["ratios"] = ratios(
+      result,
+      [
+        (base, name)
+        for base in jobs
+        for name in jobs
+        if base.startswith("PEFT") and name.startswith("ours")
+      ],
+    )
+    return {"evaluation, tasks x coefficients": shown(result)}
+
   def contest(
     self,
     title: str,
@@ -409,15 +483,29 @@ class Bench:
     examples = self.folder / "examples.npz"
     sources, targets = self.draw(rounds + 1, groups, batch, full)
     rng = np.random.default_rng(options.seed)
-    shape = (max(options.banks), options.prompt_length, self.numbers["emb_dim"])
+    shape = (
+      max(*options.banks, 1 + options.tasks),
+      options.prompt_length,
+      self.numbers["emb_dim"],
+    )
     prompts = rng.uniform(-0.5, 0.5, shape).astype(np.float32)
+    if title == "evaluation":
+      prompts = prompts[: 1 + options.tasks]
     np.savez(examples, sources=sources, targets=targets, prompts=prompts)
+    # Neither side writes more than the longest answer has.
+    new_tokens = int(np.count_nonzero(targets, axis=-1).max())
     workers: dict[str, Worker] = {}
     rows: dict[str, dict[str, Any]] = {}
     with contextlib.ExitStack() as stack:
       for name, (side, own) in jobs.items():
         say(f"{title}: starting {name}")
-        job = {**self.common, "dtype": options.dtype, "examples": str(examples), **own}
+        job = {
+          **self.common,
+          "dtype": options.dtype,
+          "examples": str(examples),
+          "new_tokens": new_tokens,
+          **own,
+        }
         try:
           worker = Worker(name, side, job, self)
           stack.callback(worker.stop)
@@ -490,6 +578,8 @@ class Bench:
       "first_round_s": did["seconds"],
       "losses": did["losses"],
       "bank": worker.job["bank"],
+      "evaluate": worker.job["evaluate"],
+      "passes": worker.job.get("candidates", self.options.tasks) // self.options.tasks,
       "dtype": worker.job["dtype"],
       "seconds": [],
       "processor_seconds": [],
@@ -514,32 +604,37 @@ class Bench:
   ) -> None:
     """Turns what was measured of a job into rates, in place."""
     calls, products = row.pop("calls", []), row.pop("products", [])
+    passes, training = row.pop("passes", 1), not row.get("evaluate")
     row["losses"] = row["losses"][:COMPARED_LOSSES]
     if not row["seconds"]:
       return
     seconds = np.asarray(row["seconds"])
     prompt = self.options.prompt_length
     joined = [prompt + sources for sources in used[0][1:]]
-    useful = np.asarray(
+    useful = passes * np.asarray(
       [
-        self.flops(np.ravel(source), np.ravel(target)).sum()
+        self.flops(np.ravel(source), np.ravel(target), training).sum()
         for source, target in zip(joined, used[1][1:], strict=True)
       ]
     )
     computed = np.asarray(
       [
-        sum(count * self.flops(width, targets) for count, width, targets in made)
+        sum(
+          count * self.flops(width, targets, training) for count, width, targets in made
+        )
         for made in calls
       ]
     )
     positions = sum(count * width for made in calls for count, width, _ in made)
     rates = np.asarray(products)
     row |= {
-      "examples_per_s": quartiles(examples / seconds),
+      "examples_per_s": quartiles(passes * examples / seconds),
       # Under --threads on a machine with other work: torch loses more by it.
       "cores_had": quartiles(np.divide(row["processor_seconds"], seconds)),
       "compile_s": round(max(0.0, row["first_round_s"] - float(np.median(seconds))), 2),
-      "padding_share": round(1 - sum(np.sum(one) for one in joined) / positions, 4),
+      "padding_share": round(
+        1 - passes * sum(np.sum(one) for one in joined) / positions, 4
+      ),
       "matrix_product_gigaflops_per_s": quartiles(rates / 1e9),
       "useful_gigaflops_per_s": quartiles(useful / seconds / 1e9),
       "computed_gigaflops_per_s": quartiles(computed / seconds / 1e9),
@@ -547,8 +642,8 @@ class Bench:
       "utilisation_computed": quartiles(computed / seconds / rates),
     }
 
-  def flops(self, joined: Any, targets: Any) -> Any:
-    """Returns the flops of a training step on a row, backbone frozen.
+  def flops(self, joined: Any, targets: Any, training: bool = True) -> Any:
+    """Returns the flops of a training step on a row, backbone frozen, or of reading it.
 
     A linear map costs its forward pass and as much again for the gradient of its input
     (weights have none); attention's two products have two inputs each, so three times
@@ -557,6 +652,7 @@ class Bench:
     Args:
       joined: encoder positions of the row, the prompt's included.
       targets: decoder positions.
+      training: False for the forward pass alone.
     """
     numbers = self.numbers
     width, hidden = numbers["emb_dim"], numbers["mlp_dim"]
@@ -575,30 +671,24 @@ class Bench:
       for one, other in zip(encoder, decoder, strict=True)
     )
     logits = 2 * targets * width * numbers["vocab_size"]
+    if not training:
+      return linear + logits + attention
     return 2 * (linear + logits) + 3 * attention
 
   def report(self, command: str, results: dict[str, Any]) -> dict[str, Any]:
     """Returns the results with all that is needed to run them again."""
     left_out = ("only", "output", "overwrite", "debug", "peft_python", "has_peft")
     return {
-      "command": command,
-      "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
+      **record.made(command),
       "device": self.device,
       "settings": {
         name: value
         for name, value in vars(self.options).items()
         if name not in left_out
       },
-      "machine": {
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "load_average_before": self.load_at_start,
-        "load_average_after": os.getloadavg(),
-      },
-      "commit": commit(),
+      "load_average_before": self.load_at_start,
       "versions": self.versions,
       "results": results,
-      "not_measured": "evaluation, which this script does not compare yet",
     }
 
 
@@ -668,28 +758,19 @@ class Worker:
     return answer
 
 
-def commit() -> str | None:
-  """Returns the commit that was measured, '-dirty' if files differ; None without git."""
-  command = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
-  try:
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-  except (OSError, subprocess.CalledProcessError):
-    return None
-  return done.stdout.strip()
-
-
 def same_losses(rows: Mapping[str, dict[str, Any]]) -> bool:
   """Returns whether all fp32 jobs had the first one's losses, and notes how near.
 
   The first loss of all, and the next one, after an update, of those with one prompt (a
-  bank gives those examples to its second prompt).
+  bank gives those examples to its second prompt). In evaluation they are the first two
+  candidates' losses, or the sums of the tokens that they generate.
   """
-  base: list[float] | None = None
+  bases: dict[str | None, list[float]] = {}
   same = True
   for row in rows.values():
     if not row["losses"]:
       continue
-    base = base or row["losses"]
+    base = bases.setdefault(row.get("evaluate"), row["losses"])
     compared = COMPARED_LOSSES if row["bank"] == 1 else 1
     found = np.asarray(row["losses"][:compared])
     apart = np.abs(found / np.asarray(base[:compared]) - 1).tolist()

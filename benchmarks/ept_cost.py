@@ -8,10 +8,6 @@ machine hits all of them; plain tuning is timed twice a round to show the noise.
 """
 
 import argparse
-import datetime
-import importlib.metadata
-import os
-import platform
 import shlex
 import sys
 from collections.abc import Sequence
@@ -19,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import record
 
 from tpv_jax import files, optimizers
 from tpv_jax.backbone import network, sizes
@@ -202,27 +199,15 @@ def report(
   options: argparse.Namespace, command: str, results: dict[str, Any]
 ) -> dict[str, Any]:
   """Returns the results with all that is needed to run them again."""
-  versions = {"python": platform.python_version()}
-  for name in PACKAGES:
-    try:
-      versions[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      versions[name] = "not installed, from the clone"
   settings = ("batch", "dtype", "repetitions", "prompt_length", "short_length")
   return {
-    "command": command,
-    "date": datetime.date.today().isoformat(),
+    **record.made(command),
     "device": jax.devices()[0].device_kind,
     "settings": {
       name: getattr(options, name)
       for name in (*settings, "source_length", "target_length")
     },
-    "machine": {
-      "platform": platform.platform(),
-      "cpus": os.cpu_count(),
-      "load_average": os.getloadavg(),
-    },
-    "versions": versions,
+    "versions": record.versions(PACKAGES),
     "results": results,
   }
 

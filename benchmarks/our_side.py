@@ -1,20 +1,19 @@
-"""Our side of `against_peft.py`: a prompt or a bank, trained by the runner's own steps.
+"""Our side of `against_peft.py`: prompts, trained and evaluated by the runner's own code.
 
 Not a command by itself. Imports neither TensorFlow nor seqio nor gin, and does without
 clu, tqdm, tensorboardX and orbax where they are not installed.
 """
 
 import dataclasses
-import importlib.metadata
 import importlib.util
 import pathlib
-import platform
 import sys
 import types
 from typing import Any
 
 import jax
 import numpy as np
+import record
 import side
 from jax.sharding import Mesh
 
@@ -44,7 +43,21 @@ def stand_in_for_clu() -> None:
   sys.modules |= {"clu": package, "clu.metrics": metrics}
 
 
+def stand_in_for_tqdm() -> None:
+  """Gives `tpv_jax.runner.evaluator` a progress bar that shows nothing, if none is there."""
+  try:
+    import tqdm  # noqa: F401
+  except ModuleNotFoundError:
+    pass
+  else:
+    return
+  silent = types.ModuleType("tqdm")
+  silent.tqdm = lambda calls, **_: calls
+  sys.modules["tqdm"] = silent
+
+
 stand_in_for_clu()
+stand_in_for_tqdm()
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from safetensors.numpy import load_file, save_file  # noqa: E402
@@ -56,6 +69,7 @@ from tpv_jax.model import SoftPromptModel  # noqa: E402
 from tpv_jax.prompts import plain  # noqa: E402
 from tpv_jax.runner import bank_steps, processes  # noqa: E402
 from tpv_jax.runner import steps as solo_steps  # noqa: E402
+from tpv_jax.runner.evaluator import Evaluator  # noqa: E402
 
 TRAINED = "prompt/prompt"
 
@@ -63,7 +77,8 @@ TRAINED = "prompt/prompt"
 class Ours:
   """Trains one prompt (`rows` 'static'), or a bank of them (`rows` 'packed').
 
-  With `rows` 'none' it only writes the random backbone that all jobs read.
+  With `evaluate` 'one pass' or 'generate' it evaluates many instead. With `rows` 'none'
+  it only writes the random backbone that all jobs read.
   """
 
   def __init__(self, job: dict[str, Any]):
@@ -75,7 +90,7 @@ class Ours:
     }
     self.transformer = network.Transformer(**numbers, dtype=job["dtype"])
     self.device = f"{jax.default_backend()}: {jax.devices()[0].device_kind}"
-    self.versions = versions()
+    self.versions = record.versions(PACKAGES)
     self.notes: dict[str, Any] = {}
     if job["rows"] == "none":
       write_weights(self.transformer, pathlib.Path(job["weights"]))
@@ -95,6 +110,20 @@ class Ours:
       path: processes.put(leaf.astype(job["dtype"]), everywhere)
       for path, leaf in load_file(job["weights"]).items()
     }
+    if job["evaluate"]:
+      lengths = {"inputs": job["source_length"], "targets": job["new_tokens"]}
+      self.evaluator = Evaluator(
+        self.model,
+        identity.unflatten(self.frozen),
+        None,
+        lengths,
+        job["rows_of_a_call"],
+        self.mesh,
+        at_once=job["candidates"],
+      )
+      with np.load(job["examples"]) as file:
+        self.candidates = side.candidates(file["prompts"], job["coefficients"])
+      return
     self.rate = optimizers.constant(job["learning_rate"])
     with np.load(job["examples"]) as file:
       prompts = file["prompts"][: job["bank"]]
@@ -137,6 +166,8 @@ class Ours:
     self, sources: np.ndarray, targets: np.ndarray
   ) -> tuple[list[float], list[tuple[int, int, int]]]:
     """See `side.Trainer`."""
+    if self.job["evaluate"]:
+      return self._evaluate(sources, targets)
     if self.job["rows"] == "static":
       return self._static(sources, targets)
     if not self.compiled:
@@ -160,6 +191,36 @@ class Ours:
       reports.append(report["loss"])
     jax.block_until_ready(self.state)
     return np.concatenate([np.asarray(losses) for losses in reports]).tolist(), calls
+
+  def _evaluate(
+    self, sources: np.ndarray, targets: np.ndarray
+  ) -> tuple[list[float], list[tuple[int, int, int]]]:
+    """Evaluates each task's candidates on its examples, all in one pass."""
+    most = self.job["new_tokens"]
+    tasks = [
+      batches.Tokenized(source, target[:, :most])
+      for source, target in zip(sources, targets, strict=True)
+    ]
+    pairs = [
+      ({"prompt": prompt}, task)
+      for task, own in zip(tasks, self.candidates, strict=True)
+      for prompt in own
+    ]
+    before = {
+      name: counted.copy() for name, counted in self.evaluator.work.calls.items()
+    }
+    if self.job["evaluate"] == "generate":
+      answers = self.evaluator.decode([(prompt, task.inputs) for prompt, task in pairs])
+      losses = [float(tokens.sum()) for tokens in answers]
+    else:
+      found = self.evaluator.score([(prompt, task, None) for prompt, task in pairs])
+      losses = [float(-scores.sum()) for scores, _ in found]
+    calls = [
+      shape
+      for name, counted in self.evaluator.work.calls.items()
+      for shape in (counted - before.get(name, type(counted)())).elements()
+    ]
+    return losses, calls
 
   def _static(
     self, sources: np.ndarray, targets: np.ndarray
@@ -213,17 +274,6 @@ def write_weights(transformer: network.Transformer, path: pathlib.Path) -> None:
     for name, leaf in identity.flatten(params).items()
   }
   save_file(leaves, path)
-
-
-def versions() -> dict[str, str]:
-  """Returns the version of everything that has a part in the speed."""
-  found = {"python": platform.python_version()}
-  for name in PACKAGES:
-    try:
-      found[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      found[name] = "not installed"
-  return found
 
 
 if __name__ == "__main__":

@@ -4,11 +4,10 @@ Not a command by itself. Imports nothing of tpv_jax: torch, transformers, peft,
 safetensors and NumPy, and has its own mapping of T5X's leaves to theirs.
 """
 
-import importlib.metadata
-import platform
 from typing import Any
 
 import numpy as np
+import record
 import side
 import torch
 import transformers
@@ -32,10 +31,7 @@ class Peft:
       torch.set_float32_matmul_precision("high")  # TF32, which JAX takes by itself.
     name = torch.cuda.get_device_name() if self.place == "cuda" else "cpu"
     self.device = f"{'gpu' if self.place == 'cuda' else 'cpu'}: {name}"
-    self.versions = {
-      "python": platform.python_version(),
-      **{name: importlib.metadata.version(name) for name in PACKAGES},
-    }
+    self.versions = record.versions(PACKAGES)
     self.dtype = getattr(torch, job["dtype"])
     backbone = hugging_face_model(job["numbers"], load_file(job["weights"]))
     backbone = backbone.to(self.place, self.dtype)
@@ -60,6 +56,9 @@ class Peft:
     self.optimizer = torch.optim.AdamW(
       trained, lr=job["learning_rate"], weight_decay=job["weight_decay"]
     )
+    if job["evaluate"]:
+      with np.load(job["examples"]) as file:
+        self.candidates = side.candidates(file["prompts"], job["coefficients"])
     model.eval()  # No dropout, as on our side.
     self.model = torch.compile(model, dynamic=True) if job["compile"] else model
 
@@ -67,6 +66,8 @@ class Peft:
     self, sources: np.ndarray, targets: np.ndarray
   ) -> tuple[list[float], list[tuple[int, int, int]]]:
     """See `side.Trainer`."""
+    if self.job["evaluate"]:
+      return self._evaluate(sources, targets)
     losses, calls = [], []
     for source, target in zip(sources, targets, strict=True):
       if self.job["rows"] == "longest":
@@ -88,6 +89,49 @@ class Peft:
     if self.place == "cuda":
       torch.cuda.synchronize()
     return torch.stack(losses).float().tolist(), calls
+
+  @torch.inference_mode()
+  def _evaluate(
+    self, sources: np.ndarray, targets: np.ndarray
+  ) -> tuple[list[float], list[tuple[int, int, int]]]:
+    """Evaluates one candidate after the other, a task's examples in one batch each."""
+    prompt = self.model.prompt_encoder["default"].embedding.weight
+    length, most = self.job["prompt_length"], self.job["new_tokens"]
+    losses, calls, hits = [], [], []
+    for source, target, own in zip(sources, targets, self.candidates, strict=True):
+      if self.job["rows"] == "longest":
+        source = source[:, : self._longest(source, source.shape[1])]
+      tokens = torch.from_numpy(np.ascontiguousarray(source)).to(self.place).long()
+      labels = torch.from_numpy(np.ascontiguousarray(target[:, :most])).to(self.place)
+      labels = labels.long()
+      mask = (tokens > 0).long()
+      for candidate in own:
+        prompt[:length] = torch.from_numpy(candidate).to(prompt)
+        if self.job["evaluate"] == "generate":
+          written = self.model.generate(
+            input_ids=tokens,
+            attention_mask=mask,
+            max_new_tokens=most,
+            do_sample=False,
+            num_beams=1,
+          )[:, 1:]
+          losses.append(written.sum().float())
+          made = written.shape[1]
+        else:
+          # The exact match of greedy decoding in one pass, as ours.
+          logits = self.model(
+            input_ids=tokens,
+            attention_mask=mask,
+            labels=labels.masked_fill(labels == 0, IGNORED),
+          ).logits.float()
+          scores = torch.log_softmax(logits, -1).gather(-1, labels[..., None])[..., 0]
+          losses.append(-(scores * (labels > 0)).sum())
+          hits.append(((logits.argmax(-1) == labels) | (labels == 0)).all(1).sum())
+          made = most
+        calls.append((len(tokens), length + tokens.shape[1], made))
+    if self.place == "cuda":
+      torch.cuda.synchronize()
+    return torch.stack(losses).tolist(), calls
 
   def _longest(self, tokens: np.ndarray, most: int) -> int:
     """Returns the longest row's length, on a GPU rounded up to a multiple of 8."""

@@ -41,6 +41,18 @@ class Trainer(Protocol):
     """Returns the peak of live bytes on the device; None on a CPU."""
 
 
+def candidates(prompts: np.ndarray, coefficients: list[float]) -> np.ndarray:
+  """Returns start + c (tuned - start) [tasks, coefficients, P, D], as both sides take it.
+
+  Args:
+    prompts: the start, then the tuned prompt of each task [1 + tasks, P, D].
+    coefficients: of each task's vector.
+  """
+  vectors = (prompts[1:] - prompts[0])[:, None]
+  scaled = np.asarray(coefficients, np.float32)[:, None, None] * vectors
+  return prompts[0] + scaled
+
+
 def serve(build: Callable[[dict[str, Any]], Trainer]) -> None:
   """Does the job that the command line names, one command after the other."""
   job = json.loads(pathlib.Path(sys.argv[1]).read_text())

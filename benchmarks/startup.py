@@ -9,11 +9,7 @@ machine the processor time (user + system) says what the command itself costs.
 """
 
 import argparse
-import datetime
-import importlib.metadata
-import os
 import pathlib
-import platform
 import resource
 import shlex
 import statistics
@@ -24,6 +20,7 @@ import time
 from typing import Any
 
 import numpy as np
+import record
 
 from tpv_jax import files
 from tpv_jax.vectors import store
@@ -120,25 +117,13 @@ def summary(
 
 def report(options: argparse.Namespace, results: dict) -> dict:
   """Returns the results with all that is needed to run them again."""
-  versions = {"python": platform.python_version()}
-  for name in PACKAGES:
-    try:
-      versions[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      versions[name] = "not installed, from the clone"
   return {
-    "command": shlex.join(["python", *sys.argv]),
-    "date": datetime.date.today().isoformat(),
+    **record.made(shlex.join(["python", *sys.argv])),
     "rounds": options.rounds,
     "limit_s": options.limit,
     "vector_shape": list(SHAPE),
     "tpv": " ".join(pathlib.Path(part).name for part in tpv_command()),
-    "machine": {
-      "platform": platform.platform(),
-      "cpus": os.cpu_count(),
-      "load_average": os.getloadavg(),
-    },
-    "versions": versions,
+    "versions": record.versions(PACKAGES),
     "results": results,
   }
 

@@ -107,9 +107,8 @@ def test_the_file_says_what_was_run_where_and_when(banks):
   assert banks["device"].startswith("cpu: ")
   assert {"jax", "flax", "optax", "numpy", "python"} <= set(banks["versions"]["ours"])
   assert banks["settings"]["dtype"] == "float32"
-  assert len(banks["machine"]["load_average_before"]) == 3
+  assert len(banks["load_average_before"]) == 3
   assert banks["date"].endswith("+00:00")
-  assert "evaluation" in banks["not_measured"]
 
 
 def test_every_bank_trains_on_the_same_examples_at_the_same_loss(banks):
@@ -250,7 +249,7 @@ def test_our_side_needs_neither_clu_nor_tensorflow_nor_orbax():
   assert done.returncode == 0, done.stderr
   loaded = set(done.stdout.split())
   assert "jax" in loaded
-  assert not loaded & {"tensorflow", "seqio", "gin", "orbax", "torch", "tqdm"}
+  assert not loaded & {"tensorflow", "seqio", "gin", "orbax", "torch", "tensorboardX"}
 
 
 def test_the_sides_import_nothing_of_each_other():
