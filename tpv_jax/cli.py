@@ -22,6 +22,7 @@ _EXAMPLES = """\
   tpv apply both.safetensors runs/sst2 -o prompt.safetensors
   tpv cosine *.safetensors
   tpv inspect runs/ept_* -o pictures               what EPT's gates and fusion do
+  tpv tasks prepare glue_sst2 --data-dir data      a paper's task, ready to train on
   tpv import peft_adapter -o sst2.safetensors      another tool's prompt
   tpv export runs/sst2 --to peft -o adapter        a prompt for another tool
   tpv convert flan-t5-base -o t5x/checkpoint_0     a backbone for another tool"""

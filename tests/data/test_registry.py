@@ -201,3 +201,11 @@ def test_a_changed_label_set_is_refused():
     "'glue_sst2' knows negative, positive",
   ):
     registry.check_classes(which, ["positive", "negative"])
+
+
+def test_lengths_are_the_measured_ones_or_the_papers_limit():
+  lengths = {name: which.lengths["inputs"] for name, which in DEFINITIONS.items()}
+  assert lengths["glue_cola"] == 64  # the longest has 49 tokens
+  assert lengths["glue_rte"] == 256  # 313
+  assert lengths["glue_mnli"] == 256  # not measured
+  assert lengths["super_glue_boolq_t5"] == 512

@@ -139,7 +139,6 @@ def export(
         f"{which.name}, {split}: {done[split]['examples']} examples are there already"
       )
       continue
-    written: list[Example] = []
     bar = tqdm(
       examples(which, split, found, seed),
       desc=f"{which.name}, {split}",
@@ -148,8 +147,8 @@ def export(
       disable=None,  # where nobody watches
     )
     path = folder / f"{split}.jsonl"
-    count = sources.write_lines(path, (_line(e, written) for e in bar))
-    done[split] = {"examples": count, "digest": digest(written)}
+    count = sources.write_lines(path, (_line(example) for example in bar))
+    done[split] = {"examples": count, "digest": digest(_read(which, path))}
     files.write_json(folder / ABOUT, {**about, "splits": done})
     say(f"{which.name}, {split}: {count} examples in {path}")
   return folder
@@ -160,8 +159,7 @@ def _about(folder: Path) -> dict[str, Any]:
   return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _line(example: Example, written: list[Example]) -> dict[str, Any]:
-  written.append(example)
+def _line(example: Example) -> dict[str, Any]:
   line: dict[str, Any] = {"inputs": example.inputs, "targets": example.targets}
   if example.answers:
     line["answers"] = example.answers

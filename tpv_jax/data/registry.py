@@ -732,6 +732,8 @@ _T5_TEMPLATES = {
 """What the T5 package's preprocessors write; the label words are the same."""
 
 _T5_DIFFERENCES: dict[str, dict[str, Any]] = {
+  # The question stands last, and 256 tokens would cut it off in 9 % of the sources.
+  "super_glue_boolq": {"most_tokens": 512},
   "super_glue_wsc": {
     "title": "WSC: the noun that a pronoun (*) means",
     "target": "span1_text",
@@ -743,7 +745,8 @@ _T5_DIFFERENCES: dict[str, dict[str, Any]] = {
     "target_length": 16,
   },
 }
-"""T5 trains WSC on right nouns only; in evaluation the answer is compared with a noun."""
+"""T5 reads 512 tokens. It trains WSC on right nouns only; in evaluation the answer is
+compared with a noun."""
 
 DEFINITIONS: dict[str, Definition] = {
   which.name: which
