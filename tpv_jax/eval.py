@@ -13,6 +13,10 @@ EXAMPLES = """\
   half a vector on another initial prompt:
     python -m tpv_jax.eval --gin_file=gin_configs/runs/eval_embedded.gin \\
       --gin.VECTOR='"v.safetensors"' --gin.INITIAL='"runs/topic"' --gin.COEFFICIENT=0.5
+  two vectors and their sum, each with the coefficient that is best on validation:
+    python -m tpv_jax.eval --gin_file=gin_configs/runs/eval_embedded.gin \\
+      --gin.VECTOR='["a.safetensors", "b.safetensors", ["a.safetensors", "b.safetensors"]]' \\
+      --gin.INITIAL='"runs/topic"' --gin.SEARCH=True --gin.OUTPUT='"results.json"'
 """
 
 
@@ -22,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   return command_line.main(
     evaluation.evaluate,
-    description="Evaluate a prompt, a vector on an initial prompt, or no prompt.",
+    description="Evaluate prompts, vectors on initial prompts, or no prompt.",
     examples=EXAMPLES,
     argv=sys.argv[1:] if argv is None else argv,
   )

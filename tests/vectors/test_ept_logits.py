@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpv_jax.runner import evaluation
+from tpv_jax.runner import candidates
 from tpv_jax.vectors import algebra, sources, store
 
 ALPHA, LONGEST, WIDTH = 8.0, 8, 16
@@ -114,7 +114,7 @@ def test_evaluation_folds_what_the_verbs_fold(runs, prompts, tmp_path):
   for name, item in (("v", vector), ("f", factors)):
     path = tmp_path / f"{name}.safetensors"
     store.write(path, item.leaves, item.provenance)
-    leaves, known = evaluation.subject(
+    leaves, known = candidates.subject(
       None, str(path), str(runs / "rte"), 0.5, which="best"
     )
     expected = algebra.fold(algebra.apply(item, initial, 0.5))

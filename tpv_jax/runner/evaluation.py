@@ -1,536 +1,55 @@
 """Evaluation of prompts on tasks: what is generated, and which label scores highest."""
 
-import dataclasses
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int
-from tqdm import tqdm
 
-from tpv_jax import files, identity, partitioning
-from tpv_jax.backbone import loading, network
-from tpv_jax.data import batches, metrics, packing
-from tpv_jax.data.tasks import Example, Task
+from tpv_jax import files, partitioning
+from tpv_jax.backbone import loading
+from tpv_jax.data import batches, suite
+from tpv_jax.data.tasks import SPLITS, Example, Task
 from tpv_jax.data.vocabularies import Vocabulary
-from tpv_jax.errors import UserError, at_least
+from tpv_jax.errors import UserError, near_misses
 from tpv_jax.model import SoftPromptModel
-from tpv_jax.prompts.equations import Folded
-from tpv_jax.runner import processes
+from tpv_jax.runner import candidates, processes
+from tpv_jax.runner.candidates import Candidate
+from tpv_jax.runner.evaluator import AT_ONCE, Evaluator, Result
 from tpv_jax.runner.run_folder import versions
-from tpv_jax.vectors import algebra, sources
-from tpv_jax.vectors.provenance import Provenance
 
-Prompt = Mapping[str, np.ndarray] | None
-"""The leaves of a folded prompt: 'prompt' [P, D] and perhaps 'delta' [M, D].
-
-None is the backbone alone."""
-
-AT_ONCE = 32
-"""Prompts that are on the devices at once, by default."""
-
-_AHEAD = 8
-"""Calls whose answers are not waited for."""
-
-_SAVED = 0.9
-"""A second, shorter shape is compiled if the share of positions left is below this."""
-
-Choices = Int[np.ndarray, "_ _"] | None
-"""Token ids [C, L], padded with 0, that all examples have for choices; None: each has
-its own target for its only one."""
-
-Answer = tuple[Float[np.ndarray, "_ _"], Bool[np.ndarray, "_ _"]]
-"""Of each example's choices [N, C]: log-probabilities, and which is written greedily."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-  """Scores and predictions on one split of one task.
-
-  Attributes:
-    scores: metric name -> value, fractions in [0, 1] or coefficients.
-    generated: the decoded text of each example.
-    chosen: the label that scores highest, of each example; None without labels.
-    trimmed: how many sources and targets were too long and lost tokens.
-  """
-
-  task: str
-  split: str
-  examples: int
-  scores: dict[str, float]
-  generated: list[str]
-  chosen: list[str] | None
-  trimmed: int
-
-
-@dataclasses.dataclass
-class Work:
-  """What an evaluator has computed since it was made.
-
-  Attributes:
-    shapes: of the calls, [rows, source positions, target positions] by what they do,
-      for each form of prompt.
-    calls: how many there were.
-    positions: source positions that were computed, the prompts' included.
-    used: how many of them hold a token or a row of a prompt.
-    compiled: how often something was compiled; more often than there are shapes is
-      once too often.
-  """
-
-  shapes: dict[str, list[list[int]]] = dataclasses.field(default_factory=dict)
-  calls: int = 0
-  positions: int = 0
-  used: int = 0
-  compiled: int = 0
-
-  def to_json(self) -> dict[str, Any]:
-    """Returns what a report says of it."""
-    return {
-      "shapes": self.shapes,
-      "calls": self.calls,
-      "source_positions": self.positions,
-      "padding_share": round(1 - self.used / max(self.positions, 1), 4),
-      "compiled": self.compiled,
-    }
-
-  def __str__(self) -> str:
-    """Returns one line of it."""
-    shapes = "; ".join(
-      f"{name} {', '.join('x'.join(map(str, shape)) for shape in shapes)}"
-      for name, shapes in self.shapes.items()
-    )
-    return (
-      f"{self.calls} calls of {sum(map(len, self.shapes.values()))} shapes ({shapes}), "
-      f"{1 - self.used / max(self.positions, 1):.1%} of source positions were padding; "
-      f"compiled {self.compiled} times"
-    )
-
-
-class Evaluator:
-  """A backbone on the devices, with which many prompts are evaluated in one pass.
-
-  Prompts are given folded, or as None for the backbone alone. Those of one form (equal
-  shapes) share calls, whatever their tasks; each form compiles shapes of its own.
-  Choices are scored in packed rows: each example is encoded once, behind its prompt,
-  and all of its choices are scored against it. Text is decoded as the model says; by
-  greedy decoding only for examples of which no label turns out to be what it writes.
-  """
-
-  def __init__(
-    self,
-    model: SoftPromptModel,
-    params: Mapping[str, Any],
-    vocabulary: Vocabulary,
-    lengths: Mapping[str, int],
-    batch_size: int = 64,
-    mesh: Mesh | None = None,
-    at_once: int = AT_ONCE,
-    progress: bool = False,
-  ):
-    """Puts the backbone's `params` (nested, without a prompt) on the devices of `mesh`.
-
-    Args:
-      model: whose network computes; its prompt is not read.
-      params: the backbone's parameters.
-      vocabulary: the backbone's.
-      lengths: `{'inputs': T, 'targets': L}` in tokens, EOS included.
-      batch_size: examples decoded in a call; packed rows have about as many positions.
-      mesh: of the devices; by default all of them hold the whole backbone.
-      at_once: prompts on the devices at once, the others after them.
-      progress: show a progress bar.
-    """
-    # Without a prompt module the model reads a folded prompt of any length.
-    model = SoftPromptModel(
-      model.network,
-      None,
-      model.input_vocabulary,
-      model.output_vocabulary,
-      num_beams=model.num_beams,
-      length_penalty=model.length_penalty,
-    )
-    self._beams = model.num_beams > 1
-    self.vocabulary = vocabulary
-    self.lengths = dict(lengths)
-    at_least("The batch size", batch_size, 1)
-    at_least("AT_ONCE", at_once, 1)
-    self.at_once = at_once
-    self.progress = progress and processes.is_writer()
-    self.work = Work()
-    mesh = mesh or partitioning.make_mesh()
-    # A last call is filled up anyway, so any size is rounded up to suit the devices.
-    self._grain = mesh.shape[partitioning.DATA]
-    self.batch_size = self._to_grain(batch_size)
-    parameters = partitioning.abstract_parameters(model, mesh)
-    self._backbone = identity.unflatten(
-      {
-        path: processes.put(leaf, parameters[path].sharding)
-        for path, leaf in identity.flatten(params).items()
-        if not path.startswith("prompt/")
-      }
-    )
-    self._features = model.network.emb_dim
-    self._rows = partitioning.batch_sharding(mesh)
-    # So that every process can read the answers, and every row its prompt.
-    self._whole = partitioning.replicated(mesh)
-
-    def score(folded: Folded, backbone: Any, batch: Any) -> Any:
-      self.work.compiled += 1  # This runs when it is traced.
-      return model.score_choices(folded, backbone, batch)
-
-    def predict(folded: Folded, backbone: Any, batch: Any) -> Any:
-      self.work.compiled += 1
-      return model.predict_rows(folded, backbone, batch, self.lengths["targets"])
-
-    self._score = jax.jit(score, out_shardings=self._whole)
-    self._predict = jax.jit(predict, out_shardings=self._whole)
-    self._row_shapes: dict[tuple[int, bool], packing.Shape] = {}
-    self._widths: dict[int, list[int]] = {}
-
-  def evaluate(self, prompt: Prompt, task: Task, split: str) -> Result:
-    """Returns all scores of a prompt on a split: generation and rank classification."""
-    return self.evaluate_all([(prompt, task, split)])[0]
-
-  def evaluate_all(self, cells: Sequence[tuple[Prompt, Task, str]]) -> list[Result]:
-    """Returns what `evaluate` does of each prompt, task and split, all in one pass."""
-    examples, tokenized = {}, {}
-    for _, task, split in cells:
-      key = (id(task), split)
-      if key not in examples:
-        examples[key] = task.examples(split)
-        tokenized[key] = self.tokenize(examples[key])
-        if _trimmed(tokenized[key]) and processes.is_writer():
-          tqdm.write(f"{task.name}, {split}: {tokenized[key].report()}")
-    answers = self.answer_all(
-      [
-        (prompt, tokenized[id(task), split], task.labels)
-        for prompt, task, split in cells
-      ]
-    )
-    results = []
-    for (_, task, split), (generated, scored) in zip(cells, answers, strict=True):
-      key = (id(task), split)
-      scores, chosen = task.scores(examples[key], generated), None
-      if task.labels is not None and scored is not None:
-        chosen = [task.labels[index] for index in scored.argmax(axis=1)]
-        scores |= metrics.of_labels(task.scores(examples[key], chosen))
-      count, trimmed = len(examples[key]), _trimmed(tokenized[key])
-      results.append(
-        Result(task.name, split, count, scores, generated, chosen, trimmed)
-      )
-    return results
-
-  def answer(
-    self, prompt: Prompt, sources: batches.Tokenized, labels: Sequence[str] | None
-  ) -> tuple[list[str], Float[np.ndarray, "N C"] | None]:
-    """Returns the decoded text of each source, and each label's log-probability."""
-    return self.answer_all([(prompt, sources, labels)])[0]
-
-  def answer_all(
-    self,
-    requests: Sequence[tuple[Prompt, batches.Tokenized, Sequence[str] | None]],
-  ) -> list[tuple[list[str], Float[np.ndarray, "_ _"] | None]]:
-    """Returns what `answer` does of each prompt, sources and labels, all in one pass."""
-    tokens = {
-      labels: batches.label_tokens(labels, self.vocabulary, self.lengths["targets"])
-      for labels in {tuple(labels) for _, _, labels in requests if labels is not None}
-    }
-    with_labels = [i for i, one in enumerate(requests) if one[2] is not None]
-    scored: dict[int, Answer] = dict(
-      zip(
-        with_labels,
-        self.score(
-          [
-            (prompt, sources, tokens[tuple(labels or ())])
-            for prompt, sources, labels in (requests[i] for i in with_labels)
-          ]
-        ),
-        strict=True,
-      )
-    )
-    # What greedy decoding writes where it writes a label.
-    texts: list[list[str | None]] = []
-    for index, (_, given, labels) in enumerate(requests):
-      texts.append([None] * len(given))
-      if index in scored and not self._beams:
-        words = [self._text(row) for row in tokens[tuple(labels or ())]]
-        for row, label in np.argwhere(scored[index][1]):
-          texts[index][row] = words[label]
-    open_rows = [[row for row, text in enumerate(one) if text is None] for one in texts]
-    decoded = self.decode(
-      [
-        (prompt, sources.inputs[rows])
-        for (prompt, sources, _), rows in zip(requests, open_rows, strict=True)
-      ]
-    )
-    for one, rows, written in zip(texts, open_rows, decoded, strict=True):
-      for row, ids in zip(rows, written, strict=True):
-        one[row] = self._text(ids)
-    return [
-      ([text or "" for text in one], scored[i][0] if i in scored else None)
-      for i, one in enumerate(texts)
-    ]
-
-  def exact_match(self, prompt: Prompt, tokenized: batches.Tokenized) -> float:
-    """Returns the exact match of greedy decoding without decoding, in one forward pass.
-
-    Greedy decoding gives the target if and only if each target token is the arg max
-    after the ones before it; so this equals `evaluate`'s exact match where no target
-    was trimmed and the target is the only accepted answer. For searches over many
-    prompts.
-    """
-    return self.exact_matches([(prompt, tokenized)])[0]
-
-  def exact_matches(
-    self, pairs: Sequence[tuple[Prompt, batches.Tokenized]]
-  ) -> list[float]:
-    """Returns `exact_match` of each prompt on its examples, all in one pass."""
-    answers = self.score([(prompt, tokenized, None) for prompt, tokenized in pairs])
-    return [float(hits.mean()) for _, hits in answers]
-
-  def score(
-    self,
-    requests: Sequence[tuple[Prompt, batches.Tokenized, Choices]],
-  ) -> list[Answer]:
-    """Returns the scores of each example's choices, of all requests in one pass.
-
-    Args:
-      requests: a prompt, its examples, and their choices. Examples that several
-        prompts share are packed once.
-    """
-    answers: list[Answer] = [
-      (np.zeros((0, 0), np.float32), np.zeros((0, 0), bool)) for _ in requests
-    ]
-    for length, folded, members in self._banks([one[0] for one in requests]):
-      shape = self._row_shape(length, [requests[i][1:] for i, _ in members])
-      packed: dict[tuple[int, int], tuple[batches.Features, np.ndarray]] = {}
-      parts, starts, start = [], [], 0
-      for index, place in members:
-        _, tokenized, choices = requests[index]
-        key = (id(tokenized), id(choices))
-        if key not in packed:
-          packed[key] = packing.pack_choices(
-            *_without_padding(tokenized, choices), shape, length
-          )
-        rows = packed[key][0]
-        parts.append(packing.with_prompt(rows, place))
-        starts.append(start)
-        start += len(rows["encoder_input_tokens"])
-      size = self._to_grain(
-        self.batch_size * (length + self.lengths["inputs"]) // shape.width
-      )
-      self._note("scoring", [size, shape.width, shape.targets])
-      found = self._call(
-        self._score, folded, packing.blocks(parts, size), -(-start // size)
-      )
-      self.work.positions += -(-start // size) * size * shape.width
-      scores, hits = (np.concatenate(values) for values in zip(*found, strict=True))
-      for (index, _), start, part in zip(members, starts, parts, strict=True):
-        _, tokenized, choices = requests[index]
-        self.work.used += int(np.count_nonzero(part["encoder_segment_ids"]))
-        first = packed[id(tokenized), id(choices)][1]
-        columns = first[:, 1:] + np.arange(1 if choices is None else len(choices))
-        at = (start + first[:, :1], columns)
-        answers[index] = scores[at], hits[at]
-    return answers
-
-  def decode(
-    self, requests: Sequence[tuple[Prompt, Int[np.ndarray, "_ _"]]]
-  ) -> list[Int[np.ndarray, "_ _"]]:
-    """Returns the greedily decoded tokens of each prompt's sources, all in one pass.
-
-    The rows of a call are one example each, behind their own prompts, and of two
-    lengths at most.
-    """
-    most = self.lengths["targets"]
-    decoded = [np.zeros((len(sources), most), np.int32) for _, sources in requests]
-    todo = [i for i, (_, sources) in enumerate(requests) if len(sources)]
-    for length, folded, members in self._banks([requests[i][0] for i in todo]):
-      owners = [todo[i] for i, _ in members]
-      sources = np.concatenate([requests[i][1] for i in owners])
-      counts = [len(requests[i][1]) for i in owners]
-      places = np.repeat([place for _, place in members], counts).astype(np.int32)
-      tokens = np.count_nonzero(sources, axis=1)
-      written = np.zeros((len(sources), most), np.int32)
-      left = np.ones(len(sources), bool)
-      for width in self._row_widths(length, tokens):
-        rows = np.flatnonzero(left & (tokens <= width))
-        left[rows] = False
-        if not len(rows):
-          continue
-        self._note("decoding", [self.batch_size, length + width, most])
-        found = self._call(
-          self._predict,
-          folded,
-          _in_blocks(sources[rows, :width], places[rows], self.batch_size),
-          -(-len(rows) // self.batch_size),
-        )
-        written[rows] = np.concatenate(found)[: len(rows)]
-        self.work.used += int(tokens[rows].sum()) + length * len(rows)
-        self.work.positions += len(found) * self.batch_size * (length + width)
-      for index, part in zip(
-        owners, np.split(written, np.cumsum(counts)), strict=False
-      ):
-        decoded[index] = part
-    return decoded
-
-  def tokenize(self, examples: Sequence[Example]) -> batches.Tokenized:
-    """Returns the examples as token ids, at this evaluator's lengths."""
-    return batches.tokenize(examples, self.vocabulary, self.lengths)
-
-  def _text(self, ids: Int[np.ndarray, " L"]) -> str:
-    return self.vocabulary.decode(ids.tolist())
-
-  def _to_grain(self, rows: int) -> int:
-    return -(-max(1, rows) // self._grain) * self._grain
-
-  def _note(self, what: str, shape: list[int]) -> None:
-    shapes = self.work.shapes.setdefault(what, [])
-    if shape not in shapes:
-      shapes.append(shape)
-
-  def _banks(
-    self, prompts: Sequence[Prompt]
-  ) -> Iterator[tuple[int, Folded, list[tuple[int, int]]]]:
-    """Yields prompts of one form on the devices, and whose they are.
-
-    With the prompts' length comes, for each of those `prompts` that are in this bank,
-    its index and its place. A bank that is not full is filled up, so that it compiles
-    no other size.
-    """
-    nothing = {"prompt": np.zeros((0, self._features), np.float32)}
-    forms: dict[tuple, dict[int, list[int]]] = {}
-    for index, prompt in enumerate(prompts):
-      leaves = prompt or nothing
-      self._refuse_short_delta(leaves)
-      form = tuple(sorted((name, leaf.shape) for name, leaf in leaves.items()))
-      forms.setdefault(form, {}).setdefault(id(leaves), []).append(index)
-    for owners in forms.values():
-      groups = list(owners.values())
-      for first in range(0, len(groups), self.at_once):
-        part = groups[first : first + self.at_once]
-        bank = [prompts[indices[0]] or nothing for indices in part]
-        bank += bank[-1:] * (self.at_once - len(bank))
-        stacked = Folded.of(
-          {name: np.stack([leaves[name] for leaves in bank]) for name in bank[0]}
-        )
-        folded = jax.tree.map(lambda leaf: processes.put(leaf, self._whole), stacked)
-        members = [(i, place) for place, group in enumerate(part) for i in group]
-        yield stacked.prompt.shape[1], folded, members
-
-  def _refuse_short_delta(self, leaves: Mapping[str, np.ndarray]) -> None:
-    if "delta" in leaves and len(leaves["delta"]) < self.lengths["inputs"]:
-      network.refuse_short_delta(self.lengths["inputs"], len(leaves["delta"]))
-
-  def _call(
-    self,
-    function: Any,
-    folded: Folded,
-    calls: Iterable[batches.Features],
-    count: int,
-  ) -> list[Any]:
-    """Returns the answers of `count` calls, some of which are always under way."""
-    answers: list[Any] = []
-    bar = tqdm(
-      calls, total=count, desc="evaluating", unit="call", disable=not self.progress
-    )
-    for features in bar:
-      placed = processes.put_all(features, self._rows)
-      answers.append(function(folded, self._backbone, placed))
-      if len(answers) > _AHEAD:
-        answers[-_AHEAD - 1] = jax.device_get(answers[-_AHEAD - 1])
-    self.work.calls += len(answers)
-    return jax.device_get(answers)
-
-  def _row_shape(
-    self,
-    length: int,
-    examples: Sequence[tuple[batches.Tokenized, Choices]],
-  ) -> packing.Shape:
-    """Returns the shape of packed rows, chosen for the first examples that came.
-
-    Sources always fit; it is chosen again for more choices than a row has room for.
-    """
-    sizes: list[tuple[int, int]] = []
-    for tokenized, choices in {
-      (id(one), id(other)): (one, other) for one, other in examples
-    }.values():
-      sources = np.count_nonzero(tokenized.inputs, axis=1)
-      targets = (
-        np.count_nonzero(tokenized.targets, axis=1)
-        if choices is None
-        else np.full(len(sources), np.count_nonzero(choices))
-      )
-      sizes += zip(sources.tolist(), targets.tolist(), strict=True)
-    key = (length, all(choices is None for _, choices in examples))
-    known = self._row_shapes.get(key)
-    if known is None or max(target for _, target in sizes) > known.targets:
-      self._row_shapes[key] = packing.choose_row(sizes, length, self.lengths)
-    return self._row_shapes[key]
-
-  def _row_widths(self, length: int, tokens: Int[np.ndarray, " N"]) -> list[int]:
-    """Returns the one or two source lengths of decoded rows, chosen at the first call."""
-    if length not in self._widths:
-      longest = self.lengths["inputs"]
-      costs = {
-        width: (length + width) * np.count_nonzero(tokens <= width)
-        + (length + longest) * np.count_nonzero(tokens > width)
-        for width in range(8, longest, 8)
-      }
-      width = min(costs, key=lambda one: costs[one], default=longest)
-      worth = costs and costs[width] < _SAVED * (length + longest) * len(tokens)
-      self._widths[length] = [width, longest] if worth else [longest]
-    return self._widths[length]
-
-
-def _trimmed(tokenized: batches.Tokenized) -> int:
-  return tokenized.truncated_inputs + tokenized.truncated_targets
-
-
-def _without_padding(
-  tokenized: batches.Tokenized, choices: Choices
-) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
-  """Returns each source, and its choices."""
-  sources = [row[row != 0] for row in tokenized.inputs]
-  if choices is None:
-    return sources, [[row[row != 0]] for row in tokenized.targets]
-  return sources, [[row[row != 0] for row in choices]] * len(sources)
-
-
-def _in_blocks(
-  sources: Int[np.ndarray, "N T"], places: Int[np.ndarray, " N"], size: int
-) -> Iterator[batches.Features]:
-  for start in range(0, len(sources), size):
-    rows = sources[start : start + size], places[start : start + size]
-    empty = size - len(rows[0])
-    yield {
-      "encoder_input_tokens": np.pad(rows[0], ((0, empty), (0, 0))),
-      "prompt_ids": np.pad(rows[1], (0, empty)),
-    }
+_COLUMNS = ("task", "split", "examples")
 
 
 def evaluate(
   model: SoftPromptModel,
   backbone: str,
-  tasks: Sequence[Task],
+  tasks: Sequence[Any],
   vocabulary: Vocabulary,
   lengths: Mapping[str, int],
   splits: Sequence[str] = ("test",),
-  prompt: str | None = None,
-  vector: str | None = None,
-  initial: str | None = None,
-  coefficient: float = 1.0,
+  prompt: str | Sequence[str | None] | None = None,
+  vector: candidates.Vector | Sequence[candidates.Vector] | None = None,
+  initial: str | Sequence[str] | None = None,
+  coefficient: Any = 1.0,
   which: str = "best",
+  search: Any = False,
+  search_split: str = "validation",
+  search_examples: int | None = None,
+  search_metric: str = "exact_match",
+  own_tasks: bool = False,
   batch_size: int = 64,
+  at_once: int = AT_ONCE,
   output: str | None = None,
   predictions: bool = False,
   overwrite: bool = False,
   model_parallel: int = 1,
   progress: bool = True,
 ) -> dict[str, Any]:
-  """Evaluates a prompt, a vector applied to an initial prompt, or no prompt; prints a table.
+  """Evaluates prompts, and vectors on initial prompts, in one pass; prints a table.
+
+  Those of one form (equal shapes) share calls; others have calls of their own.
 
   Args:
     model: owns prediction and scoring.
@@ -539,12 +58,20 @@ def evaluate(
     vocabulary: the backbone's.
     lengths: `{'inputs': T, 'targets': L}` in tokens, EOS included.
     splits: of each task.
-    prompt: a run folder, an Orbax checkpoint or a file that tpv wrote.
-    vector: a vector's file, applied to `initial` times `coefficient`.
-    initial: an initial prompt (with a run folder, its initial prompt is meant).
-    coefficient: of the vector.
+    prompt: one or a list, see `candidates.read`, as for the next three.
+    vector: one or a list, each of them perhaps a sum.
+    initial: one or a list.
+    coefficient: a number or a list of them, for all vectors.
     which: the 'best', 'last' or 'initial' prompt of a run folder given as `prompt`.
+    search: choose the coefficient of each vector on each initial prompt, instead of
+      `coefficient`: of `candidates.GRID` (True), or of those given.
+    search_split: on which the coefficients are tried.
+    search_examples: so many of its first examples of each task; None: all.
+    search_metric: 'exact_match' of what is decoded, or 'label_accuracy' of the chosen
+      label; its mean over the tasks decides, the smaller coefficient wins a tie.
+    own_tasks: evaluate each candidate on the tasks that it was trained on only.
     batch_size: examples a call.
+    at_once: prompts on the devices at once; fewer if they do not fit.
     output: a JSON file for the results; nothing is written by default.
     predictions: write a line for each example beside `output`, as `<output>.predictions.jsonl`.
     overwrite: replace outputs that exist.
@@ -561,129 +88,245 @@ def evaluate(
       files.check_output(lines_path, overwrite)
   elif predictions:
     raise UserError("Predictions need a place: give --gin.OUTPUT as well.")
-  if isinstance(splits, str):
-    raise UserError(f"The splits are the text '{splits}'. Give a list: ['{splits}'].")
+  _check_tasks(tasks, splits)
+  if search is not False:
+    _check_search(tasks, search, coefficient, vector, search_split, search_metric)
+    coefficient = candidates.GRID if search is True else search
+  coefficients: Any = (
+    coefficient if isinstance(coefficient, list | tuple) else [coefficient]
+  )
   processes.wait_for_all("the outputs are checked")
   loaded = loading.load_backbone(backbone, model.network, vocabulary)
-  leaves, provenance = subject(prompt, vector, initial, coefficient, which)
-  if provenance is not None:
-    check_fits(leaves, provenance, loaded)
-  folded = None if provenance is None else leaves
-  mesh = partitioning.make_mesh(model_parallel)
-  evaluator = Evaluator(model, loaded.params, vocabulary, lengths, batch_size, mesh)
-  results = [
-    evaluator.evaluate(folded, task, split)
-    for task in tqdm(
-      tasks, desc="tasks", disable=not (progress and processes.is_writer())
+  groups = candidates.read(prompt, vector, initial, coefficients, which)
+  for one in itertools.chain(*groups):
+    if one.leaves is not None and one.provenance is not None:
+      candidates.check_fits(one.leaves, one.provenance, loaded)
+  evaluator = Evaluator(
+    model,
+    loaded.params,
+    vocabulary,
+    lengths,
+    batch_size,
+    partitioning.make_mesh(model_parallel),
+    at_once,
+    progress,
+  )
+
+  def tasks_of(candidate: Candidate) -> Sequence[Task]:
+    return candidates.tasks_of(candidate, tasks) if own_tasks else tasks
+
+  searches: dict[int, dict[str, Any]] = {}
+  if search is not False:
+    groups, searches = _search(
+      evaluator, groups, tasks_of, search_split, search_examples, search_metric
     )
-    for split in splits
+  chosen = list(itertools.chain(*groups))
+  cells = [
+    (one, task, split) for one in chosen for task in tasks_of(one) for split in splits
   ]
+  results = evaluator.evaluate_all(
+    [(one.leaves, task, split) for one, task, split in cells]
+  )
+  names = [one.name for one, _, _ in cells] if len(chosen) > 1 else None
   report = {
-    "prompt": None if provenance is None else provenance.to_json(),
-    "prompt_digest": None if folded is None else identity.prompt_digest(leaves),
+    **({} if names else _described(chosen[0])),
+    "candidates": [
+      one.to_json() | ({"search": searches[i]} if i in searches else {})
+      for i, one in enumerate(chosen)
+    ],
     "backbone": {"name": loaded.name, "fingerprint": loaded.fingerprint},
     "results": [
       {
-        "task": r.task,
-        "split": r.split,
-        "examples": r.examples,
-        "trimmed": r.trimmed,
-        **r.scores,
+        **({"candidate": names[index]} if names else {}),
+        "task": result.task,
+        "split": result.split,
+        "examples": result.examples,
+        "trimmed": result.trimmed,
+        **result.scores,
       }
-      for r in results
+      for index, result in enumerate(results)
     ],
+    "work": evaluator.work.to_json(),
     "versions": versions(),
   }
   if processes.is_writer():
-    print_table(results)
+    numbers = None
+    if names:
+      for number, one in enumerate(chosen, 1):
+        print(f"{number:>3}  {one.name}")
+      places = {one.name: number for number, one in enumerate(chosen, 1)}
+      numbers = [places[name] for name in names]
+    print_table(results, numbers)
+    print(f"{len(results)} results in {evaluator.work}")
     if output is not None:
       files.write_json(output, report, overwrite)
       if predictions:
-        _write_predictions(lines_path, results, tasks, overwrite)
+        _write_predictions(lines_path, results, tasks, names, overwrite)
   return report
 
 
-def subject(
-  prompt: str | None,
-  vector: str | None,
-  initial: str | None,
-  coefficient: float,
-  which: str,
-) -> tuple[dict[str, np.ndarray], Provenance | None]:
-  """Returns the folded prompt to be evaluated with its provenance, None without one."""
-  if prompt is not None and vector is not None:
-    raise UserError("Both a prompt and a vector were given; evaluate one at a time.")
-  if vector is None and (initial is not None or coefficient != 1.0):
-    raise UserError(
-      "INITIAL and COEFFICIENT say where a vector is applied, and no vector was given: "
-      "give --gin.VECTOR as well. (An initial prompt alone: PROMPT_PATH with "
-      "--gin.WHICH='\"initial\"'.)"
-    )
-  if vector is not None and initial is None:
-    raise UserError(
-      f"The vector '{vector}' must be applied to an initial prompt: give "
-      "--gin.INITIAL as well (a run folder means its initial prompt)."
-    )
-  if prompt is not None:
-    loaded = sources.load(prompt, which)
-    if loaded.provenance.kind == "prompt":
-      loaded = algebra.fold(loaded)
-    return dict(loaded.leaves), loaded.provenance
-  if vector is None or initial is None:
-    return {}, None
-  applied = algebra.apply(
-    sources.load(vector), sources.load(initial, "initial"), coefficient
-  )
-  applied = algebra.fold(applied)
-  return dict(applied.leaves), applied.provenance
+def _described(candidate: Candidate) -> dict[str, Any]:
+  """Returns what a report of a single candidate says of it at its top."""
+  known = candidate.to_json()
+  return {name: known[name] for name in ("prompt", "prompt_digest")}
 
 
-def check_fits(
-  leaves: Mapping[str, np.ndarray], provenance: Provenance, backbone: loading.Backbone
+def _check_tasks(tasks: Sequence[Any], splits: Sequence[str]) -> None:
+  if isinstance(splits, str):
+    raise UserError(f"The splits are the text '{splits}'. Give a list: ['{splits}'].")
+  if not isinstance(tasks, list | tuple) or not tasks or not splits:
+    raise UserError(
+      f"TASKS is {tasks!r} and EVAL_SPLITS {splits!r}. Give a list of at least one each."
+    )
+  for task in tasks:
+    if not isinstance(task, Task):
+      raise UserError(
+        f"TASKS has {task!r}, which is no task.{near_misses(str(task), suite.TASKS)} Bind "
+        "tasks, such as @suite.task() or @text_files.text_file_task(); "
+        "eval_embedded.gin takes names as TASK_NAMES."
+      )
+  names = [task.name for task in tasks]
+  for index, name in enumerate(names):
+    if name in names[:index]:
+      raise UserError(f"TASKS has '{name}' twice. Give each task once.")
+
+
+def _check_search(
+  tasks: Sequence[Task],
+  search: Any,
+  coefficient: Any,
+  vector: Any,
+  split: str,
+  metric: str,
 ) -> None:
-  """Raises `UserError` unless the leaves are a prompt for this backbone."""
-  if provenance.kind != "prompt":
+  if search is not True and not isinstance(search, list | tuple):
     raise UserError(
-      "A vector is a difference and cannot stand before a source. Apply it: give it as "
-      "--gin.VECTOR with --gin.INITIAL."
+      f"SEARCH is {search!r}. Give True (21 coefficients from 0 to 1), a list of "
+      "coefficients, or False."
     )
-  known = provenance.backbone_fingerprint
-  if known is not None and known != backbone.fingerprint:
+  if coefficient != 1.0:
     raise UserError(
-      f"The prompt was trained on the backbone '{provenance.backbone_name}' ({known[:12]}"
-      f"…), not on '{backbone.name}' ({backbone.fingerprint[:12]}…). Choose that backbone."
+      f"COEFFICIENT is {coefficient!r}, and SEARCH chooses it. Give the coefficients to "
+      "be tried as SEARCH, or one of the two."
     )
-  width = backbone.params["token_embedder"]["embedding"].shape[1]
-  if leaves["prompt"].shape[1] != width:
+  if not vector:
     raise UserError(
-      f"The prompt has width {leaves['prompt'].shape[1]}, the backbone {width}. "
-      "Choose the backbone that it was trained on."
+      "SEARCH chooses the coefficient of a vector, and no vector was given: give "
+      "--gin.VECTOR and --gin.INITIAL as well."
     )
+  if split not in SPLITS:
+    raise UserError(
+      f"SEARCH_SPLIT is '{split}'.{near_misses(split, SPLITS)} Choose one of "
+      f"{', '.join(SPLITS)}."
+    )
+  if metric not in ("exact_match", "label_accuracy"):
+    known = ("exact_match", "label_accuracy")
+    raise UserError(
+      f"SEARCH_METRIC is '{metric}'.{near_misses(metric, known)} Choose one of "
+      f"{', '.join(known)}."
+    )
+  for task in tasks:
+    if metric == "label_accuracy" and task.labels is None:
+      raise UserError(
+        f"The task '{task.name}' has no labels among which one could be chosen. Give it "
+        "labels, or set SEARCH_METRIC = 'exact_match'."
+      )
 
 
-def print_table(results: Sequence[Result]) -> None:
-  """Prints the scores as a table, one row a task and split, in percent."""
+def _search(
+  evaluator: Evaluator,
+  groups: Sequence[Sequence[Candidate]],
+  tasks_of: Callable[[Candidate], Sequence[Task]],
+  split: str,
+  most: int | None,
+  metric: str,
+) -> tuple[list[list[Candidate]], dict[int, dict[str, Any]]]:
+  """Returns the best candidate of each group, and how those of several did.
+
+  All candidates of all groups are tried in one pass.
+  """
+  tokenized: dict[str, batches.Tokenized] = {}
+  labels: dict[str, np.ndarray] = {}
+  cells = []
+  for number, group in enumerate(groups):
+    for place, one in enumerate(group if len(group) > 1 else ()):
+      for task in tasks_of(one):
+        if task.name not in tokenized:
+          examples = task.examples(split)[:most]
+          tokenized[task.name] = evaluator.tokenize(examples)
+          if metric == "label_accuracy":
+            labels[task.name] = np.asarray(
+              [(task.labels or ()).index(example.targets) for example in examples]
+            )
+        cells.append((number, place, one, task))
+  if metric == "exact_match":
+    scores = evaluator.exact_matches(
+      [(one.leaves, tokenized[task.name]) for _, _, one, task in cells]
+    )
+  else:
+    scores = evaluator.label_accuracies(
+      [
+        (one.leaves, tokenized[task.name], task.labels or (), labels[task.name])
+        for _, _, one, task in cells
+      ]
+    )
+  tried: dict[int, dict[str, list[float]]] = {}
+  for (number, _, _, task), score in zip(cells, scores, strict=True):
+    tried.setdefault(number, {}).setdefault(task.name, []).append(score)
+  best, searches = [], {}
+  for number, group in enumerate(groups):
+    if number not in tried:
+      best.append(list(group))
+      continue
+    means = np.mean(list(tried[number].values()), axis=0)
+    ranked = zip(means, group, strict=True)
+    winner = max(ranked, key=lambda one: (one[0], -(one[1].coefficient or 0.0)))[1]
+    searches[len(best)] = {
+      "split": split,
+      "metric": metric,
+      "coefficients": [one.coefficient for one in group],
+      "scores": tried[number],
+    }
+    best.append([winner])
+  return best, searches
+
+
+def print_table(
+  results: Sequence[Result], numbers: Sequence[int] | None = None
+) -> None:
+  """Prints the scores as a table, one row a task and split, in percent.
+
+  Args:
+    results: its rows.
+    numbers: of the candidate of each, where there are several.
+  """
   from rich.console import Console
   from rich.table import Table
 
   names = list(dict.fromkeys(name for result in results for name in result.scores))
-  table = Table("task", "split", "examples", *names)
-  for result in results:
+  table = Table(*(["", *_COLUMNS] if numbers else _COLUMNS), *names)
+  for index, result in enumerate(results):
     scores = [
       f"{100 * result.scores[name]:.1f}" if name in result.scores else ""
       for name in names
     ]
-    table.add_row(result.task, result.split, str(result.examples), *scores)
+    own = [str(numbers[index])] if numbers else []
+    table.add_row(*own, result.task, result.split, str(result.examples), *scores)
   Console().print(table)
 
 
 def _write_predictions(
-  path: str, results: Sequence[Result], tasks: Sequence[Task], overwrite: bool
+  path: str,
+  results: Sequence[Result],
+  tasks: Sequence[Task],
+  names: Sequence[str] | None,
+  overwrite: bool,
 ) -> None:
   by_name = {task.name: task for task in tasks}
   lines = [
     json.dumps(
       {
+        **({"candidate": names[number]} if names else {}),
         "task": result.task,
         "split": result.split,
         "inputs": example.inputs,
@@ -693,7 +336,7 @@ def _write_predictions(
       },
       ensure_ascii=False,
     )
-    for result in results
+    for number, result in enumerate(results)
     for index, (example, generated) in enumerate(
       zip(by_name[result.task].examples(result.split), result.generated, strict=True)
     )
@@ -745,9 +388,9 @@ def infer(
       f"'{input_file}' is empty. Give a text file with one source a line."
     )
   loaded = loading.load_backbone(backbone, model.network, vocabulary)
-  leaves, provenance = subject(prompt, None, None, 1.0, which)
+  leaves, provenance = candidates.subject(prompt, None, None, 1.0, which)
   if provenance is not None:
-    check_fits(leaves, provenance, loaded)
+    candidates.check_fits(leaves, provenance, loaded)
   evaluator = Evaluator(
     model,
     loaded.params,

@@ -31,7 +31,7 @@ from tpv_jax.model import PROMPT, SoftPromptModel
 from tpv_jax.prompts import equations, initial, plain
 from tpv_jax.prompts.equations import Folded
 from tpv_jax.prompts.initial import Initial
-from tpv_jax.runner import evaluation, processes
+from tpv_jax.runner import candidates, processes
 from tpv_jax.t5x import saving
 from tpv_jax.t5x.optimizer import replace_leaves
 from tpv_jax.vectors import algebra
@@ -359,7 +359,7 @@ def subject(
   Raises:
     UserError: nothing was given, or what was given is no prompt.
   """
-  leaves, provenance = evaluation.subject(prompt, vector, initial, coefficient, which)
+  leaves, provenance = candidates.subject(prompt, vector, initial, coefficient, which)
   if provenance is None:
     raise UserError(
       "Give the prompt to use: --gin.PROMPT_PATH, or --gin.VECTOR with --gin.INITIAL."

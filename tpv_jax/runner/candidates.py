@@ -1,0 +1,242 @@
+"""What is evaluated: prompts, and vectors or sums of them on initial prompts.
+
+Read from files and folded, so that any of them is a bank's entry.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tpv_jax import identity
+from tpv_jax.backbone import loading
+from tpv_jax.data.tasks import Task
+from tpv_jax.errors import UserError, near_misses
+from tpv_jax.vectors import algebra, sources
+from tpv_jax.vectors.provenance import Provenance
+
+GRID = tuple(round(0.05 * step, 2) for step in range(21))
+"""The coefficients that a search tries by default: 21 in [0, 1] (task arithmetic's)."""
+
+Vector = str | Sequence[str] | Mapping[str, float]
+"""A vector's file, several for their sum, or several with weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+  """A folded prompt that is evaluated.
+
+  Attributes:
+    name: as it was given, for tables.
+    leaves: 'prompt' [P, D] and perhaps 'delta' [M, D]; None for the backbone alone.
+    provenance: None for the backbone alone.
+    coefficient: of the vector that it was made with, if it was.
+    tasks: the names of those that it, or its vector, was trained on.
+  """
+
+  name: str
+  leaves: Mapping[str, np.ndarray] | None
+  provenance: Provenance | None
+  coefficient: float | None = None
+  tasks: tuple[str, ...] = ()
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns what a report says of it."""
+    known = self.provenance
+    return {
+      "name": self.name,
+      "coefficient": self.coefficient,
+      "prompt": None if known is None else known.to_json(),
+      "prompt_digest": None
+      if self.leaves is None
+      else identity.prompt_digest(self.leaves),
+    }
+
+
+def read(
+  prompt: str | Sequence[str | None] | None = None,
+  vector: Vector | Sequence[Vector] | None = None,
+  initial: str | Sequence[str] | None = None,
+  coefficients: Sequence[Any] = (1.0,),
+  which: str = "best",
+) -> list[list[Candidate]]:
+  """Returns the candidates, those that differ by the coefficient alone in one list.
+
+  Args:
+    prompt: a run folder, an Orbax checkpoint or a file that tpv wrote, or a list of
+      them; None in a list is the backbone alone, as nothing at all is.
+    vector: a vector's file, or a list. Each entry of a list may be a list itself, of
+      vectors that are added, or a mapping from files to the weights of such a sum. Each
+      is applied to each initial prompt, times each coefficient.
+    initial: an initial prompt (of a run folder, its initial prompt), or a list.
+    coefficients: of the vectors.
+    which: the 'best', 'last' or 'initial' prompt of a run folder given as `prompt`.
+
+  Raises:
+    UserError: inputs that do not belong together, or something given twice.
+  """
+  prompts = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
+  vectors = [vector] if isinstance(vector, str | Mapping) else list(vector or ())
+  if vectors:
+    prompts = [] if prompt is None else prompts
+  elif initial is not None or tuple(coefficients) != (1.0,):
+    raise UserError(
+      "INITIAL and COEFFICIENT say where a vector is applied, and no vector was given: "
+      "give --gin.VECTOR as well. (An initial prompt alone: PROMPT_PATH with "
+      "--gin.WHICH='\"initial\"'.)"
+    )
+  if vectors and not initial:
+    raise UserError(
+      f"The vector '{_name(vectors[0])}' must be applied to an initial prompt: give "
+      "--gin.INITIAL as well (a run folder means its initial prompt)."
+    )
+  if not coefficients:
+    raise UserError("The list of coefficients is empty. Give at least one, such as 1.")
+  for number in coefficients:
+    if (
+      isinstance(number, bool)
+      or not isinstance(number, int | float)
+      or not math.isfinite(number)
+    ):
+      raise UserError(
+        f"A coefficient is {number!r}; it must be a finite number, such as 0.5."
+      )
+  _refuse_repeated("PROMPT_PATH", [one or "None" for one in prompts])
+  _refuse_repeated("VECTOR", [_name(one) for one in vectors])
+  _refuse_repeated("COEFFICIENT", [f"{float(one)!r}" for one in coefficients])
+  groups = [[_prompt(path, which)] for path in prompts]
+  starts = [initial] if isinstance(initial, str) else list(initial or ())
+  _refuse_repeated("INITIAL", starts)
+  loaded = {path: sources.load(path, "initial") for path in starts}
+  for one in vectors:
+    total = _vector(one)
+    for path, start in loaded.items():
+      group = []
+      for coefficient in coefficients:
+        applied = algebra.fold(algebra.apply(total, start, coefficient))
+        group.append(
+          Candidate(
+            f"{coefficient:g} * {_name(one)} on {path}",
+            dict(applied.leaves),
+            applied.provenance,
+            float(coefficient),
+            _tasks(total.provenance),
+          )
+        )
+      groups.append(group)
+  if not groups:
+    raise UserError(
+      "PROMPT_PATH is an empty list, which leaves nothing to evaluate. Give a prompt, or "
+      "None for the backbone alone."
+    )
+  return groups
+
+
+def subject(
+  prompt: str | None,
+  vector: str | None,
+  initial: str | None,
+  coefficient: float,
+  which: str,
+) -> tuple[dict[str, np.ndarray], Provenance | None]:
+  """Returns the one folded prompt to be evaluated, and its provenance; None without one.
+
+  Raises:
+    UserError: as `read`; or a prompt and a vector are given.
+  """
+  if prompt is not None and vector is not None:
+    raise UserError("Both a prompt and a vector were given; evaluate one at a time.")
+  ((one,),) = read(prompt, vector, initial, (coefficient,), which)
+  return dict(one.leaves or {}), one.provenance
+
+
+def tasks_of(candidate: Candidate, tasks: Sequence[Task]) -> list[Task]:
+  """Returns the tasks that the candidate was trained on, all of them if it names none.
+
+  Raises:
+    UserError: one of them is not among `tasks`.
+  """
+  by_name = {task.name: task for task in tasks}
+  for name in candidate.tasks:
+    if name not in by_name:
+      raise UserError(
+        f"'{candidate.name}' is of the task '{name}', which is not among the "
+        f"tasks {', '.join(by_name)}.{near_misses(name, by_name)} Add it to TASKS, or "
+        "evaluate on all of them: OWN_TASKS = False."
+      )
+  return [by_name[name] for name in candidate.tasks] or list(tasks)
+
+
+def check_fits(
+  leaves: Mapping[str, np.ndarray], provenance: Provenance, backbone: loading.Backbone
+) -> None:
+  """Raises `UserError` unless the leaves are a prompt for this backbone."""
+  if provenance.kind != "prompt":
+    raise UserError(
+      "A vector is a difference and cannot stand before a source. Apply it: give it as "
+      "--gin.VECTOR with --gin.INITIAL."
+    )
+  known = provenance.backbone_fingerprint
+  if known is not None and known != backbone.fingerprint:
+    raise UserError(
+      f"The prompt was trained on the backbone '{provenance.backbone_name}' ({known[:12]}"
+      f"…), not on '{backbone.name}' ({backbone.fingerprint[:12]}…). Choose that backbone."
+    )
+  width = backbone.params["token_embedder"]["embedding"].shape[1]
+  if leaves["prompt"].shape[1] != width:
+    raise UserError(
+      f"The prompt has width {leaves['prompt'].shape[1]}, the backbone {width}. "
+      "Choose the backbone that it was trained on."
+    )
+
+
+def _prompt(path: str | None, which: str) -> Candidate:
+  if path is None:
+    return Candidate("no prompt", None, None)
+  loaded = sources.load(path, which)
+  if loaded.provenance.kind == "prompt":
+    loaded = algebra.fold(loaded)
+  return Candidate(
+    path, dict(loaded.leaves), loaded.provenance, tasks=_tasks(loaded.provenance)
+  )
+
+
+def _tasks(provenance: Provenance) -> tuple[str, ...]:
+  return tuple(term.task for term in provenance.terms if term.task is not None)
+
+
+def _weights(vector: Vector) -> dict[str, float]:
+  """Returns the files of a sum with their weights."""
+  if isinstance(vector, Mapping):
+    return dict(vector)
+  files = [vector] if isinstance(vector, str) else list(vector)
+  _refuse_repeated("A sum of VECTOR", files)
+  return dict.fromkeys(files, 1.0)
+
+
+def _vector(vector: Vector) -> algebra.Loaded:
+  weights = _weights(vector)
+  if not weights:
+    raise UserError("VECTOR has an empty sum. Give at least one vector's file.")
+  loaded = [sources.load(path) for path in weights]
+  return (
+    loaded[0]
+    if list(weights.values()) == [1.0]
+    else algebra.sum_vectors(loaded, list(weights.values()))
+  )
+
+
+def _name(vector: Vector) -> str:
+  text = " + ".join(
+    path if weight == 1 else f"{weight!r} {path}"
+    for path, weight in _weights(vector).items()
+  )
+  return text if isinstance(vector, str) else f"({text})"
+
+
+def _refuse_repeated(what: str, given: Sequence[str]) -> None:
+  for index, one in enumerate(given):
+    if one in given[:index]:
+      raise UserError(f"{what} has '{one}' twice. Give each once.")

@@ -1,0 +1,547 @@
+"""Scores and decodes for many prompts on many tasks at once, on one backbone.
+
+Imports no more than the model does beside tqdm: neither gin nor what writes files.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float, Int
+from tqdm import tqdm
+
+from tpv_jax import identity, partitioning
+from tpv_jax.backbone import network
+from tpv_jax.data import batches, metrics, packing
+from tpv_jax.data.tasks import Example, Task
+from tpv_jax.data.vocabularies import Vocabulary
+from tpv_jax.errors import at_least
+from tpv_jax.model import SoftPromptModel
+from tpv_jax.prompts.equations import Folded
+from tpv_jax.runner import processes
+
+Prompt = Mapping[str, np.ndarray] | None
+"""The leaves of a folded prompt: 'prompt' [P, D] and perhaps 'delta' [M, D].
+
+None is the backbone alone."""
+
+AT_ONCE = 32
+"""Prompts that are on the devices at once, by default."""
+
+_AHEAD = 8
+"""Calls whose answers are not waited for."""
+
+_SAVED = 0.9
+"""A second, shorter shape is compiled if the share of positions left is below this."""
+
+Choices = Int[np.ndarray, "_ _"] | None
+"""Token ids [C, L], padded with 0, that all examples have for choices; None: each has
+its own target for its only one."""
+
+Answer = tuple[Float[np.ndarray, "_ _"], Bool[np.ndarray, "_ _"]]
+"""Of each example's choices [N, C]: log-probabilities, and which is written greedily."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """Scores and predictions on one split of one task.
+
+  Attributes:
+    scores: metric name -> value, fractions in [0, 1] or coefficients.
+    generated: the decoded text of each example.
+    chosen: the label that scores highest, of each example; None without labels.
+    trimmed: how many sources and targets were too long and lost tokens.
+  """
+
+  task: str
+  split: str
+  examples: int
+  scores: dict[str, float]
+  generated: list[str]
+  chosen: list[str] | None
+  trimmed: int
+
+
+class Work:
+  """What an evaluator has computed since it was made.
+
+  Attributes:
+    calls: (rows, source positions, target positions) -> calls, by what they do.
+    used: how many source positions held a token or a row of a prompt.
+    compiled: how often something was compiled; more often than there are shapes, in
+      each form of prompt, is once too often.
+  """
+
+  def __init__(self) -> None:
+    """Starts with nothing done."""
+    self.calls: dict[str, collections.Counter[tuple[int, int, int]]] = {}
+    self.used = 0
+    self.compiled = 0
+
+  @property
+  def positions(self) -> int:
+    """Returns how many source positions were computed, the prompts' included."""
+    return sum(
+      rows * width * calls
+      for counted in self.calls.values()
+      for (rows, width, _), calls in counted.items()
+    )
+
+  @property
+  def padding_share(self) -> float:
+    """Returns the share of them that held nothing."""
+    return 1 - self.used / max(self.positions, 1)
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns what a report says of it."""
+    names = ("rows", "source_positions", "target_positions")
+    return {
+      "shapes": {
+        name: [
+          {**dict(zip(names, shape, strict=True)), "calls": calls}
+          for shape, calls in counted.items()
+        ]
+        for name, counted in self.calls.items()
+      },
+      "padding_share": round(self.padding_share, 4),
+      "compiled": self.compiled,
+    }
+
+  def __str__(self) -> str:
+    """Returns one line of it."""
+    shapes = [
+      f"{calls} calls of {rows} x {width} + {targets} ({name})"
+      for name, counted in self.calls.items()
+      for (rows, width, targets), calls in counted.items()
+    ]
+    return (
+      f"{', '.join(shapes)}; {self.padding_share:.1%} of the source positions were "
+      f"padding; compiled {self.compiled} times"
+    )
+
+
+class Evaluator:
+  """A backbone on the devices, with which many prompts are evaluated in one pass.
+
+  Prompts are given folded, or as None for the backbone alone. Those of one form (equal
+  shapes) share calls, whatever their tasks; each form compiles shapes of its own.
+  Choices are scored in packed rows: each example is encoded once, behind its prompt,
+  and all of its choices are scored against it. Text is decoded as the model says; by
+  greedy decoding only for examples of which no label turns out to be what it writes.
+  """
+
+  def __init__(
+    self,
+    model: SoftPromptModel,
+    params: Mapping[str, Any],
+    vocabulary: Vocabulary,
+    lengths: Mapping[str, int],
+    batch_size: int = 64,
+    mesh: Mesh | None = None,
+    at_once: int = AT_ONCE,
+    progress: bool = False,
+  ):
+    """Puts the backbone's `params` (nested, without a prompt) on the devices of `mesh`.
+
+    Args:
+      model: whose network computes; its prompt is not read.
+      params: the backbone's parameters.
+      vocabulary: the backbone's.
+      lengths: `{'inputs': T, 'targets': L}` in tokens, EOS included.
+      batch_size: examples decoded in a call; packed rows have about as many positions.
+      mesh: of the devices; by default all of them hold the whole backbone.
+      at_once: prompts on the devices at once, the others after them.
+      progress: show a progress bar.
+    """
+    # Without a prompt module the model reads a folded prompt of any length.
+    model = SoftPromptModel(
+      model.network,
+      None,
+      model.input_vocabulary,
+      model.output_vocabulary,
+      num_beams=model.num_beams,
+      length_penalty=model.length_penalty,
+    )
+    self._beams = model.num_beams > 1
+    self.vocabulary = vocabulary
+    self.lengths = dict(lengths)
+    at_least("The batch size", batch_size, 1)
+    at_least("PROMPTS_AT_ONCE", at_once, 1)
+    self.at_once = at_once
+    self.progress = progress and processes.is_writer()
+    self.work = Work()
+    mesh = mesh or partitioning.make_mesh()
+    # A last call is filled up anyway, so any size is rounded up to suit the devices.
+    self._grain = mesh.shape[partitioning.DATA]
+    self.batch_size = self._to_grain(batch_size)
+    parameters = partitioning.abstract_parameters(model, mesh)
+    self._backbone = identity.unflatten(
+      {
+        path: processes.put(leaf, parameters[path].sharding)
+        for path, leaf in identity.flatten(params).items()
+        if not path.startswith("prompt/")
+      }
+    )
+    self._features = model.network.emb_dim
+    self._rows = partitioning.batch_sharding(mesh)
+    # So that every process can read the answers, and every row its prompt.
+    self._whole = partitioning.replicated(mesh)
+
+    def score(folded: Folded, backbone: Any, batch: Any) -> Any:
+      self.work.compiled += 1  # This runs when it is traced.
+      return model.score_choices(folded, backbone, batch)
+
+    def predict(folded: Folded, backbone: Any, batch: Any) -> Any:
+      self.work.compiled += 1
+      return model.predict_rows(folded, backbone, batch, self.lengths["targets"])
+
+    self._score = jax.jit(score, out_shardings=self._whole)
+    self._predict = jax.jit(predict, out_shardings=self._whole)
+    self._row_shapes: dict[tuple[int, bool], packing.Shape] = {}
+    self._widths: dict[int, list[int]] = {}
+
+  def evaluate(self, prompt: Prompt, task: Task, split: str) -> Result:
+    """Returns all scores of a prompt on a split: generation and rank classification."""
+    return self.evaluate_all([(prompt, task, split)])[0]
+
+  def evaluate_all(self, cells: Sequence[tuple[Prompt, Task, str]]) -> list[Result]:
+    """Returns what `evaluate` does of each prompt, task and split, all in one pass."""
+    examples, tokenized = {}, {}
+    for _, task, split in cells:
+      key = (id(task), split)
+      if key not in examples:
+        examples[key] = task.examples(split)
+        tokenized[key] = self.tokenize(examples[key])
+        if _trimmed(tokenized[key]) and processes.is_writer():
+          tqdm.write(f"{task.name}, {split}: {tokenized[key].report()}")
+    answers = self.answer_all(
+      [
+        (prompt, tokenized[id(task), split], task.labels)
+        for prompt, task, split in cells
+      ]
+    )
+    results = []
+    for (_, task, split), (generated, scored) in zip(cells, answers, strict=True):
+      key = (id(task), split)
+      scores, chosen = task.scores(examples[key], generated), None
+      if task.labels is not None and scored is not None:
+        chosen = [task.labels[index] for index in scored.argmax(axis=1)]
+        scores |= metrics.of_labels(task.scores(examples[key], chosen))
+      count, trimmed = len(examples[key]), _trimmed(tokenized[key])
+      results.append(
+        Result(task.name, split, count, scores, generated, chosen, trimmed)
+      )
+    return results
+
+  def answer(
+    self, prompt: Prompt, sources: batches.Tokenized, labels: Sequence[str] | None
+  ) -> tuple[list[str], Float[np.ndarray, "N C"] | None]:
+    """Returns the decoded text of each source, and each label's log-probability."""
+    return self.answer_all([(prompt, sources, labels)])[0]
+
+  def answer_all(
+    self,
+    requests: Sequence[tuple[Prompt, batches.Tokenized, Sequence[str] | None]],
+  ) -> list[tuple[list[str], Float[np.ndarray, "_ _"] | None]]:
+    """Returns what `answer` does of each prompt, sources and labels, all in one pass."""
+    tokens = {
+      labels: batches.label_tokens(labels, self.vocabulary, self.lengths["targets"])
+      for labels in {tuple(labels) for _, _, labels in requests if labels is not None}
+    }
+    with_labels = [i for i, one in enumerate(requests) if one[2] is not None]
+    scored: dict[int, Answer] = dict(
+      zip(
+        with_labels,
+        self.score(
+          [
+            (prompt, sources, tokens[tuple(labels or ())])
+            for prompt, sources, labels in (requests[i] for i in with_labels)
+          ]
+        ),
+        strict=True,
+      )
+    )
+    # What greedy decoding writes where it writes a label.
+    texts: list[list[str | None]] = []
+    for index, (_, given, labels) in enumerate(requests):
+      texts.append([None] * len(given))
+      if index in scored and not self._beams:
+        words = [self._text(row) for row in tokens[tuple(labels or ())]]
+        for row, label in np.argwhere(scored[index][1]):
+          texts[index][row] = words[label]
+    open_rows = [[row for row, text in enumerate(one) if text is None] for one in texts]
+    decoded = self.decode(
+      [
+        (prompt, sources.inputs[rows])
+        for (prompt, sources, _), rows in zip(requests, open_rows, strict=True)
+      ]
+    )
+    for one, rows, written in zip(texts, open_rows, decoded, strict=True):
+      for row, ids in zip(rows, written, strict=True):
+        one[row] = self._text(ids)
+    return [
+      ([text or "" for text in one], scored[i][0] if i in scored else None)
+      for i, one in enumerate(texts)
+    ]
+
+  def exact_match(self, prompt: Prompt, tokenized: batches.Tokenized) -> float:
+    """Returns the exact match of greedy decoding without decoding, in one forward pass.
+
+    Greedy decoding gives the target if and only if each target token is the arg max
+    after the ones before it; so this equals `evaluate`'s exact match where no target
+    was trimmed and the target is the only accepted answer. For searches over many
+    prompts.
+    """
+    return self.exact_matches([(prompt, tokenized)])[0]
+
+  def exact_matches(
+    self, pairs: Sequence[tuple[Prompt, batches.Tokenized]]
+  ) -> list[float]:
+    """Returns `exact_match` of each prompt on its examples, all in one pass."""
+    answers = self.score([(prompt, tokenized, None) for prompt, tokenized in pairs])
+    return [float(hits.mean()) for _, hits in answers]
+
+  def label_accuracies(
+    self,
+    requests: Sequence[
+      tuple[Prompt, batches.Tokenized, Sequence[str], Int[np.ndarray, " _"]]
+    ],
+  ) -> list[float]:
+    """Returns how often the right label scores highest, all in one pass.
+
+    Args:
+      requests: a prompt, its examples, their labels, and the place of the right one.
+    """
+    tokens = {
+      labels: batches.label_tokens(labels, self.vocabulary, self.lengths["targets"])
+      for labels in {tuple(labels) for _, _, labels, _ in requests}
+    }
+    answers = self.score(
+      [
+        (prompt, sources, tokens[tuple(labels)])
+        for prompt, sources, labels, _ in requests
+      ]
+    )
+    return [
+      float((scores.argmax(axis=1) == right).mean())
+      for (scores, _), (*_, right) in zip(answers, requests, strict=True)
+    ]
+
+  def score(
+    self,
+    requests: Sequence[tuple[Prompt, batches.Tokenized, Choices]],
+  ) -> list[Answer]:
+    """Returns the scores of each example's choices, of all requests in one pass.
+
+    Args:
+      requests: a prompt, its examples, and their choices. Examples that several
+        prompts share are packed once.
+    """
+    answers: list[Answer] = [
+      (np.zeros((0, 0), np.float32), np.zeros((0, 0), bool)) for _ in requests
+    ]
+    for length, folded, members in self._banks([one[0] for one in requests]):
+      shape = self._row_shape(length, [requests[i][1:] for i, _ in members])
+      packed: dict[tuple[int, int], tuple[batches.Features, np.ndarray]] = {}
+      parts, starts, start = [], [], 0
+      for index, place in members:
+        _, tokenized, choices = requests[index]
+        key = (id(tokenized), id(choices))
+        if key not in packed:
+          packed[key] = packing.pack_choices(
+            *_without_padding(tokenized, choices), shape, length
+          )
+        rows = packed[key][0]
+        parts.append(packing.with_prompt(rows, place))
+        starts.append(start)
+        start += len(rows["encoder_input_tokens"])
+      size = self._to_grain(
+        self.batch_size * (length + self.lengths["inputs"]) // shape.width
+      )
+      found = self._call(
+        self._score, folded, packing.blocks(parts, size), -(-start // size)
+      )
+      self._note("scoring", (size, shape.width, shape.targets), len(found))
+      scores, hits = (np.concatenate(values) for values in zip(*found, strict=True))
+      for (index, _), start, part in zip(members, starts, parts, strict=True):
+        _, tokenized, choices = requests[index]
+        self.work.used += int(np.count_nonzero(part["encoder_segment_ids"]))
+        first = packed[id(tokenized), id(choices)][1]
+        columns = first[:, 1:] + np.arange(1 if choices is None else len(choices))
+        at = (start + first[:, :1], columns)
+        answers[index] = scores[at], hits[at]
+    return answers
+
+  def decode(
+    self, requests: Sequence[tuple[Prompt, Int[np.ndarray, "_ _"]]]
+  ) -> list[Int[np.ndarray, "_ _"]]:
+    """Returns the greedily decoded tokens of each prompt's sources, all in one pass.
+
+    The rows of a call are one example each, behind their own prompts, and of two
+    lengths at most.
+    """
+    most = self.lengths["targets"]
+    decoded = [np.zeros((len(sources), most), np.int32) for _, sources in requests]
+    todo = [i for i, (_, sources) in enumerate(requests) if len(sources)]
+    for length, folded, members in self._banks([requests[i][0] for i in todo]):
+      owners = [todo[i] for i, _ in members]
+      sources = np.concatenate([requests[i][1] for i in owners])
+      counts = [len(requests[i][1]) for i in owners]
+      places = np.repeat([place for _, place in members], counts).astype(np.int32)
+      tokens = np.count_nonzero(sources, axis=1)
+      written = np.zeros((len(sources), most), np.int32)
+      left = np.ones(len(sources), bool)
+      for width in self._row_widths(length, tokens):
+        rows = np.flatnonzero(left & (tokens <= width))
+        left[rows] = False
+        if not len(rows):
+          continue
+        found = self._call(
+          self._predict,
+          folded,
+          _in_blocks(sources[rows, :width], places[rows], self.batch_size),
+          -(-len(rows) // self.batch_size),
+        )
+        written[rows] = np.concatenate(found)[: len(rows)]
+        self.work.used += int(tokens[rows].sum()) + length * len(rows)
+        self._note("decoding", (self.batch_size, length + width, most), len(found))
+      for index, part in zip(
+        owners, np.split(written, np.cumsum(counts)), strict=False
+      ):
+        decoded[index] = part
+    return decoded
+
+  def tokenize(self, examples: Sequence[Example]) -> batches.Tokenized:
+    """Returns the examples as token ids, at this evaluator's lengths."""
+    return batches.tokenize(examples, self.vocabulary, self.lengths)
+
+  def _text(self, ids: Int[np.ndarray, " L"]) -> str:
+    return self.vocabulary.decode(ids.tolist())
+
+  def _to_grain(self, rows: int) -> int:
+    return -(-max(1, rows) // self._grain) * self._grain
+
+  def _note(self, what: str, shape: tuple[int, int, int], calls: int) -> None:
+    self.work.calls.setdefault(what, collections.Counter())[shape] += calls
+
+  def _banks(
+    self, prompts: Sequence[Prompt]
+  ) -> Iterator[tuple[int, Folded, list[tuple[int, int]]]]:
+    """Yields prompts of one form on the devices, and whose they are.
+
+    With the prompts' length comes, for each of those `prompts` that are in this bank,
+    its index and its place. A bank that is not full is filled up, so that it compiles
+    no other size.
+    """
+    nothing = {"prompt": np.zeros((0, self._features), np.float32)}
+    forms: dict[tuple, dict[int, list[int]]] = {}
+    for index, prompt in enumerate(prompts):
+      leaves = prompt or nothing
+      self._refuse_short_delta(leaves)
+      form = tuple(sorted((name, leaf.shape) for name, leaf in leaves.items()))
+      forms.setdefault(form, {}).setdefault(id(leaves), []).append(index)
+    for owners in forms.values():
+      groups = list(owners.values())
+      for first in range(0, len(groups), self.at_once):
+        part = groups[first : first + self.at_once]
+        bank = [prompts[indices[0]] or nothing for indices in part]
+        bank += bank[-1:] * (self.at_once - len(bank))
+        stacked = Folded.of(
+          {name: np.stack([leaves[name] for leaves in bank]) for name in bank[0]}
+        )
+        folded = jax.tree.map(lambda leaf: processes.put(leaf, self._whole), stacked)
+        members = [(i, place) for place, group in enumerate(part) for i in group]
+        yield stacked.prompt.shape[1], folded, members
+
+  def _refuse_short_delta(self, leaves: Mapping[str, np.ndarray]) -> None:
+    if "delta" in leaves and len(leaves["delta"]) < self.lengths["inputs"]:
+      network.refuse_short_delta(self.lengths["inputs"], len(leaves["delta"]))
+
+  def _call(
+    self,
+    function: Any,
+    folded: Folded,
+    calls: Iterable[batches.Features],
+    count: int,
+  ) -> list[Any]:
+    """Returns the answers of `count` calls, some of which are always under way."""
+    answers: list[Any] = []
+    bar = tqdm(
+      calls, total=count, desc="evaluating", unit="call", disable=not self.progress
+    )
+    for features in bar:
+      placed = processes.put_all(features, self._rows)
+      answers.append(function(folded, self._backbone, placed))
+      if len(answers) > _AHEAD:
+        answers[-_AHEAD - 1] = jax.device_get(answers[-_AHEAD - 1])
+    return jax.device_get(answers)
+
+  def _row_shape(
+    self,
+    length: int,
+    examples: Sequence[tuple[batches.Tokenized, Choices]],
+  ) -> packing.Shape:
+    """Returns the shape of packed rows, chosen for the first examples that came.
+
+    Sources always fit; it is chosen again for more choices than a row has room for.
+    """
+    sizes: list[tuple[int, int]] = []
+    for tokenized, choices in {
+      (id(one), id(other)): (one, other) for one, other in examples
+    }.values():
+      sources = np.count_nonzero(tokenized.inputs, axis=1)
+      targets = (
+        np.count_nonzero(tokenized.targets, axis=1)
+        if choices is None
+        else np.full(len(sources), np.count_nonzero(choices))
+      )
+      sizes += zip(sources.tolist(), targets.tolist(), strict=True)
+    key = (length, all(choices is None for _, choices in examples))
+    known = self._row_shapes.get(key)
+    if known is None or max(target for _, target in sizes) > known.targets:
+      self._row_shapes[key] = packing.choose_row(sizes, length, self.lengths)
+    return self._row_shapes[key]
+
+  def _row_widths(self, length: int, tokens: Int[np.ndarray, " N"]) -> list[int]:
+    """Returns the one or two source lengths of decoded rows, chosen at the first call."""
+    if length not in self._widths:
+      longest = self.lengths["inputs"]
+      costs = {
+        width: (length + width) * np.count_nonzero(tokens <= width)
+        + (length + longest) * np.count_nonzero(tokens > width)
+        for width in range(8, longest, 8)
+      }
+      width = min(costs, key=lambda one: costs[one], default=longest)
+      worth = costs and costs[width] < _SAVED * (length + longest) * len(tokens)
+      self._widths[length] = [width, longest] if worth else [longest]
+    return self._widths[length]
+
+
+def _trimmed(tokenized: batches.Tokenized) -> int:
+  return tokenized.truncated_inputs + tokenized.truncated_targets
+
+
+def _without_padding(
+  tokenized: batches.Tokenized, choices: Choices
+) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
+  """Returns each source, and its choices."""
+  sources = [row[row != 0] for row in tokenized.inputs]
+  if choices is None:
+    return sources, [[row[row != 0]] for row in tokenized.targets]
+  return sources, [[row[row != 0] for row in choices]] * len(sources)
+
+
+def _in_blocks(
+  sources: Int[np.ndarray, "N T"], places: Int[np.ndarray, " N"], size: int
+) -> Iterator[batches.Features]:
+  for start in range(0, len(sources), size):
+    rows = sources[start : start + size], places[start : start + size]
+    empty = size - len(rows[0])
+    yield {
+      "encoder_input_tokens": np.pad(rows[0], ((0, empty), (0, 0))),
+      "prompt_ids": np.pad(rows[1], (0, empty)),
+    }
