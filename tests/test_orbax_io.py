@@ -1,5 +1,6 @@
 """Reading of checkpoints that Orbax itself wrote, as T5X lays them out."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -169,3 +170,147 @@ def test_importing_it_imports_neither_jax_nor_orbax():
     [sys.executable, "-c", code], capture_output=True, text=True, check=True
   )
   assert result.stdout == "set()\n"
+
+
+def write_legacy(folder, target):
+  """Writes T5X's layout of 2022, as its documentation has it: msgpack beside zarr."""
+  import msgpack
+  import tensorstore
+
+  def array(values):
+    values = np.asarray(values)
+    content = (values.shape, values.dtype.name, values.tobytes())
+    return msgpack.ExtType(1, msgpack.packb(content))
+
+  def stored(tree, name):
+    if isinstance(tree, dict):
+      return {key: stored(value, f"{name}.{key}") for key, value in tree.items()}
+    if tree.ndim < 2:
+      return array(tree)
+    spec = {
+      "driver": "zarr",
+      "kvstore": {"driver": "file", "path": f"{folder}/{name}"},
+      "metadata": {"compressor": {"id": "gzip", "level": 1}},
+    }
+    spec["dtype"] = tree.dtype.name
+    store = tensorstore.open(spec, create=True, shape=tree.shape).result()
+    store.write(tree).result()
+    # Where it lay when it was written, which is not where it is now.
+    return {**spec, "kvstore": {"driver": "gfile", "path": f"/elsewhere/{name}/"}}
+
+  folder.mkdir(parents=True)
+  content = {
+    "version": 3,
+    "optimizer": {"target": stored(target, "target"), "state": {"step": 7}},
+  }
+  (folder / "checkpoint").write_bytes(msgpack.packb(content))
+  return folder
+
+
+LEGACY = {
+  "decoder": {
+    "logits": {"kernel": np.arange(15, dtype=ml_dtypes.bfloat16).reshape(3, 5)}
+  },
+  "norm": {"scale": np.linspace(1, 2, 4, dtype=np.float32)},
+  "half": {"scale": np.ones(3, ml_dtypes.bfloat16)},
+  "prompt": {"prompt": PROMPT},
+}
+
+
+@pytest.fixture
+def legacy(tmp_path):
+  return write_legacy(tmp_path / "run" / "checkpoint_7", LEGACY)
+
+
+def test_the_layout_from_before_orbax_is_read(legacy):
+  for path in (legacy, legacy / "checkpoint"):
+    leaves = orbax_io.read_leaves(path, "target")
+    assert list(leaves) == [
+      "decoder/logits/kernel",
+      "norm/scale",
+      "half/scale",
+      "prompt/prompt",
+    ]
+    for name, leaf in leaves.items():
+      first, second = name.rsplit("/", 1)
+      expected = LEGACY["decoder"]["logits"] if "logits" in first else LEGACY[first]
+      assert leaf.dtype == expected[second].dtype
+      np.testing.assert_array_equal(leaf, expected[second])
+  np.testing.assert_array_equal(orbax_io.read_leaves(legacy)["prompt"], PROMPT)
+  assert orbax_io.shapes(legacy) == {"prompt": (8, 4)}
+
+
+def test_the_layout_from_before_orbax_is_read_from_a_bucket(legacy, bucket):
+  from object_store import ObjectStore
+
+  for path in legacy.rglob("*"):
+    if path.is_file():
+      name = f"bucket/run/checkpoint_7/{path.relative_to(legacy)}"
+      ObjectStore.objects[name] = path.read_bytes()
+  leaves = orbax_io.read_leaves(f"{bucket}/run/checkpoint_7")
+  np.testing.assert_array_equal(leaves["prompt"], PROMPT)
+
+
+def test_every_damage_of_the_old_layout_is_one_line(legacy, capfd):
+  content = (legacy / "checkpoint").read_bytes()
+  for kept in range(0, len(content), 7):
+    (legacy / "checkpoint").write_bytes(content[:kept])
+    with pytest.raises(UserError, match="truncated or damaged") as bad:
+      orbax_io.read_leaves(legacy, "target")
+    assert "\n" not in str(bad.value)
+  (legacy / "checkpoint").write_bytes(content)
+  zarr = legacy / "target.prompt.prompt"
+  (zarr / "0.0").rename(zarr / "9.9")  # A chunk that is lost is not read as zeros.
+  with pytest.raises(UserError, match="truncated or damaged"):
+    orbax_io.read_leaves(legacy)
+  (zarr / ".zarray").unlink()
+  with pytest.raises(UserError, match="truncated or damaged"):
+    orbax_io.read_leaves(legacy)
+  assert capfd.readouterr().err == ""
+
+
+def test_arrays_that_claim_terabytes_are_refused_before_they_are_read(legacy):
+  path = legacy / "target.prompt.prompt" / ".zarray"
+  path.write_text(json.dumps({**json.loads(path.read_text()), "shape": [1 << 40, 4]}))
+  with pytest.raises(
+    UserError, match="states arrays of 17592186044416 bytes and holds"
+  ):
+    orbax_io.read_leaves(legacy)
+
+
+def test_an_inline_array_that_claims_more_than_it_has_is_refused(legacy):
+  import msgpack
+
+  path = legacy / "checkpoint"
+  content = path.read_bytes()
+  inline = msgpack.packb(((4,), "float32", b""))[:3]
+  assert content.count(inline) == 1
+  path.write_bytes(content.replace(inline, inline[:2] + b"\x7f"))
+  with pytest.raises(UserError, match="truncated or damaged"):
+    orbax_io.read_leaves(legacy, "target")
+
+
+def test_what_is_written_for_t5x_orbax_itself_reads(tmp_path):
+  import orbax.checkpoint as ocp
+
+  flat = {"a/kernel": PROMPT, "b/scale": np.ones(3, ml_dtypes.bfloat16)}
+  orbax_io.save_checkpoint(tmp_path / "checkpoint_5", flat, step=5)
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    tree = checkpointer.restore(tmp_path / "checkpoint_5" / "state")
+  np.testing.assert_array_equal(tree["target"]["a"]["kernel"], PROMPT)
+  assert tree["target"]["b"]["scale"].dtype == ml_dtypes.bfloat16
+  assert tree["state"] == {"step": 5}
+  leaves = orbax_io.read_leaves(tmp_path / "checkpoint_5", "target")
+  assert leaves.keys() == flat.keys()
+
+
+def test_leaves_are_read_when_they_are_asked_for(model_dir, monkeypatch):
+  read = []
+  real = orbax_io._read
+  monkeypatch.setattr(
+    orbax_io, "_read", lambda store, shown: read.append(1) or real(store, shown)
+  )
+  leaves = orbax_io.lazy_leaves(model_dir / "checkpoint_10", "target")
+  assert leaves["prompt/prompt"].shape == (8, 4) and not read
+  np.testing.assert_array_equal(leaves["prompt/prompt"], PROMPT)
+  assert len(read) == 1
