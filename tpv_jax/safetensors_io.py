@@ -13,6 +13,7 @@ process to process; here equal content has equal bytes. NumPy and ml_dtypes only
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import io
 import json
 import math
@@ -47,6 +48,9 @@ _BITS = {
   **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }
 """Every dtype of the format but those of less than a byte."""
+
+DIGEST = "content_digest"
+"""The name of a `ContentDigest` in the metadata."""
 
 _METADATA = "__metadata__"
 
@@ -159,6 +163,36 @@ def encode(leaves: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
   return _start(leaves, metadata) + b"".join(
     _values(leaves[name]) for name in sorted(leaves)
   )
+
+
+class ContentDigest:
+  """SHA-256 over the values of a file as they come, and last over what precedes them.
+
+  So that the values can be read once, before the metadata are known.
+  """
+
+  def __init__(self) -> None:
+    self._digest = hashlib.sha256()
+
+  def add(self, values: np.ndarray) -> None:
+    """Takes the values of the next leaf, in the order of the names."""
+    self._digest.update(_values(values))
+
+  def stated_in(
+    self, leaves: Mapping[str, Any], metadata: Mapping[str, str]
+  ) -> dict[str, str]:
+    """Returns the metadata with the digest, `DIGEST`, of a file of these leaves."""
+    others = {name: text for name, text in metadata.items() if name != DIGEST}
+    digest = self._digest.copy()
+    digest.update(_start(leaves, others))
+    return {**others, DIGEST: digest.hexdigest()}
+
+
+def is_as_written(path: files.PathLike) -> bool:
+  """Returns whether the header of a file is, byte for byte, what `write` makes of it."""
+  with opened(path) as (metadata, leaves), _open(files.to_path(path)) as file:
+    start = _start(leaves, metadata)
+    return file.read(len(start)) == start
 
 
 def check_suffix(path: files.PathLike) -> None:

@@ -128,8 +128,14 @@ def convert(
   """
   check_output(output, plan.to)
   source = plan.source
+  digest = safetensors_io.ContentDigest()
+
+  def look(name: str, values: np.ndarray) -> None:
+    _refuse(str(path), name, values)
+    digest.add(values)
+
   fingerprint = identity.backbone_fingerprint(
-    _watched(source.leaves, "read", report, functools.partial(_refuse, str(path)))
+    _watched(source.leaves, "read", report, look)
   )
   if source.fingerprint not in (None, fingerprint):
     raise UserError(
@@ -147,7 +153,8 @@ def convert(
   with _appearing(output, plan.to) as there:
     if plan.to == "safetensors":
       metadata = {name: text for name, text in noted.items() if text is not None}
-      safetensors_io.write(there, leaves, {**metadata, "format": loading.FORMAT})
+      stated = digest.stated_in(leaves, {**metadata, "format": loading.FORMAT})
+      safetensors_io.write(there, leaves, stated)
     elif plan.to == "hugging-face":
       files.write_json(there / loading.BESIDE, noted)
       hugging_face.save(there, plan.config, leaves)

@@ -1,9 +1,10 @@
 """Weights of a backbone: ours, those of Hugging Face, and checkpoints of T5X.
 
 Our file holds the leaves under their T5X paths ("encoder/layers_0/mlp/wo/kernel"), in
-fp32 or bf16, and as metadata `format`, `name`, `fingerprint` and, where known, the
-digest of the vocabulary. Any reader of safetensors opens it. Leaves are read one by one
-from every form, so that the host needs little more than what it keeps.
+fp32 or bf16, and as metadata `format`, `name`, `fingerprint`, the `content_digest` (see
+`safetensors_io.ContentDigest`: no byte can change unseen) and, where known, the digest of
+the vocabulary. Any reader of safetensors opens it. Leaves are read one by one from every
+form, so that the host needs little more than what it keeps.
 """
 
 import contextlib
@@ -200,11 +201,26 @@ def save_backbone(
         f"Leaf '{leaf}' is {flat[leaf].dtype}; a backbone is stored in float32 or "
         "bfloat16. Convert it first."
       )
-  fingerprint = identity.backbone_fingerprint(flat)
+  digest = safetensors_io.ContentDigest()
+
+  def look(leaf: str) -> np.ndarray:
+    values = np.asarray(flat[leaf])
+    digest.add(values)
+    return values
+
+  fingerprint = identity.backbone_fingerprint(
+    {
+      leaf: Leaf(
+        flat[leaf].shape, np.dtype(flat[leaf].dtype), functools.partial(look, leaf)
+      )
+      for leaf in flat
+    }
+  )
   stated = {"format": FORMAT, "name": name, "fingerprint": fingerprint}
   if vocabulary is not None:
     stated["vocabulary"] = vocabulary
-  safetensors_io.write(path, flat, {**(metadata or {}), **stated}, overwrite)
+  stated = digest.stated_in(flat, {**(metadata or {}), **stated})
+  safetensors_io.write(path, flat, stated, overwrite)
   return fingerprint
 
 
@@ -238,9 +254,22 @@ def _of_file(
         f"'{path}' holds the leaf '{name}' in {leaf.dtype}; a backbone is stored in "
         "float32 or bfloat16. Take another copy."
       )
-  for name in ("name", "fingerprint"):
+  for name in ("name", "fingerprint", safetensors_io.DIGEST):
     if name not in metadata:
       raise UserError(f"'{path}' does not state its {name}. Take another copy.")
+  if not _is_known(leaves, path):
+    digest = safetensors_io.ContentDigest()
+    for name in sorted(leaves):
+      digest.add(np.asarray(leaves[name]))
+    found, stated = (
+      m[safetensors_io.DIGEST] for m in (digest.stated_in(leaves, metadata), metadata)
+    )
+    if found != stated or not safetensors_io.is_as_written(path):
+      raise UserError(
+        f"'{path}' was truncated, damaged or changed after it was written: its content "
+        f"has the digest {found[:12]}… and it states {stated[:12]!r}…. Make "
+        "it again or take another copy."
+      )
   return Opened(
     leaves,
     metadata["name"],
@@ -310,16 +339,29 @@ def refuse_not_finite(name: str, values: np.ndarray, source: str) -> None:
     )
 
 
+def _cached(flat: Mapping[str, Leaf], path: files.Path) -> pathlib.Path | None:
+  """Returns where the fingerprint of many bytes that lie here is kept, else None."""
+  size = sum(leaf.nbytes for leaf in flat.values())
+  if files.is_remote(path) or size < CACHED_FROM_BYTES:
+    return None
+  return files.cache_folder() / f"{_state_of(pathlib.Path(path))}.fingerprint"
+
+
+def _is_known(flat: Mapping[str, Leaf], path: files.Path) -> bool:
+  """Returns whether the files at `path` were read and checked as they are now."""
+  cached = _cached(flat, path)
+  return cached is not None and cached.is_file()
+
+
 def _fingerprint(flat: Mapping[str, Leaf], path: files.Path) -> str:
   """Returns the leaves' fingerprint, from the cache if they are many bytes.
 
   Not of a remote backbone: its bytes came over the network just now, which takes longer
   than hashing them, and a store's times in whole seconds do not tell each change.
   """
-  size = sum(leaf.nbytes for leaf in flat.values())
-  if files.is_remote(path) or size < CACHED_FROM_BYTES:
+  cached = _cached(flat, path)
+  if cached is None:
     return identity.backbone_fingerprint(flat)
-  cached = files.cache_folder() / f"{_state_of(pathlib.Path(path))}.fingerprint"
   try:
     return cached.read_text()
   except OSError:
