@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import pathlib
 import pickle
 import tracemalloc
 import zipfile
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import tpv_jax
 from tpv_jax import cli, identity
 from tpv_jax.errors import UserError
 from tpv_jax.formats import arrays
@@ -178,8 +176,22 @@ def test_leaves_that_do_not_fit_each_other_are_refused(npz, changed):
   refused(npz(some), "is no prompt: it holds")
 
 
+def test_fusion_without_the_update_that_it_attends_to_is_refused(npz, ept_initial):
+  leaves = dict(ept_initial(0).leaves)
+  del leaves["low_rank_a"], leaves["low_rank_b"]
+  refused(npz(leaves), "is no prompt: it holds")
+
+
 def test_a_leaf_given_under_two_names_is_refused(npz):
   refused(npz({"prompt": PROMPT, "prompt_embeddings": PROMPT}), "second array for")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_name_that_stands_twice_in_the_archive_is_refused(npz):
+  path = npz({"a": PROMPT})
+  with zipfile.ZipFile(path, "a") as archive:
+    archive.writestr("a.npy", archive.read("a.npy"))
+  refused(path, "holds a name twice")
 
 
 def test_what_is_exported_is_imported_bit_for_bit_with_its_provenance(
@@ -240,6 +252,8 @@ def test_provenance_of_other_values_is_refused(initial_prompt, tmp_path):
 def test_an_existing_file_or_note_is_left_alone(initial_prompt, tmp_path):
   for existing in ("x.npy", "x.npy.json"):
     (tmp_path / existing).write_text("mine")
+    with pytest.raises(UserError, match="exists and was left"):
+      arrays.check_output(tmp_path / "x.npy")
     with pytest.raises(UserError, match=rf"{existing}' exists and was left"):
       arrays.write(tmp_path / "x.npy", initial_prompt(0))
     assert [path.name for path in tmp_path.iterdir()] == [existing]
@@ -277,6 +291,7 @@ HEADER = "{{'descr': '<f4', 'fortran_order': False, 'shape': {}, }}"
     (HEADER.format("(4, 6)").replace("False", "None"), r"its shape is"),
     (HEADER.format("__import__('os')"), r"its header is no dictionary"),
     ("(" * 5000, r"its header is no dictionary"),
+    (HEADER.format("(4, 6)") + " " * 20_000, r"it states a header of 200\d\d bytes"),
     ("{}", r"not just descr, fortran_order and shape"),
     (b"\xff\xfe", r"its header is no dictionary"),
   ],
@@ -354,9 +369,18 @@ def test_a_changed_byte_of_our_own_file_does_not_make_it_another_tools(
         sources.load(path)
 
 
-def test_a_backbone_is_no_prompt_and_none_of_its_values_is_read():
-  path = pathlib.Path(tpv_jax.__file__).parent / "embedded" / "backbone.safetensors"
-  refused(path, r"holds 51 prompts or other arrays.* and 31 more")
+def test_another_tools_backbone_is_no_prompt_and_none_of_its_values_is_read(tmp_path):
+  path = tmp_path / "model.safetensors"
+  leaves = {f"block.{n}.wo": np.full((2, 2), np.nan, np.float32) for n in range(30)}
+  safetensors.numpy.save_file(leaves, path)
+  refused(path, r"holds 30 prompts or other arrays.* and 10 more")
+
+
+def test_our_backbone_is_no_prompt_and_none_of_its_values_is_read(tmp_path):
+  path = tmp_path / "backbone.safetensors"
+  header = b'{"__metadata__":{"content_digest":"%s","fingerprint":"x"}}' % (b"0" * 64)
+  path.write_bytes(len(header).to_bytes(8, "little") + header)
+  refused(path, r"is a backbone, and no prompt or vector\.")
 
 
 def test_missing_files_are_named(tmp_path):
@@ -407,6 +431,10 @@ def test_tpv_import_asks_for_what_is_unknown_and_records_what_is_said(
   # An initial prompt that knows its seed gives it; what is stated is not overruled.
   item = Loaded({"prompt": PROMPT}, UNKNOWN)
   assert sources.with_initial(item, start).provenance.initial_seed == 3
+  tuned = Loaded(
+    start.leaves, dataclasses.replace(start.provenance, initial_digest="cd" * 32)
+  )
+  assert sources.with_initial(item, tuned).provenance.initial_seed is None
   code = cli.main(
     ["import", str(out), "-o", str(tmp_path / "b.safetensors"), "--initial", str(path)]
   )

@@ -34,6 +34,8 @@ MAX_HEADER_BYTES = 1 << 20
 _START = b'{"__metadata__":{"content_digest":"'
 _DIGEST = slice(8 + len(_START), 8 + len(_START) + 64)
 _ZEROS = b"0" * 64
+_BACKBONE = b'","fingerprint"'
+"""What a backbone's file has behind its digest, where a prompt's has its format."""
 
 
 def write(
@@ -152,7 +154,7 @@ def _read_file(path: files.Path) -> bytes:
         "tpv_jax wrote."
       )
     with path.open("rb") as file:
-      start = file.read(8 + len(_START))
+      start = file.read(_DIGEST.stop + len(_BACKBONE))
       file.seek(0, os.SEEK_END)
       _refuse_foreign(path, start, file.tell())
       file.seek(len(start))
@@ -168,12 +170,14 @@ def _read_file(path: files.Path) -> bytes:
 def _refuse_foreign(path: files.Path, start: bytes, size: int) -> None:
   """Raises `UserError` unless a file that starts with `start` may be one of ours."""
   length = int.from_bytes(start[:8], "little")
-  ours = start[8:] == _START
+  ours = start[8 : _DIGEST.start] == _START
   if ours or start[8:9] == b"{":
     if length > MAX_HEADER_BYTES:
       problem = f"states a header of {length} bytes, which no prompt or vector needs"
     elif 8 + length > size:
       problem = f"is truncated: its header alone needs {8 + length} of its {size} bytes"
+    elif ours and start[_DIGEST.stop :] == _BACKBONE:
+      problem = "is a backbone, and no prompt or vector"
     elif not ours:
       problem = (
         "is a safetensors file but no prompt or vector of tpv_jax (a backbone, or what "
