@@ -97,6 +97,26 @@ def read_bytes(path: PathLike) -> bytes:
     raise FileNotFoundError(errno.ENOENT, text, str(path)) from None
 
 
+@contextlib.contextmanager
+def reading(path: PathLike) -> Iterator[Any]:
+  """Yields a file, opened to be read in bytes.
+
+  Raises:
+    UserError: it does not exist, or may not be read.
+  """
+  path = to_path(path)
+  try:
+    file = path.open("rb")
+  except (FileNotFoundError, NotADirectoryError):
+    raise UserError(missing(path)) from None
+  except OSError as error:
+    if error.errno == errno.EACCES:
+      raise UserError(f"'{path}' cannot be opened: permission denied.") from None
+    raise
+  with file:
+    yield file
+
+
 def inside(folder: PathLike, name: str) -> Path:
   """Returns the path of a file in a folder, unless a symbolic link leads out of it.
 

@@ -12,7 +12,6 @@ process to process; here equal content has equal bytes. NumPy and ml_dtypes only
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import io
 import json
@@ -280,15 +279,7 @@ def _read_values(file: Any, shown: str, entry: Entry) -> np.ndarray:
 def _open(path: files.Path) -> Iterator[Any]:
   if path.is_dir():
     raise UserError(f"'{path}' is a folder. Give a .safetensors file.")
-  try:
-    file = path.open("rb")
-  except (FileNotFoundError, NotADirectoryError):
-    raise UserError(files.missing(path)) from None
-  except OSError as error:
-    if error.errno == errno.EACCES:
-      raise UserError(f"'{path}' cannot be opened: permission denied.") from None
-    raise
-  with file:
+  with files.reading(path) as file:
     yield file
 
 

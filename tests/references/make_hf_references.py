@@ -372,22 +372,27 @@ def differences(stored: Arrays, made: Arrays) -> list[str]:
   return found
 
 
-def main() -> int:
+def asked_to_check(description: str) -> bool:
+  """Returns whether `--check` was given; `transformers` keeps quiet from here on."""
   parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    description=description, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument(
     "--check",
     action="store_true",
     help="compare with the stored files instead of writing them; exit code 1 if not equal",
   )
-  arguments = parser.parse_args()
   transformers.logging.set_verbosity_error()
   transformers.logging.disable_progress_bar()
+  return parser.parse_args().check
+
+
+def main() -> int:
+  check = asked_to_check(__doc__)
   failed = False
   for family in FAMILIES:
     path = HERE / f"hf_{family}.npz"
-    if arguments.check:
+    if check:
       with np.load(path, allow_pickle=False) as file:
         stored = dict(file)
       faults = differences(stored, references(family, int(stored["seed"])))

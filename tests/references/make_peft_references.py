@@ -18,7 +18,6 @@ It imports nothing of tpv_jax, so that an error there cannot hide here. Needs th
   python tests/references/make_peft_references.py --check   # regenerates and compares
 """
 
-import argparse
 import hashlib
 import json
 import pathlib
@@ -278,19 +277,9 @@ def differences(stored: Arrays, made: Arrays) -> list[str]:
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument(
-    "--check",
-    action="store_true",
-    help="compare with the stored files instead of writing them; exit code 1 if not equal",
-  )
-  arguments = parser.parse_args()
-  transformers.logging.set_verbosity_error()
-  transformers.logging.disable_progress_bar()
+  check = hf.asked_to_check(__doc__)
   faults = []
-  if arguments.check:
+  if check:
     with np.load(STORED, allow_pickle=False) as file:
       stored = dict(file)
     with tempfile.TemporaryDirectory() as folder:

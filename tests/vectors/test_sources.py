@@ -209,7 +209,7 @@ def test_folders_with_nothing_usable_are_refused(tmp_path):
     sources.load(tmp_path / "other")
   (tmp_path / "legacy").mkdir()
   (tmp_path / "legacy" / "checkpoint").write_bytes(b"\x83")
-  with pytest.raises(UserError, match="layout from before Orbax"):
+  with pytest.raises(UserError, match="is truncated or damaged"):
     sources.load(tmp_path / "legacy")
 
 

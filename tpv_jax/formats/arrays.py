@@ -11,7 +11,6 @@ it. Object arrays, which are pickles, are never loaded. NumPy only.
 
 import ast
 import contextlib
-import errno
 import io
 import math
 import re
@@ -300,15 +299,7 @@ def _opened(path: files.Path) -> Iterator[dict[str, _Reader]]:
     with safetensors_io.opened(path) as (_, leaves):
       yield {name: _reader(leaf) for name, leaf in leaves.items()}
     return
-  try:
-    file = path.open("rb")
-  except (FileNotFoundError, NotADirectoryError):
-    raise UserError(files.missing(path)) from None
-  except OSError as error:
-    if error.errno == errno.EACCES:
-      raise UserError(f"'{path}' cannot be opened: permission denied.") from None
-    raise
-  with file:
+  with files.reading(path) as file:
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     if suffix == ".npy":

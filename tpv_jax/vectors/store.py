@@ -11,7 +11,6 @@ in this order, at the start of the header: equal content gives equal bytes, and 
 can change unseen.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -147,24 +146,17 @@ def refuse_not_finite(name: str, leaf: np.ndarray) -> None:
 
 def _read_file(path: files.Path) -> bytes:
   """Returns the bytes of a file that starts as ours do and is not plainly too long."""
-  try:
-    if path.is_dir():
-      raise UserError(
-        f"'{path}' is a folder. Give a .safetensors file that tpv or a training run of "
-        "tpv_jax wrote."
-      )
-    with path.open("rb") as file:
-      start = file.read(_DIGEST.stop + len(_BACKBONE))
-      file.seek(0, os.SEEK_END)
-      _refuse_foreign(path, start, file.tell())
-      file.seek(len(start))
-      return start + file.read()
-  except (FileNotFoundError, NotADirectoryError):
-    raise UserError(files.missing(path)) from None
-  except OSError as error:
-    if error.errno == errno.EACCES:
-      raise UserError(f"'{path}' cannot be opened: permission denied.") from None
-    raise
+  if path.is_dir():
+    raise UserError(
+      f"'{path}' is a folder. Give a .safetensors file that tpv or a training run of "
+      "tpv_jax wrote."
+    )
+  with files.reading(path) as file:
+    start = file.read(_DIGEST.stop + len(_BACKBONE))
+    file.seek(0, os.SEEK_END)
+    _refuse_foreign(path, start, file.tell())
+    file.seek(len(start))
+    return start + file.read()
 
 
 def _refuse_foreign(path: files.Path, start: bytes, size: int) -> None:
