@@ -22,7 +22,8 @@ GIN_PACKAGES = [
 
 EXTRAS = {
   "bench": ["peft>=0.21", "torch>=2.13", "transformers>=5.23"],
-  "data": ["seqio>=0.0.20", "tensorflow-datasets>=4.9.10"],
+  # TFDS imports importlib_resources where it downloads, and does not ask for it.
+  "data": ["importlib_resources>=7.1", "seqio>=0.0.20", "tensorflow-datasets>=4.9.10"],
   "gcs": ["gcsfs>=2026.10.1"],
   "hf": ["datasets>=5.2"],
   "parity": ["peft>=0.21", "torch>=2.13", "transformers>=5.23", "sentencepiece>=0.2"],

@@ -16,7 +16,7 @@ from tpv_jax.errors import UserError
 
 seqio = pytest.importorskip("seqio", reason="seqio is not installed (extra 'data')")
 tfds = pytest.importorskip("tensorflow_datasets", reason="TFDS is not installed")
-pytest.importorskip("importlib_resources", reason="TFDS cannot write without it")
+pytest.importorskip("importlib_resources", reason="TFDS needs it (extra 'data')")
 
 from tpv_jax.data import seqio_tasks  # noqa: E402
 
