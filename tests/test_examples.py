@@ -1,0 +1,43 @@
+"""The scripts under examples/ run, on small stand-ins for the files they are about."""
+
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+
+EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+
+
+def run(script, *arguments):
+  return subprocess.run(
+    [sys.executable, EXAMPLES / script, *map(str, arguments)],
+    capture_output=True,
+    text=True,
+  )
+
+
+def test_the_cosine_table_is_that_of_numpy(tmp_path):
+  names = ("SST2", "IMDB", "QNLI", "other")
+  rows = np.random.default_rng(0).standard_normal((4, 3, 5)).astype(np.float32)
+  np.savez(tmp_path / "thunlp_t5_base.npz", **dict(zip(names, rows, strict=True)))
+  missing = run("cosine_table.py", tmp_path)
+  assert missing.returncode == 2 and "has no prompt 'laptop'" in missing.stderr
+  kinds = (
+    "SST2 IMDB laptop restaurant movierationales tweetevalsentiment MNLI QNLI snli"
+  )
+  kinds += " MRPC QQP ethicsdeontology ethicsjustice nq_open squad multi_news samsum"
+  rows = np.random.default_rng(0).standard_normal((17, 3, 5)).astype(np.float32)
+  prompts = dict(zip(kinds.split(), rows, strict=True))
+  np.savez(tmp_path / "thunlp_t5_base.npz", **prompts)
+  done = run("cosine_table.py", tmp_path, "--png", tmp_path / "cosine.png")
+  assert done.returncode == 0, done.stderr
+  lines = done.stdout.splitlines()
+  header, imdb = lines[0].split(), lines[1].split()
+  assert header[0] == imdb[0] == "IMDB" and len(header) == 17
+  for name, shown in zip(header, imdb[1:], strict=True):
+    (full,) = [one for one in prompts if one.startswith(name)]
+    one, other = (prompts[which].ravel().astype(np.float64) for which in ("IMDB", full))
+    cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+    assert shown == f"{cosine:.4f}"
+  assert (tmp_path / "cosine.png").read_bytes().startswith(b"\x89PNG")
