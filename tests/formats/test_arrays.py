@@ -169,6 +169,7 @@ def test_one_prompt_of_several_is_chosen_by_name(npz, compressed):
     {"prompt_encoder.lora_embedding_B": np.ones((2, 7), np.float32)},
     {"fusion_query": np.ones((6, 2), np.float32)},
     {"delta": np.ones((5, 6), np.float32)},
+    {"short_prompt": np.ones((3, 6), np.float32)},
   ],
 )
 def test_leaves_that_do_not_fit_each_other_are_refused(npz, changed):

@@ -257,7 +257,8 @@ def _by_prompt(readers: Mapping[str, _Reader]) -> dict[str, dict[str, _Reader]]:
       )
     group[leaf] = reader
   for group in groups.values():
-    if {"low_rank_a", "low_rank_b"} & set(group) and "prompt" in group:
+    factors = {"low_rank_a", "low_rank_b"} & set(group)
+    if factors and "prompt" in group and "short_prompt" not in group:
       group["short_prompt"] = group.pop("prompt")
   return groups
 
