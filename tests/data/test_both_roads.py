@@ -150,6 +150,27 @@ def test_a_streamed_task_gives_the_ids_and_the_scores_of_the_exported_one(data_d
     seqio.TaskRegistry.remove("tpv_squad_v2")
 
 
+def test_streamed_rows_follow_the_seed(data_dir):
+  which = DEFINITIONS["glue_rte"]
+  registered = seqio_tasks.register_streamed(
+    which, vocabularies.embedded(), data_dir, name="tpv_shuffled"
+  )
+  try:
+    first, again, other = (
+      [
+        row["inputs_pretokenized"]
+        for row in registered.get_dataset(
+          {"inputs": 8, "targets": 4}, "train", shuffle=True, seed=seed
+        ).as_numpy_iterator()
+      ]
+      for seed in (0, 0, 1)
+    )
+  finally:
+    seqio.TaskRegistry.remove("tpv_shuffled")
+  assert first == again != other
+  assert sorted(first) == sorted(other)
+
+
 def test_rows_of_another_label_set_are_refused(data_dir):
   raw = sources.raw(DEFINITIONS["trec"], data_dir)
   assert raw.origin.startswith("TFDS trec/1.0.0")

@@ -8,6 +8,7 @@ import pytest
 from tpv_jax import cli
 from tpv_jax.data import commands, exported
 from tpv_jax.data.registry import DEFINITIONS
+from tpv_jax.errors import UserError
 from tpv_jax.runner import command_line
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -136,3 +137,22 @@ def test_task_files_go_with_the_papers_runs(run, own, tmp_path):
   macros = {"%PAPER_STEPS": gin.query_parameter("%PAPER_STEPS")}
   found = gin.query_parameter("%TRAIN_STEPS")
   assert macros.get(str(found), found) == steps
+
+
+def test_several_tasks_go_into_a_bank():
+  command_line.parse_gin(
+    [
+      "gin_configs/backbones/t5_1_0_base.gin",
+      "gin_configs/prompts/plain.gin",
+      "gin_configs/runs/bank.gin",
+      "gin_configs/tasks/registry.gin",
+    ],
+    [
+      *("BACKBONE='b'", "VOCABULARY_FILE='v'", "OUTPUT_DIR='o'", "DATA_DIR='d'"),
+      "TASK_NAMES=['glue_sst2', 'glue_rte']",
+    ],
+  )
+  tasks = gin.get_configurable(exported.tasks)()
+  assert [task.name for task in tasks] == ["glue_sst2", "glue_rte"]
+  with pytest.raises(UserError, match=r"Give a list: \['glue_rte'\]"):
+    exported.tasks("glue_rte")

@@ -59,7 +59,13 @@ def task(name: str, data_dir: PathLike | None = None) -> Task:
 
 
 def tasks(names: Sequence[str], data_dir: PathLike | None = None) -> tuple[Task, ...]:
-  """Returns several tasks, for a bank or a study; see `task`."""
+  """Returns several tasks, for a bank or an evaluation; see `task`.
+
+  Raises:
+    UserError: `names` is one text and no list, or there is no such task.
+  """
+  if isinstance(names, str):
+    raise UserError(f"The task names are the text '{names}'. Give a list: ['{names}'].")
   return tuple(task(name, data_dir) for name in names)
 
 

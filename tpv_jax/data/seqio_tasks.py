@@ -164,7 +164,7 @@ def register_streamed(
 FEATURES = ("inputs", "targets", "answers", "group")
 """What an example has before it is tokenised: texts; the answers as a JSON list."""
 
-NEIGHBOURS = 20_000
+NEIGHBOURS = 10_000
 """Among so many tokenised examples streamed data are shuffled."""
 
 
