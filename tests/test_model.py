@@ -370,36 +370,6 @@ def test_scores_ignore_label_smoothing_and_z_loss(params):
   assert np.array_equal(score(smooth, params), score(build(), params))
 
 
-def test_label_scores_are_those_of_each_label_alone(params):
-  ours = build()
-  labels = np.array([[4, 6, 1], [9, 1, 0], [3, 3, 3], [2, 0, 0]])
-  found = jax.jit(ours.score_labels)(params, BATCH, labels)
-  for column, label in enumerate(labels):
-    targets = np.tile(label, (3, 1))
-    alone = {
-      "encoder_input_tokens": SOURCE,
-      "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
-      "decoder_target_tokens": targets,
-      "decoder_loss_weights": (targets > 0).astype(np.float32),
-    }
-    np.testing.assert_allclose(
-      found[:, column], score(ours, params, alone), rtol=ROUNDING
-    )
-
-
-def test_label_scoring_encodes_once(params):
-  # Sixteen times the labels add decoder work only: no second run of the encoder.
-  ours = build()
-
-  def flops(count):
-    labels = np.ones((count, 1), np.int32)
-    batch = {"encoder_input_tokens": np.ones((2, 64), np.int32)}
-    scoring = jax.jit(lambda p: ours.score_labels(p, batch, labels))
-    return scoring.lower(params).compile().cost_analysis()["flops"]
-
-  assert flops(16) < 2 * flops(1)
-
-
 def test_predictions_end_with_the_vocabularys_end_token(params):
   free = np.asarray(jax.jit(build(eos_id=99).predict_batch)(params, BATCH))
   end = int(free[0, 1])
@@ -557,14 +527,13 @@ def test_the_training_step_of_ept_can_be_lowered_for_a_tpu(params):
 
 
 @pytest.mark.parametrize("prompt", (True, EPT), ids=("plain", "ept"))
-@pytest.mark.parametrize("name", ("loss", "predict_batch", "score_labels"))
+@pytest.mark.parametrize("name", ("loss", "predict_batch"))
 def test_what_is_compiled_can_be_lowered_for_a_tpu(params, name, prompt):
   ours = build(prompt)
   params = params if prompt is True else with_ept(params)
   functions = {
     "loss": jax.grad(lambda p: ours.loss_fn(p, BATCH, None)[0]),
     "predict_batch": lambda p: ours.predict_batch(p, BATCH),
-    "score_labels": lambda p: ours.score_labels(p, BATCH, TARGETS),
   }
   lowered = jax.jit(functions[name]).trace(params).lower(lowering_platforms=("tpu",))
   assert "stablehlo" in lowered.as_text()

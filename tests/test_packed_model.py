@@ -115,3 +115,74 @@ def test_a_prompt_without_examples_has_no_loss_and_no_gradient(model, backbone):
   assert np.abs(gradient.prompt[0]).max() > 0
   assert not np.asarray(gradient.prompt[1:]).any()
   assert not np.asarray(gradient.delta[1:]).any()
+
+
+def choices_of(unpacked, count):
+  """Returns sources, and for each of them `count` choices of 1 to TARGETS tokens."""
+  rng = np.random.default_rng(5)
+  sources = [row[row > 0] for row in unpacked["encoder_input_tokens"]]
+  return sources, [
+    [rng.integers(2, 60, rng.integers(1, TARGETS + 1)) for _ in range(count)]
+    for _ in sources
+  ]
+
+
+@pytest.mark.parametrize("with_delta", [False, True])
+def test_choices_score_what_each_scores_alone_behind_its_prompt(
+  model, backbone, with_delta
+):
+  folded, count = bank(with_delta), 3
+  row = packing.Shape(1, 2 * (LENGTH + LONGEST), 6 * TARGETS)
+  parts, known = [], []
+  for prompt_id in (0, 2):
+    sources, choices = choices_of(examples(prompt_id), count)
+    rows, first = packing.pack_choices(sources, choices, row, LENGTH)
+    parts.append(packing.with_prompt(rows, prompt_id))
+    known.append((prompt_id, sources, choices, first))
+  (features,) = packing.blocks(parts, sum(len(p["encoder_positions"]) for p in parts))
+  scores, _ = jax.jit(model.score_choices)(folded, backbone, features)
+  start = 0
+  for part, (prompt_id, sources, choices, first) in zip(parts, known, strict=True):
+    leaves = {name: leaf[prompt_id] for name, leaf in folded.leaves().items()}
+    for number in range(count):
+      targets = np.zeros((len(sources), TARGETS), np.int32)
+      inputs = np.zeros((len(sources), LONGEST), np.int32)
+      for index, source in enumerate(sources):
+        inputs[index, : len(source)] = source
+        targets[index, : len(choices[index][number])] = choices[index][number]
+      batch = batches.features(inputs, targets)
+      params = {**backbone, "prompt": leaves}
+      at = (start + first[:, 0], first[:, 1] + number)
+      # fp32, other summation orders.
+      np.testing.assert_allclose(
+        np.asarray(scores)[at], model.score_batch(params, batch), rtol=2e-5
+      )
+    start += len(part["encoder_positions"])
+
+
+def test_the_choice_that_is_written_greedily_is_known(model, backbone):
+  folded = bank(False)
+  source, other = np.array([5, 9, 1]), np.array([7])
+  rows = {"encoder_input_tokens": np.array([[5, 9, 1]]), "prompt_ids": np.array([1])}
+  (tokens,) = model.predict_rows(folded, backbone, rows, 3)
+  tokens = np.asarray(tokens)[np.asarray(tokens) > 0]
+  row = packing.Shape(1, LENGTH + LONGEST, 2 * TARGETS)
+  packed, first = packing.pack_choices([source], [[other, tokens]], row, LENGTH)
+  features = packing.with_prompt(packed, 1)
+  _, written = model.score_choices(folded, backbone, features)
+  row, segment = first[0]
+  assert written[row, segment : segment + 2].tolist() == [False, True]
+
+
+def test_sixteen_times_the_choices_do_not_encode_a_source_again(model, backbone):
+  def flops(count):
+    features, _ = packing.pack_choices(
+      [np.ones(200, np.int32)],
+      [[np.ones(1, np.int32)] * count],
+      packing.Shape(1, 208, count),
+      LENGTH,
+    )
+    scoring = jax.jit(model.score_choices).lower(bank(False), backbone, features)
+    return scoring.compile().cost_analysis()["flops"]
+
+  assert flops(16) < 1.5 * flops(1)

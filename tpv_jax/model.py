@@ -355,44 +355,6 @@ class SoftPromptModel:
       }
     }
 
-  def score_labels(
-    self, params: Params, batch: Batch, label_tokens: Num[network.AnyArray, "C L"]
-  ) -> Float[Array, "B C"]:
-    """Returns the log-probability of each of C targets for each source (fp32).
-
-    The source is encoded once, and its keys and values are computed once: all labels
-    stand in one target row as packed segments, which changes nothing, since relative
-    positions within a segment are those of the label alone.
-
-    Args:
-      params: the backbone's parameters and the prompt's.
-      batch: only `encoder_input_tokens` is read.
-      label_tokens: padded with 0; with the end token if it shall count.
-    """
-    source = batch["encoder_input_tokens"]
-    rows = source.shape[0]
-    labels = jnp.asarray(label_tokens).astype(jnp.int32)
-    count, length = labels.shape
-    shifted = jnp.pad(labels, ((0, 0), (1, 0)))[:, :-1]
-    segments = jnp.repeat(jnp.arange(1, count + 1), length)
-
-    def every_row(x: Int[Array, " labels"]) -> Int[Array, "B labels"]:
-      return jnp.broadcast_to(x, (rows, count * length))
-
-    targets = every_row(labels.reshape(-1))
-    states = self._apply(
-      params,
-      self._encode(params, source),
-      source,
-      every_row(shifted.reshape(-1)),
-      targets,
-      decoder_segment_ids=every_row(segments),
-      outputs="states",
-      method=self.network.decode,
-    )
-    token_scores = -self._losses(params, states, targets)[0] * (targets > 0)
-    return token_scores.reshape(rows, count, length).sum(axis=-1)
-
   def _trains(self, path: str) -> bool:
     return re.fullmatch(self.trainable, path) is not None
 

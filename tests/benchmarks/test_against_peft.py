@@ -41,6 +41,9 @@ BANKS = [
 ]
 
 
+EVALUATION = ["--tasks=2", "--coefficients=3", "--evaluation-examples=2"]
+
+
 def load():
   spec = importlib.util.spec_from_file_location("against_peft", SCRIPT)
   module = importlib.util.module_from_spec(spec)
@@ -94,7 +97,8 @@ def test_both_sides_have_equal_losses_before_and_after_an_update(
   python = python_with_peft(script)
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")
   arguments = ["--size=tiny", "--check", "--no-compile", f"--peft-python={python}"]
-  arguments += ["--only", "b", "bank", "--banks", "1", "2", "--prompt-length=20"]
+  arguments += ["--only", "b", "bank", "evaluation", "--banks", "1", "2"]
+  arguments += [*EVALUATION, "--prompt-length=20"]
   assert script.main(arguments) == 0
   assert "Both sides have the same losses." in capfd.readouterr().out
   monkeypatch.setattr(script, "SAME", 1e-12)
@@ -126,6 +130,40 @@ def test_every_bank_trains_on_the_same_examples_at_the_same_loss(banks):
     expected = sorted(2 / seconds for seconds in row["seconds"])[1]
     assert row["prompt_steps_per_s"]["median"] == pytest.approx(expected, rel=1e-4)
     assert row["examples_per_s"]["median"] == pytest.approx(2 * expected, rel=1e-4)
+
+
+def test_an_evaluation_reads_every_example_with_every_candidate(
+  script, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(script, "missing_packages", lambda python: ["peft"])
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  output = tmp_path / "evaluation.json"
+  arguments = ["--size=tiny", "--only=evaluation", *EVALUATION, "--prompt-length=20"]
+  arguments += ["--evaluation-rounds=2", "--dtype=float32", f"--output={output}"]
+  assert script.main(arguments) == 0
+  (result,) = json.loads(output.read_text())["results"].values()
+  assert result["candidates"] == 6 and result["batch"] == 2
+  assert list(result["jobs"]) == ["ours, generating", "ours, one pass"]
+  for row in result["jobs"].values():
+    rates = sorted(2 * 6 / seconds for seconds in row["seconds"])
+    assert row["examples_per_s"]["median"] == pytest.approx(np.mean(rates), rel=1e-3)
+    assert 0 <= row["padding_share"] < 0.9 and row["losses"][0] > 0
+
+
+def test_candidates_lie_on_the_line_from_the_start_to_the_tuned_prompt(monkeypatch):
+  monkeypatch.syspath_prepend(FOLDER)
+  side = importlib.import_module("side")
+  prompts = np.random.default_rng(0).standard_normal((3, 4, 5)).astype(np.float32)
+  found = side.candidates(prompts, [0.0, 0.5, 1.0])
+  assert found.shape == (2, 3, 4, 5)
+  assert np.array_equal(found[:, 0], [prompts[0]] * 2)
+  np.testing.assert_allclose(found[:, 2], prompts[1:], atol=1e-6)
+  np.testing.assert_allclose(found[1, 1], (prompts[0] + prompts[2]) / 2, atol=1e-6)
+
+
+def test_reading_costs_less_than_half_of_training(drawn):
+  reading, training = drawn.flops(200, 8, training=False), drawn.flops(200, 8)
+  assert 1 / 3 < reading / training < 1 / 2
 
 
 def test_a_ratio_above_1_says_that_the_second_was_faster(script, banks):

@@ -312,7 +312,10 @@ def print_table(
     ]
     own = [str(numbers[index])] if numbers else []
     table.add_row(*own, result.task, result.split, str(result.examples), *scores)
-  Console().print(table)
+  console = Console()
+  if not console.is_terminal:
+    console.width = max(console.width, 120)  # Names are not cut in a log.
+  console.print(table)
 
 
 def _write_predictions(

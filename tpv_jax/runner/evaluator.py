@@ -471,7 +471,12 @@ class Evaluator:
     """Returns the answers of `count` calls, some of which are always under way."""
     answers: list[Any] = []
     bar = tqdm(
-      calls, total=count, desc="evaluating", unit="call", disable=not self.progress
+      calls,
+      total=count,
+      desc="evaluating",
+      unit="call",
+      leave=False,
+      disable=not self.progress,
     )
     for features in bar:
       placed = processes.put_all(features, self._rows)
