@@ -34,6 +34,9 @@ _COMMITTED = "commit_success.txt"
 _INFLATED_FROM_BYTES = 1 << 28
 """Arrays that claim less are read without asking whether they can be so large."""
 
+AT_ONCE_BYTES = 1 << 25
+"""Leaves of so many bytes together are written before the next one is read."""
+
 Keys = tuple[str, ...]
 """Where a leaf lies in the saved tree, outermost first."""
 
@@ -152,7 +155,7 @@ def lazy_leaves(path: files.PathLike, prefix: str = "target/prompt") -> dict[str
 
 
 def save_checkpoint(path: files.Path, flat: Mapping[str, Any], step: int = 0) -> None:
-  """Writes a T5X checkpoint with the leaves as its `target`, read one after the other.
+  """Writes a T5X checkpoint with the leaves as its `target`, read as they are written.
 
   There is no state of an optimizer in it but the step, as in what T5X itself restores
   a model from for inference or fine-tuning.
@@ -167,14 +170,18 @@ def save_checkpoint(path: files.Path, flat: Mapping[str, Any], step: int = 0) ->
   from orbax.checkpoint import type_handlers
 
   class OneByOne(type_handlers.NumpyHandler):
-    """Orbax's handler of arrays, given one at a time and waited for."""
+    """Orbax's handler of arrays, which reads them when the ones before are written."""
 
     async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[Any]:
+      waiting, size = [], 0
       for value, info, argument in zip(values, infos, args, strict=True):
-        done = await super().serialize([np.asarray(value)], [info], [argument])
-        for future in done:
-          future.result()
-      return []
+        waiting += await super().serialize([np.asarray(value)], [info], [argument])
+        size += value.nbytes
+        if size >= AT_ONCE_BYTES:
+          for future in waiting:
+            future.result()
+          waiting, size = [], 0
+      return waiting
 
   registry = type_handlers.create_type_handler_registry(
     (Leaf, OneByOne()),
@@ -218,12 +225,13 @@ def _read(store: Any, shown: str) -> np.ndarray:
 def _refuse_inflated(
   stores: Mapping[Keys, Any], folder: files.Path, shown: str
 ) -> None:
-  """Raises `UserError` if the arrays would be far larger than all that is stored.
+  """Raises `UserError` if arrays or their chunks would be far larger than what is stored.
 
   Weights hardly compress. A folder in a store is left out: listing it costs too much.
   """
   claimed = sum(
-    math.prod(store.shape) * store.dtype.numpy_dtype.itemsize
+    max(map(math.prod, (store.shape, store.chunk_layout.read_chunk.shape)))
+    * store.dtype.numpy_dtype.itemsize
     for store in stores.values()
   )
   if claimed < _INFLATED_FROM_BYTES or files.is_remote(folder):
@@ -338,7 +346,14 @@ def _saved(folder: files.Path, shown: str) -> tuple[dict[Keys, None], dict[str, 
       if not entry["value_metadata"].get("skip_deserialize", False)  # None, {}, ...
     }
     return saved, content
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+  except (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+  ) as error:
     raise UserError(_damaged(shown, error)) from error
 
 

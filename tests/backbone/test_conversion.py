@@ -328,7 +328,8 @@ def peak_of(function):
 
 
 @pytest.mark.parametrize("to", OUTPUTS)
-def test_converting_holds_about_one_leaf(larger, tmp_path, to):
+def test_converting_holds_about_one_leaf(larger, tmp_path, monkeypatch, to):
+  monkeypatch.setattr(orbax_io, "AT_ONCE_BYTES", 1 << 20)
   with conversion.planned(larger, to) as plan:
     largest = max(leaf.nbytes for leaf in plan.source.leaves.values())
     total = plan.nbytes
