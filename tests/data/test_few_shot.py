@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpv_jax.data import few_shot, suite, tasks
@@ -22,6 +22,7 @@ def examples(sizes):
   ]
 
 
+@settings(deadline=None)
 @given(
   st.lists(st.integers(1, 40), min_size=1, max_size=5),
   st.integers(0, 99),
@@ -31,10 +32,11 @@ def test_a_smaller_sample_is_the_beginning_of_a_larger_one(sizes, seed, stratifi
   given_examples = examples(sizes)
   whole = few_shot.sample(given_examples, len(given_examples), seed, stratified)
   assert sorted(whole, key=given_examples.index) == given_examples
-  for count in range(len(whole)):
+  for count in {0, 1, len(whole) // 2, len(whole) - 1}:
     assert few_shot.sample(given_examples, count, seed, stratified) == whole[:count]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(0, 99))
 def test_every_beginning_has_each_class_in_its_exact_share(sizes, seed):
   total = sum(sizes)
@@ -105,6 +107,21 @@ def test_free_targets_are_not_stratified():
     for seed in range(20)
   }
   assert found == {0, 1, 2}
+
+
+def test_seqio_streams_the_sample_and_the_whole_validation_split():
+  pytest.importorskip("seqio", reason="seqio is not installed (extra 'data')")
+  from tpv_jax.data import seqio_tasks, vocabularies
+
+  words = ["train", "validation", "test", "x", "y", *map(str, range(20))]
+  task = given_task(("x", "y"), ["x", "y"] * 10)
+  few = few_shot.few_shot(task, 6)
+  registered = seqio_tasks.register(few, vocabularies.WordVocabulary(words))
+  assert registered.name == "small_6shot_seed0"
+  for split in ("train", "validation"):
+    rows = registered.get_dataset({"inputs": 3, "targets": 2}, split, shuffle=False)
+    texts = [row["inputs_pretokenized"].decode() for row in rows.as_numpy_iterator()]
+    assert texts == [example.inputs for example in few.examples(split)]
 
 
 def test_samples_of_the_suite_are_nested():

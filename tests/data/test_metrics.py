@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpv_jax.data import metrics
@@ -122,6 +122,7 @@ def test_a_correlation_that_is_not_defined_is_zero(name):
   assert one(name, ["1.0"], ["3.0"]) == 0.0
 
 
+@settings(deadline=None)  # The first example imports scikit-learn.
 @given(
   st.lists(
     st.tuples(st.sampled_from(LABELS), st.sampled_from((*LABELS, "", "4", "other"))),
