@@ -290,6 +290,32 @@ def test_an_inline_array_that_claims_more_than_it_has_is_refused(legacy):
     orbax_io.read_leaves(legacy, "target")
 
 
+@pytest.mark.parametrize("linked", ("state", "state/manifest.ocdbt"))
+def test_a_link_out_of_the_checkpoint_is_not_followed(model_dir, tmp_path, linked):
+  checkpoint = copied(model_dir, tmp_path)
+  (checkpoint / linked).rename(tmp_path / "elsewhere")
+  (checkpoint / linked).symlink_to(tmp_path / "elsewhere")
+  with pytest.raises(UserError, match=r"symbolic link out of its folder, to '.*elsew"):
+    orbax_io.read_leaves(checkpoint)
+  # The checkpoint as a whole may be one, and links inside of it are as good as files.
+  whole = copied(model_dir, tmp_path / "whole")
+  (whole / "state" / "again").symlink_to("_METADATA")
+  (tmp_path / "checkpoint_9").symlink_to(whole)
+  assert "prompt" in orbax_io.read_leaves(tmp_path / "checkpoint_9")
+
+
+def test_a_checkpoint_from_the_hub_is_links_to_its_blobs(legacy, tmp_path):
+  blobs = tmp_path / "hub" / "blobs"
+  blobs.mkdir(parents=True)
+  snapshot = tmp_path / "hub" / "snapshots" / "abc" / "checkpoint_7"
+  for number, path in enumerate(sorted(legacy.rglob("*"))):
+    if path.is_file():
+      there = snapshot / path.relative_to(legacy)
+      there.parent.mkdir(parents=True, exist_ok=True)
+      there.symlink_to(path.rename(blobs / str(number)))
+  np.testing.assert_array_equal(orbax_io.read_leaves(snapshot)["prompt"], PROMPT)
+
+
 def test_what_is_written_for_t5x_orbax_itself_reads(tmp_path):
   import orbax.checkpoint as ocp
 

@@ -130,8 +130,11 @@ def inside(folder: PathLike, name: str) -> Path:
   if is_remote(path):
     return path
   root = pathlib.Path(os.path.realpath(folder))
-  if root.parent.name == "snapshots":
-    root = root.parent.parent
+  for above in (root, *root.parents):
+    model = above.parent.parent
+    if above.parent.name == "snapshots" and (model / "blobs").is_dir():
+      root = model
+      break
   target = pathlib.Path(os.path.realpath(path))
   if not target.is_relative_to(root):
     raise UserError(

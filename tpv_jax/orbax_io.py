@@ -9,6 +9,7 @@ read by tensorstore, whoever wrote them and on however many devices, on this hos
 import functools
 import json
 import math
+import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -109,10 +110,11 @@ def lazy_leaves(path: files.PathLike, prefix: str = "target/prompt") -> dict[str
 
   Raises:
     UserError: there is no such folder; it is no checkpoint, an unfinished one, a folder
-      of checkpoints, or damaged; nothing is saved under `prefix`. Damage of a leaf's
-      values is told when it is read.
+      of checkpoints, or damaged; a symbolic link leads out of it; nothing is saved under
+      `prefix`. Damage of a leaf's values is told when it is read.
   """
   absolute, names = files.absolute(path), prefix.strip("/")
+  _refuse_links_out(absolute)
   legacy = _legacy_file(absolute)
   if legacy is not None:
     saved = _legacy_tree(legacy, str(path))
@@ -245,6 +247,16 @@ def _refuse_inflated(
     )
 
 
+def _refuse_links_out(path: files.Path) -> None:
+  """Raises `UserError` if a file of the checkpoint lies elsewhere; see `files.inside`."""
+  if files.is_remote(path) or not path.is_dir():
+    return
+  for folder, folders, names in os.walk(path):
+    for name in (*folders, *names):
+      if os.path.islink(os.path.join(folder, name)):
+        files.inside(path, os.path.relpath(os.path.join(folder, name), path))
+
+
 def _kvstore(folder: files.Path, name: str = "") -> dict[str, str]:
   if files.is_remote(folder):
     bucket, _, path = str(folder).removeprefix("gs://").partition("/")
@@ -321,7 +333,8 @@ def _legacy_spec(folder: files.Path, keys: Keys, value: Any) -> dict[str, Any]:
 
   The file says where it lay when it was written; it is now beside the file.
   """
-  stated = value["kvstore"].get("path") or value.get("path", "")
+  kvstore = value["kvstore"] if isinstance(value["kvstore"], dict) else {}
+  stated = kvstore.get("path") or value.get("path", "")
   name = str(stated).rstrip("/").split("/")[-1]
   if not name or name in (".", ".."):
     raise UserError(_damaged(str(folder), ValueError(f"no place of {'/'.join(keys)}")))
