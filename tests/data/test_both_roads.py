@@ -171,12 +171,13 @@ def test_streamed_rows_follow_the_seed(data_dir):
   assert sorted(first) == sorted(other)
 
 
-def test_rows_of_another_label_set_are_refused(data_dir):
+def test_rows_of_another_label_set_are_refused(data_dir, monkeypatch):
   raw = sources.raw(DEFINITIONS["trec"], data_dir)
   assert raw.origin.startswith("TFDS trec/1.0.0")
   changed = dataclasses.replace(
     DEFINITIONS["trec"], labels={"ENTY": "Entity", "DESC": "Description"}
   )
+  monkeypatch.setitem(DEFINITIONS, "trec", changed)
   with pytest.raises(UserError, match="The label set of TFDS trec has changed"):
     sources.raw(changed, data_dir)
 

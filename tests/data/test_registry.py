@@ -32,12 +32,7 @@ CLASSES = {  # As the sources number them (TFDS 4.9.10; the hub's cards).
 def raw_rows(name):
   """The golden rows of a task, with classes by name."""
   which = DEFINITIONS[name]
-  names = list((which.labels or DEFINITIONS[which.data].labels or {}).keys())
-  column = DEFINITIONS[which.data].target
-  return [
-    sources.named(row, {column: names} if names else {})
-    for row in registry.example_rows(which)
-  ]
+  return [sources.named(row, which.classes) for row in registry.example_rows(which)]
 
 
 def test_every_data_set_of_both_papers_is_there():
@@ -178,11 +173,19 @@ def test_snli_leaves_out_rows_without_a_label_and_others_refuse_them():
       },
       r"a:1: word 1 is not the pronoun 'he'",
     ),
+    (
+      "super_glue_wsc_t5",
+      {
+        **dict(text="a he", span1_text="a", span2_text="he", span2_index=1),
+        "label": "yes",
+      },
+      r"a:1: 'yes' in column 'label' is neither False nor True",
+    ),
   ],
 )
 def test_a_bad_row_is_named_with_what_is_wrong(name, row, message):
   with pytest.raises(UserError, match=message):
-    DEFINITIONS[name].example(row, "a:1", "train")
+    DEFINITIONS[name].example(row, "a:1", "test")
 
 
 def test_an_unknown_task_is_refused_with_near_misses():
@@ -194,13 +197,13 @@ def test_an_unknown_task_is_refused_with_near_misses():
 
 def test_a_changed_label_set_is_refused():
   which = DEFINITIONS["glue_sst2"]
-  registry.check_classes(which, ["negative", "positive"])
+  registry.check_classes(which, {"label": ["negative", "positive"], "other": ["a"]})
   with pytest.raises(
     UserError,
     match="label set of TFDS glue/sst2 has changed: it is positive, negative, and task "
     "'glue_sst2' knows negative, positive",
   ):
-    registry.check_classes(which, ["positive", "negative"])
+    registry.check_classes(which, {"label": ["positive", "negative"]})
 
 
 def test_lengths_are_the_measured_ones_or_the_papers_limit():

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from tpv_jax.data import sources
+from tpv_jax.data import registry, sources
 from tpv_jax.data.registry import DEFINITIONS
 from tpv_jax.errors import UserError
 
@@ -101,6 +101,16 @@ def test_a_variant_shares_the_rows_of_its_data_set(tmp_path):
   sources.prepare(SST2, tmp_path, own, str)
   raw = sources.raw(DEFINITIONS["glue_sst2_t5"], tmp_path)
   assert raw.counts == {"train": 2, "validation": 2}
+
+
+def test_classes_by_number_are_named_in_a_variant_without_labels_too(tmp_path):
+  # The T5 package's WSC generates nouns; its rows have classes all the same.
+  which = DEFINITIONS["super_glue_wsc_t5"]
+  rows = registry.example_rows(which)
+  own = write(tmp_path / "own", train=rows, validation=rows)
+  sources.prepare(which, tmp_path, own, str)
+  found = [row["label"] for _, row in sources.raw(which, tmp_path).rows("train")]
+  assert found == ["True", "False"]
 
 
 def test_nested_columns_and_classes_by_number_are_named():

@@ -141,11 +141,7 @@ def _show(options: argparse.Namespace) -> None:
   if options.gin:
     print(gin_text(which), end="")
     return
-  base = registry.DEFINITIONS[which.data]
-  names = list(base.labels or which.labels or ())
-  row = sources.named(
-    registry.example_rows(which)[0], {base.target: names} if names else {}
-  )
+  row = sources.named(registry.example_rows(which)[0], which.classes)
   example = which.example(row, "the example", "test")
   assert example is not None
   lines = {

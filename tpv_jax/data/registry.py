@@ -129,6 +129,12 @@ class Definition:
     return self.name.removesuffix("_t5")
 
   @property
+  def classes(self) -> dict[str, list[str]]:
+    """The source's class names in their order, by the column that holds them."""
+    base = DEFINITIONS[self.data]
+    return {} if base.labels is None else {base.target: list(base.labels)}
+
+  @property
   def words(self) -> tuple[str, ...] | None:
     """The label words in their order, or None where targets are free."""
     return None if self.labels is None else tuple(self.labels.values())
@@ -270,16 +276,22 @@ def example_rows(which: Definition) -> list[dict[str, Any]]:
   return json.loads(file.read_text())[which.data]
 
 
-def check_classes(which: Definition, found: list[str]) -> None:
-  """Raises `UserError` if the source's classes are not those that the table names."""
-  expected = list(which.labels or ())
-  if expected and found != expected:
-    raise UserError(
-      f"The label set of {which.source} has changed: it is {', '.join(found)}, and task "
-      f"'{which.name}' knows {', '.join(expected)}, so numbers would mean other labels. "
-      "Use the version of the data set that docs/tasks.md was made with, or correct "
-      "tpv_jax/data/registry.py."
-    )
+def check_classes(which: Definition, found: Mapping[str, list[str]]) -> None:
+  """Raises `UserError` if the source's classes are not those that the table names.
+
+  Args:
+    which: the task.
+    found: class names by column; a column that is no class column is not checked.
+  """
+  for column, expected in which.classes.items():
+    if column in found and found[column] != expected:
+      raise UserError(
+        f"The label set of {which.source} has changed: it is "
+        f"{', '.join(found[column])}, and task '{which.name}' knows "
+        f"{', '.join(expected)}, so numbers would mean other labels. Use the version of "
+        "the data set that docs/tasks.md was made with, or correct "
+        "tpv_jax/data/registry.py."
+      )
 
 
 def _text(row: Row, column: str, where: str) -> str:
@@ -333,9 +345,14 @@ def _starred_pronoun(row: Row, where: str) -> Row:
       f"{where}: word {index} is not the pronoun '{pronoun}' that 'span2_text' names. "
       "Correct 'span2_index'."
     )
-  right = _text(row, "label", where) == "True"
+  label = _text(row, "label", where)
+  if label not in ("False", "True"):
+    raise UserError(
+      f"{where}: '{label}' in column 'label' is neither False nor True, so it does not "
+      "say whether the pronoun means 'span1_text'. Correct the row."
+    )
   noun = _text(row, "span1_text", where)
-  return {**row, "text": " ".join(words), "answers": (noun if right else "",)}
+  return {**row, "text": " ".join(words), "answers": (noun if label == "True" else "",)}
 
 
 def _without_markup(row: Row, where: str) -> Row:

@@ -61,12 +61,6 @@ class Lines:
     """How many rows each split has."""
     return self.about.get("rows", {})
 
-  @property
-  def classes(self) -> Mapping[str, list[str]]:
-    """The class names of the columns that hold classes by number."""
-    labels = self.which.labels
-    return {} if labels is None else {self.which.target: list(labels)}
-
   def path(self, split: str) -> Path:
     """Returns the file of a split."""
     return self.folder / f"{split}.jsonl"
@@ -78,7 +72,7 @@ class Lines:
 
   def row(self, row: Row) -> Row:
     """Returns a line's object as a raw row."""
-    return named(flat(row), self.classes)
+    return named(flat(row), self.which.classes)
 
   def read(self, split: str, number: int, values: Row) -> tuple[str, Row]:
     """Returns the row that 'line' of the values spells, after its file and line."""
@@ -90,7 +84,6 @@ class Lines:
 class Tfds:
   """Raw rows in TFDS's files, or what `tfds.testing.mock_data` invents."""
 
-  which: Definition
   builder: Any
 
   @property
@@ -142,9 +135,9 @@ def raw(which: Definition, data_dir: PathLike | None = None) -> Raw:
   if not _missing(which, lines):
     return lines
   if which.tfds is not None:
-    found = Tfds(which, _builder(which, folder))
+    found = Tfds(_builder(which, folder))
     if not _missing(which, found):
-      _check(which, found.classes)
+      check_classes(which, found.classes)
       return found
   raise UserError(
     f"The data of task '{which.name}' is not prepared in '{folder}'. Run: tpv tasks "
@@ -184,9 +177,9 @@ def prepare(
     builder = _builder(which, target)
     with _download_errors(which):
       builder.download_and_prepare()
-    check = Tfds(which, builder)
-    _check(which, check.classes)
-    say(f"{which.data}: ready, {check.origin} in {builder.data_dir}")
+    found = Tfds(builder)
+    check_classes(which, found.classes)
+    say(f"{which.data}: ready, {found.origin} in {builder.data_dir}")
   else:
     _write_raw(which, lines, folder, say)
 
@@ -270,11 +263,6 @@ def _missing(which: Definition, found: Raw) -> list[str]:
   return [split for split in needed_splits(which) if not found.counts.get(split)]
 
 
-def _check(which: Definition, classes: Mapping[str, list[str]]) -> None:
-  if which.target in classes:
-    check_classes(which, classes[which.target])
-
-
 def _builder(which: Definition, data_dir: Path) -> Any:
   try:
     import tensorflow_datasets as tfds
@@ -353,7 +341,7 @@ def _opened(
     for name, feature in table.features.items()
     if hasattr(feature, "names")
   }
-  _check(which, classes)
+  check_classes(which, classes)
   # Some of the hub's data sets are sorted by class; those of TFDS never are.
   places = order(len(table), 0)
   return len(table), (named(flat(table[int(place)]), classes) for place in places)
