@@ -167,6 +167,19 @@ def test_the_embedded_backbone_goes_out_and_comes_back(tmp_path):
   assert orbax_io.checkpoint_step(tmp_path / "checkpoint_3") == 3
 
 
+def test_a_run_starts_from_a_folder_of_hugging_face_as_from_our_file(tiny, tmp_path):
+  ours = tmp_path / "tiny.safetensors"
+  loading.save_backbone(ours, identity.flatten(tiny.backbone.params), "tiny")
+  convert(ours, tmp_path / "theirs", "hugging-face")
+  for name in (ours.name, "theirs"):
+    tiny.train(tmp_path / "runs" / name, backbone=str(tmp_path / name))
+  one, other = (
+    (tmp_path / "runs" / name / "best_prompt.safetensors").read_bytes()
+    for name in (ours.name, "theirs")
+  )
+  assert one == other
+
+
 def test_weights_changed_after_a_conversion_are_noticed(folders, tmp_path):
   convert(folders / "t5", tmp_path / "model", "hugging-face")
   weights = references.weights("t5")
