@@ -5,7 +5,7 @@
     tpv_provenance.json         ours, see `sidecar`; PEFT does not look at it
 
 Of an encoder-decoder model PEFT makes 2P rows for P prompt tokens and uses the first P
-(`PeftModelForSeq2SeqLM.forward` of 0.21); the others keep their initial values. NumPy only.
+(`PeftModelForSeq2SeqLM.forward` of 0.21); the others get no gradient. NumPy only.
 """
 
 import contextlib
@@ -131,7 +131,8 @@ def write(
         stack.enter_context(files.writing(folder / name, overwrite)).write(content)
   except BaseException:
     if new:
-      folder.rmdir()
+      with contextlib.suppress(OSError):
+        folder.rmdir()
     raise
 
 
