@@ -22,8 +22,20 @@ EXIT_BROKEN_PIPE = 141
 """Exit code where nobody reads the output any more (`| head`), as shells use it."""
 
 
+MOST_TEXT = 1500
+"""Characters of a `UserError`; what damaged files say of themselves can be any length."""
+
+
 class UserError(Exception):
-  """Bad input: its text says what is wrong, why, and what to do next, in one line."""
+  """Bad input: its text says what is wrong, why, and what to do next, in one line.
+
+  The middle of a text longer than `MOST_TEXT` is left out.
+  """
+
+  def __init__(self, text: str):
+    if len(text) > MOST_TEXT:
+      text = f"{text[: MOST_TEXT // 2]} […] {text[-MOST_TEXT // 4 :]}"
+    super().__init__(text)
 
 
 def near_misses(name: str, known: Iterable[str], most: int = 3) -> str:

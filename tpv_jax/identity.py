@@ -116,7 +116,7 @@ def _sha256(flat: Mapping[str, Any], to_bytes: Callable[[np.ndarray], bytes]) ->
         "parameter of a backbone or prompt. Pass the parameters only."
       )
     if "\0" in path:
-      raise ValueError(f"{path!r} holds a NUL")
+      raise UserError(f"The leaf {path!r} holds a NUL in its name. Take another copy.")
     shape = ",".join(str(size) for size in leaf.shape)
     digest.update(f"{path}\0{shape}\0".encode())
     values = leaf.reshape(-1)

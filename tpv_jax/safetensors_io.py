@@ -325,6 +325,9 @@ def _parse(text: bytes, size: int) -> Header:
     isinstance(value, str) for value in metadata.values()
   ):
     raise ValueError("its metadata are not strings by name")
+  "".join(
+    (*metadata, *metadata.values(), *content)
+  ).encode()  # Half a character is not.
   first = 8 + len(text)
   entries = {name: _entry(name, spec, first) for name, spec in content.items()}
   in_order = sorted(entries.items(), key=lambda item: (item[1].start, item[1].end))

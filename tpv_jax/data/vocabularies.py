@@ -185,6 +185,13 @@ class SentencePieceVocabulary:
       self._load(
         model + b"".join(_piece(f"▁<extra_id_{i}>") for i in reversed(range(extra_ids)))
       )
+    try:
+      self.digest = _digest(map(self._processor.IdToPiece, range(self.vocab_size)))
+      """SHA-256 of the pieces, the extra ids included; see the module."""
+    except UnicodeDecodeError as error:
+      raise UserError(
+        f"'{path}' is damaged: a piece is no UTF-8 text ({error}). Take another copy."
+      ) from error
     _check_ids(
       path,
       {
@@ -228,11 +235,6 @@ class SentencePieceVocabulary:
   def unk_id(self) -> int:
     """The id of what the model cannot say (2 in T5's models)."""
     return self._processor.unk_id()
-
-  @functools.cached_property
-  def digest(self) -> str:
-    """SHA-256 of the pieces, the extra ids included; see the module."""
-    return _digest(map(self._processor.IdToPiece, range(self.vocab_size)))
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of `text`, normalised as the model says, without EOS."""
@@ -292,7 +294,11 @@ class HuggingFaceVocabulary:
       pieces = [(str(piece), float(score)) for piece, score in model["vocab"]]
       ids = {piece: index for index, (piece, _) in reversed([*enumerate(pieces)])}
       unknown = int(model["unk_id"])
-      added = {t["content"]: int(t["id"]) for t in content.get("added_tokens") or ()}
+      added = {
+        str(t["content"]): int(t["id"]) for t in content.get("added_tokens") or ()
+      }
+      self.digest = _digest(_named(piece) for piece, _ in pieces)
+      """SHA-256 of the pieces; see the module."""
     except (KeyError, TypeError, ValueError, OverflowError) as error:
       raise self._malformed(error) from error
     odd = [text for text, index in added.items() if ids.get(text) != index]
@@ -315,8 +321,6 @@ class HuggingFaceVocabulary:
     """The id of what the model cannot say (2 in T5's models)."""
     self.vocab_size: int = len(pieces)
     """How many ids there are, the extra ids included."""
-    self.digest = _digest(_named(piece) for piece, _ in pieces)
-    """SHA-256 of the pieces; see the module."""
     # A piece with a space in it is never met: words are split at spaces first.
     renamed = [(_named(piece), score) for piece, score in pieces]
     renamed[0] = (f"{PAD} ", 0.0)

@@ -74,6 +74,8 @@ def read_json(path: files.Path) -> dict[str, Any]:
   Raises:
     UserError: there is another thing in it, or more than `MAX_BYTES`.
   """
+  if path.is_dir():
+    raise UserError(f"'{path}' is a folder, not a JSON file. Take another copy.")
   with path.open("rb") as file:
     text = file.read(MAX_BYTES + 1)
   try:
