@@ -19,8 +19,12 @@ from jaxtyping import Float, Int
 from tpv_jax.data.batches import Features
 from tpv_jax.errors import UserError
 
-WIDE_POSITIONS = 16_384
-"""Source positions of a wide block at most: enough to keep an accelerator busy."""
+WIDE_POSITIONS, WIDE_POSITIONS_ON_CPU = 16_384, 2_048
+"""Source positions of a wide block at most (ours).
+
+Enough to keep an accelerator busy; on a CPU what is computed between two layers should
+stay near (the embedded backbone: blocks of 4,096 take 1.7 times the CPU time of 2,048).
+"""
 
 MOST_PADDING = 0.1
 """The share of padding that a run's shapes may leave, if any shapes leave so little."""
@@ -163,6 +167,7 @@ def pack(
 def pack_choices(
   sources: Sequence[Int[np.ndarray, " _"]],
   choices: Sequence[Sequence[Int[np.ndarray, " _"]]],
+  prompt_ids: Sequence[int],
   row: Shape,
   prompt_length: int,
 ) -> tuple[Features, Int[np.ndarray, "N 2"]]:
@@ -176,6 +181,7 @@ def pack_choices(
   Args:
     sources: without padding.
     choices: of each source the targets that are scored, without padding.
+    prompt_ids: of each source, its prompt's place in the bank.
     row: of which all are.
     prompt_length: S.
 
@@ -183,7 +189,7 @@ def pack_choices(
     UserError: a source, or its choices, have more tokens than a row.
   """
   targets = [np.concatenate(own) for own in choices]
-  items = [Item(0, *pair) for pair in zip(sources, targets, strict=True)]
+  items = [Item(*one) for one in zip(prompt_ids, sources, targets, strict=True)]
   sizes = [(len(item.source), len(item.target)) for item in items]
   shapes = Shapes(row, row, prompt_length)
   _refuse_longer(items, shapes, ())
@@ -230,10 +236,11 @@ def empty(shape: Shape) -> Features:
   return _features([], shape, Shapes(shape, shape, prompt_length=0))
 
 
-def with_prompt(rows: Features, prompt_id: int) -> Features:
-  """Returns packed rows for another prompt, the same one for all of their examples."""
-  ids = np.where(rows["encoder_segment_ids"] > 0, prompt_id, 0).astype(np.int32)
-  return {**rows, "encoder_prompt_ids": ids}
+def with_prompts(rows: Features, prompt_ids: Sequence[int]) -> Features:
+  """Returns packed rows for other prompts, `prompt_ids[p]` in the place of prompt p."""
+  ids = np.asarray(prompt_ids, np.int32)[rows["encoder_prompt_ids"]]
+  used = rows["encoder_segment_ids"] > 0
+  return {**rows, "encoder_prompt_ids": np.where(used, ids, 0)}
 
 
 def blocks(parts: Sequence[Features], rows: int) -> Iterator[Features]:

@@ -183,7 +183,7 @@ def train_bank(
     split: train a bank that does not fit into memory as several, one after the other,
       and where one prompt alone does not fit, in smaller blocks of rows.
     block_positions: source positions of a block of rows at most; by default
-      `packing.WIDE_POSITIONS`.
+      `bank_steps.wide_positions`.
     memory_gib: what a device may hold; by default what it has.
     overwrite: delete runs that are there and start again.
     progress: show a progress bar.
@@ -389,7 +389,7 @@ class _Plan:
     self.runs = runs
     self.steps = steps
     self.size = min(size, len(runs))
-    self.positions = positions or packing.WIDE_POSITIONS
+    self.positions = positions or bank_steps.wide_positions()
     self.available = memory.available(runs[0].mesh, limit)
     self.sampled = [
       [
@@ -642,18 +642,16 @@ class _Bank:
       run = self.runs[index]
       run.manifest["bank"] = self._note(counted)
       run.folder.write_manifest(run.manifest)
-    for index, step in list(at.items()):
-      if self._has_lost_patience(index, step):
-        run = self.runs[index]
-        run.finish("finished", states[index], self.best[index])
-        self.active.discard(index)
-        del at[index]
     self.counted = counted
     if at:
       self.positions, self.used = counted.get(str(min(at.values())), [0, 0])
-    state = jax.tree.map(
-      lambda *leaves: processes.put(np.stack(leaves), self.steps.stacked), *states
-    )
+    whole = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
+    for index, step in list(at.items()):
+      if self._has_lost_patience(index, step):  # When a kill came.
+        self._finish("finished", index, whole)
+        self.active.discard(index)
+        del at[index]
+    state = jax.tree.map(lambda leaf: processes.put(leaf, self.steps.stacked), whole)
     return state, at
 
   def _loop(

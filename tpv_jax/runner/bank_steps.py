@@ -177,6 +177,13 @@ def build(
   )
 
 
+def wide_positions() -> int:
+  """Returns how many source positions a block has here at most, if nobody says else."""
+  if jax.default_backend() == "cpu":
+    return packing.WIDE_POSITIONS_ON_CPU
+  return packing.WIDE_POSITIONS
+
+
 def call_positions() -> int:
   """Returns how many source positions take as long as starting a call does here."""
   if jax.default_backend() == "cpu":
