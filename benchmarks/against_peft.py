@@ -39,6 +39,7 @@ HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import record  # noqa: E402
+from record import quartiles  # noqa: E402
 
 from tpv_jax import files  # noqa: E402
 from tpv_jax.backbone import sizes  # noqa: E402
@@ -103,7 +104,7 @@ DEFAULTS = {
     "bank_steps": 2,
     "product": (8_192, 20),
     "evaluation_examples": 100,
-    "evaluation_rounds": 5,
+    "evaluation_rounds": 3,
     "rows_of_a_call": 64,
   },
 }
@@ -790,13 +791,6 @@ def ratios(
     for base, other in pairs
     if seconds.get(base) and seconds.get(other)
   }
-
-
-def quartiles(values: Any) -> dict[str, float]:
-  """Returns median, quartiles, minimum and maximum (NumPy's linear interpolation)."""
-  names = ("minimum", "lower_quartile", "median", "upper_quartile", "maximum")
-  found = np.quantile(np.asarray(values, np.float64), (0, 0.25, 0.5, 0.75, 1))
-  return {name: float(f"{value:.5g}") for name, value in zip(names, found, strict=True)}
 
 
 def shown(result: dict[str, Any]) -> dict[str, Any]:

@@ -136,8 +136,9 @@ def test_choices_score_what_each_scores_alone_behind_its_prompt(
   parts, known = [], []
   for prompt_id in (0, 2):
     sources, choices = choices_of(examples(prompt_id), count)
-    rows, first = packing.pack_choices(sources, choices, row, LENGTH)
-    parts.append(packing.with_prompt(rows, prompt_id))
+    ids = [0] * len(sources)
+    rows, first = packing.pack_choices(sources, choices, ids, row, LENGTH)
+    parts.append(packing.with_prompts(rows, [prompt_id]))
     known.append((prompt_id, sources, choices, first))
   (features,) = packing.blocks(parts, sum(len(p["encoder_positions"]) for p in parts))
   scores, _ = jax.jit(model.score_choices)(folded, backbone, features)
@@ -167,9 +168,8 @@ def test_the_choice_that_is_written_greedily_is_known(model, backbone):
   (tokens,) = model.predict_rows(folded, backbone, rows, 3)
   tokens = np.asarray(tokens)[np.asarray(tokens) > 0]
   row = packing.Shape(1, LENGTH + LONGEST, 2 * TARGETS)
-  packed, first = packing.pack_choices([source], [[other, tokens]], row, LENGTH)
-  features = packing.with_prompt(packed, 1)
-  _, written = model.score_choices(folded, backbone, features)
+  packed, first = packing.pack_choices([source], [[other, tokens]], [1], row, LENGTH)
+  _, written = model.score_choices(folded, backbone, packed)
   row, segment = first[0]
   assert written[row, segment : segment + 2].tolist() == [False, True]
 
@@ -179,6 +179,7 @@ def test_sixteen_times_the_choices_do_not_encode_a_source_again(model, backbone)
     features, _ = packing.pack_choices(
       [np.ones(200, np.int32)],
       [[np.ones(1, np.int32)] * count],
+      [0],
       packing.Shape(1, 208, count),
       LENGTH,
     )

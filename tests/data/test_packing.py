@@ -193,26 +193,34 @@ def test_every_number_of_rows_divides_over_the_devices():
 
 @given(SIZES.filter(len), st.integers(1, 7))
 @settings(deadline=None, max_examples=40)
-def test_blocks_of_rows_hold_every_source_once_for_the_prompt_they_are_given(
+def test_blocks_of_rows_hold_every_source_once_for_the_prompts_they_are_given(
   sizes, rows
 ):
   items = made(sizes)
+  owners = [index % 2 for index in range(len(items))]
   one, _ = packing.pack_choices(
     [item.source for item in items],
     [[item.target] for item in items],
+    owners,
     packing.Shape(1, 24, 12),
     4,
   )
-  found = list(packing.blocks([packing.with_prompt(one, n) for n in (3, 5)], rows))
+  given = ([3, 5], [7, 2])
+  found = list(packing.blocks([packing.with_prompts(one, ids) for ids in given], rows))
   for features in found:
     assert features["encoder_input_tokens"].shape == (rows, 24)
     ids, used = features["encoder_prompt_ids"], features["encoder_segment_ids"] > 0
-    assert set(ids[used]) <= {3, 5} and not ids[~used].any()
-  for prompt_id in (3, 5):
+    assert set(ids[used]) <= {3, 5, 7, 2} and not ids[~used].any()
+  for prompt_id, owner in zip((3, 5, 7, 2), (0, 1, 0, 1), strict=True):
     tokens = np.concatenate(
       [f["encoder_input_tokens"][f["encoder_prompt_ids"] == prompt_id] for f in found]
     )
-    expected = [k + 2 for k, (source, _) in enumerate(sizes) for _ in range(source)]
+    expected = [
+      k + 2
+      for k, (source, _) in enumerate(sizes)
+      for _ in range(source)
+      if owners[k] == owner
+    ]
     assert sorted(tokens[tokens > 0]) == expected
 
 
@@ -220,13 +228,17 @@ def test_choices_stand_behind_each_other_beside_their_source():
   sources = [np.arange(10, 14), np.arange(20, 23), np.arange(30, 39)]
   choices = [[np.array([7, 8, 1]), np.array([9, 1])], [np.array([6, 1])]]
   choices.append([np.array([5, 1])] * 3)
-  packed, first = packing.pack_choices(sources, choices, packing.Shape(1, 18, 16), 3)
+  ids = [4, 5, 6]
+  packed, first = packing.pack_choices(
+    sources, choices, ids, packing.Shape(1, 18, 16), 3
+  )
   segments = packed["decoder_segment_ids"]
   for source, own, (row, start) in zip(sources, choices, first, strict=True):
     here = packed["source_segment_ids"][row][segments[row] == start][0]
     mine = packed["encoder_segment_ids"][row] == here
     tokens = packed["encoder_input_tokens"][row][mine]
     assert tokens.tolist() == [0, 0, 0, *source]
+    assert set(packed["encoder_prompt_ids"][row][mine]) == {int(source[0]) // 10 + 3}
     for number, choice in enumerate(own, start):
       at = segments[row] == number
       assert (packed["source_segment_ids"][row][at] == here).all()
@@ -235,7 +247,7 @@ def test_choices_stand_behind_each_other_beside_their_source():
       assert inputs == [0, *choice[:-1]]
   assert len(segments) == 2 and (segments > 0).sum() == 3 + 2 + 2 + 6
   with pytest.raises(UserError, match="4 source and 5 target tokens does not fit"):
-    packing.pack_choices(sources[:1], choices[:1], packing.Shape(1, 18, 4), 3)
+    packing.pack_choices(sources[:1], choices[:1], [0], packing.Shape(1, 18, 4), 3)
 
 
 def test_the_chosen_row_is_the_one_that_costs_least():

@@ -5,7 +5,8 @@ Imports no more than the model does beside tqdm: neither gin nor what writes fil
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -338,27 +339,28 @@ class Evaluator:
     """Returns the scores of each example's choices, of all requests in one pass.
 
     Args:
-      requests: a prompt, its examples, and their choices. Examples that several
-        prompts share are packed once.
+      requests: a prompt, its examples, and their choices. The examples of several
+        tasks share rows, packed once for all prompts whose tasks are the same.
     """
     answers: list[Answer] = [
       (np.zeros((0, 0), np.float32), np.zeros((0, 0), bool)) for _ in requests
     ]
-    for length, folded, members in self._banks([one[0] for one in requests]):
+    sets = [(id(tokenized), id(choices)) for _, tokenized, choices in requests]
+    for length, folded, members in self._banks([one[0] for one in requests], sets):
       shape = self._row_shape(length, [requests[i][1:] for i, _ in members])
-      packed: dict[tuple[int, int], tuple[batches.Features, np.ndarray]] = {}
-      parts, starts, start = [], [], 0
-      for index, place in members:
-        _, tokenized, choices = requests[index]
-        key = (id(tokenized), id(choices))
+      packed: dict[tuple, tuple[batches.Features, list[np.ndarray]]] = {}
+      parts, found_at, start = [], [], 0
+      for layer in _layers(members, sets):
+        key = tuple(sets[index] for index, _ in layer)
         if key not in packed:
-          packed[key] = packing.pack_choices(
-            *_without_padding(tokenized, choices), shape, length
-          )
-        rows = packed[key][0]
-        parts.append(packing.with_prompt(rows, place))
-        starts.append(start)
+          packed[key] = _pack([requests[i][1:] for i, _ in layer], shape, length)
+        rows, firsts = packed[key]
+        parts.append(packing.with_prompts(rows, [place for _, place in layer]))
+        found_at += [
+          (index, start, first) for (index, _), first in zip(layer, firsts, strict=True)
+        ]
         start += len(rows["encoder_input_tokens"])
+      self.work.used += sum(int((p["encoder_segment_ids"] > 0).sum()) for p in parts)
       size = self._to_grain(
         self.batch_size * (length + self.lengths["inputs"]) // shape.width
       )
@@ -367,10 +369,8 @@ class Evaluator:
       )
       self._note("scoring", (size, shape.width, shape.targets), len(found))
       scores, hits = (np.concatenate(values) for values in zip(*found, strict=True))
-      for (index, _), start, part in zip(members, starts, parts, strict=True):
-        _, tokenized, choices = requests[index]
-        self.work.used += int(np.count_nonzero(part["encoder_segment_ids"]))
-        first = packed[id(tokenized), id(choices)][1]
+      for index, start, first in found_at:
+        choices = requests[index][2]
         columns = first[:, 1:] + np.arange(1 if choices is None else len(choices))
         at = (start + first[:, :1], columns)
         answers[index] = scores[at], hits[at]
@@ -429,14 +429,20 @@ class Evaluator:
     self.work.calls.setdefault(what, collections.Counter())[shape] += calls
 
   def _banks(
-    self, prompts: Sequence[Prompt]
+    self, prompts: Sequence[Prompt], sets: Sequence[Hashable] | None = None
   ) -> Iterator[tuple[int, Folded, list[tuple[int, int]]]]:
     """Yields prompts of one form on the devices, and whose they are.
 
     With the prompts' length comes, for each of those `prompts` that are in this bank,
     its index and its place. A bank that is not full is filled up, so that it compiles
-    no other size.
+    no other size. The prompts take turns by the `sets` of examples that they are for, so
+    that every bank has some of each.
     """
+    turn, turns = collections.Counter[Hashable](), []
+    for index in range(len(prompts)):
+      one = sets[index] if sets else None
+      turns.append(turn[one])
+      turn[one] += 1
     nothing = {"prompt": np.zeros((0, self._features), np.float32)}
     forms: dict[tuple, dict[int, list[int]]] = {}
     for index, prompt in enumerate(prompts):
@@ -445,7 +451,7 @@ class Evaluator:
       form = tuple(sorted((name, leaf.shape) for name, leaf in leaves.items()))
       forms.setdefault(form, {}).setdefault(id(leaves), []).append(index)
     for owners in forms.values():
-      groups = list(owners.values())
+      groups = sorted(owners.values(), key=lambda indices: turns[indices[0]])
       for first in range(0, len(groups), self.at_once):
         part = groups[first : first + self.at_once]
         bank = [prompts[indices[0]] or nothing for indices in part]
@@ -530,14 +536,35 @@ def _trimmed(tokenized: batches.Tokenized) -> int:
   return tokenized.truncated_inputs + tokenized.truncated_targets
 
 
-def _without_padding(
-  tokenized: batches.Tokenized, choices: Choices
-) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
-  """Returns each source, and its choices."""
-  sources = [row[row != 0] for row in tokenized.inputs]
-  if choices is None:
-    return sources, [[row[row != 0]] for row in tokenized.targets]
-  return sources, [[row[row != 0] for row in choices]] * len(sources)
+def _layers(
+  members: Sequence[tuple[int, int]], sets: Sequence[Hashable]
+) -> Iterator[list[tuple[int, int]]]:
+  """Yields the members in layers that have each set of examples once at most."""
+  by_set: dict[Hashable, list[tuple[int, int]]] = {}
+  for member in members:
+    by_set.setdefault(sets[member[0]], []).append(member)
+  for layer in itertools.zip_longest(*by_set.values()):
+    yield [member for member in layer if member is not None]
+
+
+def _pack(
+  examples: Sequence[tuple[batches.Tokenized, Choices]],
+  shape: packing.Shape,
+  length: int,
+) -> tuple[batches.Features, list[np.ndarray]]:
+  """Returns the examples of several sets in rows, and where the choices of each are."""
+  sources: list[np.ndarray] = []
+  choices: list[list[np.ndarray]] = []
+  counts = [len(tokenized) for tokenized, _ in examples]
+  for tokenized, common in examples:
+    sources += [row[row != 0] for row in tokenized.inputs]
+    if common is None:
+      choices += [[row[row != 0]] for row in tokenized.targets]
+    else:
+      choices += [[row[row != 0] for row in common]] * len(tokenized)
+  owners = np.repeat(np.arange(len(examples)), counts).tolist()
+  rows, first = packing.pack_choices(sources, choices, owners, shape, length)
+  return rows, np.split(first, np.cumsum(counts)[:-1])
 
 
 def _in_blocks(
