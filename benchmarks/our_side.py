@@ -270,8 +270,7 @@ def write_weights(transformer: network.Transformer, path: pathlib.Path) -> None:
     jax.random.key(0)
   )
   leaves = {
-    name: np.array(leaf, np.float32)
-    for name, leaf in identity.flatten(params).items()
+    name: np.array(leaf, np.float32) for name, leaf in identity.flatten(params).items()
   }
   # Padding's, which also starts each target: random, it would be all that is generated.
   leaves["token_embedder/embedding"][0] = 0

@@ -1,6 +1,6 @@
-"""What every results file says of how it was made: command, commit, machine, versions.
+"""What every results file has: how it was made, and the spread of what was measured.
 
-Imports the standard library only.
+Imports the standard library and NumPy.
 """
 
 import datetime
@@ -11,6 +11,8 @@ import platform
 import subprocess
 from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
 
 
 def made(command: str) -> dict[str, Any]:
@@ -36,6 +38,13 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
     except importlib.metadata.PackageNotFoundError:
       found[name] = "not installed"
   return found
+
+
+def quartiles(values: Any) -> dict[str, float]:
+  """Returns median, quartiles, minimum and maximum (NumPy's linear interpolation)."""
+  names = ("minimum", "lower_quartile", "median", "upper_quartile", "maximum")
+  found = np.quantile(np.asarray(values, np.float64), (0, 0.25, 0.5, 0.75, 1))
+  return {name: float(f"{value:.5g}") for name, value in zip(names, found, strict=True)}
 
 
 def commit() -> str | None:
