@@ -333,9 +333,7 @@ def _best_answers(score: Callable[[str, str], float], given: Predicted) -> float
   return float(
     np.mean(
       [
-        max(
-          (score(_squad_text(one), _squad_text(text)) for one in answers), default=0.0
-        )
+        max(score(_squad_text(one), _squad_text(text)) for one in answers)
         for text, answers in zip(given.predictions, given.answers, strict=True)
       ]
     )
