@@ -140,3 +140,14 @@ def test_what_t5x_writes_is_read_bit_by_bit(tmp_path, use_orbax):
   assert leaves.keys() == expected.keys()
   for path, leaf in leaves.items():
     assert np.array_equal(leaf, np.asarray(expected[path])), path
+
+
+def test_training_under_t5x_starts_from_a_folder_of_hugging_face(
+  tiny, tiny_file, under_t5x, tmp_path
+):
+  folder = tmp_path / "model"
+  with conversion.planned(tiny_file, "hugging-face") as plan:
+    conversion.convert(plan, tiny_file, folder, lambda doing, size: None)
+  params = identity.flatten(under_t5x(tmp_path / "run", backbone=folder).state().params)
+  for path, leaf in identity.flatten(tiny.backbone.params).items():
+    assert np.array_equal(params[path], leaf), path
