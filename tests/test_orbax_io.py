@@ -319,7 +319,11 @@ def test_a_checkpoint_from_the_hub_is_links_to_its_blobs(legacy, tmp_path):
 def test_what_is_written_for_t5x_orbax_itself_reads(tmp_path):
   import orbax.checkpoint as ocp
 
-  flat = {"a/kernel": PROMPT, "b/scale": np.ones(3, ml_dtypes.bfloat16)}
+  flat = {
+    "a/kernel": PROMPT,
+    "b/scale": np.ones(3, ml_dtypes.bfloat16),
+    "c/gate": np.array(2.5, np.float32),
+  }
   orbax_io.save_checkpoint(tmp_path / "checkpoint_5", flat, step=5)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     tree = checkpointer.restore(tmp_path / "checkpoint_5" / "state")
@@ -327,7 +331,7 @@ def test_what_is_written_for_t5x_orbax_itself_reads(tmp_path):
   assert tree["target"]["b"]["scale"].dtype == ml_dtypes.bfloat16
   assert tree["state"] == {"step": 5}
   leaves = orbax_io.read_leaves(tmp_path / "checkpoint_5", "target")
-  assert leaves.keys() == flat.keys()
+  assert leaves.keys() == flat.keys() and leaves["c/gate"] == 2.5
 
 
 def test_leaves_are_read_when_they_are_asked_for(model_dir, monkeypatch):

@@ -232,7 +232,7 @@ def _refuse_inflated(
   Weights hardly compress. A folder in a store is left out: listing it costs too much.
   """
   claimed = sum(
-    max(map(math.prod, (store.shape, store.chunk_layout.read_chunk.shape)))
+    max(map(math.prod, (store.shape, store.chunk_layout.read_chunk.shape or ())))
     * store.dtype.numpy_dtype.itemsize
     for store in stores.values()
   )
