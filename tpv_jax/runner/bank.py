@@ -390,7 +390,7 @@ class _Plan:
     self.steps = steps
     self.size = min(size, len(runs))
     self.positions = positions or bank_steps.wide_positions()
-    self.available = memory.available(runs[0].mesh, limit)
+    self.available = memory.available(runs[0].mesh.local_devices, limit)
     self.sampled = [
       [
         [(len(one.source), len(one.target)) for one in packing.items(batch, 0)]

@@ -3,11 +3,12 @@
 import dataclasses
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Sharding
 
 from tpv_jax.data import packing
 from tpv_jax.runner import processes
@@ -103,18 +104,18 @@ def need(
   return Need(backbone, _bytes(jax.tree.leaves(_placed(state, steps.stacked))), largest)
 
 
-def available(mesh: Mesh, limit: float | None = None) -> int:
-  """Returns the bytes that are free on the device of the mesh that has fewest.
+def available(devices: Sequence[Any], limit: float | None = None) -> int:
+  """Returns the bytes that are free on the device of all processes that has fewest.
 
   An accelerator says so itself; devices of a CPU share what the machine has left.
 
   Args:
-    mesh: of the devices.
+    devices: JAX's, of this process.
     limit: in GiB, taken instead.
   """
   if limit is not None:
     return int(limit * GIBIBYTE)
-  stats = [device.memory_stats() or {} for device in mesh.local_devices]
+  stats = [device.memory_stats() or {} for device in devices]
   if all("bytes_limit" in one for one in stats):
     free = min(one["bytes_limit"] - one.get("bytes_in_use", 0) for one in stats)
   else:
@@ -132,7 +133,8 @@ def _free_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _placed(tree, sharding):
+def _placed(tree: Any, sharding: Sharding) -> Any:
+  """Returns the tree's shapes, laid out so."""
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
   )
