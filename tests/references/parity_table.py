@@ -25,10 +25,10 @@ def rows(path: str) -> list[tuple[str, str, float]]:
 
 
 def main() -> None:
-  sys.path[:0] = [str(TESTS), str(TESTS.parent)]
   modules = [*MODULES]
-  if importlib.util.find_spec("t5x") is not None:
+  if importlib.util.find_spec("t5x") is not None:  # Before tests/t5x can be found as it.
     modules.append(WITH_T5X)
+  sys.path[:0] = [str(TESTS), str(TESTS.parent)]
   print("| implementation | case | largest relative difference |")
   print("| --- | --- | ---: |")
   for path in modules:
