@@ -8,6 +8,7 @@ UTF-8, each ended by a line feed. So a SentencePiece model and the `tokenizer.js
 of it have one digest, and what states a digest says what its ids mean.
 """
 
+import errno
 import functools
 import hashlib
 import importlib.resources
@@ -468,6 +469,8 @@ def _json(path: PathLike) -> dict[str, Any]:
 
 def _read(path: PathLike) -> bytes:
   try:
+    if not to_path(path).exists():  # etils says of a missing object only its name.
+      raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     stat: Any = to_path(path).stat()
     # etils' name and that of pathlib.
     length = stat.length if hasattr(stat, "length") else stat.st_size
