@@ -294,7 +294,7 @@ def choose_shapes(
 ) -> Shapes:
   """Returns the shapes with which a sample of a run's steps costs least.
 
-  Among those that leave at most `MOST_PADDING`, or three hundredths more than the least.
+  Among those that leave at most `MOST_PADDING`, or two hundredths more than the least.
   Narrow rows save attention between the examples of a row, which is computed and then
   masked; large blocks save calls.
 
@@ -343,21 +343,12 @@ def choose_shapes(
   ]
   found = [
     tried(wide, short, call)
-    for _, _, best in _cheapest(widths)[:12]
+    for _, _, best in sorted(widths, key=lambda one: one[1])[:8]
     for wide in blocks(best.wide)
     for short in blocks(best.short)
   ]
-  return _cheapest(found)[0][2]
-
-
-def _cheapest(
-  found: list[tuple[float, float, Shapes]],
-) -> list[tuple[float, float, Shapes]]:
-  """Returns those that leave little padding, what costs least first."""
-  most = max(min(share for share, _, _ in found) + 0.03, MOST_PADDING)
-  return sorted(
-    (one for one in found if one[0] <= most), key=lambda one: (one[1], one[0])
-  )
+  most = max(min(share for share, _, _ in found) + 0.02, MOST_PADDING)
+  return min((one for one in found if one[0] <= most), key=lambda one: one[1])[2]
 
 
 def choose_row(sizes: Sizes, prompt_length: int, lengths: Mapping[str, int]) -> Shape:
@@ -401,7 +392,7 @@ def _row_sizes(
   for width in (_round_up(narrow * eighth // 8) for eighth in eighths):
     # Room for twice the mean, so that targets seldom decide where an example goes.
     mean = width / (prompt_length + tokens[0]) * tokens[1]
-    yield width, _round_up(max(int(longest[1]), math.ceil(2 * mean)))
+    yield width, max(int(longest[1]), math.ceil(2 * mean))
 
 
 class _Examples:
@@ -451,7 +442,7 @@ def _assign(
   """Returns the items of each wide and of each short row.
 
   Tried with as few wide blocks as hold everything, with one fewer, with as few as hold
-  what no short row does, and with one more; what costs least is taken.
+  what no short row does, with one more, and half-way; what costs least is taken.
   """
   wide, short = shapes.wide, shapes.short
   rows, _ = examples.fit(wide.width, wide.targets)
@@ -459,7 +450,7 @@ def _assign(
   needed = math.ceil(examples.rows_for_long(wide, short) / wide.rows)
   best: tuple[list[list[int]], list[list[int]]] = (rows, [])
   least = blocks * (wide.cost + shapes.call)
-  for fewer in sorted({needed, needed + 1, blocks - 1}):
+  for fewer in sorted({needed, needed + 1, (needed + blocks) // 2, blocks - 1}):
     if not 0 <= fewer < blocks:
       continue
     before = (wide.width, wide.targets, fewer * wide.rows)
