@@ -149,7 +149,7 @@ def test_a_step_of_mixed_data_is_a_few_calls_with_little_padding(
   shapes = packing.choose_shapes(steps[:20], prompt_length, lengths)
   # Of eight examples, which fill but a few rows, wider ones would leave a little less
   # padding and yet cost more, for attention.
-  most = 0.14 if prompts * examples == 8 else 0.12
+  most = 0.15 if prompts * examples == 8 else 0.12
   assert packing.padding_share(steps[20:], shapes) < most
   packed = [packing.pack(made(sizes), shapes) for sizes in steps[20:25]]
   assert np.mean([len(step) for step in packed]) <= calls
