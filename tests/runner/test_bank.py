@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -313,7 +314,19 @@ def test_a_diverged_prompt_stays_so_until_its_folder_is_removed(tiny, tmp_path):
   assert kept.stat().st_mtime_ns == before[kept]
 
 
-def test_the_log_says_shapes_padding_needs_and_every_prompt(tiny, tmp_path, capsys):
+def test_the_log_says_shapes_padding_needs_recompilations_and_every_prompt(
+  tiny, finished, tmp_path, capsys, monkeypatch
+):
+  assert finished[1][0]["bank"]["recompiled"] == 0
+  train_step, steps = bank.bank_steps.train_step, []
+
+  def compiling(*arguments):
+    steps.append(0)
+    if len(steps) in (1, 6):  # The first step of all may compile; others should not.
+      jax.jit(lambda x: x + len(steps))(np.ones(7))
+    return train_step(*arguments)
+
+  monkeypatch.setattr(bank.bank_steps, "train_step", compiling)
   manifests = train(tiny, tmp_path, progress=True)
   text = capsys.readouterr().out
   note = manifests[0]["bank"]
@@ -323,7 +336,7 @@ def test_the_log_says_shapes_padding_needs_and_every_prompt(tiny, tmp_path, caps
     r"needs .*B \(backbone 22.9 KiB, prompts .* a step .*B\) of .*iB", text
   )
   assert re.search(r"step 10, validation loss .*run-0 \S+\*, run-1 \S+, run-2", text)
-  assert f"{note['padding_share']:.1%} of " in text and "again 0 times" in text
+  assert f"{note['padding_share']:.1%} of " in text and "recompilations: 1" in text
 
 
 @pytest.mark.parametrize("rate", [-1.0, float("nan")])

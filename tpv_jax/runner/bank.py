@@ -567,7 +567,7 @@ class _Bank:
     self.names = [run.data.name for run in runs]
     self.best: list[Best | None] = [None] * len(runs)
     self.positions = self.used = self.recompiled = 0
-    self.compiles_are_new = False
+    self.listening = self.stepped = False
 
   def execute(
     self, stop_requested: Callable[[], int | None], config: Callable[[], str] | None
@@ -587,7 +587,7 @@ class _Bank:
           self._finish("finished", index, whole, time.time() - began)
         _say(
           f"{len(self.runs)} prompts: {self._padding:.1%} of {self.positions:,} source "
-          f"positions were padding; steps were compiled again {self.recompiled} times"
+          f"positions were padding; recompilations: {self.recompiled}"
         )
 
   def _settle_the_diverged(self) -> None:
@@ -723,14 +723,14 @@ class _Bank:
       self.used += sum(
         int(np.count_nonzero(features["encoder_segment_ids"])) for _, features in calls
       )
+      self.listening = self.stepped
       # Dispatched at once: the next step is packed while the devices work on this one.
       state, report = bank_steps.train_step(
         self.steps, state, self.frozen, [features for _, features in calls], self.rates
       )
-      self.compiles_are_new = True
+      self.listening, self.stepped = False, True
       reports.append(report)
     found = jax.device_get(reports)
-    self.compiles_are_new = False
     return state, {name: np.stack([one[name] for one in found]) for name in found[0]}
 
   def _record(
@@ -836,7 +836,7 @@ class _Bank:
 
   def _hear(self, event: str, duration_secs: float, **_: Any) -> None:
     """Counts what is compiled in a step that is not the first."""
-    if self.compiles_are_new and event == COMPILED:
+    if self.listening and event == COMPILED:
       self.recompiled += 1
 
   def _on_host(self, state: TrainState) -> TrainState:
