@@ -118,7 +118,7 @@ def read(
         applied = algebra.fold(algebra.apply(total, start, coefficient))
         group.append(
           Candidate(
-            f"{coefficient:g} * {_name(one)} on {path}",
+            f"{_text(coefficient)} * {_name(one)} on {path}",
             dict(applied.leaves),
             applied.provenance,
             float(coefficient),
@@ -228,9 +228,14 @@ def _vector(vector: Vector) -> algebra.Loaded:
   )
 
 
+def _text(number: float) -> str:
+  """Returns the number as short as tells it from all others."""
+  return f"{number:g}" if float(f"{number:g}") == number else repr(number)
+
+
 def _name(vector: Vector) -> str:
   text = " + ".join(
-    path if weight == 1 else f"{weight!r} {path}"
+    path if weight == 1 else f"{_text(weight)} {path}"
     for path, weight in _weights(vector).items()
   )
   return text if isinstance(vector, str) else f"({text})"
