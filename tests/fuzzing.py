@@ -256,6 +256,14 @@ def _make_spiece(folder: pathlib.Path) -> pathlib.Path:
   return folder / "spiece.model"
 
 
+def _make_tokenizer_folder(folder: pathlib.Path) -> pathlib.Path:
+  _make_spiece(folder)
+  (folder / "tokenizer_config.json").write_text(
+    '{"extra_ids": 5, "unk_token": "<unk>"}'
+  )
+  return folder
+
+
 def _make_orbax(folder: pathlib.Path) -> pathlib.Path:
   from tpv_jax import orbax_io
 
@@ -349,6 +357,7 @@ FORMATS = {
   "foreign safetensors": Format(_make_arrays, _read_prompt),
   "tokenizer.json": Format(_make_tokenizer, _read_vocabulary),
   "SentencePiece": Format(_make_spiece, _read_vocabulary),
+  "tokenizer's folder": Format(_make_tokenizer_folder, _read_vocabulary),
   "Orbax checkpoint": Format(_make_orbax, _read_backbone),
   "T5X of 2022": Format(_make_legacy, _read_backbone),
 }

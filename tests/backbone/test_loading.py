@@ -107,7 +107,11 @@ def test_a_changed_byte_is_noticed_wherever_it_is(path):
   length = int.from_bytes(written[:8], "little")
   name = written.index(b'"name":"') + 8
   # A name; the padding of the header; the last bit of a weight, which bf16 rounds away.
-  for place, byte in ((name, written[name] ^ 1), (7 + length, 9), (-4, written[-4] ^ 1)):
+  for place, byte in (
+    (name, written[name] ^ 1),
+    (7 + length, 9),
+    (-4, written[-4] ^ 1),
+  ):
     content = bytearray(written)
     assert content[place] != byte
     content[place] = byte
@@ -121,7 +125,9 @@ def test_a_changed_byte_is_noticed_wherever_it_is(path):
 @pytest.mark.parametrize("kept", (0, 5, 300, -4))
 def test_a_truncated_file_is_refused(path, kept):
   path.write_bytes(path.read_bytes()[:kept])
-  with pytest.raises(UserError, match="no safetensors file, or a truncated or damaged one"):
+  with pytest.raises(
+    UserError, match="no safetensors file, or a truncated or damaged one"
+  ):
     loading.load_backbone(path)
 
 

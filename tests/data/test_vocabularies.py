@@ -310,6 +310,16 @@ def test_a_folder_gives_the_vocabulary_that_lies_in_it(spiece, converted, tmp_pa
   assert vocabularies.load(tmp_path, extra_ids=7).size == found.size + 2
 
 
+@pytest.mark.parametrize("count", ('"5"', "-1", "1e3", "100000000", "true"))
+def test_a_number_of_extra_ids_that_cannot_be_is_refused(spiece, tmp_path, count):
+  (tmp_path / "spiece.model").write_bytes(spiece.read_bytes())
+  (tmp_path / "tokenizer_config.json").write_text(f'{{"extra_ids": {count}}}')
+  with pytest.raises(
+    UserError, match=r"extra_ids (in|=) .*(whole number|more than any)"
+  ):
+    vocabularies.load(tmp_path)
+
+
 def test_a_file_is_told_by_its_name(spiece, converted, tmp_path):
   words = tmp_path / "words.txt"
   words.write_text("<pad>\n</s>\n<unk>\na\n")

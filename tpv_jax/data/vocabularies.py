@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
-from tpv_jax.errors import UserError
+from tpv_jax.errors import UserError, at_least
 from tpv_jax.files import PathLike, read_bytes, to_path
 
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
@@ -27,6 +27,8 @@ SPECIAL = (PAD, EOS, UNK)
 
 EXTRA_IDS = 100
 """Of T5 and mT5."""
+
+MOST_EXTRA_IDS = 1 << 16
 
 SPIECE, TOKENIZER = "spiece.model", "tokenizer.json"
 """What holds the vocabulary in a folder of Hugging Face's."""
@@ -175,14 +177,19 @@ class SentencePieceVocabulary:
     import sentencepiece
 
     self.path = to_path(path)
-    # A serialised protocol buffer is extended by appending: no protobuf needed.
     model = _read(path)
     self._processor = sentencepiece.SentencePieceProcessor()
     self._load(model)
     if extra_ids is None:
       extra_ids = 0 if self._has_extra_ids() else EXTRA_IDS
+    at_least("extra_ids", extra_ids, 0)
+    if extra_ids > MOST_EXTRA_IDS:
+      raise UserError(
+        f"extra_ids = {extra_ids} is more than any model has. T5 has {EXTRA_IDS}."
+      )
     self.extra_ids = extra_ids
     if extra_ids:
+      # A serialised protocol buffer is extended by appending: no protobuf needed.
       self._load(
         model + b"".join(_piece(f"▁<extra_id_{i}>") for i in reversed(range(extra_ids)))
       )
@@ -386,6 +393,8 @@ def load(path: PathLike, extra_ids: int | None = None) -> Vocabulary:
     beside = path / "tokenizer_config.json"
     if extra_ids is None and found[0] == SPIECE and beside.exists():
       extra_ids = _json(beside).get("extra_ids")
+      if extra_ids is not None:
+        at_least(f"extra_ids in '{beside}'", extra_ids, 0)
     path = path / found[0]
   if path.suffix == ".json":
     if extra_ids is not None:
