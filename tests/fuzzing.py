@@ -657,7 +657,7 @@ def reports_of(arguments: list[str]) -> dict:
     text=True,
     errors="replace",
     cwd=ROOT,
-    env={**os.environ, "JAX_PLATFORMS": "cpu", "RUST_BACKTRACE": "0"},
+    env={**os.environ, "JAX_PLATFORMS": "cpu", "MALLOC_ARENA_MAX": "2"},
   )
   reports, last = {}, "nothing\t"
   for line in done.stdout.splitlines():
