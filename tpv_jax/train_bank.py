@@ -10,6 +10,8 @@ EXAMPLES = """\
       --gin.OUTPUT_DIR='"runs"'
   a search over learning rates:
     ... --gin.RATES='[0.3, 1.0, 3.0]'
+  in groups, if all at once do not fit into memory:
+    ... --gin.SPLIT=True
 """
 
 

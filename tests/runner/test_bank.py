@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import gin
 import jax
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from tpv_jax import train_bank
 from tpv_jax.errors import UserError
 from tpv_jax.prompts import initial
-from tpv_jax.runner import bank, training
+from tpv_jax.runner import bank, command_line, training
 from tpv_jax.runner.run_folder import RunFolder
 from tpv_jax.runner.task_data import TaskData
 from tpv_jax.vectors import sources
@@ -534,3 +535,26 @@ def test_a_setting_that_a_bank_does_not_read_is_an_unknown_name(
   assert code == 2 and f"defines {name}, so --gin.{name} would change nothing" in error
   assert f"Did you mean '{meant}'" in error or not meant
   assert not list(tmp_path.iterdir())
+
+
+def test_gin_takes_any_list_of_entries_as_bank_gin_says(tmp_path):
+  comments = pathlib.Path("gin_configs/runs/bank.gin").read_text().splitlines()
+  lines = [line.removeprefix("#   ") for line in comments if line.startswith("#   ")]
+  first = lines.index("ENTRIES = [@one/bank.Entry(), @two/bank.Entry()]")
+  head = [
+    "from __gin__ import dynamic_registration",
+    "from tpv_jax.data import suite",
+    "from tpv_jax.runner import bank",
+    "from tpv_jax.runner import task_data",
+  ]
+  (tmp_path / "mine.gin").write_text("\n".join([*head, *lines[first:]]))
+  command_line.parse_gin(
+    ["gin_configs/runs/bank_embedded.gin", str(tmp_path / "mine.gin")],
+    ["OUTPUT_DIR='unused'"],
+  )
+  made = [one.scoped_configurable_fn() for one in gin.query_parameter("%ENTRIES")]
+  gin.clear_config()
+  assert [(e.data.name, str(e.run_dir), e.initial_seed, e.rate) for e in made] == [
+    ("topic", "runs/one", 0, 1.0),
+    ("nli", "runs/two", 3, 0.5),
+  ]
