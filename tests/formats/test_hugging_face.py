@@ -117,6 +117,21 @@ def test_what_transformers_5_writes_of_tied_tables_is_understood(tmp_path, famil
   )
 
 
+def test_a_head_that_transformers_5_saved_as_the_table_is_the_table(tmp_path):
+  # As it saves a new T5 1.1: it scales no logits, and there is no lm_head of its own.
+  weights = references.weights("t5_1_1")
+  del weights["lm_head.weight"]
+  changed = {"tie_word_embeddings": True, "scale_decoder_outputs": False}
+  folder = references.write_folder(tmp_path / "model", "t5_1_1", weights, **changed)
+  flat = leaves_of(folder)
+  table = flat["token_embedder/embedding"]
+  assert np.array_equal(flat["decoder/logits_dense/kernel"], table.T)
+  # A config of an older transformers says that the head has weights of its own.
+  folder = references.write_folder(tmp_path / "damaged", "t5_1_1", weights)
+  with pytest.raises(UserError, match=r"1 missing \(lm_head.weight\)"):
+    leaves_of(folder)
+
+
 def test_a_silent_config_means_what_transformers_means(tmp_path):
   (tmp_path / "config.json").write_text('{"model_type": "t5"}')
   config = hugging_face.read_config(tmp_path)

@@ -84,7 +84,9 @@ class Config:
     num_decoder_layers: of the decoder.
     num_heads: attention heads.
     gated: whether the feed-forward block is 'gated-gelu' rather than 'relu'.
-    tied: whether logits come from the token table.
+    tied: whether logits come from the token table, scaled.
+    head_is_table: whether a head that is not stored is the token table, unscaled:
+      `transformers` 5 makes and saves such models of the untied families.
   """
 
   model_type: str
@@ -97,6 +99,7 @@ class Config:
   num_heads: int
   gated: bool
   tied: bool
+  head_is_table: bool = False
 
   @property
   def numbers(self) -> dict[str, Any]:
@@ -407,10 +410,12 @@ def read_config(folder: files.Path) -> Config:
       f"'{folder / CONFIG}' states {key} {_short(tied)}; it is true or false. Take "
       "another copy."
     )
+  tied = tied and kind == "t5"
   return Config(
     model_type=kind,
     gated=feed_forward == "gated-gelu",
-    tied=tied and kind == "t5",
+    tied=tied,
+    head_is_table=not tied and content.get("tie_word_embeddings") is True,
     **sizes,
   )
 
@@ -435,6 +440,8 @@ def _by_path(source: str, config: Config, found: Mapping[str, Leaf]) -> dict[str
           "them. Set tie_word_embeddings as the model was trained."
         )
     stored[_SHARED] = stored.pop(copies[0])
+    if config.head_is_table:
+      stored.setdefault(_HEAD, stored[_SHARED])
   faults = misfits(expected, stored)
   if faults:
     raise UserError(
