@@ -57,5 +57,5 @@ $(VENV)/.installed: $(BIN) setup.py pyproject.toml
 
 $(VENV)/.installed-test: $(BIN) setup.py pyproject.toml
 	@echo "== installing tpv_jax with its test and data extras (TensorFlow too, about 3 GB)"
-	"$(BIN)" -m pip install -e '.[test,data]'
+	"$(BIN)" -m pip install -e '.[test,data,hf]'
 	@touch "$@" "$(VENV)/.installed"

