@@ -20,7 +20,7 @@ import numpy as np
 
 from tpv_jax import errors, files
 from tpv_jax.errors import UserError
-from tpv_jax.identity import unflatten
+from tpv_jax.identity import is_floating, unflatten
 from tpv_jax.leaves import Leaf, read_all
 
 _METADATA = "_METADATA"
@@ -302,7 +302,7 @@ def _legacy_tree(path: files.Path, shown: str) -> dict[Keys, Any]:
       raise ValueError(f"an unknown extension {code}")
     shape, dtype, values = msgpack.unpackb(content)
     kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
-    if kind.hasobject:
+    if not (is_floating(kind) or kind.kind in "iub"):
       raise ValueError(f"an array of {dtype}")
     return np.frombuffer(values, kind).reshape(shape)
 
@@ -334,8 +334,9 @@ def _legacy_spec(folder: files.Path, keys: Keys, value: Any) -> dict[str, Any]:
   The file says where it lay when it was written; it is now beside the file.
   """
   kvstore = value["kvstore"] if isinstance(value["kvstore"], dict) else {}
-  stated = kvstore.get("path") or value.get("path", "")
-  name = str(stated).rstrip("/").split("/")[-1]
+  stated = [at.get("path") for at in (kvstore, value)]
+  path = next((text for text in stated if isinstance(text, str) and text), "")
+  name = path.rstrip("/").split("/")[-1]
   if not name or name in (".", ".."):
     raise UserError(_damaged(str(folder), ValueError(f"no place of {'/'.join(keys)}")))
   return {
