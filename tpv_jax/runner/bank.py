@@ -777,7 +777,7 @@ class _Bank:
       best, name = self.best[index], run.folder.path.name
       if run.best_metric in values:
         mark = "*" if best and best.step == step else ""
-        shown.append(f"{name} {values[run.best_metric]:.3f}{mark}")
+        shown.append(f"{name} {values[run.best_metric]:.3g}{mark}")
       if self._has_lost_patience(index, step):
         tired.add(index)
         waited = step - (best.step if best else 0)
