@@ -177,6 +177,16 @@ def test_any_mix_of_prompts_and_tasks_has_the_numbers_of_each_alone(tiny, many):
   assert 0 < by_labels < len(written)
 
 
+def test_in_rows_of_several_tasks_each_example_has_its_own_prompt(many):
+  evaluator, requests, answers, _ = many
+  # Of prompt 0 the first task, of prompt 1 the second one: both share rows.
+  some = [0, 3, 5]
+  found = evaluator.answer_all([requests[i] for i in some])
+  for (texts, scored), i in zip(found, some, strict=True):
+    assert texts == answers[i][0]
+    np.testing.assert_allclose(scored, answers[i][1], rtol=2e-5)
+
+
 def test_the_work_of_an_evaluation_is_reported(tiny, many):
   evaluator, requests, _, _ = many
   before = evaluator.work.to_json()
