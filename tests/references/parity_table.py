@@ -26,7 +26,8 @@ def rows(path: str) -> list[tuple[str, str, float]]:
 
 def main() -> None:
   modules = [*MODULES]
-  if importlib.util.find_spec("t5x") is not None:  # Before tests/t5x can be found as it.
+  # Looked for before tests/t5x can be found as it.
+  if importlib.util.find_spec("t5x") is not None:
     modules.append(WITH_T5X)
   sys.path[:0] = [str(TESTS), str(TESTS.parent)]
   print("| implementation | case | largest relative difference |")

@@ -193,9 +193,7 @@ def test_a_model_folder_says_which_checkpoints_it_holds(tmp_path):
 def test_a_folder_of_runs_says_so(make_run, tmp_path):
   make_run("sst2")
   make_run("rte")
-  with pytest.raises(
-    UserError, match=r"is no run folder.*It holds rte, sst2: give"
-  ):
+  with pytest.raises(UserError, match=r"is no run folder.*It holds rte, sst2: give"):
     sources.load(tmp_path)
 
 
@@ -205,7 +203,9 @@ def test_folders_with_nothing_usable_are_refused(tmp_path):
     sources.load(tmp_path / "empty")
   (tmp_path / "other").mkdir()
   (tmp_path / "other" / "x.txt").write_text("x")
-  with pytest.raises(UserError, match="no run folder, Orbax checkpoint or PEFT adapter"):
+  with pytest.raises(
+    UserError, match="no run folder, Orbax checkpoint or PEFT adapter"
+  ):
     sources.load(tmp_path / "other")
   (tmp_path / "legacy").mkdir()
   (tmp_path / "legacy" / "checkpoint").write_bytes(b"\x83")
