@@ -290,6 +290,7 @@ HEADER = "{{'descr': '<f4', 'fortran_order': False, 'shape': {}, }}"
     (HEADER.format("(4, 6)").replace("<f4", "<f3"), r"of the kind '<f3'"),
     (HEADER.format("(4, 6)").replace("'<f4'", "[('a', '<f4')]"), r"of the kind"),
     (HEADER.format("(4, 6)").replace("False", "None"), r"its shape is"),
+    (HEADER.format("(0, 4611686018427387904)"), r"its shape is \(0, 4611686"),
     (HEADER.format("__import__('os')"), r"its header is no dictionary"),
     ("(" * 5000, r"its header is no dictionary"),
     (HEADER.format("(4, 6)") + " " * 20_000, r"it states a header of 200\d\d bytes"),
@@ -309,6 +310,16 @@ def test_a_header_is_checked_before_memory_is_asked_for(
   )
   assert tracemalloc.get_traced_memory()[1] < 3 << 20
   tracemalloc.stop()
+
+
+@pytest.mark.parametrize("descr", ["<f2", "<f4", "<f8", "<f16"])
+@pytest.mark.parametrize("size", [1 << bits for bits in range(56, 63)])
+def test_an_array_without_values_is_refused_whatever_its_other_size(
+  tmp_path, descr, size
+):
+  header = HEADER.format(f"({size}, 0)").replace("<f4", descr)
+  (tmp_path / "x.npy").write_bytes(with_header(header, b""))
+  refused(tmp_path / "x.npy", r"its shape is|without values")
 
 
 def test_every_truncation_is_refused(npy, npz):
@@ -442,6 +453,28 @@ def test_tpv_import_asks_for_what_is_unknown_and_records_what_is_said(
   assert code == 2
   assert "states its origin itself" in capsys.readouterr().err
   assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_what_no_run_can_have_started_from_is_refused_as_initial_prompt(
+  npy, tmp_path, initial_prompt, capsys
+):
+  start, path = initial_prompt(3), npy(PROMPT)
+  known = dataclasses.replace(start.provenance, backbone_fingerprint="cd" * 32)
+  vector = dataclasses.replace(known, kind="vector", terms=(Term("sst2", 1.0),))
+  store.write(tmp_path / "vector.safetensors", start.leaves, vector)
+  store.write(tmp_path / "start.safetensors", start.leaves, known)
+  for initial, expected in (
+    ("vector", "vector.safetensors' is a vector, and a run starts from a prompt"),
+    ("start", f"belongs to the backbone {'cd' * 6}…, and"),
+  ):
+    arguments = ["import", str(path), "-o", str(tmp_path / "out.safetensors")]
+    arguments += ["--backbone", "ab" * 32]
+    arguments += ["--initial", str(tmp_path / f"{initial}.safetensors")]
+    assert cli.main(arguments) == 2
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "out.safetensors").exists()
+  # Of an item whose backbone is unknown, nothing contradicts it.
+  assert cli.main([*arguments[:4], *arguments[-2:]]) == 0
 
 
 def test_an_initial_prompt_counts_as_no_task(npy, tmp_path):

@@ -222,7 +222,7 @@ def with_initial(item: Loaded, initial: Loaded) -> Loaded:
 
   Raises:
     UserError: `item` is a vector, states another initial prompt, or is of another method,
-      form or alpha than `initial`.
+      form, alpha or backbone than `initial`; `initial` is a vector.
   """
   known, start = item.provenance, identity.prompt_digest(initial.leaves)
   if known.kind != "prompt" or known.initial_digest not in (None, start):
@@ -231,6 +231,19 @@ def with_initial(item: Loaded, initial: Loaded) -> Loaded:
       f"'{item.name}' is a {known.kind} that states its origin itself (initial prompt "
       f"{f'{stated[:12]}…' if stated else 'unknown'}), and '{initial.name}' is "
       f"{start[:12]}…. Leave out --initial."
+    )
+  other = initial.provenance
+  if other.kind != "prompt":
+    raise UserError(
+      f"'{initial.name}' is a {other.kind}, and a run starts from a prompt. Give "
+      "--initial the initial prompt, or leave it out."
+    )
+  ours, theirs = known.backbone_fingerprint, other.backbone_fingerprint
+  if ours is not None and theirs is not None and ours != theirs:
+    raise UserError(
+      f"'{initial.name}' belongs to the backbone {theirs[:12]}…, and '{item.name}' to "
+      f"{ours[:12]}…. Give --initial the "
+      "prompt that this one was tuned from, or leave it out."
     )
   arithmetic.refuse_unequal(
     item.leaves, initial.leaves, f"'{item.name}'", f"'{initial.name}'"
