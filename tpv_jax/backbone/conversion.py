@@ -81,6 +81,11 @@ def target_of(output: files.PathLike, to: str | None) -> str:
     )
   if to == "safetensors":
     safetensors_io.check_suffix(output)
+  if to == "hugging-face" and told is not None:
+    raise UserError(
+      f"The name '{output}' tells another form ({told}) than --to {to}. Leave out --to, "
+      "or choose another name for the folder."
+    )
   return to or told or ""
 
 
