@@ -312,13 +312,13 @@ def _make_legacy(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _read_prompt(path: pathlib.Path) -> None:
-  from tpv_jax.vectors import sources
+  from tpv_jax.vectors import sources, store
 
   loaded = sources.load(path)
   assert loaded.leaves
   for leaf in loaded.leaves.values():
     assert leaf.dtype == np.float32 and leaf.size and np.isfinite(leaf).all()
-  json.dumps(loaded.provenance.to_json())
+  store.encode(loaded.leaves, loaded.provenance)
 
 
 def _read_backbone(path: pathlib.Path) -> None:

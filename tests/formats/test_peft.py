@@ -163,7 +163,16 @@ def test_other_leaves_than_a_finite_matrix_of_floats_are_refused(
 
 
 @pytest.mark.parametrize(
-  "text", ["", "{", "[1]", "[" * 10_000, '{"a":' + "9" * 5000 + "}"]
+  "text",
+  [
+    "",
+    "{",
+    "[1]",
+    "[" * 10_000,
+    '{"a":' + "9" * 5000 + "}",
+    json.dumps({**CONFIG, "base_model_name_or_path": "a\ud800"}),  # Half a character.
+    json.dumps({**CONFIG, "\udc00": 1}),
+  ],
 )
 def test_a_config_that_is_no_json_object_is_refused(adapter, text):
   folder = adapter()

@@ -82,6 +82,7 @@ def read_json(path: files.Path) -> dict[str, Any]:
     if len(text) > MAX_BYTES:
       raise ValueError(f"it has more than {MAX_BYTES} bytes")
     content = json.loads(text)
+    json.dumps(content, ensure_ascii=False).encode()  # Half a character is not.
     if isinstance(content, dict):
       return content
     problem = f"it holds {str(content)[:40]!r}"
