@@ -131,6 +131,8 @@ HUGE = {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}
     ({"a": {**GOOD, "shape": [-2, -2]}}, r"shape of the leaf 'a' is \[-2, -2\]"),
     ({"a": {**GOOD, "shape": [True, 4]}}, r"shape of the leaf 'a' is \[True, 4\]"),
     ({"a": {**GOOD, "shape": [4.0]}}, r"shape of the leaf 'a' is \[4.0\]"),
+    ({"a": {**GOOD, "shape": [0, 1 << 62]}}, "the shape \\[0, 4611686018427387904\\]"),
+    ({"a": {**GOOD, "shape": [1 << 32, 0, 1 << 31]}}, "has the shape"),
     ({"a": {**GOOD, "shape": 4}}, "shape of the leaf 'a' is 4"),
     ({"a": {**GOOD, "shape": [1] * 40}}, "has 40 axes"),
     ({"a": {**GOOD, "shape": [3, 2]}}, "needs 24 bytes"),
@@ -191,6 +193,17 @@ def test_a_pickle_is_not_opened(tmp_path):
     path.write_bytes(start + b"\0" * 100)
     with pytest.raises(UserError, match=r"model.bin' is a pickle .* torch.load\('IN'"):
       safetensors_io.read(path)
+
+
+@pytest.mark.parametrize("size", (1 << 58, 1 << 59, 1 << 62))
+def test_an_empty_leaf_is_read_or_refused_however_large_its_other_size(size):
+  entry = {"dtype": "F32", "shape": [0, size], "data_offsets": [0, 0]}
+  content = with_header({"a": entry}, b"")
+  if size < 1 << 59:
+    assert safetensors_io.decode(content, "x")[1]["a"].shape == (0, size)
+    return
+  with pytest.raises(UserError, match=rf"the leaf 'a' has the shape \[0, {size}\]"):
+    safetensors_io.decode(content, "x")
 
 
 @pytest.mark.parametrize("length", (0x280, 0x580))

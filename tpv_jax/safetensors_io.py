@@ -354,6 +354,8 @@ def _entry(name: str, spec: Any, first: int) -> Entry:
       for n in numbers
     ):
       raise ValueError(f"the {what} of the leaf {name!r} is {str(numbers)[:60]}")
+  if not is_countable(shape):
+    raise ValueError(f"the leaf {name!r} has the shape {str(shape)[:60]}")
   if len(shape) > 32 or len(offsets) != 2:
     raise ValueError(
       f"the leaf {name!r} has {len(shape)} axes and {len(offsets)} offsets"
@@ -365,6 +367,14 @@ def _entry(name: str, spec: Any, first: int) -> Entry:
       f"offsets are {offsets}"
     )
   return Entry(dtype, tuple(shape), first + offsets[0], first + offsets[1])
+
+
+def is_countable(shape: Collection[int]) -> bool:
+  """Returns whether NumPy makes arrays of this shape, of up to 16 bytes a value.
+
+  It counts their bytes in 63 bits, and leaves out the sizes of 0.
+  """
+  return math.prod(size for size in shape if size) < 1 << 59
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

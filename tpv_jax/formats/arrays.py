@@ -440,5 +440,6 @@ def _is_shape(shape: Any) -> bool:
   return (
     isinstance(shape, tuple)
     and len(shape) <= 32
-    and all(type(size) is int and 0 <= size < 1 << 63 for size in shape)
+    and all(type(size) is int and size >= 0 for size in shape)
+    and safetensors_io.is_countable(shape)
   )
