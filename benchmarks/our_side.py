@@ -107,7 +107,9 @@ class Ours:
     everywhere = partitioning.replicated(self.mesh)
     # Weights lie on the device in the dtype of the computation, as PEFT's do.
     self.frozen = {
-      path: processes.put(leaf.astype(job["dtype"]), everywhere)
+      path: processes.put(
+        leaf.astype(self.transformer.stored(path, leaf.dtype)), everywhere
+      )
       for path, leaf in load_file(job["weights"]).items()
     }
     if job["evaluate"]:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
 import gin
 import jax
@@ -237,6 +238,23 @@ def test_a_kill_while_a_prompt_leaves_its_bank_changes_nothing(
     assert one["bank"] == other["bank"]  # The whole run's padding.
 
 
+def test_a_bank_that_was_to_start_over_goes_on_after_a_kill(
+  tiny, finished, tmp_path, monkeypatch
+):
+  one_by_one = {"size": 1, "overwrite": True}
+  train(tiny, tmp_path, total_steps=10, size=1)
+  with monkeypatch.context() as patch, pytest.raises(Killed):
+    killed_after(patch, 16)  # Of the second of three groups.
+    train(tiny, tmp_path, **one_by_one)
+  before = RunFolder(tmp_path / "run-0").manifest()
+  statuses = [RunFolder(tmp_path / f"run-{n}").manifest()["status"] for n in range(3)]
+  assert statuses == ["finished", "running", "running"]
+  train(tiny, tmp_path, **one_by_one)
+  assert RunFolder(tmp_path / "run-0").manifest() == before
+  train(tiny, tmp_path, **one_by_one)  # All are finished: from the beginning.
+  assert RunFolder(tmp_path / "run-0").manifest() != before
+
+
 def same_runs(folder, expected):
   """Asserts that prompts and metrics are the same bytes."""
   for number in range(COUNT):
@@ -441,6 +459,34 @@ def test_a_bank_that_does_not_fit_says_how_many_prompts_would_before_it_writes(
   last = RunFolder(tmp_path / "split" / "run-2").manifest()["bank"]
   assert (first["prompts"], last["prompts"], first["size"]) == (2, 1, 2)
   assert "3 prompts in 2 banks" in capsys.readouterr().out
+  # Runs that have ended do not say how large the bank of new ones is.
+  few = entries(tiny, tmp_path / "few")
+  train(tiny, None, few[:1], split=True)
+  train(tiny, None, few, split=True)
+  assert RunFolder(tmp_path / "few" / "run-2").manifest()["bank"]["size"] == 3
+
+
+def test_a_bank_that_is_cut_is_made_smaller_by_as_many_prompts_as_devices(tiny):
+  made = []
+
+  class Steps:
+    stacked = types.SimpleNamespace(is_fully_replicated=False)
+
+  class Plan(bank._Plan):
+    _devices, need, available = 4, types.SimpleNamespace(total=1600), 900
+    steps, size = Steps(), 16
+
+    def __init__(self):
+      pass
+
+    def _measure(self, prompts):
+      made.append(prompts)
+      return types.SimpleNamespace(total=100 * prompts)
+
+  assert Plan()._most_prompts() == 8 and made == [8]
+  plan = Plan()
+  plan.size = 4
+  assert plan._most_prompts() == 0
 
 
 def test_blocks_are_made_smaller_where_not_one_prompt_fits(tiny, tmp_path, capsys):

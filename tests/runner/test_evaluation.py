@@ -496,6 +496,17 @@ def test_candidates_may_be_evaluated_on_their_own_tasks_only(
     evaluate(tiny, tmp_path, [tiny.task, typo], **settings)
 
 
+def test_the_backbone_of_an_evaluation_in_bf16_lies_in_bf16(tiny):
+  model = tiny.model()
+  model.network = tiny.network.copy(dtype="bfloat16")
+  evaluator = evaluation.Evaluator(
+    model, tiny.backbone.params, tiny.vocabulary, tiny.lengths
+  )
+  leaves = identity.flatten(evaluator._backbone)
+  kept = {path for path, leaf in leaves.items() if leaf.dtype == np.float32}
+  assert kept == {path for path in leaves if path.endswith("rel_embedding")}
+
+
 def test_what_makes_no_evaluation_is_one_clear_line(tiny, prompt, vectors, tmp_path):
   run = str(prompt[0])
   applied = {"vector": vectors[0], "initial": run}
@@ -521,6 +532,11 @@ def test_what_makes_no_evaluation_is_one_clear_line(tiny, prompt, vectors, tmp_p
       "'label_acuracy'. Did you mean 'label_accuracy'",
       None,
       {"search": True, "search_metric": "label_acuracy"},
+    ),
+    (
+      "SEARCH_EXAMPLES is -3",
+      None,
+      {"search": True, "search_examples": -3},
     ),
     (
       "'parity' has no labels among which",

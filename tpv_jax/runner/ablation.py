@@ -173,7 +173,7 @@ def ablation(
     rotate_labels: give each class the label word of the next one (`transforms.rotated`).
     best_metric: by which a run keeps its best prompt, and by which rates are chosen.
     repetitions: rounds in which each method's step is timed.
-    overwrite: train runs again that are there with other settings.
+    overwrite: train runs again that are finished or have other settings.
     progress: show progress.
     config: gives the text for config.gin.
     command: the command line, for the report.

@@ -185,7 +185,8 @@ def train_bank(
     block_positions: source positions of a block of rows at most; by default
       `bank_steps.wide_positions`.
     memory_gib: what a device may hold; by default what it has.
-    overwrite: delete runs that are there and start again.
+    overwrite: start runs with other settings again, deleting what is there, and where
+      no run of the bank was stopped, finished ones too.
     progress: show a progress bar.
     config: gives the text for each config.gin.
 
@@ -215,14 +216,24 @@ def train_bank(
   )
   steps = bank_steps.build(model, learning_rate, runs[0].mesh, shard_bank)
   settings = [run.settings() for run in runs]
+  found = [
+    run.folder.check(one, overwrite) for run, one in zip(runs, settings, strict=True)
+  ]
+  begun = [
+    manifest
+    for manifest, other in found
+    if manifest and not (other or _ended(manifest))
+  ]
+  # A bank that was stopped goes on, with the prompts that had ended in it.
+  over = [overwrite and bool(other or not begun) for _, other in found]
   plan: _Plan | None = None
-  if overwrite or not all(_ended(run.folder.manifest()) for run in runs):
-    for run, one in zip(runs, settings, strict=True):
-      run.folder.check(one, overwrite)
+  if any(over) or not all(_ended(manifest) for manifest, _ in found):
     plan = _Plan(runs, steps, size or len(runs), block_positions, memory_gib)
-    plan.make_fit(split, resume=not overwrite)
+    plan.make_fit(split, [one["bank"] for one in begun if "bank" in one])
+  processes.wait_for_all("the bank is planned")
   manifests = [
-    run.folder.open(one, overwrite) for run, one in zip(runs, settings, strict=True)
+    run.folder.open(one, again)
+    for run, one, again in zip(runs, settings, over, strict=True)
   ]
   processes.wait_for_all("all run folders are open")
   going = {i for i, manifest in enumerate(manifests) if not _ended(manifest)}
@@ -399,17 +410,19 @@ class _Plan:
       for step in range(SAMPLED_STEPS)
     ]
 
-  def make_fit(self, split: bool, resume: bool) -> None:
+  def make_fit(self, split: bool, notes: Sequence[Mapping[str, Any]]) -> None:
     """Finds out what the bank needs; makes groups or blocks smaller if that is allowed.
+
+    Args:
+      split: whether that is allowed.
+      notes: what the runs that go on have noted of the bank.
 
     Raises:
       UserError: the bank does not fit.
     """
-    notes = [run.folder.manifest().get("bank") for run in self.runs if split and resume]
-    for note in notes:
-      if note:
-        self.size = min(self.size, note["size"])
-        self.positions = min(self.positions, note["block_positions"])
+    for note in notes if split else ():
+      self.size = min(self.size, note["size"])
+      self.positions = min(self.positions, note["block_positions"])
     self._choose()
     while self.need.total > self.available:
       fits = self._most_prompts()
@@ -418,9 +431,8 @@ class _Plan:
       if not split or not (fits or smaller):
         raise UserError(self._refusal(fits, smaller))
       if fits:
-        self.size = math.ceil(len(self.runs) / math.ceil(len(self.runs) / fits))
-        if not self.steps.stacked.is_fully_replicated:
-          self.size = max(self.size // self._devices, 1) * self._devices
+        even = math.ceil(len(self.runs) / math.ceil(len(self.runs) / fits))
+        self.size = max(even // self._grain, 1) * self._grain
       else:
         self.positions = now // 2
       self._choose()
@@ -455,16 +467,20 @@ class _Plan:
   def _devices(self) -> int:
     return self.runs[0].mesh.shape[partitioning.DATA]
 
+  @property
+  def _grain(self) -> int:
+    """Of which the number of prompts is a multiple: the devices that cut the bank."""
+    return 1 if self.steps.stacked.is_fully_replicated else self._devices
+
   def _choose(self) -> None:
     """Chooses shapes for all groups, and measures the first."""
-    if not self.steps.stacked.is_fully_replicated:
-      for group in self.groups():
-        if len(group) % self._devices:
-          raise UserError(
-            f"{len(group)} prompts cannot be cut over {self._devices} data-parallel "
-            f"devices. Set SHARD_BANK = False, or BANK_SIZE so that {self._devices} "
-            "divides it and what is left."
-          )
+    for group in self.groups():
+      if len(group) % self._grain:
+        raise UserError(
+          f"{len(group)} prompts cannot be cut over {self._devices} data-parallel "
+          f"devices. Set SHARD_BANK = False, or BANK_SIZE so that {self._devices} "
+          "divides it and what is left."
+        )
     self.shapes = self._shapes(self.positions)
     self.padding = packing.padding_share(self._steps(), self.shapes)
     self.need = self._measure(self.size)
@@ -511,12 +527,14 @@ class _Plan:
 
   def _most_prompts(self) -> int:
     """Returns how many prompts would fit: the need grows evenly with their number."""
-    if self.size == 1:
+    grain = self._grain
+    if self.size <= grain:
       return 0
-    fewer = self.size // 2
+    fewer = max(self.size // 2 // grain, 1) * grain
     less = self._measure(fewer).total
     each = max(1.0, (self.need.total - less) / (self.size - fewer))
-    return max(0, min(self.size - 1, int(fewer + (self.available - less) / each)))
+    most = min(self.size - grain, int(fewer + (self.available - less) / each))
+    return max(0, most // grain * grain)
 
   def _refusal(self, fits: int, smaller: bool) -> str:
     if fits:

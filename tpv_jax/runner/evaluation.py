@@ -12,7 +12,7 @@ from tpv_jax.backbone import loading
 from tpv_jax.data import batches, suite
 from tpv_jax.data.tasks import SPLITS, Example, Task
 from tpv_jax.data.vocabularies import Vocabulary
-from tpv_jax.errors import UserError, near_misses
+from tpv_jax.errors import UserError, at_least, near_misses
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.runner import candidates, processes
 from tpv_jax.runner.candidates import Candidate
@@ -67,11 +67,12 @@ def evaluate(
       `coefficient`: of `candidates.GRID` (True), or of those given.
     search_split: on which the coefficients are tried.
     search_examples: so many of its first examples of each task; None: all.
-    search_metric: 'exact_match' of what is decoded, or 'label_accuracy' of the chosen
-      label; its mean over the tasks decides, the smaller coefficient wins a tie.
+    search_metric: 'exact_match' of greedy decoding, whatever `num_beams` is, or
+      'label_accuracy' of the chosen label; its mean over the tasks decides, the smaller
+      coefficient wins a tie.
     own_tasks: evaluate each candidate on the tasks that it was trained on only.
     batch_size: examples a call.
-    at_once: prompts on the devices at once; fewer if they do not fit.
+    at_once: prompts on the devices at once; give fewer if they do not fit.
     output: a JSON file for the results; nothing is written by default.
     predictions: write a line for each example beside `output`, as `<output>.predictions.jsonl`.
     overwrite: replace outputs that exist.
@@ -91,6 +92,8 @@ def evaluate(
   _check_tasks(tasks, splits)
   if search is not False:
     _check_search(tasks, search, coefficient, vector, search_split, search_metric)
+    if search_examples is not None:
+      at_least("SEARCH_EXAMPLES", search_examples, 1)
     coefficient = candidates.GRID if search is True else search
   coefficients: Any = (
     coefficient if isinstance(coefficient, list | tuple) else [coefficient]

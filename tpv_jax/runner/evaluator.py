@@ -182,7 +182,10 @@ class Evaluator:
     parameters = partitioning.abstract_parameters(model, mesh)
     self._backbone = identity.unflatten(
       {
-        path: processes.put(leaf, parameters[path].sharding)
+        path: processes.put(
+          np.asarray(leaf).astype(model.network.stored(path, leaf.dtype)),
+          parameters[path].sharding,
+        )
         for path, leaf in identity.flatten(params).items()
         if not path.startswith("prompt/")
       }

@@ -129,7 +129,7 @@ def compare_starts(
     validation_examples: the first so many are validated on.
     test_examples: the first so many are measured on.
     bank_size: prompts that are trained at once; None: all of one number of examples.
-    overwrite: train runs again that are there with other settings.
+    overwrite: train runs again that are finished or have other settings.
     progress: show progress.
     config: gives the text for config.gin.
     command: the command line, for the report.

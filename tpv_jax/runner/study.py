@@ -80,7 +80,7 @@ def study(
     best_metric: by which a run keeps its best prompt.
     as_bank: train all prompts at once (`bank.train_bank`), not one after the other; the
       numbers differ by the order in which fp32 sums are taken.
-    overwrite: train runs again that are there with other settings.
+    overwrite: train runs again that are finished or have other settings.
     progress: show progress.
     config: gives the text for config.gin.
 

@@ -270,6 +270,8 @@ class Run:
       "devices": [str(device.device_kind) for device in self.mesh.devices.flat],
       "mesh": dict(self.mesh.shape),
     }
+    if "bank" in previous:
+      self.manifest["bank"] = previous["bank"]
     if self.initial is not None and self.initial.refactored is not None:
       self.manifest["refactored"] = previous.get("refactored") or self._refactored(
         frozen, state.trainable
