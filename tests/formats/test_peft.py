@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import pathlib
+import shutil
 
 import ml_dtypes
 import numpy as np
@@ -184,7 +186,12 @@ def test_a_pickle_in_the_folder_is_never_opened(adapter):
   folder = adapter()
   (folder / peft.WEIGHTS).rename(folder / "adapter_model.bin")
   for path in (folder, folder / "adapter_model.bin"):
-    refused(path, r"adapter_model.bin' is a pickle.*never opened.*save_file\(")
+    refused(
+      path,
+      r"adapter_model.bin' is a pickle.*never opened.*save_file\("
+      rf".*torch\.load\('{folder}/adapter_model\.bin', .*"
+      rf", '{folder}/adapter_model\.safetensors'\)",
+    )
   (folder / "adapter_model.bin").unlink()
   refused(folder, "has no adapter_model.safetensors")
 
@@ -194,6 +201,21 @@ def test_weights_without_their_config_are_refused(adapter):
   (folder / peft.CONFIG).unlink()
   for path in (folder, folder / peft.WEIGHTS):
     refused(path, "has no adapter_config.json, without which nobody knows how many")
+
+
+def test_weights_by_another_name_are_read_with_their_config_and_not_without(tmp_path):
+  source = pathlib.Path(__file__).parents[1] / "references" / "peft_tuned"
+  file = tmp_path / "sst2.safetensors"
+  shutil.copy(source / peft.WEIGHTS, file)
+  for path in (file, f"{file}:prompt"):
+    refused(path, r"Copy it there|with its adapter_config.json beside it")
+  shutil.copy(source / peft.CONFIG, tmp_path)
+  loaded, whole = sources.load(file), sources.load(source)
+  rows = safetensors.numpy.load_file(file)["prompt_embeddings"]
+  assert rows.shape == (10, 16)
+  assert loaded.leaves["prompt"].tobytes() == rows[:5].tobytes()
+  assert loaded.provenance == whole.provenance
+  assert loaded.name == str(file)
 
 
 def test_every_truncation_is_refused(adapter):

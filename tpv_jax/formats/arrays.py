@@ -103,6 +103,12 @@ def read(path: files.PathLike) -> Loaded:
   file, name = _split(path)
   shown = str(path)
   with _opened(file) as readers:
+    if file.suffix.lower() == ".safetensors" and set(readers) == {"prompt_embeddings"}:
+      raise UserError(
+        f"'{file}' holds 'prompt_embeddings' alone, the weights of a PEFT adapter, of "
+        "which only some rows may be the prompt. Give the file, without the name of a "
+        "prompt, with its adapter_config.json beside it."
+      )
     chosen = _choose(_by_prompt(readers), name, file)
     leaves = {
       leaf: to_fp32(reader(), leaf, shown) for leaf, reader in sorted(chosen.items())
@@ -165,7 +171,14 @@ def beside(path: files.Path) -> files.Path:
 
 def refuse_pickle(path: files.Path) -> None:
   """Raises `UserError`, which says how a pickle is made safe."""
-  raise UserError(f"'{path}' {safetensors_io.PICKLE}")
+  problem = f"'{path}' {safetensors_io.PICKLE}"
+  if (
+    path.name == "adapter_model.bin"
+  ):  # Its rows mean nothing without what lies beside.
+    weights = path.with_suffix(".safetensors")
+    problem = problem.replace("'IN'", f"'{path}'")
+    problem = problem.replace("'OUT.safetensors'", f"'{weights}'")
+  raise UserError(problem)
 
 
 def to_fp32(values: np.ndarray, name: str, shown: str) -> np.ndarray:

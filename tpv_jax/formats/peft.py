@@ -34,10 +34,18 @@ _MOST_TEXT = 300
 
 
 def is_adapter(path: files.PathLike) -> bool:
-  """Returns whether `path` is an adapter's folder, whatever its kind, or its weights."""
+  """Returns whether `path` is an adapter's folder, whatever its kind, or its weights.
+
+  A `.safetensors` file of another name is an adapter's weights if it holds `LEAF` alone.
+  """
   path = files.to_path(path)
   if path.name in (WEIGHTS, _PICKLE):
     return path.is_file()
+  if path.suffix.lower() == ".safetensors" and path.is_file():
+    try:
+      return set(safetensors_io.read_header(path).entries) == {LEAF}
+    except UserError:
+      return False  # What is wrong with it `arrays` or `store` says.
   return any((path / name).is_file() for name in (CONFIG, WEIGHTS, _PICKLE))
 
 
@@ -49,19 +57,23 @@ def read(path: files.PathLike) -> Loaded:
   type, the initialisation and the doubled rows becomes notes. The rest stays unknown.
 
   Args:
-    path: the folder, or the file of weights in it; here or on gs://.
+    path: the folder, or the file of weights with the config beside it, whatever its
+      name; here or on gs://.
 
   Raises:
     UserError: it is an adapter of another kind or a pickle; the config and the weights
       do not fit each other; a file is damaged or a link out of the folder.
   """
-  folder = files.to_path(path)
+  folder, weights = files.to_path(path), None
+  shown = str(folder)
   if folder.name in (WEIGHTS, _PICKLE):
     folder = folder.parent
-  shown = str(folder)
+    shown = str(folder)
+  elif folder.is_file():
+    folder, weights = folder.parent, folder
   config = _config(folder)
   _refuse_other_kind(config, shown)
-  values = _weights(folder)
+  values = _values(weights or _weights(folder))
   tokens = _tokens(config, values.shape, shown)
   leaves = {"prompt": values[:tokens].copy()}
   known = sidecar.read(files.inside(folder, PROVENANCE), leaves, shown)
@@ -165,8 +177,9 @@ def _config(folder: files.Path) -> Mapping[str, Any]:
   path = files.inside(folder, CONFIG)
   if not path.is_file():
     raise UserError(
-      f"'{folder}' has no {CONFIG}, without which nobody knows how many of its rows are "
-      "the prompt. Take a whole copy of the adapter's folder."
+      f"'{folder}' has no {CONFIG}, without which nobody knows how many of the rows of "
+      f"{LEAF!r} are the prompt. Copy it there from the adapter's folder. Rows that are "
+      "no PEFT adapter's take another name, as 'prompt'."
     )
   return sidecar.read_json(path)
 
@@ -188,12 +201,16 @@ def _refuse_other_kind(config: Mapping[str, Any], shown: str) -> None:
   )
 
 
-def _weights(folder: files.Path) -> np.ndarray:
+def _weights(folder: files.Path) -> files.Path:
   path = files.inside(folder, WEIGHTS)
   if not path.is_file():
     if (folder / _PICKLE).is_file():
       arrays.refuse_pickle(folder / _PICKLE)
     raise UserError(f"'{folder}' has no {WEIGHTS}. Take a whole copy of its folder.")
+  return path
+
+
+def _values(path: files.Path) -> np.ndarray:
   with safetensors_io.opened(path) as (_, leaves):
     if set(leaves) != {LEAF}:
       held = ", ".join(sorted(leaves)[:5]) or "nothing"
