@@ -64,6 +64,8 @@ def test_a_chain_through_every_form_keeps_bits_and_fingerprint(
     output = tmp_path / to / str(len(stated)) / "checkpoint_7"
     if to == "safetensors":
       output = output.with_suffix(".safetensors")
+    if to == "hugging-face":
+      output = output.with_name("model")
     output.parent.parent.mkdir(exist_ok=True)
     output.parent.mkdir(exist_ok=True)
     if output.exists():
@@ -190,6 +192,23 @@ def test_weights_changed_after_a_conversion_are_noticed(folders, tmp_path):
   with pytest.raises(UserError, match="were altered or damaged"):
     convert(tmp_path / "model", tmp_path / "checkpoint_0")
   assert not (tmp_path / "checkpoint_0").exists()
+
+
+def test_what_lies_beside_the_weights_is_a_file_of_the_folder_and_text(
+  folders, tmp_path, capsys
+):
+  convert(folders / "t5", tmp_path / "model", "hugging-face")
+  beside = tmp_path / "model" / loading.BESIDE
+  noted = json.loads(beside.read_text())
+  beside.write_text(json.dumps({**noted, "name": "a\ud800"}))
+  command = ["convert", str(tmp_path / "model"), "-o", str(tmp_path / "checkpoint_0")]
+  assert cli.main(command) == 2
+  assert "tpv_jax.json' is no JSON object" in capsys.readouterr().err
+  (tmp_path / "elsewhere.json").write_text(json.dumps(noted))
+  beside.unlink()
+  beside.symlink_to(tmp_path / "elsewhere.json")
+  with pytest.raises(UserError, match=r"json' is a symbolic link out of its folder"):
+    loading.load_backbone(tmp_path / "model")
 
 
 def test_a_dry_run_lists_the_mapping_and_writes_nothing(folders, tmp_path, capsys):

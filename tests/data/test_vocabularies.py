@@ -310,6 +310,27 @@ def test_a_folder_gives_the_vocabulary_that_lies_in_it(spiece, converted, tmp_pa
   assert vocabularies.load(tmp_path, extra_ids=7).size == found.size + 2
 
 
+@pytest.mark.parametrize("name", ("spiece.model", "tokenizer_config.json"))
+def test_links_are_followed_inside_a_snapshot_of_the_hub_only(spiece, tmp_path, name):
+  contents = {
+    "spiece.model": spiece.read_bytes(),
+    "tokenizer_config.json": b'{"extra_ids": 5}',
+  }
+  blobs, snapshot = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / "abc"
+  blobs.mkdir(parents=True)
+  snapshot.mkdir(parents=True)
+  for file, content in contents.items():
+    (blobs / file).write_bytes(content)
+    (snapshot / file).symlink_to(f"../../blobs/{file}")
+  assert vocabularies.load(snapshot).size == SentencePieceVocabulary(spiece, 5).size
+  outside = tmp_path / "elsewhere"
+  outside.write_bytes(contents[name])
+  (snapshot / name).unlink()
+  (snapshot / name).symlink_to(outside)
+  with pytest.raises(UserError, match=f"{name}' is a symbolic link out of its folder"):
+    vocabularies.load(snapshot)
+
+
 @pytest.mark.parametrize("count", ('"5"', "-1", "1e3", "100000000", "true"))
 def test_a_number_of_extra_ids_that_cannot_be_is_refused(spiece, tmp_path, count):
   (tmp_path / "spiece.model").write_bytes(spiece.read_bytes())

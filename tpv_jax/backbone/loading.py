@@ -285,7 +285,7 @@ def _beside(folder: files.Path) -> dict[str, str]:
   path = folder / BESIDE
   if not path.is_file():
     return {}
-  content = sidecar.read_json(path)
+  content = sidecar.read_json(files.inside(folder, BESIDE))
   return {name: str(value) for name, value in content.items() if value is not None}
 
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 from tpv_jax.errors import UserError, at_least
-from tpv_jax.files import PathLike, read_bytes, to_path
+from tpv_jax.files import PathLike, inside, read_bytes, to_path
 
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
 SPECIAL = (PAD, EOS, UNK)
@@ -380,7 +380,8 @@ def load(path: PathLike, extra_ids: int | None = None) -> Vocabulary:
       `tokenizer_config.json` says, then see `SentencePieceVocabulary`.
 
   Raises:
-    UserError: no such file, or it is not what its name says.
+    UserError: no such file, it is not what its name says, or a symbolic link leads out of
+      the folder.
   """
   path = to_path(path)
   if path.is_dir():
@@ -392,10 +393,10 @@ def load(path: PathLike, extra_ids: int | None = None) -> Vocabulary:
       )
     beside = path / "tokenizer_config.json"
     if extra_ids is None and found[0] == SPIECE and beside.exists():
-      extra_ids = _json(beside).get("extra_ids")
+      extra_ids = _json(inside(path, beside.name)).get("extra_ids")
       if extra_ids is not None:
         at_least(f"extra_ids in '{beside}'", extra_ids, 0)
-    path = path / found[0]
+    path = inside(path, found[0])
   if path.suffix == ".json":
     if extra_ids is not None:
       raise UserError(
