@@ -6,6 +6,7 @@ read by tensorstore, whoever wrote them and on however many devices, on this hos
 (and with it JAX) is imported by what writes; T5X and TensorFlow are needed by nothing.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -175,14 +176,22 @@ def save_checkpoint(path: files.Path, flat: Mapping[str, Any], step: int = 0) ->
     """Orbax's handler of arrays, which reads them when the ones before are written."""
 
     async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[Any]:
-      waiting, size = [], 0
-      for value, info, argument in zip(values, infos, args, strict=True):
-        waiting += await super().serialize([np.asarray(value)], [info], [argument])
-        size += value.nbytes
-        if size >= AT_ONCE_BYTES:
-          for future in waiting:
+      waiting: list[Any] = []
+      size = 0
+      try:
+        for value, info, argument in zip(values, infos, args, strict=True):
+          waiting += await super().serialize([np.asarray(value)], [info], [argument])
+          size += value.nbytes
+          if size >= AT_ONCE_BYTES:
+            for future in waiting:
+              future.result()
+            waiting, size = [], 0
+      except BaseException:
+        # What is still being written would appear again after the caller removed it.
+        for future in waiting:
+          with contextlib.suppress(Exception):
             future.result()
-          waiting, size = [], 0
+        raise
       return waiting
 
   registry = type_handlers.create_type_handler_registry(
