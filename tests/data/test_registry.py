@@ -188,6 +188,45 @@ def test_a_bad_row_is_named_with_what_is_wrong(name, row, message):
     DEFINITIONS[name].example(row, "a:1", "test")
 
 
+@pytest.mark.parametrize(
+  ("name", "cell", "message"),
+  [
+    ("super_glue_wsc_t5", {"label": "yes"}, r"a:1: 'yes' in column 'label' is neither"),
+    ("super_glue_wsc", {"span1_index": None}, r"a:1: column 'span1_index' is empty\."),
+    (
+      "super_glue_wsc",
+      {"span2_index": "x"},
+      r"a:1: 'x' in column 'span2_index' is not",
+    ),
+    ("super_glue_wsc_t5", {"span2_index": -1}, r"a:1: '-1' in column 'span2_index' is"),
+    ("squad_v2", {"answers/text": "Rhine"}, r"a:1: 'answers/text' must be a list of"),
+    (
+      "squad_v2",
+      {"answers/text": None},
+      r"a:1: 'answers/text' must be a list of texts",
+    ),
+    ("squad_v2", {"answers/text": ["a", 3]}, r"a:1: 'answers/text' must be a list of"),
+    (
+      "glue_stsb",
+      {"label": 5.2},
+      r"a:1: 5\.2 in column 'label' is outside.*, 0 to 5\.",
+    ),
+    ("glue_stsb", {"label": -1.0}, r"a:1: -1\.0 in column 'label' is outside"),
+    ("glue_sst2", {"sentence": None}, r"a:1: column 'sentence' is empty\. Fill it"),
+    ("glue_sst2", {"sentence": ["a"]}, r"a:1: 'sentence' holds several values; a text"),
+    (
+      "super_glue_multirc",
+      {"idx/question": None},
+      r"a:1: column 'idx/question' is emp",
+    ),
+  ],
+)
+def test_a_bad_cell_is_named_in_training_rows_too(name, cell, message):
+  for split in ("train", "test"):
+    with pytest.raises(UserError, match=message):
+      DEFINITIONS[name].example({**raw_rows(name)[0], **cell}, "a:1", split)
+
+
 def test_an_unknown_task_is_refused_with_near_misses():
   with pytest.raises(
     UserError, match=r"no task 'glue_sst'\. Did you mean 'glue_sst2'.*tpv tasks list"

@@ -94,6 +94,7 @@ class Definition:
     most_tokens: of a source; the papers' 256, but for long answers.
     change: gives the row that the template reads, where that is not the raw one.
     rounded_to: targets are numbers, written as the nearest multiple.
+    limits: the least and the largest of targets that are numbers.
     answers: the column of all accepted answers.
     trained_class: the only class whose rows are trained on; None: all.
     group: the column of the group that an example belongs to.
@@ -118,6 +119,7 @@ class Definition:
   most_tokens: int = SOURCE_LENGTH
   change: Callable[[Row, str], Row] | None = None
   rounded_to: str | None = None
+  limits: tuple[float, float] | None = None
   answers: str | None = None
   trained_class: str | None = None
   group: str | None = None
@@ -211,7 +213,7 @@ class Definition:
     if self.skip_unlabelled and row.get(self.target) is None:
       return None
     trained = self.trained_class if split == "train" else None
-    if trained is not None and _text(row, "label", where) != trained:
+    if trained is not None and _truth(row, where) != trained:
       return None
     if self.change is not None:
       row = self.change(row, where)
@@ -220,7 +222,7 @@ class Definition:
     )
     return Example(
       inputs=inputs,
-      targets=self._answer(_text(row, self.target, where).strip(), where),
+      targets=self._answer(_text(row, self.target, where, null="").strip(), where),
       answers=tuple(row[self.answers]) if self.answers is not None else (),
       group=_text(row, self.group, where) if self.group is not None else "",
     )
@@ -243,6 +245,11 @@ class Definition:
         raise UserError(
           f"{where}: '{value}' in column '{self.target}' is no number, but the targets "
           f"of '{self.name}' are numbers. Correct the row."
+        )
+      if self.limits and not self.limits[0] <= float(value) <= self.limits[1]:
+        raise UserError(
+          f"{where}: {value} in column '{self.target}' is outside the numbers of "
+          f"'{self.name}', {self.limits[0]:g} to {self.limits[1]:g}. Correct the row."
         )
       return rounded
     if self.labels is None:
@@ -294,14 +301,44 @@ def check_classes(which: Definition, found: Mapping[str, list[str]]) -> None:
       )
 
 
-def _text(row: Row, column: str, where: str) -> str:
+def _text(row: Row, column: str, where: str, null: str | None = None) -> str:
+  """Returns a column's value as text; `null` stands for a missing value, None refuses."""
   if column not in row:
     raise UserError(
       f"{where}: there is no column '{column}', only {', '.join(row) or 'none'}."
       f"{near_misses(column, row)} Correct the file."
     )
-  value = row[column]
-  return "" if value is None else str(value)
+  value = null if row[column] is None else row[column]
+  if value is None:
+    raise UserError(f"{where}: column '{column}' is empty. Fill it, or remove the row.")
+  if isinstance(value, Mapping | list):
+    raise UserError(
+      f"{where}: '{column}' holds several values; a text or a number is needed. Flatten "
+      "the file first."
+    )
+  return str(value)
+
+
+def _index(row: Row, column: str, where: str) -> int:
+  """Returns the number of a word, from 0, that a column holds."""
+  text = _text(row, column, where)
+  if not re.fullmatch(r"\d{1,6}", text, re.ASCII):
+    raise UserError(
+      f"{where}: '{text}' in column '{column}' is not the number of a word, from 0. "
+      "Correct the row."
+    )
+  return int(text)
+
+
+def _truth(row: Row, where: str) -> str:
+  """Returns WSC's label, 'False' or 'True'."""
+  label = _text(row, "label", where, null="")
+  if label not in ("False", "True"):
+    raise UserError(
+      f"{where}: '{label}' in column 'label' is neither False nor True, so it does not "
+      "say whether the pronoun means 'span1_text'. Correct the row."
+    )
+  return label
 
 
 def _marked_wsc(row: Row, where: str) -> Row:
@@ -309,7 +346,7 @@ def _marked_wsc(row: Row, where: str) -> Row:
 
   A span's index counts words. A span that is not there stays unmarked, as in T5.
   """
-  first, second = (int(_text(row, f"span{i}_index", where)) for i in (1, 2))
+  first, second = (_index(row, f"span{i}_index", where) for i in (1, 2))
   text = _marked(_text(row, "text", where), _text(row, "span1_text", where), first, "*")
   # The marks before it are two more words.
   second += 2 * (first < second)
@@ -334,7 +371,7 @@ def _starred_pronoun(row: Row, where: str) -> Row:
   """
   pronoun = _text(row, "span2_text", where)
   words = _text(row, "text", where).split(" ")
-  index = int(_text(row, "span2_index", where))
+  index = _index(row, "span2_index", where)
   for place in (index, index + 1):
     if place < len(words) and words[place].startswith(pronoun):
       rest = words[place].removeprefix(pronoun)
@@ -345,14 +382,9 @@ def _starred_pronoun(row: Row, where: str) -> Row:
       f"{where}: word {index} is not the pronoun '{pronoun}' that 'span2_text' names. "
       "Correct 'span2_index'."
     )
-  label = _text(row, "label", where)
-  if label not in ("False", "True"):
-    raise UserError(
-      f"{where}: '{label}' in column 'label' is neither False nor True, so it does not "
-      "say whether the pronoun means 'span1_text'. Correct the row."
-    )
   noun = _text(row, "span1_text", where)
-  return {**row, "text": " ".join(words), "answers": (noun if label == "True" else "",)}
+  right = _truth(row, where) == "True"
+  return {**row, "text": " ".join(words), "answers": (noun if right else "",)}
 
 
 def _without_markup(row: Row, where: str) -> Row:
@@ -368,10 +400,16 @@ def _without_markup(row: Row, where: str) -> Row:
 
 def _first_answer(row: Row, where: str) -> Row:
   """Returns SQuAD's row with its first answer and all of them, or `UNANSWERABLE`."""
-  found = row.get("answers/text")
-  if found is None:
-    _text(row, "answers/text", where)
-  answers = tuple(dict.fromkeys(found or ())) or (UNANSWERABLE,)
+  column = "answers/text"
+  found = row.get(column)
+  if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+    if column not in row:
+      _text(row, column, where)
+    raise UserError(
+      f"{where}: '{column}' must be a list of texts, [] where the context has no answer. "
+      "Correct the row."
+    )
+  answers = tuple(dict.fromkeys(found)) or (UNANSWERABLE,)
   return {**row, "answer": answers[0], "answers": answers}
 
 
@@ -443,6 +481,7 @@ _PAPER_STYLE = (
     sizes=(5_749, 1_500),
     large=False,
     rounded_to="0.2",
+    limits=(0, 5),
   ),
   Definition(
     name="glue_mrpc",
