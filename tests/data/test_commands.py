@@ -68,7 +68,14 @@ def test_prepare_exports_too_and_export_can_take_another_seed(own, tmp_path, cap
   assert cli.main(again) == 2
   assert "another seed (0 there, 1 now)" in capsys.readouterr().err
   assert cli.main([*again, "--overwrite", "--split", "test"]) == 0
-  assert "test: 3 examples in" in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert "removed train.jsonl, validation.jsonl, test.jsonl" in out
+  assert "test: 3 examples in" in out
+  assert cli.main(["tasks", "prepare", "glue_cola", "--data-dir", data]) == 2
+  error = capsys.readouterr().err
+  command = re.search(r"tpv (tasks export [^;,]*--seed 1);", error)[1]
+  assert cli.main(command.split()) == 0
+  assert "train: 6 examples in" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

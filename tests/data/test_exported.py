@@ -1,4 +1,6 @@
+import dataclasses
 import json
+from unittest import mock
 
 import pytest
 
@@ -71,6 +73,72 @@ def test_exporting_again_keeps_what_is_there_and_another_seed_is_refused(data_di
   before = exported.task("glue_cola", data_dir).split_digest("test")
   exported.export(COLA, data_dir, seed=1, overwrite=True, say=str)
   assert exported.task("glue_cola", data_dir).split_digest("test") != before
+
+
+def test_the_refused_seed_comes_with_both_commands_that_work(data_dir):
+  exported.export(COLA, data_dir, ["test"], seed=1, say=str)
+  command = f"tpv tasks export glue_cola --data-dir {data_dir} --seed"
+  with pytest.raises(UserError) as refused:
+    exported.export(COLA, data_dir, say=str)
+  assert f"{command} 0 --overwrite, to go on with that seed: {command} 1;" in str(
+    refused.value
+  )
+  with pytest.raises(UserError, match=f"'train' .* Run: {command} 1$"):
+    exported.task("glue_cola", data_dir).examples("train")
+
+
+@pytest.mark.parametrize("damage", ["changed", "deleted", "about"])
+def test_a_damaged_export_is_refused_and_repaired(data_dir, damage):
+  folder = exported.export(COLA, data_dir, say=str)
+  path = folder / ("about.json" if damage == "about" else "train.jsonl")
+  task = exported.task("glue_cola", data_dir)
+  right = path.read_text()
+  if damage == "changed":
+    path.write_text(right.replace("train 3", "train 4"))
+  elif damage == "about":
+    path.write_text(right[:40])
+  else:
+    path.unlink()
+  with pytest.raises(UserError, match=r"tpv tasks export glue_cola .* --seed 0"):
+    task.examples("train")
+  said = []
+  overwrite = damage != "deleted"
+  exported.export(COLA, data_dir, overwrite=overwrite, say=said.append)
+  assert path.read_text() == right
+  assert len(task.examples("train")) == 8
+  assert ("removed" in said[0]) == overwrite
+
+
+def test_only_the_named_splits_are_written_anew_when_the_settings_are_equal(data_dir):
+  folder = exported.export(COLA, data_dir, say=str)
+  before = (folder / "train.jsonl").stat().st_ino
+  said = []
+  exported.export(COLA, data_dir, ["test"], overwrite=True, say=said.append)
+  assert said[0] == f"glue_cola: removed test.jsonl in {folder}"
+  assert (folder / "train.jsonl").stat().st_ino == before
+  for split in tasks.SPLITS:
+    assert exported.task("glue_cola", data_dir).examples(split)
+
+
+def test_an_overwriting_that_was_stopped_leaves_nothing_that_counts(
+  data_dir, monkeypatch
+):
+  exported.export(COLA, data_dir, say=str)
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(type(data_dir), "unlink", mock.Mock(side_effect=KeyboardInterrupt))
+    exported.export(COLA, data_dir, seed=1, overwrite=True, say=str)
+  with pytest.raises(UserError, match="not exported"):
+    exported.task("glue_cola", data_dir).examples("test")
+  exported.export(COLA, data_dir, seed=1, say=str)
+  assert tasks.overlaps(exported.task("glue_cola", data_dir))["validation/test"] == 0
+
+
+def test_an_export_by_another_template_is_refused(data_dir, monkeypatch):
+  exported.export(COLA, data_dir, say=str)
+  changed = dataclasses.replace(COLA, template="cola {sentence}")
+  monkeypatch.setitem(DEFINITIONS, "glue_cola", changed)
+  with pytest.raises(UserError, match=r"another template .*--seed 0 --overwrite"):
+    exported.task("glue_cola", data_dir).examples("train")
 
 
 def test_a_task_that_is_not_exported_names_the_command(data_dir):

@@ -20,7 +20,7 @@ _EXAMPLES = {
   tpv tasks prepare glue_mnli --data-dir gs_copy --no-export   for T5X alone""",
   "export": """\
   tpv tasks export glue_sst2 --data-dir data
-  tpv tasks export glue_sst2 --data-dir data --split test --seed 1 --overwrite""",
+  tpv tasks export glue_sst2 --data-dir data --seed 1 --overwrite""",
 }
 
 _MORE = {
@@ -31,7 +31,9 @@ FOLDER is a local copy: SPLIT.jsonl for each split that is needed, with the colu
 source; or parquet files, or what 'save_to_disk' wrote.""",
   "export": """\
 The rows must be prepared. The light data room reads the lines without TensorFlow:
-gin_configs/tasks/NAME.gin with DATA_DIR.""",
+gin_configs/tasks/NAME.gin with DATA_DIR.
+Splits of one seed are disjoint: with another seed --overwrite removes all three, and
+--split says which are written anew.""",
 }
 
 
@@ -84,7 +86,7 @@ def add(commands: Any) -> None:
     "--seed", type=int, metavar="N", default=0, help="of the splits (default: 0)"
   )
   command.add_argument(
-    "--overwrite", action="store_true", help="replace splits of another seed or rows"
+    "--overwrite", action="store_true", help="write splits anew that are there"
   )
 
 

@@ -36,8 +36,8 @@ def task(name: str, data_dir: PathLike | None = None) -> Task:
     data_dir: see `sources.data_directory`.
 
   Raises:
-    UserError: there is no such task; at the first use: it is not exported, or a line is
-      not as it was written.
+    UserError: there is no such task; at the first use: it is not exported, or a split
+      is not as it was written, or the task has another template or rule by now.
   """
   which = registry.definition(name)
   folder = folder_of(which, data_dir)
@@ -45,12 +45,25 @@ def task(name: str, data_dir: PathLike | None = None) -> Task:
   @functools.cache
   def load(split: str) -> Sequence[Example]:
     path = folder / f"{split}.jsonl"
-    if not path.exists():
+    about = _about(folder)
+    if split not in about.get("splits", {}) or not path.exists():
       raise UserError(
-        f"Split '{split}' of task '{name}' is not exported in '{folder}'. Run: tpv tasks "
-        f"prepare {name} --data-dir {sources.data_directory(data_dir)}"
+        f"Split '{split}' of task '{name}' is not exported in '{folder}'. Run: "
+        + (
+          _command(folder, about["seed"])
+          if about
+          else f"tpv tasks prepare {name} --data-dir {folder.parents[1]}"
+        )
       )
-    return tuple(_read(which, path))
+    found = tuple(_read(which, path, about["seed"]))
+    expected = {"rule": which.split_rule, "template": which.template}
+    if differs := [key for key, value in expected.items() if about.get(key) != value]:
+      what = f"was exported with another {differs[0]} than the task has now"
+    elif digest(found) != about["splits"][split]["digest"]:
+      what = "differs from what was exported"
+    else:
+      return found
+    raise UserError(f"'{path}' {what}. {_again(folder, about['seed'])}")
 
   first, *more = which.metrics
   return Task(
@@ -111,6 +124,15 @@ def export(
 
   A split that was exported with the same settings stays; each appears when it is whole.
 
+  Args:
+    which: the task.
+    data_dir: see `sources.data_directory`.
+    splits: of `tasks.SPLITS`.
+    seed: of the splits.
+    overwrite: write `splits` anew. Where those that are there have other settings, all
+      of them are removed: splits of two kinds could overlap.
+    say: is given a line about each step.
+
   Raises:
     UserError: the rows are not prepared, one of them is not as the table says, or
       splits with another seed or of other rows are there and `overwrite` is False.
@@ -126,21 +148,34 @@ def export(
     "seed": seed,
     "template": which.template,
   }
-  there = _about(folder)
+  there = {} if overwrite and _damaged(folder) else _about(folder)
   done: dict[str, Any] = there.pop("splits", {})
-  if there and there != about:
-    if not overwrite:
-      key = next(k for k in {**about, **there} if about.get(k) != there.get(k))
-      raise UserError(
-        f"'{folder}' holds this task with another {key} ({there.get(key)} there, "
-        f"{about.get(key)} now), and splits of two kinds could overlap. Say --overwrite, "
-        "or choose another --data-dir."
-      )
-    for split in SPLITS:
-      (folder / f"{split}.jsonl").unlink(missing_ok=True)
-    done = {}
+  same = there == about
+  if there and not same and not overwrite:
+    key = next(k for k in {**about, **there} if about.get(k) != there.get(k))
+    keep = f", to go on with that seed: {_command(folder, there['seed'])}"
+    raise UserError(
+      f"'{folder}' holds this task with another {key} ({there.get(key)} there, "
+      f"{about.get(key)} now), and splits of two kinds could overlap. To replace all of "
+      f"them: {_command(folder, seed)} --overwrite{keep if key == 'seed' else ''}; or "
+      "choose another --data-dir."
+    )
+  if overwrite:
+    old = [
+      path
+      for split in (splits if same else SPLITS)
+      if (path := folder / f"{split}.jsonl").exists()
+    ]
+    done = {k: done[k] for k in done if same and k not in splits}
+    if old:
+      # First: what a call that is killed here leaves behind counts as not exported.
+      files.write_json(folder / ABOUT, {**about, "splits": done})
+      for path in old:
+        path.unlink()
+      say(f"{which.name}: removed {', '.join(path.name for path in old)} in {folder}")
   for split in splits:
-    if split in done:
+    path = folder / f"{split}.jsonl"
+    if split in done and path.exists():
       say(
         f"{which.name}, {split}: {done[split]['examples']} examples are there already"
       )
@@ -152,9 +187,8 @@ def export(
       unit=" examples",
       disable=None,  # where nobody watches
     )
-    path = folder / f"{split}.jsonl"
     count = sources.write_lines(path, (_line(example) for example in bar))
-    done[split] = {"examples": count, "digest": digest(_read(which, path))}
+    done[split] = {"examples": count, "digest": digest(_read(which, path, seed))}
     files.write_json(folder / ABOUT, {**about, "splits": done})
     say(f"{which.name}, {split}: {count} examples in {path}")
   return folder
@@ -162,7 +196,32 @@ def export(
 
 def _about(folder: Path) -> dict[str, Any]:
   path = folder / ABOUT
-  return json.loads(path.read_text()) if path.exists() else {}
+  if not path.exists():
+    return {}
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise UserError(
+      f"'{path}' is damaged ({error}). {_again(folder, registry.SEED)}"
+    ) from None
+
+
+def _damaged(folder: Path) -> bool:
+  try:
+    _about(folder)
+  except UserError:
+    return True
+  return False
+
+
+def _command(folder: Path, seed: int) -> str:
+  """Returns the command that exports the task of a folder."""
+  name, data_dir = folder.name, folder.parents[1]
+  return f"tpv tasks export {name} --data-dir {data_dir} --seed {seed}"
+
+
+def _again(folder: Path, seed: int) -> str:
+  return f"Export the task again: {_command(folder, seed)} --overwrite"
 
 
 def _line(example: Example) -> dict[str, Any]:
@@ -174,20 +233,16 @@ def _line(example: Example) -> dict[str, Any]:
   return line
 
 
-def _read(which: Definition, path: Path) -> Iterator[Example]:
-  words = which.words
+def _read(which: Definition, path: Path, seed: int) -> Iterator[Example]:
+  words, again = which.words, _again(path.parent, seed)
   for where, line in sources.read_lines(path):
     inputs, targets = (line.get(name) for name in ("inputs", "targets"))
     if not isinstance(inputs, str) or not isinstance(targets, str):
-      raise UserError(
-        f"{where}: 'inputs' and 'targets' must both be texts. Export the task again: "
-        f"tpv tasks export {which.name} --overwrite"
-      )
+      raise UserError(f"{where}: 'inputs' and 'targets' must both be texts. {again}")
     if words is not None and targets not in words:
       raise UserError(
         f"{where}: '{targets}' is outside the labels {', '.join(words)} of "
-        f"'{which.name}'.{near_misses(targets, words)} Correct the line, or export the "
-        "task again."
+        f"'{which.name}'.{near_misses(targets, words)} {again}"
       )
     yield Example(
       inputs, targets, tuple(line.get("answers", ())), line.get("group", "")
