@@ -436,8 +436,17 @@ def test_inspect_says_where_there_is_nothing_to_see(ept_runs, make_run, tpv, ref
   )
 
 
-def test_a_backbone_file_names_the_backbone_of_a_checkpoint(tpv, refused):
+def test_a_backbone_file_names_the_backbone_of_a_checkpoint(tpv, refused, monkeypatch):
   from tpv_jax.backbone import loading
+
+  real, kept = loading.load_backbone, []
+
+  def load(*arguments, **named):
+    loaded = real(*arguments, **named)
+    kept.extend(identity.flatten(loaded.params).values())
+    return loaded
+
+  monkeypatch.setattr(loading, "load_backbone", load)
 
   initial = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
   save_checkpoint("t5x/checkpoint_0", initial)
@@ -449,6 +458,7 @@ def test_a_backbone_file_names_the_backbone_of_a_checkpoint(tpv, refused):
   known = store.read("v.safetensors")[1]
   assert known.backbone_fingerprint == identity.backbone_fingerprint(flat)
   assert known.backbone_name == "my_t5"
+  assert kept == [None]  # Its one leaf was read, for the fingerprint, and let go.
   assert "none.safetensors" in refused(
     *arguments, "none.safetensors", "-o", "w.safetensors"
   )

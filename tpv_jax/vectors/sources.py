@@ -174,7 +174,7 @@ def backbone(text: str) -> tuple[str, str | None]:
       return known.backbone_fingerprint, known.backbone_name
   from tpv_jax.backbone import loading
 
-  found = loading.load_backbone(text)
+  found = loading.load_backbone(text, place=lambda name, leaf: None)  # Keeps no leaf.
   return found.fingerprint, found.name
 
 
