@@ -178,6 +178,20 @@ def test_an_orbax_checkpoint_of_t5x_loads_without_its_prompt(flat, tmp_path):
   assert backbone.fingerprint == identity.backbone_fingerprint(flat)
 
 
+@pytest.mark.parametrize("dtype", (np.float64, np.int32))
+def test_a_leaf_of_t5x_in_another_dtype_is_refused_before_it_is_read(
+  flat, tmp_path, dtype
+):
+  ocp = pytest.importorskip("orbax.checkpoint")
+  odd = {"encoder/encoder_norm/scale": np.ones(8, dtype)}
+  tree = {"target": identity.unflatten({**flat, **odd})}
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    checkpointer.save(tmp_path / "checkpoint_0/state", args=ocp.args.PyTreeSave(tree))
+  expected = pytest.raises(UserError, match=f"norm/scale' in {dtype.__name__}; a")
+  with expected, loading.opened(tmp_path / "checkpoint_0"):
+    pass
+
+
 def test_the_fingerprint_of_a_large_backbone_is_computed_once(
   path, flat, tmp_path, monkeypatch
 ):

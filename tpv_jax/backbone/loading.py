@@ -144,12 +144,14 @@ def opened(path: files.PathLike) -> Iterator[Opened]:
     else:
       leaves = orbax_io.lazy_leaves(path, prefix="target")
       kind, stated = "t5x", _beside(path)
+    leaves = {
+      name: leaf.cast(_STORED[0]) if leaf.dtype == np.float16 else leaf
+      for name, leaf in leaves.items()
+      if not name.startswith("prompt/")
+    }
+    _check_dtypes(leaves, path)
     yield Opened(
-      {
-        name: leaf.cast(_STORED[0]) if leaf.dtype == np.float16 else leaf
-        for name, leaf in leaves.items()
-        if not name.startswith("prompt/")
-      },
+      leaves,
       stated.get("name") or files.absolute(path).name,
       kind,
       stated.get("vocabulary"),
@@ -239,6 +241,15 @@ def check(flat: Mapping[str, Any], network: Transformer, source: str) -> None:
     )
 
 
+def _check_dtypes(leaves: Mapping[str, Leaf], path: files.Path) -> None:
+  for name, leaf in leaves.items():
+    if leaf.dtype not in _STORED:
+      raise UserError(
+        f"'{path}' holds the leaf '{name}' in {leaf.dtype}; a backbone is stored in "
+        "float32 or bfloat16. Take another copy."
+      )
+
+
 def _of_file(
   path: files.Path, metadata: Mapping[str, str], leaves: dict[str, Leaf]
 ) -> Opened:
@@ -248,12 +259,7 @@ def _of_file(
       f"{metadata.get('format', 'not stated')!r}). Give a file of save_backbone, a "
       "T5X checkpoint, 'embedded', or the whole folder of a model of Hugging Face."
     )
-  for name, leaf in leaves.items():
-    if leaf.dtype not in _STORED:
-      raise UserError(
-        f"'{path}' holds the leaf '{name}' in {leaf.dtype}; a backbone is stored in "
-        "float32 or bfloat16. Take another copy."
-      )
+  _check_dtypes(leaves, path)
   for name in ("name", "fingerprint", safetensors_io.DIGEST):
     if name not in metadata:
       raise UserError(f"'{path}' does not state its {name}. Take another copy.")
