@@ -49,7 +49,7 @@ def test_every_data_set_of_both_papers_is_there():
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_rows_become_the_golden_pairs(name):
   for row, pair in zip(raw_rows(name), GOLDEN["pairs"][name], strict=True):
-    found = DEFINITIONS[name].example(row, "here", "validation")
+    found = DEFINITIONS[name].example(row, "here", "test")
     assert (found.inputs, found.targets) == (pair["inputs"], pair["targets"])
     assert list(found.answers) == pair.get("answers", [])
     assert found.group == pair.get("group", "")
@@ -120,13 +120,41 @@ def test_steps_are_the_papers_epochs_at_batches_of_32():
   # 66,349 rows, 10 epochs; 5,452 rows, 50 epochs.
   assert DEFINITIONS["glue_sst2"].steps == 20735
   assert DEFINITIONS["trec"].steps == 8519
+  # 259 right nouns of 554 rows (t5.data.glue_utils), 10 epochs.
+  assert DEFINITIONS["super_glue_wsc_t5"].steps == 81
 
 
-def test_t5s_wsc_trains_on_right_nouns_only():
+def test_questions_of_multirc_lie_in_one_split_as_a_whole():
+  which = DEFINITIONS["super_glue_multirc"]
+  row = raw_rows("super_glue_multirc")[0]
+  rows = [
+    {**row, "idx/question": number, "answer": f"{number} {answer}"}
+    for number in range(2000)
+    for answer in range(5)
+  ]
+  counts = {"train": len(rows), "validation": 7}
+  found = {}
+  for split in ("train", "validation"):
+    source, places = which.places(split, counts)
+    assert source == "train"
+    examples = [which.example(rows[place], "here", split) for place in places]
+    found[split] = [example for example in examples if example is not None]
+  groups = {split: {e.group for e in examples} for split, examples in found.items()}
+  assert not groups["train"] & groups["validation"]
+  assert len(found["train"]) + len(found["validation"]) == len(rows)
+  # 1,000 of 27,243 rows are 367 of these.
+  assert 250 < len(found["validation"]) < 500
+  source, places = which.places("test", counts)
+  assert (source, len(places)) == ("validation", 7)
+  assert which.example(rows[0], "here", "test") is not None
+
+
+def test_t5s_wsc_trains_and_validates_on_right_nouns_only():
   which = DEFINITIONS["super_glue_wsc_t5"]
   right, wrong = raw_rows("super_glue_wsc_t5")
-  assert which.example(right, "here", "train").answers == ("Pete",)
-  assert which.example(wrong, "here", "train") is None
+  for split in ("train", "validation"):
+    assert which.example(right, "here", split).answers == ("Pete",)
+    assert which.example(wrong, "here", split) is None
   assert which.example(wrong, "here", "test").answers == ("",)
 
 

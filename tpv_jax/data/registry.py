@@ -11,6 +11,7 @@ import importlib.resources
 import json
 import re
 import string
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -63,7 +64,9 @@ MEASURED: dict[str, tuple[int, int, int, int, int]] = {
 }
 """Sources in tokens of T5's vocabulary, EOS included: texts, median, 95th and 99th
 percentile, the longest. Measured on public copies of train and held-out rows, some of
-them parts of the official splits (QNLI, SNLI, AG News, BoolQ, WiC, CB, WSC)."""
+them parts of the official splits (QNLI, SNLI, BoolQ, WiC, CB, WSC). AG News: the test file
+only. SST-2: the data set of whole sentences (6,920 and 872), while GLUE trains on phrases
+as well. MRPC: an imperfect copy, without GLUE's own validation split."""
 
 Row = Mapping[str, Any]
 """A raw row: texts, numbers, lists of texts; a class by its name, None if not given."""
@@ -96,8 +99,10 @@ class Definition:
     rounded_to: targets are numbers, written as the nearest multiple.
     limits: the least and the largest of targets that are numbers.
     answers: the column of all accepted answers.
-    trained_class: the only class whose rows are trained on; None: all.
-    group: the column of the group that an example belongs to.
+    trained_class: the only class whose rows are in train and validation; None: all.
+    trained_rows: how many of train's rows those are; None: all.
+    group: the column of the group that an example belongs to. A group lies in one split
+      as a whole: of a large task `example` chooses it, by its name and whatever the seed.
     skip_unlabelled: rows without a label are left out and are no error.
   """
 
@@ -122,6 +127,7 @@ class Definition:
   limits: tuple[float, float] | None = None
   answers: str | None = None
   trained_class: str | None = None
+  trained_rows: int | None = None
   group: str | None = None
   skip_unlabelled: bool = False
 
@@ -162,15 +168,24 @@ class Definition:
   @property
   def steps(self) -> int:
     """The task-vector paper's training: `epochs` at batches of 32."""
-    train = self.sizes[0] - (FROM_TRAIN if self.large else 0)
+    rows = self.sizes[0] if self.trained_rows is None else self.trained_rows
+    train = rows - (FROM_TRAIN if self.large else 0)
     return -(-train * self.epochs // 32)
 
   @property
   def split_rule(self) -> str:
     """How the papers' splits are made of the source's, in words."""
+    if self.group is not None:
+      return (
+        f"about {FROM_TRAIN:,} of train, in whole groups, become validation; "
+        f"{self.held_out} is test"
+      )
     if self.large:
       return f"{FROM_TRAIN:,} of train become validation; {self.held_out} is test"
-    return f"{self.held_out} is halved into validation and test"
+    rule = f"{self.held_out} is halved into validation and test"
+    if self.trained_class is not None:
+      return f"{rule}; only test keeps rows that are not {self.trained_class}"
+    return rule
 
   def places(
     self, split: str, counts: Mapping[str, int], seed: int = SEED
@@ -179,7 +194,8 @@ class Definition:
 
     Disjoint, by seed, in the source's order: the rules of arXiv 2408.01119, section 4.
     A train split of fewer than 2,000 rows gives half of them, not 1,000; the odd row of
-    a held-out split goes to test. Both ours.
+    a held-out split goes to test. Both ours. Where examples have a `group`, train and
+    validation both get all rows of train, and `example` keeps each split's own.
 
     Args:
       split: 'train', 'validation' or 'test'.
@@ -193,39 +209,45 @@ class Definition:
     from_train = ("train", "validation") if self.large else ("train",)
     source = "train" if split in from_train else self.held_out
     count = counts[source]
-    if split == ("test" if self.large else "train"):
+    if split == ("test" if self.large else "train") or self.group is not None:
       return source, np.arange(count)
     taken = min(FROM_TRAIN, count // 2) if self.large else count // 2
     chosen = order(count, seed)
     return source, np.sort(chosen[:taken] if split == "validation" else chosen[taken:])
 
   def example(self, row: Row, where: str, split: str) -> Example | None:
-    """Returns the example of a raw row, None if the row is left out.
+    """Returns the example of a raw row, None if the split has it not.
 
     Args:
       row: by column; a class is its name in the source.
       where: names the row in errors.
-      split: that the row is for; some rows are not for training.
+      split: that the row is for; see `trained_class` and `group`.
 
     Raises:
       UserError: a column is missing, or the label is, or it is outside the set.
     """
     if self.skip_unlabelled and row.get(self.target) is None:
       return None
-    trained = self.trained_class if split == "train" else None
-    if trained is not None and _truth(row, where) != trained:
+    wanted = self.trained_class if split != "test" else None
+    if wanted is not None and _truth(row, where) != wanted:
       return None
     if self.change is not None:
       row = self.change(row, where)
     inputs = self.template.format_map(
       {name: _text(row, name, where) for name in self.columns}
     )
-    return Example(
+    example = Example(
       inputs=inputs,
       targets=self._answer(_text(row, self.target, where, null="").strip(), where),
       answers=tuple(row[self.answers]) if self.answers is not None else (),
       group=_text(row, self.group, where) if self.group is not None else "",
     )
+    if self.group is not None and split != "test":
+      held_back = (
+        zlib.crc32(example.group.encode()) % (self.sizes[0] // FROM_TRAIN) == 0
+      )
+      return example if held_back == (split == "validation") else None
+    return example
 
   @functools.cached_property
   def columns(self) -> tuple[str, ...]:
@@ -798,11 +820,13 @@ _T5_DIFFERENCES: dict[str, dict[str, Any]] = {
     "change": _starred_pronoun,
     "answers": "answers",
     "trained_class": "True",
+    "trained_rows": 259,
     "target_length": 16,
   },
 }
-"""T5 reads 512 tokens. It trains WSC on right nouns only; in evaluation the answer is
-compared with a noun."""
+"""T5 reads 512 tokens. It trains WSC on right nouns only, 259 of the rows; in evaluation
+the answer is compared with a noun. Validation on right nouns only is ours: its loss would
+otherwise reward wrong ones."""
 
 DEFINITIONS: dict[str, Definition] = {
   which.name: which
