@@ -1,5 +1,7 @@
 """Shape annotations are checked while the tests run; JAX runs on the CPU."""
 
+import contextlib
+import errno
 import os
 import pathlib
 import sys
@@ -22,6 +24,27 @@ jaxtyping.install_import_hook("tpv_jax", "shape_checks.check")
 def tiny():
   """A random backbone of two small layers and a task of copied words (see `Tiny`)."""
   return Tiny()
+
+
+@pytest.fixture
+def full_disk():
+  """The context (name of a call in `os`, n): its nth call finds no space left."""
+
+  @contextlib.contextmanager
+  def full(call, nth):
+    real, calls = getattr(os, call), []
+
+    def fail(*arguments):
+      calls.append(call)
+      if len(calls) == nth:
+        raise OSError(errno.ENOSPC, "No space left on device")
+      return real(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(os, call, fail)
+      yield
+
+  return full
 
 
 @pytest.fixture

@@ -51,3 +51,43 @@ def test_json_without_a_meaning_is_refused(tmp_path):
   with pytest.raises(ValueError, match="not JSON compliant"):
     files.write_json(tmp_path / "a", float("nan"))
   assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("nth", [1, 2])
+def test_files_that_belong_together_are_all_there_or_none(
+  tmp_path, full_disk, call, nth
+):
+  contents = {tmp_path / "values": b"new", tmp_path / "note": b"new"}
+  with full_disk(call, nth), pytest.raises(OSError, match="No space left"):
+    files.write_together(contents)
+  assert os.listdir(tmp_path) == []
+  files.write_together(contents)
+  assert sorted(os.listdir(tmp_path)) == ["note", "values"]
+  with pytest.raises(UserError, match="exists and was left"):
+    files.write_together({**contents, tmp_path / "third": b""})
+  assert sorted(os.listdir(tmp_path)) == ["note", "values"]
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_of_old_files_that_belong_together_none_is_replaced_on_a_full_disk(
+  tmp_path, full_disk, nth
+):
+  paths = (tmp_path / "values", tmp_path / "note")
+  files.write_together(dict.fromkeys(paths, b"old"))
+  with full_disk("fsync", nth), pytest.raises(OSError, match="No space left"):
+    files.write_together(dict.fromkeys(paths, b"new"), overwrite=True)
+  assert [path.read_bytes() for path in paths] == [b"old", b"old"]
+  assert sorted(os.listdir(tmp_path)) == ["note", "values"]
+
+
+def test_a_new_folder_has_the_rights_that_the_umask_leaves(tmp_path):
+  previous = os.umask(0o027)
+  try:
+    with files.new_folder(tmp_path / "a") as folder:
+      (folder / "x").touch()
+      assert not (tmp_path / "a").exists()
+  finally:
+    os.umask(previous)
+  assert (tmp_path / "a").stat().st_mode & 0o777 == 0o750
+  assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -11,8 +11,9 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tpv_jax import errors
@@ -196,6 +197,50 @@ def write_bytes(path: PathLike, content: bytes, overwrite: bool = True) -> None:
     file.write(content)
 
 
+def write_together(contents: Mapping[Path, bytes], overwrite: bool = False) -> None:
+  """Writes files that belong together; the first of them appears last.
+
+  Here none appears before all are on the disk. After an error those that are new are
+  gone; of old ones, which `overwrite` allows, some may be replaced if a rename failed.
+
+  Raises:
+    UserError: one exists and `overwrite` is False.
+    OSError: as `writing`.
+  """
+  new = [path for path in contents if not _exists(path)]
+  try:
+    with contextlib.ExitStack() as stack:
+      for path, content in contents.items():
+        file = stack.enter_context(writing(path, overwrite))
+        file.write(content)
+        if not is_remote(path):
+          _finish(file)
+  except BaseException:
+    for path in new:
+      path.unlink(missing_ok=True)
+    raise
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+  """Yields a folder that appears at `path`, with all in it, when the block has ended.
+
+  A temporary one beside it, renamed; after an error nothing is left. An object store has
+  no folders: there it is `path` itself.
+  """
+  if is_remote(path):
+    yield path
+    return
+  temporary = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+  try:
+    yield temporary
+    os.chmod(temporary, 0o777 & ~_umask())
+    os.rename(temporary, path)
+  except BaseException:
+    shutil.rmtree(temporary, ignore_errors=True)
+    raise
+
+
 @contextlib.contextmanager
 def writing(path: PathLike, overwrite: bool = True) -> Iterator[Any]:
   """Yields a file that appears at `path`, whole, when the block ends without an error.
@@ -229,13 +274,19 @@ def _writing_here(path: Path) -> Iterator[Any]:
   try:
     with os.fdopen(handle, "wb") as file:
       yield file
-      file.flush()
-      os.fsync(file.fileno())
+      if not file.closed:
+        _finish(file)
     os.chmod(temporary, 0o666 & ~_umask())
     os.replace(temporary, path)
   except BaseException:
     pathlib.Path(temporary).unlink(missing_ok=True)
     raise
+
+
+def _finish(file: Any) -> None:
+  file.flush()
+  os.fsync(file.fileno())
+  file.close()
 
 
 def write_text(path: PathLike, content: str, overwrite: bool = True) -> None:

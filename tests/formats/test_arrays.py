@@ -273,6 +273,35 @@ def test_nothing_is_left_of_a_write_that_failed(initial_prompt, tmp_path, monkey
   assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("nth", [1, 2])
+def test_on_a_full_disk_nothing_is_left_and_nothing_replaced(
+  initial_prompt, tmp_path, full_disk, nth
+):
+  path, first, second = tmp_path / "x.npy", initial_prompt(0), initial_prompt(1)
+  with full_disk("fsync", nth), pytest.raises(OSError, match="No space"):
+    arrays.write(path, first)
+  assert list(tmp_path.iterdir()) == []
+  arrays.write(path, first)
+  with full_disk("fsync", nth), pytest.raises(OSError, match="No space"):
+    arrays.write(path, second, overwrite=True)
+  again = sources.load(path)
+  assert again.provenance == first.provenance
+  assert again.leaves["prompt"].tobytes() == first.leaves["prompt"].tobytes()
+  assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_old_values_beside_a_new_note_are_refused_with_what_to_do(
+  initial_prompt, tmp_path, full_disk
+):
+  path = tmp_path / "x.npy"
+  arrays.write(path, initial_prompt(0))
+  with full_disk("replace", 2), pytest.raises(OSError, match="No space"):
+    arrays.write(path, initial_prompt(1), overwrite=True)
+  refused(path, "if an export with --overwrite was stopped, repeat it")
+  arrays.write(path, initial_prompt(1), overwrite=True)
+  assert sources.load(path).provenance == initial_prompt(1).provenance
+
+
 HEADER = "{{'descr': '<f4', 'fortran_order': False, 'shape': {}, }}"
 
 

@@ -343,6 +343,27 @@ def test_an_export_that_failed_leaves_no_adapter(initial_prompt, tmp_path, monke
   assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+  ("call", "nth"),
+  [*((call, n) for call in ("fsync", "replace") for n in (1, 2, 3)), ("rename", 1)],
+)
+def test_on_a_full_disk_no_adapter_is_left_and_none_is_mixed(
+  initial_prompt, tmp_path, full_disk, call, nth
+):
+  folder, first = tmp_path / "out", initial_prompt(0)
+  with full_disk(call, nth), pytest.raises(OSError, match="No space"):
+    peft.write(folder, first)
+  assert list(tmp_path.iterdir()) == []
+  peft.write(folder, first)  # The same command again.
+  assert [path.name for path in tmp_path.iterdir()] == ["out"]
+  assert len(list(folder.iterdir())) == 3
+  if call == "fsync":
+    with full_disk(call, nth), pytest.raises(OSError, match="No space"):
+      peft.write(folder, initial_prompt(1), overwrite=True)
+    assert sources.load(folder).provenance == first.provenance
+    assert len(list(folder.iterdir())) == 3
+
+
 def test_a_bucket_holds_adapters_too(bucket, initial_prompt):
   peft.write(f"{bucket}/out", initial_prompt(0))
   again = sources.load(f"{bucket}/out")

@@ -143,13 +143,9 @@ def write(path: files.PathLike, item: Loaded, overwrite: bool = False) -> None:
     np.lib.format.write_array(content, leaves["prompt"], allow_pickle=False)
   else:
     np.savez(content, allow_pickle=False, **leaves)
-  # What is entered last appears first: values never lie without their provenance.
-  with (
-    files.writing(path, overwrite) as file,
-    files.writing(beside(path), overwrite) as note,
-  ):
-    file.write(content.getvalue())
-    note.write(sidecar.encode(leaves, item.provenance))
+  note = sidecar.encode(leaves, item.provenance)
+  # The values appear last: they never lie without their provenance.
+  files.write_together({path: content.getvalue(), beside(path): note}, overwrite)
 
 
 def check_output(path: files.PathLike, overwrite: bool = False) -> None:

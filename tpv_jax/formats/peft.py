@@ -133,19 +133,14 @@ def write(
     WEIGHTS: safetensors_io.encode({LEAF: rows}, {"format": "pt"}),
     PROVENANCE: sidecar.encode({"prompt": values}, folded.provenance),
   }
-  new = not files.is_remote(folder) and not folder.exists()
-  if new:
-    folder.mkdir()
-  try:
-    # What is entered first appears last: without a config the folder is no adapter.
-    with contextlib.ExitStack() as stack:
-      for name, content in contents.items():
-        stack.enter_context(files.writing(folder / name, overwrite)).write(content)
-  except BaseException:
-    if new:
-      with contextlib.suppress(OSError):
-        folder.rmdir()
-    raise
+  filled = (
+    contextlib.nullcontext(folder) if folder.exists() else files.new_folder(folder)
+  )
+  with filled as into:
+    # The config appears last: without it the folder is no adapter.
+    files.write_together(
+      {into / name: content for name, content in contents.items()}, overwrite
+    )
 
 
 def check_output(path: files.PathLike, overwrite: bool = False) -> None:

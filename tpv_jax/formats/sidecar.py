@@ -58,7 +58,8 @@ def read(
     raise UserError(
       f"'{path}' states the provenance of other values (digest {stated[:12]}…) than "
       f"'{shown}' holds ({digest[:12]}…). Remove it if the values were replaced on "
-      "purpose; otherwise take another copy of both."
+      "purpose; if an export with --overwrite was stopped, repeat it; otherwise take "
+      "another copy of both."
     )
   return provenance
 
