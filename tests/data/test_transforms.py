@@ -1,5 +1,7 @@
 """Tasks made of tasks: their examples written out by hand."""
 
+import dataclasses
+
 import pytest
 
 from tpv_jax.data import suite, transforms
@@ -24,6 +26,26 @@ def test_rotated_labels_call_each_class_by_the_next_ones_word():
   assert transforms.rotated(task("t", ("x", "y")), name="turned").name == "turned"
   with pytest.raises(UserError, match="has no labels that could be exchanged"):
     transforms.rotated(task("t", None))
+
+
+def test_rotated_examples_keep_their_group_and_their_answers_are_rotated_too():
+  given = Example("a", "x", ("x", "other"), "7")
+  rotated = transforms.rotated(Task("t", ("x", "y"), "exact_match", lambda _: [given]))
+  assert rotated.examples("test") == (Example("a", "y", ("y", "other"), "7"),)
+
+
+def test_a_mixture_says_its_tasks_origins_and_has_the_metrics_that_they_share():
+  def one(name, labels, *more):
+    made = dataclasses.replace(task(name, labels), more_metrics=more)
+    return dataclasses.replace(made, origin=lambda: {"rows": f"of {name}"})
+
+  same = [one("a", ("x", "y"), "f1"), one("b", ("x", "y"), "f1")]
+  mixed = transforms.mixture("both", same)
+  assert mixed.more_metrics == ("f1",)
+  assert mixed.origin() == {"a": {"rows": "of a"}, "b": {"rows": "of b"}}
+  for other in (one("c", ("x", "z"), "f1"), one("c", ("x", "y"), "matthews")):
+    assert transforms.mixture("both", [same[0], other]).more_metrics == ()
+  assert transforms.mixture("both", [task("a", ("x",))]).origin is None
 
 
 def test_a_mixture_takes_its_tasks_in_turn_as_long_as_each_has_an_example():

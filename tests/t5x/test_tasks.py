@@ -62,5 +62,9 @@ def test_a_task_of_the_registry_is_streamed_under_one_name(tmp_path):
   )
   texts = [row["inputs_pretokenized"] for row in found.as_numpy_iterator()]
   assert texts == [b"sentence: a", b"sentence: b"]
+  with pytest.raises(UserError, match=r"with seed 0 in this process.* with seed 1 as"):
+    tasks.streamed("glue_cola", vocabulary, tmp_path, 1)
+  with pytest.raises(UserError, match=r"cannot stream from '.*/other' with seed 0"):
+    tasks.streamed("glue_cola", vocabulary, tmp_path / "other")
   with pytest.raises(UserError, match=r"no task 'glue_colla'\. Did you mean 'glue_co"):
     tasks.streamed("glue_colla", vocabulary, tmp_path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from tpv_jax.data.tasks import Example, Task
 from tpv_jax.errors import UserError
@@ -28,7 +29,14 @@ def rotated(task: Task, name: str | None = None) -> Task:
   called = dict(zip(task.labels, (*task.labels[1:], task.labels[0]), strict=True))
 
   def load(split: str) -> list[Example]:
-    return [Example(e.inputs, called[e.targets]) for e in task.examples(split)]
+    return [
+      dataclasses.replace(
+        example,
+        targets=called[example.targets],
+        answers=tuple(called.get(answer, answer) for answer in example.answers),
+      )
+      for example in task.examples(split)
+    ]
 
   return dataclasses.replace(task, name=name or task.name, load=load)
 
@@ -36,7 +44,8 @@ def rotated(task: Task, name: str | None = None) -> Task:
 def mixture(name: str, tasks: Sequence[Task]) -> Task:
   """Returns the task of all the tasks' examples in turn, as many of each as all have.
 
-  Its labels are theirs together, its metric is the first one's.
+  Its labels are theirs together, its metric is the first one's; its other metrics are
+  theirs where all have the same ones and the same labels. Its origin says theirs by name.
 
   Raises:
     UserError: no tasks, or labels that only some have.
@@ -57,8 +66,20 @@ def mixture(name: str, tasks: Sequence[Task]) -> Task:
       for example in row
     ]
 
+  def origin() -> dict[str, Any]:
+    return {task.name: dict(task.origin()) for task in tasks if task.origin}
+
   labels = tuple(dict.fromkeys(words)) if words else None
-  return Task(name, labels, tasks[0].metric, load)
+  first = tasks[0]
+  agree = {(t.labels, t.more_metrics) for t in tasks} == {(labels, first.more_metrics)}
+  return Task(
+    name,
+    labels,
+    first.metric,
+    load,
+    first.more_metrics if agree else (),
+    origin if any(task.origin for task in tasks) else None,
+  )
 
 
 def beside(name: str, task: Task, other: Task) -> Task:

@@ -9,6 +9,9 @@ from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError, near_misses
 from tpv_jax.files import PathLike
 
+_STREAMED: dict[str, tuple[str, int]] = {}
+"""The data directory and the seed of each task that `streamed` registered."""
+
 
 def registered(task: Task, vocabulary: Vocabulary) -> str:
   """Returns the name under which seqio has one of our tasks, registering it if needed.
@@ -45,15 +48,23 @@ def streamed(
 
   Raises:
     UserError: there is no such task, or seqio's task of that name has another
-      vocabulary.
+      vocabulary, data directory or seed.
   """
   import seqio
 
-  from tpv_jax.data import seqio_tasks
+  from tpv_jax.data import seqio_tasks, sources
 
   which = registry.definition(name)
+  wanted = (str(sources.data_directory(data_dir)), seed)
   if (found := "tpv_" + name) not in seqio.TaskRegistry.names():
     seqio_tasks.register_streamed(which, vocabulary, data_dir, seed, found)
+    _STREAMED[found] = wanted
+  elif (there := _STREAMED.get(found, wanted)) != wanted:
+    raise UserError(
+      f"seqio's task '{found}' streams from '{there[0]}' with seed {there[1]} in this "
+      f"process, so it cannot stream from '{wanted[0]}' with seed {wanted[1]} as well. "
+      "Use one data directory and seed, or another process."
+    )
   return named(found, vocabulary)
 
 
