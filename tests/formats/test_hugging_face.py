@@ -291,6 +291,7 @@ BAD = {
   "another distance": (change_config(relative_attention_max_distance=20), "only 128"),
   "another epsilon": (change_config(layer_norm_epsilon=1e-5), "only 1e-06"),
   "another padding": (change_config(pad_token_id=1), "pad_token_id 1; .* only 0"),
+  "another end": (change_config(eos_token_id=2), "eos_token_id 2; .* only 1"),
   "no decoder": (change_config(is_encoder_decoder=False), "is_encoder_decoder False"),
   "a width that is text": (
     change_config(d_model="16"),

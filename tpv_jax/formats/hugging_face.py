@@ -53,6 +53,7 @@ _FIXED: dict[str, tuple[Any, str]] = {
   "relative_attention_max_distance": (128, "T5's relative bias"),
   "layer_norm_epsilon": (1e-6, "T5's layer norm"),
   "pad_token_id": (0, "padding"),
+  "eos_token_id": (1, "the end of a text"),
   "decoder_start_token_id": (0, "the start of decoding"),
   "is_encoder_decoder": (True, "an encoder and a decoder"),
 }
@@ -125,9 +126,7 @@ class Config:
       "d_ff": self.d_ff,
       "d_kv": self.d_kv,
       "d_model": self.d_model,
-      "dropout_rate": 0.1,
       "dtype": dtype,
-      "eos_token_id": 1,
       "feed_forward_proj": "gated-gelu" if self.gated else "relu",
       "model_type": self.model_type,
       "num_decoder_layers": self.num_decoder_layers,
