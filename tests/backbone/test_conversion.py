@@ -92,6 +92,7 @@ def test_hugging_faces_weights_come_back_as_they_were(folders, tmp_path, family)
   after = json.loads((tmp_path / "back" / "config.json").read_text())
   for name in set(before) & set(after):
     assert after[name] == before[name], name
+  assert "dropout_rate" not in after  # No leaf tells it, and it is not made up.
   assert after["tie_word_embeddings"] == (family == "t5")
 
 
@@ -261,6 +262,25 @@ def test_a_conversion_that_fails_half_way_leaves_nothing(folders, tmp_path, to):
     conversion.convert(plan, folders / "t5", output, fail)
   left = [path for path in tmp_path.rglob("*") if path.name != "t5x"]
   assert left == []
+
+
+def test_a_folder_made_for_a_checkpoint_that_fails_is_removed_again(folders, tmp_path):
+  def fail(doing, size):
+    if doing == "check":
+      raise OSError("no such disk")
+
+  source, output = folders / "t5", tmp_path / "new" / "checkpoint_0"
+  for kept in ([], ["mine"]):
+    for name in kept:
+      output.parent.mkdir()
+      (output.parent / name).write_text("x")
+    with (
+      conversion.planned(source, "t5x") as plan,
+      pytest.raises(OSError, match="no such disk"),
+    ):
+      conversion.convert(plan, source, output, fail)
+    assert output.parent.exists() == bool(kept)
+  assert [path.name for path in output.parent.iterdir()] == ["mine"]
 
 
 def test_what_is_written_is_read_back_before_it_appears(folders, tmp_path, monkeypatch):

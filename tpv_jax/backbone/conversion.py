@@ -236,8 +236,9 @@ def _appearing(output: files.PathLike, to: str) -> Iterator[Any]:
       raise
     return
   path = pathlib.Path(path).absolute()
-  if to == "t5x":
-    path.parent.mkdir(exist_ok=True)
+  made = to == "t5x" and not path.parent.exists()
+  if made:
+    path.parent.mkdir()
   folder = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
   try:
     there = folder / path.name
@@ -248,6 +249,9 @@ def _appearing(output: files.PathLike, to: str) -> Iterator[Any]:
     there.rename(path)
   finally:
     shutil.rmtree(folder, ignore_errors=True)
+    if made:
+      with contextlib.suppress(OSError):  # It holds what was written.
+        path.parent.rmdir()
 
 
 def describe(plan: Plan) -> list[str]:
