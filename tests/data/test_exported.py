@@ -32,7 +32,8 @@ def test_a_task_reads_what_was_exported(data_dir):
   task = exported.task("glue_cola", data_dir)
   assert task.labels == ("unacceptable", "acceptable")
   assert (task.metric, *task.more_metrics) == COLA.metrics
-  assert task.examples("train")[3] == tasks.Example("sentence: train 3", "acceptable")
+  expected = tasks.Example("sentence: train 3", "acceptable")
+  assert expected in task.examples("train")
   assert len(task.examples("train")) == 8
   about = json.loads((folder / "about.json").read_text())
   assert task.origin() == about

@@ -1,4 +1,6 @@
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -31,11 +33,12 @@ def test_the_users_own_files_are_checked_and_copied(tmp_path):
   said = []
   sources.prepare(SST2, tmp_path / "data", own, said.append)
   raw = sources.raw(SST2, tmp_path / "data")
-  assert raw.origin == f"'{own}'"
+  assert re.fullmatch(f"'{own}', SHA-256 [0-9a-f]{{16}}", raw.origin)
   assert raw.counts == {"train": 3, "validation": 2}
-  where, row = next(raw.rows("train"))
+  found = sorted(raw.rows("train"), key=lambda pair: pair[1]["idx"])
+  assert found[0][1] == {"sentence": "text 0", "label": "negative", "idx": 0}
+  (where,) = [where for where, _ in found if where.endswith(":1")]
   assert where.endswith("tpv_jax/raw/glue_sst2/train.jsonl:1")
-  assert row == {"sentence": "text 0", "label": "negative", "idx": 0}
   assert len(said) == 2
 
 
@@ -43,7 +46,7 @@ def test_preparing_again_continues_where_it_stopped(tmp_path):
   own = write(tmp_path / "own", train=sentences(3))
   with pytest.raises(UserError, match=r"validation\.jsonl' does not exist"):
     sources.prepare(SST2, tmp_path / "data", own, str)
-  write(own, train=sentences(1), validation=sentences(2))
+  write(own, validation=sentences(2))
   said = []
   sources.prepare(SST2, tmp_path / "data", own, said.append)
   assert said[0] == "glue_sst2, train: 3 rows are there already"
@@ -54,6 +57,63 @@ def test_preparing_again_continues_where_it_stopped(tmp_path):
   said.clear()
   sources.prepare(SST2, tmp_path / "data", say=said.append)
   assert said[0].startswith("glue_sst2: ready in")
+
+
+def test_rows_of_files_that_changed_are_refused_with_what_to_do(tmp_path):
+  own = write(tmp_path / "own", train=sentences(3), validation=sentences(2))
+  sources.prepare(SST2, tmp_path / "data", own, str)
+  before = sources.raw(SST2, tmp_path / "data").origin
+  sources.prepare(SST2, tmp_path / "data", own, str)
+  write(own, train=sentences(4))
+  message = r"rows of 'train' as '.*own' had them before .* Remove that folder"
+  with pytest.raises(UserError, match=message):
+    sources.prepare(SST2, tmp_path / "data", own, str)
+  shutil.rmtree(tmp_path / "data" / "tpv_jax" / "raw" / "glue_sst2")
+  sources.prepare(SST2, tmp_path / "data", own, str)
+  raw = sources.raw(SST2, tmp_path / "data")
+  assert raw.counts["train"] == 4
+  assert raw.origin != before  # so that the export tells the two apart
+
+
+def test_a_relative_and_an_absolute_path_name_the_same_rows(tmp_path, monkeypatch):
+  own = write(tmp_path / "own", train=sentences(3), validation=sentences(2))
+  sources.prepare(SST2, tmp_path / "data", own, str)
+  monkeypatch.chdir(tmp_path)
+  said = []
+  sources.prepare(SST2, tmp_path / "data", "own", said.append)
+  assert said[0] == "glue_sst2, train: 3 rows are there already"
+
+
+def test_a_split_without_rows_is_refused_and_can_be_mended(tmp_path):
+  own = write(tmp_path / "own", train=sentences(3), validation=[])
+  with pytest.raises(UserError, match=r"Split 'validation' of '.*own' has no rows"):
+    sources.prepare(SST2, tmp_path / "data", own, str)
+  write(own, validation=sentences(2))
+  sources.prepare(SST2, tmp_path / "data", own, str)
+  counts = {"train": 3, "validation": 2}
+  assert sources.raw(SST2, tmp_path / "data").counts == counts
+
+
+def test_rows_whose_file_was_deleted_are_written_again(tmp_path):
+  own = write(tmp_path / "own", train=sentences(3), validation=sentences(2))
+  sources.prepare(SST2, tmp_path / "data", own, str)
+  path = sources.raw(SST2, tmp_path / "data").path("train")
+  right = path.read_text()
+  path.unlink()
+  with pytest.raises(UserError, match="not prepared"):
+    sources.raw(DEFINITIONS["glue_sst2_t5"], tmp_path / "data")
+  sources.prepare(SST2, tmp_path / "data", own, str)
+  assert path.read_text() == right
+
+
+def test_the_users_rows_are_shuffled_for_files_may_be_sorted_by_class(tmp_path):
+  rows = [{"sentence": f"text {i}", "label": int(i >= 50)} for i in range(100)]
+  own = write(tmp_path / "own", train=rows, validation=rows[:2])
+  sources.prepare(SST2, tmp_path / "data", own, str)
+  found = [row for _, row in sources.raw(SST2, tmp_path / "data").rows("train")]
+  assert sorted(int(row["sentence"].split()[1]) for row in found) == list(range(100))
+  first = [row["label"] for row in found[:25]]
+  assert 5 < first.count("negative") < 20
 
 
 @pytest.mark.parametrize(
@@ -162,7 +222,8 @@ def test_folders_of_hugging_face_are_read(tmp_path, hugging_face, saved):
     (folder / "data").mkdir(parents=True)
     for split, rows in data.items():
       rows.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
-  sources.prepare(which, tmp_path / "data", folder, str)
+  for _ in range(2):
+    sources.prepare(which, tmp_path / "data", folder, str)
   raw = sources.raw(which, tmp_path / "data")
   assert raw.counts == {"train": 6, "validation": 6}
   texts = [row["text"] for _, row in raw.rows("train")]

@@ -9,6 +9,7 @@ Hugging Face's `datasets` are imported when they are needed.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -53,13 +54,18 @@ class Lines:
 
   @property
   def origin(self) -> str:
-    """Where the rows come from."""
-    return self.about["origin"]
+    """Where the rows come from, with the digest of the user's own files."""
+    digests = [self.about.get("digests", {}).get(split) for split in self.counts]
+    if not any(digests):
+      return self.about["origin"]
+    digest = hashlib.sha256(" ".join(map(str, digests)).encode()).hexdigest()
+    return f"{self.about['origin']}, SHA-256 {digest[:16]}"
 
-  @property
+  @functools.cached_property
   def counts(self) -> Mapping[str, int]:
-    """How many rows each split has."""
-    return self.about.get("rows", {})
+    """How many rows each split has whose file is here."""
+    rows = self.about.get("rows", {})
+    return {split: rows[split] for split in sorted(rows) if self.path(split).exists()}
 
   def path(self, split: str) -> Path:
     """Returns the file of a split."""
@@ -153,6 +159,8 @@ def prepare(
 ) -> None:
   """Makes a task's raw rows lie in the data directory; what is there already stays.
 
+  Those of `folder` and of the hub are written in random order, the same one always.
+
   A call that was stopped is continued by the next: TFDS and the hub's client keep what
   they downloaded, and of ours each split appears when it is whole.
 
@@ -166,8 +174,8 @@ def prepare(
     say: is given a line about each step.
 
   Raises:
-    UserError: no connection, a package that is not installed, or rows that are not as
-      the table says.
+    UserError: no connection, a package that is not installed, rows that are not as the
+      table says, a split without rows, or rows of other files are there.
   """
   target = data_directory(data_dir)
   lines = _lines(which, target)
@@ -296,32 +304,68 @@ def _write_raw(
   which: Definition, lines: Lines, folder: PathLike | None, say: Say
 ) -> None:
   """Writes the splits that are not there yet as JSON lines, then what they are."""
-  origin = f"'{folder}'" if folder is not None else which.source
-  rows = dict(lines.counts)
-  if rows and lines.origin != origin:
+  origin = which.source
+  if folder is not None:
+    origin = f"'{pathlib.Path(folder).resolve()}'"
+  rows = {split: count for split, count in lines.counts.items() if count}
+  digests = {k: v for k, v in lines.about.get("digests", {}).items() if k in rows}
+  other = "Remove that folder, or choose another --data-dir."
+  if rows and lines.about["origin"] != origin:
     raise UserError(
-      f"'{lines.folder}' holds the rows of {lines.origin} already, so those of {origin} "
-      "were not written. Remove that folder, or choose another --data-dir."
+      f"'{lines.folder}' holds the rows of {lines.about['origin']} already, so those of "
+      f"{origin} were not written. {other}"
     )
   for split in needed_splits(which):
+    digest = None if folder is None else _digest(folder, split)
     if split in rows:
+      if digest is not None and digests.get(split, digest) != digest:
+        raise UserError(
+          f"'{lines.folder}' holds the rows of '{split}' as {origin} had them before it "
+          f"was changed. {other}"
+        )
       say(f"{which.data}, {split}: {rows[split]} rows are there already")
       continue
     total, found = _opened(which, split, folder)
     bar = tqdm(found, f"{which.data}, {split}", total=total, unit=" rows", disable=None)
-    rows[split] = write_lines(lines.path(split), iter(bar))
-    files.write_json(lines.folder / ABOUT, {"origin": origin, "rows": rows})
-    say(f"{which.data}, {split}: {rows[split]} rows in {lines.path(split)}")
+    path = lines.path(split)
+    rows[split] = write_lines(path, iter(bar))
+    if not rows[split]:
+      path.unlink()
+      raise UserError(
+        f"Split '{split}' of {origin} has no rows, and task '{which.name}' needs some. "
+        "Give a folder with the whole data set by --from."
+      )
+    if digest is not None:
+      digests[split] = digest
+    about = {"origin": origin, "rows": rows, "digests": digests}
+    files.write_json(lines.folder / ABOUT, about)
+    say(f"{which.data}, {split}: {rows[split]} rows in {path}")
+
+
+def _digest(folder: PathLike, split: str) -> str:
+  """Returns 64 hex digits of the local files that a split is read from (SHA-256)."""
+  root = pathlib.Path(folder)
+  own = root / f"{split}.jsonl"
+  paths = [own] if own.exists() else sorted(p for p in root.rglob("*") if p.is_file())
+  content = hashlib.sha256()
+  for path in paths:
+    with path.open("rb") as file:
+      content.update(hashlib.file_digest(file, "sha256").digest())
+  return content.hexdigest()
 
 
 def _opened(
   which: Definition, split: str, folder: PathLike | None
-) -> tuple[int | None, Iterator[Row]]:
-  """Returns how many rows a split has, if that is known, and the rows."""
+) -> tuple[int, Iterator[Row]]:
+  """Returns how many rows a split has, and the rows in random order.
+
+  Some of the hub's data sets are sorted by class, and so may the user's files be; those
+  of TFDS never are.
+  """
   if folder is not None:
     own = pathlib.Path(folder) / f"{split}.jsonl"
     if own.exists():
-      return None, _checked(which, split, own)
+      return _checked(which, split, own)
     if not pathlib.Path(folder).is_dir() or list(pathlib.Path(folder).glob("*.jsonl")):
       present = [path.name for path in pathlib.Path(folder).glob("*")]
       raise UserError(
@@ -342,18 +386,23 @@ def _opened(
     if hasattr(feature, "names")
   }
   check_classes(which, classes)
-  # Some of the hub's data sets are sorted by class; those of TFDS never are.
   places = order(len(table), 0)
   return len(table), (named(flat(table[int(place)]), classes) for place in places)
 
 
-def _checked(which: Definition, split: str, path: pathlib.Path) -> Iterator[Row]:
-  """Yields the rows of the user's file; a bad one is named now, not in the training."""
+def _checked(
+  which: Definition, split: str, path: pathlib.Path
+) -> tuple[int, Iterator[Row]]:
+  """Returns the rows of the user's file; a bad one is named now, not in the training."""
   found = Lines(which, path.parent)
   for where, row in read_lines(path):
-    checked = found.row(row)
-    which.example(checked, where, split)
-    yield checked
+    which.example(found.row(row), where, split)
+  with path.open("rb") as file:  # the lines, which need less memory than the rows
+    texts = [line for line in file if line.decode().strip()]
+  places = order(len(texts), 0)
+  return len(texts), (
+    found.row(json_row(texts[int(place)].decode(), str(path))) for place in places
+  )
 
 
 def _hugging_face(which: Definition, folder: PathLike | None) -> Mapping[str, Any]:
