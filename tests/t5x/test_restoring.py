@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import numpy as np
 import pytest
 
 from tpv_jax import identity, optimizers, orbax_io
-from tpv_jax.backbone import loading
+from tpv_jax.backbone import conversion, loading
 from tpv_jax.data import vocabularies
 from tpv_jax.errors import UserError
 from tpv_jax.prompts import ept, equations, initial, plain
@@ -321,6 +322,28 @@ def test_another_vocabulary_than_the_backbones_is_refused(tiny, under_t5x, tmp_p
   path = save_with_t5x(tiny, under_t5x, tmp_path / "pretrained", True)
   with pytest.raises(UserError, match="63"):
     under_t5x(tmp_path / "run", backbone=path, vocabulary=larger)
+
+
+def test_what_a_conversion_noted_beside_a_checkpoint_is_compared(
+  tiny, under_t5x, tmp_path
+):
+  source, path = tmp_path / "tiny.safetensors", tmp_path / "checkpoint_0"
+  words = vocabularies.WordVocabulary([f"word{i}" for i in range(20)])
+  flat = identity.flatten(tiny.backbone.params)
+  loading.save_backbone(source, flat, "small", words.digest)
+  with conversion.planned(source, "t5x") as plan:
+    conversion.convert(plan, source, path, lambda doing, size: None)
+  under_t5x(tmp_path / "run", backbone=path, vocabulary=words).state()
+  known = saving.read_provenance(str(tmp_path / "run"), saving.INITIAL)
+  assert known.backbone_name == "small"
+  other = vocabularies.WordVocabulary([f"other{i}" for i in range(20)])
+  with pytest.raises(UserError, match="was trained with another vocabulary"):
+    under_t5x(tmp_path / "other", backbone=path, vocabulary=other)
+  noted = json.loads((path / loading.BESIDE).read_text())
+  noted["fingerprint"] = "ab" * 32
+  (path / loading.BESIDE).write_text(json.dumps(noted))
+  with pytest.raises(UserError, match=r"altered or damaged.* states abababababab"):
+    under_t5x(tmp_path / "altered", backbone=path).state()
 
 
 @pytest.mark.parametrize(

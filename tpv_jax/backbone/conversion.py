@@ -142,12 +142,7 @@ def convert(
   fingerprint = identity.backbone_fingerprint(
     _watched(source.leaves, "read", report, look)
   )
-  if source.fingerprint not in (None, fingerprint):
-    raise UserError(
-      f"The weights in '{path}' were altered or damaged: their fingerprint is "
-      f"{fingerprint[:12]}… and the file states {source.fingerprint[:12]}…. Take "
-      "another copy."
-    )
+  loading.check_fingerprint(source.fingerprint, fingerprint, path)
   noted = {
     "name": source.name,
     "fingerprint": fingerprint,

@@ -115,7 +115,7 @@ def load_backbone(
     if network is not None:
       check(source.leaves, network, str(path))
     if vocabulary is not None:
-      _check_vocabulary(
+      check_vocabulary(
         vocabulary, source.name, source.vocabulary, _rows(source.leaves, str(path))
       )
     params, fingerprint = _read(source, path, place)
@@ -140,10 +140,10 @@ def opened(path: files.PathLike) -> Iterator[Opened]:
       )
     if hugging_face.is_folder(path):
       config, leaves = stack.enter_context(hugging_face.opened(path))
-      kind, stated = "hugging-face", {"model_type": config.model_type, **_beside(path)}
+      kind, stated = "hugging-face", {"model_type": config.model_type, **beside(path)}
     else:
       leaves = orbax_io.lazy_leaves(path, prefix="target")
-      kind, stated = "t5x", _beside(path)
+      kind, stated = "t5x", beside(path)
     leaves = {
       name: leaf.cast(_STORED[0]) if leaf.dtype == np.float16 else leaf
       for name, leaf in leaves.items()
@@ -160,15 +160,17 @@ def opened(path: files.PathLike) -> Iterator[Opened]:
     )
 
 
-def check_vocabulary(vocabulary: Vocabulary, backbone: Backbone) -> None:
-  """Raises `UserError` unless the vocabulary can be the one of the backbone's training."""
-  rows = len(backbone.params["token_embedder"]["embedding"])
-  _check_vocabulary(vocabulary, backbone.name, backbone.vocabulary, rows)
-
-
-def _check_vocabulary(
+def check_vocabulary(
   vocabulary: Vocabulary, name: str, digest: str | None, rows: int
 ) -> None:
+  """Raises `UserError` unless the vocabulary can be the one of the backbone's training.
+
+  Args:
+    vocabulary: that ids come from.
+    name: of the backbone, for people.
+    digest: of the vocabulary that the backbone states, or None if it states none.
+    rows: of the backbone's token table.
+  """
   if digest not in (None, vocabulary.digest):
     raise UserError(
       f"The backbone '{name}' was trained with another vocabulary (digest "
@@ -286,7 +288,7 @@ def _of_file(
   )
 
 
-def _beside(folder: files.Path) -> dict[str, str]:
+def beside(folder: files.Path) -> dict[str, str]:
   """Returns what `conversion` noted in a folder of another format, {} if nothing."""
   path = folder / BESIDE
   if not path.is_file():
@@ -324,13 +326,17 @@ def _read(
   for name in watched:
     if name not in kept:  # The fingerprint was known, and nothing has been read.
       look(name)
-  if source.fingerprint not in (None, fingerprint):
+  check_fingerprint(source.fingerprint, fingerprint, path)
+  return {name: kept[name] for name in source.leaves}, fingerprint
+
+
+def check_fingerprint(stated: str | None, found: str, path: files.PathLike) -> None:
+  """Raises `UserError` if the weights at `path` are others than their file states."""
+  if stated not in (None, found):
     raise UserError(
       f"The weights in '{path}' were altered or damaged: their fingerprint is "
-      f"{fingerprint[:12]}… and the file states {source.fingerprint[:12]}…. Take "
-      "another copy."
+      f"{found[:12]}… and the file states {stated[:12]}…. Take another copy."
     )
-  return {name: kept[name] for name in source.leaves}, fingerprint
 
 
 def refuse_not_finite(name: str, values: np.ndarray, source: str) -> None:

@@ -23,7 +23,6 @@ from t5x import utils
 
 from tpv_jax import files, identity, orbax_io
 from tpv_jax.backbone import loading
-from tpv_jax.data import vocabularies
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError
 from tpv_jax.formats import hugging_face
@@ -102,6 +101,11 @@ class Initializer(utils.TrainStateInitializer):
     self._whole = self.global_train_state_shape
     self._shapes = identity.flatten(self._whole.params)
     self._axes = identity.flatten(self.train_state_axes.params)
+    self._noted = (
+      {}
+      if self.backbone == loading.EMBEDDED
+      else loading.beside(files.to_path(self.backbone))
+    )
     self._check_backbone()
     self._check_mesh()
     self._check_newest_checkpoint()
@@ -193,8 +197,12 @@ class Initializer(utils.TrainStateInitializer):
       )
       return identity.flatten(loaded.params), loaded.name, loaded.fingerprint
     leaves = self._restore_backbone()
-    name = epath.Path(self.backbone).name
-    return leaves, name, identity.backbone_fingerprint(_OneByOne(leaves))
+    fingerprint = identity.backbone_fingerprint(_OneByOne(leaves))
+    loading.check_fingerprint(
+      self._noted.get("fingerprint"), fingerprint, self.backbone
+    )
+    name = self._noted.get("name") or epath.Path(self.backbone).name
+    return leaves, name, fingerprint
 
   def _restore_backbone(self) -> dict[str, jax.Array]:
     """Returns the leaves of a T5X checkpoint, each host reading what its devices hold."""
@@ -226,7 +234,8 @@ class Initializer(utils.TrainStateInitializer):
     """Raises `UserError` if the backbone is not there or has other leaves or tokens."""
     if self.vocabulary is not None:
       rows = self._shapes["token_embedder/embedding"].shape[0]
-      vocabularies.check_fits(self.vocabulary, rows, f"'{self.backbone}'")
+      digest = self._noted.get("vocabulary")
+      loading.check_vocabulary(self.vocabulary, self.backbone, digest, rows)
     if self.backbone == loading.EMBEDDED:
       return
     if not epath.Path(self.backbone).exists():
