@@ -30,7 +30,7 @@ def data_dir(tmp_path_factory):
       for split in sources.needed_splits(which):
         rows = registry.example_rows(which) * 4
         text = "\n".join(
-          json.dumps(numbered(which, row, f"{split} {i}")) for i, row in enumerate(rows)
+          json.dumps(numbered(which, row, split, i)) for i, row in enumerate(rows)
         )
         (own / f"{split}.jsonl").write_text(text)
       sources.prepare(which, folder, own, str)
@@ -38,10 +38,12 @@ def data_dir(tmp_path_factory):
   return folder
 
 
-def numbered(which, row, number):
-  """The row with a number in its first text, so that no two are alike."""
+def numbered(which, row, split, number):
+  """The row with a number in its first text, so that no two are alike, and its group."""
   text = which.columns[0]
-  return {**row, text: f"{row[text]} {number}"}
+  # Of MultiRC's questions 43 to 50 the last is the first that validation takes.
+  group = {which.group: 43 + number} if which.group is not None else {}
+  return {**row, **group, text: f"{row[text]} {split} {number}"}
 
 
 @pytest.fixture(scope="module")
