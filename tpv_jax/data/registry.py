@@ -101,8 +101,8 @@ class Definition:
     answers: the column of all accepted answers.
     trained_class: the only class whose rows are in train and validation; None: all.
     trained_rows: how many of train's rows those are; None: all.
-    group: the column of the group that an example belongs to. A group lies in one split
-      as a whole: of a large task `example` chooses it, by its name and whatever the seed.
+    group: the column of the group that an example belongs to; only of large tasks. A
+      group lies in train or in validation as a whole, by its name, whatever the seed.
     skip_unlabelled: rows without a label are left out and are no error.
   """
 
