@@ -106,6 +106,15 @@ def test_rows_whose_file_was_deleted_are_written_again(tmp_path):
   assert path.read_text() == right
 
 
+def test_a_damaged_description_of_rows_says_what_to_do(tmp_path):
+  own = write(tmp_path / "own", train=sentences(3), validation=sentences(2))
+  sources.prepare(SST2, tmp_path / "data", own, str)
+  path = sources.raw(SST2, tmp_path / "data").folder / "about.json"
+  path.write_text(path.read_text()[:20])
+  with pytest.raises(UserError, match=r"about\.json' is damaged .* prepare the task"):
+    sources.raw(SST2, tmp_path / "data")
+
+
 def test_the_users_rows_are_shuffled_for_files_may_be_sorted_by_class(tmp_path):
   rows = [{"sentence": f"text {i}", "label": int(i >= 50)} for i in range(100)]
   own = write(tmp_path / "own", train=rows, validation=rows[:2])

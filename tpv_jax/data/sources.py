@@ -50,7 +50,12 @@ class Lines:
   def about(self) -> dict[str, Any]:
     """What `prepare` says of them, {} if it was not here."""
     path = self.folder / ABOUT
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+      return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+      raise UserError(
+        f"'{path}' is damaged ({error}). Remove that folder and prepare the task again."
+      ) from None
 
   @property
   def origin(self) -> str:
