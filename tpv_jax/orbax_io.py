@@ -6,7 +6,6 @@ read by tensorstore, whoever wrote them and on however many devices, on this hos
 (and with it JAX) is imported by what writes; T5X and TensorFlow are needed by nothing.
 """
 
-import contextlib
 import functools
 import json
 import math
@@ -186,13 +185,13 @@ def save_checkpoint(path: files.Path, flat: Mapping[str, Any], step: int = 0) ->
             for future in waiting:
               future.result()
             waiting, size = [], 0
-      except BaseException:
-        # What is still being written would appear again after the caller removed it.
-        for future in waiting:
-          with contextlib.suppress(Exception):
-            future.result()
-        raise
+      except BaseException as error:
+        # Raised when Orbax has waited for all that is being written: it would appear
+        # again after the caller removed the folder.
+        failed.append(error)
       return waiting
+
+  failed: list[BaseException] = []
 
   registry = type_handlers.create_type_handler_registry(
     (Leaf, OneByOne()),
@@ -207,8 +206,12 @@ def save_checkpoint(path: files.Path, flat: Mapping[str, Any], step: int = 0) ->
   }
   tree = {"target": unflatten(target), "state": {"step": int(step)}}
   handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-  with ocp.Checkpointer(handler) as checkpointer:
-    checkpointer.save(files.absolute(path) / "state", args=ocp.args.PyTreeSave(tree))
+  try:
+    with ocp.Checkpointer(handler) as checkpointer:
+      checkpointer.save(files.absolute(path) / "state", args=ocp.args.PyTreeSave(tree))
+  finally:
+    if failed:
+      raise failed[0]
 
 
 def _open(specs: Mapping[Keys, Any], shown: str) -> dict[Keys, Any]:
