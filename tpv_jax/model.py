@@ -161,14 +161,19 @@ class SoftPromptModel:
       dropout_rng: None for no dropout.
     """
     loss_sum, weight_sum, metrics = self.loss_sums(params, batch, dropout_rng)
-    return loss_sum / jnp.where(weight_sum > 0, weight_sum, 1.0), metrics
+    return jnp.sum(loss_sum / jnp.where(weight_sum > 0, weight_sum, 1.0)), metrics
+
+  def weight_sums(self, batch: Batch) -> Float[Array, "..."]:
+    """Returns the weights that `loss_sums` would return, without computing a loss."""
+    return jnp.sum(jnp.asarray(batch["decoder_loss_weights"]).astype(jnp.float32))
 
   def loss_sums(
     self, params: Params, batch: Batch, dropout_rng: Array | None = None
-  ) -> tuple[Float[Array, ""], Float[Array, ""], Metrics]:
+  ) -> tuple[Float[Array, "..."], Float[Array, "..."], Metrics]:
     """Returns the weighted loss and the weights, each summed over target tokens (fp32).
 
-    Sums add up over devices and micro-batches where means do not.
+    Sums add up over devices and micro-batches where means do not. Here they are scalars;
+    a bank has one of each prompt.
     """
     flat = identity.flatten(params)
     params = identity.unflatten(
@@ -213,21 +218,28 @@ class SoftPromptModel:
     Args:
       folded: the prompts [N, S, D], and perhaps deltas [N, M, D].
       backbone: the frozen parameters.
-      batch: packed rows, see `data.packing.pack`.
+      batch: packed rows, see `data.packing.pack`; or rows of one example each, with
+        their places in the bank as `prompt_ids` [B].
     """
     batch = {name: jnp.asarray(values) for name, values in batch.items()}
     backbone = jax.lax.stop_gradient(backbone)
-    states = self._packed_states(folded, backbone, batch)
-    targets = batch["decoder_target_tokens"]
-    weights = batch["decoder_loss_weights"]
+    targets = batch["decoder_target_tokens"].astype(jnp.int32)
+    weights = batch["decoder_loss_weights"].astype(jnp.float32)
+    if "prompt_ids" in batch:
+      ids = batch["prompt_ids"].astype(jnp.int32)
+      states = self._states_behind(_rows(folded, ids), backbone, batch, None)
+      segments = (weights > 0).astype(jnp.int32)
+      prompt = jnp.broadcast_to(ids[:, None], targets.shape)
+    else:
+      states = self._packed_states(folded, backbone, batch)
+      segments, prompt = batch["decoder_segment_ids"], batch["decoder_prompt_ids"]
     losses, hits = self._losses(
       backbone, states, targets, self.label_smoothing, self.z_loss
     )
 
     # Every example of every row has a number of its own; 0 in a row is padding.
     rows, length = targets.shape
-    example = jnp.arange(rows)[:, None] * (length + 1) + batch["decoder_segment_ids"]
-    prompt = batch["decoder_prompt_ids"]
+    example = jnp.arange(rows)[:, None] * (length + 1) + segments
 
     def by_example(values: Array) -> Array:
       return jax.ops.segment_sum(
@@ -297,7 +309,7 @@ class SoftPromptModel:
       batch: `encoder_input_tokens` [B, T] and `prompt_ids` [B], places in the bank.
       target_length: L, the most tokens to write.
     """
-    rows = Folded(*(None if x is None else x[batch["prompt_ids"]] for x in folded))
+    rows = _rows(folded, batch["prompt_ids"])
     source = jnp.asarray(batch["encoder_input_tokens"])
     encoded = self._apply(backbone, source, method=self.network.encode, **rows.leaves())
     return self._decode(backbone, encoded, source, target_length)[0]
@@ -358,12 +370,12 @@ class SoftPromptModel:
   def _trains(self, path: str) -> bool:
     return re.fullmatch(self.trainable, path) is not None
 
-  def _folded_prompt(self, params: Params) -> dict[str, Any]:
-    """Returns the network's arguments `prompt` and `delta`, none without a prompt."""
+  def _folded_prompt(self, params: Params) -> Folded | None:
+    """Returns what the prompt's parameters amount to, None without a prompt."""
     if self.prompt is not None:
       folded: Any = self.prompt.apply({"params": params[PROMPT]})
-      return folded.leaves()
-    return Folded.of(params[PROMPT]).leaves() if PROMPT in params else {}
+      return folded
+    return Folded.of(params[PROMPT]) if PROMPT in params else None
 
   def _apply(self, params: Params, *inputs: Any, **options: Any) -> Any:
     return self.network.apply({"params": _backbone(params)}, *inputs, **options)
@@ -371,9 +383,9 @@ class SoftPromptModel:
   def _encode(
     self, params: Params, tokens: Num[network.AnyArray, "B T"]
   ) -> Float[Array, "B joined D"]:
-    return self._apply(
-      params, tokens, method=self.network.encode, **self._folded_prompt(params)
-    )
+    prompt = self._folded_prompt(params)
+    leaves = {} if prompt is None else prompt.leaves()
+    return self._apply(params, tokens, method=self.network.encode, **leaves)
 
   def _decode(
     self,
@@ -418,6 +430,16 @@ class SoftPromptModel:
     self, params: Params, batch: Batch, dropout_rng: Array | None
   ) -> Float[Array, "B L D"]:
     """Returns the decoder's states, which the network's `logits` maps to logits."""
+    return self._states_behind(self._folded_prompt(params), params, batch, dropout_rng)
+
+  def _states_behind(
+    self,
+    prompt: Folded | None,
+    params: Params,
+    batch: Batch,
+    dropout_rng: Array | None,
+  ) -> Float[Array, "B L D"]:
+    """Returns the decoder's states of rows behind one prompt, or each behind its own."""
     return self._apply(
       params,
       batch["encoder_input_tokens"],
@@ -428,7 +450,7 @@ class SoftPromptModel:
       enable_dropout=dropout_rng is not None,
       rngs=None if dropout_rng is None else {"dropout": dropout_rng},
       outputs="states",
-      **self._folded_prompt(params),
+      **({} if prompt is None else prompt.leaves()),
     )
 
   def _losses(
@@ -500,6 +522,11 @@ def token_losses(
   if z_loss:
     losses = losses + z_loss * jnp.square(log_z)
   return losses
+
+
+def _rows(folded: Folded, ids: Int[Array, " B"]) -> Folded:
+  """Returns the prompt of each row, [B, S, D], and perhaps its delta."""
+  return Folded(*(None if x is None else x[ids] for x in folded))
 
 
 def _backbone(params: Params) -> dict[str, Any]:

@@ -33,6 +33,7 @@ LOGICAL_AXIS_RULES: tuple[tuple[str, str | None], ...] = (
   ("embed", None),
   ("relpos_buckets", None),
   ("length", None),
+  ("bank", None),
   ("prompt", None),
   ("source_position", None),
   ("rank", None),

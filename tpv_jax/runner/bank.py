@@ -96,29 +96,14 @@ def grid(
     UserError: one of the lists is none, or empty, or holds something else; an output
       folder that is no path.
   """
-  lists = {"TASKS": tasks, "INITIAL_SEEDS": initial_seeds, "RATES": rates}
-  for name, values in lists.items():
-    if not isinstance(values, list | tuple) or not values:
-      raise UserError(
-        f"{name} is {values!r}, which leaves no prompt to train. Give a list with at "
-        "least one entry."
-      )
-  for task in tasks:
-    if not isinstance(task, Task):
-      raise UserError(
-        f"TASKS has {task!r}, which is no task.{near_misses(str(task), TASKS)} Bind tasks, "
-        "such as @suite.task() or @text_files.text_file_task(); bank_embedded.gin takes "
-        "names as TASK_NAMES."
-      )
-  for rate in rates:
-    _check_rate(rate, "RATES")
+  check_lists(tasks, initial_seeds, rates)
   if not isinstance(output_dir, str | os.PathLike):
     raise UserError(f"OUTPUT_DIR is {output_dir!r}; it must be the path of a folder.")
   folder = files.to_path(output_dir)
   return [
     Entry(
       TaskData(task, vocabulary, lengths, batch_size, seed),
-      folder / (f"{task.name}-{seed}" + (f"-{_text(rate)}" if len(rates) > 1 else "")),
+      folder / name_of(task.name, seed, rate if len(rates) > 1 else None),
       initial_seed=seed,
       seed=seed,
       rate=rate,
@@ -127,9 +112,45 @@ def grid(
   ]
 
 
-def _text(rate: float) -> str:
-  """Returns the number as short as tells it from all others."""
-  return f"{rate:g}" if float(f"{rate:g}") == rate else repr(rate)
+def check_lists(
+  tasks: Sequence[Any],
+  initial_seeds: Sequence[int],
+  rates: Sequence[float],
+  kinds: tuple[type, ...] = (Task,),
+) -> None:
+  """Raises `UserError` if one of the lists of a grid is none, or empty, or of others.
+
+  Args:
+    tasks: each of one of `kinds`.
+    initial_seeds: of the initial prompts.
+    rates: by which the bank's learning rate is multiplied.
+    kinds: what stands for a task.
+  """
+  lists = {"TASKS": tasks, "INITIAL_SEEDS": initial_seeds, "RATES": rates}
+  for name, values in lists.items():
+    if not isinstance(values, list | tuple) or not values:
+      raise UserError(
+        f"{name} is {values!r}, which leaves no prompt to train. Give a list with at "
+        "least one entry."
+      )
+  for task in tasks:
+    if not isinstance(task, kinds):
+      raise UserError(
+        f"TASKS has {task!r}, which is no task.{near_misses(str(task), TASKS)} Bind tasks, "
+        "such as @suite.task() or @text_files.text_file_task(); bank_embedded.gin takes "
+        "names as TASK_NAMES."
+      )
+  for rate in rates:
+    _check_rate(rate, "RATES")
+
+
+def name_of(task: str, seed: int, rate: float | None) -> str:
+  """Returns the name of a grid's entry; `rate` where there are several."""
+  if rate is None:
+    return f"{task}-{seed}"
+  # As short as tells it from all others.
+  text = f"{rate:g}" if float(f"{rate:g}") == rate else repr(rate)
+  return f"{task}-{seed}-{text}"
 
 
 def train_bank(

@@ -1,9 +1,15 @@
-"""The training examples of a T5X run, from the step on at which it continues."""
+"""The examples of a T5X run: from the step on at which it continues, and of a bank."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import tensorflow as tf
 from t5x import checkpoints, utils
+
+from tpv_jax.errors import UserError
+from tpv_jax.t5x.bank import Member
 
 
 def get_dataset(
@@ -15,6 +21,7 @@ def get_dataset(
   continue_from_last_checkpoint: bool = False,
   *,
   model_dir: str,
+  members: Sequence[Member] | None = None,
 ) -> Any:
   """Returns T5X's batches of this host, without those of the steps done in `model_dir`.
 
@@ -22,14 +29,88 @@ def get_dataset(
   seen. The batches left out are read again, tokenised and dropped. (T5X can save the
   place in the data instead, but restores it on the first host of each data-parallel
   group only: where a model spans hosts, the others would start from the first batch.)
+
+  With `members`, those of a bank: of each member the batches of its own run, side by
+  side, with `prompt_ids` beside T5X's features. `cfg` then gives the rows of all.
   """
-  batches = utils.get_dataset(
-    cfg,
-    shard_id,
-    num_shards,
-    feature_converter_cls,
-    num_epochs,
-    continue_from_last_checkpoint,
-  )
   done = max(checkpoints.all_steps(model_dir), default=0)
-  return batches.skip(done) if done else batches
+
+  def of_one(cfg: utils.DatasetConfig) -> Any:
+    batches = utils.get_dataset(
+      cfg,
+      shard_id,
+      num_shards,
+      feature_converter_cls,
+      num_epochs,
+      continue_from_last_checkpoint,
+    )
+    return batches.skip(done) if done else batches
+
+  if members is None:
+    return of_one(cfg)
+  return _side_by_side([of_one(one) for one in _of_members(cfg, members, num_shards)])
+
+
+def get_evaluation_datasets(
+  cfg: utils.DatasetConfig,
+  shard_id: int,
+  num_shards: int,
+  eval_steps: int,
+  feature_converter_cls: Callable[..., Any],
+  *,
+  members: Sequence[Member],
+) -> Mapping[str, Any]:
+  """Returns the validation batches of a bank, `eval_steps` of each member side by side.
+
+  Raises:
+    UserError: a member's mixture does not have one task with this split.
+  """
+  found = []
+  for member, one in zip(members, _of_members(cfg, members, num_shards), strict=True):
+    datasets = utils.get_training_eval_datasets(
+      one, shard_id, num_shards, eval_steps, feature_converter_cls
+    )
+    if len(datasets) != 1:
+      raise UserError(
+        f"The prompt '{member.name}' has {len(datasets)} tasks with the split "
+        f"'{cfg.split}' in '{member.mixture}'; a bank under T5X validates each prompt on "
+        "one. Name single tasks that have it, or set "
+        "train_script.train.train_eval_dataset_cfg = None."
+      )
+    found += datasets.values()
+  return {"bank": _side_by_side(found)}
+
+
+def _of_members(
+  cfg: utils.DatasetConfig, members: Sequence[Member], num_shards: int
+) -> list[utils.DatasetConfig]:
+  """Returns the data of each member's own run."""
+  share, rest = divmod(cfg.batch_size, len(members))
+  if rest or share % num_shards:
+    raise UserError(
+      f"{cfg.batch_size} rows do not divide over {len(members)} prompts and {num_shards} "
+      f"hosts. Set BATCH_SIZE, the rows of a prompt, to a multiple of {num_shards}."
+    )
+  return [
+    dataclasses.replace(
+      cfg, mixture_or_task_name=member.mixture, batch_size=share, seed=member.seed
+    )
+    for member in members
+  ]
+
+
+def _side_by_side(datasets: Sequence[tf.data.Dataset]) -> tf.data.Dataset:
+  """Returns batches that hold one batch of each data set, and say whose each row is."""
+  sizes = {dataset.element_spec["decoder_target_tokens"].shape[0] for dataset in datasets}
+  assert len(sizes) == 1, sizes
+  ids = np.repeat(np.arange(len(datasets), dtype=np.int32), sizes.pop())
+
+  def join(*batches: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    features = {
+      name: tf.concat([batch[name] for batch in batches], axis=0) for name in batches[0]
+    }
+    return features | {"prompt_ids": tf.constant(ids)}
+
+  return tf.data.Dataset.zip(tuple(datasets)).map(
+    join, num_parallel_calls=tf.data.AUTOTUNE
+  )

@@ -6,12 +6,13 @@ creates for `state`, `target`, `apply_gradient`, `state_dict`, `restore_state` a
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jaxtyping import Array
@@ -57,16 +58,16 @@ class Optimizer:
     Frozen leaves are handed on as they are. Each leaf keeps the dtype it came with,
     which after T5X restored it may be float32 for a counter.
     """
-    split = self.optimizer_def.trainable_leaves
-    parameters, gradients = split(self.target), split(grads)
-    transformation = self.optimizer_def.transformation
-    known = jax.eval_shape(transformation.init, parameters)
+    definition = self.optimizer_def
+    parameters = definition.trainable_leaves(self.target)
+    gradients = definition.trainable_leaves(grads)
+    known = jax.eval_shape(definition.init, parameters)
     before = self.state.param_states
     state = jax.tree.unflatten(
       jax.tree.structure(known),
       [before[name].astype(leaf.dtype) for name, leaf in _named(known).items()],
     )
-    direction, state = transformation.update(gradients, state, parameters)
+    direction, state = definition.update(gradients, state, parameters)
     rate = jnp.asarray(learning_rate, jnp.float32)
     moved = {
       path: (leaf + rate * direction[path]).astype(leaf.dtype)
@@ -105,16 +106,27 @@ class TransformationOptimizer:
   """Makes T5X's optimizers from an optax transformation without a learning rate."""
 
   def __init__(
-    self, transformation: optax.GradientTransformation, trainable: str = r"prompt/.*"
+    self,
+    transformation: optax.GradientTransformation,
+    trainable: str = r"prompt/.*",
+    rates: Sequence[float] | None = None,
   ):
     """Keeps a transformation that gives the direction of descent (see `optimizers`).
 
     Args:
       transformation: for the trainable leaves by path.
       trainable: pattern that the whole path of a leaf must match, as the model's.
+      rates: of a bank: by which the learning rate of each prompt is multiplied. The
+        trainable leaves then have a leading axis, along which the transformation acts on
+        each prompt alone.
     """
     self.transformation = transformation
     self.trainable = trainable
+    self.rates = None if rates is None else np.asarray(rates, np.float32)
+    self.init: Callable[[Leaves], Any] = transformation.init
+    self.update: Callable[..., Any] = transformation.update
+    if self.rates is not None:
+      self.init, self.update = jax.vmap(self.init), self._update_bank
 
   def trainable_leaves(self, params: Mapping[str, Any]) -> Leaves:
     """Returns the leaves that are trained, by path."""
@@ -126,7 +138,7 @@ class TransformationOptimizer:
 
   def create(self, params: Mapping[str, Any]) -> Optimizer:
     """Returns the optimizer at step 0."""
-    state = self.transformation.init(self.trainable_leaves(params))
+    state = self.init(self.trainable_leaves(params))
     return Optimizer(
       self,
       OptimizerState(jnp.zeros((), jnp.int32), _named(state)),
@@ -142,7 +154,7 @@ class TransformationOptimizer:
     """
     shapes = self.trainable_leaves(optimizer.target)
     axes = self.trainable_leaves(param_logical_axes)
-    state = jax.eval_shape(self.transformation.init, shapes)
+    state = jax.eval_shape(self.init, shapes)
     names = optax.tree.map_params(
       self.transformation,
       lambda moment, shape, names: _Axes(
@@ -158,6 +170,17 @@ class TransformationOptimizer:
     return Optimizer(
       self, OptimizerState(None, param_states), flax.core.freeze(param_logical_axes)
     )
+
+
+  def _update_bank(self, gradients: Leaves, state: Any, parameters: Leaves) -> Any:
+    directions, state = jax.vmap(self.transformation.update)(
+      gradients, state, parameters
+    )
+    scaled = {
+      path: direction * self.rates.reshape(-1, *(1,) * (direction.ndim - 1))
+      for path, direction in directions.items()
+    }
+    return scaled, state
 
 
 class _Axes:

@@ -7,7 +7,7 @@ is trained only, and the backbone always comes from its own files.
 
 import dataclasses
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax
@@ -32,6 +32,7 @@ from tpv_jax.prompts.equations import Folded
 from tpv_jax.prompts.initial import Initial
 from tpv_jax.runner import candidates, processes
 from tpv_jax.t5x import saving
+from tpv_jax.t5x.bank import Member
 from tpv_jax.t5x.optimizer import replace_leaves
 from tpv_jax.vectors import algebra
 from tpv_jax.vectors.algebra import Loaded
@@ -45,7 +46,8 @@ class Initializer(utils.TrainStateInitializer):
 
   A new training run starts from the backbone and from `initial_prompt(table, seed)`, at
   step 0, and writes that prompt to `model_dir`. A run that goes on, an evaluation and an
-  inference job restore a checkpoint in which only trained leaves lie.
+  inference job restore a checkpoint in which only trained leaves lie. Of a bank each
+  prompt is drawn by its own seed and written to its own folder.
   """
 
   def __init__(
@@ -63,6 +65,7 @@ class Initializer(utils.TrainStateInitializer):
     model_dir: str | None = None,
     output_dir: str | None = None,
     dtype: str = "float32",
+    members: Sequence[Member] | None = None,
   ):
     """Takes what T5X passes, and from gin:
 
@@ -77,10 +80,11 @@ class Initializer(utils.TrainStateInitializer):
       model_dir: the folder of a training run.
       output_dir: the folder of an evaluation or inference job.
       dtype: in which the backbone lies on the devices.
+      members: of a bank, as in its model.
 
     Raises:
       UserError: the backbone does not fit the network, the newest checkpoint in
-        `model_dir` the prompt that is trained, or the data the model.
+        `model_dir` the prompt or the bank that is trained, or the data the model.
     """
     super().__init__(
       optimizer_def=optimizer_def,
@@ -98,6 +102,7 @@ class Initializer(utils.TrainStateInitializer):
     self.model_dir = model_dir
     self.output_dir = output_dir
     self.dtype = jnp.dtype(dtype)
+    self.members = members
     self._whole = self.global_train_state_shape
     self._shapes = identity.flatten(self._whole.params)
     self._axes = identity.flatten(self.train_state_axes.params)
@@ -109,6 +114,7 @@ class Initializer(utils.TrainStateInitializer):
     self._check_backbone()
     self._check_mesh()
     self._check_newest_checkpoint()
+    self._check_same_bank()
     self._check_data(input_shapes)
     self._kept = {path for path in self._shapes if path.startswith(f"{PROMPT}/")}
     if optimizer_def is not None:
@@ -146,11 +152,18 @@ class Initializer(utils.TrainStateInitializer):
     frozen = {path: leaf for path, leaf in leaves.items() if path not in self._kept}
     return state.replace_params(replace_leaves(state.params, frozen))
 
+  @property
+  def _folder(self) -> str | None:
+    """Where a run's prompt is, or the first of its prompts."""
+    if self.model_dir is None or not self.members:
+      return self.model_dir
+    return saving.member_folder(self.model_dir, self.members[0])
+
   def _check_same_backbone(self, name: str, fingerprint: str) -> None:
     """Raises `UserError` if the restored prompt belongs to another backbone."""
     provenance = None
-    if self.model_dir is not None:
-      provenance = saving.read_provenance(self.model_dir, saving.INITIAL)
+    if self._folder is not None:
+      provenance = saving.read_provenance(self._folder, saving.INITIAL)
     elif self.output_dir is not None:
       provenance = saving.read_provenance(self.output_dir, SUBJECT)
     known = None if provenance is None else provenance.backbone_fingerprint
@@ -168,13 +181,34 @@ class Initializer(utils.TrainStateInitializer):
         "A new run needs INITIAL_PROMPT, the prompt it starts from, and MODEL_DIR. "
         "Include a file of gin_configs/prompts/, such as plain.gin."
       )
+    table = saving.whole(leaves["token_embedder/embedding"]).astype(np.float32)
+    if not self.members:
+      return self._draw_one(table, name, fingerprint, self.initial_seed, self.model_dir)
+    drawn = [
+      self._draw_one(
+        table,
+        name,
+        fingerprint,
+        member.initial_seed,
+        saving.member_folder(self.model_dir, member),
+      )
+      for member in self.members
+    ]
+    saving.write_members(self.model_dir, self.members)
+    return {leaf: np.stack([one[leaf] for one in drawn]) for leaf in drawn[0]}
+
+  def _draw_one(
+    self,
+    table: np.ndarray,
+    name: str,
+    fingerprint: str,
+    seed: int,
+    folder: str,
+  ) -> Mapping[str, np.ndarray]:
+    """Returns the leaves of an initial prompt, which it writes to its run's folder."""
+    assert self.initial_prompt is not None
     drawn = initial.draw(
-      self.model.prompt,
-      self.initial_prompt,
-      saving.whole(leaves["token_embedder/embedding"]).astype(np.float32),
-      self.initial_seed,
-      name,
-      fingerprint,
+      self.model.prompt, self.initial_prompt, table, seed, name, fingerprint
     )
     if drawn.refactored is not None:
       given, made = drawn.refactored, algebra.fold(drawn).leaves
@@ -183,7 +217,7 @@ class Initializer(utils.TrainStateInitializer):
       }
       logging.info("Refactored %s; relative errors: %s", given.name, errors)
     provenance = dataclasses.replace(drawn.provenance, versions=saving.versions())
-    saving.write(self.model_dir, saving.INITIAL, drawn.leaves, provenance)
+    saving.write(folder, saving.INITIAL, drawn.leaves, provenance)
     return drawn.leaves
 
   def _load_backbone(self) -> tuple[dict[str, jax.Array], str, str]:
@@ -290,7 +324,7 @@ class Initializer(utils.TrainStateInitializer):
         "Give the prompt file and lengths of that run (its config.gin has them), or "
         "choose another MODEL_DIR."
       )
-    started = saving.read_provenance(str(self.model_dir), saving.INITIAL)
+    started = saving.read_provenance(str(self._folder), saving.INITIAL)
     alpha = getattr(self.model.prompt, "alpha", None)
     if started is not None and started.alpha != alpha:
       raise UserError(
@@ -298,6 +332,36 @@ class Initializer(utils.TrainStateInitializer):
         f"{alpha}, with which the same parameters mean another update. Set EPT.alpha to "
         "that run's, or choose another MODEL_DIR."
       )
+
+
+  def _check_same_bank(self) -> None:
+    """Raises `UserError` if `model_dir` has a run of other prompts than these."""
+    if self.model_dir is None or not orbax_io.checkpoints_in(self.model_dir):
+      return
+    there = saving.read_members(self.model_dir)
+    here = None if self.members is None else saving.described(self.members)
+    if there != here:
+      raise UserError(
+        f"The run in '{self.model_dir}' is {_of_what(there)}, this one "
+        f"{_of_what(here)}{_first_other(there or [], here or [])}. Give it the same "
+        "TASKS, INITIAL_SEEDS and RATES in their order, or choose another MODEL_DIR."
+      )
+
+
+def _of_what(members: Sequence[Mapping[str, Any]] | None) -> str:
+  return "of one prompt" if members is None else f"a bank of {len(members)}"
+
+
+def _first_other(
+  there: Sequence[Mapping[str, Any]], here: Sequence[Mapping[str, Any]]
+) -> str:
+  for place, (one, other) in enumerate(zip(there, here, strict=False)):
+    for name, value in one.items():
+      if other.get(name) != value:
+        return (
+          f"; prompt {place} has {name} {value!r} there and {other.get(name)!r} here"
+        )
+  return ""
 
 
 class _OneByOne(Mapping):

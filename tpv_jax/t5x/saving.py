@@ -6,30 +6,35 @@
     MODEL_DIR/best_prompt.safetensors        by a validation metric (`BestPrompt`)
     MODEL_DIR/checkpoint_<step>/             T5X's own, without the backbone
 
-So a T5X run is a run folder to `tpv` and to the standalone runner. Nothing of T5X is
+In a bank each prompt has such files in MODEL_DIR/<member>/, and MODEL_DIR/bank.json lists
+them. So a T5X run is a run folder to `tpv` and to the standalone runner. Nothing of T5X is
 imported.
 """
 
 import dataclasses
 import importlib.metadata
+import json
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from tpv_jax import files, identity
+from tpv_jax.errors import UserError
 from tpv_jax.model import PROMPT
 from tpv_jax.runner import processes, run_folder
+from tpv_jax.t5x.bank import Member
 from tpv_jax.vectors import store
 from tpv_jax.vectors.provenance import Provenance, Term, of_leaves
 
 INITIAL = "initial_prompt.safetensors"
 LAST = "last_prompt.safetensors"
 BEST = "best_prompt.safetensors"
+BANK = "bank.json"
 
 
 def whole(leaf: Any) -> np.ndarray:
@@ -92,19 +97,26 @@ class SavePrompt:
   The provenance is that of the run's initial prompt, with the task and the steps.
   """
 
-  def __init__(self, model_dir: str, task: str):
-    """Writes into `model_dir`; `task` names the prompt's term."""
+  def __init__(
+    self, model_dir: str, task: str | None, members: Sequence[Member] | None = None
+  ):
+    """Writes into `model_dir`; `task` names the prompt's term.
+
+    With `members`, those of a bank: into their folders, with their tasks.
+    """
     self.model_dir = model_dir
     self.task = task
+    self.members = members
 
   def __call__(self, state_dict: Any, parameter_infos: Any) -> tuple[Any, Any]:
     """Writes the prompt of `state_dict`; returns both trees as they are."""
     step = int(whole(state_dict["state"]["step"]))
-    prompt = _prompt_leaves(state_dict["target"])  # All hosts take part.
+    leaves = _prompt_leaves(state_dict["target"])  # All hosts take part.
     if step > 0 and processes.is_writer():
-      provenance = _trained(self.model_dir, self.task, step, prompt)
-      for name in (f"prompts/prompt_{step}.safetensors", LAST):
-        write(self.model_dir, name, prompt, provenance)
+      for one in _prompts(self.model_dir, self.task, self.members, leaves):
+        provenance = _trained(one.folder, one.task, step, one.leaves)
+        for name in (f"prompts/prompt_{step}.safetensors", LAST):
+          write(one.folder, name, one.leaves, provenance)
     return state_dict, parameter_infos
 
 
@@ -118,9 +130,10 @@ class BestPrompt:
   def __init__(
     self,
     model_dir: str,
-    task: str,
+    task: str | None,
     metric: str = "loss",
     higher_is_better: bool | None = None,
+    members: Sequence[Member] | None = None,
   ):
     """Watches `metric` of the model, averaged over T5X's validation tasks.
 
@@ -129,41 +142,109 @@ class BestPrompt:
       task: names the prompt's term.
       metric: 'loss', 'accuracy' or 'exact_match'.
       higher_is_better: None: everything but a loss.
+      members: of a bank: each has its best prompt, by its own metric, in its folder.
     """
     self.model_dir = model_dir
     self.task = task
+    self.members = members
     self.metric = metric
     self.sign = 1.0 if higher_is_better is None and metric != "loss" else -1.0
     if higher_is_better is not None:
       self.sign = 1.0 if higher_is_better else -1.0
 
   def run(self, train_state: Any, metrics_by_task: Mapping[str, Any]) -> bool:
-    """Writes the prompt if it is the best so far; never asks T5X to stop."""
-    prompt = _prompt_leaves(train_state.params)  # All hosts take part.
+    """Writes each prompt that is the best so far; never asks T5X to stop."""
+    leaves = _prompt_leaves(train_state.params)  # All hosts take part.
     if not processes.is_writer():
       return False
-    values = [
-      float(np.asarray(metrics[self.metric].value))
-      for metrics in metrics_by_task.values()
-    ]
-    value = sum(values) / len(values)
     step = int(whole(train_state.step))
-    best = self._best(step)
-    if math.isfinite(value) and (best is None or self.sign * (value - best) > 0):
-      provenance = _trained(self.model_dir, self.task, step, prompt)
-      note = f"best {self.metric} on validation: {value!r}"
-      provenance = dataclasses.replace(provenance, notes=(*provenance.notes, note))
-      write(self.model_dir, BEST, prompt, provenance)
+    for one in _prompts(self.model_dir, self.task, self.members, leaves):
+      values = [
+        float(np.asarray(metrics[self.metric + one.suffix].value))
+        for metrics in metrics_by_task.values()
+      ]
+      value = sum(values) / len(values)
+      best = self._best(one.folder, step)
+      if math.isfinite(value) and (best is None or self.sign * (value - best) > 0):
+        provenance = _trained(one.folder, one.task, step, one.leaves)
+        note = f"best {self.metric} on validation: {value!r}"
+        provenance = dataclasses.replace(provenance, notes=(*provenance.notes, note))
+        write(one.folder, BEST, one.leaves, provenance)
     return False
 
-  def _best(self, step: int) -> float | None:
-    provenance = read_provenance(self.model_dir, BEST)
+  def _best(self, folder: str, step: int) -> float | None:
+    provenance = read_provenance(folder, BEST)
     if provenance is None:
       return None
     found = re.fullmatch(
       rf"best {self.metric} on validation: (\S+)", "".join(provenance.notes[-1:])
     )
     return float(found[1]) if found and (provenance.steps or 0) < step else None
+
+
+class _Prompt(NamedTuple):
+  """A prompt that is saved: its folder, its task, the end of its metrics' names."""
+
+  folder: str
+  task: str
+  suffix: str
+  leaves: dict[str, np.ndarray]
+
+
+def member_folder(model_dir: str, member: Member) -> str:
+  """Returns the folder of a bank's prompt in that of the run."""
+  return str(files.to_path(model_dir) / member.name)
+
+
+def described(members: Sequence[Member]) -> list[dict[str, Any]]:
+  """Returns what BANK says of a bank's prompts, in their order."""
+  return [dataclasses.asdict(member) for member in members]
+
+
+def write_members(model_dir: str, members: Sequence[Member]) -> None:
+  """Writes BANK, which says whose the rows of a bank's checkpoints are."""
+  if processes.is_writer():
+    text = json.dumps(described(members), indent=2) + "\n"
+    files.write_bytes(files.to_path(model_dir) / BANK, text.encode())
+
+
+def read_members(model_dir: str) -> list[dict[str, Any]] | None:
+  """Returns what `write_members` wrote, None in a run of one prompt.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  path = files.to_path(model_dir) / BANK
+  if not path.exists():
+    return None
+  try:
+    members: list[dict[str, Any]] = json.loads(path.read_text())
+  except ValueError as error:
+    raise UserError(
+      f"Cannot read '{path}', which says whose the prompts of the bank's checkpoints "
+      f"are ({error}). Bring it back from a copy, or choose another MODEL_DIR."
+    ) from error
+  return members
+
+
+def _prompts(
+  model_dir: str,
+  task: str | None,
+  members: Sequence[Member] | None,
+  leaves: Mapping[str, np.ndarray],
+) -> list[_Prompt]:
+  if members is None:
+    assert task is not None
+    return [_Prompt(model_dir, task, "", dict(leaves))]
+  return [
+    _Prompt(
+      member_folder(model_dir, member),
+      member.task,
+      f"/{member.name}",
+      {name: leaf[place] for name, leaf in leaves.items()},
+    )
+    for place, member in enumerate(members)
+  ]
 
 
 def _prompt_leaves(target: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -36,7 +36,7 @@ class Trainer(trainer.Trainer):
     def train_step(train_state: Any, batch: dict[str, jax.Array]) -> Any:
       trainable, frozen = self._model.split(train_state.params)
       gradients, metrics, _ = trainer.accumulate_grads_microbatched(
-        _PartOfBatch(self._model, frozen, jnp.sum(batch["decoder_loss_weights"])),
+        _PartOfBatch(self._model, frozen, self._model.weight_sums(batch)),
         types.SimpleNamespace(params=trainable, flax_mutables=None),
         batch,
         self._get_step_rng(train_state.step),
@@ -65,15 +65,15 @@ class Trainer(trainer.Trainer):
 class _PartOfBatch:
   """The model's loss, of the trainable leaves, on a part of a batch.
 
-  The weights of the whole batch add up to `total`.
+  The weights of the whole batch add up to `total`, in a bank to one for each prompt.
   """
 
   def __init__(self, model: SoftPromptModel, frozen: dict[str, Any], total: jax.Array):
     self._model = model
     self._frozen = frozen
-    self._total = jnp.maximum(total.astype(jnp.float32), 1.0)
+    self._total = jnp.maximum(total, 1.0)
 
   def loss_fn(self, trainable: dict[str, Any], batch: Any, dropout_rng: Any) -> Any:
     params = self._model.merge(trainable, self._frozen)
     loss_sum, _, metrics = self._model.loss_sums(params, batch, dropout_rng)
-    return loss_sum / self._total, metrics
+    return jnp.sum(loss_sum / self._total), metrics

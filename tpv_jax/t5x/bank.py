@@ -1,0 +1,208 @@
+"""A bank under T5X: many prompts in one run, each with a data set of its own.
+
+A mixture of seqio draws its tasks at random, so how many rows of a batch a prompt gets
+would be chance. Here each prompt has the batches that its own run would have, of the
+same rows in the same order; a batch of the bank is one of each prompt, behind each
+other, and `prompt_ids` says whose each row is (`datasets`). So a bank of N equals N runs,
+but for the order of fp32 sums. Rows hold one example each and are padded as T5X pads
+them; only the standalone runner packs.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+from clu import metrics as clu_metrics
+from flax.linen.partitioning import AxisMetadata
+from jaxtyping import Array, Float
+
+from tpv_jax.data.tasks import Task
+from tpv_jax.data.vocabularies import Vocabulary
+from tpv_jax.errors import UserError
+from tpv_jax.model import PROMPT, Batch, Metrics, Params, SoftPromptModel
+from tpv_jax.runner import bank
+from tpv_jax.t5x import tasks as t5x_tasks
+from tpv_jax.t5x.optimizer import TransformationOptimizer
+
+BANK = "bank"
+"""The logical axis of the prompts, first of each trained leaf."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+  """One prompt of a bank.
+
+  Attributes:
+    name: of its folder in MODEL_DIR, and of its metrics.
+    task: names its term in the provenance.
+    mixture: the task or mixture of seqio that it is trained on.
+    initial_seed: of its initial prompt.
+    seed: of the order of its examples.
+    rate: by which the learning rate is multiplied.
+  """
+
+  name: str
+  task: str
+  mixture: str
+  initial_seed: int = 0
+  seed: int = 0
+  rate: float = 1.0
+
+
+def grid(
+  tasks: Sequence[Task | str],
+  vocabulary: Vocabulary,
+  initial_seeds: Sequence[int] = (0,),
+  rates: Sequence[float] = (1.0,),
+) -> list[Member]:
+  """Returns a member for each task, initial prompt and learning rate.
+
+  They are named as the run folders of the standalone runner's `bank.grid`, and examples
+  come in an order by the initial seed too.
+
+  Args:
+    tasks: ours, registered with seqio if needed, or names that seqio knows.
+    vocabulary: the backbone's.
+    initial_seeds: of the initial prompts.
+    rates: by which the learning rate is multiplied.
+
+  Raises:
+    UserError: one of the lists is none, or empty, or holds something else.
+  """
+  bank.check_lists(tasks, initial_seeds, rates, (Task, str))
+  mixtures = {
+    task: t5x_tasks.named(task, vocabulary)
+    if isinstance(task, str)
+    else t5x_tasks.registered(task, vocabulary)
+    for task in tasks
+  }
+  members = []
+  for task, seed, rate in itertools.product(tasks, initial_seeds, rates):
+    name = task if isinstance(task, str) else task.name
+    members.append(
+      Member(
+        bank.name_of(name, seed, rate if len(rates) > 1 else None),
+        name,
+        mixtures[task],
+        seed,
+        seed,
+        rate,
+      )
+    )
+  return members
+
+
+def rows(members: Sequence[Member], batch_size: int) -> int:
+  """Returns the rows of a bank's batch, `batch_size` of each prompt."""
+  return len(members) * batch_size
+
+
+class Bank(SoftPromptModel):
+  """The model of a bank: `params["prompt"]` holds all its prompts, stacked [N, ...].
+
+  Attributes:
+    members: the prompts, in their order.
+  """
+
+  def __init__(self, model: SoftPromptModel, members: Sequence[Member]):
+    """Takes over what the model is, its optimizer for each prompt alone.
+
+    Raises:
+      UserError: the model has no prompt, trains something else or has dropout, or two
+        members have one name.
+    """
+    if model.prompt is None or not model.trainable.startswith(f"{PROMPT}/"):
+      raise UserError(
+        "A bank trains prompts on one frozen backbone. Include a prompt file, and set "
+        f"TRAINABLE to a pattern of the prompt alone (now '{model.trainable}')."
+      )
+    if model.network.dropout_rate:
+      raise UserError(
+        "A bank trains without dropout, as the standalone runner's does. Set "
+        "Transformer.dropout_rate to 0."
+      )
+    names = [member.name for member in members]
+    if not names or len(set(names)) < len(names):
+      raise UserError(
+        f"The bank has the prompts {names}; there must be at least one, and each has a "
+        "folder of its own. Give each another task, seed or rate."
+      )
+    optimizer = model.optimizer_def
+    super().__init__(
+      model.network,
+      model.prompt,
+      model.input_vocabulary,
+      model.output_vocabulary,
+      TransformationOptimizer(
+        optimizer.transformation, optimizer.trainable, [member.rate for member in members]
+      ),
+      model.trainable,
+      model.z_loss,
+      model.label_smoothing,
+    )
+    self.members = tuple(members)
+
+  def get_initial_variables(
+    self,
+    rng: Array,
+    input_shapes: Mapping[str, Any],
+    input_types: Mapping[str, Any] | None = None,
+  ) -> dict[str, Any]:
+    """Returns what the model's own has, its prompt N times: `Initializer` draws each."""
+    variables = super().get_initial_variables(rng, input_shapes, input_types)
+    params, axes = variables["params"], variables["params_axes"]
+    count = len(self.members)
+    params[PROMPT] = jax.tree.map(
+      lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), params[PROMPT]
+    )
+    axes[PROMPT] = jax.tree.map(
+      lambda leaf: AxisMetadata(names=(BANK, *leaf.names)),
+      axes[PROMPT],
+      is_leaf=lambda leaf: isinstance(leaf, AxisMetadata),
+    )
+    return {"params": params, "params_axes": axes}
+
+  def weight_sums(self, batch: Batch) -> Float[Array, " N"]:
+    """Returns the weights of each prompt's target tokens."""
+    weights = jnp.asarray(batch["decoder_loss_weights"]).astype(jnp.float32)
+    ids = jnp.asarray(batch["prompt_ids"]).astype(jnp.int32)
+    return jax.ops.segment_sum(weights.sum(axis=-1), ids, len(self.members))
+
+  def loss_sums(
+    self, params: Params, batch: Batch, dropout_rng: Array | None = None
+  ) -> tuple[Float[Array, " N"], Float[Array, " N"], Metrics]:
+    """Returns each prompt's loss and weights, summed over its own target tokens (fp32).
+
+    Each metric is there over all rows, and as <metric>/<member> over those of a prompt.
+    """
+    del dropout_rng  # There is none.
+    prompt = self.prompt
+    assert prompt is not None
+    folded = jax.vmap(lambda one: prompt.apply({"params": one}))(params[PROMPT])
+    backbone = {name: tree for name, tree in params.items() if name != PROMPT}
+    losses, counts = self.bank_loss_sums(folded, backbone, batch)
+    weights = counts["target_tokens"]
+    metrics: Metrics = {}
+    for name, totals, counted in (
+      ("loss", losses, weights),
+      ("accuracy", counts["accuracy"], weights),
+      ("exact_match", counts["exact_match"], counts["examples"]),
+    ):
+      metrics[name] = clu_metrics.Average(total=totals.sum(), count=counted.sum())
+      for i, member in enumerate(self.members):
+        metrics[f"{name}/{member.name}"] = clu_metrics.Average(
+          total=totals[i], count=counted[i]
+        )
+    return losses, weights, metrics
+
+  def predict_batch_with_aux(
+    self, params: Params, batch: Batch, rng: Array | None = None
+  ) -> NoReturn:
+    """Raises `UserError`: rows of T5X's inference do not say whose they are."""
+    raise UserError(
+      "A bank under T5X does not generate. Leave infer_eval_dataset_cfg None, and "
+      "evaluate each prompt by its folder: --gin.PROMPT_PATH='\"MODEL_DIR/<prompt>\"'."
+    )
