@@ -1,5 +1,7 @@
 """Packed rows with many prompts give the numbers of unpacked rows with one prompt each."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -69,22 +71,30 @@ def packed(unpacked):
   return [features for _, features in packing.pack([items[i] for i in order], shapes)]
 
 
+def sums_and_gradient(model, backbone, folded, calls):
+  """Returns the losses and `COUNTS` [5, prompts] of all calls, and the losses' gradient."""
+
+  @jax.jit
+  @functools.partial(jax.value_and_grad, has_aux=True)
+  def losses(folded, calls):
+    sums = 0.0
+    for features in calls:
+      losses, counts = model.bank_loss_sums(folded, backbone, features)
+      for row, values in enumerate((losses, *(counts[name] for name in COUNTS))):
+        sums = sums + np.eye(5)[row][:, None] * values
+    return sums[0].sum(), sums
+
+  (_, sums), gradient = losses(folded, calls)
+  return sums, gradient
+
+
 @pytest.mark.parametrize("with_delta", [False, True])
 def test_losses_and_gradients_of_a_bank_are_those_of_each_prompt_alone(
   model, backbone, with_delta
 ):
   folded = bank(with_delta)
   unpacked = [examples(seed) for seed in range(PROMPTS)]
-
-  def packed_losses(folded):
-    sums = 0.0
-    for features in packed(unpacked):
-      losses, counts = model.bank_loss_sums(folded, backbone, features)
-      for row, values in enumerate((losses, *(counts[name] for name in COUNTS))):
-        sums = sums + np.eye(5)[row][:, None] * values
-    return sums[0].sum(), sums
-
-  (_, found), gradient = jax.value_and_grad(packed_losses, has_aux=True)(folded)
+  found, gradient = sums_and_gradient(model, backbone, folded, packed(unpacked))
 
   def alone(leaves, features):
     loss, weight, metrics = model.loss_sums({**backbone, "prompt": leaves}, features)
@@ -102,6 +112,31 @@ def test_losses_and_gradients_of_a_bank_are_those_of_each_prompt_alone(
       np.testing.assert_allclose(
         leaf[number], expected_gradient[name], rtol=1e-4, atol=2e-6
       )
+
+
+@pytest.mark.parametrize("with_delta", [False, True])
+def test_rows_of_one_example_each_give_the_numbers_of_packed_rows(
+  model, backbone, with_delta
+):
+  folded = bank(with_delta)
+  unpacked = [examples(seed, rows=4 + seed) for seed in range(PROMPTS)]
+  sizes = [len(features["encoder_input_tokens"]) for features in unpacked]
+  order = np.random.default_rng(3).permutation(sum(sizes))
+  rows = {
+    name: np.concatenate([features[name] for features in unpacked])[order]
+    for name in unpacked[0]
+  }
+  rows["prompt_ids"] = np.repeat(np.arange(PROMPTS), sizes)[order]
+  found, gradient = sums_and_gradient(model, backbone, folded, [rows])
+  expected, expected_gradient = sums_and_gradient(
+    model, backbone, folded, packed(unpacked)
+  )
+  # fp32, other summation orders.
+  np.testing.assert_allclose(found, expected, rtol=2e-6)
+  for name, leaf in gradient.leaves().items():
+    np.testing.assert_allclose(
+      leaf, expected_gradient.leaves()[name], rtol=1e-4, atol=2e-6
+    )
 
 
 def test_a_prompt_without_examples_has_no_loss_and_no_gradient(model, backbone):

@@ -309,7 +309,7 @@ class SoftPromptModel:
       batch: `encoder_input_tokens` [B, T] and `prompt_ids` [B], places in the bank.
       target_length: L, the most tokens to write.
     """
-    rows = _rows(folded, batch["prompt_ids"])
+    rows = _rows(folded, jnp.asarray(batch["prompt_ids"]))
     source = jnp.asarray(batch["encoder_input_tokens"])
     encoded = self._apply(backbone, source, method=self.network.encode, **rows.leaves())
     return self._decode(backbone, encoded, source, target_length)[0]

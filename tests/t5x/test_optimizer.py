@@ -59,6 +59,53 @@ def test_steps_are_those_of_the_transformation_on_the_prompt_alone(transformatio
   assert int(after.state.step) == 5
 
 
+@pytest.mark.parametrize(
+  "transformation",
+  [
+    optimizers.adamw(weight_decay=0.1, clip_norm=1.0),
+    optimizers.adafactor(),
+  ],
+  ids=["adamw", "adafactor"],
+)
+def test_each_prompt_of_a_bank_moves_as_alone_at_its_own_rate(transformation):
+  """Clipping acts, on gradients whose sizes differ between the prompts, for each alone."""
+  rates = [1.0, 0.5, 2.0]
+  rng = np.random.default_rng(1)
+  start = rng.normal(size=(3, 4, 6)).astype(np.float32)
+  sizes = np.array([0.1, 1.0, 10.0], np.float32)[:, None, None]
+  steps = [sizes * rng.normal(size=start.shape).astype(np.float32) for _ in range(5)]
+
+  def after(definition, start, steps, rate=1.0):
+    made = definition.create({"prompt": {"prompt": jnp.asarray(start)}})
+    for gradient in steps:
+      made = made.apply_gradient(
+        {"prompt": {"prompt": jnp.asarray(gradient)}}, jnp.float32(rate * RATE)
+      )
+    return np.asarray(made.target["prompt"]["prompt"])
+
+  together = after(
+    optimizer.TransformationOptimizer(transformation, rates=rates), start, steps
+  )
+  for i, rate in enumerate(rates):
+    definition = optimizer.TransformationOptimizer(transformation)
+    alone = after(definition, start[i], [step[i] for step in steps], rate)
+    # The rate is multiplied in another order.
+    np.testing.assert_allclose(together[i], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_moments_of_a_bank_take_the_axes_of_their_parameters():
+  definition = optimizer.TransformationOptimizer(optimizers.adamw(), rates=[1.0, 2.0])
+  params = {"prompt": {"prompt": jnp.zeros((2, 4, 6))}}
+  axes = {"prompt": {"prompt": jax.sharding.PartitionSpec("bank", "prompt", "embed")}}
+  made = definition.create(params)
+  logical = definition.derive_logical_axes(made, axes).state.param_states
+  assert logical.keys() == made.state.param_states.keys()
+  for name, leaf in made.state.param_states.items():
+    expected = axes["prompt"]["prompt"] if leaf.ndim == 3 else None
+    assert logical[name] == expected
+    assert len(leaf) == 2
+
+
 def test_adamw_equals_optax_adamw_with_its_learning_rate():
   made = optimizer.TransformationOptimizer(optimizers.adamw(weight_decay=0.1))
   reference = optax.adamw(RATE, weight_decay=0.1)

@@ -1,14 +1,15 @@
 """The T5X room: what `python -m t5x.train`, `eval` and `infer` are given by gin.
 
 No mathematics lives here: loss, prediction and scoring are the model's, optimizers and
-schedules those of the standalone runner. `optimizer` and `saving` know T5X by its duck
-types only; `restoring`, `training` and `mesh` import it.
+schedules those of the standalone runner. `optimizer`, `bank` and `saving` know T5X by
+its duck types only; `restoring`, `training`, `datasets` and `mesh` import it.
 
     optimizer   an optax transformation as an optimizer of T5X, over what is trained
     restoring   where the backbone, the prompt and a resumed state come from
     saving      checkpoints of the prompt only, and portable prompt files
     training    T5X's trainer with micro-batches that do not change the loss's scale
     datasets    the training examples from the step on at which a run continues
+    bank        many prompts in one run, each with a data set of its own
     mesh        the partitioner, checked against devices and batch
     tasks       our tasks, or seqio's by name, with the vocabulary checked
 """

@@ -1,11 +1,11 @@
 """A bank under T5X: many prompts in one run, each with a data set of its own.
 
 A mixture of seqio draws its tasks at random, so how many rows of a batch a prompt gets
-would be chance. Here each prompt has the batches that its own run would have, of the
-same rows in the same order; a batch of the bank is one of each prompt, behind each
-other, and `prompt_ids` says whose each row is (`datasets`). So a bank of N equals N runs,
-but for the order of fp32 sums. Rows hold one example each and are padded as T5X pads
-them; only the standalone runner packs.
+would be chance. Here each prompt has the batches that its own run would have, the same
+rows in the same order; a batch of the bank is one of each prompt, one behind the other,
+and `prompt_ids` says whose each row is (`datasets`). So a bank of N equals N runs, but for
+the order of fp32 sums. Rows hold one example each and are padded as T5X pads them; only
+the standalone runner packs.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError
 from tpv_jax.model import PROMPT, Batch, Metrics, Params, SoftPromptModel
 from tpv_jax.runner import bank
-from tpv_jax.t5x import tasks as t5x_tasks
+from tpv_jax.t5x import tasks as tasks_of_t5x
 from tpv_jax.t5x.optimizer import TransformationOptimizer
 
 BANK = "bank"
@@ -53,10 +53,11 @@ class Member:
 
 
 def grid(
-  tasks: Sequence[Task | str],
+  tasks: Sequence[Any],
   vocabulary: Vocabulary,
   initial_seeds: Sequence[int] = (0,),
   rates: Sequence[float] = (1.0,),
+  modules: Sequence[str] = (),
 ) -> list[Member]:
   """Returns a member for each task, initial prompt and learning rate.
 
@@ -64,34 +65,27 @@ def grid(
   come in an order by the initial seed too.
 
   Args:
-    tasks: ours, registered with seqio if needed, or names that seqio knows.
+    tasks: `Task`s, registered with seqio if needed, or names that seqio knows.
     vocabulary: the backbone's.
     initial_seeds: of the initial prompts.
     rates: by which the learning rate is multiplied.
+    modules: to import first, so that seqio knows the names.
 
   Raises:
-    UserError: one of the lists is none, or empty, or holds something else.
+    UserError: one of the lists is none, or empty, or holds something else; a task that
+      seqio does not know or whose ids would mean other words.
   """
   bank.check_lists(tasks, initial_seeds, rates, (Task, str))
-  mixtures = {
-    task: t5x_tasks.named(task, vocabulary)
-    if isinstance(task, str)
-    else t5x_tasks.registered(task, vocabulary)
-    for task in tasks
-  }
   members = []
-  for task, seed, rate in itertools.product(tasks, initial_seeds, rates):
-    name = task if isinstance(task, str) else task.name
-    members.append(
-      Member(
-        bank.name_of(name, seed, rate if len(rates) > 1 else None),
-        name,
-        mixtures[task],
-        seed,
-        seed,
-        rate,
-      )
-    )
+  for task in tasks:
+    if isinstance(task, str):
+      mixture = tasks_of_t5x.named(task, vocabulary, modules)
+      name = tasks_of_t5x.name_of(mixture)
+    else:
+      mixture, name = tasks_of_t5x.registered(task, vocabulary), task.name
+    for seed, rate in itertools.product(initial_seeds, rates):
+      folder = bank.name_of(name, seed, rate if len(rates) > 1 else None)
+      members.append(Member(folder, name, mixture, seed, seed, rate))
   return members
 
 
@@ -111,24 +105,26 @@ class Bank(SoftPromptModel):
     """Takes over what the model is, its optimizer for each prompt alone.
 
     Raises:
-      UserError: the model has no prompt, trains something else or has dropout, or two
-        members have one name.
+      UserError: the model has no prompt or has dropout, or two members have one name.
     """
-    if model.prompt is None or not model.trainable.startswith(f"{PROMPT}/"):
+    if model.prompt is None:
       raise UserError(
-        "A bank trains prompts on one frozen backbone. Include a prompt file, and set "
-        f"TRAINABLE to a pattern of the prompt alone (now '{model.trainable}')."
+        "A bank trains prompts. Include a prompt file of gin_configs/prompts, such as "
+        "plain.gin."
       )
     if model.network.dropout_rate:
       raise UserError(
         "A bank trains without dropout, as the standalone runner's does. Set "
         "Transformer.dropout_rate to 0."
       )
+    if not members:
+      raise UserError("The bank is empty. Give at least one prompt.")
     names = [member.name for member in members]
-    if not names or len(set(names)) < len(names):
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
       raise UserError(
-        f"The bank has the prompts {names}; there must be at least one, and each has a "
-        "folder of its own. Give each another task, seed or rate."
+        f"{len(twice)} prompts of the bank share a name, such as '{twice[0]}', and so a "
+        "folder. Give each task, seed and rate once."
       )
     optimizer = model.optimizer_def
     super().__init__(
@@ -137,7 +133,9 @@ class Bank(SoftPromptModel):
       model.input_vocabulary,
       model.output_vocabulary,
       TransformationOptimizer(
-        optimizer.transformation, optimizer.trainable, [member.rate for member in members]
+        optimizer.transformation,
+        optimizer.trainable,
+        [member.rate for member in members],
       ),
       model.trainable,
       model.z_loss,
@@ -151,9 +149,20 @@ class Bank(SoftPromptModel):
     input_shapes: Mapping[str, Any],
     input_types: Mapping[str, Any] | None = None,
   ) -> dict[str, Any]:
-    """Returns what the model's own has, its prompt N times: `Initializer` draws each."""
+    """Returns what the model's own has, its prompt N times: `Initializer` draws each.
+
+    Raises:
+      UserError: something else than prompts would be trained.
+    """
     variables = super().get_initial_variables(rng, input_shapes, input_types)
     params, axes = variables["params"], variables["params_axes"]
+    trainable, _ = self.split(params)
+    other = [path for path in trainable if not path.startswith(f"{PROMPT}/")]
+    if other:
+      raise UserError(
+        f"A bank trains prompts on one frozen backbone; TRAINABLE = '{self.trainable}' "
+        f"matches '{other[0]}' too. Set it to 'prompt/.*'."
+      )
     count = len(self.members)
     params[PROMPT] = jax.tree.map(
       lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), params[PROMPT]
@@ -198,11 +207,9 @@ class Bank(SoftPromptModel):
         )
     return losses, weights, metrics
 
-  def predict_batch_with_aux(
-    self, params: Params, batch: Batch, rng: Array | None = None
-  ) -> NoReturn:
+  def _folded_prompt(self, params: Params) -> NoReturn:
     """Raises `UserError`: rows of T5X's inference do not say whose they are."""
     raise UserError(
-      "A bank under T5X does not generate. Leave infer_eval_dataset_cfg None, and "
-      "evaluate each prompt by its folder: --gin.PROMPT_PATH='\"MODEL_DIR/<prompt>\"'."
+      "A bank under T5X neither generates nor scores. Leave infer_eval_dataset_cfg None, "
+      "and evaluate each prompt by its folder: --gin.PROMPT_PATH='\"MODEL_DIR/<prompt>\"'."
     )

@@ -1,9 +1,9 @@
 """`make t5x-check`: trains, kills, resumes, evaluates and infers under real T5X.
 
-All of it with a plain prompt and with EPT. Each step is a command as a user gives it,
-in a process of its own, on simulated CPU devices. What came out is written as a
-transcript; a step that fails, or numbers that should be equal and are not, end it with
-exit code 1. T5X is not imported here.
+All of it with a plain prompt and with EPT, and banks of each. Each step is a command as
+a user gives it, in a process of its own, on simulated CPU devices. What came out is
+written as a transcript; a step that fails, or numbers that should be equal and are not,
+end it with exit code 1. T5X is not imported here.
 """
 
 import argparse
@@ -41,6 +41,10 @@ PROMPTS = {
   ),
 }
 """What chooses the prompt, after the embedded run files, which have a plain one."""
+
+NEAR = 1e-3
+"""By so much a value of a prompt may differ that a bank and a run of its own trained: they
+take sums in another order, and AdamW carries that on while values move by several units."""
 
 WORK = "WORK"
 """How the transcript names the temporary folder."""
@@ -143,6 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             part = Part(check, devices, prompt)
             _train_and_resume(part)
             score = _evaluate_and_infer(part)
+            if (prompt == "plain") == (devices == options.devices[0]):
+              _bank(part)
             if devices == options.devices[0]:
               _other_runner(part, score)
               _vectors(part)
@@ -179,7 +185,7 @@ def _header(check: Check) -> None:
     "- " + ", ".join(f"{name} {version}" for name, version in versions.items()),
     f"- backbone: embedded; task: {TASK}; {STEPS} steps of 16 examples",
     "- plain: a prompt of 8 tokens; ept: 8 short-prompt tokens, with all parts, at the",
-    "  budget of 32 plain ones",
+    "  budget of 32 plain ones; a bank: sentiment and topic, each from two initial prompts",
   )
 
 
@@ -236,12 +242,20 @@ class Part:
   def run(self, *arguments: Any) -> str:
     return self.check.run(list(map(str, arguments)), self.devices)
 
-  def train(self, name: str) -> list[str]:
-    """Returns the arguments that train with T5X in the folder `name`."""
+  def train(self, name: str, tasks: Sequence[str] = ()) -> list[str]:
+    """Returns the arguments that train with T5X in the folder `name`.
+
+    With `tasks` a bank of them, each with two initial prompts.
+    """
+    file = "bank_embedded.gin" if tasks else "train_embedded.gin"
     return [
-      *("-m", "t5x.train", "--gin_file=gin_configs/t5x/train_embedded.gin"),
+      *("-m", "t5x.train", f"--gin_file=gin_configs/t5x/{file}"),
       *PROMPTS[self.prompt],
-      f"--gin.TASK_NAME='{TASK}'",
+      *(
+        [f"--gin.TASK_NAMES={list(tasks)}", "--gin.INITIAL_SEEDS=[0, 1]"]
+        if tasks
+        else [f"--gin.TASK_NAME='{TASK}'"]
+      ),
       f"--gin.MODEL_DIR='{self.work / name}'",
       f"--gin.TRAIN_STEPS={STEPS}",
       f"--gin.EVAL_PERIOD={PERIOD}",
@@ -296,6 +310,41 @@ def _train_and_resume(part: Part) -> None:
   check.must(
     "the killed and resumed run ends with the bits of the other", resumed == whole
   )
+
+
+def _bank(part: Part) -> None:
+  """An unbroken bank, and one that is killed and resumed; a prompt of it against a run."""
+  check, tasks, prompts = part.check, (TASK, "topic"), "*/*.safetensors"
+  part.title("A bank of four prompts")
+  _losses(check, part.run(*part.train("bank", tasks)))
+  whole = _digests(check, part.work / "bank", prompts)
+  alone, its = (
+    sources.load(part.work / name, "last").leaves
+    for name in ("whole", "bank/sentiment-0")
+  )
+  difference = max(float(abs(its[leaf] - alone[leaf]).max()) for leaf in alone)
+  check.must(
+    f"the values of its first prompt differ by at most {NEAR} from those of the run that "
+    f"trained it alone (found: {difference:.1e})",
+    difference <= NEAR,
+  )
+  part.title("A bank, killed and resumed")
+  name = "bank_killed"
+  middle = part.work / name / f"checkpoint_{STEPS // 2}" / "commit_success.txt"
+  check.run_until(part.train(name, tasks), middle, part.devices)
+  _losses(check, part.run(*part.train(name, tasks)))
+  resumed = _digests(check, part.work / name, prompts)
+  check.must(
+    "the killed and resumed bank ends with the bits of the other", resumed == whole
+  )
+  part.title("A prompt of the bank")
+  folder = "bank/sentiment-1"
+  part.tpv("diff", part.work / folder, "-o", part.work / "of_bank.safetensors")
+  score = part.evaluate("eval_bank", part.path(folder))
+  by_own = part.evaluate_own("eval_bank", part.path(folder))
+  check.must("both runners give it the same score", score == by_own)
+  check.must("it does the task", score > 0.9)
+  _refused(check, part.train("bank", tasks[::-1]), part.devices)
 
 
 def _evaluate_and_infer(part: Part) -> float:
@@ -441,10 +490,14 @@ def _bad_input(check: Check, first: int) -> None:
     [*train, new, "--gin.TASK_NAME='sentimen'"],
     [*evaluate, f"--gin.PROMPT_PATH='{ept / 'a.safetensors'}'"],
   ):
-    text = check.run(arguments, expected_code=2)
-    line = text.strip().splitlines()[-1]
-    check.say(line, "```")
-    check.must("it is one line", line.startswith("error: ") and "Traceback" not in text)
+    _refused(check, arguments)
+
+
+def _refused(check: Check, arguments: Sequence[str], devices: int = 1) -> None:
+  text = check.run(arguments, devices, expected_code=2)
+  line = text.strip().splitlines()[-1]
+  check.say(line, "```")
+  check.must("it is one line", line.startswith("error: ") and "Traceback" not in text)
 
 
 def _losses(check: Check, text: str) -> None:
@@ -453,9 +506,11 @@ def _losses(check: Check, text: str) -> None:
   check.say(*(f"step {step}: {values}" for step, values in found), "```")
 
 
-def _digests(check: Check, run: pathlib.Path) -> dict[str, Any]:
-  """Returns, and writes down, the digests of the prompts of a run."""
-  found = {path.name: _sha256(path) for path in sorted(run.glob("*.safetensors"))}
+def _digests(
+  check: Check, run: pathlib.Path, pattern: str = "*.safetensors"
+) -> dict[str, str]:
+  """Returns, and writes down, the digests of the prompts of a run, by default of one."""
+  found = {str(path.relative_to(run)): _sha256(path) for path in sorted(run.glob(pattern))}
   check.say("", *(f"- {name}: sha256 {digest}" for name, digest in found.items()))
   return found
 

@@ -68,13 +68,17 @@ def get_evaluation_datasets(
   found = []
   for member, one in zip(members, _of_members(cfg, members, num_shards), strict=True):
     datasets = utils.get_training_eval_datasets(
-      one, shard_id, num_shards, eval_steps, feature_converter_cls
+      dataclasses.replace(one, seed=cfg.seed),
+      shard_id,
+      num_shards,
+      eval_steps,
+      feature_converter_cls,
     )
     if len(datasets) != 1:
       raise UserError(
-        f"The prompt '{member.name}' has {len(datasets)} tasks with the split "
-        f"'{cfg.split}' in '{member.mixture}'; a bank under T5X validates each prompt on "
-        "one. Name single tasks that have it, or set "
+        f"A bank under T5X validates each prompt on one task, and '{member.mixture}', of "
+        f"the prompt '{member.name}', has {len(datasets)} with the split '{cfg.split}'. "
+        "Name single tasks that have it, or train without validation: "
         "train_script.train.train_eval_dataset_cfg = None."
       )
     found += datasets.values()
@@ -84,12 +88,13 @@ def get_evaluation_datasets(
 def _of_members(
   cfg: utils.DatasetConfig, members: Sequence[Member], num_shards: int
 ) -> list[utils.DatasetConfig]:
-  """Returns the data of each member's own run."""
+  """Returns the training data of each member's own run, which `cfg` has for all."""
   share, rest = divmod(cfg.batch_size, len(members))
   if rest or share % num_shards:
     raise UserError(
-      f"{cfg.batch_size} rows do not divide over {len(members)} prompts and {num_shards} "
-      f"hosts. Set BATCH_SIZE, the rows of a prompt, to a multiple of {num_shards}."
+      f"The {cfg.batch_size} rows of a batch do not divide over {len(members)} prompts "
+      f"and {num_shards} hosts. Set BATCH_SIZE, the rows of a prompt, to a multiple of "
+      f"{num_shards}."
     )
   return [
     dataclasses.replace(
@@ -101,9 +106,6 @@ def _of_members(
 
 def _side_by_side(datasets: Sequence[tf.data.Dataset]) -> tf.data.Dataset:
   """Returns batches that hold one batch of each data set, and say whose each row is."""
-  sizes = {dataset.element_spec["decoder_target_tokens"].shape[0] for dataset in datasets}
-  assert len(sizes) == 1, sizes
-  ids = np.repeat(np.arange(len(datasets), dtype=np.int32), sizes.pop())
 
   def join(*batches: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     features = {
@@ -111,6 +113,6 @@ def _side_by_side(datasets: Sequence[tf.data.Dataset]) -> tf.data.Dataset:
     }
     return features | {"prompt_ids": tf.constant(ids)}
 
-  return tf.data.Dataset.zip(tuple(datasets)).map(
-    join, num_parallel_calls=tf.data.AUTOTUNE
-  )
+  rows = datasets[0].element_spec["decoder_target_tokens"].shape[0]
+  ids = np.repeat(np.arange(len(datasets), dtype=np.int32), rows)
+  return tf.data.Dataset.zip(tuple(datasets)).map(join)

@@ -6,7 +6,7 @@ creates for `state`, `target`, `apply_gradient`, `state_dict`, `restore_state` a
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax
@@ -123,10 +123,23 @@ class TransformationOptimizer:
     self.transformation = transformation
     self.trainable = trainable
     self.rates = None if rates is None else np.asarray(rates, np.float32)
-    self.init: Callable[[Leaves], Any] = transformation.init
-    self.update: Callable[..., Any] = transformation.update
-    if self.rates is not None:
-      self.init, self.update = jax.vmap(self.init), self._update_bank
+
+  def init(self, leaves: Leaves) -> Any:
+    """Returns the transformation's state at step 0, of a bank one for each prompt."""
+    init = self.transformation.init
+    return init(leaves) if self.rates is None else jax.vmap(init)(leaves)
+
+  def update(self, gradients: Leaves, state: Any, leaves: Leaves) -> tuple[Leaves, Any]:
+    """Returns the direction of descent, times the rates of a bank, and the next state."""
+    if self.rates is None:
+      direction, state = self.transformation.update(gradients, state, leaves)
+      return dict(direction), state
+    direction, state = jax.vmap(self.transformation.update)(gradients, state, leaves)
+    scaled = {
+      path: leaf * self.rates.reshape(-1, *(1,) * (leaf.ndim - 1))
+      for path, leaf in direction.items()
+    }
+    return scaled, state
 
   def trainable_leaves(self, params: Mapping[str, Any]) -> Leaves:
     """Returns the leaves that are trained, by path."""
@@ -170,17 +183,6 @@ class TransformationOptimizer:
     return Optimizer(
       self, OptimizerState(None, param_states), flax.core.freeze(param_logical_axes)
     )
-
-
-  def _update_bank(self, gradients: Leaves, state: Any, parameters: Leaves) -> Any:
-    directions, state = jax.vmap(self.transformation.update)(
-      gradients, state, parameters
-    )
-    scaled = {
-      path: direction * self.rates.reshape(-1, *(1,) * (direction.ndim - 1))
-      for path, direction in directions.items()
-    }
-    return scaled, state
 
 
 class _Axes:

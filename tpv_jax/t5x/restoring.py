@@ -32,7 +32,7 @@ from tpv_jax.prompts.equations import Folded
 from tpv_jax.prompts.initial import Initial
 from tpv_jax.runner import candidates, processes
 from tpv_jax.t5x import saving
-from tpv_jax.t5x.bank import Member
+from tpv_jax.t5x.bank import Bank
 from tpv_jax.t5x.optimizer import replace_leaves
 from tpv_jax.vectors import algebra
 from tpv_jax.vectors.algebra import Loaded
@@ -65,7 +65,6 @@ class Initializer(utils.TrainStateInitializer):
     model_dir: str | None = None,
     output_dir: str | None = None,
     dtype: str = "float32",
-    members: Sequence[Member] | None = None,
   ):
     """Takes what T5X passes, and from gin:
 
@@ -80,11 +79,10 @@ class Initializer(utils.TrainStateInitializer):
       model_dir: the folder of a training run.
       output_dir: the folder of an evaluation or inference job.
       dtype: in which the backbone lies on the devices.
-      members: of a bank, as in its model.
 
     Raises:
-      UserError: the backbone does not fit the network, the newest checkpoint in
-        `model_dir` the prompt or the bank that is trained, or the data the model.
+      UserError: the backbone does not fit the network, what is in `model_dir` the prompt
+        or the bank that is trained, or the data the model.
     """
     super().__init__(
       optimizer_def=optimizer_def,
@@ -102,7 +100,7 @@ class Initializer(utils.TrainStateInitializer):
     self.model_dir = model_dir
     self.output_dir = output_dir
     self.dtype = jnp.dtype(dtype)
-    self.members = members
+    self.members = self.model.members if isinstance(self.model, Bank) else None
     self._whole = self.global_train_state_shape
     self._shapes = identity.flatten(self._whole.params)
     self._axes = identity.flatten(self.train_state_axes.params)
@@ -113,8 +111,7 @@ class Initializer(utils.TrainStateInitializer):
     )
     self._check_backbone()
     self._check_mesh()
-    self._check_newest_checkpoint()
-    self._check_same_bank()
+    self._check_model_dir()
     self._check_data(input_shapes)
     self._kept = {path for path in self._shapes if path.startswith(f"{PROMPT}/")}
     if optimizer_def is not None:
@@ -152,18 +149,18 @@ class Initializer(utils.TrainStateInitializer):
     frozen = {path: leaf for path, leaf in leaves.items() if path not in self._kept}
     return state.replace_params(replace_leaves(state.params, frozen))
 
-  @property
-  def _folder(self) -> str | None:
-    """Where a run's prompt is, or the first of its prompts."""
-    if self.model_dir is None or not self.members:
-      return self.model_dir
-    return saving.member_folder(self.model_dir, self.members[0])
+  def _folders(self) -> list[str]:
+    """Returns the folder of each prompt of a training run."""
+    assert self.model_dir is not None
+    if self.members is None:
+      return [self.model_dir]
+    return [saving.member_folder(self.model_dir, member) for member in self.members]
 
   def _check_same_backbone(self, name: str, fingerprint: str) -> None:
     """Raises `UserError` if the restored prompt belongs to another backbone."""
     provenance = None
-    if self._folder is not None:
-      provenance = saving.read_provenance(self._folder, saving.INITIAL)
+    if self.model_dir is not None:
+      provenance = saving.read_provenance(self._folders()[0], saving.INITIAL)
     elif self.output_dir is not None:
       provenance = saving.read_provenance(self.output_dir, SUBJECT)
     known = None if provenance is None else provenance.backbone_fingerprint
@@ -182,30 +179,19 @@ class Initializer(utils.TrainStateInitializer):
         "Include a file of gin_configs/prompts/, such as plain.gin."
       )
     table = saving.whole(leaves["token_embedder/embedding"]).astype(np.float32)
-    if not self.members:
-      return self._draw_one(table, name, fingerprint, self.initial_seed, self.model_dir)
+    if self.members is None:
+      return self._draw(table, name, fingerprint, self.initial_seed, self.model_dir)
     drawn = [
-      self._draw_one(
-        table,
-        name,
-        fingerprint,
-        member.initial_seed,
-        saving.member_folder(self.model_dir, member),
-      )
-      for member in self.members
+      self._draw(table, name, fingerprint, member.initial_seed, folder)
+      for member, folder in zip(self.members, self._folders(), strict=True)
     ]
     saving.write_members(self.model_dir, self.members)
     return {leaf: np.stack([one[leaf] for one in drawn]) for leaf in drawn[0]}
 
-  def _draw_one(
-    self,
-    table: np.ndarray,
-    name: str,
-    fingerprint: str,
-    seed: int,
-    folder: str,
+  def _draw(
+    self, table: np.ndarray, name: str, fingerprint: str, seed: int, folder: str
   ) -> Mapping[str, np.ndarray]:
-    """Returns the leaves of an initial prompt, which it writes to its run's folder."""
+    """Returns the leaves of one initial prompt, and writes them to its run's folder."""
     assert self.initial_prompt is not None
     drawn = initial.draw(
       self.model.prompt, self.initial_prompt, table, seed, name, fingerprint
@@ -307,11 +293,35 @@ class Initializer(utils.TrainStateInitializer):
       }
       jax.eval_shape(self.model.eval_fn, self._whole.params, batch)
 
-  def _check_newest_checkpoint(self) -> None:
-    saved = orbax_io.checkpoints_in(self.model_dir) if self.model_dir else []
-    if not saved:
+  def _check_model_dir(self) -> None:
+    """Raises `UserError` if another run is in `model_dir`, or the prompts of one."""
+    if self.model_dir is None:
       return
-    there = orbax_io.shapes(saved[-1], prefix=f"target/{PROMPT}")
+    saved = orbax_io.checkpoints_in(self.model_dir)
+    for folder in self._folders():
+      for name in ("manifest.json", *(() if saved else (saving.LAST, saving.BEST))):
+        if (files.to_path(folder) / name).exists():
+          raise UserError(
+            f"'{folder}' has a {name} of another run, over whose prompts this one would "
+            "write. Choose another MODEL_DIR, or move that run away."
+          )
+    if saved:
+      self._check_same_bank()
+      self._check_same_form(saved[-1])
+
+  def _check_same_bank(self) -> None:
+    assert self.model_dir is not None
+    there = saving.read_members(self.model_dir)
+    here = None if self.members is None else saving.described(self.members)
+    if there != here:
+      raise UserError(
+        f"The run in '{self.model_dir}' is {_of_what(there)}, this one "
+        f"{_of_what(here)}{_first_other(there or [], here or [])}. Give the gin files, "
+        "TASKS, INITIAL_SEEDS and RATES of that run, or choose another MODEL_DIR."
+      )
+
+  def _check_same_form(self, newest: files.Path) -> None:
+    there = orbax_io.shapes(newest, prefix=f"target/{PROMPT}")
     here = {
       path.removeprefix(f"{PROMPT}/"): tuple(leaf.shape)
       for path, leaf in self._shapes.items()
@@ -319,32 +329,18 @@ class Initializer(utils.TrainStateInitializer):
     }
     if path := identity.first_difference(there, here):
       raise UserError(
-        f"The newest checkpoint '{saved[-1]}' holds another prompt: {path} is "
+        f"The newest checkpoint '{newest}' holds another prompt: {path} is "
         f"{there.get(path, 'not there')}; in this run it is {here.get(path, 'not there')}. "
         "Give the prompt file and lengths of that run (its config.gin has them), or "
         "choose another MODEL_DIR."
       )
-    started = saving.read_provenance(str(self._folder), saving.INITIAL)
+    started = saving.read_provenance(self._folders()[0], saving.INITIAL)
     alpha = getattr(self.model.prompt, "alpha", None)
     if started is not None and started.alpha != alpha:
       raise UserError(
         f"The run in '{self.model_dir}' started with alpha {started.alpha}; this one has "
         f"{alpha}, with which the same parameters mean another update. Set EPT.alpha to "
         "that run's, or choose another MODEL_DIR."
-      )
-
-
-  def _check_same_bank(self) -> None:
-    """Raises `UserError` if `model_dir` has a run of other prompts than these."""
-    if self.model_dir is None or not orbax_io.checkpoints_in(self.model_dir):
-      return
-    there = saving.read_members(self.model_dir)
-    here = None if self.members is None else saving.described(self.members)
-    if there != here:
-      raise UserError(
-        f"The run in '{self.model_dir}' is {_of_what(there)}, this one "
-        f"{_of_what(here)}{_first_other(there or [], here or [])}. Give it the same "
-        "TASKS, INITIAL_SEEDS and RATES in their order, or choose another MODEL_DIR."
       )
 
 
@@ -355,12 +351,11 @@ def _of_what(members: Sequence[Mapping[str, Any]] | None) -> str:
 def _first_other(
   there: Sequence[Mapping[str, Any]], here: Sequence[Mapping[str, Any]]
 ) -> str:
+  """Returns what tells the first prompt of a bank that is another one, '' if none is."""
   for place, (one, other) in enumerate(zip(there, here, strict=False)):
-    for name, value in one.items():
-      if other.get(name) != value:
-        return (
-          f"; prompt {place} has {name} {value!r} there and {other.get(name)!r} here"
-        )
+    for name, value in other.items():
+      if one.get(name) != value:
+        return f"; prompt {place} has {name} {one.get(name)!r} there and {value!r} here"
   return ""
 
 

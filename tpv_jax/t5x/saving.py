@@ -218,13 +218,12 @@ def read_members(model_dir: str) -> list[dict[str, Any]] | None:
   if not path.exists():
     return None
   try:
-    members: list[dict[str, Any]] = json.loads(path.read_text())
-  except ValueError as error:
+    return [dict(**member) for member in json.loads(path.read_text())]
+  except (ValueError, TypeError) as error:
     raise UserError(
       f"Cannot read '{path}', which says whose the prompts of the bank's checkpoints "
       f"are ({error}). Bring it back from a copy, or choose another MODEL_DIR."
     ) from error
-  return members
 
 
 def _prompts(

@@ -9,6 +9,9 @@ from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError, near_misses
 from tpv_jax.files import PathLike
 
+PREFIX = "tpv_"
+"""Before the names of our tasks among seqio's."""
+
 _STREAMED: dict[str, tuple[str, int]] = {}
 """The data directory and the seed of each task that `streamed` registered."""
 
@@ -23,7 +26,7 @@ def registered(task: Task, vocabulary: Vocabulary) -> str:
 
   from tpv_jax.data import seqio_tasks
 
-  name = "tpv_" + task.name
+  name = PREFIX + task.name
   if name not in seqio.TaskRegistry.names():
     seqio_tasks.register(task, vocabulary, name)
   return named(name, vocabulary)
@@ -56,7 +59,7 @@ def streamed(
 
   which = registry.definition(name)
   wanted = (str(sources.data_directory(data_dir)), seed)
-  if (found := "tpv_" + name) not in seqio.TaskRegistry.names():
+  if (found := PREFIX + name) not in seqio.TaskRegistry.names():
     seqio_tasks.register_streamed(which, vocabulary, data_dir, seed, found)
     _STREAMED[found] = wanted
   elif (there := _STREAMED.get(found, wanted)) != wanted:
@@ -66,6 +69,11 @@ def streamed(
       "Use one data directory and seed, or another process."
     )
   return named(found, vocabulary)
+
+
+def name_of(mixture: str) -> str:
+  """Returns a task's name in provenance: ours where `streamed` registered it."""
+  return mixture.removeprefix(PREFIX) if mixture in _STREAMED else mixture
 
 
 def named(name: str, vocabulary: Vocabulary, modules: Sequence[str] = ()) -> str:

@@ -126,6 +126,7 @@ def _from_checkpoint(path: files.Path) -> Loaded:
       )
     store.refuse_not_finite(f"{path}: {name}", leaf.astype(np.float32))
     leaves[name] = leaf.astype(np.float32)
+  _refuse_bank(path, leaves)
   run = run_of(path)
   provenance = of_leaves(leaves) if run is None else _of_step(run, path, leaves)
   return Loaded(leaves, provenance, str(path))
@@ -146,6 +147,16 @@ def _refuse_folder(path: files.Path) -> None:
     )
   if not inside:
     raise UserError(f"'{path}' is an empty folder. Give a run, a checkpoint or a file.")
+
+
+def _refuse_bank(path: files.Path, leaves: Mapping[str, np.ndarray]) -> None:
+  """Raises `UserError` if a checkpoint holds the prompts of a bank under T5X, stacked."""
+  prompt = leaves.get("prompt", leaves.get("short_prompt"))
+  if prompt is not None and prompt.ndim == 3:
+    raise UserError(
+      f"'{path}' holds the {len(prompt)} prompts of a bank. Each has a folder of its own "
+      "beside the bank's checkpoints: give that."
+    )
 
 
 def _of_step(
