@@ -24,15 +24,14 @@ from tqdm import tqdm
 from tpv_jax import files, identity, partitioning
 from tpv_jax.backbone import loading
 from tpv_jax.data import packing
-from tpv_jax.data.suite import TASKS
-from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
-from tpv_jax.errors import UserError, at_least, near_misses
+from tpv_jax.errors import UserError, at_least
 from tpv_jax.model import PROMPT, SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts.initial import Initial
 from tpv_jax.runner import bank_steps, memory, processes
 from tpv_jax.runner.checkpoints import Best
+from tpv_jax.runner.grid import check_lists, check_rate, is_number, name_of
 from tpv_jax.runner.run_folder import RunFolder
 from tpv_jax.runner.steps import Leaves, TrainState
 from tpv_jax.runner.task_data import TaskData, TrainingData
@@ -110,47 +109,6 @@ def grid(
     )
     for task, seed, rate in itertools.product(tasks, initial_seeds, rates)
   ]
-
-
-def check_lists(
-  tasks: Sequence[Any],
-  initial_seeds: Sequence[int],
-  rates: Sequence[float],
-  kinds: tuple[type, ...] = (Task,),
-) -> None:
-  """Raises `UserError` if one of the lists of a grid is none, or empty, or of others.
-
-  Args:
-    tasks: each of one of `kinds`.
-    initial_seeds: of the initial prompts.
-    rates: by which the bank's learning rate is multiplied.
-    kinds: what stands for a task.
-  """
-  lists = {"TASKS": tasks, "INITIAL_SEEDS": initial_seeds, "RATES": rates}
-  for name, values in lists.items():
-    if not isinstance(values, list | tuple) or not values:
-      raise UserError(
-        f"{name} is {values!r}, which leaves no prompt to train. Give a list with at "
-        "least one entry."
-      )
-  for task in tasks:
-    if not isinstance(task, kinds):
-      raise UserError(
-        f"TASKS has {task!r}, which is no task.{near_misses(str(task), TASKS)} Bind tasks, "
-        "such as @suite.task() or @text_files.text_file_task(); bank_embedded.gin takes "
-        "names as TASK_NAMES."
-      )
-  for rate in rates:
-    _check_rate(rate, "RATES")
-
-
-def name_of(task: str, seed: int, rate: float | None) -> str:
-  """Returns the name of a grid's entry; `rate` where there are several."""
-  if rate is None:
-    return f"{task}-{seed}"
-  # As short as tells it from all others.
-  text = f"{rate:g}" if float(f"{rate:g}") == rate else repr(rate)
-  return f"{task}-{seed}-{text}"
 
 
 def train_bank(
@@ -360,7 +318,7 @@ def _check(
   for name, number in numbers.items():
     if number is not None:
       at_least(name, number, 1)
-  if memory_gib is not None and not (_is_number(memory_gib) and memory_gib > 0):
+  if memory_gib is not None and not (is_number(memory_gib) and memory_gib > 0):
     raise UserError(
       f"BANK_MEMORY_GB is {memory_gib!r}; it must be a number above 0, or None for what "
       "the device has."
@@ -372,7 +330,7 @@ def _check(
     )
   folders: dict[str, int] = {}
   for index, entry in enumerate(entries):
-    _check_rate(entry.rate, f"the prompt for '{entry.run_dir}'")
+    check_rate(entry.rate, f"the prompt for '{entry.run_dir}'")
     folder = str(files.absolute(files.to_path(entry.run_dir)))
     if folder in folders:
       raise UserError(
@@ -380,22 +338,6 @@ def _check(
         f"'{entry.run_dir}'. Give each prompt its own."
       )
     folders[folder] = index
-
-
-def _is_number(value: Any) -> bool:
-  return (
-    isinstance(value, int | float)
-    and not isinstance(value, bool)
-    and math.isfinite(value)
-  )
-
-
-def _check_rate(rate: Any, where: str) -> None:
-  if not _is_number(rate) or rate < 0:
-    raise UserError(
-      f"The rate of {where} is {rate!r}. Give a number of at least 0: the learning rate "
-      "is multiplied by it."
-    )
 
 
 @functools.cache

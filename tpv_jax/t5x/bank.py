@@ -23,7 +23,7 @@ from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError
 from tpv_jax.model import PROMPT, Batch, Metrics, Params, SoftPromptModel
-from tpv_jax.runner import bank
+from tpv_jax.runner.grid import check_lists, name_of
 from tpv_jax.t5x import tasks as tasks_of_t5x
 from tpv_jax.t5x.optimizer import TransformationOptimizer
 
@@ -75,7 +75,7 @@ def grid(
     UserError: one of the lists is none, or empty, or holds something else; a task that
       seqio does not know or whose ids would mean other words.
   """
-  bank.check_lists(tasks, initial_seeds, rates, (Task, str))
+  check_lists(tasks, initial_seeds, rates, (Task, str))
   members = []
   for task in tasks:
     if isinstance(task, str):
@@ -84,7 +84,7 @@ def grid(
     else:
       mixture, name = tasks_of_t5x.registered(task, vocabulary), task.name
     for seed, rate in itertools.product(initial_seeds, rates):
-      folder = bank.name_of(name, seed, rate if len(rates) > 1 else None)
+      folder = name_of(name, seed, rate if len(rates) > 1 else None)
       members.append(Member(folder, name, mixture, seed, seed, rate))
   return members
 

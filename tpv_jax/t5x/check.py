@@ -503,6 +503,8 @@ def _refused(check: Check, arguments: Sequence[str], devices: int = 1) -> None:
 def _losses(check: Check, text: str) -> None:
   """Writes down the validation metrics that T5X logged, and closes the block."""
   found = re.findall(r"\[(\d+)\] collection=training_eval/\S+ (.*loss=.*)", text)
+  if not found:
+    raise Failed("T5X logged no validation")
   check.say(*(f"step {step}: {values}" for step, values in found), "```")
 
 
@@ -510,7 +512,9 @@ def _digests(
   check: Check, run: pathlib.Path, pattern: str = "*.safetensors"
 ) -> dict[str, str]:
   """Returns, and writes down, the digests of the prompts of a run, by default of one."""
-  found = {str(path.relative_to(run)): _sha256(path) for path in sorted(run.glob(pattern))}
+  found = {
+    str(path.relative_to(run)): _sha256(path) for path in sorted(run.glob(pattern))
+  }
   check.say("", *(f"- {name}: sha256 {digest}" for name, digest in found.items()))
   return found
 

@@ -1,0 +1,73 @@
+"""The grid of a bank: its lists of tasks, seeds and rates checked, its prompts named.
+
+Both runners' banks take the same lists and name their prompts alike.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tpv_jax.data.suite import TASKS
+from tpv_jax.data.tasks import Task
+from tpv_jax.errors import UserError, at_least, near_misses
+
+
+def check_lists(
+  tasks: Sequence[Any],
+  initial_seeds: Sequence[int],
+  rates: Sequence[float],
+  kinds: tuple[type, ...] = (Task,),
+) -> None:
+  """Raises `UserError` if one of a grid's lists is none, or empty, or holds what is none.
+
+  Args:
+    tasks: each of one of `kinds`.
+    initial_seeds: of the initial prompts.
+    rates: by which the bank's learning rate is multiplied.
+    kinds: what stands for a task.
+  """
+  lists = {"TASKS": tasks, "INITIAL_SEEDS": initial_seeds, "RATES": rates}
+  for name, values in lists.items():
+    if not isinstance(values, list | tuple) or not values:
+      raise UserError(
+        f"{name} is {values!r}, which leaves no prompt to train. Give a list with at "
+        "least one entry."
+      )
+  for task in tasks:
+    if not isinstance(task, kinds):
+      raise UserError(
+        f"TASKS has {task!r}, which is no task.{near_misses(str(task), TASKS)} Bind tasks, "
+        "such as @suite.task() or @text_files.text_file_task(); bank_embedded.gin takes "
+        "names as TASK_NAMES."
+      )
+  for seed in initial_seeds:
+    at_least("A seed of INITIAL_SEEDS", seed, 0)
+  for rate in rates:
+    check_rate(rate, "RATES")
+
+
+def name_of(task: str, seed: int, rate: float | None) -> str:
+  """Returns the name of a grid's entry; `rate` where there are several."""
+  if rate is None:
+    return f"{task}-{seed}"
+  # As short as tells it from all others.
+  text = f"{rate:g}" if float(f"{rate:g}") == rate else repr(rate)
+  return f"{task}-{seed}-{text}"
+
+
+def is_number(value: Any) -> bool:
+  """Returns whether the value is a finite number, which True and False are not."""
+  return (
+    isinstance(value, int | float)
+    and not isinstance(value, bool)
+    and math.isfinite(value)
+  )
+
+
+def check_rate(rate: Any, where: str) -> None:
+  """Raises `UserError` if the learning rate cannot be multiplied by `rate`."""
+  if not is_number(rate) or rate < 0:
+    raise UserError(
+      f"The rate of {where} is {rate!r}. Give a number of at least 0: the learning rate "
+      "is multiplied by it."
+    )
