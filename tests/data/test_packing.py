@@ -227,6 +227,29 @@ def test_blocks_of_rows_hold_every_source_once_for_the_prompts_they_are_given(
     assert sorted(tokens[tokens > 0]) == expected
 
 
+def test_blocks_ask_for_no_part_before_they_need_it():
+  asked = []
+
+  def parts():
+    for number, count in enumerate((3, 1, 5, 2)):
+      asked.append(number)
+      yield {
+        "encoder_input_tokens": np.full((count, 2), number + 1),
+        "decoder_input_tokens": np.arange(3 * count).reshape(count, 3),
+      }
+
+  found, asked_at = [], []
+  for features in packing.blocks(parts(), 4):
+    found.append(features)
+    asked_at.append(list(asked))
+  assert asked_at == [[0, 1], [0, 1, 2], [0, 1, 2, 3]]
+  sources = [one["encoder_input_tokens"][:, 0].tolist() for one in found]
+  assert sources == [[1, 1, 1, 2], [3, 3, 3, 3], [3, 4, 4, 0]]
+  targets = [one["decoder_input_tokens"][:, 0].tolist() for one in found]
+  assert targets == [[0, 3, 6, 0], [0, 3, 6, 9], [12, 0, 3, 0]]
+  assert list(packing.blocks(iter(()), 4)) == []
+
+
 def test_choices_stand_behind_each_other_beside_their_source():
   sources = [np.arange(10, 14), np.arange(20, 23), np.arange(30, 39)]
   choices = [[np.array([7, 8, 1]), np.array([9, 1])], [np.array([6, 1])]]

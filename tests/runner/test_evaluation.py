@@ -12,14 +12,16 @@ import jax
 import numpy as np
 import pytest
 from conftest import Tiny
+from tqdm import tqdm
 
 from tpv_jax import identity, optimizers, orbax_io
 from tpv_jax.backbone import loading
-from tpv_jax.data import batches, tasks, vocabularies
+from tpv_jax.data import batches, packing, tasks, vocabularies
 from tpv_jax.errors import UserError
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.runner import candidates as candidates_of
 from tpv_jax.runner import evaluation
+from tpv_jax.runner import evaluator as evaluator_of
 from tpv_jax.vectors import algebra, sources, store
 from tpv_jax.vectors.provenance import Provenance, Term
 
@@ -185,6 +187,62 @@ def test_in_rows_of_several_tasks_each_example_has_its_own_prompt(many):
   for (texts, scored), i in zip(found, some, strict=True):
     assert texts == answers[i][0]
     np.testing.assert_allclose(scored, answers[i][1], rtol=2e-5)
+
+
+def test_rows_are_made_as_calls_need_them_and_packed_once_for_all_prompts(
+  tiny, prompt, monkeypatch
+):
+  evaluator, requests, answers = mixed(tiny, candidates(prompt[1])[:5], at_once=2)
+  made, needed, packed = [], [], []
+
+  def watch(owner, name, note):
+    function = getattr(owner, name)
+
+    def noted(*arguments):
+      note(*arguments)
+      return function(*arguments)
+
+    monkeypatch.setattr(owner, name, noted)
+
+  def score(folded, backbone, features):
+    needed.append(len(features["encoder_input_tokens"]))
+    assert sum(made[:-1]) < sum(needed)  # The last part was begun, and none after it.
+
+  watch(packing, "pack_choices", lambda *_: packed.append(1))
+  watch(
+    packing, "with_prompts", lambda rows, _: made.append(len(rows["encoder_positions"]))
+  )
+  watch(evaluator, "_score", score)
+  again = evaluator.answer_all(requests)
+  assert [texts for texts, _ in again] == [texts for texts, _ in answers]
+  assert len(packed) == 1 and len(made) == 5 and len(needed) > 8
+
+
+def test_progress_counts_the_examples_of_all_prompts(tiny, prompt, monkeypatch):
+  bars = []
+
+  class Bar(tqdm):
+    def close(self):
+      if not self.disable:
+        bars.append((self.desc, self.n, self.total))
+      super().close()
+
+  monkeypatch.setattr(evaluator_of, "tqdm", Bar)
+  evaluator = evaluator_of.Evaluator(
+    tiny.model(prompt=None),
+    tiny.backbone.params,
+    tiny.vocabulary,
+    LENGTHS,
+    batch_size=16,
+    at_once=2,
+    progress=True,
+  )
+  evaluator.title = "a stage"
+  tokenized = evaluator.tokenize(tiny.task.examples("test"))
+  leaves = candidates(prompt[1])[:3]
+  evaluator.exact_matches([(one, tokenized) for one in leaves])
+  evaluator.answer_all([(one, tokenized, None) for one in leaves])
+  assert bars == [("a stage: scoring", 120, 120), ("a stage: decoding", 120, 120)]
 
 
 def test_the_work_of_an_evaluation_is_reported(tiny, many):
@@ -479,6 +537,43 @@ def test_a_search_chooses_the_coefficient_with_the_best_mean(
   assert searched[0] == labels["results"][0]["label_accuracy"]
 
 
+def test_a_search_by_the_tasks_own_metric_scores_as_an_evaluation_does(
+  tiny, prompt, vectors, tmp_path
+):
+  def several(split):
+    words = tiny.task.labels
+    # Any label is right of each second example; exact match with the target knows one.
+    return [
+      dataclasses.replace(one, answers=words if number % 2 else ())
+      for number, one in enumerate(tiny.task.load(split))
+    ]
+
+  free = dataclasses.replace(
+    tiny.task, name="free", labels=None, metric="squad_exact_match", load=several
+  )
+  given = {"vector": vectors[0], "initial": str(prompt[0])}
+  found = evaluate(
+    tiny,
+    tmp_path,
+    [free],
+    **given,
+    search=[-3, 1],
+    search_metric="own",
+    search_examples=30,
+  )
+  shorter = dataclasses.replace(free, load=lambda split: several(split)[:30])
+  expected = [
+    evaluate(tiny, tmp_path, [shorter], **given, coefficient=c, splits=["validation"])
+    for c in (-3.0, 1.0)
+  ]
+  rows = [one["results"][0] for one in expected]
+  scores = [row["squad_exact_match"] for row in rows]
+  assert scores[1] > rows[1]["exact_match"] and scores[0] != scores[1]
+  (searched,) = (one["search"] for one in found["candidates"])
+  assert searched["scores"] == {"free": scores}
+  assert found["candidates"][0]["coefficient"] == (-3.0, 1.0)[int(np.argmax(scores))]
+
+
 def test_without_a_list_a_search_tries_21_coefficients_from_0_to_1():
   assert tuple(np.round(np.linspace(0, 1, 21), 2)) == candidates_of.GRID
 
@@ -542,6 +637,11 @@ def test_what_makes_no_evaluation_is_one_clear_line(tiny, prompt, vectors, tmp_p
       "'parity' has no labels among which",
       [free],
       {"search": True, "search_metric": "label_accuracy"},
+    ),
+    (
+      "'parity', whose metric is squad_f1. Set SEARCH_METRIC = 'own'",
+      [dataclasses.replace(free, metric="squad_f1")],
+      {"search": True},
     ),
     ("'sentimant', which is no task. Did you mean 'sentiment'", ["sentimant"], {}),
     ("TASKS has 'parity' twice", [tiny.task, tiny.task], {}),

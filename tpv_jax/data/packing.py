@@ -10,7 +10,7 @@ once for a run, they are all that it compiles, and hardly any position is paddin
 import bisect
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ stay near (the embedded backbone: blocks of 4,096 take 1.7 times the CPU time of
 MOST_PADDING = 0.1
 """The share of padding that a run's shapes may leave, if any shapes leave so little."""
 
-CALL_POSITIONS, CALL_POSITIONS_ON_CPU = 2_048, 32
+CALL_POSITIONS, CALL_POSITIONS_ON_CPU = 2_048, 75
 """Source positions that take as long as starting a call does (ours).
 
 As measured on a CPU (benchmarks/NOTES.md); an estimate for accelerators.
@@ -243,17 +243,29 @@ def with_prompts(rows: Features, prompt_ids: Sequence[int]) -> Features:
   return {**rows, "encoder_prompt_ids": np.where(used, ids, 0)}
 
 
-def blocks(parts: Sequence[Features], rows: int) -> Iterator[Features]:
-  """Yields all rows of the parts in blocks of `rows`, the last filled with padding."""
-  joined = _joined(parts)
-  count = len(joined["encoder_input_tokens"])
-  for start in range(0, count, rows):
-    yield {
-      name: np.pad(
-        values[start : start + rows], ((0, max(0, start + rows - count)), (0, 0))
-      )
-      for name, values in joined.items()
-    }
+def blocks(parts: Iterable[Features], rows: int) -> Iterator[Features]:
+  """Yields all rows of the parts in blocks of `rows`, the last filled with padding.
+
+  No part is asked for before the block that it is needed for, and no rows are held but
+  those of that block and its last part.
+  """
+  waiting: list[Features] = []
+  room = rows
+  for part in parts:
+    start, count = 0, len(part["encoder_input_tokens"])
+    while count - start >= room:
+      yield _joined([*waiting, _rows(part, start, start + room)])
+      start, room, waiting = start + room, rows, []
+    if start < count:
+      waiting.append(_rows(part, start, count))
+      room -= count - start
+  if waiting:
+    last = _joined(waiting)
+    yield {name: np.pad(values, ((0, room), (0, 0))) for name, values in last.items()}
+
+
+def _rows(features: Features, start: int, stop: int) -> Features:
+  return {name: values[start:stop] for name, values in features.items()}
 
 
 def _joined(parts: Sequence[Features]) -> Features:

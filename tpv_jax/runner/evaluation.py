@@ -1,5 +1,6 @@
 """Evaluation of prompts on tasks: what is generated, and which label scores highest."""
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -9,17 +10,18 @@ import numpy as np
 
 from tpv_jax import files, partitioning
 from tpv_jax.backbone import loading
-from tpv_jax.data import batches, suite
+from tpv_jax.data import suite
 from tpv_jax.data.tasks import SPLITS, Example, Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError, at_least, near_misses
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.runner import candidates, processes
 from tpv_jax.runner.candidates import Candidate
-from tpv_jax.runner.evaluator import AT_ONCE, Evaluator, Result
+from tpv_jax.runner.evaluator import AT_ONCE, Evaluator, Prompt, Result
 from tpv_jax.runner.run_folder import versions
 
 _COLUMNS = ("task", "split", "examples")
+_SEARCH_METRICS = ("exact_match", "label_accuracy", "own")
 
 
 def evaluate(
@@ -67,8 +69,9 @@ def evaluate(
       `coefficient`: of `candidates.GRID` (True), or of those given.
     search_split: on which the coefficients are tried.
     search_examples: so many of its first examples of each task; None: all.
-    search_metric: 'exact_match' of greedy decoding, whatever `num_beams` is, or
-      'label_accuracy' of the chosen label; its mean over the tasks decides, the smaller
+    search_metric: 'exact_match' with the target, of greedy decoding, whatever `num_beams`
+      is; 'label_accuracy' of the chosen label; or 'own', of what is decoded, each task's
+      own metric, which takes longer. The mean over the tasks decides, the smaller
       coefficient wins a tie.
     own_tasks: evaluate each candidate on the tasks that it was trained on only.
     batch_size: examples a call.
@@ -120,9 +123,11 @@ def evaluate(
 
   searches: dict[int, dict[str, Any]] = {}
   if search is not False:
+    evaluator.title = "search"
     groups, searches = _search(
       evaluator, groups, tasks_of, search_split, search_examples, search_metric
     )
+  evaluator.title = ""
   chosen = list(itertools.chain(*groups))
   cells = [
     (one, task, split) for one in chosen for task in tasks_of(one) for split in splits
@@ -222,17 +227,21 @@ def _check_search(
       f"SEARCH_SPLIT is '{split}'.{near_misses(split, SPLITS)} Choose one of "
       f"{', '.join(SPLITS)}."
     )
-  if metric not in ("exact_match", "label_accuracy"):
-    known = ("exact_match", "label_accuracy")
+  if metric not in _SEARCH_METRICS:
     raise UserError(
-      f"SEARCH_METRIC is '{metric}'.{near_misses(metric, known)} Choose one of "
-      f"{', '.join(known)}."
+      f"SEARCH_METRIC is '{metric}'.{near_misses(metric, _SEARCH_METRICS)} Choose one of "
+      f"{', '.join(_SEARCH_METRICS)}."
     )
   for task in tasks:
     if metric == "label_accuracy" and task.labels is None:
       raise UserError(
         f"The task '{task.name}' has no labels among which one could be chosen. Give it "
-        "labels, or set SEARCH_METRIC = 'exact_match'."
+        "labels, or set SEARCH_METRIC = 'own'."
+      )
+    if metric == "exact_match" and task.labels is None and task.metric != metric:
+      raise UserError(
+        f"Exact match with the target says little of the free texts of '{task.name}', "
+        f"whose metric is {task.metric}. Set SEARCH_METRIC = 'own', which decodes them."
       )
 
 
@@ -248,33 +257,17 @@ def _search(
 
   All candidates of all groups are tried in one pass.
   """
-  tokenized: dict[str, batches.Tokenized] = {}
-  labels: dict[str, np.ndarray] = {}
-  cells = []
-  for number, group in enumerate(groups):
-    for place, one in enumerate(group if len(group) > 1 else ()):
-      for task in tasks_of(one):
-        if task.name not in tokenized:
-          examples = task.examples(split)[:most]
-          tokenized[task.name] = evaluator.tokenize(examples)
-          if metric == "label_accuracy":
-            labels[task.name] = np.asarray(
-              [(task.labels or ()).index(example.targets) for example in examples]
-            )
-        cells.append((number, place, one, task))
-  if metric == "exact_match":
-    scores = evaluator.exact_matches(
-      [(one.leaves, tokenized[task.name]) for _, _, one, task in cells]
-    )
-  else:
-    scores = evaluator.label_accuracies(
-      [
-        (one.leaves, tokenized[task.name], task.labels or (), labels[task.name])
-        for _, _, one, task in cells
-      ]
-    )
+  cells = [
+    (number, one, task)
+    for number, group in enumerate(groups)
+    for one in (group if len(group) > 1 else ())
+    for task in tasks_of(one)
+  ]
+  scores = _tried(
+    evaluator, [(one.leaves, task) for _, one, task in cells], split, most, metric
+  )
   tried: dict[int, dict[str, list[float]]] = {}
-  for (number, _, _, task), score in zip(cells, scores, strict=True):
+  for (number, _, task), score in zip(cells, scores, strict=True):
     tried.setdefault(number, {}).setdefault(task.name, []).append(score)
   best, searches = [], {}
   for number, group in enumerate(groups):
@@ -292,6 +285,43 @@ def _search(
     }
     best.append([winner])
   return best, searches
+
+
+def _tried(
+  evaluator: Evaluator,
+  cells: Sequence[tuple[Prompt, Task]],
+  split: str,
+  most: int | None,
+  metric: str,
+) -> list[float]:
+  """Returns the metric of each prompt on the first examples of its task's split."""
+  tasks = {task.name: task for _, task in cells}
+  examples = {name: task.examples(split)[:most] for name, task in tasks.items()}
+  if metric == "own":
+
+    def first(task: Task) -> Task:
+      return dataclasses.replace(task, load=lambda _: examples[task.name])
+
+    shorter = {name: first(task) for name, task in tasks.items()}
+    results = evaluator.evaluate_all(
+      [(leaves, shorter[task.name], split) for leaves, task in cells]
+    )
+    return [result.scores[tasks[result.task].metric] for result in results]
+  tokenized = {name: evaluator.tokenize(some) for name, some in examples.items()}
+  if metric == "label_accuracy":
+    right = {
+      name: np.asarray([(tasks[name].labels or ()).index(one.targets) for one in some])
+      for name, some in examples.items()
+    }
+    return evaluator.label_accuracies(
+      [
+        (leaves, tokenized[task.name], task.labels or (), right[task.name])
+        for leaves, task in cells
+      ]
+    )
+  return evaluator.exact_matches(
+    [(leaves, tokenized[task.name]) for leaves, task in cells]
+  )
 
 
 def print_table(

@@ -6,7 +6,7 @@ Imports no more than the model does beside tqdm: neither gin nor what writes fil
 import collections
 import dataclasses
 import itertools
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import jax
@@ -174,6 +174,7 @@ class Evaluator:
     at_least("PROMPTS_AT_ONCE", at_once, 1)
     self.at_once = at_once
     self.progress = progress and processes.is_writer()
+    self.title = ""  # Of the progress bars.
     self.work = Work()
     mesh = mesh or partitioning.make_mesh()
     # A last call is filled up anyway, so any size is rounded up to suit the devices.
@@ -348,35 +349,48 @@ class Evaluator:
     answers: list[Answer] = [
       (np.zeros((0, 0), np.float32), np.zeros((0, 0), bool)) for _ in requests
     ]
-    sets = [(id(tokenized), id(choices)) for _, tokenized, choices in requests]
-    for length, folded, members in self._banks([one[0] for one in requests], sets):
-      shape = self._row_shape(length, [requests[i][1:] for i, _ in members])
-      packed: dict[tuple, tuple[batches.Features, list[np.ndarray]]] = {}
-      parts, found_at, start = [], [], 0
-      for layer in _layers(members, sets):
-        key = tuple(sets[index] for index, _ in layer)
-        if key not in packed:
-          packed[key] = _pack([requests[i][1:] for i, _ in layer], shape, length)
-        rows, firsts = packed[key]
-        parts.append(packing.with_prompts(rows, [place for _, place in layer]))
-        found_at += [
-          (index, start, first) for (index, _), first in zip(layer, firsts, strict=True)
-        ]
-        start += len(rows["encoder_input_tokens"])
-      self.work.used += sum(int((p["encoder_segment_ids"] > 0).sum()) for p in parts)
-      size = self._to_grain(
-        self.batch_size * (length + self.lengths["inputs"]) // shape.width
-      )
-      found = self._call(
-        self._score, folded, packing.blocks(parts, size), -(-start // size)
-      )
-      self._note("scoring", (size, shape.width, shape.targets), len(found))
-      scores, hits = (np.concatenate(values) for values in zip(*found, strict=True))
-      for index, start, first in found_at:
-        choices = requests[index][2]
-        columns = first[:, 1:] + np.arange(1 if choices is None else len(choices))
-        at = (start + first[:, :1], columns)
-        answers[index] = scores[at], hits[at]
+    # Numbered as they come, so that every process has them in the same order.
+    numbers: dict[Hashable, int] = {}
+    sets = [
+      numbers.setdefault((id(tokenized), id(choices)), len(numbers))
+      for _, tokenized, choices in requests
+    ]
+    packed: dict[tuple, tuple[batches.Features, list[np.ndarray]]] = {}
+    with self._bar("scoring", [tokenized for _, tokenized, _ in requests]) as bar:
+      for length, folded, members in self._banks([one[0] for one in requests], sets):
+        shape = self._row_shape(length, [requests[i][1:] for i, _ in members])
+        before, packed = packed, {}  # What two banks need lies on the host, not more.
+        parts, found_at, start = [], [], 0
+        for layer in _layers(members, sets):
+          key = (length, shape, *(sets[index] for index, _ in layer))
+          if key not in packed:
+            packed[key] = before.get(key) or _pack(
+              [requests[i][1:] for i, _ in layer], shape, length
+            )
+          rows, firsts = packed[key]
+          parts.append((rows, [place for _, place in layer]))
+          found_at += [
+            (index, start, first)
+            for (index, _), first in zip(layer, firsts, strict=True)
+          ]
+          start += len(rows["encoder_input_tokens"])
+        self.work.used += sum(
+          int((rows["encoder_segment_ids"] > 0).sum()) for rows, _ in parts
+        )
+        size = self._to_grain(
+          self.batch_size * (length + self.lengths["inputs"]) // shape.width
+        )
+        blocks = packing.blocks(
+          (packing.with_prompts(rows, places) for rows, places in parts), size
+        )
+        found = self._call(self._score, folded, blocks, bar)
+        self._note("scoring", (size, shape.width, shape.targets), len(found))
+        scores, hits = (np.concatenate(values) for values in zip(*found, strict=True))
+        for index, start, first in found_at:
+          choices = requests[index][2]
+          columns = first[:, 1:] + np.arange(1 if choices is None else len(choices))
+          at = (start + first[:, :1], columns)
+          answers[index] = scores[at], hits[at]
     return answers
 
   def decode(
@@ -390,32 +404,29 @@ class Evaluator:
     most = self.lengths["targets"]
     decoded = [np.zeros((len(sources), most), np.int32) for _, sources in requests]
     todo = [i for i, (_, sources) in enumerate(requests) if len(sources)]
-    for length, folded, members in self._banks([requests[i][0] for i in todo]):
-      owners = [todo[i] for i, _ in members]
-      sources = np.concatenate([requests[i][1] for i in owners])
-      counts = [len(requests[i][1]) for i in owners]
-      places = np.repeat([place for _, place in members], counts).astype(np.int32)
-      tokens = np.count_nonzero(sources, axis=1)
-      written = np.zeros((len(sources), most), np.int32)
-      left = np.ones(len(sources), bool)
-      for width in self._row_widths(length, tokens):
-        rows = np.flatnonzero(left & (tokens <= width))
-        left[rows] = False
-        if not len(rows):
-          continue
-        found = self._call(
-          self._predict,
-          folded,
-          _in_blocks(sources[rows, :width], places[rows], self.batch_size),
-          -(-len(rows) // self.batch_size),
-        )
-        written[rows] = np.concatenate(found)[: len(rows)]
-        self.work.used += int(tokens[rows].sum()) + length * len(rows)
-        self._note("decoding", (self.batch_size, length + width, most), len(found))
-      for index, part in zip(
-        owners, np.split(written, np.cumsum(counts)), strict=False
-      ):
-        decoded[index] = part
+    with self._bar("decoding", [requests[i][1] for i in todo]) as bar:
+      for length, folded, members in self._banks([requests[i][0] for i in todo]):
+        owners = [todo[i] for i, _ in members]
+        sources = np.concatenate([requests[i][1] for i in owners])
+        counts = [len(requests[i][1]) for i in owners]
+        places = np.repeat([place for _, place in members], counts).astype(np.int32)
+        tokens = np.count_nonzero(sources, axis=1)
+        written = np.zeros((len(sources), most), np.int32)
+        left = np.ones(len(sources), bool)
+        for width in self._row_widths(length, tokens):
+          rows = np.flatnonzero(left & (tokens <= width))
+          left[rows] = False
+          if not len(rows):
+            continue
+          blocks = _in_blocks(sources[rows, :width], places[rows], self.batch_size)
+          found = self._call(self._predict, folded, blocks, bar)
+          written[rows] = np.concatenate(found)[: len(rows)]
+          self.work.used += int(tokens[rows].sum()) + length * len(rows)
+          self._note("decoding", (self.batch_size, length + width, most), len(found))
+        for index, part in zip(
+          owners, np.split(written, np.cumsum(counts)), strict=False
+        ):
+          decoded[index] = part
     return decoded
 
   def tokenize(self, examples: Sequence[Example]) -> batches.Tokenized:
@@ -432,7 +443,7 @@ class Evaluator:
     self.work.calls.setdefault(what, collections.Counter())[shape] += calls
 
   def _banks(
-    self, prompts: Sequence[Prompt], sets: Sequence[Hashable] | None = None
+    self, prompts: Sequence[Prompt], sets: Sequence[int] | None = None
   ) -> Iterator[tuple[int, Folded, list[tuple[int, int]]]]:
     """Yields prompts of one form on the devices, and whose they are.
 
@@ -441,9 +452,9 @@ class Evaluator:
     no other size. The prompts take turns by the `sets` of examples that they are for, so
     that every bank has some of each.
     """
-    turn, turns = collections.Counter[Hashable](), []
+    turn, turns = collections.Counter[int](), []
     for index in range(len(prompts)):
-      one = sets[index] if sets else None
+      one = sets[index] if sets else 0
       turns.append(turn[one])
       turn[one] += 1
     nothing = {"prompt": np.zeros((0, self._features), np.float32)}
@@ -470,28 +481,32 @@ class Evaluator:
     if "delta" in leaves and len(leaves["delta"]) < self.lengths["inputs"]:
       network.refuse_short_delta(self.lengths["inputs"], len(leaves["delta"]))
 
+  def _bar(self, what: str, examples: Sequence[Sized]) -> tqdm:
+    """Returns a progress bar over the examples of all prompts."""
+    total = sum(map(len, examples))
+    return tqdm(
+      total=total,
+      desc=f"{self.title}: {what}" if self.title else what,
+      unit="example",
+      leave=False,
+      disable=not (self.progress and total),
+    )
+
   def _call(
     self,
     function: Any,
     folded: Folded,
     calls: Iterable[batches.Features],
-    count: int,
+    bar: tqdm,
   ) -> list[Any]:
-    """Returns the answers of `count` calls, some of which are always under way."""
+    """Returns the answers of the calls, some of which are always under way."""
     answers: list[Any] = []
-    bar = tqdm(
-      calls,
-      total=count,
-      desc="evaluating",
-      unit="call",
-      leave=False,
-      disable=not self.progress,
-    )
-    for features in bar:
+    for features in calls:
       placed = processes.put_all(features, self._rows)
       answers.append(function(folded, self._backbone, placed))
       if len(answers) > _AHEAD:
         answers[-_AHEAD - 1] = jax.device_get(answers[-_AHEAD - 1])
+      bar.update(_examples(features))
     return jax.device_get(answers)
 
   def _row_shape(
@@ -539,14 +554,23 @@ def _trimmed(tokenized: batches.Tokenized) -> int:
   return tokenized.truncated_inputs + tokenized.truncated_targets
 
 
+def _examples(features: batches.Features) -> int:
+  """Returns how many examples the rows of a call hold."""
+  used = features["encoder_input_tokens"] > 0
+  return int(features.get("encoder_segment_ids", used).max(axis=1).sum())
+
+
 def _layers(
-  members: Sequence[tuple[int, int]], sets: Sequence[Hashable]
+  members: Sequence[tuple[int, int]], sets: Sequence[int]
 ) -> Iterator[list[tuple[int, int]]]:
-  """Yields the members in layers that have each set of examples once at most."""
-  by_set: dict[Hashable, list[tuple[int, int]]] = {}
+  """Yields the members in layers that have each set of examples once at most.
+
+  The sets stand in one order in all layers, so that equal layers are packed once.
+  """
+  by_set: dict[int, list[tuple[int, int]]] = {}
   for member in members:
     by_set.setdefault(sets[member[0]], []).append(member)
-  for layer in itertools.zip_longest(*by_set.values()):
+  for layer in itertools.zip_longest(*(by_set[one] for one in sorted(by_set))):
     yield [member for member in layer if member is not None]
 
 
