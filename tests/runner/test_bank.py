@@ -436,6 +436,36 @@ def test_an_example_that_is_too_long_is_refused_with_its_task_and_tokens(
     train(tiny, tmp_path, made, total_steps=25)
 
 
+class LongerValidation(Longer):
+  """A task's data whose validation rows are longer than its batches."""
+
+  def batch_at(self, step):
+    return self.data.batch_at(step)
+
+  def validation_batches(self):
+    for features in self.data.validation_batches():
+      yield {name: np.tile(values, (1, 9)) for name, values in features.items()}
+
+
+def test_validation_rows_longer_than_the_batches_fit_and_share_calls(
+  tiny, tmp_path, monkeypatch
+):
+  validate, calls = bank.bank_steps.validate, []
+
+  def noted(*arguments):
+    calls.append(len(arguments[-1]))
+    return validate(*arguments)
+
+  monkeypatch.setattr(bank.bank_steps, "validate", noted)
+  made = entries(tiny, tmp_path)
+  train(tiny, tmp_path / "short", entries(tiny, tmp_path / "short"), total_steps=10)
+  assert calls[0] < len(made) * len(list(made[0].data.validation_batches()))
+  made[2] = dataclasses.replace(made[2], data=LongerValidation(made[2].data))
+  train(tiny, tmp_path, made, total_steps=10)
+  (line,) = (m for m in RunFolder(made[2].run_dir).metrics() if m["kind"] != "train")
+  assert line["step"] == 10 and np.isfinite(line["loss"])
+
+
 def needed(text):
   """Returns the bytes that the first line of a bank's log says are needed."""
   number, unit = re.search(r"needs ([\d.]+) (\w+) \(", text).groups()

@@ -214,6 +214,30 @@ def test_a_prompt_whose_finite_factors_have_an_infinite_product_leaves_the_other
     np.testing.assert_array_equal(np.asarray(one)[others], np.asarray(other)[others])
 
 
+def test_validation_in_shared_rows_gives_each_prompt_the_means_of_its_own():
+  model, mesh = made_model(EPT, ADAMW()), partitioning.make_mesh()
+  steps = bank_steps.build(model, RATE, mesh)
+  solo = solo_steps.build(model, RATE, 1, mesh)
+  frozen, prompts = starts(model)
+  state = steps.initialise(
+    {path: np.stack([one[path] for one in prompts]) for path in prompts[0]}
+  )
+  # Prompt n has n batches.
+  rows = [[batch(number, step) for step in range(number)] for number in range(PROMPTS)]
+  items = [i for n in range(PROMPTS) for one in rows[n] for i in packing.items(one, n)]
+  shape = packing.Shape(8, 40, 16)
+  calls = packing.pack(items, packing.Shapes(shape, shape, 4))
+  found = bank_steps.validate(steps, state, frozen, [one for _, one in calls])
+  assert len(calls) < sum(map(len, rows)) and steps.measure._cache_size() == 1
+  assert all(np.isnan(values[0]) for values in found.values())
+  for number in range(1, PROMPTS):
+    sums = [solo.validate(prompts[number], frozen, one) for one in rows[number]]
+    for name, values in found.items():
+      merged = functools.reduce(lambda a, b: a.merge(b), [one[name] for one in sums])
+      # fp32 sums in another order: 1e-6 of each summand.
+      assert values[number] == pytest.approx(float(merged.compute()), rel=1e-5)
+
+
 def test_a_bank_compiles_two_shapes_of_calls_for_any_number_of_examples():
   model, mesh = made_model(PLAIN, ADAMW()), partitioning.make_mesh()
   steps = bank_steps.build(model, optimizers.constant(0.01), mesh)

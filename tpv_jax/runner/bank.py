@@ -1,7 +1,7 @@
 """Trains many prompts at once on one backbone, each as a run of its own.
 
 Every prompt has its run folder, its stream of examples, its validation and its best
-prompt; only the steps are shared (`bank_steps`). So a bank that was killed goes on, with
+prompt; only the calls are shared (`bank_steps`). So a bank that was killed goes on, with
 the same bits, from the checkpoints of its runs, and what it leaves are run folders.
 """
 
@@ -24,6 +24,7 @@ from tqdm import tqdm
 from tpv_jax import files, identity, partitioning
 from tpv_jax.backbone import loading
 from tpv_jax.data import packing
+from tpv_jax.data.batches import Features
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError, at_least
 from tpv_jax.model import PROMPT, SoftPromptModel
@@ -461,6 +462,8 @@ class _Plan:
     prompt = self.runs[0].model.prompt
     assert prompt is not None  # `bank_steps.build` has seen to it.
     first = [run.data.batch_at(0) for run in self.runs]
+    for run in self.runs:
+      first += itertools.islice(run.data.validation_batches(), 1)
     return packing.choose_shapes(
       self._steps(),
       prompt.length,
@@ -549,6 +552,7 @@ class _Bank:
     self.best: list[Best | None] = [None] * len(runs)
     self.positions = self.used = self.recompiled = 0
     self.listening = self.stepped = False
+    self._validation: tuple[tuple[int, ...], list[Features]] | None = None
 
   def execute(
     self, stop_requested: Callable[[], int | None], config: Callable[[], str] | None
@@ -666,7 +670,7 @@ class _Bank:
         if validates or saves or diverged:
           whole = self._on_host(state)
         if validates:
-          tired = self._validate(whole, stop, indices)
+          tired = self._validate(state, whole, stop, indices)
         if saves or diverged or tired:
           # Before any prompt leaves, so that after a kill the others find no bank without
           # it at a step at which it was there.
@@ -747,14 +751,19 @@ class _Bank:
     )
     return diverged
 
-  def _validate(self, whole: TrainState, step: int, indices: set[int]) -> set[int]:
-    """Validates the prompts one after the other; returns those that lost patience."""
+  def _validate(
+    self, state: TrainState, whole: TrainState, step: int, indices: set[int]
+  ) -> set[int]:
+    """Validates the prompts, whose rows share calls; returns those that lost patience."""
     tired, shown = set(), []
+    calls = self._validation_calls(tuple(sorted(indices)))
+    means = bank_steps.validate(self.steps, state, self.frozen, calls) if calls else {}
     for index in sorted(indices):
       run = self.runs[index]
-      self.best[index], values = run.validate(
-        _one(whole, index), self.frozen, self.best[index]
-      )
+      values = {name: float(mean[index]) for name, mean in means.items()}
+      if math.isnan(values.get("exact_match", math.nan)):
+        values = {}  # It has no validation rows.
+      self.best[index] = run.judge(_one(whole, index), self.best[index], values)
       best, name = self.best[index], run.folder.path.name
       if run.best_metric in values:
         mark = "*" if best and best.step == step else ""
@@ -768,6 +777,23 @@ class _Bank:
       text = f"step {step}, validation {metric} (* the best): " + ", ".join(shown)
       _say(textwrap.fill(text, 88, subsequent_indent="  ", break_on_hyphens=False))
     return tired
+
+  def _validation_calls(self, indices: tuple[int, ...]) -> list[Features]:
+    """Returns the validation rows of these prompts in wide blocks.
+
+    They are packed again when a prompt has left.
+    """
+    if self._validation is None or self._validation[0] != indices:
+      items = [
+        item
+        for index in indices
+        for batch in self.runs[index].data.validation_batches()
+        for item in packing.items(batch, index)
+      ]
+      shapes = dataclasses.replace(self.plan.shapes, short=self.plan.shapes.wide)
+      calls = packing.pack(items, shapes, self.names)
+      self._validation = indices, [features for _, features in calls]
+    return self._validation[1]
 
   def _has_lost_patience(self, index: int, step: int) -> bool:
     best = self.best[index]

@@ -59,6 +59,7 @@ class BankSteps(NamedTuple):
   zeros: Wrapped  # (folded) -> sums
   accumulate: Wrapped  # (sums, folded, frozen, call) -> sums
   update: Wrapped  # (state, sums, rates) -> (state, report by prompt)
+  measure: Wrapped  # (folded, frozen, call) -> sums by name and prompt
   gather: Wrapped  # (state) -> state, on every device whole
   stacked: NamedSharding  # of the bank's leaves
   whole: NamedSharding  # of the folded prompts
@@ -162,6 +163,10 @@ def build(
       "finite_parameters": finite,
     }
 
+  def measure(folded: Folded, frozen: Leaves, call: Batch) -> dict[str, Array]:
+    losses, counts = model.bank_loss_sums(folded, identity.unflatten(frozen), call)
+    return {"loss": losses, **counts}
+
   return BankSteps(
     initialise=jax.jit(initialise, out_shardings=stacked),
     # Every call reads every prompt.
@@ -169,6 +174,7 @@ def build(
     zeros=jax.jit(zeros, out_shardings=stacked),
     accumulate=jax.jit(accumulate, donate_argnums=0, out_shardings=stacked),
     update=jax.jit(update, donate_argnums=0, out_shardings=(stacked, replicated)),
+    measure=jax.jit(measure, out_shardings=replicated),
     gather=jax.jit(lambda state: state, out_shardings=replicated),
     stacked=stacked,
     whole=replicated,
@@ -217,6 +223,39 @@ def train_step(
     placed = processes.put_all(call, steps.rows)
     sums = steps.accumulate(sums, folded, frozen, placed)
   return steps.update(state, sums, rates)
+
+
+def validate(
+  steps: BankSteps, state: TrainState, frozen: Leaves, calls: Iterable[Features]
+) -> dict[str, Float[np.ndarray, " N"]]:
+  """Returns the metrics of each prompt on its examples in `calls`, as a solo run's.
+
+  `loss` and `accuracy` are means over target tokens, `exact_match` over examples; NaN
+  for a prompt that has none.
+
+  Args:
+    steps: the compiled parts.
+    state: of the bank.
+    frozen: the backbone's leaves on the devices.
+    calls: packed features, see `data.packing.pack`.
+  """
+  folded = steps.fold(state.trainable)
+  found = jax.device_get(
+    [
+      steps.measure(folded, frozen, processes.put_all(call, steps.rows))
+      for call in calls
+    ]
+  )
+  sums: dict[str, Any] = {
+    name: np.sum([one[name] for one in found], axis=0, dtype=np.float64)
+    for name in found[0]
+  }
+  with np.errstate(invalid="ignore"):
+    return {
+      "loss": sums["loss"] / sums["target_tokens"],
+      "accuracy": sums["accuracy"] / sums["target_tokens"],
+      "exact_match": sums["exact_match"] / sums["examples"],
+    }
 
 
 def _refuse_unknown_prompts(call: Features, prompts: int) -> None:

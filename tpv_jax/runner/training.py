@@ -127,7 +127,7 @@ def train(
 class Run:
   """The parts of one run while it goes on; the fields are the arguments of `train`.
 
-  `begin`, then `record`, `validate` and `save` as the steps go on, then `finish`: what a
+  `begin`, then `record`, `judge` and `save` as the steps go on, then `finish`: what a
   run writes is the same whether it is alone (`execute`) or one of a bank.
   """
 
@@ -481,21 +481,27 @@ class Run:
       placed = processes.put_all(batch, self.steps.batch_sharding)
       new = self.steps.validate(state.trainable, frozen, placed)
       sums = new if sums is None else {k: sums[k].merge(new[k]) for k in new}
-    if sums is None:
-      return best, {}
-    values = {name: float(metric.compute()) for name, metric in sums.items()}
+    means = {name: float(metric.compute()) for name, metric in (sums or {}).items()}
+    return self.judge(state, best, means), means
+
+  def judge(
+    self, state: compiled.TrainState, best: Best | None, values: dict[str, float]
+  ) -> Best | None:
+    """Returns the best so far, after a validation with these metrics, which it writes."""
+    if not values:
+      return best
     step = int(state.step)
     self.folder.append_metrics(step, "validation", values)
     self.events.write(step, "validation", values)
     if self.best_metric is None:
-      return None, values
+      return None
     value = values[self.best_metric]
     sign = 1.0 if HIGHER_IS_BETTER[self.best_metric] else -1.0
     if math.isfinite(value) and (best is None or sign * value > sign * best.metric):
       best = Best(step, value, jax.device_get(state.trainable))
       if self.model.prompt is not None:
         self._write_prompt("best", self._prompt_leaves(best.trainable), step)
-    return best, values
+    return best
 
   def _prompt_leaves(self, trainable: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {
