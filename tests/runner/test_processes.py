@@ -14,7 +14,7 @@ import pytest
 
 from tpv_jax import train_bank
 from tpv_jax.runner import processes
-from tpv_jax.vectors import store
+from tpv_jax.vectors import algebra, sources, store
 
 STEPS = 40
 
@@ -87,7 +87,13 @@ def test_several_processes_give_the_numbers_of_one(alone, tmp_path, count):
   np.testing.assert_array_equal(one["prompt"], other["prompt"])
 
 
-def test_evaluation_by_two_processes_writes_and_prints_once(alone, tmp_path):
+def test_evaluation_of_many_prompts_by_two_processes_has_the_numbers_of_one(
+  alone, tmp_path
+):
+  vector = tmp_path / "vector.safetensors"
+  best, initial = (sources.load(alone, which) for which in ("best", "initial"))
+  difference = algebra.diff(best, initial)
+  store.write(vector, difference.leaves, difference.provenance)
   outputs = {}
   for count in (1, 2):
     output = tmp_path / f"{count}.json"
@@ -95,14 +101,19 @@ def test_evaluation_by_two_processes_writes_and_prints_once(alone, tmp_path):
       "tpv_jax.eval",
       count,
       "--gin_file=gin_configs/runs/eval_embedded.gin",
-      *("--gin.TASK_NAMES=['sentiment']", f"--gin.PROMPT_PATH='{alone}'"),
-      f"--gin.OUTPUT='{output}'",
+      *("--gin.TASK_NAMES=['sentiment', 'topic']", f"--gin.OUTPUT='{output}'"),
+      f"--gin.PROMPT_PATH=[None, '{alone}']",
+      *(f"--gin.VECTOR='{vector}'", f"--gin.INITIAL='{alone}'"),
+      *("--gin.SEARCH=[0.25, 0.5, 1]", "--gin.SEARCH_EXAMPLES=60"),
     )
     printed = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * count, printed
     assert sum("exact_match" in text for text in printed) == 1
     outputs[count] = json.loads(output.read_text())
-  assert outputs[1]["results"] == outputs[2]["results"]
+  one, two = outputs[1], outputs[2]
+  assert len(one["results"]) == 3 * 2 and one["results"] == two["results"]
+  assert one["candidates"] == two["candidates"]  # With what was tried in the search.
+  assert len({json.dumps(row) for row in one["results"]}) > 3
 
 
 def test_a_lost_process_ends_the_others_and_fewer_processes_resume(alone, tmp_path):

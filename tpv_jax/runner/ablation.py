@@ -33,7 +33,7 @@ from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import budget, ept, plain
 from tpv_jax.prompts.initial import Initial
 from tpv_jax.runner import ablation_report, cost, processes, report, training
-from tpv_jax.runner.evaluation import Evaluator
+from tpv_jax.runner.evaluator import Evaluator
 from tpv_jax.runner.run_folder import open_output, versions
 from tpv_jax.runner.task_data import TaskData
 from tpv_jax.vectors import algebra, sources
@@ -386,31 +386,38 @@ class _Runs:
     progress: bool,
   ) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Returns `Scores`: the best prompt of each run, on test; `seeds` are by P."""
-    evaluator = Evaluator(
-      self._model("plain", min(seeds), rates["plain"]),
-      self.loaded.params,
-      self.vocabulary,
-      self.lengths,
-    )
-    test = {task.name: evaluator.tokenize(task.examples("test")) for task in tasks}
-    scores: dict[str, dict[str, dict[str, list[float]]]] = {
-      str(tokens): {m: {t.name: [] for t in tasks} for m in rates} for tokens in seeds
-    }
     jobs = [
       (tokens, *job)
       for tokens, some in seeds.items()
       for job in itertools.product(rates, tasks, some)
     ]
+    tuned = []
     for tokens, method, task, seed in tqdm(
       jobs, desc="2/3 tuning prompts", disable=not progress
     ):
       run = self.folder / "runs" / f"{method}-{tokens}-{task.name}-{seed}"
       model = self._model(method, tokens, rates[method])
       self._train(model, tokens, task, seed, run)
-      best = algebra.fold(sources.load(str(run), "best"))
-      scores[str(tokens)][method][task.name].append(
-        evaluator.exact_match(best.leaves, test[task.name])
-      )
+      tuned.append(algebra.fold(sources.load(str(run), "best")).leaves)
+    scores: dict[str, dict[str, dict[str, list[float]]]] = {
+      str(tokens): {m: {t.name: [] for t in tasks} for m in rates} for tokens in seeds
+    }
+    evaluator = Evaluator(
+      self._model("plain", min(seeds), rates["plain"]),
+      self.loaded.params,
+      self.vocabulary,
+      self.lengths,
+      progress=progress,
+    )
+    test = {task.name: evaluator.tokenize(task.examples("test")) for task in tasks}
+    found = evaluator.exact_matches(
+      [
+        (leaves, test[task.name])
+        for leaves, (_, _, task, _) in zip(tuned, jobs, strict=True)
+      ]
+    )
+    for (tokens, method, task, _), score in zip(jobs, found, strict=True):
+      scores[str(tokens)][method][task.name].append(score)
     return scores
 
   def cost(

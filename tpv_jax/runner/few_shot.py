@@ -31,7 +31,7 @@ from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts import initial
 from tpv_jax.prompts.initial import Initial
 from tpv_jax.runner import bank, few_shot_report, processes, report
-from tpv_jax.runner.evaluation import Evaluator
+from tpv_jax.runner.evaluator import Evaluator
 from tpv_jax.runner.run_folder import RunFolder, open_output, versions
 from tpv_jax.runner.task_data import TaskData
 from tpv_jax.vectors import algebra, sources, store
@@ -202,7 +202,7 @@ def compare_starts(
         checkpoint_period=total_steps,
       )
   processes.wait_for_all("all prompts are tuned")
-  evaluator = Evaluator(model, loaded.params, vocabulary, lengths)
+  evaluator = Evaluator(model, loaded.params, vocabulary, lengths, progress=progress)
   _say("3/3 scores on test", progress)
   starts = _drawn(jobs, model, loaded)
   results = {

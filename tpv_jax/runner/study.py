@@ -6,8 +6,11 @@ negation forget, how similar are vectors. The controls are ours: "another task's
 (zero would be the wrong baseline) and the accuracy among the task's own labels.
 """
 
+import contextlib
 import dataclasses
+import functools
 import itertools
+import json
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,8 +21,9 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from tpv_jax import files
+from tpv_jax import files, identity
 from tpv_jax.backbone import loading
+from tpv_jax.data.batches import Tokenized
 from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError
@@ -27,7 +31,7 @@ from tpv_jax.model import SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts.initial import Initial
 from tpv_jax.runner import bank, processes, report, training
-from tpv_jax.runner.evaluation import Evaluator
+from tpv_jax.runner.evaluator import Evaluator, Prompt
 from tpv_jax.runner.run_folder import open_output, versions
 from tpv_jax.vectors import algebra, sources, store
 from tpv_jax.vectors.algebra import Loaded
@@ -60,7 +64,8 @@ def study(
   """Runs the whole study and returns its results, which it writes and prints.
 
   Writes `report.md`, `results.json`, PNG plots, the runs and the vectors to
-  `output_dir`. Started again it continues: finished runs are not trained again.
+  `output_dir`. Started again it continues: finished runs are not trained again, and what
+  was measured on them (`measured.json`) is not measured again.
 
   Args:
     model: with a trainable prompt.
@@ -80,19 +85,26 @@ def study(
     best_metric: by which a run keeps its best prompt.
     as_bank: train all prompts at once (`bank.train_bank`), not one after the other; the
       numbers differ by the order in which fp32 sums are taken.
-    overwrite: train runs again that are finished or have other settings.
+    overwrite: train runs again that are finished or have other settings, and measure all
+      of them again.
     progress: show progress.
     config: gives the text for config.gin.
 
   Raises:
-    UserError: fewer than two tasks or initial prompts; a folder that holds something
-      else, or runs with other settings.
+    UserError: fewer than two tasks or initial prompts, or a task without labels; a
+      folder that holds something else, or runs with other settings.
   """
   if len(tasks) < 2 or len(initial_seeds) < 2:
     raise UserError(
       f"A study compares tasks and initial prompts: give at least two of each (now "
       f"{len(tasks)} and {len(initial_seeds)})."
     )
+  for task in tasks:
+    if task.labels is None:
+      raise UserError(
+        f"A study compares accuracies among labels, and the task '{task.name}' has none. "
+        "Give it labels, or leave it out."
+      )
   started = time.time()
   folder = open_output(output_dir, "study", "vectors")
   loaded = loading.load_backbone(backbone, model.network, vocabulary)
@@ -124,23 +136,38 @@ def study(
       )
   processes.wait_for_all("all prompts are tuned")
   tuned = time.time()
-  evaluator = Evaluator(model, loaded.params, vocabulary, lengths)
+  evaluator = Evaluator(model, loaded.params, vocabulary, lengths, progress=progress)
   arithmetic = _Arithmetic(
-    evaluator, tasks, initial_seeds, folder, coefficients, search_examples, progress
+    evaluator, tasks, initial_seeds, folder, coefficients, search_examples
   )
+  subject = arithmetic.subject() | {
+    "backbone": loaded.fingerprint,
+    "beams": model.num_beams,
+    "length_penalty": model.length_penalty,
+  }
+  measured = _Measured(folder / "measured.json", subject, overwrite)
+  evaluator.title = "2/3 single vectors"
+  single = measured.get("single", arithmetic.single)
+  evaluator.title = "3/3 sums"
+  # One initial prompt after the other: their candidates together may not fit the host.
+  chosen = [
+    measured.get(f"coefficients-{seed}", functools.partial(arithmetic.search, seed))
+    for seed in initial_seeds
+  ]
+  sums, negation = measured.get("sums", functools.partial(arithmetic.sums, chosen))
   results = {
     "tasks": [task.name for task in tasks],
     "initial_seeds": list(initial_seeds),
     "backbone": {"name": loaded.name, "fingerprint": loaded.fingerprint},
     "test_examples": {task.name: len(task.examples("test")) for task in tasks},
     "coefficients": list(coefficients),
-    "single": arithmetic.single(),
-    "sums": arithmetic.sums(),
+    "single": single,
+    "sums": sums,
     "cosine": arithmetic.cosine(),
     "versions": versions(),
     "device": jax.devices()[0].device_kind,
+    "negation": negation,
   }
-  results["negation"] = arithmetic.negation(results["sums"])
   results["summary"] = summarise(results)
   results["seconds"] = {
     "tuning": round(tuned - started, 1),
@@ -158,9 +185,40 @@ def _run(folder: pathlib.Path, task: str, seed: int) -> pathlib.Path:
   return folder / "runs" / f"{task}-{seed}"
 
 
+class _Measured:
+  """Measurements that are written as they are made: a killed study keeps them."""
+
+  def __init__(self, path: pathlib.Path, subject: Mapping[str, Any], overwrite: bool):
+    """Reads what was measured before, if it was on the same subject.
+
+    Args:
+      path: of the JSON file.
+      subject: what all measurements depend on, as JSON.
+      overwrite: read nothing.
+    """
+    self._path = path
+    self._found: dict[str, Any] = {"subject": json.loads(json.dumps(subject))}
+    if not overwrite and path.exists():
+      with contextlib.suppress(ValueError):  # Damaged: to be measured again.
+        before = json.loads(path.read_text())
+        if isinstance(before, dict) and before.get("subject") == self._found["subject"]:
+          self._found = before
+
+  def get(self, name: str, measure: Callable[[], Any]) -> Any:
+    """Returns what was measured before by that name, or is now."""
+    if name not in self._found:
+      self._found[name] = measure()
+      if processes.is_writer():
+        files.write_json(self._path, self._found)
+    return self._found[name]
+
+
 @dataclasses.dataclass
 class _Arithmetic:
-  """The prompts and vectors of a study, and every measurement on them."""
+  """The prompts and vectors of a study, and every measurement on them.
+
+  What a measurement needs of all prompts is evaluated in one pass.
+  """
 
   evaluator: Evaluator
   tasks: Sequence[Task]
@@ -168,145 +226,199 @@ class _Arithmetic:
   folder: pathlib.Path
   coefficients: Sequence[float]
   search_examples: int
-  progress: bool
 
   def __post_init__(self) -> None:
     self.names = [task.name for task in self.tasks]
-    self.test = {t.name: self._tokenize(t.examples("test")) for t in self.tasks}
-    self.search = {
-      t.name: self._tokenize(t.examples("validation")[: self.search_examples])
+    self.combinations: list[tuple[str, ...]] = [*itertools.combinations(self.names, 2)]
+    if len(self.names) > 2:
+      self.combinations.append(tuple(self.names))
+    tokenize = self.evaluator.tokenize
+    self.test = {t.name: tokenize(t.examples("test")) for t in self.tasks}
+    self.validation = {
+      t.name: tokenize(t.examples("validation")[: self.search_examples])
       for t in self.tasks
     }
     self.initial: dict[int, Loaded] = {}
     self.tuned: dict[tuple[str, int], Loaded] = {}
     self.vectors: dict[tuple[str, int], Loaded] = {}
+    self.folded: dict[tuple[str, int], Prompt] = {}
     for name, seed in itertools.product(self.names, self.seeds):
       run = str(_run(self.folder, name, seed))
       self.initial[seed] = sources.load(run, "initial")
       self.tuned[name, seed] = sources.load(run, "best")
+      self.folded[name, seed] = algebra.fold(self.tuned[name, seed]).leaves
       vector = algebra.diff(self.tuned[name, seed], self.initial[seed])
       self.vectors[name, seed] = dataclasses.replace(vector, name=f"{name}-{seed}")
       path = self.folder / "vectors" / f"{name}-{seed}.safetensors"
       if processes.is_writer():
         store.write(path, vector.leaves, vector.provenance, overwrite=True)
 
-  def _tokenize(self, examples: Sequence[Any]) -> Any:
-    return self.evaluator.tokenize(examples)
+  def subject(self) -> dict[str, Any]:
+    """Returns what the measurements depend on, decoding and the backbone aside."""
+    return {
+      "initial_prompts": {
+        seed: identity.prompt_digest(one.leaves) for seed, one in self.initial.items()
+      },
+      "prompts": {
+        f"{name}-{seed}": identity.prompt_digest(one.leaves)
+        for (name, seed), one in self.tuned.items()
+      },
+      "tasks": {
+        task.name: [
+          task.labels,
+          task.metric,
+          task.more_metrics,
+          task.split_digest("validation"),
+          task.split_digest("test"),
+        ]
+        for task in self.tasks
+      },
+      "lengths": self.evaluator.lengths,
+      "coefficients": list(self.coefficients),
+      "search_examples": self.search_examples,
+      "versions": versions(),
+    }
 
-  def _score(self, prompt: Loaded | None, name: str) -> float:
-    """Returns the exact match of a prompt on a task's test split."""
-    leaves = None if prompt is None else algebra.fold(prompt).leaves
-    return self.evaluator.exact_match(leaves, self.test[name])
+  def _scores(
+    self, asked: Mapping[Any, tuple[Prompt, str]], examples: Mapping[str, Tokenized]
+  ) -> dict[Any, float]:
+    """Returns, by key, the exact match of each prompt on the examples of its task."""
+    pairs = [(leaves, examples[name]) for leaves, name in asked.values()]
+    return dict(zip(asked, self.evaluator.exact_matches(pairs), strict=True))
 
-  def _applied(self, name: str, vector_seed: int, seed: int) -> Loaded:
-    return algebra.apply(self.vectors[name, vector_seed], self.initial[seed])
+  def _applied(self, vector: Loaded, seed: int, coefficient: float = 1.0) -> Prompt:
+    prompt = algebra.apply(vector, self.initial[seed], coefficient)
+    return algebra.fold(prompt).leaves
+
+  def _sum(self, names: Sequence[str], seed: int) -> Loaded:
+    return algebra.sum_vectors([self.vectors[name, seed] for name in names])
 
   def single(self) -> dict[str, dict[str, Any]]:
     """Returns, for each task, the scores of no prompt, own, other initial, and control."""
-    results = {}
-    for task in tqdm(self.tasks, desc="2/3 single vectors", disable=not self.progress):
-      own = [
-        self.evaluator.evaluate(
-          algebra.fold(self.tuned[task.name, seed]).leaves, task, "test"
+    keys = [(task, seed) for task in self.tasks for seed in self.seeds]
+    found = self.evaluator.evaluate_all(
+      [
+        *((self.folded[task.name, seed], task, "test") for task, seed in keys),
+        *((None, task, "test") for task in self.tasks),
+      ]
+    )
+    own: dict[str, list[dict[str, float]]] = {name: [] for name in self.names}
+    for (task, _), result in zip(keys, found[: len(keys)], strict=True):
+      own[task.name].append(result.scores)
+    no_prompt = {result.task: result.scores for result in found[len(keys) :]}
+    asked: dict[Any, tuple[Prompt, str]] = {}
+    for name, seed in itertools.product(self.names, self.seeds):
+      for other in self.seeds:
+        if other != seed:
+          applied = self._applied(self.vectors[name, other], seed)
+          asked["other_initial", name, seed, other] = applied, name
+      for another in self.names:
+        if another != name:
+          asked["control", name, seed, another] = self.folded[another, seed], name
+    scores = self._scores(asked, self.test)
+
+    def means(kind: str, name: str) -> list[float]:
+      return [
+        float(
+          np.mean([v for key, v in scores.items() if key[:3] == (kind, name, seed)])
         )
         for seed in self.seeds
       ]
-      results[task.name] = {
-        "no_prompt": self.evaluator.evaluate(None, task, "test").scores,
-        "own": [result.scores for result in own],
-        "other_initial": [
-          float(
-            np.mean(
-              [
-                self._score(self._applied(task.name, other, seed), task.name)
-                for other in self.seeds
-                if other != seed
-              ]
-            )
-          )
-          for seed in self.seeds
-        ],
-        "control": [
-          float(
-            np.mean(
-              [
-                self._score(self.tuned[other, seed], task.name)
-                for other in self.names
-                if other != task.name
-              ]
-            )
-          )
-          for seed in self.seeds
-        ],
+
+    return {
+      name: {
+        "no_prompt": no_prompt[name],
+        "own": own[name],
+        "other_initial": means("other_initial", name),
+        "control": means("control", name),
       }
-    return results
+      for name in self.names
+    }
 
-  def sums(self) -> list[dict[str, Any]]:
-    """Returns the scores of every pair's sum and of the sum of all, on each initial prompt.
+  def search(self, seed: int) -> list[float]:
+    """Returns the coefficient of each combination's sum on an initial prompt.
 
-    The coefficient, one for all vectors of a sum, is the one with the best mean exact
-    match over the summed tasks on validation; the smaller one wins a tie.
+    It is one for all vectors of a sum: the one with the best mean exact match over the
+    summed tasks on validation; the smaller one wins a tie.
     """
-    combinations: list[tuple[str, ...]] = [*itertools.combinations(self.names, 2)]
-    if len(self.names) > 2:
-      combinations.append(tuple(self.names))
-    results = []
-    for names in tqdm(combinations, desc="3/3 sums", disable=not self.progress):
-      chosen: list[float] = []
-      scores: dict[str, list[float]] = {name: [] for name in names}
-      for seed in self.seeds:
-        total = algebra.sum_vectors([self.vectors[name, seed] for name in names])
-        best = self._best_coefficient(total, seed, names)
-        chosen.append(best)
-        prompt = algebra.apply(total, self.initial[seed], best)
+    asked: dict[Any, tuple[Prompt, str]] = {}
+    for names in self.combinations:
+      total = self._sum(names, seed)
+      for coefficient in self.coefficients:
+        applied = self._applied(total, seed, coefficient)
         for name in names:
-          scores[name].append(self._score(prompt, name))
-      results.append({"tasks": list(names), "coefficient": chosen, "scores": scores})
-    return results
+          asked[names, coefficient, name] = applied, name
+    scores = self._scores(asked, self.validation)
+    chosen = []
+    for names in self.combinations:
+      means = {
+        coefficient: np.mean([scores[names, coefficient, name] for name in names])
+        for coefficient in self.coefficients
+      }
+      chosen.append(max(means, key=lambda one: (means[one], -one)))
+    return chosen
 
-  def _best_coefficient(self, total: Loaded, seed: int, names: Sequence[str]) -> float:
-    pairs = [
-      (algebra.apply(total, self.initial[seed], c).leaves, self.search[name])
-      for c in self.coefficients
-      for name in names
-    ]
-    scores = np.reshape(self.evaluator.exact_matches(pairs), (-1, len(names)))
-    ranked = zip(scores.mean(axis=1), self.coefficients, strict=True)
-    return max(ranked, key=lambda one: (one[0], -one[1]))[1]
+  def sums(
+    self, chosen: Sequence[Sequence[float]]
+  ) -> tuple[list[dict[str, Any]], dict[str, dict[str, list[float]]]]:
+    """Returns the scores of the sums, and what negating a task's vector in them does.
 
-  def negation(
-    self, sums: Sequence[Mapping[str, Any]]
-  ) -> dict[str, dict[str, list[float]]]:
-    """Returns what turning the sign of a task's vector does in the sums of two.
-
+    The sums are those of all pairs and of all tasks, on each initial prompt. Negation:
     P_i + c (v_t + v_u) becomes P_i + c (v_u - v_t), c as it was chosen for the sum. For
     each task t and initial prompt, the means over the partners u of the scores of t
     and of u, before and after.
+
+    Args:
+      chosen: the coefficients, by initial prompt and combination.
     """
-    results: dict[str, dict[str, list[float]]] = {
-      name: {key: [] for key in ("before", "after", "partner_before", "partner_after")}
-      for name in self.names
-    }
-    for index, seed in enumerate(self.seeds):
-      for name in self.names:
-        scores: dict[str, list[float]] = {key: [] for key in results[name]}
-        for total in sums:
-          if len(total["tasks"]) != 2 or name not in total["tasks"]:
-            continue
-          (partner,) = (other for other in total["tasks"] if other != name)
-          difference = algebra.sum_vectors(
-            [self.vectors[partner, seed], algebra.negate(self.vectors[name, seed])]
+    by_sum = dict(zip(self.combinations, zip(*chosen, strict=True), strict=True))
+    asked: dict[Any, tuple[Prompt, str]] = {}
+    for names, coefficients in by_sum.items():
+      for seed, coefficient in zip(self.seeds, coefficients, strict=True):
+        applied = self._applied(self._sum(names, seed), seed, coefficient)
+        for name in names:
+          asked[names, None, seed, name] = applied, name
+        for name in names if len(names) == 2 else ():
+          (partner,) = (other for other in names if other != name)
+          negated = algebra.negate(self.vectors[name, seed])
+          difference = algebra.sum_vectors([self.vectors[partner, seed], negated])
+          applied = self._applied(difference, seed, coefficient)
+          for one in (name, partner):
+            asked[names, name, seed, one] = applied, one
+    scores = self._scores(asked, self.test)
+    sums = [
+      {
+        "tasks": list(names),
+        "coefficient": list(coefficients),
+        "scores": {
+          name: [scores[names, None, seed, name] for seed in self.seeds]
+          for name in names
+        },
+      }
+      for names, coefficients in by_sum.items()
+    ]
+    negation: dict[str, dict[str, list[float]]] = {}
+    for name in self.names:
+      pairs = [
+        names for names in self.combinations if len(names) == 2 and name in names
+      ]
+      partners = [names[1 - names.index(name)] for names in pairs]
+      negation[name] = {
+        prefix + when: [
+          float(
+            np.mean(
+              [
+                scores[names, negated, seed, partner if prefix else name]
+                for names, partner in zip(pairs, partners, strict=True)
+              ]
+            )
           )
-          prompt = algebra.apply(
-            difference, self.initial[seed], total["coefficient"][index]
-          )
-          scores["before"].append(total["scores"][name][index])
-          scores["after"].append(self._score(prompt, name))
-          scores["partner_before"].append(total["scores"][partner][index])
-          scores["partner_after"].append(self._score(prompt, partner))
-        for key, values in scores.items():
-          results[name][key].append(float(np.mean(values)))
-    return results
+          for seed in self.seeds
+        ]
+        for prefix in ("", "partner_")
+        for when, negated in (("before", None), ("after", name))
+      }
+    return sums, negation
 
   def cosine(self) -> dict[str, Any]:
     """Returns the cosine matrices of all prompts and of all vectors, and their names."""
