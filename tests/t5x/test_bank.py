@@ -364,10 +364,16 @@ def test_a_bank_goes_on_from_its_checkpoint_with_its_prompts_only(
 
 @pytest.mark.parametrize("name", ["manifest.json", saving.LAST, saving.BEST])
 def test_a_new_run_writes_over_no_prompts_of_another(tiny, parts, tmp_path, name):
-  (tmp_path / "bank" / "b-0").mkdir(parents=True)
-  (tmp_path / "bank" / "b-0" / name).write_text("{}")
-  with pytest.raises(UserError, match=rf"b-0' has a {name} of another run"):
-    parts("bank", Bank(model_of(tiny), MEMBERS))
+  for folder in ("bank/b-0", "other", "alone"):
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / name).write_text("{}")
+  for folder, model, where in (
+    ("bank", Bank(model_of(tiny), MEMBERS), "bank/b-0"),
+    ("other", Bank(model_of(tiny), MEMBERS), "other"),
+    ("alone", model_of(tiny), "alone"),
+  ):
+    with pytest.raises(UserError, match=rf"{where}' has a {name} of another run"):
+      parts(folder, model)
 
 
 def test_what_is_no_bank_is_refused(tiny, parts, t5x):

@@ -298,7 +298,7 @@ class Initializer(utils.TrainStateInitializer):
     if self.model_dir is None:
       return
     saved = orbax_io.checkpoints_in(self.model_dir)
-    for folder in self._folders():
+    for folder in dict.fromkeys((self.model_dir, *self._folders())):
       for name in ("manifest.json", *(() if saved else (saving.LAST, saving.BEST))):
         if (files.to_path(folder) / name).exists():
           raise UserError(
