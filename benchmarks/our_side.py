@@ -147,7 +147,7 @@ class Ours:
       sizes.reshape(-1, job["bank"] * sizes.shape[2], 2).tolist(),
       job["prompt_length"],
       {"inputs": job["source_length"], "targets": job["target_length"]},
-      most_positions=job.get("wide_positions"),
+      most_positions=job.get("wide_positions") or bank_steps.wide_positions(),
       call=bank_steps.call_positions(),
     )
     self.notes["shapes"] = {

@@ -52,9 +52,19 @@ DEFAULTS = {
 NOW = "now"
 
 
-def plain_softmax(logits: Any, mask: Any, dtype: str) -> Any:
-  """Returns what `network.masked_softmax` does, differentiated by JAX."""
-  return jax.nn.softmax(jnp.where(mask, logits, network.MASKED)).astype(dtype)
+def plain_gather(queries: Any, keys: Any, values: Any, mask: Any, bias: Any) -> Any:
+  """Returns what `network.gather` does, differentiated by JAX."""
+  logits = jnp.einsum(
+    "bqhk,bshk->bhqs", queries, keys, preferred_element_type=jnp.float32
+  )
+  logits = logits if bias is None else logits + bias
+  weights = jax.nn.softmax(jnp.where(mask, logits, network.MASKED))
+  return jnp.einsum("bhqs,bshk->bqhk", weights.astype(queries.dtype), values)
+
+
+def plain_projection(x: Any, kernel: Any) -> Any:
+  """Returns what `network.project_to_fp32` does, differentiated by JAX."""
+  return jnp.dot(x, kernel, preferred_element_type=jnp.float32)
 
 
 class FusedAttention(network.Attention):
@@ -89,9 +99,13 @@ VARIANTS: dict[str, tuple[str, Callable[[], Any]]] = {
     "all logits at once",
     lambda: mock.patch.object(model_lib, "LOGITS_AT_ONCE", 2**62),
   ),
-  "softmax": (
-    "JAX's own backward pass of the softmax",
-    lambda: mock.patch.object(network, "masked_softmax", plain_softmax),
+  "attention": (
+    "attention's backward pass by JAX",
+    lambda: mock.patch.object(network, "gather", plain_gather),
+  ),
+  "projection": (
+    "the output layer's backward pass by JAX",
+    lambda: mock.patch.object(network, "project_to_fp32", plain_projection),
   ),
   "xla": (
     "jax.nn.dot_product_attention",

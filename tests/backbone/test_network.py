@@ -279,31 +279,89 @@ def test_dropout_needs_its_rng_and_is_off_by_default(model):
   assert np.abs(one - dry).max() > 0.1 and np.abs(one - other).max() > 0.1
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_softmax_has_the_gradient_of_the_plain_one(dtype):
-  rng = np.random.default_rng(0)
-  logits, slope = jnp.asarray(3 * rng.standard_normal((2, 3, 2, 4, 5)), jnp.float32)
-  mask = jnp.asarray(rng.uniform(size=(3, 1, 4, 5)) > 0.4)
-  mask = mask.at[0, 0, 0].set(False)  # A query that sees nothing.
+def factors(jaxpr):
+  """Yields the dtypes of the factors of each matrix product, those within calls too."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "dot_general":
+      yield {str(variable.aval.dtype) for variable in equation.invars}
+    for value in equation.params.values():
+      for inner in value if isinstance(value, tuple | list) else [value]:
+        if hasattr(inner, "jaxpr"):
+          inner = inner.jaxpr
+        if hasattr(inner, "eqns"):
+          yield from factors(inner)
 
-  def plain(logits):
+
+@pytest.fixture
+def attention():
+  """Queries, keys, values, a slope for what is gathered, a mask and a bias."""
+  rng = np.random.default_rng(0)
+  made = rng.standard_normal((4, 3, 5, 2, 4))
+  queries, keys, values, slope = jnp.asarray(made, jnp.float32)
+  mask = jnp.asarray(rng.uniform(size=(3, 1, 5, 5)) > 0.4)
+  mask = mask.at[0, 0, 0].set(False)  # A query that sees nothing.
+  bias = jnp.asarray(rng.standard_normal((1, 2, 5, 5)), jnp.float32)
+  return queries, keys, values, slope, mask, bias
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("biased", [True, False])
+def test_attention_has_the_values_and_gradients_of_the_formula(
+  attention, dtype, biased
+):
+  *inputs, slope, mask, bias = attention
+  # What both sides are given is what bf16 can say.
+  inputs = [leaf.astype(dtype).astype(jnp.float32) for leaf in inputs]
+  slope = slope.astype(dtype).astype(jnp.float32)
+
+  def formula(queries, keys, values, bias):
+    logits = jnp.einsum("bqhk,bshk->bhqs", queries, keys)
+    logits = logits + bias if biased else logits
     exponentials = jnp.exp(jnp.where(mask, logits, network.MASKED) - logits.max())
     nothing = ~mask.any(axis=-1, keepdims=True)
     total = exponentials.sum(axis=-1, keepdims=True)
-    return jnp.where(nothing, 1 / 5, exponentials / jnp.where(nothing, 1.0, total))
+    weights = jnp.where(nothing, 1 / 5, exponentials / jnp.where(nothing, 1.0, total))
+    return jnp.einsum("bhqs,bshk->bqhk", weights, values)
 
-  def ours(logits):
-    return network.masked_softmax(logits, mask, dtype)
+  def ours(queries, keys, values, bias):
+    factors = (leaf.astype(dtype) for leaf in (queries, keys, values))
+    return network.gather(*factors, mask, bias if biased else None)
 
-  weights, pull_back = jax.vjp(ours, logits)
-  assert weights.dtype == dtype
-  expected, pull_plain_back = jax.vjp(plain, logits)
-  # Weights of at most 1 have 8 bits in bf16, as each of three factors of the gradient.
-  error = 1e-6 if dtype == "float32" else 2**-8
-  np.testing.assert_allclose(weights, expected, rtol=0, atol=error)
-  found, gradient = pull_back(slope.astype(dtype)), pull_plain_back(slope)
-  np.testing.assert_allclose(found[0], gradient[0], rtol=0, atol=12 * error)
-  assert np.abs(found[0]).max() > 0.5
+  expected, pull_formula_back = jax.vjp(formula, *inputs, bias)
+  found, pull_back = jax.vjp(ours, *inputs, bias)
+  assert found.dtype == dtype
+  # In bf16 every factor of a product has 8 bits.
+  error = 2e-6 if dtype == "float32" else 2**-6
+  np.testing.assert_allclose(found, expected, rtol=0, atol=error)
+  for one, other in zip(
+    pull_back(slope.astype(dtype)), pull_formula_back(slope), strict=True
+  ):
+    np.testing.assert_allclose(one, other, rtol=0, atol=3 * error)
+    assert biased or one.shape == bias.shape or np.abs(one).max() > 0.5
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_bf16_step_multiplies_in_bf16_only(model, tied):
+  """Products of fp32 take twice the time or more on what has bf16 units."""
+  net, _, _ = model
+  net = net.copy(dtype="bfloat16", logits_via_embedding=tied)
+  params = net.init(jax.random.key(0), SOURCE, INPUTS, TARGETS)["params"]
+
+  def loss(params):
+    return net.apply({"params": params}, SOURCE, INPUTS, TARGETS).var()
+
+  found = list(factors(jax.make_jaxpr(jax.grad(loss))(params).jaxpr))
+  assert len(found) > 60
+  assert all(dtypes == {"bfloat16"} for dtypes in found), found
+
+
+def test_logits_have_the_gradient_of_the_plain_product(attention):
+  x, kernel = attention[0].reshape(-1, 8), attention[1].reshape(8, -1)
+  slope = x @ kernel
+  found = jax.vjp(network.project_to_fp32, x, kernel)[1](slope)
+  expected = jax.vjp(jnp.dot, x, kernel)[1](slope)
+  for one, other in zip(found, expected, strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
 def test_rematerialisation_changes_no_gradient(model):

@@ -36,7 +36,7 @@ def script():
 def test_variants_give_the_loss_of_the_step_as_it_is(script, tmp_path, capsys):
   output = tmp_path / "parts.json"
   arguments = ["--size=tiny", "--batch=2", "--source-length=16", "--dtype=float32"]
-  variants = ["softmax", "xla", "remat", "scan", "cudnn"]
+  variants = ["attention", "projection", "xla", "remat", "scan", "cudnn"]
   arguments += ["--rounds=2", f"--output={output}", "--only", *variants]
   assert script.main(arguments) == 0
   written = json.loads(output.read_text())

@@ -106,14 +106,14 @@ def relative_buckets(
 class Dense(nn.Module):
   """A linear map without bias over the last axis; its kernel is stored as a matrix.
 
-  It multiplies in `dtype` and gives that, or `result_dtype` if there is one.
+  It multiplies in `dtype` and gives that, or fp32 if `to_fp32`.
   """
 
   features: int
   axes: tuple[str, str]
   dtype: str
   kernel_init: Any = _fan_in_truncated
-  result_dtype: str | None = None
+  to_fp32: bool = False
 
   @nn.compact
   def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
@@ -124,11 +124,8 @@ class Dense(nn.Module):
       jnp.float32,
       axes=self.axes,
     )
-    return jnp.dot(
-      x.astype(self.dtype),
-      kernel.astype(self.dtype),
-      preferred_element_type=self.result_dtype,
-    )
+    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+    return project_to_fp32(x, kernel) if self.to_fp32 else jnp.dot(x, kernel)
 
 
 class LayerNorm(nn.Module):
@@ -174,10 +171,7 @@ class Embed(nn.Module):
     Both factors are in `dtype`, the sums are fp32.
     """
     table = self.embedding.astype(self.dtype)
-    products = jnp.dot(
-      x.astype(self.dtype), table.T, preferred_element_type=jnp.float32
-    )
-    return products * self.features**-0.5
+    return project_to_fp32(x.astype(self.dtype), table.T) * self.features**-0.5
 
 
 class RelativeBias(nn.Module):
@@ -199,38 +193,94 @@ class RelativeBias(nn.Module):
     return jnp.take(table.astype(jnp.float32), buckets, axis=1)[None]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def masked_softmax(
-  logits: Float[Array, "B heads queries joined"],
+@jax.custom_vjp
+def gather(
+  queries: Float[Array, "B queries heads width"],
+  keys: Float[Array, "B joined heads width"],
+  values: Float[Array, "B joined heads width"],
   mask: Bool[Array, "#B 1 #queries joined"],
-  dtype: str,
-) -> Float[Array, "B heads queries joined"]:
-  """Returns the softmax, in fp32, over the keys that the mask shows, as `dtype`.
+  bias: Float[Array, "1 heads queries joined"] | None,
+) -> Float[Array, "B queries heads width"]:
+  """Returns the values, weighted by the softmax of `queries @ keys + bias`.
 
-  A query that sees no key has equal weights. Of what is as large as the logits the
-  backward pass keeps the weights only; that of `jax.nn.softmax` kept three such arrays
-  in fp32, a third of a step's memory (benchmarks/NOTES.md).
+  Only keys that the mask shows count; a query that sees none takes the mean of all.
+  Logits and softmax are fp32, the matrix products in the dtype of the queries.
+
+  The weights are divided by their sum after they have met the values, and the backward
+  pass is written out (as in FlashAttention, Dao et al. 2022, without its tiles): of what
+  is as large as the logits it keeps one array, and it multiplies in the dtype of the
+  queries, where JAX's own would multiply in fp32 (benchmarks/NOTES.md).
   """
-  return jax.nn.softmax(jnp.where(mask, logits, MASKED)).astype(dtype)
+  return _gather_forward(queries, keys, values, mask, bias)[0]
 
 
-def _softmax_forward(
-  logits: Array, mask: Array, dtype: str
-) -> tuple[Array, tuple[Array, Array]]:
-  weights = masked_softmax(logits, mask, dtype)
-  return weights, (weights, mask)
+def _gather_forward(
+  queries: Array, keys: Array, values: Array, mask: Array, bias: Array | None
+) -> tuple[Array, tuple[Any, ...]]:
+  logits = _products("bqhk,bshk->bhqs", queries, keys)
+  if bias is not None:
+    logits = logits + bias
+  logits = jnp.where(mask, logits, MASKED)
+  exponentials = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+  exponentials = exponentials.astype(queries.dtype)
+  total = jnp.sum(exponentials, axis=-1, dtype=jnp.float32)
+  share = 1.0 / total.swapaxes(1, 2)[..., None]
+  gathered = _products("bhqs,bshk->bqhk", exponentials, values) * share
+  gathered = gathered.astype(queries.dtype)
+  kept = (queries, keys, values, mask, bias is None, exponentials, share, gathered)
+  return gathered, kept
 
 
-def _softmax_backward(
-  dtype: str, kept: tuple[Array, Array], gradient: Array
-) -> tuple[Array, None]:
-  weights, mask = kept
-  weights, gradient = weights.astype(jnp.float32), gradient.astype(jnp.float32)
-  mean = jnp.sum(weights * gradient, axis=-1, keepdims=True)
-  return jnp.where(mask, weights * (gradient - mean), 0.0), None
+def _gather_backward(
+  kept: tuple[Any, ...], gradient: Array
+) -> tuple[Array, Array, Array, None, Array | None]:
+  queries, keys, values, mask, without_bias, exponentials, share, gathered = kept
+  scaled = (gradient * share).astype(queries.dtype)
+  mean = jnp.sum(scaled.astype(jnp.float32) * gathered, axis=-1).swapaxes(1, 2)
+  slope = _products("bqhk,bshk->bhqs", scaled, values) - mean[..., None]
+  slope = jnp.where(mask, exponentials * slope, 0.0)
+  of_bias = None if without_bias else jnp.sum(slope, axis=0, keepdims=True)
+  slope = slope.astype(queries.dtype)
+  return (
+    jnp.einsum("bhqs,bshk->bqhk", slope, keys),
+    jnp.einsum("bhqs,bqhk->bshk", slope, queries),
+    jnp.einsum("bhqs,bqhk->bshk", exponentials, scaled),
+    None,
+    of_bias,
+  )
 
 
-masked_softmax.defvjp(_softmax_forward, _softmax_backward)
+gather.defvjp(_gather_forward, _gather_backward)
+
+
+def _products(indices: str, x: Array, y: Array) -> Array:
+  """Returns sums of products, which are fp32 whatever the factors are."""
+  return jnp.einsum(indices, x, y, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def project_to_fp32(
+  x: Float[AnyArray, "... inputs"], kernel: Float[AnyArray, "inputs outputs"]
+) -> Float[Array, "... outputs"]:
+  """Returns `x @ kernel` in fp32, both of one dtype, in which the backward pass
+  multiplies as well: JAX's own would convert the kernel to fp32 for it.
+  """
+  return jnp.dot(x, kernel, preferred_element_type=jnp.float32)
+
+
+def _project_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+  return project_to_fp32(x, kernel), (x, kernel)
+
+
+def _project_backward(
+  kept: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+  x, kernel = kept
+  gradient = gradient.astype(x.dtype)
+  return jnp.dot(gradient, kernel.T), jnp.einsum("...i,...o->io", x, gradient)
+
+
+project_to_fp32.defvjp(_project_forward, _project_backward)
 
 
 class Attention(nn.Module):
@@ -253,8 +303,7 @@ class Attention(nn.Module):
     self.out = Dense(
       self.features, ("joined_kv", "embed"), self.dtype, kernel_init=_fan_in_normal
     )
-    # One mask for all queries, as in T5.
-    self.dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))
+    self.dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-1,))
 
   def _query_init(self, *args: Any) -> Array:
     return _fan_in_normal(*args) / jnp.sqrt(self.head_dim)
@@ -284,17 +333,9 @@ class Attention(nn.Module):
   ) -> Float[Array, "B queries D"]:
     """Returns what the queries `x` gather from the keys that `mask` shows them."""
     keys, values = keys_values
-    logits = jnp.einsum(
-      "bqhk,bshk->bhqs",
-      self._heads(self.query(x)),
-      keys,
-      preferred_element_type=jnp.float32,
-    )
-    if bias is not None:
-      logits = logits + bias
-    weights = masked_softmax(logits, mask, self.dtype)
-    weights = self.dropout(weights, deterministic=deterministic)
-    gathered = jnp.einsum("bhqs,bshk->bqhk", weights, values)
+    # T5X drops weights, the same for all queries: that is, a head's values of a key.
+    values = self.dropout(values, deterministic=deterministic)
+    gathered = gather(self._heads(self.query(x)), keys, values, mask, bias)
     return self.out(gathered.reshape(*gathered.shape[:-2], -1))
 
 
@@ -523,7 +564,7 @@ class Decoder(nn.Module):
         self.own_logits,
         ("embed", "vocab"),
         self.config.dtype,
-        result_dtype="float32",
+        to_fp32=True,
       )
 
   def __call__(
