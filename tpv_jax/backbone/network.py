@@ -215,7 +215,7 @@ def gather(
 
 
 def _gather_forward(
-  queries: Array, keys: Array, values: Array, mask: Array, bias: Array | None
+  queries: Any, keys: Any, values: Any, mask: Any, bias: Any
 ) -> tuple[Array, tuple[Any, ...]]:
   logits = _products("bqhk,bshk->bhqs", queries, keys)
   if bias is not None:
@@ -253,7 +253,7 @@ def _gather_backward(
 gather.defvjp(_gather_forward, _gather_backward)
 
 
-def _products(indices: str, x: Array, y: Array) -> Array:
+def _products(indices: str, x: Any, y: Any) -> Array:
   """Returns sums of products, which are fp32 whatever the factors are."""
   return jnp.einsum(indices, x, y, preferred_element_type=jnp.float32)
 
@@ -268,13 +268,11 @@ def project_to_fp32(
   return jnp.dot(x, kernel, preferred_element_type=jnp.float32)
 
 
-def _project_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+def _project_forward(x: Any, kernel: Any) -> tuple[Array, tuple[Any, Any]]:
   return project_to_fp32(x, kernel), (x, kernel)
 
 
-def _project_backward(
-  kept: tuple[Array, Array], gradient: Array
-) -> tuple[Array, Array]:
+def _project_backward(kept: tuple[Any, Any], gradient: Array) -> tuple[Array, Array]:
   x, kernel = kept
   gradient = gradient.astype(x.dtype)
   return jnp.dot(gradient, kernel.T), jnp.einsum("...i,...o->io", x, gradient)
