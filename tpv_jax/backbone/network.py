@@ -262,8 +262,10 @@ def _products(indices: str, x: Any, y: Any) -> Array:
 def project_to_fp32(
   x: Float[AnyArray, "... inputs"], kernel: Float[AnyArray, "inputs outputs"]
 ) -> Float[Array, "... outputs"]:
-  """Returns `x @ kernel` in fp32, both of one dtype, in which the backward pass
-  multiplies as well: JAX's own would convert the kernel to fp32 for it.
+  """Returns `x @ kernel` in fp32.
+
+  Both factors are of one dtype, in which the backward pass multiplies as well; JAX's own
+  would convert the kernel to fp32 for it (benchmarks/NOTES.md).
   """
   return jnp.dot(x, kernel, preferred_element_type=jnp.float32)
 
