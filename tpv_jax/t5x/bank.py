@@ -190,7 +190,7 @@ class Bank(SoftPromptModel):
     del dropout_rng  # There is none.
     prompt = self.prompt
     assert prompt is not None
-    folded = jax.vmap(lambda one: prompt.apply({"params": one}))(params[PROMPT])
+    folded: Any = jax.vmap(lambda one: prompt.apply({"params": one}))(params[PROMPT])
     backbone = {name: tree for name, tree in params.items() if name != PROMPT}
     losses, counts = self.bank_loss_sums(folded, backbone, batch)
     weights = counts["target_tokens"]
