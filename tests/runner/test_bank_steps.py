@@ -222,14 +222,19 @@ def test_validation_in_shared_rows_gives_each_prompt_the_means_of_its_own():
   state = steps.initialise(
     {path: np.stack([one[path] for one in prompts]) for path in prompts[0]}
   )
-  # Prompt n has n batches.
+  # Prompt n has n batches, and one with every target of one token, so that one is right.
   rows = [[batch(number, step) for step in range(number)] for number in range(PROMPTS)]
+  every = np.pad(np.arange(1, 64, dtype=np.int32)[:, None], ((0, 0), (0, 3)))
+  sources = np.repeat(batch(0, 0)["encoder_input_tokens"][:1], len(every), axis=0)
+  for own in rows[1:]:
+    own.append(batches.features(sources, every))
   items = [i for n in range(PROMPTS) for one in rows[n] for i in packing.items(one, n)]
   shape = packing.Shape(8, 40, 16)
   calls = packing.pack(items, packing.Shapes(shape, shape, 4))
   found = bank_steps.validate(steps, state, frozen, [one for _, one in calls])
   assert len(calls) < sum(map(len, rows)) and steps.measure._cache_size() == 1
   assert all(np.isnan(values[0]) for values in found.values())
+  assert found["exact_match"][1:].max() > 0
   for number in range(1, PROMPTS):
     sums = [solo.validate(prompts[number], frozen, one) for one in rows[number]]
     for name, values in found.items():
