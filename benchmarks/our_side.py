@@ -4,6 +4,7 @@ Not a command by itself. Imports neither TensorFlow nor seqio nor gin, and does 
 clu, tqdm, tensorboardX and orbax where they are not installed.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import pathlib
@@ -51,9 +52,17 @@ def stand_in_for_tqdm() -> None:
     pass
   else:
     return
-  silent = types.ModuleType("tqdm")
-  silent.tqdm = lambda calls, **_: calls
-  sys.modules["tqdm"] = silent
+
+  class Silent(contextlib.nullcontext):
+    def __init__(self, **_: Any):
+      super().__init__(self)
+
+    def update(self, examples: int) -> None:
+      pass
+
+  package = types.ModuleType("tqdm")
+  package.tqdm = Silent
+  sys.modules["tqdm"] = package
 
 
 stand_in_for_clu()
