@@ -355,6 +355,27 @@ def test_a_bf16_step_multiplies_in_bf16_only(model, tied):
   assert all(dtypes == {"bfloat16"} for dtypes in found), found
 
 
+def test_dropout_drops_a_heads_values_of_a_key_for_all_queries(monkeypatch):
+  """That is T5X's dropout of weights, which has one mask for all queries."""
+  seen = []
+
+  def gather(queries, keys, values, mask, bias):
+    seen.append(np.asarray(values))
+    return queries
+
+  layer = network.Attention(2, 4, 8, dropout_rate=0.5, dtype="float32")
+  x, heads = jnp.ones((3, 20, 8)), jnp.ones((3, 20, 2, 4))
+  inputs = (x, (heads, heads), jnp.ones((3, 1, 1, 20), bool), None)
+  params = layer.init(jax.random.key(0), *inputs, True)
+  monkeypatch.setattr(network, "gather", gather)
+  layer.apply(params, *inputs, False, rngs={"dropout": jax.random.key(1)})
+  (values,) = seen
+  assert set(np.unique(values)) == {0.0, 2.0}
+  assert (values == values[..., :1]).all()
+  for axis in range(3):  # Rows, keys and heads have masks of their own.
+    assert (values != np.roll(values, 1, axis)).any()
+
+
 def test_logits_have_the_gradient_of_the_plain_product(attention):
   x, kernel = attention[0].reshape(-1, 8), attention[1].reshape(8, -1)
   slope = x @ kernel

@@ -115,8 +115,12 @@ def test_the_prompt_after_one_step_is_that_of_plain_adamw(tiny, tmp_path):
   update, _ = reference.update(gradient, reference.init(start), start)
   expected = np.asarray(start["prompt"] + update["prompt"])
   actual, _ = store.read(tmp_path / "run" / "last_prompt.safetensors")
-  # fp32; Adam divides by the root of its own square, so small gradients amplify rounding.
-  np.testing.assert_allclose(actual["prompt"], expected, rtol=2e-4, atol=2e-5)
+  # fp32; Adam divides by the root of its own square, so near 0 a gradient is rounding.
+  clear = np.abs(gradient["prompt"]) > 1e-5
+  assert clear.mean() > 0.9
+  np.testing.assert_allclose(
+    actual["prompt"][clear], expected[clear], rtol=2e-4, atol=2e-5
+  )
 
 
 def test_microbatches_change_nothing_but_rounding(tiny, tmp_path):
@@ -742,8 +746,10 @@ def test_two_stops_act_at_once_and_one_is_noted():
     time.sleep(0.01)
     assert requested() == signal.SIGTERM
     os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.01)  # Else both are one to a busy machine.
     with pytest.raises(KeyboardInterrupt):
       os.kill(os.getpid(), signal.SIGINT)
+      time.sleep(10)
 
 
 def test_a_full_device_is_said_before_anything_half_written_is_left(

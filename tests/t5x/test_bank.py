@@ -368,6 +368,15 @@ def test_a_bank_goes_on_from_its_checkpoint_with_its_prompts_only(
     parts("bank", Bank(model_of(tiny), MEMBERS))
 
 
+def test_a_run_of_one_prompt_forgets_a_bank_that_ended_before_its_first_step(
+  tiny, parts, tmp_path
+):
+  parts("run", Bank(model_of(tiny), MEMBERS)).state()
+  assert (tmp_path / "run" / "bank.json").exists()
+  parts("run", model_of(tiny)).state()
+  assert not (tmp_path / "run" / "bank.json").exists()
+
+
 @pytest.mark.parametrize("name", ["manifest.json", saving.LAST, saving.BEST])
 def test_a_new_run_writes_over_no_prompts_of_another(tiny, parts, tmp_path, name):
   for folder in ("bank/b-0", "other", "alone"):

@@ -293,7 +293,7 @@ def definition(name: str) -> Definition:
   """
   if name not in DEFINITIONS:
     raise UserError(
-      f"There is no task '{name}'.{near_misses(name, DEFINITIONS)} 'tpv tasks list' "
+      f"There is no task '{name}'.{near_misses(str(name), DEFINITIONS)} 'tpv tasks list' "
       "names all; your own files need gin_configs/tasks/text_files.gin."
     )
   return DEFINITIONS[name]

@@ -372,9 +372,11 @@ class _Arithmetic:
       chosen: the coefficients, by initial prompt and combination.
     """
     by_sum = dict(zip(self.combinations, zip(*chosen, strict=True), strict=True))
-    asked: dict[Any, tuple[Prompt, str]] = {}
-    for names, coefficients in by_sum.items():
-      for seed, coefficient in zip(self.seeds, coefficients, strict=True):
+    scores: dict[Any, float] = {}
+    for place, seed in enumerate(self.seeds):  # As in `search`, for the host's memory.
+      asked: dict[Any, tuple[Prompt, str]] = {}
+      for names, coefficients in by_sum.items():
+        coefficient = coefficients[place]
         applied = self._applied(self._sum(names, seed), seed, coefficient)
         for name in names:
           asked[names, None, seed, name] = applied, name
@@ -385,7 +387,7 @@ class _Arithmetic:
           applied = self._applied(difference, seed, coefficient)
           for one in (name, partner):
             asked[names, name, seed, one] = applied, one
-    scores = self._scores(asked, self.test)
+      scores |= self._scores(asked, self.test)
     sums = [
       {
         "tasks": list(names),

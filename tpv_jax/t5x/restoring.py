@@ -179,13 +179,13 @@ class Initializer(utils.TrainStateInitializer):
         "Include a file of gin_configs/prompts/, such as plain.gin."
       )
     table = saving.whole(leaves["token_embedder/embedding"]).astype(np.float32)
+    saving.write_members(self.model_dir, self.members)
     if self.members is None:
       return self._draw(table, name, fingerprint, self.initial_seed, self.model_dir)
     drawn = [
       self._draw(table, name, fingerprint, member.initial_seed, folder)
       for member, folder in zip(self.members, self._folders(), strict=True)
     ]
-    saving.write_members(self.model_dir, self.members)
     return {leaf: np.stack([one[leaf] for one in drawn]) for leaf in drawn[0]}
 
   def _draw(

@@ -201,11 +201,20 @@ def described(members: Sequence[Member]) -> list[dict[str, Any]]:
   return [dataclasses.asdict(member) for member in members]
 
 
-def write_members(model_dir: str, members: Sequence[Member]) -> None:
-  """Writes BANK, which says whose the rows of a bank's checkpoints are."""
-  if processes.is_writer():
+def write_members(model_dir: str, members: Sequence[Member] | None) -> None:
+  """Writes BANK, which says whose the rows of a bank's checkpoints are.
+
+  Without `members` there is none, not even of a bank that ended before its first step.
+  """
+  if not processes.is_writer():
+    return
+  path = files.to_path(model_dir) / BANK
+  if members is None:
+    path.unlink(missing_ok=True)
+  else:
+    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(described(members), indent=2) + "\n"
-    files.write_bytes(files.to_path(model_dir) / BANK, text.encode())
+    files.write_bytes(path, text.encode())
 
 
 def read_members(model_dir: str) -> list[dict[str, Any]] | None:
