@@ -362,7 +362,8 @@ def test_scores_are_sums_of_log_probabilities(params):
   np.testing.assert_allclose(token_scores, expected, rtol=1e-4, atol=1e-5)
   assert np.array_equal(kept["decoder"]["target_tokens"][0], TARGETS)
   assert np.array_equal(kept["decoder"]["loss_weights"][0], TARGETS > 0)
-  assert np.array_equal(scores, score(build(), params))
+  # Another program: jax 0.12 sums in another order.
+  np.testing.assert_allclose(scores, score(build(), params), rtol=ROUNDING)
 
 
 def test_scores_ignore_label_smoothing_and_z_loss(params):

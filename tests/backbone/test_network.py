@@ -382,7 +382,7 @@ def test_logits_have_the_gradient_of_the_plain_product(attention):
   found = jax.vjp(network.project_to_fp32, x, kernel)[1](slope)
   expected = jax.vjp(jnp.dot, x, kernel)[1](slope)
   for one, other in zip(found, expected, strict=True):
-    np.testing.assert_allclose(one, other, rtol=1e-6)
+    np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-5)  # Values to 40.
 
 
 def test_rematerialisation_changes_no_gradient(model):
