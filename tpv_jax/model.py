@@ -202,6 +202,13 @@ class SoftPromptModel:
     }
     return loss_sum, weight_sum, metrics
 
+  def fold_bank(self, prompts: Params) -> Folded:
+    """Returns what the parameters of N prompts, stacked, amount to: [N, S, D] and deltas."""
+    prompt = self.prompt
+    assert prompt is not None
+    folded: Any = jax.vmap(lambda one: prompt.apply({"params": one}))(prompts)
+    return folded
+
   def bank_loss_sums(
     self,
     folded: Folded,
@@ -217,7 +224,7 @@ class SoftPromptModel:
 
     Args:
       folded: the prompts [N, S, D], and perhaps deltas [N, M, D].
-      backbone: the frozen parameters.
+      backbone: the frozen parameters; a prompt's beside them are not read.
       batch: packed rows, see `data.packing.pack`; or rows of one example each, with
         their places in the bank as `prompt_ids` [B].
     """

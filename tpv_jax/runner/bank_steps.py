@@ -86,10 +86,11 @@ def build(
   Raises:
     UserError: the model has no prompt, trains something else, or has dropout.
   """
-  prompt = model.prompt
   parameters = partitioning.abstract_parameters(model, mesh)
   trainable, frozen = model.split(identity.unflatten(parameters))
-  if prompt is None or any(not path.startswith(f"{PROMPT}/") for path in trainable):
+  if model.prompt is None or any(
+    not path.startswith(f"{PROMPT}/") for path in trainable
+  ):
     raise UserError(
       "A bank trains prompts on one frozen backbone. Give the model a prompt, and a "
       f"'trainable' pattern that matches the prompt alone (now '{model.trainable}')."
@@ -106,10 +107,7 @@ def build(
   initialise = jax.vmap(functools.partial(fresh_state, model.optimizer_def))
 
   def fold(trainable: Leaves) -> Folded:
-    def one(trainable: Leaves) -> Any:
-      return prompt.apply({"params": identity.unflatten(trainable)[PROMPT]})
-
-    return jax.vmap(one)(trainable)
+    return model.fold_bank(identity.unflatten(trainable)[PROMPT])
 
   def zeros(folded: Folded) -> Sums:
     none = jnp.zeros(len(folded.prompt), jnp.float32)

@@ -188,11 +188,8 @@ class Bank(SoftPromptModel):
     Each metric is there over all rows, and as <metric>/<member> over those of a prompt.
     """
     del dropout_rng  # There is none.
-    prompt = self.prompt
-    assert prompt is not None
-    folded: Any = jax.vmap(lambda one: prompt.apply({"params": one}))(params[PROMPT])
-    backbone = {name: tree for name, tree in params.items() if name != PROMPT}
-    losses, counts = self.bank_loss_sums(folded, backbone, batch)
+    folded = self.fold_bank(params[PROMPT])
+    losses, counts = self.bank_loss_sums(folded, params, batch)
     weights = counts["target_tokens"]
     metrics: Metrics = {}
     for name, totals, counted in (

@@ -213,8 +213,7 @@ def write_members(model_dir: str, members: Sequence[Member] | None) -> None:
     path.unlink(missing_ok=True)
   else:
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(described(members), indent=2) + "\n"
-    files.write_bytes(path, text.encode())
+    files.write_json(path, described(members))
 
 
 def read_members(model_dir: str) -> list[dict[str, Any]] | None:
@@ -227,7 +226,7 @@ def read_members(model_dir: str) -> list[dict[str, Any]] | None:
   if not path.exists():
     return None
   try:
-    return [dict(**member) for member in json.loads(path.read_text())]
+    return [dict(**member) for member in json.loads(path.read_bytes())]
   except (ValueError, TypeError) as error:
     raise UserError(
       f"Cannot read '{path}', which says whose the prompts of the bank's checkpoints "
