@@ -1,5 +1,6 @@
 # make demo   installs into .venv and runs the main job: prompts, vectors, sums, a report
 # make test   installs with the extras for tests, then lint, types and all tests
+#             but those marked slow, which make test-all runs, too
 # make t5x-check  trains, kills, resumes, evaluates and infers under real T5X, and writes
 #             docs/t5x-check.md; T5X=folder says where T5X is if it is not installed
 # make clean  removes the environment and what the two made
@@ -16,11 +17,11 @@ TESTS ?= tests
 JOBS ?= auto
 BIN := $(VENV)/bin/python
 
-.PHONY: demo test lint t5x-check clean help
+.PHONY: demo test test-all lint t5x-check clean help
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# //p' Makefile | head -10
+	@sed -n 's/^# //p' Makefile | head -11
 
 demo: $(VENV)/.installed
 	@echo "== tuning prompts, making vectors, measuring sums; report in $(OUT)/report.md"
@@ -28,6 +29,10 @@ demo: $(VENV)/.installed
 
 test: lint
 	@echo "== tests"
+	JAX_PLATFORMS=cpu "$(BIN)" -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(TESTS)
+
+test-all: lint
+	@echo "== tests, the slow ones too"
 	JAX_PLATFORMS=cpu "$(BIN)" -m pytest -n $(JOBS) --dist worksteal $(TESTS)
 
 lint: $(VENV)/.installed-test
