@@ -11,7 +11,7 @@ import pytest
 from tpv_jax import optimizers
 from tpv_jax.errors import UserError
 from tpv_jax.prompts import equations
-from tpv_jax.runner import command_line
+from tpv_jax.runner import gin_files
 
 
 def follow(transform, learning_rate, gradients, start):
@@ -175,7 +175,7 @@ def direction_and_rates(tmp_path, *bindings, text=""):
   file = tmp_path / "mine.gin"
   file.write_text(f"from __gin__ import dynamic_registration\n{text}")
   files = ("runs/embedded.gin", "prompts/ept.gin")
-  command_line.parse_gin(
+  gin_files.parse(
     [*(f"gin_configs/{name}" for name in files), str(file)],
     ["TASK_NAME='topic'", "RUN_DIR='run'", "TRAIN_STEPS=100", *bindings],
     [],

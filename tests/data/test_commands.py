@@ -9,7 +9,7 @@ from tpv_jax import cli
 from tpv_jax.data import commands, exported
 from tpv_jax.data.registry import DEFINITIONS
 from tpv_jax.errors import UserError
-from tpv_jax.runner import command_line
+from tpv_jax.runner import gin_files
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
@@ -123,7 +123,7 @@ def test_task_files_go_with_the_papers_runs(run, own, tmp_path):
   prompt = {"paper_dept": "dept_40_45", "paper_ept": "ept_base"}.get(run, "plain")
   data = str(tmp_path / "data")
   cli.main(["tasks", "prepare", "glue_cola", "--data-dir", data, "--from", str(own)])
-  command_line.parse_gin(
+  gin_files.parse(
     [
       "gin_configs/backbones/t5_1_0_base.gin",
       f"gin_configs/prompts/{prompt}.gin",
@@ -147,7 +147,7 @@ def test_task_files_go_with_the_papers_runs(run, own, tmp_path):
 
 
 def test_several_tasks_go_into_a_bank():
-  command_line.parse_gin(
+  gin_files.parse(
     [
       "gin_configs/backbones/t5_1_0_base.gin",
       "gin_configs/prompts/plain.gin",

@@ -12,7 +12,7 @@ from tpv_jax import embedded
 from tpv_jax.backbone import loading, network
 from tpv_jax.data import suite, vocabularies
 from tpv_jax.embedded import lexicon
-from tpv_jax.runner import command_line
+from tpv_jax.runner import gin_files
 
 HERE = pathlib.Path(embedded.__file__).parent
 
@@ -20,7 +20,7 @@ HERE = pathlib.Path(embedded.__file__).parent
 @pytest.fixture(scope="module")
 def transformer():
   """The network of the gin file that users include."""
-  command_line.parse_gin(["gin_configs/runs/eval_embedded.gin"])
+  gin_files.parse(["gin_configs/runs/eval_embedded.gin"])
   built = gin.get_configurable(network.Transformer)()
   yield built
   gin.clear_config()

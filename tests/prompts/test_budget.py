@@ -13,7 +13,7 @@ from hypothesis import strategies
 from tpv_jax import cli
 from tpv_jax.errors import UserError
 from tpv_jax.prompts import budget, ept, plain
-from tpv_jax.runner import command_line
+from tpv_jax.runner import command_line, gin_files
 
 FOLDER = pathlib.Path(__file__).parents[2] / "gin_configs" / "prompts"
 
@@ -178,7 +178,7 @@ def test_the_command_checks_a_given_rank(capsys):
 
 def configured(file, *bindings, backbone="t5_1_0_base"):
   """Returns the prompt that a run with this prompt file would train."""
-  command_line.parse_gin(
+  gin_files.parse(
     [
       "gin_configs/runs/train.gin",
       "gin_configs/tasks/text_files.gin",

@@ -18,7 +18,7 @@ import pytest
 from tpv_jax import train_bank
 from tpv_jax.errors import UserError
 from tpv_jax.prompts import initial
-from tpv_jax.runner import bank, command_line, training
+from tpv_jax.runner import bank, gin_files, training
 from tpv_jax.runner.run_folder import RunFolder
 from tpv_jax.runner.task_data import TaskData
 from tpv_jax.vectors import sources
@@ -625,7 +625,7 @@ def test_gin_takes_any_list_of_entries_as_bank_gin_says(tmp_path):
     "from tpv_jax.runner import task_data",
   ]
   (tmp_path / "mine.gin").write_text("\n".join([*head, *lines[first:]]))
-  command_line.parse_gin(
+  gin_files.parse(
     ["gin_configs/runs/bank_embedded.gin", str(tmp_path / "mine.gin")],
     ["OUTPUT_DIR='unused'"],
   )

@@ -15,7 +15,7 @@ from tpv_jax.data import few_shot as sampling
 from tpv_jax.data import suite, tasks
 from tpv_jax.errors import UserError
 from tpv_jax.prompts import initial
-from tpv_jax.runner import command_line, few_shot, few_shot_report
+from tpv_jax.runner import few_shot, few_shot_report, gin_files
 from tpv_jax.runner.evaluation import Evaluator
 from tpv_jax.runner.task_data import TaskData
 from tpv_jax.vectors import store
@@ -264,7 +264,7 @@ def test_the_command_refuses_a_folder_of_something_else(tmp_path, capsys):
 
 
 def test_the_protocols_file_samples_the_task_and_sets_its_batch_size():
-  command_line.parse_gin(
+  gin_files.parse(
     ["gin_configs/runs/embedded.gin", "gin_configs/runs/few_shot.gin"],
     ["TASK_NAME='topic'", "RUN_DIR='x'", "SHOTS=50", "SHOT_SEED=3"],
   )

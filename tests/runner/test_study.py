@@ -18,7 +18,7 @@ from tpv_jax.data import suite
 from tpv_jax.data.batches import Tokenized
 from tpv_jax.data.tasks import Example, Task
 from tpv_jax.errors import UserError
-from tpv_jax.runner import command_line, report, study
+from tpv_jax.runner import gin_files, report, study
 from tpv_jax.runner.evaluator import Evaluator, Result
 from tpv_jax.vectors import algebra, sources, store
 from tpv_jax.vectors.provenance import Provenance, Term
@@ -369,7 +369,7 @@ def test_negating_a_task_in_a_sum_forgets_it_and_not_its_partner(demo):
 
 def test_the_numbers_of_the_demo_are_those_of_each_prompt_by_itself(demo):
   folder, results = demo
-  command_line.parse_gin(["gin_configs/runs/demo.gin"], ["OUTPUT_DIR='unused'"])
+  gin_files.parse(["gin_configs/runs/demo.gin"], ["OUTPUT_DIR='unused'"])
   model, vocabulary = (
     gin.query_parameter(name).scoped_configurable_fn()
     for name in ("%MODEL", "%VOCABULARY")

@@ -68,9 +68,9 @@ def network():
   import gin
 
   from tpv_jax.backbone.network import Transformer
-  from tpv_jax.runner import command_line
+  from tpv_jax.runner import gin_files
 
-  command_line.parse_gin(["gin_configs/backbones/embedded.gin"])
+  gin_files.parse(["gin_configs/backbones/embedded.gin"])
   made = gin.get_configurable(Transformer)()
   gin.clear_config()
   return made

@@ -1,0 +1,249 @@
+"""Settings: what a user sets is read, or refused by its name, before anything runs."""
+
+import re
+
+import gin
+import pytest
+
+from tpv_jax.errors import UserError
+from tpv_jax.runner import (
+  ablation,
+  bank,
+  evaluation,
+  few_shot,
+  gin_files,
+  settings,
+  study,
+  training,
+)
+
+RUNS = "gin_configs/runs/"
+TASK = ("TASK_NAME='topic'", "RUN_DIR='r'")
+OWN_TASKS = """\
+from __gin__ import dynamic_registration
+from tpv_jax.data import text_files
+TASKS = [@one/text_files.text_file_task(), @two/text_files.text_file_task()]
+text_files.text_file_task.template = '{x}'
+text_files.text_file_task.target = 'y'
+one/text_files.text_file_task.name = 'one'
+one/text_files.text_file_task.paths = 'one.tsv'
+two/text_files.text_file_task.name = 'two'
+two/text_files.text_file_task.paths = 'two.tsv'
+"""
+
+
+@pytest.fixture(autouse=True)
+def clean_gin():
+  yield
+  gin.clear_config()
+
+
+@pytest.fixture
+def checked(tmp_path):
+  """Returns a function that checks files (names, or texts of files) and bindings."""
+
+  def check(entry, given, *bindings):
+    names = []
+    for index, text in enumerate(given):
+      if text.endswith(".gin"):
+        names.append(text)
+        continue
+      path = tmp_path / f"mine{index}.gin"
+      path.write_text(text)
+      names.append(str(path))
+    parsed = gin_files.parse(names, bindings)
+    arguments = ("config", "command")
+    return [
+      line.replace(f"{tmp_path}/", "")
+      for line in settings.check(entry, parsed, arguments)
+    ]
+
+  return check
+
+
+@pytest.mark.parametrize(
+  ("entry", "files", "bindings"),
+  [
+    (training.train, ["embedded"], TASK),
+    (training.train, ["embedded_ept"], TASK),
+    (training.train, ["pretrain_embedded"], ("RUN_DIR='r'",)),
+    (bank.train_bank, ["bank_embedded"], ("OUTPUT_DIR='o'", "TASK_NAMES=['nli']")),
+    (
+      evaluation.evaluate,
+      ["eval_embedded"],
+      ("VECTOR=['a', ['b', 'c']]", "SEARCH=[0]"),
+    ),
+    (evaluation.infer, ["infer_embedded"], ("INPUT_FILE='i'", "OUTPUT='o'")),
+    (study.study, ["demo"], ("OUTPUT_DIR='o'", "AS_BANK=False")),
+    (ablation.ablation, ["ablation"], ("OUTPUT_DIR='o'", "TUNING_TASKS=['nli']")),
+    (few_shot.compare_starts, ["few_shot_embedded"], ("OUTPUT_DIR='o'", "SHOTS=[0]")),
+  ],
+)
+def test_what_the_shipped_runs_take_is_read(checked, entry, files, bindings):
+  assert checked(entry, [f"{RUNS}{file}.gin" for file in files], *bindings) == []
+
+
+@pytest.mark.parametrize(
+  ("entry", "given", "bindings", "message"),
+  [
+    (
+      training.train,
+      ["embedded"],
+      ("TRAIN_STEP=3",),
+      r"TRAIN_STEP \(--gin\) is read by nothing that this command runs. Did you mean "
+      "'TRAIN_STEPS'",
+    ),
+    (
+      training.train,
+      ["embedded", "TRAIN_STEP = 3\n"],
+      (),
+      r"TRAIN_STEP \(.*mine1.gin:1\) is read by nothing.*Did you mean 'TRAIN_STEPS'",
+    ),
+    (
+      training.train,
+      ["embedded"],
+      ("optimizers.adafactor.decay_rate=0.5",),
+      "optimizers.adafactor.decay_rate.*as it does not call optimizers.adafactor",
+    ),
+    (
+      training.train,
+      ["embedded"],
+      ("training.train.total_steps=2", "TRAIN_STEPS=3"),
+      r"TRAIN_STEPS \(--gin\) is read by nothing",
+    ),
+    (
+      training.train,
+      ["embedded"],
+      ("task_data.TaskData.seed=1", "DATA/task_data.TaskData.seed=2"),
+      "task_data.TaskData.seed .*a narrower scope sets seed",
+    ),
+    (
+      study.study,
+      ["demo", OWN_TASKS],
+      ("OUTPUT_DIR='o'", "TASK_NAMES=['topic']"),
+      r"TASK_NAMES \(--gin\) is read by nothing.*Did you mean 'TASKS'",
+    ),
+    (
+      evaluation.evaluate,
+      ["eval_embedded", "TRAIN_STEPS = 3\nRUN_DIR = 'r'\n"],
+      (),
+      r"^RUN_DIR \(.*mine1.gin:2\) is read by nothing",
+    ),
+    (
+      evaluation.infer,
+      ["infer_embedded", "LABELS = ['a']\nTASKS = []\nVECTOR = 'v'\n"],
+      ("INPUT_FILE='i'", "OUTPUT='o'"),
+      r"^TASKS .*mine1.gin:2.* VECTOR .*mine1.gin:3",
+    ),
+    (
+      evaluation.evaluate,
+      ["eval_embedded", "gin_configs/tasks/trec.gin", "gin_configs/tasks/math.gin"],
+      (),
+      "names the task 'trec' and .* the task 'math': the second would replace",
+    ),
+    (
+      evaluation.evaluate,
+      ["eval_embedded", "TASK_NAME = 'one'\n", "TASK_NAME = 'two'\n"],
+      (),
+      "mine1.gin:1 names the task 'one' and .*mine2.gin:1 the task 'two'",
+    ),
+    (
+      training.train,
+      ["TRAIN_STEPS = 3\n", "embedded"],
+      TASK,
+      r"mine0.gin:1 sets TRAIN_STEPS = 3, and gin_configs/runs/tuning.gin, which comes "
+      r"after it, would set it to 1000. Give --gin_file=\S*mine0.gin after "
+      "--gin_file=gin_configs/runs/embedded.gin",
+    ),
+    (
+      training.train,
+      [f"TRAIN_STEPS = 3\ninclude '{RUNS}embedded.gin'\n"],
+      TASK,
+      "mine0.gin:1 sets TRAIN_STEPS = 3.*Put its include at the top",
+    ),
+    (
+      training.train,
+      ["embedded"],
+      (),
+      "RUN_DIR, TASK_NAME must be given: pass --gin.R",
+    ),
+    (
+      training.train,
+      ["embedded", "TRAIN_STEPS = %STEPS_OF_TRAINING\n"],
+      TASK,
+      "mine1.gin:1 uses %STEPS_OF_TRAINING, which no file sets",
+    ),
+    (
+      training.train,
+      ["train"],
+      ("RUN_DIR='r'",),
+      r"BACKBONE, MODEL, VOCABULARY: gin_configs/backbones; INITIAL_PROMPT: "
+      "gin_configs/prompts; LENGTHS, TASK: gin_configs/tasks",
+    ),
+    (
+      training.train,
+      ["embedded"],
+      (*TASK, "INITIAL_PROMPT=@initial.uniform()"),
+      r"initial.uniform needs table, seed.*is written without \(\)",
+    ),
+    (
+      training.train,
+      ["TASK_NAME = 'topic'\n"],
+      (),
+      r"none configures training.train. Add a run file.*gin_configs/runs/embedded.gin",
+    ),
+    (evaluation.infer, ["eval_embedded"], (), "none configures evaluation.infer"),
+  ],
+)
+def test_what_is_not_read_or_not_given_is_refused(
+  checked, entry, given, bindings, message
+):
+  files = [text if re.search(r"\W", text) else f"{RUNS}{text}.gin" for text in given]
+  if "RUN_DIR" not in message and entry is training.train:
+    bindings = (*TASK, *bindings)
+  with pytest.raises(UserError, match=message):
+    checked(entry, files, *bindings)
+
+
+def test_a_shared_file_may_set_what_other_commands_read(checked):
+  mine = "TRAIN_STEPS = 3\nHALF = 5\nWARMUP_STEPS = %HALF\nBATCH_SIZE = 8\n"
+  assert checked(evaluation.evaluate, [f"{RUNS}eval_embedded.gin", mine]) == [
+    "Not read by this command: TRAIN_STEPS, HALF, WARMUP_STEPS (mine1.gin)."
+  ]
+
+
+def test_a_macro_of_the_users_own_may_be_used_by_others(checked):
+  mine = "MY_STEPS = 4\nTRAIN_STEPS = %MY_STEPS\n"
+  assert checked(training.train, [f"{RUNS}embedded.gin", mine], *TASK) == []
+  assert gin.query_parameter("%MY_STEPS") == 4
+
+
+def test_the_tasks_of_the_user_are_those_of_the_study(checked):
+  checked(study.study, [f"{RUNS}demo.gin", OWN_TASKS], "OUTPUT_DIR='o'")
+  tasks = gin.get_bindings(study.study)["tasks"]
+  assert [task.name for task in tasks] == ["one", "two"]
+
+
+def test_a_required_value_may_be_given_before_the_file_that_asks_for_it(checked):
+  mine = "TASK_NAME = 'nli'\nRUN_DIR = 'here'\n"
+  assert checked(training.train, [mine, f"{RUNS}embedded.gin"]) == []
+  assert gin.query_parameter("%RUN_DIR") == "here"
+  assert gin.query_parameter("%TASK_NAME") == "nli"
+
+
+def test_the_later_of_the_users_own_files_wins(checked):
+  files = [f"{RUNS}embedded.gin", "TRAIN_STEPS = 3\n", "TRAIN_STEPS = 4\n"]
+  assert checked(training.train, files, *TASK) == []
+  assert gin.query_parameter("%TRAIN_STEPS") == 4
+
+
+def test_what_a_file_names_the_run_does_not_reach_need_not_be_given(checked):
+  mine = (
+    "from __gin__ import dynamic_registration\n"
+    "from tpv_jax.runner import bank\n"
+    "ENTRIES = [@one/bank.Entry()]\n"
+    "bank.Entry.data = %TASK\n"
+    "TASK = None\n"
+    "one/bank.Entry.run_dir = 'runs/one'\n"
+  )
+  assert checked(bank.train_bank, [f"{RUNS}bank_embedded.gin", mine]) == []

@@ -1,0 +1,416 @@
+"""Gin files and bindings into gin's configuration: who set what, and where.
+
+gin keeps the last value of each name and forgets the rest. Here each statement is bound
+one by one, so that afterwards it is known which settings are the user's own (a binding
+of the command line, or a file that is not this package's) and in which line they stand;
+and whatever is wrong with a file is one `UserError` that names file and line.
+"""
+
+import dataclasses
+import importlib.util
+import inspect
+import os
+import pathlib
+import pkgutil
+import re
+import sys
+import tokenize
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import gin
+from gin import config, config_parser
+
+from tpv_jax.errors import UserError, near_misses
+
+Key = tuple[str, str, str]
+"""What is bound: scope, complete selector, parameter; of a macro, (name, *`MACRO`)."""
+
+MACRO = ("gin.macro", "value")
+
+MOST_BYTES = 10 << 20
+"""Of a gin file; ours have at most 6 kB."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """One binding as it stands in a file or on the command line.
+
+  Attributes:
+    key: what is bound.
+    name: as it was written: 'TRAIN_STEPS', 'one/suite.task.name'.
+    value: gin's, in which references are objects.
+    file: as it was given or included; None: the command line.
+    line: in the file.
+    given: the file of the command line that it came with.
+    shipped: whether the file is one of this package's.
+  """
+
+  key: Key
+  name: str
+  value: Any
+  file: str | None
+  line: int
+  given: str | None
+  shipped: bool
+
+  @property
+  def place(self) -> str:
+    """Where it stands: '--gin' or 'FILE:LINE'."""
+    return "--gin" if self.file is None else f"{self.file}:{self.line}"
+
+
+Settings = dict[Key, Setting]
+
+
+def parse(
+  files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()
+) -> Settings:
+  """Fills gin's configuration, cleared before, and returns the settings that hold.
+
+  What comes later wins, with two exceptions. A `%gin.REQUIRED` asks for a value and so
+  does not take away one that the user gave before it. And a value of the user's that a
+  file of this package would replace is refused, as it would be lost without a word.
+
+  Args:
+    files: gin files in order.
+    bindings: 'NAME=VALUE', after the files.
+    search_paths: more folders in which files are looked for.
+
+  Raises:
+    UserError: a file that is missing, no text, or includes itself; a syntax error, an
+      unknown name (with near misses); two files that name a task each.
+  """
+  gin.clear_config()
+  reader = _Reader(search_paths)
+  for name in files:
+    reader.given = name
+    reader.read_file(name)
+  reader.given = None
+  for binding in bindings:
+    reader.bind(binding)
+  return reader.settings
+
+
+def package() -> pathlib.Path:
+  """Returns the folder of the gin files of this package."""
+  spec = importlib.util.find_spec("tpv_jax.gin_configs")
+  assert spec is not None and spec.submodule_search_locations
+  return pathlib.Path(next(iter(spec.submodule_search_locations)))
+
+
+def shipped() -> dict[str, str]:
+  """Returns the text of each gin file of this package: 'gin_configs/runs/train.gin'."""
+  folder = package()
+  return {
+    f"gin_configs/{path.relative_to(folder)}": path.read_text()
+    for path in sorted(folder.rglob("*.gin"))
+  }
+
+
+def find(name: str, search_paths: Sequence[str] = ()) -> pathlib.Path:
+  """Returns the path of a gin file: as given, in a search path, or in this package.
+
+  Raises:
+    UserError: there is none, with near misses.
+  """
+  for folder in (".", *search_paths):
+    path = pathlib.Path(folder, name).expanduser()
+    if path.is_file():
+      return path
+    if path.is_dir():
+      raise UserError(f"'{name}' is a folder. Give a gin file that lies in it.")
+  relative = name.removeprefix("tpv_jax/").removeprefix("gin_configs/")
+  if (package() / relative).is_file():
+    return package() / relative
+  if found := _in_python_path(name):
+    return found
+  known = list(shipped())
+  runs = ", ".join(file for file in known if "/runs/" in file)
+  raise UserError(
+    f"There is no gin file '{name}' here or in the installed package."
+    f"{near_misses(name, known) or f' Shipped run files: {runs}.'}"
+  )
+
+
+def _in_python_path(name: str) -> pathlib.Path | None:
+  """Returns the path of 'module/folder/file.gin' in an installed package, if it is one."""
+  folder, file = os.path.split(name)
+  try:
+    spec = importlib.util.find_spec(folder.strip("/").replace("/", "."))
+  except (ImportError, ValueError):
+    return None
+  for place in (spec.submodule_search_locations or ()) if spec else ():
+    if (path := pathlib.Path(place, file)).is_file():
+      return path
+  return None
+
+
+class _Reader:
+  """Binds statement by statement; `settings` holds what counts so far."""
+
+  def __init__(self, search_paths: Sequence[str]):
+    self.settings: Settings = {}
+    self.given: str | None = None
+    self._search_paths = search_paths
+    self._open: list[tuple[str, str]] = []
+    """Names and real paths of the files that are being read, each included by the last."""
+
+  def read_file(self, name: str) -> None:
+    """Binds what a file says, and the files that it includes."""
+    try:
+      path = find(name, self._search_paths)
+    except UserError as error:
+      raise UserError(
+        f"{self._open[-1][0]} includes it: {error}" if self._open else str(error)
+      ) from None
+    real = os.path.realpath(path)
+    if real in [opened for _, opened in self._open]:
+      loop = " includes ".join([*(opened for opened, _ in self._open), name])
+      raise UserError(f"The gin files include each other in a circle: {loop}.")
+    text = _text(path, name)
+    self._open.append((name, real))
+    ours = _is_shipped(real, text)
+    if ours:
+      name = name.removeprefix("tpv_jax/")
+    line = 1
+    with config._parse_scope() as context:
+      try:
+        for line, statement in _statements(text):
+          self._apply(statement, name, line, ours, context)
+      except UserError:
+        raise
+      except (Exception, SystemExit) as error:
+        line = getattr(error, "lineno", None) or line
+        raise UserError(f"{name}:{line}: {explain(error)}") from error
+    self._open.pop()
+
+  def bind(self, binding: str) -> None:
+    """Binds one 'NAME=VALUE' of the command line."""
+    name, equals, value = (part.strip() for part in binding.partition("="))
+    if not equals or not name or not value:
+      raise UserError(f"'--gin.{binding}' is no binding: write --gin.NAME=VALUE.")
+    with config._parse_scope() as context:
+      try:
+        for _, statement in _statements(f"{name} = {value}"):
+          if not isinstance(statement, config_parser.BindingStatement):
+            raise SyntaxError("one binding is expected")
+          self._apply(statement, None, 0, False, context)
+      except SyntaxError as error:
+        if isinstance(error.__cause__, ValueError | AttributeError):
+          raise UserError(f"--gin.{name}: {error.msg}") from error
+        quoted = value[0] in "\"'[({@%"
+        hint = f" ({explain(error)})." if quoted else ""
+        if re.match(r"[\w./~-]+$", value) and not quoted:
+          hint = f" A string needs quotes: '\"{value}\"'."
+        raise UserError(
+          f"Cannot read the value of --gin.{name}={value}.{hint}"
+        ) from error
+      except UserError:
+        raise
+      except Exception as error:
+        raise UserError(f"--gin.{name}: {explain(error)}") from error
+
+  def _apply(
+    self, statement: Any, file: str | None, line: int, ours: bool, context: Any
+  ) -> None:
+    match statement:
+      case config_parser.ImportStatement():
+        context.process_import(statement)
+        config._IMPORTS.update(context.imports)
+      case config_parser.IncludeStatement():
+        self.read_file(statement.filename)
+      case config_parser.BlockDeclaration():
+        if not context.get_configurable(statement.selector):
+          config._raise_unknown_configurable_error(statement.selector)
+      case config_parser.BindingStatement(scope, selector, argument, value, _):
+        if argument:
+          name = f"{selector}.{argument}"
+          written = (scope, selector, argument)
+          complete = config.ParsedBindingKey.parse(written).complete_selector
+          key: Key = (scope, complete, argument)
+        else:
+          name = selector
+          key = written = ("/".join(filter(None, (scope, selector))), *MACRO)
+        name = "/".join(filter(None, (scope, name)))
+        setting = Setting(key, name, value, file, line, self.given, ours)
+        if self._counts(setting):
+          self.settings[key] = setting
+          gin.bind_parameter(written, value)
+
+  def _counts(self, setting: Setting) -> bool:
+    """Returns whether a setting replaces what was set before."""
+    before = self.settings.get(setting.key)
+    if before is not None and not before.shipped:
+      if repr(setting.value) == "%gin.REQUIRED":
+        return False
+      if setting.shipped and repr(setting.value) != repr(before.value):
+        raise UserError(
+          f"{before.place} sets {before.name} = {before.value!r}, and {setting.file}, "
+          f"which comes after it, would set it to {setting.value!r}. "
+          + (
+            f"Give --gin_file={before.given} after --gin_file={setting.given}."
+            if before.given != setting.given
+            else "Put its include at the top."
+          )
+        )
+    _check_one_task(before, setting)
+    return True
+
+
+def _check_one_task(before: Setting | None, setting: Setting) -> None:
+  """Raises `UserError` if a second file names a task: it would replace the first one."""
+  if (
+    before is not None
+    and setting.key == ("TASK_NAME", *MACRO)
+    and setting.given not in (None, before.given)
+    and isinstance(before.value, str)
+    and isinstance(setting.value, str)
+    and before.value != setting.value
+  ):
+    raise UserError(
+      f"{before.place} names the task '{before.value}' and {setting.place} the task "
+      f"'{setting.value}': the second would replace the first. Give one of them. Several "
+      "tasks at once: TASKS = [...], as gin_configs/runs/bank.gin shows, or "
+      "gin_configs/tasks/registry.gin with TASK_NAMES."
+    )
+
+
+def _text(path: pathlib.Path, name: str) -> str:
+  if path.stat().st_size > MOST_BYTES:
+    raise UserError(f"'{name}' is no gin file: it has more than {MOST_BYTES:,} bytes.")
+  try:
+    return path.read_text(encoding="utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise UserError(
+      f"'{name}' is no gin file: byte {error.start} is no UTF-8. Save it as UTF-8 text."
+    ) from error
+
+
+def _is_shipped(real: str, text: str) -> bool:
+  """Returns whether a file is one of this package's, or a copy of it with its bytes.
+
+  So it does not matter whether commands run in a clone or with an installed package.
+  """
+  folder = os.path.realpath(package())
+  if real.startswith(folder + os.sep):
+    return True
+  _, marked, relative = real.rpartition(f"{os.sep}gin_configs{os.sep}")
+  twin = pathlib.Path(folder, relative)
+  return bool(marked) and twin.is_file() and twin.read_text("utf-8") == text
+
+
+def _statements(text: str) -> Iterator[tuple[int, Any]]:
+  """Yields gin's statements with their lines.
+
+  Raises:
+    SyntaxError: with the line, whatever gin's parser stumbles over.
+  """
+  lines = iter(text.splitlines(keepends=True))
+  parser = None
+  try:
+    parser = config_parser.ConfigParser(
+      _Source(lambda: next(lines, "")), config.ParserDelegate()
+    )
+    while (statement := parser.parse_statement()) is not None:
+      yield statement.location.line_num, statement
+  except Exception as error:
+    line = getattr(error, "lineno", None)
+    line = line or (parser.current_token.start[0] if parser else 1)
+    raise SyntaxError(explain(error), ("", line, None, "")) from error
+
+
+@dataclasses.dataclass
+class _Source:
+  """What gin's parser reads lines from."""
+
+  readline: Callable[[], str]
+
+
+def explain(error: BaseException) -> str:
+  """Returns what gin or an import complained of, in one line, with near misses."""
+  said = error.msg if isinstance(error, SyntaxError) else str(error)
+  text = " ".join(said.split("\n  In ")[0].split()).rstrip(".")
+  text = "".join(filter(str.isprintable, text))
+  if isinstance(error, tokenize.TokenError):
+    return "a bracket, quotation mark or block is not closed."
+  if isinstance(error, StopIteration):
+    return "the text ends within a statement."
+  if isinstance(error, RecursionError):
+    return "brackets are nested too deeply."
+  if isinstance(error, SyntaxError):
+    return f"{text}."
+  if isinstance(error, ImportError):
+    return _explain_import(error, text)
+  if missing := re.match(r"'(\w+)' was not provided by an import", text):
+    return (
+      f"'{missing[1]}' is not imported: a gin file that begins with 'from __gin__ import "
+      f"dynamic_registration' needs a line such as 'from tpv_jax import {missing[1]}'."
+    )
+  if parameter := re.search(
+    r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", text
+  ):
+    function, name = parameter.groups()
+    return f"{text}.{near_misses(name, _parameters(function))}"
+  if attribute := re.search(
+    r"resolve selector ([\w.]+);.* has no attribute (\w+)", text
+  ):
+    selector, name = attribute.groups()
+    short = selector.rsplit(f".{name}", 1)[0]
+    known = [f"{short}.{public}" for public in _public(short)]
+    return f"there is no '{selector}'.{near_misses(selector, known)}"
+  if unknown := re.search(
+    r"No configurable matching (?:reference )?'@?([\w./]+)", text
+  ):
+    name = unknown[1].rpartition("/")[2]
+    short = name.split(".")[0]
+    known = [f"{short}.{public}" for public in _public(short)]
+    if name in known:
+      return (
+        f"no gin file that was given mentions {name}, so it has to be set in a file with "
+        f"'from {_modules()[short].rpartition('.')[0]} import {short}' at its top."
+      )
+    return f"{text}.{near_misses(name, known) or near_misses(name, _modules())}"
+  if isinstance(error, ValueError | RuntimeError | AttributeError):
+    return f"{text}."
+  return f"{type(error).__name__}: {text}."
+
+
+def _explain_import(error: ImportError, text: str) -> str:
+  """Returns what a module is missing for, and what to do."""
+  name = error.name or ""
+  if name == "t5x" or name.startswith(("t5x.", "seqio", "tpv_jax.t5x.")):
+    return (
+      f"'{name}' cannot be imported: files of gin_configs/t5x are for python -m t5x.train, "
+      "eval and infer (docs/t5x.md). The commands of tpv_jax take those of gin_configs/runs."
+    )
+  if name.startswith("tpv_jax"):
+    parent, _, last = name.rpartition(".")
+    return f"there is no module '{name}'.{near_misses(last, _public(parent))}"
+  if name and isinstance(error, ModuleNotFoundError):
+    return (
+      f"there is no module '{name}'. Install it, or, if it is a file {name}.py of yours, "
+      "run the command in its folder or name that in PYTHONPATH."
+    )
+  return f"{text}."
+
+
+def _public(module: str) -> list[str]:
+  """Returns the public names of a module, and of what lies in its folder."""
+  found = sys.modules.get(_modules().get(module, module))
+  inside = pkgutil.iter_modules(getattr(found, "__path__", ()))
+  names = [*dir(found), *(info.name for info in inside)] if found else []
+  return [name for name in names if not name.startswith("_")]
+
+
+def _modules() -> dict[str, str]:
+  """Returns the modules imported by the gin files: short name -> full name."""
+  return {item.bound_name(): item.module for item in config._IMPORTS}
+
+
+def _parameters(selector: str) -> list[str]:
+  """Returns the parameter names of a configurable; none if it cannot be inspected."""
+  try:
+    return list(inspect.signature(gin.get_configurable(selector)).parameters)
+  except (ValueError, TypeError):
+    return []

@@ -1,0 +1,310 @@
+"""What the user set is read, or refused by its name, before anything runs.
+
+From the configurable that a command runs, bindings, @references and %macros are followed
+as gin will follow them. A setting of the user's that this does not reach would be lost
+without a word, so it is refused. What is missing on the way is told as well.
+"""
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from gin import config
+
+from tpv_jax.errors import UserError, near_misses
+from tpv_jax.runner import gin_files
+from tpv_jax.runner.gin_files import MACRO, Key, Setting, Settings
+
+SUBJECTS = {
+  *("TASK", "TASKS", "TASK_NAME", "TASK_NAMES", "TASK_MODULES", "TUNING_TASKS"),
+  *("SOURCES", "TARGETS", "SEQIO_TASK", "MIXTURE_OR_TASK_NAME", "ENTRIES", "MEMBERS"),
+  *("DATA", "DATA_DIR", "PATHS", "TEMPLATE", "TARGET", "SPLITS", "METRIC", "LENGTHS"),
+  *("SHOTS", "INPUT_FILE", "LABELS"),
+  *("PROMPT", "PROMPT_PATH", "INITIAL_PROMPT", "VECTOR", "INITIAL"),
+  *("RUN_DIR", "OUTPUT", "OUTPUT_DIR", "MODEL_DIR", "PREDICTIONS"),
+}
+"""Macros, and parameters in lower case, that say what a command works on and writes.
+
+A file that several commands share may set other things that one of them does not read,
+such as TRAIN_STEPS; these are what the user asked for.
+"""
+
+_SUBJECT_ROOMS = ("tpv_jax.data.", "tpv_jax.prompts.", "tpv_jax.embedded.")
+"""Modules whose parameters are of the same kind: all of them describe data or prompts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+  """A configurable as gin will call it.
+
+  Attributes:
+    selector: complete.
+    scope: of gin, outermost first.
+    by_gin: whether gin calls it; otherwise our code does, with further arguments.
+    bound: parameter -> what is bound there, and its value.
+  """
+
+  selector: str
+  scope: tuple[str, ...]
+  by_gin: bool
+  bound: Mapping[str, tuple[Key, Any]]
+
+  @property
+  def function(self) -> Callable[..., Any]:
+    """The function or class itself."""
+    return config._REGISTRY[self.selector].wrapped
+
+  @property
+  def name(self) -> str:
+    """How a user writes it: 'training.train'."""
+    return self.selector.removeprefix("tpv_jax.").split("runner.")[-1]
+
+
+def check(
+  entry: Callable[..., Any], settings: Settings, arguments: Iterable[str] = ()
+) -> list[str]:
+  """Returns what to tell of settings that are left aside; refuses all that is wrong.
+
+  Args:
+    entry: the function that the command runs.
+    settings: what `gin_files.parse` returned.
+    arguments: that the command itself passes to `entry`.
+
+  Raises:
+    UserError: no file configures `entry`; a value that must be given is not; a macro that
+      no file sets; a setting of the user's that nothing reads.
+  """
+  calls = _calls(entry, settings)
+  _check_complete(calls, settings, frozenset(arguments))
+  lines = _check_read(calls, settings)
+  _check_given(calls, settings)
+  return lines
+
+
+def _calls(entry: Callable[..., Any], settings: Settings) -> list[Call]:
+  """Returns all that runs from `entry`, which is the first."""
+  configurable = config._inverse_lookup(entry)
+  name = f"{entry.__module__.rpartition('.')[2]}.{entry.__name__}"
+  if configurable is None or not any(
+    key[1] == configurable.selector for key in settings
+  ):
+    raise UserError(
+      f"No gin file that was given says what to run: none configures {name}. Add a run "
+      f"file, --gin_file=...: {', '.join(_run_files(name))}."
+    )
+  found: dict[tuple[str, tuple[str, ...], bool], Call] = {}
+  left = [(configurable.selector, (), True)]
+  while left:
+    one = left.pop()
+    if one in found:
+      continue
+    selector, scope, _ = one
+    found[one] = Call(*one, _bound(selector, scope))
+    for _, value in found[one].bound.values():
+      for reference in references(value):
+        where = tuple(reference.scopes) or scope
+        target = reference.configurable.selector
+        left.append((target, where, reference.evaluate))
+        if not reference.evaluate:  # It will be called wherever it is handed to.
+          left.append((target, tuple(reference.scopes), False))
+  return list(found.values())
+
+
+def _run_files(name: str) -> list[str]:
+  """Returns the run files of this package that configure a function, themselves or not."""
+  texts = {file: text for file, text in gin_files.shipped().items() if "/runs/" in file}
+  found = {file for file, text in texts.items() if re.search(rf"(?m)^{name}:", text)}
+  while including := {
+    file
+    for file, text in texts.items()
+    if file not in found and any(f"include 'tpv_jax/{one}'" in text for one in found)
+  }:
+    found |= including
+  return sorted(found)
+
+
+def _bound(selector: str, scope: Sequence[str]) -> dict[str, tuple[Key, Any]]:
+  """Returns what gin binds to the parameters of a call: the innermost scope wins."""
+  return {
+    parameter: ((partial, selector, parameter), value)
+    for partial in ("/".join(scope[:depth]) for depth in range(len(scope) + 1))
+    for parameter, value in config._CONFIG.get((partial, selector), {}).items()
+  }
+
+
+def references(value: Any) -> Iterator[config.ConfigurableReference]:
+  """Yields gin's references in a value, those in containers included."""
+  if isinstance(value, config.ConfigurableReference):
+    yield value
+  elif isinstance(value, dict):
+    for item in (*value, *value.values()):
+      yield from references(item)
+  elif isinstance(value, list | tuple):
+    for item in value:
+      yield from references(item)
+
+
+def _check_given(calls: Sequence[Call], settings: Settings) -> None:
+  """Raises `UserError` for what is still `%gin.REQUIRED`."""
+  required = {
+    settings[key].name
+    for call in calls
+    for key, value in call.bound.values()
+    if repr(value) == "%gin.REQUIRED"
+  }
+  if required:
+    raise UserError(
+      f"{', '.join(sorted(required))} must be given: pass "
+      + " ".join(f"--gin.{name}=..." for name in sorted(required))
+      + ". The header of the gin file says what each one is."
+    )
+
+
+def _check_complete(
+  calls: Sequence[Call], settings: Settings, arguments: frozenset[str]
+) -> None:
+  """Raises `UserError` for macros and parameters that no file sets."""
+  unset, missing = [], []
+  for call in calls:
+    if call.selector == MACRO[0] and not call.bound:
+      unset.append(call.scope)
+    elif call.by_gin and not call.selector.startswith("gin."):
+      given = {*call.bound, *(arguments if call is calls[0] else ())}
+      lacking = [name for name in _needed(call.function) if name not in given]
+      missing += [f"{call.name} needs {', '.join(lacking)}"] if lacking else []
+  if unset:
+    raise UserError(_explain_unset(["/".join(scope) for scope in unset], settings))
+  if missing:
+    raise UserError(
+      f"{'; '.join(missing)}, which no gin file sets. A function that is handed on, and "
+      "not called at once, is written without (): @initial.uniform."
+    )
+
+
+def _needed(function: Callable[..., Any]) -> list[str]:
+  """Returns the parameters without a default."""
+  return [
+    name
+    for name, parameter in inspect.signature(function).parameters.items()
+    if parameter.default is parameter.empty
+    and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+  ]
+
+
+def _explain_unset(names: list[str], settings: Settings) -> str:
+  """Says of macros that no file sets where they are used and what would set them."""
+  known = [setting.name for setting in settings.values() if setting.key[1:] == MACRO]
+  folders: dict[str, list[str]] = {}
+  lines = []
+  for name in sorted(set(names)):
+    setting = next(
+      setting
+      for setting in settings.values()
+      if name in ("/".join(item.scopes) for item in references(setting.value))
+    )
+    folder = _provider(name)
+    if folder is None or not setting.shipped:
+      near = near_misses(name, known)
+      lines.append(f"{setting.place} uses %{name}, which no file sets.{near}")
+    else:
+      folders.setdefault(folder, []).append(name)
+  if folders:
+    parts = [f"{', '.join(names)}: {folder}" for folder, names in folders.items()]
+    lines.append(
+      "No gin file that was given sets some macros. Add a file of these folders, or set "
+      f"them in one of yours: {'; '.join(parts)}."
+    )
+  return " ".join(lines)
+
+
+def _provider(name: str) -> str | None:
+  """Returns the folder of this package's gin files in which a macro gets a value."""
+  value = re.compile(rf"^{re.escape(name)} = (?!%gin\.REQUIRED)", re.MULTILINE)
+  for folder in ("backbones", "prompts", "tasks", "runs"):
+    for file, text in gin_files.shipped().items():
+      if file.startswith(f"gin_configs/{folder}/") and value.search(text):
+        return f"gin_configs/{folder}"
+  return None
+
+
+def _check_read(calls: Sequence[Call], settings: Settings) -> list[str]:
+  """Returns a line about settings left aside; raises `UserError` for others unread."""
+  reached = {key for call in calls for key, _ in call.bound.values()}
+  unread = [
+    setting
+    for key, setting in settings.items()
+    if key not in reached and not setting.shipped
+  ]
+  if not unread:
+    return []
+  aside = [setting for setting in unread if _is_of_another_command(setting)]
+  used = _used_by(aside, settings)
+  refused = [
+    setting for setting in unread if setting not in aside and setting.key not in used
+  ]
+  if refused:
+    raise UserError(_explain_unread(refused, calls, settings))
+  places = sorted({str(setting.file) for setting in unread})
+  names = ", ".join(setting.name for setting in unread)
+  return [f"Not read by this command: {names} ({', '.join(places)})."]
+
+
+def _is_of_another_command(setting: Setting) -> bool:
+  """Returns whether a shared file may set it though this command does not read it."""
+  if setting.file is None:
+    return False
+  texts = gin_files.shipped().values()
+  if setting.key[1:] == MACRO:
+    known = any(re.search(rf"^{setting.name} = ", text, re.MULTILINE) for text in texts)
+    return known and setting.name not in SUBJECTS
+  selector, parameter = setting.key[1:]
+  module = config._REGISTRY[selector].wrapped.__module__
+  name = ".".join(selector.split(".")[-2:])
+  known = any(
+    re.search(rf"^{re.escape(name)}[.:]", text, re.MULTILINE) for text in texts
+  )
+  return (
+    known
+    and not f"{module}.".startswith(_SUBJECT_ROOMS)
+    and parameter.upper() not in SUBJECTS
+  )
+
+
+def _used_by(some_settings: Sequence[Setting], settings: Settings) -> set[Key]:
+  """Returns the keys that settings lead to, directly or not."""
+  found: set[Key] = set()
+  left = [reference for one in some_settings for reference in references(one.value)]
+  while left:
+    reference = left.pop()
+    for key, value in _bound(
+      reference.configurable.selector, reference.scopes
+    ).values():
+      if key not in found:
+        found.add(key)
+        left += references(value)
+  return found
+
+
+def _explain_unread(
+  refused: Sequence[Setting], calls: Sequence[Call], settings: Settings
+) -> str:
+  """Names the settings, their places, and what was perhaps meant."""
+  called = {call.selector: call for call in calls}
+  read = {settings[key].name for call in calls for key, _ in call.bound.values()}
+  read |= {f"{call.name}.{name}" for call in calls for name in _parameters(call)}
+  lines = []
+  for setting in refused:
+    line = f"{setting.name} ({setting.place}) is read by nothing that this command runs"
+    selector, parameter = setting.key[1:]
+    if selector != MACRO[0] and selector not in called:
+      line += f", as it does not call {setting.name.rpartition('.')[0]}"
+    elif selector in called and selector != MACRO[0]:
+      line += f", as a narrower scope sets {parameter}"
+    lines.append(f"{line}.{near_misses(setting.name, read)}")
+  return " ".join([*lines[:4], *(["…"] if len(lines) > 4 else [])])
+
+
+def _parameters(call: Call) -> list[str]:
+  return list(inspect.signature(call.function).parameters)
