@@ -73,6 +73,20 @@ def change_config(**changed):
   return change
 
 
+def change_config_to_null(name):
+  def change(folder):
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, name: None}))
+
+  return change
+
+
+def write_generation(**content):
+  return lambda folder: (folder / "generation_config.json").write_text(
+    json.dumps(content)
+  )
+
+
 def test_sharded_files_are_one_model(tmp_path, expected):
   folder = references.write_folder(tmp_path / "model", "t5_1_1")
   shard(folder)
@@ -141,6 +155,100 @@ def test_a_silent_config_means_what_transformers_means(tmp_path):
   config = hugging_face.read_config(tmp_path)
   assert (config.vocab_size, config.d_ff, config.num_heads) == (250_112, 1024, 6)
   assert config.num_decoder_layers == 12 and config.gated and not config.tied
+
+
+@pytest.mark.parametrize(
+  "stated",
+  (
+    {"dense_act_fn": "gelu_new", "is_gated_act": True},  # Flan-T5's public files
+    {"feed_forward_proj": "relu", "dense_act_fn": "gelu_new", "is_gated_act": True},
+    {"feed_forward_proj": "gated-gelu_new"},
+    {"feed_forward_proj": "gated-gelu_pytorch_tanh"},
+  ),
+)
+def test_every_spelling_of_the_gated_gelu_is_obeyed(tmp_path, expected, stated):
+  folder = references.write_folder(tmp_path / "model", "t5_1_1", **stated)
+  assert same(leaves_of(folder), expected)
+
+
+def test_an_activation_may_override_a_projection_that_says_nothing(tmp_path):
+  stated = {"model_type": "t5", "feed_forward_proj": "relu", "dense_act_fn": "relu"}
+  (tmp_path / "config.json").write_text(json.dumps(stated))
+  assert not hugging_face.read_config(tmp_path).gated
+
+
+def test_fields_that_no_code_of_t5_reads_mean_nothing(tmp_path, expected):
+  # Of t5-small's and Flan-T5's public files, and of fine-tuned ones.
+  stated = {
+    **{"n_positions": 512, "output_past": True, "layer_norm_eps": 1e-5, "use_cache": 0},
+    **{"dropout_rate": 0.3, "classifier_dropout": 0.1, "initializer_factor": 0.05},
+    **{"torch_dtype": "float16", "_name_or_path": "x", "transformers_version": "4.9"},
+    **{"hidden_size": 16, "head_dim": 6, "num_beams": 4, "max_length": 20},
+    **{"min_length": 0, "suppress_tokens": [], "bos_token_id": 7},
+    "task_specific_params": {"summarization": {"no_repeat_ngram_size": 3}},
+    "eos_token_id": [1],
+  }
+  folder = references.write_folder(tmp_path / "model", "t5_1_1", **stated)
+  write_generation(
+    decoder_start_token_id=0, eos_token_id=1, pad_token_id=0, num_beams=4
+  )(folder)
+  assert same(leaves_of(folder), expected)
+
+
+ADVICE = {
+  "transformers 5.0's T5 1.1": (
+    {"tie_word_embeddings": False, "scale_decoder_outputs": True},
+    {"tie_word_embeddings": False, "scale_decoder_outputs": False},
+  ),
+  "the same, saved again": (
+    {"tie_word_embeddings": True, "scale_decoder_outputs": True},
+    {"tie_word_embeddings": False, "scale_decoder_outputs": False},
+  ),
+  "ties of an older one": (
+    {"tie_word_embeddings": True},
+    {"tie_word_embeddings": False, "scale_decoder_outputs": False},
+  ),
+  "ties of an mT5": (
+    {"model_type": "mt5", "tie_word_embeddings": True, "transformers_version": "4.1"},
+    {"tie_word_embeddings": False},
+  ),
+}
+
+
+@pytest.mark.parametrize("case", ADVICE)
+def test_following_the_advice_about_ties_reads_the_model(tmp_path, expected, case):
+  stated, followed = ADVICE[case]
+  folder = references.write_folder(tmp_path / "model", "t5_1_1", **stated)
+  with pytest.raises(UserError, match="tie_word_embeddings") as caught:
+    leaves_of(folder)
+  assert "both to false for T5 1.1" in str(caught.value) or case == "ties of an mT5"
+  change_config(**followed)(folder)
+  assert same(leaves_of(folder), expected)
+
+
+def test_an_mt5_is_tied_where_the_transformers_that_wrote_it_scales_its_logits(
+  tmp_path,
+):
+  stated = {"model_type": "mt5", "tie_word_embeddings": True}
+  for version, tied in (("4.57.6", True), ("5.24.0", False)):
+    content = json.dumps({**stated, "transformers_version": version})
+    (tmp_path / "config.json").write_text(content)
+    config = hugging_face.read_config(tmp_path)
+    assert config.tied == tied and config.head_is_table == (not tied)
+
+
+def test_a_network_with_scaled_logits_is_written_as_a_t5(tmp_path):
+  # transformers 5 never scales those of an mT5, whatever config.json says.
+  weights = references.weights("mt5")
+  del weights["lm_head.weight"]
+  stated = {"tie_word_embeddings": True, "transformers_version": "4.57.6"}
+  folder = references.write_folder(tmp_path / "model", "mt5", weights, **stated)
+  output = tmp_path / "again"
+  assert cli.main(["convert", str(folder), "-o", str(output), "--to=hugging-face"]) == 0
+  content = json.loads((output / "config.json").read_text())
+  assert (content["model_type"], content["tie_word_embeddings"]) == ("t5", True)
+  with hugging_face.opened(output) as (config, _):
+    assert config.tied and config.gated
 
 
 def test_a_file_inside_a_snapshot_of_the_hub_is_a_link_to_its_blobs(tmp_path, expected):
@@ -277,12 +385,79 @@ BAD = {
   "a config that is a list": (write_config("[]"), "config.json' is no JSON object"),
   "another model": (
     change_config(model_type="umt5"),
-    r"model_type 'umt5'; what is read",
+    r"model_type 'umt5' \(its layers have a relative bias each\); what is read",
   ),
-  "a quantised model": (change_config(quantization_config={}), "quantised"),
+  "a quantised model": (
+    change_config(quantization_config={"quant_method": "bitsandbytes"}),
+    r"states quantization_config \{'quant_method': .*: weights that are quantised",
+  ),
+  "heads left out": (change_config(pruned_heads={"0": [1]}), "states pruned_heads"),
+  "one stack for both": (
+    change_config(tie_encoder_decoder=True),
+    "tie_encoder_decoder True: one stack for encoder and decoder",
+  ),
+  "layers of different forms": (
+    change_config(per_layer_config={"0": {"d_ff": 8}}),
+    "states per_layer_config",
+  ),
+  "another file of weights": (
+    change_config(transformers_weights="other.safetensors"),
+    "transformers_weights 'other.safetensors': weights in a file of another name",
+  ),
+  "a network of its own": (
+    change_config(auto_map={"AutoModel": "modeling.T5"}),
+    "auto_map .*: a network in Python code of its own",
+  ),
+  "an adapter beside the weights": (
+    lambda folder: (folder / "adapter_config.json").write_text("{}"),
+    "holds an adapter_config.json beside its weights",
+  ),
   "another activation": (
     change_config(feed_forward_proj="gated-silu"),
     "feed_forward_proj 'gated-silu'; the network knows 'relu'",
+  ),
+  "an activation that overrides": (
+    change_config(dense_act_fn="relu"),
+    "feed_forward_proj 'gated-gelu' with dense_act_fn 'relu', which overrides it; the",
+  ),
+  "the exact gelu": (change_config(dense_act_fn="gelu"), "dense_act_fn 'gelu', which"),
+  "a gate that is overridden": (
+    change_config(is_gated_act=False),
+    "with is_gated_act False, which overrides it",
+  ),
+  "another width by its second name": (
+    change_config(hidden_size=32),
+    "hidden_size 32, another name of d_model, which is 16 there",
+  ),
+  "a depth by its second name": (
+    change_config(num_hidden_layers=2),
+    "num_hidden_layers 2, another name of num_layers, which is 3 there",
+  ),
+  "no end": (change_config_to_null("eos_token_id"), "eos_token_id None; .* only 1"),
+  "two ends": (change_config(eos_token_id=[1, 5]), r"eos_token_id \[1, 5\]; the"),
+  "a start by the name of another token": (
+    change_config(decoder_start_token_id=None, bos_token_id=3),
+    "bos_token_id 3 and no decoder_start_token_id",
+  ),
+  "a rule for tokens": (
+    change_config(no_repeat_ngram_size=3),
+    "config.json' states no_repeat_ngram_size 3, with which transformers generates",
+  ),
+  "a token that is forced": (
+    write_generation(forced_bos_token_id=5),
+    "generation_config.json' states forced_bos_token_id 5",
+  ),
+  "another end of what is generated": (
+    write_generation(eos_token_id=[1, 7]),
+    r"generation_config.json' states eos_token_id \[1, 7\]; the network knows only 1",
+  ),
+  "a generation that is no JSON": (
+    lambda folder: (folder / "generation_config.json").write_text("["),
+    "generation_config.json' is no JSON",
+  ),
+  "scaled logits by mistake": (
+    change_config(scale_decoder_outputs=True),
+    "tie_word_embeddings false and scale_decoder_outputs true, as .* 5.0 wrote by mis",
   ),
   "other buckets": (
     change_config(relative_attention_num_buckets=64),

@@ -20,8 +20,10 @@ from tpv_jax.formats import sidecar
 from tpv_jax.leaves import Leaf, misfits
 
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 
 FILE_BYTES = 5 * 10**9
 """What a file of `save` may hold; `transformers` splits at the same size."""
@@ -58,6 +60,56 @@ _FIXED: dict[str, tuple[Any, str]] = {
   "is_encoder_decoder": (True, "an encoder and a decoder"),
 }
 """What the network is built on: the one value it knows, and of what."""
+
+_UNKNOWN = {
+  "quantization_config": "weights that are quantised",
+  "pruned_heads": "attention heads that are left out",
+  "tie_encoder_decoder": "one stack for encoder and decoder",
+  "per_layer_config": "layers of different forms",
+  "transformers_weights": "weights in a file of another name",
+  "auto_map": "a network in Python code of its own",
+}
+"""What `transformers` obeys and the network does not know, where it is not empty."""
+
+_ALIASES = {
+  "hidden_size": "d_model",
+  "num_hidden_layers": "num_layers",
+  "num_attention_heads": "num_heads",
+  "head_dim": "d_kv",
+}
+"""Second names, which override the first in `transformers`."""
+
+_TOKEN_RULES: dict[str, Any] = {
+  "forced_bos_token_id": None,
+  "forced_eos_token_id": None,
+  "suppress_tokens": None,
+  "begin_suppress_tokens": None,
+  "bad_words_ids": None,
+  "force_words_ids": None,
+  "constraints": None,
+  "sequence_bias": None,
+  "stop_strings": None,
+  "min_length": 0,
+  "min_new_tokens": None,
+  "no_repeat_ngram_size": 0,
+  "encoder_no_repeat_ngram_size": 0,
+  "repetition_penalty": 1.0,
+  "encoder_repetition_penalty": 1.0,
+  "exponential_decay_length_penalty": None,
+  "guidance_scale": None,
+  "num_beam_groups": 1,
+  "penalty_alpha": None,
+  "dola_layers": None,
+  "watermarking_config": None,
+}
+"""What forbids, forces or reweights tokens when `transformers` generates, and its default.
+
+Here nothing does. How long and with how many beams to search, or whether to sample, is
+the user's to say on either side, and is not looked at.
+"""
+
+_GELU = ("gelu_new", "gelu_pytorch_tanh")
+"""Names of the tanh approximation of GELU, which is what 'gated-gelu' means, too."""
 
 _SHARED = "shared.weight"
 _TABLES = (_SHARED, "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
@@ -237,6 +289,12 @@ def opened(path: files.PathLike) -> Iterator[tuple[Config, dict[str, Leaf]]]:
   """
   folder = files.to_path(path)
   config = read_config(folder)
+  if (folder / ADAPTER).exists():
+    raise UserError(
+      f"'{folder}' holds an {ADAPTER} beside its weights, and transformers applies that "
+      "adapter to them. Merge it into the weights, or move it out of the folder if they "
+      "are meant alone."
+    )
   with contextlib.ExitStack() as stack:
     found: dict[str, Leaf] = {}
     for file in _weight_files(folder):
@@ -307,7 +365,8 @@ def config_of(
 ) -> Config:
   """Returns the config that leaves by T5X path tell by their names and shapes.
 
-  T5 1.1 and mT5 are one network: without `model_type`, the size of the table decides.
+  T5 1.1 and mT5 are one network: without `model_type`, the size of the table decides. One
+  with scaled logits is called T5, for `transformers` 5 knows no such mT5.
 
   Raises:
     UserError: they are no T5 that Hugging Face knows.
@@ -318,8 +377,9 @@ def config_of(
     joined = flat["encoder/layers_0/attention/query/kernel"].shape[1]
     gated = "encoder/layers_0/mlp/wi_0/kernel" in flat
     first = flat[f"encoder/layers_0/mlp/{'wi_0' if gated else 'wi'}/kernel"]
+    tied = "decoder/logits_dense/kernel" not in flat
     config = Config(
-      model_type=model_type or ("mt5" if rows == _MT5_DEFAULTS["vocab_size"] else "t5"),
+      model_type=_model_type(model_type, rows, tied),
       vocab_size=rows,
       d_model=width,
       d_kv=joined // heads,
@@ -328,7 +388,7 @@ def config_of(
       num_decoder_layers=_depth(flat, "decoder"),
       num_heads=heads,
       gated=gated,
-      tied="decoder/logits_dense/kernel" not in flat,
+      tied=tied,
     )
   except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
     raise UserError(
@@ -349,32 +409,96 @@ def config_of(
 
 
 def read_config(folder: files.Path) -> Config:
-  """Returns what the config.json of a folder says; see `opened` for what is refused."""
+  """Returns what the config.json of a folder says; see `opened` for what is refused.
+
+  It is obeyed as `transformers` 4 and 5 obey it, or refused where the network can't, and
+  so is generation_config.json. Fields that no code of T5 there reads mean nothing here.
+  """
   content = _read_json(folder, CONFIG)
+  path = folder / CONFIG
   kind = content.get("model_type")
   if kind not in ("t5", "mt5"):
+    why = " (its layers have a relative bias each)" if kind == "umt5" else ""
     raise UserError(
-      f"'{folder / CONFIG}' is of the model_type {_short(kind)}; what is read is 't5' (T5, "
+      f"'{path}' is of the model_type {_short(kind)}{why}; what is read is 't5' (T5, "
       "T5 1.1, Flan-T5) and 'mt5'. Choose one of these."
     )
-  if "quantization_config" in content:
-    raise UserError(
-      f"The weights of '{folder}' are quantised (quantization_config), which is not "
-      "read. Take the model in float32, float16 or bfloat16."
+  _refuse_unknown(content, path)
+  _refuse_token_rules(content, path)
+  if (folder / GENERATION).exists():
+    generation = _read_json(folder, GENERATION)
+    _refuse_token_rules(generation, folder / GENERATION)
+    ids = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
+    _refuse_other_values(
+      {key: generation[key] for key in ids if generation.get(key) is not None},
+      folder / GENERATION,
     )
-  for key, (value, what) in _FIXED.items():
-    stated = content.get(key)
-    if stated is not None and (
-      isinstance(stated, bool) is not isinstance(value, bool) or stated != value
-    ):
-      raise UserError(
-        f"'{folder / CONFIG}' states {key} {_short(stated)}; the network knows only "
-        f"{value} ({what}). Choose a T5, T5 1.1, Flan-T5 or mT5."
-      )
   stated = {**(_MT5_DEFAULTS if kind == "mt5" else _DEFAULTS), **content}
+  sizes = _sizes(stated, path)
+  tied = _is_tied(content, kind, path)
+  return Config(
+    model_type=kind,
+    gated=_is_gated(stated, path),
+    tied=tied,
+    head_is_table=not tied and content.get("tie_word_embeddings") is True,
+    **sizes,
+  )
+
+
+def _refuse_unknown(content: Mapping[str, Any], path: files.Path) -> None:
+  """Raises `UserError` about a field that the network cannot obey."""
+  for key, what in _UNKNOWN.items():
+    if content.get(key):
+      raise UserError(
+        f"'{path}' states {key} {_short(content[key])}: {what}, which the network does "
+        "not know. Choose a T5, T5 1.1, Flan-T5 or mT5 in float32, float16 or bfloat16 "
+        "without."
+      )
+  _refuse_other_values(content, path)
+  if content.get("decoder_start_token_id") is None and content.get("bos_token_id"):
+    raise UserError(
+      f"'{path}' states bos_token_id {_short(content['bos_token_id'])} and no "
+      "decoder_start_token_id, so transformers starts decoding from it; the network "
+      "knows only 0. State decoder_start_token_id 0 there if it was trained so."
+    )
+
+
+def _refuse_other_values(content: Mapping[str, Any], path: files.Path) -> None:
+  for key, (value, what) in _FIXED.items():
+    stated = content.get(key, value)
+    if key == "eos_token_id" and stated == [value]:
+      stated = value
+    if key == "decoder_start_token_id" and stated is None:
+      continue
+    if isinstance(stated, bool) is not isinstance(value, bool) or stated != value:
+      raise UserError(
+        f"'{path}' states {key} {_short(stated)}; the network knows only {value} "
+        f"({what}). Choose a T5, T5 1.1, Flan-T5 or mT5."
+      )
+
+
+def _refuse_token_rules(content: Mapping[str, Any], path: files.Path) -> None:
+  for key, default in _TOKEN_RULES.items():
+    stated = content.get(key)
+    if stated is not None and stated != default and stated not in ([], {}):
+      raise UserError(
+        f"'{path}' states {key} {_short(stated)}, with which transformers generates "
+        "other tokens; decoding here has no such rule. Remove it there if answers "
+        "without it are meant."
+      )
+
+
+def _sizes(stated: dict[str, Any], path: files.Path) -> dict[str, int]:
+  """Returns the numbers of a `Config`, checked."""
   sizes: dict[str, int] = {}
   if stated.get("num_decoder_layers") is None:
     stated["num_decoder_layers"] = stated["num_layers"]
+  for alias, key in _ALIASES.items():
+    if alias in stated and stated[alias] != stated[key]:
+      raise UserError(
+        f"'{path}' states {alias} {_short(stated[alias])}, another name of {key}, which "
+        f"is {_short(stated[key])} there. Remove the one that is wrong."
+      )
   for key in (
     *("vocab_size", "d_model", "d_kv", "d_ff"),
     *("num_layers", "num_decoder_layers", "num_heads"),
@@ -384,39 +508,77 @@ def read_config(folder: files.Path) -> Config:
       not isinstance(number, int) or isinstance(number, bool) or not 0 < number < 2**31
     ):
       raise UserError(
-        f"'{folder / CONFIG}' states {key} {_short(number)}; it must be a whole number "
-        "of at least 1. Take another copy."
+        f"'{path}' states {key} {_short(number)}; it must be a whole number of at least "
+        "1. Take another copy."
       )
     sizes[key] = number
   if max(sizes["num_layers"], sizes["num_decoder_layers"]) > 1_000:
     raise UserError(
-      f"'{folder / CONFIG}' states {sizes['num_layers']} layers; no T5 has over 1000. "
-      "Take another copy."
+      f"'{path}' states {sizes['num_layers']} layers; no T5 has over 1000. Take another "
+      "copy."
     )
-  feed_forward = stated["feed_forward_proj"]
-  if feed_forward not in ("relu", "gated-gelu"):
-    raise UserError(
-      f"'{folder / CONFIG}' states feed_forward_proj {_short(feed_forward)}; the "
-      "network knows 'relu' (T5 1.0) and 'gated-gelu' (T5 1.1, Flan-T5, mT5)."
-    )
-  # transformers 5 writes tie_word_embeddings as true whatever the model, and for T5 says
-  # by another name what it meant: logits of the token table, scaled. mT5 has none.
-  key = "scale_decoder_outputs"
-  key = key if key in content and kind == "t5" else "tie_word_embeddings"
-  tied = stated[key]
-  if not isinstance(tied, bool):
-    raise UserError(
-      f"'{folder / CONFIG}' states {key} {_short(tied)}; it is true or false. Take "
-      "another copy."
-    )
-  tied = tied and kind == "t5"
-  return Config(
-    model_type=kind,
-    gated=feed_forward == "gated-gelu",
-    tied=tied,
-    head_is_table=not tied and content.get("tie_word_embeddings") is True,
-    **sizes,
+  return sizes
+
+
+def _is_gated(stated: Mapping[str, Any], path: files.Path) -> bool:
+  """Returns whether the feed-forward block is 'gated-gelu' rather than 'relu'.
+
+  `feed_forward_proj` says so in `transformers`, and `dense_act_fn` and `is_gated_act`
+  override it.
+  """
+  said = stated["feed_forward_proj"]
+  gate, _, activation = said.rpartition("-") if isinstance(said, str) else ("", "", "")
+  if said == "gated-gelu":
+    activation = "gelu_new"
+  gated = stated.get("is_gated_act", gate == "gated")
+  activation = stated.get("dense_act_fn", activation)
+  if gate in ("", "gated"):
+    if gated is True and activation in _GELU:
+      return True
+    if gated is False and activation == "relu":
+      return False
+  overriding = "".join(
+    f" with {key} {_short(stated[key])}, which overrides it"
+    for key in ("dense_act_fn", "is_gated_act")
+    if key in stated
   )
+  raise UserError(
+    f"'{path}' states feed_forward_proj {_short(said)}{overriding}; the network knows "
+    "'relu' (T5 1.0) and 'gated-gelu' with 'gelu_new' (T5 1.1, Flan-T5, mT5). Choose "
+    "such a model."
+  )
+
+
+def _is_tied(content: Mapping[str, Any], kind: str, path: files.Path) -> bool:
+  """Returns whether logits are those of the token table, scaled.
+
+  `transformers` 4 goes by `tie_word_embeddings`. 5 writes that as true whatever the
+  model, never scales mT5's logits, and says of T5's whether it does by
+  `scale_decoder_outputs`.
+  """
+  keys = ("tie_word_embeddings", "scale_decoder_outputs")
+  for key in keys:
+    if not isinstance(content.get(key, True), bool):
+      raise UserError(
+        f"'{path}' states {key} {_short(content[key])}; it is true or false. Take "
+        "another copy."
+      )
+  tied, scaled = (content.get(key) for key in keys)
+  if kind == "mt5":
+    written_by = str(content.get("transformers_version", ""))
+    return tied is True and written_by.startswith(("3.", "4."))
+  if tied is False and scaled:
+    raise UserError(
+      f"'{path}' states tie_word_embeddings false and scale_decoder_outputs true, as "
+      "transformers 5.0 wrote by mistake: 4 goes by the first, and 5 by the second. Set "
+      f"{_AS_TRAINED}."
+    )
+  return tied is not False if scaled is None else scaled
+
+
+_AS_TRAINED = (
+  "both to true for T5 1.0, or both to false for T5 1.1, LM-adapted and Flan-T5"
+)
 
 
 def _by_path(source: str, config: Config, found: Mapping[str, Leaf]) -> dict[str, Leaf]:
@@ -434,9 +596,19 @@ def _by_path(source: str, config: Config, found: Mapping[str, Leaf]) -> dict[str
       other = stored.pop(name)
       if other.shape != table.shape or not np.array_equal(other, table):
         raise UserError(
-          f"'{source}' holds '{name}' with other values than '{copies[0]}', and its "
-          f"config (tie_word_embeddings {str(config.tied).lower()}) makes one table of "
-          "them. Set tie_word_embeddings as the model was trained."
+          f"'{source}' holds '{name}' with other values than '{copies[0]}', and "
+          + (
+            f"its {CONFIG} makes one table of them (tie_word_embeddings, and "
+            "scale_decoder_outputs where it is stated). Set "
+            + (
+              f"{_AS_TRAINED}."
+              if config.model_type == "t5"
+              else "tie_word_embeddings to false."
+            )
+            if name == _HEAD
+            else "the network has one table for both. Choose a T5, T5 1.1, Flan-T5 or "
+            "mT5 as it was published."
+          )
         )
     stored[_SHARED] = stored.pop(copies[0])
     if config.head_is_table:
@@ -510,6 +682,12 @@ def _read_json(folder: files.Path, name: str) -> dict[str, Any]:
 def _pickles(folder: files.Path) -> list[str]:
   names = sorted(entry.name for entry in folder.iterdir())
   return [name for name in names if os.path.splitext(name)[1] in _PICKLES]
+
+
+def _model_type(stated: str | None, rows: int, tied: bool) -> str:
+  if tied:
+    return "t5"
+  return stated or ("mt5" if rows == _MT5_DEFAULTS["vocab_size"] else "t5")
 
 
 def _turned(leaf: Any) -> Any:
