@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -84,13 +85,43 @@ def cache_folder() -> pathlib.Path:
   return pathlib.Path(root) / "tpv_jax"
 
 
+def refuse_irregular(path: PathLike) -> None:
+  """Raises `UserError` if `path` is there and no regular file: a folder, pipe or device.
+
+  Reading one of those would fail, wait for ever or never end. So whatever reads a file
+  that a user names opens it by `reading`, `read_bytes` or `read_json`, which ask this
+  first; a link is what it leads to.
+  """
+  if is_remote(path):
+    return
+  try:
+    mode = os.stat(path).st_mode
+  except (OSError, ValueError):
+    return  # What is wrong with it, opening it tells.
+  if stat.S_ISREG(mode):
+    return
+  what = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+  }.get(stat.S_IFMT(mode), "something else")
+  raise UserError(
+    f"'{os.fspath(path)}' is {what}, and only regular files are read. Give the path of a "
+    "file."
+  )
+
+
 def read_bytes(path: PathLike) -> bytes:
   """Returns the content of a file.
 
   Raises:
+    UserError: it is no regular file.
     OSError: it cannot be read; of a missing file with the same fields, wherever it is.
   """
   path = to_path(path)
+  refuse_irregular(path)
   try:
     return path.read_bytes()
   except FileNotFoundError:
@@ -103,9 +134,10 @@ def reading(path: PathLike) -> Iterator[Any]:
   """Yields a file, opened to be read in bytes.
 
   Raises:
-    UserError: it does not exist, or may not be read.
+    UserError: it does not exist, may not be read, or is no regular file.
   """
   path = to_path(path)
+  refuse_irregular(path)
   try:
     file = path.open("rb")
   except (FileNotFoundError, NotADirectoryError):
@@ -116,6 +148,30 @@ def reading(path: PathLike) -> Iterator[Any]:
     raise
   with file:
     yield file
+
+
+def read_json(path: PathLike, most_bytes: int = 1 << 20) -> dict[str, Any]:
+  """Returns the JSON object in a file of any origin.
+
+  Raises:
+    UserError: there is another thing in it, or more than `most_bytes`, or half a
+      character, which no file could be written with.
+  """
+  with reading(path) as file:
+    text = file.read(most_bytes + 1)
+  try:
+    if len(text) > most_bytes:
+      raise ValueError(f"it has more than {most_bytes} bytes")
+    content = json.loads(text)
+    json.dumps(content, ensure_ascii=False).encode()
+    if isinstance(content, dict):
+      return content
+    problem = f"it holds {str(content)[:40]!r}"
+  except (ValueError, RecursionError) as error:
+    problem = str(error)
+  raise UserError(
+    f"'{os.fspath(path)}' is no JSON object: {problem}. Take another copy."
+  )
 
 
 def inside(folder: PathLike, name: str) -> Path:

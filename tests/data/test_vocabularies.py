@@ -1,7 +1,6 @@
 import copy
 import hashlib
 import json
-import subprocess
 import sys
 
 import pytest
@@ -21,32 +20,6 @@ TEXTS = (
   "naïve ½ ☃ </s> <pad> <unk>",
   "",
 )
-
-
-@pytest.fixture(scope="session")
-def spiece(tmp_path_factory):
-  """A SentencePiece model with T5's special ids, trained here on a few sentences."""
-  folder = tmp_path_factory.mktemp("spiece")
-  corpus = folder / "corpus.txt"
-  text = "the quick brown fox jumps over a lazy dog and foxes like dogs in boxes"
-  words = text.split()
-  corpus.write_text(
-    "\n".join(" ".join(words[i:] + words[:i]) for i in range(len(words))) + "\n"
-  )
-  # In its own process: the trainer writes a long log to the standard error.
-  code = (
-    "import sys, sentencepiece; sentencepiece.SentencePieceTrainer.train("
-    "input=sys.argv[1], model_prefix=sys.argv[2], vocab_size=60, pad_id=int(sys.argv[3])"
-    ", eos_id=int(sys.argv[4]), unk_id=int(sys.argv[5]), bos_id=-1,"
-    " hard_vocab_limit=False)"
-  )
-  for prefix, ids in (("good", "012"), ("bad", "210")):
-    subprocess.run(
-      [sys.executable, "-c", code, corpus, folder / prefix, *ids],
-      check=True,
-      capture_output=True,
-    )
-  return folder / "good.model"
 
 
 def test_word_ids_follow_the_order_of_the_words_after_the_special_ones():
@@ -189,39 +162,6 @@ def test_a_model_with_its_own_extra_ids_gets_no_others(spiece, tmp_path):
   assert SentencePieceVocabulary(spiece).size == model.GetPieceSize() + 95
 
 
-def tokenizer_json(spiece, extra_ids=5):
-  """Returns what `transformers` makes of the model (5.23, T5Tokenizer)."""
-  seqio = pytest.importorskip("seqio", reason="seqio is not installed (extra 'data')")
-  pytest.importorskip("tokenizers", reason="needs the extra 'tokenizers'")
-  from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-
-  proto = seqio.vocabularies.sentencepiece_model_pb2.ModelProto.FromString(
-    spiece.read_bytes()
-  )
-  pieces = [(piece.piece, piece.score) for piece in proto.pieces]
-  extra = [f"<extra_id_{i}>" for i in reversed(range(extra_ids))]
-  pieces += [(name, 0.0) for name in extra]
-  tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
-  charsmap = proto.normalizer_spec.precompiled_charsmap
-  assert charsmap
-  tokenizer.normalizer = normalizers.Precompiled(charsmap)
-  space = {"replacement": "▁", "prepend_scheme": "always"}
-  tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-    [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**space)]
-  )
-  tokenizer.decoder = decoders.Metaspace(**space)
-  tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>", *extra])
-  return tokenizer.to_str()
-
-
-@pytest.fixture(scope="module")
-def converted(spiece, tmp_path_factory):
-  """The tokenizer.json of the SentencePiece model, with 5 extra ids."""
-  path = tmp_path_factory.mktemp("converted") / "tokenizer.json"
-  path.write_text(tokenizer_json(spiece))
-  return path
-
-
 def test_a_tokenizer_json_gives_the_ids_and_texts_of_the_sentencepiece_model(
   spiece, converted
 ):
@@ -266,7 +206,7 @@ def test_an_end_in_a_text_ends_nothing_where_transformers_would_end_it(converted
       lambda c: c["model"].update(unk_id=10**9),
       "cannot serve a T5 model.*'unk_id': -1",
     ),
-    (lambda c: c["model"]["vocab"].insert(0, ["a", 0.0]), "adds tokens that its"),
+    (lambda c: c["model"]["vocab"].insert(0, ["a", 0.0]), "adds tokens to T5's own"),
     (
       lambda c: (c["model"]["vocab"].insert(0, ["a", 0.0]), c["added_tokens"].clear()),
       "cannot serve a T5 model.*'pad_id': 1",
@@ -302,7 +242,6 @@ def test_a_folder_gives_the_vocabulary_that_lies_in_it(spiece, converted, tmp_pa
   (tmp_path / "tokenizer.json").write_bytes(converted.read_bytes())
   assert isinstance(vocabularies.load(tmp_path), HuggingFaceVocabulary)
   (tmp_path / "spiece.model").write_bytes(spiece.read_bytes())
-  assert vocabularies.load(tmp_path).size == SentencePieceVocabulary(spiece).size
   (tmp_path / "tokenizer_config.json").write_text('{"extra_ids": 5}')
   found = vocabularies.load(tmp_path)
   assert isinstance(found, SentencePieceVocabulary)
@@ -355,5 +294,5 @@ def test_what_is_no_json_object_is_refused(tmp_path, content):
   path = tmp_path / "tokenizer.json"
   path.write_bytes(content.encode(errors="surrogateescape"))
   pytest.importorskip("tokenizers", reason="needs the extra 'tokenizers'")
-  with pytest.raises(UserError, match="is no JSON file that can be read"):
+  with pytest.raises(UserError, match="is no JSON object"):
     vocabularies.load(path)

@@ -26,7 +26,7 @@ from tpv_jax.backbone.network import Transformer
 from tpv_jax.data import vocabularies
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError
-from tpv_jax.formats import hugging_face, sidecar
+from tpv_jax.formats import hugging_face
 from tpv_jax.leaves import Leaf, misfits
 
 EMBEDDED = "embedded"
@@ -293,7 +293,7 @@ def beside(folder: files.Path) -> dict[str, str]:
   path = folder / BESIDE
   if not path.is_file():
     return {}
-  content = sidecar.read_json(files.inside(folder, BESIDE))
+  content = files.read_json(files.inside(folder, BESIDE))
   return {name: str(value) for name, value in content.items() if value is not None}
 
 

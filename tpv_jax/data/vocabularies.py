@@ -15,28 +15,20 @@ import importlib.resources
 import json
 import operator
 import os
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
+from tpv_jax.data import tokenizer_files
+from tpv_jax.data.tokenizer_files import EOS, MAX_BYTES, PAD, SPIECE, TOKENIZER, UNK
 from tpv_jax.errors import UserError, at_least
-from tpv_jax.files import PathLike, inside, read_bytes, to_path
+from tpv_jax.files import Path, PathLike, inside, read_bytes, to_path
 
-PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
 SPECIAL = (PAD, EOS, UNK)
 
 EXTRA_IDS = 100
 """Of T5 and mT5."""
 
 MOST_EXTRA_IDS = 1 << 16
-
-SPIECE, TOKENIZER = "spiece.model", "tokenizer.json"
-"""What holds the vocabulary in a folder of Hugging Face's."""
-
-MAX_BYTES = 1 << 28
-"""Of a vocabulary's file; mT5's, of 250,000 pieces, have 4 and 16 million."""
-
-_EXTRA_ID = re.compile(r"▁?<extra_id_\d+>")
 
 
 @runtime_checkable
@@ -194,8 +186,10 @@ class SentencePieceVocabulary:
         model + b"".join(_piece(f"▁<extra_id_{i}>") for i in reversed(range(extra_ids)))
       )
     try:
-      self.digest = _digest(map(self._processor.IdToPiece, range(self.vocab_size)))
-      """SHA-256 of the pieces, the extra ids included; see the module."""
+      self.pieces = [*map(self._processor.IdToPiece, range(self.vocab_size))]
+      """In the order of their ids, the extra ids included."""
+      self.digest = _digest(self.pieces)
+      """SHA-256 of the pieces; see the module."""
     except UnicodeDecodeError as error:
       raise UserError(
         f"'{path}' is damaged: a piece is no UTF-8 text ({error}). Take another copy."
@@ -207,6 +201,15 @@ class SentencePieceVocabulary:
         for name in ("pad_id", "eos_id", "unk_id")
       },
     )
+
+  def scored_pieces(self) -> list[tuple[str, float]]:
+    """Returns the pieces and their scores: logarithms of how likely they are."""
+    return [(p, self._processor.GetScore(i)) for i, p in enumerate(self.pieces)]
+
+  def turns_letters(self) -> bool:
+    """Returns whether the model turns letters into others before it splits a text."""
+    wide = "\uff21"  # A in full width, which every table of SentencePiece's turns
+    return wide not in self._processor.Normalize(wide)
 
   def _load(self, model: bytes) -> None:
     try:
@@ -290,31 +293,13 @@ class HuggingFaceVocabulary:
         f"({SPIECE}) that the tokenizer was made of."
       ) from error
     self.path = to_path(path)
-    content = _json(path)
-    model = content.get("model")
-    if not isinstance(model, dict) or model.get("type", "Unigram") != "Unigram":
-      found = model.get("type") if isinstance(model, dict) else None
-      raise UserError(
-        f"'{path}' is no tokenizer of T5's family: those have a Unigram model, it has "
-        f"{found!r}. Give the tokenizer that belongs to the backbone."
-      )
-    try:
-      pieces = [(str(piece), float(score)) for piece, score in model["vocab"]]
-      ids = {piece: index for index, (piece, _) in reversed([*enumerate(pieces)])}
-      unknown = int(model["unk_id"])
-      added = {
-        str(t["content"]): int(t["id"]) for t in content.get("added_tokens") or ()
-      }
-      self.digest = _digest(_named(piece) for piece, _ in pieces)
-      """SHA-256 of the pieces; see the module."""
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-      raise self._malformed(error) from error
-    odd = [text for text, index in added.items() if ids.get(text) != index]
-    if odd:
-      raise UserError(
-        f"'{path}' adds tokens that its Unigram model has not ({', '.join(odd[:4])}), so "
-        "their ids are no T5's. Give the tokenizer as it was published."
-      )
+    found = tokenizer_files.read_tokenizer(path)
+    pieces, unknown = found.pieces, found.unknown
+    ids = {piece: index for index, (piece, _) in reversed([*enumerate(pieces)])}
+    self.pieces = [tokenizer_files.named(piece) for piece, _ in pieces]
+    """In the order of their ids, the extra ids included."""
+    self.digest = _digest(self.pieces)
+    """SHA-256 of the pieces; see the module."""
     _check_ids(
       path,
       {
@@ -330,24 +315,23 @@ class HuggingFaceVocabulary:
     self.vocab_size: int = len(pieces)
     """How many ids there are, the extra ids included."""
     # A piece with a space in it is never met: words are split at spaces first.
-    renamed = [(_named(piece), score) for piece, score in pieces]
+    renamed = [
+      (piece, score) for piece, (_, score) in zip(self.pieces, pieces, strict=True)
+    ]
     renamed[0] = (f"{PAD} ", 0.0)
     renamed[self.eos_id] = (f"{EOS} ", 0.0)
     renamed[unknown] = (" ⁇ ", 0.0)  # as SentencePiece shows it
-    content["model"] = {**model, "vocab": renamed}
-    content["added_tokens"] = []
-    # Those make a batch of what is encoded; `data.batches` does that here.
-    content |= dict.fromkeys(("post_processor", "truncation", "padding"))
-    try:
-      self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
-    except Exception as error:
-      raise self._malformed(error) from error
-
-  def _malformed(self, error: Exception) -> UserError:
-    return UserError(
-      f"'{self.path}' is no {TOKENIZER} that can be read ({error!s:.200}). Take another "
-      f"copy, or give the SentencePiece model ({SPIECE})."
+    text = json.dumps(
+      {
+        **found.content,
+        "model": {**found.content["model"], "vocab": renamed},
+        "added_tokens": [],
+        # Those make a batch of what is encoded; `data.batches` does that here.
+        **dict.fromkeys(("post_processor", "truncation", "padding")),
+      }
     )
+    tokenizer_files.try_out(text, path)
+    self._tokenizer = tokenizers.Tokenizer.from_str(text)
 
   @property
   def size(self) -> int:
@@ -356,7 +340,8 @@ class HuggingFaceVocabulary:
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of `text`, normalised as the tokenizer says, without EOS."""
-    return self._tokenizer.encode(text, add_special_tokens=False).ids
+    with tokenizer_files.panics_told(self.path):
+      return self._tokenizer.encode(text, add_special_tokens=False).ids
 
   def decode(self, ids: Iterable[SupportsIndex]) -> str:
     """Returns the text of `ids` up to the first EOS; see `SentencePieceVocabulary`."""
@@ -366,7 +351,8 @@ class HuggingFaceVocabulary:
         break
       if index != self.pad_id:
         kept.append(index if 0 <= index < self.vocab_size else self.unk_id)
-    return self._tokenizer.decode(kept)
+    with tokenizer_files.panics_told(self.path):
+      return self._tokenizer.decode(kept)
 
 
 def load(path: PathLike, extra_ids: int | None = None) -> Vocabulary:
@@ -391,12 +377,7 @@ def load(path: PathLike, extra_ids: int | None = None) -> Vocabulary:
         f"The folder '{path}' has neither '{SPIECE}' nor '{TOKENIZER}'. Give a folder "
         "of Hugging Face's with its tokenizer, or the file itself."
       )
-    beside = path / "tokenizer_config.json"
-    if extra_ids is None and found[0] == SPIECE and beside.exists():
-      extra_ids = _json(inside(path, beside.name)).get("extra_ids")
-      if extra_ids is not None:
-        at_least(f"extra_ids in '{beside}'", extra_ids, 0)
-    path = inside(path, found[0])
+    return _of_folder(path, found, extra_ids)
   if path.suffix == ".json":
     if extra_ids is not None:
       raise UserError(
@@ -407,6 +388,39 @@ def load(path: PathLike, extra_ids: int | None = None) -> Vocabulary:
   if path.suffix == ".txt":
     return WordVocabulary(path)
   return SentencePieceVocabulary(path, extra_ids)
+
+
+def _of_folder(folder: Path, found: list[str], extra_ids: int | None) -> Vocabulary:
+  """Returns the vocabulary in a folder of Hugging Face's, all of whose files agree."""
+  path = inside(folder, found[0])
+  with_sentinels = extra_ids is None
+  if with_sentinels and found[0] == SPIECE:
+    extra_ids = tokenizer_files.extra_ids(folder)
+    if extra_ids is not None:
+      at_least(f"extra_ids in '{folder / tokenizer_files.CONFIG}'", extra_ids, 0)
+  vocabulary = load(path, extra_ids)
+  assert not isinstance(vocabulary, WordVocabulary)
+  roles = {
+    "pad_token": vocabulary.pad_id,
+    "eos_token": vocabulary.eos_id,
+    "unk_token": vocabulary.unk_id,
+  }
+  special = {
+    piece.removeprefix("▁"): index
+    for index, piece in enumerate(vocabulary.pieces)
+    if index in roles.values() or tokenizer_files.SENTINEL.fullmatch(piece)
+  }
+  tokenizer_files.refuse_what_changes_ids(folder, special, roles, with_sentinels)
+  if TOKENIZER in found[1:]:
+    assert isinstance(vocabulary, SentencePieceVocabulary)
+    tokenizer_files.refuse_other_tokenizer(
+      inside(folder, TOKENIZER),
+      read_bytes(path),
+      vocabulary.scored_pieces(),
+      vocabulary.turns_letters(),
+      with_sentinels,
+    )
+  return vocabulary
 
 
 @functools.cache
@@ -451,30 +465,12 @@ def _digest(pieces: Iterable[str]) -> str:
   return digest.hexdigest()
 
 
-def _named(piece: str) -> str:
-  """Returns the piece as the SentencePiece model with T5's extra ids has it."""
-  return f"▁{piece}" if piece[:1] == "<" and _EXTRA_ID.fullmatch(piece) else piece
-
-
 def _check_ids(path: PathLike, ids: dict[str, int]) -> None:
   if ids["pad_id"] != 0 or min(ids.values()) < 0 or len({*ids.values()}) < len(ids):
     raise UserError(
       f"'{path}' cannot serve a T5 model: its ids are {ids}, but padding must be 0 "
       "and the others must exist. Train it with --pad_id=0 --eos_id=1 --unk_id=2."
     )
-
-
-def _json(path: PathLike) -> dict[str, Any]:
-  try:
-    content = json.loads(_read(path))
-    if not isinstance(content, dict):
-      raise ValueError("it holds no object")
-  except (ValueError, RecursionError) as error:
-    raise UserError(
-      f"'{os.fspath(path)}' is no JSON file that can be read ({error}). Take another "
-      "copy."
-    ) from error
-  return content
 
 
 def _read(path: PathLike) -> bytes:

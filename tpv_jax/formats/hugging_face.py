@@ -16,7 +16,6 @@ import numpy as np
 
 from tpv_jax import errors, files, safetensors_io
 from tpv_jax.errors import UserError
-from tpv_jax.formats import sidecar
 from tpv_jax.leaves import Leaf, misfits
 
 CONFIG = "config.json"
@@ -676,7 +675,7 @@ def _read_json(folder: files.Path, name: str) -> dict[str, Any]:
       else files.missing(folder)
     )
   files.inside(folder, name)
-  return sidecar.read_json(path)
+  return files.read_json(path)
 
 
 def _pickles(folder: files.Path) -> list[str]:

@@ -176,7 +176,7 @@ def _config(folder: files.Path) -> Mapping[str, Any]:
       f"{LEAF!r} are the prompt. Copy it there from the adapter's folder. Rows that are "
       "no PEFT adapter's take another name, as 'prompt'."
     )
-  return sidecar.read_json(path)
+  return files.read_json(path)
 
 
 def _refuse_other_kind(config: Mapping[str, Any], shown: str) -> None:

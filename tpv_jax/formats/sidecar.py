@@ -18,9 +18,6 @@ from tpv_jax.vectors.provenance import Provenance
 
 FORMAT = "tpv_jax provenance 1"
 
-MAX_BYTES = 1 << 20
-"""Of any JSON file that is read here; provenance takes a few thousand."""
-
 
 def encode(leaves: Mapping[str, np.ndarray], provenance: Provenance) -> bytes:
   """Returns the bytes of the file that belongs to these leaves."""
@@ -42,7 +39,7 @@ def read(
   """
   if not path.is_file():
     return None
-  content = read_json(path)
+  content = files.read_json(path)
   digest = identity.prompt_digest(leaves)
   try:
     if content["format"] != FORMAT:
@@ -67,26 +64,3 @@ def read(
 def to_json(content: Mapping[str, Any]) -> bytes:
   """Returns indented JSON with a final newline."""
   return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def read_json(path: files.Path) -> dict[str, Any]:
-  """Returns the JSON object in a file.
-
-  Raises:
-    UserError: there is another thing in it, or more than `MAX_BYTES`.
-  """
-  if path.is_dir():
-    raise UserError(f"'{path}' is a folder, not a JSON file. Take another copy.")
-  with path.open("rb") as file:
-    text = file.read(MAX_BYTES + 1)
-  try:
-    if len(text) > MAX_BYTES:
-      raise ValueError(f"it has more than {MAX_BYTES} bytes")
-    content = json.loads(text)
-    json.dumps(content, ensure_ascii=False).encode()  # Half a character is not.
-    if isinstance(content, dict):
-      return content
-    problem = f"it holds {str(content)[:40]!r}"
-  except (ValueError, RecursionError) as error:
-    problem = str(error)
-  raise UserError(f"'{path}' is no JSON object: {problem}. Take another copy.")
