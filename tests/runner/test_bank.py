@@ -414,10 +414,11 @@ class Longer:
   """A task's data whose batches are longer from a step on."""
 
   def __init__(self, data):
-    self.data = data
+    self.data, self.name, self.batch_size = data, data.name, data.batch_size
+    self.trimmed, self.describe = data.trimmed, data.describe
 
-  def __getattr__(self, name):
-    return getattr(self.data, name)
+  def validation_batches(self):
+    return self.data.validation_batches()
 
   def batch_at(self, step):
     features = self.data.batch_at(step)

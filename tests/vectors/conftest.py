@@ -84,9 +84,9 @@ def _ept_initial(seed, alpha=8.0, **sizes) -> Loaded:
   return Loaded(leaves, known, f"ept{seed}")
 
 
-def _ept_tuned(initial, task, change) -> Loaded:
+def _ept_tuned(initial, task, *change) -> Loaded:
   """EPT parameters that a run tuned from `initial`; `change` seeds what training did."""
-  rng = np.random.default_rng([8, change])
+  rng = np.random.default_rng([8, *change])
   leaves = {
     name: np.asarray(leaf + 0.5 * rng.normal(size=leaf.shape), np.float32)
     for name, leaf in initial.leaves.items()

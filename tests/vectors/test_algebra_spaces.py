@@ -138,7 +138,7 @@ def test_effective_algebra_is_numpys_on_folded_arrays(
   ept_initial, ept_tuned, numpy_fold, change, weights
 ):
   initial = ept_initial(0)
-  prompts = [ept_tuned(initial, task, [change, task == "a"]) for task in "ab"]
+  prompts = [ept_tuned(initial, task, change, task == "a") for task in "ab"]
   vectors = [algebra.diff(prompt, initial) for prompt in prompts]
   result = algebra.apply(algebra.sum_vectors(vectors, weights), initial, 0.5)
   start, *ends = (numpy_fold(p.leaves, ALPHA) for p in (initial, *prompts))
@@ -158,7 +158,7 @@ def test_effective_algebra_is_numpys_on_folded_arrays(
 @given(change=SEEDS, weights=st.tuples(WEIGHTS, WEIGHTS))
 def test_factor_algebra_is_numpys_leaf_by_leaf(ept_initial, ept_tuned, change, weights):
   initial = ept_initial(0)
-  prompts = [ept_tuned(initial, task, [change, task == "a"]) for task in "ab"]
+  prompts = [ept_tuned(initial, task, change, task == "a") for task in "ab"]
   vectors = [algebra.diff(prompt, initial, space="factor") for prompt in prompts]
   result = algebra.apply(algebra.sum_vectors(vectors, weights), initial)
   start = {name: leaf.astype(np.float64) for name, leaf in initial.leaves.items()}
@@ -185,7 +185,7 @@ def test_order_and_signs_lose_no_bit_in_either_space(
 ):
   initial = ept_initial(0)
   vectors = [
-    algebra.diff(ept_tuned(initial, task, [change, i]), initial, space=space)
+    algebra.diff(ept_tuned(initial, task, change, i), initial, space=space)
     for i, task in enumerate("abc")
   ]
   total = algebra.sum_vectors(vectors, weights)
