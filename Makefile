@@ -5,23 +5,49 @@
 #             docs/t5x-check.md; T5X=folder says where T5X is if it is not installed
 # make clean  removes the environment and what the two made
 #
-# PYTHON=python3.12  chooses the interpreter (3.11 or newer)
+# PYTHON=python3.12  chooses the interpreter (3.11 or newer); left out, the newest of
+#             python3.13, python3.12 and python3.11 that runs
+# VENV=folder        where the environment is (default .venv)
 # OUT=folder         where the demo writes (default demo_out)
 # ARGS=...           more flags for the demo, such as --gin.OVERWRITE=True
 # TESTS=tests/data   runs a part of the tests
 
-PYTHON ?= python3
+# Tells the version, and fails where it is too old or cannot make environments. Such
+# commands are passed over: pyenv's may only say that their version is not selected, and
+# Debian's Python comes without venv.
+PROBE := import sys; print("%d.%d" % sys.version_info[:2]); \
+  assert sys.version_info >= (3, 11); import ensurepip
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11; do \
+  $$python -c '$(PROBE)' >/dev/null 2>&1 && { echo $$python; exit; }; done; echo python3)
 VENV ?= .venv
 OUT ?= demo_out
 TESTS ?= tests
 JOBS ?= auto
 BIN := $(VENV)/bin/python
+# For recipes: `fail what why` says it in one line and ends make with exit code 2;
+# `version python` prints the version of one that serves, or fails and says what it lacks.
+SHELL_FUNCTIONS := fail() { echo "error: $$*" >&2; exit 2; }; \
+  version() { \
+    found=$$("$$1" -c '$(PROBE)' 2>/dev/null) && echo "$$found" || case "$$found" in \
+    3.1[1-9]) fail "'$$1' (Python $$found) makes no environments." \
+      "On Debian: apt-get install python$$found-venv" ;; \
+    [0-9]*) fail "'$$1' is Python $$found, and tpv_jax needs 3.11 or newer." \
+      "Name one that you have: make PYTHON=/path/to/python3.12" ;; \
+    *) fail "'$$1' does not run, and tpv_jax needs Python 3.11 or newer." \
+      "Name one that you have: make PYTHON=/path/to/python3.12" ;; \
+    esac; }
+# Where a killed make left an environment without pip, pip is put there first.
+INSTALL = @$(SHELL_FUNCTIONS); \
+  "$(BIN)" -m pip --version >/dev/null 2>&1 || "$(BIN)" -m ensurepip; \
+  "$(BIN)" -m pip install --quiet --upgrade pip && \
+  "$(BIN)" -m pip install -e '.$(EXTRAS)' || fail "pip could not install tpv_jax into" \
+  "$(VENV); above it says why. Another Python may do: make PYTHON=python3.12 VENV=.venv-3.12"
 
-.PHONY: demo test test-all lint t5x-check clean help
+.PHONY: demo test test-all lint t5x-check clean help same-python
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# //p' Makefile | head -11
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/.installed
 	@echo "== tuning prompts, making vectors, measuring sums; report in $(OUT)/report.md"
@@ -45,22 +71,31 @@ t5x-check: $(VENV)/.installed-test
 	"$(BIN)" -m tpv_jax.t5x.check --t5x "$(T5X)" --output docs/t5x-check.md
 
 clean:
-	rm -rf "$(VENV)" demo_out build tpv_jax.egg-info
+	@[ ! -e "$(VENV)/pyvenv.cfg" ] || rm -rf "$(VENV)"
+	rm -rf demo_out build tpv_jax.egg-info
 
 $(BIN):
-	@"$(PYTHON)" -c 'import sys; assert sys.version_info >= (3, 11), sys.version' || \
-	  { echo "tpv_jax needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 2; }
-	@echo "== making the virtual environment $(VENV)"
-	@"$(PYTHON)" -m venv "$(VENV)" || { rm -rf "$(VENV)"; \
-	  echo "Making it failed. On Debian: apt-get install python3-venv"; exit 2; }
-	"$(BIN)" -m pip install --quiet --upgrade pip
+	@$(SHELL_FUNCTIONS); python="$(PYTHON)"; version=$$(version "$$python") || exit 2; \
+	echo "== making the virtual environment $(VENV) with $$python (Python $$version)"; \
+	before=$$(ls -A "$(VENV)" 2>/dev/null); \
+	"$$python" -m venv "$(VENV)" || { [ -n "$$before" ] || rm -rf "$(VENV)"; \
+	  fail "Python could not make an environment in $(VENV); above it says why"; }
 
-$(VENV)/.installed: $(BIN) setup.py pyproject.toml
+# An environment stays as it is, whichever Python made it, but if another is asked for.
+same-python: $(BIN)
+ifneq ($(origin PYTHON),file)
+	@$(SHELL_FUNCTIONS); there=$$(version "$(BIN)") && asked=$$(version "$(PYTHON)") || exit 2; \
+	[ "$$there" = "$$asked" ] || fail "$(VENV) holds Python $$there, and '$(PYTHON)' is" \
+	  "$$asked. To keep both: make PYTHON=$(PYTHON) VENV=.venv-$$asked"
+endif
+
+$(VENV)/.installed: $(BIN) setup.py pyproject.toml | same-python
 	@echo "== installing tpv_jax (JAX and friends, about 700 MB on disk)"
-	"$(BIN)" -m pip install -e .
+	$(INSTALL)
 	@touch "$@"
 
-$(VENV)/.installed-test: $(BIN) setup.py pyproject.toml
+$(VENV)/.installed-test: EXTRAS := [test,data,hf]
+$(VENV)/.installed-test: $(BIN) setup.py pyproject.toml | same-python
 	@echo "== installing tpv_jax with its test and data extras (TensorFlow too, about 3 GB)"
-	"$(BIN)" -m pip install -e '.[test,data,hf]'
+	$(INSTALL)
 	@touch "$@" "$(VENV)/.installed"

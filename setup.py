@@ -20,6 +20,9 @@ GIN_PACKAGES = [
   for init in sorted((HERE / "gin_configs").rglob("__init__.py"))
 ]
 
+# On which the tests pass; `make` takes the newest of them that runs.
+PYTHONS = ["3.11", "3.12", "3.13"]
+
 EXTRAS = {
   "bench": ["peft>=0.21", "safetensors>=0.8", "torch>=2.13", "transformers>=5.23"],
   # TFDS imports importlib_resources where it downloads, and does not ask for it.
@@ -52,6 +55,7 @@ setuptools.setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11",
+  classifiers=[f"Programming Language :: Python :: {python}" for python in PYTHONS],
   packages=[*setuptools.find_packages(include=["tpv_jax", "tpv_jax.*"]), *GIN_PACKAGES],
   package_dir={"tpv_jax.gin_configs": "gin_configs"},
   package_data={
