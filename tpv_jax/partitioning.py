@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from tpv_jax import identity
+from tpv_jax import identity, meshes
 from tpv_jax.errors import UserError, near_misses
 
 DATA = "data"
@@ -59,8 +59,12 @@ def make_mesh(model_parallel: int = 1) -> Mesh:
       f"model_parallel={model_parallel} does not divide the {count} devices here. "
       f"Choose one of {fits}."
     )
-  shape = (count // model_parallel, model_parallel)
-  return Mesh(mesh_utils.create_device_mesh(shape), (DATA, MODEL))
+  devices = jax.devices()
+  if meshes.have_coordinates(devices):
+    arranged = meshes.arrange(devices, meshes.best_block(devices, model_parallel))
+  else:
+    arranged = mesh_utils.create_device_mesh((count // model_parallel, model_parallel))
+  return Mesh(arranged, (DATA, MODEL))
 
 
 def param_shardings(

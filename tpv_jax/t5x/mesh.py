@@ -3,6 +3,7 @@
 import jax
 from t5x import partitioning
 
+from tpv_jax import meshes
 from tpv_jax.errors import UserError
 from tpv_jax.partitioning import LOGICAL_AXIS_RULES
 
@@ -39,13 +40,22 @@ def partitioner(
       f"parallel devices x {microbatches or 1} microbatches. Set BATCH_SIZE to a "
       f"multiple of {rows}."
     )
-  # T5X reads num_partitions on accelerators only; a CPU needs the submesh spelled out.
-  if jax.devices()[0].platform == "cpu":
-    return partitioning.PjitPartitioner(
-      num_partitions=None,
-      model_parallel_submesh=(1, 1, 1, model_parallel),
-      logical_axis_rules=LOGICAL_AXIS_RULES,
-    )
+  block = _block(model_parallel)
   return partitioning.PjitPartitioner(
-    num_partitions=model_parallel, logical_axis_rules=LOGICAL_AXIS_RULES
+    num_partitions=None if block else model_parallel,
+    model_parallel_submesh=block,
+    logical_axis_rules=LOGICAL_AXIS_RULES,
   )
+
+
+def _block(model_parallel: int) -> meshes.Block | None:
+  """Returns the submesh to be spelled out for T5X, None where it finds its own.
+
+  T5X takes `num_partitions` on GPUs, ignores it on CPUs, and knows no TPU after v4.
+  """
+  devices = jax.devices()
+  if devices[0].platform == "cpu":
+    return 1, 1, 1, model_parallel
+  if meshes.have_coordinates(devices):
+    return meshes.best_block(devices, model_parallel)
+  return None

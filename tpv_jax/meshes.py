@@ -1,0 +1,102 @@
+"""Which devices cut a parameter together: a block of chips chosen from where they lie.
+
+A TPU says where it lies in its slice, as `coords` (x, y, z) and `core_on_chip`; a host
+holds a tile of neighbouring chips. NumPy only.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tpv_jax.errors import UserError
+
+Block = tuple[int, int, int, int]
+"""Devices along x, y and z, and within a chip; T5X's `HardwareMesh`."""
+
+
+def have_coordinates(devices: Sequence[Any]) -> bool:
+  """Returns whether the devices say where they lie, as TPUs do."""
+  return all(len(getattr(device, "coords", None) or ()) == 3 for device in devices)
+
+
+def best_block(devices: Sequence[Any], size: int) -> Block:
+  """Returns the shape of the block of `size` devices over which parameters are cut.
+
+  Traffic is cheapest within a chip, then within a host, then between neighbours. So the
+  block fills a chip's cores first, then the host's tile, and is as compact as it can be.
+  Along each side it divides the slice, and it divides the host's tile or is a multiple
+  of it, since otherwise a host's devices would not form a block of the mesh, as JAX and
+  T5X ask for. Ours.
+
+  Args:
+    devices: all of them, with coordinates.
+    size: devices in the block.
+
+  Raises:
+    UserError: no block of that size tiles the slice, or there are several slices.
+  """
+  bounds, tile = _bounds(devices), _tile(devices)
+  if math.prod(bounds) != len(devices):
+    raise UserError(
+      f"The {len(devices)} devices do not fill one slice of {_text(bounds)}. Several "
+      "slices at once are not supported: start the run on one."
+    )
+
+  def fits(block: Block) -> bool:
+    return math.prod(block) == size and all(
+      own % at_host == 0 or at_host % own == 0
+      for own, at_host in zip(block, tile, strict=True)
+    )
+
+  def cost(block: Block) -> tuple[int, ...]:
+    return -block[3], -math.prod(map(min, block, tile)), sum(block), block[2], block[1]
+
+  sides = [[n for n in range(1, side + 1) if side % n == 0] for side in bounds]
+  blocks = sorted(filter(fits, itertools.product(*sides)), key=cost)
+  if not blocks:
+    sizes = (n for n in range(1, len(devices) + 1) if len(devices) % n == 0)
+    raise UserError(
+      f"No block of {size} devices tiles this slice of {_text(bounds)} (x, y, z, cores of "
+      f"a chip). Set MODEL_PARALLEL to another one of {', '.join(map(str, sizes))}."
+    )
+  return blocks[0]
+
+
+def arrange(devices: Sequence[Any], block: Block) -> np.ndarray:
+  """Returns the devices as `[data, model]`: a row is a block, a host's rows are adjacent.
+
+  In the order of T5X's `partitioning.get_mesh` where it tiles by hosts: hosts, blocks on
+  a host, then within a block again hosts and devices.
+  """
+  bounds, tile = _bounds(devices), _tile(devices)
+  placed = np.empty(bounds, object)
+  for device in devices:
+    placed[_place(device)] = device
+  parts = []
+  for side, own, at_host in zip(bounds, block, tile, strict=True):
+    shared = min(own, at_host)  # Devices of one block on one host, along this side.
+    parts += [side // max(own, at_host), at_host // shared, own // shared, shared]
+  order = [axis for part in range(4) for axis in range(part, 16, 4)]
+  return placed.reshape(parts).transpose(order).reshape(-1, math.prod(block))
+
+
+def _place(device: Any) -> tuple[int, ...]:
+  return (*device.coords, device.core_on_chip)
+
+
+def _bounds(devices: Sequence[Any]) -> Block:
+  x, y, z, core = (np.max([_place(device) for device in devices], axis=0) + 1).tolist()
+  return x, y, z, core
+
+
+def _tile(devices: Sequence[Any]) -> Block:
+  """Returns the shape of a host's tile; all hosts of a slice have the same one."""
+  first = min(devices, key=_place).process_index
+  return _bounds([device for device in devices if device.process_index == first])
+
+
+def _text(sides: Block) -> str:
+  return " x ".join(map(str, sides))
