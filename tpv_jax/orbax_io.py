@@ -26,6 +26,12 @@ from tpv_jax.leaves import Leaf, read_all
 _METADATA = "_METADATA"
 """The file in which Orbax describes a PyTree; a folder without it is none."""
 
+RUN = "run"
+"""The name, in the metadata of a checkpoint, of the run that it belongs to."""
+
+_ABOUT = "_CHECKPOINT_METADATA"
+"""The JSON file in which Orbax's manager keeps what it was told of a checkpoint."""
+
 _UNFINISHED = ".orbax-checkpoint-tmp"
 """What a local folder is called until it is whole, and then renamed."""
 
@@ -76,6 +82,20 @@ def checkpoints_in(path: files.PathLike) -> list[files.Path]:
     if found:
       return [entry for _, entry in sorted(found)]
   return []
+
+
+def run_of_checkpoint(path: files.PathLike) -> str | None:
+  """Returns the run that `checkpoint_<step>` states, None if it states none.
+
+  T5X's checkpoints, and those of tpv_jax from before there were such statements, do not.
+  """
+  path = files.to_path(path)
+  folder = path.parent if path.name == "state" else path
+  try:
+    run = json.loads((folder / _ABOUT).read_text())["custom_metadata"][RUN]
+  except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    return None
+  return run if isinstance(run, str) else None
 
 
 def read_leaves(

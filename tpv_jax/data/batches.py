@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -42,6 +43,13 @@ class Tokenized:
   def __len__(self) -> int:
     """Returns the number of examples."""
     return len(self.inputs)
+
+  def digest(self) -> str:
+    """Returns 64 hex digits that name the tokens, row by row (SHA-256, little-endian)."""
+    content = hashlib.sha256(str((self.inputs.shape, self.targets.shape)).encode())
+    for rows in (self.inputs, self.targets):
+      content.update(np.ascontiguousarray(rows, "<i4"))
+    return content.hexdigest()
 
   def report(self) -> str:
     """Returns one line: how many examples, and what was trimmed or unknown."""

@@ -153,6 +153,10 @@ class PretrainingData:
 
   def describe(self) -> dict[str, Any]:
     """Returns what the manifest says of the data."""
+    return self.settings()
+
+  def settings(self) -> dict[str, Any]:
+    """Returns what must be equal for a run to be continued."""
     return {
       "task": self.name,
       "lengths": self.lengths,

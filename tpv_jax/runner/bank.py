@@ -142,6 +142,11 @@ def train_bank(
   CPU machine. A prompt that ends early, or diverges, leaves the others as they are. One
   that diverged stays so: to train it again, remove its folder.
 
+  While one of its prompts is unfinished, a bank goes on as it was begun: with the same
+  prompts in the same order, and with no other `size`, `block_positions` or `patience`,
+  for its bits hang on all of them. When all have ended, entries may be added, which are
+  then trained, and left out, which stay as they are.
+
   Before anything is written the bank's calls are compiled and what they need is held
   against the memory of the devices. Several processes train one bank as one would.
 
@@ -193,9 +198,10 @@ def train_bank(
     microbatches=1,
     model_parallel=model_parallel,
     progress=progress,
+    patience=patience,
   )
   steps = bank_steps.build(model, learning_rate, runs[0].mesh, shard_bank)
-  settings = [run.settings() for run in runs]
+  settings = [run.settings for run in runs]
   found = [
     run.folder.check(one, overwrite) for run, one in zip(runs, settings, strict=True)
   ]
@@ -204,6 +210,16 @@ def train_bank(
     for manifest, other in found
     if manifest and not (other or _ended(manifest))
   ]
+  other_bank = _other_bank(runs, begun, size, block_positions, split)
+  if other_bank and not overwrite:
+    raise UserError(
+      f"The bank of '{runs[0].folder.path}' was begun with another {other_bank}. While a "
+      "prompt of it is unfinished it goes on as it was begun: give the TASKS, "
+      "INITIAL_SEEDS, RATES and BANK_SIZE of then, and train others when it has ended or "
+      "in another OUTPUT_DIR; or start all again with --gin.OVERWRITE=True."
+    )
+  if other_bank:
+    begun = []
   # A bank that was stopped goes on, with the prompts that had ended in it.
   over = [overwrite and bool(other or not begun) for _, other in found]
   plan: _Plan | None = None
@@ -243,6 +259,44 @@ def train_bank(
         if i in going:
           manifests[i] = bank.runs[place].manifest
   return _without_failed(manifests)
+
+
+def _other_bank(
+  runs: Sequence[Run],
+  begun: Sequence[Mapping[str, Any]],
+  size: int | None,
+  block_positions: int | None,
+  split: bool,
+) -> str | None:
+  """Returns what tells this bank from the one that unfinished runs note, None if nothing.
+
+  With `split` it may have become smaller than was asked for.
+  """
+  names, count = [run.folder.path.name for run in runs], len(runs)
+  asked = {"size": min(size or count, count), "block_positions": block_positions}
+  for note in (manifest["bank"] for manifest in begun if "bank" in manifest):
+    members = note.get("members")
+    if members is not None and members != names:
+      return f"list of prompts: {_told_apart(members, names)}"
+    for name, now in asked.items():
+      there = note[name]
+      if now is not None and (now < there or (now > there and not split)):
+        return f"{name}: {there} there, {now} now"
+    groups = {min(note["size"], count - i) for i in range(0, count, note["size"])}
+    if members is None and note["prompts"] not in groups:  # It did not state them.
+      return f"number of prompts: {note['prompts']} there, {count} now"
+  return None
+
+
+def _told_apart(there: Sequence[str], here: Sequence[str]) -> str:
+  lost = [name for name in there if name not in here]
+  new = [name for name in here if name not in there]
+  told = [
+    f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' * (len(names) > 3)}"
+    for what, names in (("without", lost), ("with", new))
+    if names
+  ]
+  return f"now {' and '.join(told)}" if told else "now in another order"
 
 
 def _ended(manifest: Mapping[str, Any]) -> bool:
@@ -410,6 +464,7 @@ class _Plan:
     """Returns what the manifests say of the plan."""
     shapes = [dataclasses.astuple(one) for one in (self.shapes.wide, self.shapes.short)]
     return {
+      "members": [run.folder.path.name for run in self.runs],
       "size": self.size,
       "block_positions": self.positions,
       "shapes": [list(shape) for shape in shapes],

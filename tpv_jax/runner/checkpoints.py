@@ -3,7 +3,8 @@
 Layout: `RUN/checkpoints/checkpoint_<step>/state`, a tree `{'target': trainable leaves,
 'state': {...}}` as T5X writes it, without the backbone. Orbax renames a finished
 checkpoint into place, so a killed run leaves the earlier ones; on gs:// it marks a
-finished one by a file.
+finished one by a file. Beside the state, in Orbax's own metadata, stands whose it is:
+`{'run': the "run" of RUN/manifest.json}`.
 """
 
 import errno
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tpv_jax import files, identity
+from tpv_jax import files, identity, orbax_io
 from tpv_jax.errors import UserError
 from tpv_jax.runner import processes
 from tpv_jax.runner.steps import TrainState
@@ -35,7 +36,9 @@ class Best(NamedTuple):
 class Checkpoints:
   """The checkpoints of one run folder; the newest `keep` are kept."""
 
-  def __init__(self, folder: files.Path, keep: int = 2):
+  def __init__(self, folder: files.Path, run: str | None = None, keep: int = 2):
+    """Opens or makes the folder; `run` is what its checkpoints state of whose they are."""
+    self.run = run
     self.folder = files.absolute(folder)
     self._manager = ocp.CheckpointManager(
       self.folder,
@@ -81,7 +84,11 @@ class Checkpoints:
     }
     self._require_space(sum(np.size(leaf) * 4 for leaf in jax.tree.leaves(tree)))
     try:
-      self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree)))
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree)),
+        custom_metadata=None if self.run is None else {orbax_io.RUN: self.run},
+      )
     except Exception as error:
       for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -104,10 +111,13 @@ class Checkpoints:
     """Returns the newest checkpoint, laid out over the devices as `state` is.
 
     Raises:
-      UserError: the checkpoint is damaged or belongs to another model or optimizer.
+      UserError: the checkpoint is damaged or belongs to another run, model or optimizer.
     """
     step = self.latest_step()
     path = self.folder / f"checkpoint_{step}"
+    stated = orbax_io.run_of_checkpoint(path)
+    if None not in (stated, self.run) and stated != self.run:
+      raise _foreign(path, f"it states the run {stated[:12]}…, this is {self.run[:12]}…")
     try:
       tree = self._read(step)
     except Exception as error:
@@ -117,6 +127,8 @@ class Checkpoints:
         "--gin.OVERWRITE=True."
       ) from error
     saved = tree["state"]
+    if int(saved["step"]) != step:
+      raise _foreign(path, f"it holds the state after step {int(saved['step'])}")
     optimizer = _named_leaves(state.optimizer)
     trainable = identity.flatten(tree["target"])
     for part, here, there in (
@@ -147,6 +159,13 @@ class Checkpoints:
   def close(self) -> None:
     """Ends Orbax's threads."""
     self._manager.close()
+
+
+def _foreign(path: files.Path, why: str) -> UserError:
+  return UserError(
+    f"The checkpoint '{path}' is not of this run: {why}. Delete that folder to continue "
+    "from the one before it, or start again with --gin.OVERWRITE=True."
+  )
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The folder of a run: what is in it, and how it is written so that a kill harms nothing.
 
 RUN/config.gin                    the operative gin configuration
-RUN/manifest.json                 settings, versions, seeds, digests, status
+RUN/manifest.json                 settings (`run_settings`), versions, seeds, digests,
+                                  status
 RUN/metrics.jsonl                 one line a log or validation; no wall-clock times,
                                   so that a resumed run writes the same bytes
 RUN/initial_prompt.safetensors    written before the first step
@@ -34,9 +35,10 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import register_writer_factory
 from tensorboardX.summary import scalar
 
-from tpv_jax import __version__, files, identity
+from tpv_jax import __version__, files
 from tpv_jax.errors import UserError
-from tpv_jax.runner import processes
+from tpv_jax.runner import processes, run_settings
+from tpv_jax.runner.run_settings import Settings
 from tpv_jax.vectors import store
 from tpv_jax.vectors.provenance import Provenance
 
@@ -66,7 +68,7 @@ class RunFolder:
     """Returns the path of the 'initial', 'best' or 'last' prompt."""
     return self.path / f"{which}_prompt.safetensors"
 
-  def open(self, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
+  def open(self, settings: Settings, overwrite: bool) -> dict[str, Any]:
     """Makes the folder, or finds a run in it; returns its manifest.
 
     The manifest is the first file that is written and the last one that is deleted, so
@@ -86,13 +88,19 @@ class RunFolder:
       self.path.mkdir(parents=True, exist_ok=True)
       if not manifest:
         self.write_manifest(
-          {"format": FORMAT, "status": "running", "settings": settings}
+          {
+            "format": FORMAT,
+            "status": "running",
+            "run": settings.digest(),
+            **settings.saved(),
+            "versions": versions(),
+          }
         )
     processes.wait_for_all("the run folder is there")
     return self.manifest()
 
   def check(
-    self, settings: dict[str, Any], overwrite: bool
+    self, settings: Settings, overwrite: bool
   ) -> tuple[dict[str, Any], str | None]:
     """Returns the manifest, and the first setting that differs; writes nothing.
 
@@ -100,7 +108,7 @@ class RunFolder:
       UserError: the folder holds a run with other settings, or something else.
     """
     manifest = self.manifest()
-    other = _other_settings(manifest["settings"], settings) if manifest else None
+    other = run_settings.difference(manifest, settings) if manifest else None
     if other and not overwrite:
       raise UserError(
         f"'{self.path}' holds a run with another {other}. Continue it with the settings "
@@ -118,7 +126,7 @@ class RunFolder:
     path = self.path / "manifest.json"
     try:
       manifest = json.loads(path.read_text())
-      if isinstance(manifest, dict) and manifest.get("format") == FORMAT:
+      if _is_manifest(manifest):
         return manifest
     except (ValueError, FileNotFoundError, NotADirectoryError):
       # A first write that was killed leaves its temporary file.
@@ -185,6 +193,13 @@ class RunFolder:
     else:
       with open(self.path / "metrics.jsonl", "a") as file:
         file.write(line)
+
+
+def _is_manifest(content: Any) -> bool:
+  if not isinstance(content, dict) or content.get("format") != FORMAT:
+    return False
+  parts = [content.get(name, {}) for name in ("defaults", "versions", "bank")]
+  return all(isinstance(part, dict) for part in (content.get("settings"), *parts))
 
 
 class Events:
@@ -281,25 +296,3 @@ def open_output(path: files.PathLike, work: str, part: str) -> pathlib.Path:
   processes.wait_for_all(f"the folder of the {work} is checked")
   (folder / part).mkdir(parents=True, exist_ok=True)
   return folder
-
-
-def describe(value: Any) -> Any:
-  """Returns a setting as JSON: numbers and text as they are, others by their text."""
-  if isinstance(value, dict):
-    return {str(key): describe(item) for key, item in value.items()}
-  if isinstance(value, list | tuple):
-    return [describe(item) for item in value]
-  if isinstance(value, np.generic | jax.Array) and np.ndim(value) == 0:
-    return value.item()
-  if isinstance(value, float) and not math.isfinite(value):
-    return str(value)
-  return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-def _other_settings(saved: dict[str, Any], settings: dict[str, Any]) -> str | None:
-  """Returns the first setting that differs, with both values; None if all are equal."""
-  there, here = identity.flatten(saved), identity.flatten(settings)
-  for name in {**here, **there}:  # What was chosen comes before what follows from it.
-    if there.get(name) != here.get(name):
-      return f"{name}: {there.get(name)} there, {here.get(name)} now"
-  return None

@@ -29,8 +29,12 @@ class TrainingData(Protocol):
     """Returns a line for each split in which texts were too long, to be shown."""
     ...
 
+  def settings(self) -> dict[str, Any]:
+    """Returns what must be equal for a run to be continued: no text for people."""
+    ...
+
   def describe(self) -> dict[str, Any]:
-    """Returns what the manifest says of the data: sizes, digests, what was trimmed."""
+    """Returns what the manifest says of the data: its settings and what was trimmed."""
     ...
 
 
@@ -78,13 +82,21 @@ class TaskData:
       for split, tokenized in (("train", train), ("validation", validation))
       if tokenized.dropped_tokens
     ]
-    self._description = {
+    self._settings = {
       "task": task.name,
       "lengths": dict(lengths),
       "batch_size": batch_size,
       "seed": seed,
       "train_digest": task.split_digest("train"),
       "validation_digest": task.split_digest("validation"),
+      "validation_examples": len(validation),
+      "vocabulary": vocabulary.digest,
+      # Of texts that were too long they say how these were cut.
+      "train_tokens": train.digest(),
+      "validation_tokens": validation.digest(),
+    }
+    self._description = {
+      **self._settings,
       "train": train.report(),
       "validation": validation.report(),
     }
@@ -99,6 +111,10 @@ class TaskData:
     """Returns a line for each split in which texts were too long."""
     return self._trimmed
 
+  def settings(self) -> dict[str, Any]:
+    """Returns sizes and digests."""
+    return self._settings
+
   def describe(self) -> dict[str, Any]:
-    """Returns sizes, digests and what was trimmed."""
+    """Returns sizes, digests, where the texts come from and what was trimmed."""
     return self._description

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 from tqdm import tqdm
 
 from tpv_jax import files, identity, partitioning
@@ -28,7 +27,8 @@ from tpv_jax.prompts.initial import Drawn, Initial
 from tpv_jax.runner import processes, refactoring
 from tpv_jax.runner import steps as compiled
 from tpv_jax.runner.checkpoints import Best, Checkpoints
-from tpv_jax.runner.run_folder import FORMAT, Events, RunFolder, describe, versions
+from tpv_jax.runner.run_folder import FORMAT, Events, RunFolder, versions
+from tpv_jax.runner.run_settings import Settings, as_json, defaults_of, fields
 from tpv_jax.runner.task_data import TrainingData
 from tpv_jax.vectors.provenance import Term
 
@@ -113,7 +113,7 @@ def train(
     model_parallel=model_parallel,
     progress=progress,
   )
-  manifest = run.folder.open(run.settings(), overwrite)
+  manifest = run.folder.open(run.settings, overwrite)
   if manifest.get("status") == "finished":
     tqdm.write(f"{run.folder.path} is finished; nothing to do.")
     return manifest
@@ -147,6 +147,7 @@ class Run:
   microbatches: int
   model_parallel: int
   progress: bool
+  patience: int | None = None
 
   def __post_init__(self) -> None:
     for name in ("total_steps", "eval_period", "log_period", "checkpoint_period"):
@@ -188,35 +189,45 @@ class Run:
       return batch
     return self.data.batch_at(0)
 
-  def settings(self) -> dict[str, Any]:
-    """Returns what must be equal for a run to be continued, as JSON.
+  @functools.cached_property
+  def settings(self) -> Settings:
+    """What must be equal for a run to be continued.
 
     Schedule and optimizer are functions, so they are stated by what they do: the rate at
     a few steps, the direction on a fixed gradient (ours).
     """
     sampled = (0, 1, self.total_steps // 2, self.total_steps - 1)
-    return {
+    parts = {"data": self.data, "network": self.model.network}
+    if self.model.prompt is not None:
+      parts["prompt"] = self.model.prompt
+    values = {
       "total_steps": self.total_steps,
       "eval_period": self.eval_period,
       "log_period": self.log_period,
       "checkpoint_period": self.checkpoint_period,
       "best_metric": self.best_metric,
+      "patience": self.patience,
       "microbatches": self.microbatches,
       "seed": self.seed,
       "initial_seed": self.initial_seed,
       "backbone": self._fingerprint(),
-      "data": describe(self.data.describe()),
+      "data": as_json(self.data.settings()),
       "trainable": self.model.trainable,
       "z_loss": self.model.z_loss,
       "label_smoothing": self.model.label_smoothing,
-      "network": _fields(self.model.network),
-      "prompt": None if self.model.prompt is None else _fields(self.model.prompt),
-      "learning_rate": describe(
+      "network": fields(self.model.network),
+      "prompt": None if self.model.prompt is None else fields(self.model.prompt),
+      "learning_rate": as_json(
         [float(f"{self.learning_rate(step):.5g}") for step in sampled]
       ),
       "initial_digest": self._initial_digest(),
       "optimizer": _directions(self.model.optimizer_def, self.trained, sampled),
     }
+    return Settings(
+      values,
+      defaults_of(train, Run, type(self.model))
+      | {name: defaults_of(type(part)) for name, part in parts.items()},
+    )
 
   def _initial_digest(self) -> str | None:
     return None if self.initial is None else self.initial.provenance.initial_digest
@@ -256,7 +267,8 @@ class Run:
     self.manifest: dict[str, Any] = {
       "format": FORMAT,
       "status": "running",
-      "settings": self.settings(),
+      "run": self.run_id,
+      **self.settings.saved(),
       "task": self.data.name,
       "steps": self.total_steps,
       "seed": self.seed,
@@ -287,9 +299,14 @@ class Run:
     return state, best
 
   @functools.cached_property
+  def run_id(self) -> str:
+    """What the run's checkpoints state of whose they are: its settings when it began."""
+    return self.folder.manifest().get("run") or self.settings.digest()
+
+  @functools.cached_property
   def checkpoints(self) -> Checkpoints:
     """The run's checkpoints; Orbax makes their folder."""
-    return Checkpoints(self.folder.path / "checkpoints")
+    return Checkpoints(self.folder.path / "checkpoints", self.run_id)
 
   def close(self) -> None:
     """Ends the threads and files that the run has opened."""
@@ -555,14 +572,6 @@ class Run:
       self.manifest["recompiled"] = self.recompiled
     self.folder.write_manifest(self.manifest)
     return self.manifest
-
-
-def _fields(module: nn.Module) -> dict[str, Any]:
-  return {
-    field.name: describe(getattr(module, field.name))
-    for field in dataclasses.fields(module)
-    if field.name not in ("parent", "name")
-  }
 
 
 def _directions(

@@ -1,0 +1,200 @@
+"""What makes two runs one run: their settings, compared by value and not by their text.
+
+A manifest states three things:
+
+    settings           what was chosen and what follows from it, as JSON
+    settings_version   of what the settings are called and mean; 1 where none is stated
+    defaults           of the settings that had one when they were written, by flat name
+
+Settings are compared flat, "network/emb_dim". One that the manifest lacks, for the code
+that wrote it had it not, counts as today's default; one that today's code lacks must have
+been at the default of then. Reports and notes for people are no settings. Where a setting
+gets another name or meaning, `VERSION` grows and `_upgraded` says what the older was.
+"""
+
+import hashlib
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from tpv_jax import __version__
+from tpv_jax.vectors.provenance import canonical_json
+
+VERSION = 2
+
+_COMPUTED = {"learning_rate": 6e-5, "optimizer": 6e-4}
+"""Settings that are computed, and rounded to 5 and 4 digits: how far apart, relatively,
+another JAX or processor may put them, half a unit of the last digit and a little more."""
+
+_NOT_IN_1 = (
+  "patience",
+  "data/vocabulary",
+  "data/validation_examples",
+  "data/train_tokens",
+  "data/validation_tokens",
+)
+"""What manifests of version 1 did not state, whatever it was."""
+
+_MISSING = object()
+
+
+class Settings(NamedTuple):
+  """The settings of a run as it is called now.
+
+  Attributes:
+    values: as JSON, nested.
+    defaults: what they are where nobody sets them, nested alike; it may name others.
+  """
+
+  values: Mapping[str, Any]
+  defaults: Mapping[str, Any]
+
+  def saved(self) -> dict[str, Any]:
+    """Returns what a manifest states."""
+    flat, defaults = flatten(self.values), flatten(self.defaults)
+    return {
+      "settings_version": VERSION,
+      "settings": dict(self.values),
+      "defaults": {name: defaults[name] for name in flat if name in defaults},
+    }
+
+  def digest(self) -> str:
+    """Returns 64 hex digits that name a run which starts with these settings."""
+    return hashlib.sha256(canonical_json(self.values).encode()).hexdigest()
+
+
+def difference(manifest: Mapping[str, Any], now: Settings) -> str | None:
+  """Returns the first setting that differs, with both values; None if all are equal.
+
+  Args:
+    manifest: of the run that is there, with `Settings.saved` in it.
+    now: of the run that is to be started.
+  """
+  version = manifest.get("settings_version", 1)
+  writer = f"tpv_jax {manifest.get('versions', {}).get('tpv_jax', '(unknown)')}"
+  if version not in range(1, VERSION + 1):
+    return (
+      f"version of its settings: {version} there, written by {writer}; this one "
+      f"({__version__}) knows those up to {VERSION}"
+    )
+  here, defaults = flatten(now.values), flatten(now.defaults)
+  there = _upgraded(flatten(manifest["settings"]), version, here)
+  defaults_there = manifest.get("defaults", {})
+  for name in {**here, **there}:  # What was chosen comes before what follows from it.
+    if name not in here:
+      value = there[name]
+      if value != defaults_there.get(name, _MISSING):
+        return f"{name}: {value} there, written by {writer}; this run has none"
+    else:
+      value = there.get(name, defaults.get(name, _MISSING))
+      if value is _MISSING:
+        return f"{name}: not stated there, {here[name]} now"
+      if not _same(name, value, here[name]):
+        return f"{name}: {value} there, {here[name]} now"
+  return None
+
+
+def fields(instance: Any) -> dict[str, Any]:
+  """Returns the fields of a dataclass or Flax module as JSON."""
+  parameters = inspect.signature(type(instance)).parameters
+  return {
+    name: as_json(getattr(instance, name))
+    for name in parameters
+    if name not in ("parent", "name")  # Flax's own.
+  }
+
+
+def defaults_of(*functions: Callable[..., Any]) -> dict[str, Any]:
+  """Returns the defaults of the parameters of functions and the fields of classes."""
+  return {
+    name: as_json(parameter.default)
+    for function in functions
+    for name, parameter in inspect.signature(function).parameters.items()
+    if parameter.default is not parameter.empty
+  }
+
+
+def as_json(value: Any) -> Any:
+  """Returns a setting as JSON: numbers and text as they are, others by their text."""
+  if isinstance(value, Mapping):
+    return {str(key): as_json(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [as_json(item) for item in value]
+  if isinstance(value, np.generic | jax.Array) and np.ndim(value) == 0:
+    return value.item()
+  if isinstance(value, float) and not math.isfinite(value):
+    return str(value)
+  if callable(value):  # Its text has an address in it, another one in each process.
+    return getattr(value, "__qualname__", type(value).__qualname__)
+  return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns nested settings by flat name, the parts of lists of numbers apart."""
+  flat: dict[str, Any] = {}
+
+  def walk(value: Any, name: str) -> None:
+    if isinstance(value, Mapping):
+      items = value.items()
+    elif isinstance(value, list) and any(isinstance(x, Mapping | list) for x in value):
+      items = {str(place): item for place, item in enumerate(value)}.items()
+    else:
+      flat[name] = value
+      return
+    for key, item in items:
+      walk(item, f"{name}/{key}" if name else str(key))
+
+  walk(settings, "")
+  return flat
+
+
+def _same(name: str, one: Any, other: Any) -> bool:
+  for prefix, tolerance in _COMPUTED.items():
+    numbers, others = _numbers(one), _numbers(other)
+    if _within(name, (prefix,)) and numbers and others:
+      return len(numbers) == len(others) and all(
+        math.isclose(a, b, rel_tol=tolerance, abs_tol=1e-12)
+        for a, b in zip(numbers, others, strict=True)
+      )
+  return one == other and isinstance(one, bool) == isinstance(other, bool)
+
+
+def _numbers(value: Any) -> list[float]:
+  """Returns the numbers in a list or in a text, [] if it holds anything else."""
+  items = value.split() if isinstance(value, str) else value
+  try:
+    numbers = [float(item) for item in items]
+  except (TypeError, ValueError):
+    return []
+  return [] if any(map(math.isnan, numbers)) else numbers
+
+
+def _upgraded(
+  there: dict[str, Any], version: int, here: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns flat settings as today's code would have written them.
+
+  Version 1 had reports for people among them. What it did not state is taken to be as it
+  is now.
+  """
+  if version > 1:
+    return there
+  reports = ("data/train", "data/validation", "data/origin")
+  upgraded = {name: value for name, value in there.items() if not _within(name, reports)}
+  for name in _NOT_IN_1:
+    if name in here:
+      upgraded[name] = here[name]
+  # How many examples are validated on only the report said.
+  counted = re.match(r"\d+(?= examples)", str(there.get("data/validation")))
+  if counted:
+    upgraded["data/validation_examples"] = int(counted[0])
+  return upgraded
+
+
+def _within(name: str, parts: Sequence[str]) -> bool:
+  return any(f"{name}/".startswith(f"{part}/") for part in parts)
