@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+import types
 
 import jax
 import ml_dtypes
@@ -210,6 +212,78 @@ def test_the_fingerprint_of_a_large_backbone_is_computed_once(
   computed.clear()
   assert loading.load_backbone(path).fingerprint == real(changed)
   assert len(computed) == 1
+
+
+@pytest.fixture
+def large(path, flat, tmp_path, monkeypatch):
+  """A backbone of which most bytes are in none of the blocks that are looked at.
+
+  It was read once, so its fingerprint is known. Its path, its bytes, and where in them a
+  byte is that no block holds.
+  """
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  monkeypatch.setattr(loading, "CACHED_FROM_BYTES", 1)
+  monkeypatch.setattr(loading, "_BLOCK_BYTES", 8)
+  loading.load_backbone(path)
+  content = bytearray(path.read_bytes())
+  last = len(content) - 8
+  looked_at = {last * n // 63 + byte for n in range(64) for byte in range(8)}
+  place = next(i for i in range(len(content) - 40, 0, -1) if i not in looked_at)
+  return path, content, place
+
+
+def altered(content, place):
+  return bytes(content[:place]) + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def test_a_large_file_that_was_read_is_believed(large, monkeypatch):
+  path, *_ = large
+  monkeypatch.setattr(identity, "backbone_fingerprint", None)
+  loading.load_backbone(path)
+
+
+def test_a_byte_changed_in_place_with_the_date_set_back_is_seen(large):
+  path, content, place = large
+  before = path.stat()
+  time.sleep(0.05)  # Some file systems' clocks go by hundredths of a second.
+  with open(path, "r+b") as file:
+    file.seek(place)
+    file.write(altered(content, place)[place : place + 1])
+  os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+  assert (path.stat().st_mtime_ns, path.stat().st_size) == (
+    before.st_mtime_ns,
+    before.st_size,
+  )
+  with pytest.raises(UserError, match="damaged or changed after it was written"):
+    loading.load_backbone(path)
+
+
+def test_a_file_swapped_for_another_of_its_size_and_date_is_seen(large, tmp_path):
+  path, content, place = large
+  before = path.stat()
+  other = tmp_path / "other"
+  other.write_bytes(altered(content, place))
+  os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+  other.rename(path)
+  with pytest.raises(UserError, match="damaged or changed after it was written"):
+    loading.load_backbone(path)
+
+
+def test_what_a_clock_does_not_tell_the_blocks_do(large, monkeypatch):
+  path, content, _ = large
+  unmoved = os.stat(path)
+  monkeypatch.setattr(loading, "os", types.SimpleNamespace(stat=lambda _: unmoved))
+  path.write_bytes(altered(content, len(content) - 1))
+  with pytest.raises(UserError, match="damaged or changed after it was written"):
+    loading.load_backbone(path)
+
+
+def test_a_damaged_note_in_the_cache_is_not_believed(large, flat, tmp_path):
+  path, *_ = large
+  (note,) = (tmp_path / "cache" / "tpv_jax").iterdir()
+  note.write_text("0" * 63)
+  assert loading.load_backbone(path).fingerprint == identity.backbone_fingerprint(flat)
+  assert note.read_text() == identity.backbone_fingerprint(flat)
 
 
 def test_a_cache_that_cannot_be_written_costs_time_only(

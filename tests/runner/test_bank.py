@@ -256,6 +256,62 @@ def test_a_bank_that_was_to_start_over_goes_on_after_a_kill(
   assert last.stat().st_mtime_ns > written
 
 
+@pytest.fixture(scope="module")
+def stopped(tiny, tmp_path_factory):
+  """A bank of which no prompt is finished."""
+  folder = tmp_path_factory.mktemp("stopped")
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+    killed_after(patch, 18)  # Of its writes, when all have a checkpoint at step 10.
+    train(tiny, folder, patience=3)
+  return folder
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"patience": 2}, "another patience: 3 there, 2 now"),
+    ({"patience": None}, "another patience: 3 there, None now"),
+    ({"size": 2}, "another size: 3 there, 2 now"),
+    ({"size": 2, "split": True}, "another size: 3 there, 2 now"),
+    ({"made": [0, 2]}, "another list of prompts: now without run-1"),
+    ({"made": [0, 1, 2, 3]}, "another list of prompts: now with run-3"),
+    ({"made": [0, 2, 3]}, "now without run-1 and with run-3"),
+    ({"made": [1, 0, 2]}, "another list of prompts: now in another order"),
+  ],
+)
+def test_an_unfinished_bank_goes_on_as_it_was_begun_only(
+  tiny, stopped, change, message
+):
+  made = entries(tiny, stopped)
+  made.append(dataclasses.replace(made[1], run_dir=stopped / "run-3"))
+  chosen = [made[number] for number in change.get("made", range(COUNT))]
+  before = {p: p.stat().st_mtime_ns for p in stopped.rglob("*") if p.is_file()}
+  with pytest.raises(UserError, match=message):
+    train(tiny, stopped, **({"patience": 3} | change | {"made": chosen}))
+  after = {p: p.stat().st_mtime_ns for p in stopped.rglob("*") if p.is_file()}
+  assert {p for p in after if not p.name.startswith(".")} == set(before)
+
+
+def test_a_bank_that_has_ended_takes_more_prompts_and_fewer(tiny, finished, tmp_path):
+  folder = pathlib.Path(shutil.copytree(finished[0], tmp_path / "bank"))
+  before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+  made = entries(tiny, folder)
+  train(tiny, folder, made[:1])
+  more = dataclasses.replace(made[1], run_dir=folder / "run-3", seed=3, initial_seed=3)
+  train(tiny, folder, [*made, more])
+  assert RunFolder(folder / "run-3").manifest()["status"] == "finished"
+  assert {p: p.read_bytes() for p in before} == before
+
+
+def test_overwrite_begins_another_bank(tiny, stopped, tmp_path):
+  folder = pathlib.Path(shutil.copytree(stopped, tmp_path / "bank"))
+  train(tiny, folder, entries(tiny, folder)[:2], patience=3, overwrite=True)
+  for number in (0, 1):
+    manifest = RunFolder(folder / f"run-{number}").manifest()
+    assert manifest["bank"]["members"] == ["run-0", "run-1"]
+  assert RunFolder(folder / "run-2").manifest()["status"] == "running"
+
+
 def same_runs(folder, expected):
   """Asserts that prompts and metrics are the same bytes."""
   for number in range(COUNT):

@@ -19,7 +19,7 @@ import pytest
 
 from tpv_jax import identity, optimizers
 from tpv_jax.errors import UserError
-from tpv_jax.prompts import initial
+from tpv_jax.prompts import initial, plain
 from tpv_jax.runner import training
 from tpv_jax.runner.checkpoints import Checkpoints
 from tpv_jax.runner.run_folder import RunFolder
@@ -615,6 +615,68 @@ def test_a_damaged_checkpoint_is_one_clear_line(tiny, tmp_path):
       file.write_bytes(file.read_bytes()[:50])
   with pytest.raises(UserError, match=r"Cannot read the checkpoint .*checkpoint_20"):
     tiny.train(run)
+
+
+def stopped_at_10(run: pathlib.Path, finished: pathlib.Path) -> pathlib.Path:
+  """Returns a copy of a finished run as it was after step 10."""
+  shutil.copytree(finished, run)
+  shutil.rmtree(run / "checkpoints" / "checkpoint_20")
+  manifest = json.loads((run / "manifest.json").read_text())
+  ended = ("last_digest", "best_digest", "best_step", "best_metric", "last_step")
+  kept = {name: value for name, value in manifest.items() if name not in ended}
+  (run / "manifest.json").write_text(json.dumps(kept | {"status": "running"}))
+  return run
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_name(tiny, finished, tmp_path):
+  tiny.train(tmp_path / "other", data=tiny.data(seed=1))
+  run = stopped_at_10(tmp_path / "run", finished[0])
+  shutil.copytree(
+    tmp_path / "other" / "checkpoints" / "checkpoint_20",
+    run / "checkpoints" / "checkpoint_20",
+  )
+  before = (run / "last_prompt.safetensors").read_bytes()
+  with pytest.raises(UserError, match=r"checkpoint_20' is not of this run: it states"):
+    tiny.train(run)
+  assert (run / "last_prompt.safetensors").read_bytes() == before
+  shutil.rmtree(run / "checkpoints" / "checkpoint_20")  # As the message says.
+  tiny.train(run)
+  assert deterministic_files(run) == deterministic_files(finished[0])
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_refused(
+  tiny, finished, tmp_path
+):
+  run = stopped_at_10(tmp_path / "run", finished[0])
+  checkpoints = run / "checkpoints"
+  (checkpoints / "checkpoint_10").rename(checkpoints / "checkpoint_15")
+  with pytest.raises(UserError, match=r"checkpoint_15' .* the state after step 10"):
+    tiny.train(run)
+
+
+def test_a_prompt_of_another_run_in_the_folder_is_said(tiny, finished, tmp_path):
+  tiny.train(tmp_path / "other", total_steps=10, initial_seed=1)
+  run = stopped_at_10(tmp_path / "run", finished[0])
+  foreign = tmp_path / "other" / "best_prompt.safetensors"
+  shutil.copy(foreign, run / "best_prompt.safetensors")
+  with pytest.raises(UserError, match=r"best_prompt.safetensors' is of another run"):
+    tiny.train(run)
+  assert (run / "best_prompt.safetensors").read_bytes() == foreign.read_bytes()
+
+
+class Gated(plain.Prompt):
+  """A prompt with a field that came later."""
+
+  gates: int = 5
+
+
+def test_a_field_that_came_later_leaves_an_old_run_what_it_was(tiny, finished):
+  model = tiny.model()
+  model.prompt = Gated(length=4, features=16)
+  assert tiny.train(finished[0], model) == finished[1]
+  model.prompt = Gated(length=4, features=16, gates=6)
+  with pytest.raises(UserError, match="another prompt/gates: 5 there, 6 now"):
+    tiny.train(finished[0], model)
 
 
 def test_chunks_end_at_the_same_steps_from_wherever_they_start():

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -41,6 +42,9 @@ BESIDE = "tpv_jax.json"
 
 CACHED_FROM_BYTES = 100 * 2**20
 """Fingerprints of larger local backbones are kept in `~/.cache/tpv_jax`."""
+
+_SAMPLED, _BLOCK_BYTES = 64, 4096
+"""How many blocks of a large backbone's files are looked at before one is believed."""
 
 _STORED = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
 
@@ -362,7 +366,16 @@ def _cached(flat: Mapping[str, Leaf], path: files.Path) -> pathlib.Path | None:
 def _is_known(flat: Mapping[str, Leaf], path: files.Path) -> bool:
   """Returns whether the files at `path` were read and checked as they are now."""
   cached = _cached(flat, path)
-  return cached is not None and cached.is_file()
+  return cached is not None and _noted(cached) is not None
+
+
+def _noted(cached: pathlib.Path) -> str | None:
+  """Returns the fingerprint in a file of the cache, None if it holds none."""
+  try:
+    text = cached.read_text()
+  except (OSError, ValueError):
+    return None
+  return text if re.fullmatch("[0-9a-f]{64}", text) else None
 
 
 def _fingerprint(flat: Mapping[str, Leaf], path: files.Path) -> str:
@@ -374,10 +387,9 @@ def _fingerprint(flat: Mapping[str, Leaf], path: files.Path) -> str:
   cached = _cached(flat, path)
   if cached is None:
     return identity.backbone_fingerprint(flat)
-  try:
-    return cached.read_text()
-  except OSError:
-    pass
+  known = _noted(cached)
+  if known is not None:
+    return known
   fingerprint = identity.backbone_fingerprint(flat)
   try:
     cached.parent.mkdir(parents=True, exist_ok=True)
@@ -388,10 +400,28 @@ def _fingerprint(flat: Mapping[str, Leaf], path: files.Path) -> str:
 
 
 def _state_of(path: pathlib.Path) -> str:
-  """Returns a name for the files at `path` as they are: names, sizes and times."""
-  found = (
-    [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-  )
-  stats = [(str(file.absolute()), os.stat(file)) for file in found]
-  stated = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-  return hashlib.sha256(json.dumps(stated).encode()).hexdigest()
+  """Returns a name for the files at `path` as they are.
+
+  Of each inode, change time and size, and a digest of `_SAMPLED` blocks spread over the
+  bytes of all: a file's date can be set back, its change time cannot, and where a file
+  system's clock is coarse the blocks tell.
+  """
+  found = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+  stats = {str(file.relative_to(path)): os.stat(file) for file in sorted(found)}
+  stated = [
+    (name, stat.st_ino, stat.st_ctime_ns, stat.st_size) for name, stat in stats.items()
+  ]
+  digest = hashlib.sha256(json.dumps(stated).encode())
+  last = max(sum(stat.st_size for stat in stats.values()) - _BLOCK_BYTES, 0)
+  places = [last * number // (_SAMPLED - 1) for number in range(_SAMPLED)]
+  begin = 0
+  for name, stat in stats.items():
+    end = begin + stat.st_size
+    inside = [place - begin for place in places if begin <= place < end]
+    if inside:
+      with open(path / name, "rb") as file:
+        for place in inside:
+          file.seek(place)
+          digest.update(file.read(_BLOCK_BYTES))
+    begin = end
+  return digest.hexdigest()

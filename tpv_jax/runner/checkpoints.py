@@ -117,7 +117,9 @@ class Checkpoints:
     path = self.folder / f"checkpoint_{step}"
     stated = orbax_io.run_of_checkpoint(path)
     if None not in (stated, self.run) and stated != self.run:
-      raise _foreign(path, f"it states the run {stated[:12]}…, this is {self.run[:12]}…")
+      raise _foreign(
+        path, f"it states the run {stated[:12]}…, this is {self.run[:12]}…"
+      )
     try:
       tree = self._read(step)
     except Exception as error:
@@ -145,6 +147,16 @@ class Checkpoints:
       ),
     )
     return restored, _best_from(saved.get("best"))
+
+  def refuse_unless_stated(self, why: str) -> None:
+    """Raises `UserError` about the newest checkpoint unless it states the run that it is of.
+
+    Args:
+      why: what speaks against it.
+    """
+    path = self.folder / f"checkpoint_{self.latest_step()}"
+    if orbax_io.run_of_checkpoint(path) is None:
+      raise _foreign(path, why)
 
   def _read(self, step: int | None) -> dict[str, Any]:
     metadata = self._manager.item_metadata(step)["state"].tree

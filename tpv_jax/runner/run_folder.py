@@ -27,7 +27,6 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 from tensorboardX.event_file_writer import EventsWriter

@@ -185,7 +185,9 @@ def _upgraded(
   if version > 1:
     return there
   reports = ("data/train", "data/validation", "data/origin")
-  upgraded = {name: value for name, value in there.items() if not _within(name, reports)}
+  upgraded = {
+    name: value for name, value in there.items() if not _within(name, reports)
+  }
   for name in _NOT_IN_1:
     if name in here:
       upgraded[name] = here[name]

@@ -30,6 +30,7 @@ from tpv_jax.runner.checkpoints import Best, Checkpoints
 from tpv_jax.runner.run_folder import FORMAT, Events, RunFolder, versions
 from tpv_jax.runner.run_settings import Settings, as_json, defaults_of, fields
 from tpv_jax.runner.task_data import TrainingData
+from tpv_jax.vectors import store
 from tpv_jax.vectors.provenance import Term
 
 HIGHER_IS_BETTER = {"loss": False, "accuracy": True, "exact_match": True}
@@ -263,6 +264,7 @@ class Run:
     previous = self.folder.manifest()
     if resumed is not None:
       state, best = self.checkpoints.restore(state)
+      self._check_prompts_beside(state, best)
     self.folder.keep_metrics_until(resumed or 0)
     self.manifest: dict[str, Any] = {
       "format": FORMAT,
@@ -297,6 +299,40 @@ class Run:
       self.save(state, best)
     self.events = Events(self.folder.path, first_step=(resumed or 0) + 1)
     return state, best
+
+  def _check_prompts_beside(
+    self, state: compiled.TrainState, best: Best | None
+  ) -> None:
+    """Raises `UserError` if prompts of the restored steps are in the folder, and others.
+
+    Each file is of this run's initial prompt. Where the checkpoint does not state its
+    run, the prompts of its steps are those in it.
+    """
+    if self.initial is None:
+      return
+    restored = {"last": (int(state.step), state.trainable)}
+    if best is not None:
+      restored["best"] = best.step, best.trainable
+    for which, (step, trainable) in restored.items():
+      path = self.folder.prompt(which)
+      try:
+        there, known = store.read(path)
+      except UserError:
+        continue  # Lost or damaged: it is written again from the state.
+      if known.initial_digest != self._initial_digest():
+        raise UserError(
+          f"'{path}' is of another run: it was tuned from the initial prompt "
+          f"{str(known.initial_digest)[:12]}…, and this run from "
+          f"{str(self._initial_digest())[:12]}…. Move it out of the folder; the run "
+          "writes its own."
+        )
+      digests = [identity.prompt_digest(there)]
+      digests.append(identity.prompt_digest(self._prompt_leaves(trainable)))
+      if known.steps == step and digests[0] != digests[1]:
+        self.checkpoints.refuse_unless_stated(
+          f"after step {step} its prompt is {digests[1][:12]}…, and that of "
+          f"'{path.name}' {digests[0][:12]}…"
+        )
 
   @functools.cached_property
   def run_id(self) -> str:
