@@ -74,7 +74,10 @@ def test_a_lost_initial_prompt_leaves_what_the_leaves_say(tmp_path):
 
 
 def test_the_prompts_of_an_ept_run_keep_its_space_and_alpha(tmp_path):
-  leaves = {"short_prompt": START, "fusion_gamma": np.float32(1)}
+  shapes = {"low_rank_a": (5, 2), "low_rank_b": (2, 4)}
+  shapes |= {"fusion_query": (4, 2), "fusion_key": (4, 2)}
+  leaves = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+  leaves |= {"short_prompt": START, "fusion_gamma": np.float32(1)}
   start = Provenance(
     kind="prompt",
     initial_digest=identity.prompt_digest(leaves),
@@ -87,6 +90,7 @@ def test_the_prompts_of_an_ept_run_keep_its_space_and_alpha(tmp_path):
   saving.write(str(tmp_path), saving.INITIAL, leaves, start)
   state = tree(50, START)
   state["target"]["prompt"] = {
+    **leaves,
     "short_prompt": jnp.asarray(START + 1),
     "fusion_gamma": jnp.float32(2),
   }

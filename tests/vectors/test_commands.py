@@ -458,10 +458,31 @@ def test_a_backbone_file_names_the_backbone_of_a_checkpoint(tpv, refused, monkey
   known = store.read("v.safetensors")[1]
   assert known.backbone_fingerprint == identity.backbone_fingerprint(flat)
   assert known.backbone_name == "my_t5"
-  assert kept == [None]  # Its one leaf was read, for the fingerprint, and let go.
+  assert kept == [(4, 6)]  # Its one leaf was read, for the fingerprint, and let go.
   assert "none.safetensors" in refused(
     *arguments, "none.safetensors", "-o", "w.safetensors"
   )
+
+
+def test_a_backbone_of_another_width_is_refused_wherever_one_is_named(
+  make_run, refused
+):
+  from tpv_jax.backbone import loading
+
+  prompt = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+  np.save("start.npy", prompt)
+  np.save("tuned.npy", prompt + np.float32(1))
+  wide = {"token_embedder/embedding": np.zeros((9, 8), np.float32)}
+  loading.save_backbone("wide.safetensors", wide, "wide_t5")
+  run = make_run("wide")
+  leaves = {"prompt": np.ones((4, 8), np.float32)}
+  known = Provenance(kind="prompt", backbone_fingerprint="cd" * 32, steps=3)
+  store.write(run / "best_prompt.safetensors", leaves, known, overwrite=True)
+  for backbone, name in (("wide.safetensors", "wide_t5"), (str(run), "cdcdcdcdcdcd")):
+    for command in (("import", "tuned.npy"), ("diff", "tuned.npy", "start.npy")):
+      printed = refused(*command, "--backbone", backbone, "-o", "x.safetensors")
+      assert "has rows of 6 features" in printed
+      assert f"tokens of the backbone '{name}' have 8" in printed
 
 
 def test_a_backbone_that_contradicts_the_prompt_is_refused(vectors, refused):

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -143,6 +144,61 @@ def test_a_checkpoint_inside_an_ept_run_knows_its_space_and_alpha(make_run):
     np.testing.assert_allclose(leaf, 0.25, atol=2**-22, err_msg=name)
   path = save_checkpoint(run / "checkpoints" / "checkpoint_0", dict(start.leaves))
   assert sources.load(path).provenance.terms == ()
+
+
+def states(folder, **fields):
+  """Adds fields to the manifest of the run in a folder."""
+  path = folder / "manifest.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_a_prompt_that_the_manifest_of_its_run_does_not_state_is_refused(make_run):
+  run, other = make_run("run"), make_run("other", task="rte", change=2)
+  for which in sources.WHICH:
+    digest = identity.prompt_digest(sources.load(run, which).leaves)
+    states(run, **{f"{which}_digest": digest})
+    assert sources.load(run, which).provenance.backbone_name == "tiny"
+  foreign = run / "best_prompt.safetensors"
+  shutil.copy(other / foreign.name, foreign)
+  with pytest.raises(UserError, match=r"is not the best prompt of its run: .* states"):
+    sources.load(run)
+  assert sources.load(foreign).provenance.terms == (Term("rte", 1.0),)
+
+
+def save_as(run, step, prompt, stated):
+  """Writes a checkpoint into a run's folder that states a run."""
+  path = save_checkpoint(run / "checkpoints" / f"checkpoint_{step}", prompt)
+  about = {"custom_metadata": {"run": stated}}
+  (path / "_CHECKPOINT_METADATA").write_text(json.dumps(about))
+  return path
+
+
+def test_a_checkpoint_that_states_another_run_gets_none_of_its_provenance(make_run):
+  run = make_run("run")
+  last = sources.load(run, "last").leaves["prompt"]
+  own, foreign = (
+    save_as(run, step, last, stated) for step, stated in ((1, "aa"), (2, "bb"))
+  )
+  states(run, run="aa")
+  assert sources.load(own).provenance.terms == (Term("sst2", 1.0),)
+  with pytest.raises(UserError, match=r"checkpoint_2' is not of the run .*the run bb…"):
+    sources.load(foreign)
+
+
+@pytest.mark.parametrize(
+  ("prompt", "why"),
+  [
+    (np.ones((4, 8), np.float32), r"its prompt is \(4, 8\)"),
+    (np.ones((4, 6), np.float32), "the last prompt of its step is another one"),
+  ],
+)
+def test_a_checkpoint_that_contradicts_its_run_gets_none_of_its_provenance(
+  make_run, prompt, why
+):
+  run = make_run("run")
+  path = save_checkpoint(run / "checkpoints" / "checkpoint_250", prompt)
+  with pytest.raises(UserError, match=why):
+    sources.load(path)
 
 
 @pytest.mark.parametrize(

@@ -300,3 +300,39 @@ def test_a_writer_killed_at_the_rename_leaves_no_readable_half(path):
   killed = subprocess.run([sys.executable, "-c", code, path], check=False)
   assert killed.returncode == -9
   assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+  ("known", "leaves", "problem"),
+  [
+    (
+      {"space": "factor", "method": "ept"},
+      ["prompt"],
+      "of the factor space, and holds p",
+    ),
+    (
+      {},
+      ["short_prompt", "low_rank_a"],
+      "of the effective space, and holds low_rank_a, ",
+    ),
+    (
+      {"method": "ept", "space": "factor"},
+      ["short_prompt"],
+      "a ept prompt, and holds s",
+    ),
+    (
+      {"steps": 0, "initial_digest": "0" * 64},
+      ["prompt"],
+      "the initial prompt 00000000",
+    ),
+  ],
+)
+def test_what_a_file_says_of_itself_is_held_against_its_values(
+  tmp_path, known, leaves, problem
+):
+  path = tmp_path / "p.safetensors"
+  shapes = {"low_rank_a": (5, 2)}
+  values = {name: np.ones(shapes.get(name, (3, 4)), np.float32) for name in leaves}
+  store.write(path, values, Provenance(kind="prompt", **known))
+  with pytest.raises(UserError, match=f"says that it is {problem}"):
+    store.read(path)

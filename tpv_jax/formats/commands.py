@@ -143,7 +143,7 @@ def _import(options: argparse.Namespace) -> None:
   if options.alpha is not None:
     item = sources.with_alpha(item, options.alpha)
   if options.backbone is not None:
-    item = sources.with_backbone(item, *sources.backbone(options.backbone))
+    item = sources.with_backbone(item, sources.backbone(options.backbone))
   if options.initial is not None:
     item = sources.with_initial(item, sources.load(options.initial, "initial"))
   if options.task is not None:

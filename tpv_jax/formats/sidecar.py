@@ -14,6 +14,7 @@ import numpy as np
 
 from tpv_jax import files, identity
 from tpv_jax.errors import UserError
+from tpv_jax.vectors import store
 from tpv_jax.vectors.provenance import Provenance
 
 FORMAT = "tpv_jax provenance 1"
@@ -58,6 +59,7 @@ def read(
       "purpose; if an export with --overwrite was stopped, repeat it; otherwise take "
       "another copy of both."
     )
+  store.check_provenance(leaves, provenance, str(path))
   return provenance
 
 

@@ -268,8 +268,8 @@ def _diff(options: argparse.Namespace) -> None:
   initial = _initial_of(options)
   if options.backbone is not None:
     backbone = sources.backbone(options.backbone)
-    tuned = sources.with_backbone(tuned, *backbone)
-    initial = sources.with_backbone(initial, *backbone)
+    tuned = sources.with_backbone(tuned, backbone)
+    initial = sources.with_backbone(initial, backbone)
   if options.alpha is not None:
     tuned = sources.with_alpha(tuned, options.alpha)
     initial = sources.with_alpha(initial, options.alpha)

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -90,6 +91,32 @@ def _in_run(run: files.Path, which: str) -> files.Path:
   return run / f"{which}_prompt.safetensors"
 
 
+def check_beside(
+  run: files.PathLike, which: str, leaves: Mapping[str, np.ndarray]
+) -> None:
+  """Raises `UserError` unless the leaves are the prompt that a run's manifest states.
+
+  While a run goes on its manifest states the initial prompt alone.
+  """
+  file, stated = _in_run(files.to_path(run), which), _manifest(run, f"{which}_digest")
+  found = identity.prompt_digest(leaves)
+  if stated not in (None, found):
+    raise UserError(
+      f"'{file}' is not the {which} prompt of its run: the run's manifest.json states "
+      f"the digest {str(stated)[:12]}…, and this one has {found[:12]}…. Bring back the "
+      "run's own from a copy, or move this one out of its folder, where it can be read."
+    )
+
+
+def _manifest(run: files.PathLike, name: str) -> Any:
+  """Returns what the manifest of a run states under a name, None if it does not."""
+  try:
+    content = json.loads(files.read_bytes(files.to_path(run) / "manifest.json"))
+  except (OSError, ValueError, RecursionError):
+    return None
+  return content.get(name) if isinstance(content, dict) else None
+
+
 def _from_run(run: files.Path, which: str) -> Loaded:
   file = _in_run(run, which)
   if not file.is_file():
@@ -101,17 +128,15 @@ def _from_run(run: files.Path, which: str) -> Loaded:
     )
     raise UserError(f"The run '{run}' has no {which} prompt{_status(run)}. {advice}.")
   leaves, provenance = store.read(file)
+  check_beside(run, which, leaves)
   name = str(run) if which == "best" else f"{run}:{which}"
   return Loaded(leaves, provenance, name)
 
 
 def _status(run: files.Path) -> str:
   """Returns ' (its status is running)', or '' where the manifest does not say."""
-  try:
-    status = json.loads((run / "manifest.json").read_text())["status"]
-  except (OSError, ValueError, KeyError, TypeError):
-    return ""
-  return f" (its status is '{status}')"
+  status = _manifest(run, "status")
+  return "" if status is None else f" (its status is '{status}')"
 
 
 def _from_checkpoint(path: files.Path) -> Loaded:
@@ -162,47 +187,103 @@ def _refuse_bank(path: files.Path, leaves: Mapping[str, np.ndarray]) -> None:
 def _of_step(
   run: files.Path, path: files.Path, leaves: Mapping[str, np.ndarray]
 ) -> Provenance:
-  """Returns the provenance that a run's own prompts give one of its checkpoints."""
+  """Returns the provenance that a run's own prompts give one of its checkpoints.
+
+  Raises:
+    UserError: the checkpoint is of another run than the one in whose folder it lies.
+  """
+  step = orbax_io.checkpoint_step(path)
+  stated, known_run = orbax_io.run_of_checkpoint(path), _manifest(run, "run")
+  if stated is not None and known_run not in (None, stated):
+    raise _foreign(run, path, f"it states the run {stated[:12]}…")
   for which in ("last", "best", "initial"):
-    if _in_run(run, which).is_file():
-      known = store.read(_in_run(run, which))[1]
-      if identity.prompt_digest(leaves) == known.base_digest:
-        return dataclasses.replace(known, terms=(), steps=0)
-      terms = known.terms or of_leaves(leaves).terms
-      return dataclasses.replace(
-        known, terms=terms, steps=orbax_io.checkpoint_step(path)
-      )
+    if not _in_run(run, which).is_file():
+      continue
+    there, known = store.read(_in_run(run, which))
+    shapes = [{name: leaf.shape for name, leaf in x.items()} for x in (there, leaves)]
+    if name := identity.first_difference(*shapes):
+      raise _foreign(run, path, f"its {name} is {shapes[1].get(name)}")
+    digest = identity.prompt_digest(leaves)
+    same_step = which != "initial" and known.steps == step
+    if stated is None and same_step and digest != identity.prompt_digest(there):
+      raise _foreign(run, path, f"the {which} prompt of its step is another one")
+    if digest == known.base_digest:
+      return dataclasses.replace(known, terms=(), steps=0)
+    terms = known.terms or of_leaves(leaves).terms
+    return dataclasses.replace(known, terms=terms, steps=step)
   return of_leaves(leaves)
 
 
-def backbone(text: str) -> tuple[str, str | None]:
-  """Returns the fingerprint and the name of the backbone that the user means."""
+def _foreign(run: files.Path, path: files.Path, why: str) -> UserError:
+  return UserError(
+    f"The checkpoint '{path}' is not of the run '{run}' in whose folder it lies: {why}. "
+    "Move it elsewhere, where it is read without that run's provenance."
+  )
+
+
+class Backbone(NamedTuple):
+  """What is known of a backbone that the user names.
+
+  Attributes:
+    fingerprint: see `identity.backbone_fingerprint`.
+    name: for people.
+    width: of its tokens, None of a fingerprint alone.
+  """
+
+  fingerprint: str
+  name: str | None = None
+  width: int | None = None
+
+
+def backbone(text: str) -> Backbone:
+  """Returns the backbone that the user means by a fingerprint, a prompt, or itself."""
   if re.fullmatch("[0-9a-f]{64}", text):
-    return text, None
+    return Backbone(text)
   with contextlib.suppress(UserError):  # Then it is no prompt, but a backbone.
-    known = load(text).provenance
+    item = load(text)
+    known = item.provenance
     if known.backbone_fingerprint is not None:
-      return known.backbone_fingerprint, known.backbone_name
+      return Backbone(
+        known.backbone_fingerprint, known.backbone_name, _width(item.leaves)
+      )
   from tpv_jax.backbone import loading
 
-  found = loading.load_backbone(text, place=lambda name, leaf: None)  # Keeps no leaf.
-  return found.fingerprint, found.name
+  # Keeps the leaves' shapes only.
+  found = loading.load_backbone(text, place=lambda name, leaf: leaf.shape)
+  tokens = identity.flatten(found.params).get("token_embedder/embedding")
+  return Backbone(found.fingerprint, found.name, tokens and tokens[1])
 
 
-def with_backbone(item: Loaded, fingerprint: str, name: str | None) -> Loaded:
-  """Returns the item with a backbone that it did not state; one that it did stays."""
-  if item.provenance.backbone_fingerprint not in (None, fingerprint):
+def with_backbone(item: Loaded, known: Backbone) -> Loaded:
+  """Returns the item with a backbone that it did not state; one that it did stays.
+
+  Raises:
+    UserError: it states another backbone, or has another width than this one's tokens.
+  """
+  stated, width = item.provenance.backbone_fingerprint, _width(item.leaves)
+  if stated not in (None, known.fingerprint):
     raise UserError(
-      f"'{item.name}' states another backbone ("
-      f"{str(item.provenance.backbone_fingerprint)[:12]}…) than --backbone "
-      f"({fingerprint[:12]}…). Leave out --backbone."
+      f"'{item.name}' states another backbone ({stated[:12]}…) than --backbone "
+      f"({known.fingerprint[:12]}…). Leave out --backbone."
+    )
+  if None not in (width, known.width) and width != known.width:
+    raise UserError(
+      f"'{item.name}' has rows of {width} features, and the tokens of the backbone "
+      f"'{known.name or known.fingerprint[:12]}' have {known.width}, so it was not tuned "
+      "on it. Give --backbone the one that it was tuned on."
     )
   provenance = dataclasses.replace(
     item.provenance,
-    backbone_fingerprint=fingerprint,
-    backbone_name=item.provenance.backbone_name or name,
+    backbone_fingerprint=known.fingerprint,
+    backbone_name=item.provenance.backbone_name or known.name,
   )
   return dataclasses.replace(item, provenance=provenance)
+
+
+def _width(leaves: Mapping[str, np.ndarray]) -> int | None:
+  """Returns the features of a prompt's or vector's rows."""
+  rows = leaves.get("prompt", leaves.get("short_prompt"))
+  return None if rows is None or rows.ndim != 2 else rows.shape[1]
 
 
 def with_alpha(item: Loaded, alpha: float) -> Loaded:

@@ -23,7 +23,7 @@ import numpy as np
 import tpv_jax
 from tpv_jax import files, identity, safetensors_io
 from tpv_jax.errors import UserError
-from tpv_jax.vectors.provenance import Provenance, canonical_json
+from tpv_jax.vectors.provenance import Provenance, canonical_json, of_leaves
 
 FORMAT = "tpv_jax 1"
 
@@ -89,6 +89,7 @@ def read(path: files.PathLike) -> tuple[dict[str, np.ndarray], Provenance]:
       f"'{path}' cannot be read by tpv_jax {tpv_jax.__version__}: {error}. Read it "
       "with the version that wrote it."
     ) from error
+  check_provenance(leaves, provenance, str(path))
   return dict(sorted(leaves.items())), provenance
 
 
@@ -112,6 +113,37 @@ def encode(leaves: Mapping[str, np.ndarray], provenance: Provenance) -> bytes:
     )
   content[_DIGEST] = hashlib.sha256(content).hexdigest().encode()
   return bytes(content)
+
+
+def check_provenance(
+  leaves: Mapping[str, np.ndarray], provenance: Provenance, shown: str
+) -> None:
+  """Raises `UserError` if the leaves contradict what is said of them.
+
+  Their names tell the space, and parameters the method; those of an initial prompt have
+  its digest. (Of one that was folded, which another processor may have rounded
+  otherwise, that is not asked.)
+  """
+  names, known = of_leaves(leaves), provenance
+  problem = None
+  if known.space != names.space:
+    problem = f"of the {known.space} space, and holds {', '.join(sorted(leaves))}"
+  elif known.space == "factor" and known.method not in (None, names.method):
+    problem = f"a {known.method} prompt, and holds {', '.join(sorted(leaves))}"
+  is_start = (known.kind, known.terms, known.steps) == ("prompt", (), 0)
+  is_own = known.applied_to_digest is None and known.initial_digest is not None
+  if is_start and is_own and (known.space == "factor" or known.method == "plain"):
+    found = identity.prompt_digest(leaves)
+    if found != known.initial_digest:
+      problem = (
+        f"the initial prompt {str(known.initial_digest)[:12]}…, and its values have the "
+        f"digest {found[:12]}…"
+      )
+  if problem:
+    raise UserError(
+      f"'{shown}' says that it is {problem}: one of the two is another prompt's. Take "
+      "another copy."
+    )
 
 
 def content_digest(path: files.PathLike) -> str:
