@@ -6,44 +6,59 @@
 #     --gin_file=gin_configs/runs/embedded.gin \
 #     --gin.TASK_NAME="'topic'" --gin.RUN_DIR="'runs/topic'"
 #
-# Each line of output starts with its process's number. When one process fails, the
-# others are ended, and its exit code is the script's.
+# Each line of output starts with its process's number. When one process fails, or the
+# script is ended, the others are sent SIGTERM, and SIGKILL if they are still there after
+# 60 s; the exit code is that of the one which failed.
 set -euo pipefail
 
-usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" | sed '/^set/d'; exit 2; }
+usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" | sed '/^set/d'; exit 0; }
+fail() { echo "error: $* See launch/local_multiprocess.sh --help" >&2; exit 2; }
 
-dry_run=false
-port=12321
-while [[ ${1:-} == --* ]]; do
+dry_run=false port=12321 grace=${TPV_GRACE_SECONDS:-60}
+while [[ ${1:-} == -* ]]; do
   case $1 in
     --dry-run) dry_run=true ;;
     --port=*) port=${1#*=} ;;
-    *) usage ;;
+    --help) usage ;;
+    *) fail "${1@Q} is no option here." ;;
   esac
   shift
 done
-[[ ${1:-} =~ ^[1-9][0-9]*$ && $# -ge 2 ]] || usage
+[[ $port =~ ^[1-9][0-9]{0,4}$ && $port -lt 65536 ]] || fail "--port=${port@Q} is no port."
+[[ $grace =~ ^[0-9]+$ ]] || fail "TPV_GRACE_SECONDS=${grace@Q} is no number of seconds."
+(($#)) || fail "How many processes?"
+[[ $1 =~ ^[1-9][0-9]{0,3}$ ]] || fail "${1@Q} is no number of processes."
 count=$1
 shift
+first=${1:-}
+[[ -n $first && $first != -* ]] || fail "A command is due behind $count, not ${first@Q}."
 
-process_flags() {
-  echo "--multiprocess_gpu" "--coordinator_address=localhost:$port" \
-    "--process_count=$count" "--process_index=$1"
+# Each process leads a group, so that what it started itself ends with it.
+set -m
+groups=()
+end_all() {
+  trap - EXIT
+  exec 2>/dev/null # Bash itself tells of each that a signal ended.
+  kill -- "${groups[@]}" || true
+  local deadline=$((SECONDS + grace))
+  while kill -0 -- "${groups[@]}" && ((SECONDS < deadline)); do sleep 0.1; done
+  kill -KILL -- "${groups[@]}" || true
+  wait
 }
-
-pids=()
-# shellcheck disable=SC2317  # Called by the trap.
-end_all() { kill "${pids[@]}" 2>/dev/null || true; }
-trap end_all EXIT INT TERM
+trap end_all EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
 for ((index = 0; index < count; index++)); do
-  read -ra flags <<<"$(process_flags "$index")"
+  flags=(--multiprocess_gpu "--coordinator_address=localhost:$port"
+    "--process_count=$count" "--process_index=$index")
   if $dry_run; then
     printf '%q ' "$@" "${flags[@]}"
     echo '&'
-  else
-    "$@" "${flags[@]}" > >(sed -u "s/^/[$index] /") 2>&1 &
-    pids+=($!)
+    continue
   fi
+  "$@" "${flags[@]}" > >(trap '' TERM && exec sed -u "s/^/[$index] /") 2>&1 &
+  groups+=("-$!")
 done
 $dry_run && exit 0
 for ((left = count; left > 0; left--)); do

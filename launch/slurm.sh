@@ -11,7 +11,8 @@
 # time limit, in time to save: the same command again continues the run.
 set -euo pipefail
 
-usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" | sed '/^set/d'; exit 2; }
+usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" | sed '/^set/d'; exit 0; }
+fail() { echo "error: $* See launch/slurm.sh --help" >&2; exit 2; }
 
 dry_run=false nodes='' gpus=8 limit='' partition='' setup=''
 while (($#)); do
@@ -22,15 +23,23 @@ while (($#)); do
     --time=*) limit=${1#*=} ;;
     --partition=*) partition=${1#*=} ;;
     --setup=*) setup=${1#*=} ;;
+    --help) usage ;;
     --)
       shift
       break
       ;;
-    *) usage ;;
+    *) fail "${1@Q} is no option here; the command stands behind --." ;;
   esac
   shift
 done
-[[ $nodes =~ ^[1-9][0-9]*$ && $# -ge 1 ]] || usage
+[[ $nodes =~ ^[1-9][0-9]*$ ]] || fail "--nodes=N is due, not ${nodes@Q}."
+[[ $gpus =~ ^([A-Za-z0-9_.]+:)?[1-9][0-9]*$ ]] || fail "--gpus=${gpus@Q} is no number."
+[[ $limit =~ ^([0-9]+([-:][0-9]+)*)?$ ]] || fail "--time=${limit@Q} is no HH:MM:SS."
+[[ $partition =~ ^([A-Za-z0-9_][A-Za-z0-9_.,-]*)?$ ]] ||
+  fail "--partition=${partition@Q} is no name."
+[[ $setup != -* ]] || fail "--setup=${setup@Q} is no command."
+first=${1:-}
+[[ -n $first && $first != -* ]] || fail "A command is due behind --, not ${first@Q}."
 
 options=("--nodes=$nodes" --ntasks-per-node=1 "--gpus-per-node=$gpus" --kill-on-bad-exit=1
   --label --signal=TERM@120)

@@ -22,15 +22,17 @@
 # NEVER RUN ON A TPU SO FAR: tested by its dry run and against a stub of gcloud.
 set -euo pipefail
 
-usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" | sed '/^set/d'; exit 2; }
+usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" | sed '/^set/d'; exit 0; }
+fail() { echo "error: $* See launch/tpu_pod.sh --help" >&2; exit 2; }
 
-dry_run=false name='' zone='' type='' runtime=v2-alpha-tpuv5-lite spot=false extras=data
-from='' to=. most=10 poll=${TPV_POLL_SECONDS:-30}
-[[ ${1:-} == --dry-run ]] && { dry_run=true; shift; }
-action=${1:-}
-shift || usage
+dry_run=false action='' name='' zone='' type='' runtime=v2-alpha-tpuv5-lite spot=false
+extras=data from='' to=. most=10 poll=${TPV_POLL_SECONDS:-30}
 while (($#)); do
   case $1 in
+    create | install | run | watch | fetch | clean | keep)
+      [[ -z $action ]] || fail "One action at a time: $action or $1."
+      action=$1
+      ;;
     --name=*) name=${1#*=} ;;
     --zone=*) zone=${1#*=} ;;
     --type=*) type=${1#*=} ;;
@@ -41,16 +43,42 @@ while (($#)); do
     --most=*) most=${1#*=} ;;
     --spot) spot=true ;;
     --dry-run) dry_run=true ;;
+    --help) usage ;;
     --)
       shift
       break
       ;;
-    *) usage ;;
+    *) fail "${1@Q} is no action or option here; the command stands behind --." ;;
   esac
   shift
 done
-[[ -n $name && -n $zone ]] || usage
-root=$(cd "$(dirname "$0")/.." && pwd)
+[[ -n $action ]] || fail "An action is due, such as create."
+# What gcloud or a worker's shell is given is a name, a number or a path, never an option.
+word='^[A-Za-z0-9][A-Za-z0-9._-]*$'
+[[ $name =~ $word ]] || fail "--name=NAME is due, not ${name@Q}."
+[[ $zone =~ $word ]] || fail "--zone=ZONE is due, not ${zone@Q}."
+[[ $type =~ $word ]] || [[ -z $type && $action != @(create|keep) ]] ||
+  fail "--type=TYPE is due, such as v5litepod-16, not ${type@Q}."
+[[ $runtime =~ $word ]] || fail "--runtime=${runtime@Q} is no name."
+[[ $extras =~ ^[a-z0-9]+(,[a-z0-9]+)*$ ]] || fail "--extras=${extras@Q}: write data,gcs."
+[[ $most =~ ^[1-9][0-9]{0,3}$ ]] || fail "--most=${most@Q} is no number of times."
+[[ $poll =~ ^[0-9]+$ ]] || fail "TPV_POLL_SECONDS=${poll@Q} is no number of seconds."
+case $action in
+  run | keep)
+    first=${1:-}
+    [[ -n $first && $first != -* ]] || fail "A command is due behind --, not ${first@Q}."
+    ;;
+  *) (($# == 0)) || fail "$action takes no command, and ${1@Q} stands behind --." ;;
+esac
+if [[ $action == fetch ]]; then
+  [[ -n $from && $from != -* ]] || fail "--from=PATH is due, not ${from@Q}."
+  # gcloud takes what has a colon before its first slash for a path of another machine.
+  [[ -n $to && $to != -* && ${to%%/*} != *:* ]] ||
+    fail "--to=PATH is due, not ${to@Q}; ./ in front makes any name a path."
+fi
+scratch=''
+trap '[[ -z $scratch ]] || rm -rf -- "$scratch"' EXIT
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 
 do_it() {
   if $dry_run; then
@@ -65,22 +93,31 @@ tpu() { do_it gcloud compute tpus "$@" "--zone=$zone"; }
 
 on_workers() { tpu tpu-vm ssh "$name" "--worker=$1" "--command=$2"; }
 
+# NONE where there is no request; UNKNOWN where gcloud could not ask.
 state() {
-  gcloud compute tpus queued-resources describe "$name" "--zone=$zone" \
-    '--format=value(state.state)' 2>/dev/null || echo NONE
+  local answer
+  if answer=$(gcloud compute tpus queued-resources describe "$name" "--zone=$zone" \
+    '--format=value(state.state)' 2>&1); then
+    echo "${answer##*$'\n'}"
+  elif [[ $answer == *NOT_FOUND* ]]; then
+    echo NONE
+  else
+    echo UNKNOWN
+  fi
 }
 
+# keep runs these as a condition, where `set -e` does not hold: each step says what follows.
 create() {
-  [[ -n $type ]] || { echo "create needs --type, such as v5litepod-16" >&2; exit 2; }
   local options=("--node-id=$name" "--accelerator-type=$type" "--runtime-version=$runtime")
   $spot && options+=(--spot)
-  tpu queued-resources create "$name" "${options[@]}"
+  tpu queued-resources create "$name" "${options[@]}" || return
   $dry_run && return
   local now
   while now=$(state); [[ $now != ACTIVE ]]; do
     case $now in
       FAILED | SUSPENDED | NONE)
-        echo "the request for $name is $now; see 'gcloud compute tpus queued-resources'" >&2
+        echo "the request for $name is $now; see: gcloud compute tpus queued-resources" \
+          "describe $name --zone=$zone" >&2
         return 1
         ;;
     esac
@@ -90,16 +127,20 @@ create() {
 }
 
 install() {
-  local bundle
-  bundle=$(mktemp -d)/tpv_jax.tar.gz
-  do_it git -C "$root" archive --format=tar.gz "--output=$bundle" HEAD
-  tpu tpu-vm scp "$bundle" "$name:tpv_jax.tar.gz" --worker=all
-  on_workers all "mkdir -p tpv_jax && tar -xzf tpv_jax.tar.gz -C tpv_jax && cd tpv_jax && \
-python3 -m pip install --quiet 'jax[tpu]' -e '.[$extras]'"
+  local bundle=${TMPDIR:-/tmp}/tpv_jax.tar.gz
+  if ! $dry_run; then
+    [[ -n $scratch ]] || scratch=$(mktemp -d) || return
+    bundle=$(CDPATH='' cd -- "$scratch" && pwd)/tpv_jax.tar.gz
+    [[ -z $(git -C "$root" status --porcelain --untracked-files=no) ]] ||
+      echo "note: what is not committed is not copied" >&2
+  fi
+  do_it git -C "$root" archive --format=tar.gz "--output=$bundle" HEAD &&
+    tpu tpu-vm scp "$bundle" "$name:tpv_jax.tar.gz" --worker=all &&
+    on_workers all "mkdir -p tpv_jax && tar -xzf tpv_jax.tar.gz -C tpv_jax && \
+cd tpv_jax && python3 -m pip install --quiet 'jax[tpu]' -e '.[$extras]'"
 }
 
 run() {
-  (($#)) || { echo "run needs a command behind --" >&2; exit 2; }
   on_workers all "cd tpv_jax && { $(printf '%q ' "$@"); } 2>&1 | tee run.log; \
 exit \${PIPESTATUS[0]}"
 }
@@ -107,15 +148,18 @@ exit \${PIPESTATUS[0]}"
 clean() { tpu queued-resources delete "$name" --force --quiet; }
 
 keep() {
-  local attempt
+  local attempt now
   for ((attempt = 1; attempt <= most; attempt++)); do
     if create && install && run "$@"; then
       return 0
     fi
     $dry_run && return 0
-    case $(state) in
-      ACTIVE)
-        echo "the command failed and the slice is still there; not trying again" >&2
+    now=$(state)
+    case $now in
+      NONE | FAILED | SUSPENDING | SUSPENDED | DELETING) ;;
+      *)
+        echo "a step failed (above), and $name is $now: the slice is still there;" \
+          "not trying again" >&2
         return 1
         ;;
     esac
@@ -130,9 +174,5 @@ case $action in
   create | install | clean) "$action" ;;
   run | keep) "$action" "$@" ;;
   watch) on_workers 0 'tail -n 50 -f tpv_jax/run.log' ;;
-  fetch)
-    [[ -n $from ]] || { echo "fetch needs --from=PATH" >&2; exit 2; }
-    tpu tpu-vm scp --recurse "$name:$from" "$to" --worker=0
-    ;;
-  *) usage ;;
+  fetch) tpu tpu-vm scp --recurse "$name:$from" "$to" --worker=0 ;;
 esac
