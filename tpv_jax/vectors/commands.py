@@ -50,7 +50,7 @@ _EXAMPLES = {
   tpv cosine runs/sst2 runs/rte --which last --json""",
   "fold": """\
   tpv fold runs/ept_sst2 -o folded.safetensors
-  tpv fold t5x/checkpoint_9000 --alpha 8 -o folded.safetensors""",
+  tpv fold t5x/ept/checkpoint_9000 --alpha 8 -o folded.safetensors""",
   "inspect": """\
   tpv inspect runs/ept_sst2 -o pictures
   tpv inspect runs/ept_sst2 runs/ept_rte --which last -o pictures --overwrite""",

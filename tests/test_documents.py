@@ -1,0 +1,152 @@
+"""What the documents print is run as printed (see documents.py)."""
+
+import dataclasses
+import pathlib
+import shutil
+import subprocess
+import tempfile
+
+import documents
+import pytest
+import stand_ins
+import test_cli
+import warm_python
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+
+WRITTEN_BY_COMMANDS = ("docs/ablation.md", "docs/few_shot.md")
+"""Without marks; docs/t5x-check.md is a transcript of `make t5x-check`, which runs it."""
+
+MARKDOWN = (
+  *("README.md", "docs/formats.md", "docs/tasks.md", "docs/t5x.md"),
+  *("tpv_jax/embedded/MODEL_CARD.md", *WRITTEN_BY_COMMANDS),
+)
+
+
+def test_no_document_is_forgotten():
+  found = {
+    str(path.relative_to(REPOSITORY))
+    for folder in ("docs", "tpv_jax", "gin_configs", "launch", "examples")
+    for path in (REPOSITORY / folder).rglob("*.md")
+  }
+  assert found | {"README.md"} == {*MARKDOWN, "docs/t5x-check.md"}
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+  """The folder of commands that documents call."""
+  folder = tmp_path_factory.mktemp("commands")
+  (folder / "parse").mkdir()
+  for name in ("pip", "gcloud", "srun"):
+    (folder / "parse" / name).write_text("#!/bin/sh\n")
+    (folder / "parse" / name).chmod(0o755)
+  make = shutil.which("make")
+  (folder / "parse" / "make").write_text(
+    f'#!/bin/sh\nexec {make} -n "$@" > /dev/null\n'
+  )
+  (folder / "parse" / "make").chmod(0o755)
+  with warm_python.commands(folder):
+    yield folder
+
+
+@pytest.fixture(scope="module")
+def cloned(tmp_path_factory):
+  return stand_ins.clone(tmp_path_factory.mktemp("clone") / "tpv_jax")
+
+
+@pytest.fixture
+def check(commands, cloned, tmp_path):
+  """The function (steps, brief) that runs them in a clone and reports all failures."""
+
+  def run(steps, brief=True):
+    steps = list(steps)
+    folder = pathlib.Path(tempfile.mkdtemp(dir=tmp_path))
+    for path in cloned.iterdir():
+      (folder / path.name).symlink_to(path)
+    text = "\n".join(step.text for step in steps)
+    written = {name for step in steps if not step.anew for name in step.outputs}
+    stand_ins.make(folder, text, left_out=written)
+    runner = documents.Runner(folder, commands, brief)
+    failures = list(filter(None, map(runner.failure, steps)))
+    assert not failures, "\n\n".join(failures)
+
+  return run
+
+
+@pytest.mark.parametrize("document", MARKDOWN)
+def test_a_document_runs_as_printed(document, check):
+  check(
+    dataclasses.replace(step, mark="outside") if slow(document, step) else step
+    for step in documents.markdown(REPOSITORY / document)
+  )
+
+
+def slow(document, step):
+  return document in WRITTEN_BY_COMMANDS or step.mark == "slow"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", MARKDOWN)
+def test_a_document_prints_what_it_shows(document, check):
+  check(documents.markdown(REPOSITORY / document), brief=False)
+
+
+@pytest.mark.parametrize("room", ("backbones", "prompts", "runs", "t5x", "tasks"))
+def test_the_commands_in_the_headers_of_gin_files_are_calls(room, check):
+  steps = [step for path in headers(room) for step in documents.header(path)]
+  check([dataclasses.replace(step, mark="outside") for step in steps])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", ("backbones", "prompts", "runs", "tasks"))
+def test_the_commands_in_the_headers_of_gin_files_run(room, check):
+  for path in headers(room):
+    check(documents.header(path))
+
+
+def headers(room):
+  """The gin files of a folder; of those that `tpv tasks show` writes, one."""
+  paths = sorted((REPOSITORY / "gin_configs" / room).glob("*.gin"))
+  written = [path for path in paths if "Written by 'tpv tasks" in path.read_text()]
+  return [path for path in paths if path not in written[1:]]
+
+
+PROGRAMS = (
+  "ablation",
+  "eval",
+  "few_shot",
+  "infer",
+  "plan",
+  "study",
+  "train",
+  "train_bank",
+)
+
+
+def examples(commands, *call):
+  """Returns the examples that a command's --help prints."""
+  done = subprocess.run(
+    [commands / call[0], *call[1:], "--help"],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  return documents.indented(
+    " ".join(call), done.stdout.split("\nexamples:\n")[1].splitlines()
+  )
+
+
+@pytest.mark.parametrize("command", test_cli.parsers())
+def test_the_examples_in_the_help_of_tpv_run(command, commands, check):
+  check(examples(commands, "tpv", *filter(None, [command])))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_examples_in_the_help_of_programs_run(program, commands, check):
+  check(examples(commands, "python", "-m", f"tpv_jax.{program}"))
+
+
+def test_the_commands_in_the_headers_of_scripts_run(check):
+  scripts = [*REPOSITORY.glob("launch/*.sh"), *REPOSITORY.glob("examples/*.py")]
+  check([step for path in sorted(scripts) for step in documents.header(path)])
