@@ -107,7 +107,7 @@ def _refuse(parser, message):
 
 def _check_names(arguments: list[str]) -> int:
   """Returns 0 if the gin files of a call exist and define the macros that it binds."""
-  from tpv_jax.runner import command_line
+  from tpv_jax.runner import gin_files
 
   texts, left = (
     [],
@@ -116,7 +116,7 @@ def _check_names(arguments: list[str]) -> int:
   while left:
     name = left.pop()
     if name != "...":
-      texts.append(pathlib.Path(command_line._find(name, ())).read_text())
+      texts.append(gin_files.find(name).read_text())
       left += re.findall(r"^include '(.*)'", texts[-1], re.MULTILINE)
   known = set(re.findall(r"^([A-Z]\w*) = ", "\n".join(texts), re.MULTILINE))
   for name in re.findall(r"--gin\.([A-Z]\w*)=", " ".join(arguments)):

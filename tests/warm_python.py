@@ -80,8 +80,16 @@ def serve(address: str) -> None:
     listener.bind(address + "~")
     listener.listen()
     os.rename(address + "~", address)
+    listener.settimeout(5)
+    parent = os.getppid()
     while True:
-      caller, _ = listener.accept()
+      try:
+        caller, _ = listener.accept()
+      except TimeoutError:
+        if os.getppid() != parent:
+          os._exit(0)  # Nobody is left who would call.
+        continue
+      caller.setblocking(True)
       if os.fork() == 0:
         break
       caller.close()
@@ -115,12 +123,13 @@ def run() -> int:
   import stand_ins
 
   name, *arguments = sys.argv
+  parsed = os.environ.get("DOCUMENTS") == "parse"
   if name == "tpv":
     arguments = ["-m", "tpv_jax.cli", *arguments]
   try:
     if arguments[0] == "-m":
       module, arguments = arguments[1], stand_ins.complete(*arguments[1:])
-      if os.environ.get("DOCUMENTS") == "parse":
+      if parsed:
         return stand_ins.parse(module, arguments)
       sys.path[0] = os.getcwd()
       sys.argv = [name, *arguments]
@@ -128,6 +137,8 @@ def run() -> int:
         module, None
       )  # As the interpreter, which has not imported it yet.
       runpy.run_module(module, run_name="__main__", alter_sys=True)
+    elif parsed:
+      return int(not os.path.isfile(arguments[0]))
     else:
       sys.path[0] = os.path.dirname(os.path.abspath(arguments[0]))
       sys.argv = arguments

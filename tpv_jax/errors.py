@@ -26,6 +26,10 @@ MOST_TEXT = 1500
 """Characters of a `UserError`; what damaged files say of themselves can be any length."""
 
 
+_spelling = ""
+"""What stands before an option's name where the user gave it; see `option`."""
+
+
 class UserError(Exception):
   """Bad input: its text says what is wrong, why, and what to do next, in one line.
 
@@ -58,6 +62,18 @@ def at_least(name: str, value: Any, least: int) -> None:
     )
 
 
+def option(name: str, macro: bool = True) -> str:
+  """Returns how the caller switches an option on, such as 'overwrite', for a message.
+
+  `--overwrite` of tpv, `--gin.OVERWRITE=True` of a command with gin files, and otherwise,
+  in Python, `overwrite=True`. What is no `macro` of gin files, tpv does for them.
+  """
+  of_tpv = f"--{name.replace('_', '-')}"
+  if _spelling == "--gin.":
+    return f"--gin.{name.upper()}=True" if macro else f"{of_tpv} to tpv"
+  return of_tpv if _spelling == "--" else f"{name}=True"
+
+
 class ArgumentParser(argparse.ArgumentParser):
   """argparse's parser, which reports a wrong call in one line and abbreviates nothing."""
 
@@ -70,13 +86,17 @@ class ArgumentParser(argparse.ArgumentParser):
     self.exit(EXIT_USER_ERROR, line)
 
 
-def run_command(main: Callable[[], int | None], debug: bool = False) -> int:
+def run_command(
+  main: Callable[[], int | None], debug: bool = False, spelling: str = "--"
+) -> int:
   """Runs a command's body and returns its exit code.
 
   A `UserError`, a missing file or a full device becomes one line on stderr and exit
   code 2; `debug` lets the trace through. Other exceptions are our own mistakes and keep
-  their trace.
+  their trace. `spelling` says how the command's options are given ('--' or '--gin.').
   """
+  global _spelling
+  before, _spelling = _spelling, spelling
   try:
     code = main() or 0
     sys.stdout.flush()
@@ -94,6 +114,8 @@ def run_command(main: Callable[[], int | None], debug: bool = False) -> int:
   except KeyboardInterrupt as interrupt:
     print(": ".join(["interrupted", *map(str, interrupt.args)]), file=sys.stderr)
     return EXIT_INTERRUPTED
+  finally:
+    _spelling = before
 
 
 def _one_line(error: UserError | OSError) -> str:

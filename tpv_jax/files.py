@@ -226,7 +226,7 @@ def refuse_existing(path: PathLike, overwrite: bool = False) -> None:
   if not overwrite and _exists(path):
     raise UserError(
       f"'{path}' exists and was left as it is. Choose another path, or say that it may "
-      "be replaced (tpv: --overwrite; gin: --gin.OVERWRITE=True)."
+      f"be replaced: {errors.option('overwrite')}."
     )
 
 

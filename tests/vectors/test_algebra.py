@@ -187,7 +187,7 @@ def test_vectors_of_two_initial_prompts_are_added_only_on_the_users_word(sst2, f
     r"Cannot add 'diff sst2' and 'diff trec': they start from different initial prompts "
     rf"\(digest {sst2.provenance.initial_digest[:12]}…, "
     rf"{foreign.provenance.initial_digest[:12]}…\). Train both from one initial prompt, "
-    "or pass --allow-mixed-origin"
+    "or pass allow_mixed_origin=True"
   )
   with pytest.raises(UserError, match=expected):
     algebra.sum_vectors([sst2, foreign])
@@ -291,7 +291,7 @@ def test_an_unknown_backbone_needs_the_users_word_and_stays_unknown(sst2, rte, i
     lambda word: algebra.apply(unknown, initial, allow_unknown_backbone=word),
   ):
     with pytest.raises(
-      UserError, match=r"does not state its backbone.*--allow-unknown"
+      UserError, match=r"does not state its backbone.*allow_unknown_backbone=True"
     ):
       verb(False)
     result = verb(True)

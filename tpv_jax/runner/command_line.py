@@ -85,7 +85,7 @@ def main(
       raise _without_gin(error) from None
     return result if isinstance(result, int) else None
 
-  code = run_command(body, debug=flags.debug)
+  code = run_command(body, flags.debug, spelling="--gin.")
   if code and flags.multiprocess_gpu:
     # Leave at once: JAX's own way out waits for the processes that are lost.
     sys.stdout.flush()

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from tpv_jax import identity
-from tpv_jax.errors import UserError
+from tpv_jax.errors import UserError, option
 from tpv_jax.prompts import equations
 from tpv_jax.vectors import arithmetic
 from tpv_jax.vectors.provenance import (
@@ -503,8 +503,8 @@ def _common_backbone(
   if not allow_unknown:
     raise UserError(
       f"'{unknown[0].name}' does not state its backbone, so it cannot be shown to fit "
-      "the others. State it when the vector is made (tpv diff --backbone), or pass "
-      "--allow-unknown-backbone."
+      "the others. State it when the vector is made (tpv diff --backbone), or "
+      f"{_pass('unknown_backbone')}."
     )
   return None, ("that all parts belong to one backbone is the user's word",)
 
@@ -544,8 +544,9 @@ def _other_initial(tuned: Loaded, initial: Loaded, start: str) -> str:
       "prompt that it was tuned from, or leave out --space factor."
     )
   return (
-    f"{problem} Give the prompt that it was tuned from, or pass --allow-mixed-origin. (To "
-    "subtract one task from another, use 'tpv sum V1 V2 -w 1 -1'.)"
+    f"{problem} Give the prompt that it was tuned from, or "
+    f"{_pass('mixed_origin')}. (To subtract one task from another, use 'tpv sum V1 V2 -w 1 "
+    "-1'.)"
   )
 
 
@@ -558,19 +559,23 @@ def _origins_differ(vectors: Sequence[Loaded]) -> str:
       unknown = first if _origin_unknown(first) else other
       return (
         f"{pair}: '{unknown.name}' does not state its initial prompt, so the two "
-        "cannot be shown to start from one. Pass --allow-mixed-origin to add them "
-        "nevertheless."
+        "cannot be shown to start from one. To add them nevertheless, "
+        f"{_pass('mixed_origin')}."
       )
     if one.initial_digest != two.initial_digest:
       return (
         f"{pair}: they start from different initial prompts (digest {_origin(first)}, "
-        f"{_origin(other)}). Train both from one initial prompt, or pass "
-        "--allow-mixed-origin."
+        f"{_origin(other)}). Train both from one initial prompt, or "
+        f"{_pass('mixed_origin')}."
       )
   return (
     f"Cannot add '{first.name}' to others: it mixes several initial prompts "
-    f"({_origin(first)}). Pass --allow-mixed-origin."
+    f"({_origin(first)}). To add it nevertheless, {_pass('mixed_origin')}."
   )
+
+
+def _pass(what: str) -> str:
+  return f"pass {option(f'allow_{what}', macro=False)}"
 
 
 def _origin_unknown(item: Loaded) -> bool:
