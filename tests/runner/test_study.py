@@ -285,7 +285,7 @@ def test_a_killed_study_keeps_what_it_has_measured_of_the_same_prompts(tmp_path)
         raise KeyboardInterrupt
       return {name: [0.1, 1 / 3]}
 
-    kept = study._Measured(path, subject, overwrite)
+    kept = study._Measured(path, subject, {"beams": 1}, overwrite)
     return [kept.get(n, functools.partial(measure, n)) for n in ("single", "sums")]
 
   with pytest.raises(KeyboardInterrupt):
@@ -304,6 +304,9 @@ def test_a_killed_study_keeps_what_it_has_measured_of_the_same_prompts(tmp_path)
   measured({"prompts": ("y",)})
   assert len(asked) == 5
   measured({"prompts": ("y",)}, overwrite=True)
+  assert len(asked) == 7
+  # What was measured before there were beams was measured with one.
+  measured({"prompts": ("y",), "beams": 1})
   assert len(asked) == 7
   for damage in ("{", "[]"):
     path.write_text(damage)

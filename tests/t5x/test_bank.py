@@ -347,10 +347,10 @@ def test_a_bank_goes_on_from_its_checkpoint_with_its_prompts_only(
   assert names == ["a-0", "b-0", "a-3"]
   first, second, third = MEMBERS
   for members, message in (
-    ((second, first, third), r"prompt 0 has name 'a-0' there and 'b-0' here"),
+    ((second, first, third), "prompt 0 has another name: a-0 there, b-0 now"),
     (
       (first, second, dataclasses.replace(third, rate=1.0)),
-      r"2 has rate 2\.0 there and 1",
+      r"2 has another rate: 2\.0 there, 1",
     ),
     (
       (first, second),

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -394,6 +395,24 @@ def test_a_run_is_not_continued_on_another_backbone(tiny, under_t5x, tmp_path):
   again = under_t5x(tmp_path / "run", backbone=other)
   with pytest.raises(UserError, match="was trained on the backbone 'tiny'"):
     again.manager().restore(step=0)
+
+
+def test_a_run_is_continued_from_its_own_start_and_checkpoint_only(
+  tiny, under_t5x, tmp_path
+):
+  for name, seed in (("run", 0), ("other", 1)):
+    parts = under_t5x(tmp_path / name, initial_seed=seed)
+    half = trained(tiny, parts, 0, 2)
+    manager = parts.manager()
+    manager.save(half, hooks(parts))
+    manager.close()
+  with pytest.raises(UserError, match=r"\(seed 0\); this one would .*\(seed 1\)"):
+    under_t5x(tmp_path / "run", initial_seed=1).manager().restore(step=2)
+  own, foreign = (tmp_path / name / "checkpoint_2" for name in ("run", "other"))
+  shutil.rmtree(own)
+  shutil.copytree(foreign, own)
+  with pytest.raises(UserError, match="checkpoint of step 2 holds the prompt"):
+    under_t5x(tmp_path / "run").manager().restore(step=2)
 
 
 def test_a_mesh_or_a_batch_that_does_not_divide_is_refused(t5x):

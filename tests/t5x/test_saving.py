@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from tpv_jax import identity
+from tpv_jax.errors import UserError
 from tpv_jax.t5x import saving
+from tpv_jax.t5x.bank import Member
 from tpv_jax.vectors import sources, store
 from tpv_jax.vectors.provenance import Provenance, Term
 
@@ -116,6 +118,43 @@ def test_each_save_writes_a_portable_prompt_with_full_provenance(run):
     assert provenance.initial_digest == identity.prompt_digest({"prompt": START})
     assert provenance.initial_seed == 5
     assert {"jax", "tpv_jax", "t5x"} <= set(provenance.versions)
+
+
+@pytest.mark.parametrize("action", [saving.SavePrompt, saving.BestPrompt])
+@pytest.mark.parametrize("name", [saving.LAST, saving.BEST])
+def test_a_run_of_another_task_or_start_is_not_continued(run, action, name):
+  start, known = store.read(run / saving.INITIAL)
+  tuned = dataclasses.replace(known, terms=(Term("sentiment", 1.0),), steps=5)
+  saving.write(str(run), name, start, tuned)
+  action(str(run), "sentiment")
+  with pytest.raises(
+    UserError, match=f"{name} of sentiment, and this run trains topic"
+  ):
+    action(str(run), "topic")
+  other = dataclasses.replace(tuned, initial_digest="0" * 64)
+  saving.write(str(run), name, start, other)
+  with pytest.raises(
+    UserError, match=f"{name} that was tuned from the initial prompt 0"
+  ):
+    action(str(run), "sentiment")
+
+
+def test_a_checkpoint_is_that_of_the_prompt_that_was_saved_with_it(run):
+  state = tree(50, START + 1)
+  saving.SavePrompt(str(run), "sentiment")(state, state)
+  saving.check_saved(str(run), 50, {"prompt": START + 1})
+  saving.check_saved(str(run), 60, {"prompt": START})  # Nothing was saved there.
+  with pytest.raises(UserError, match="checkpoint of step 50 holds the prompt"):
+    saving.check_saved(str(run), 50, {"prompt": START})
+
+
+def test_a_field_of_a_banks_prompts_that_came_later_is_at_its_default():
+  here = saving.described([Member("a-0", "a", "a"), Member("b-0", "b", "b")])
+  there = [{k: v for k, v in one.items() if k != "rate"} for one in here]
+  assert saving.first_other(there, here) == ""
+  here[1]["rate"] = 0.5
+  told = "; prompt 1 has another rate: 1.0 there, 0.5 now"
+  assert saving.first_other(there, here) == told
 
 
 def test_the_save_before_the_first_step_writes_no_trained_prompt(run):

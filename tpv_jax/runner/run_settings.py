@@ -82,7 +82,7 @@ def difference(manifest: Mapping[str, Any], now: Settings) -> str | None:
       f"version of its settings: {version} there, written by {writer}; this one "
       f"({__version__}) knows those up to {VERSION}"
     )
-  here, defaults = flatten(now.values), flatten(now.defaults)
+  here, defaults = flatten(as_json(now.values)), flatten(now.defaults)
   there = _upgraded(flatten(manifest["settings"]), version, here)
   defaults_there = manifest.get("defaults", {})
   for name in {**here, **there}:  # What was chosen comes before what follows from it.
@@ -97,6 +97,14 @@ def difference(manifest: Mapping[str, Any], now: Settings) -> str | None:
       if not _same(name, value, here[name]):
         return f"{name}: {value} there, {here[name]} now"
   return None
+
+
+def same(
+  there: Mapping[str, Any], here: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> bool:
+  """Returns whether saved values are those of now, as settings are compared."""
+  saved = {"settings_version": VERSION, "settings": there}
+  return difference(saved, Settings(here, defaults)) is None
 
 
 def fields(instance: Any) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from tpv_jax.prompts.initial import Initial
 from tpv_jax.runner import bank, processes, report, training
 from tpv_jax.runner.evaluator import Evaluator, Prompt
 from tpv_jax.runner.run_folder import open_output, versions
+from tpv_jax.runner.run_settings import defaults_of, same
 from tpv_jax.vectors import algebra, sources, store
 from tpv_jax.vectors.algebra import Loaded
 
@@ -145,7 +146,8 @@ def study(
     "beams": model.num_beams,
     "length_penalty": model.length_penalty,
   }
-  measured = _Measured(folder / "measured.json", subject, overwrite)
+  defaults = defaults_of(study, type(model))
+  measured = _Measured(folder / "measured.json", subject, defaults, overwrite)
   evaluator.title = "2/3 single vectors"
   single = measured.get("single", arithmetic.single)
   evaluator.title = "3/3 sums"
@@ -188,12 +190,19 @@ def _run(folder: pathlib.Path, task: str, seed: int) -> pathlib.Path:
 class _Measured:
   """Measurements that are written as they are made: a killed study keeps them."""
 
-  def __init__(self, path: pathlib.Path, subject: Mapping[str, Any], overwrite: bool):
+  def __init__(
+    self,
+    path: pathlib.Path,
+    subject: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    overwrite: bool,
+  ):
     """Reads what was measured before, if it was on the same subject.
 
     Args:
       path: of the JSON file.
       subject: what all measurements depend on, as JSON.
+      defaults: of what a subject that was written before may lack.
       overwrite: read nothing.
     """
     self._path = path
@@ -201,7 +210,7 @@ class _Measured:
     if not overwrite and path.exists():
       with contextlib.suppress(ValueError):  # Damaged: to be measured again.
         before = json.loads(path.read_text())
-        if isinstance(before, dict) and before.get("subject") == self._found["subject"]:
+        if _is_measured(before) and same(before["subject"], subject, defaults):
           self._found = before
 
   def get(self, name: str, measure: Callable[[], Any]) -> Any:
@@ -211,6 +220,10 @@ class _Measured:
       if processes.is_writer():
         files.write_json(self._path, self._found)
     return self._found[name]
+
+
+def _is_measured(content: Any) -> bool:
+  return isinstance(content, dict) and isinstance(content.get("subject"), dict)
 
 
 @dataclasses.dataclass

@@ -146,6 +146,8 @@ class Initializer(utils.TrainStateInitializer):
     """Returns a restored state with the backbone's leaves in place of their shapes."""
     leaves, name, fingerprint = self._load_backbone()
     self._check_same_backbone(name, fingerprint)
+    if self.model_dir is not None:
+      self._check_same_run(state, leaves, name, fingerprint)
     frozen = {path: leaf for path, leaf in leaves.items() if path not in self._kept}
     return state.replace_params(replace_leaves(state.params, frozen))
 
@@ -169,6 +171,31 @@ class Initializer(utils.TrainStateInitializer):
         f"The prompt was trained on the backbone '{provenance.backbone_name}' "
         f"({known[:12]}…), not on '{name}' ({fingerprint[:12]}…). Choose that backbone."
       )
+
+  def _check_same_run(
+    self, state: Any, leaves: Mapping[str, jax.Array], name: str, fingerprint: str
+  ) -> None:
+    """Raises `UserError` if a restored prompt is not of the run in its folder.
+
+    The run started from the initial prompt that this one would, and has kept the prompt
+    of each checkpoint as a file.
+    """
+    restored = {
+      path.removeprefix(f"{PROMPT}/"): saving.whole(leaf)  # All hosts take part.
+      for path, leaf in identity.flatten(state.params).items()
+      if path.startswith(f"{PROMPT}/")
+    }
+    table = saving.whole(leaves["token_embedder/embedding"]).astype(np.float32)
+    step = int(saving.whole(state.step))
+    for place, folder in enumerate(self._folders()):
+      seed = self.members[place].initial_seed if self.members else self.initial_seed
+      if restored and self.initial_prompt is not None:
+        start = initial.draw(
+          self.model.prompt, self.initial_prompt, table, seed, name, fingerprint
+        )
+        saving.check_start(folder, start.provenance)
+      own = {k: x[place] for k, x in restored.items()} if self.members else restored
+      saving.check_saved(folder, step, own)
 
   def _draw_prompt(
     self, leaves: Mapping[str, jax.Array], name: str, fingerprint: str
@@ -313,11 +340,12 @@ class Initializer(utils.TrainStateInitializer):
     assert self.model_dir is not None
     there = saving.read_members(self.model_dir)
     here = None if self.members is None else saving.described(self.members)
-    if there != here:
+    other = saving.first_other(there or [], here or [])
+    if other or _of_what(there) != _of_what(here):
       raise UserError(
         f"The run in '{self.model_dir}' is {_of_what(there)}, this one "
-        f"{_of_what(here)}{_first_other(there or [], here or [])}. Give the gin files, "
-        "TASKS, INITIAL_SEEDS and RATES of that run, or choose another MODEL_DIR."
+        f"{_of_what(here)}{other}. Give the gin files, TASKS, INITIAL_SEEDS and RATES of "
+        "that run, or choose another MODEL_DIR."
       )
 
   def _check_same_form(self, newest: files.Path) -> None:
@@ -346,17 +374,6 @@ class Initializer(utils.TrainStateInitializer):
 
 def _of_what(members: Sequence[Mapping[str, Any]] | None) -> str:
   return "of one prompt" if members is None else f"a bank of {len(members)}"
-
-
-def _first_other(
-  there: Sequence[Mapping[str, Any]], here: Sequence[Mapping[str, Any]]
-) -> str:
-  """Returns what tells the first prompt of a bank that is another one, '' if none is."""
-  for place, (one, other) in enumerate(zip(there, here, strict=False)):
-    for name, value in other.items():
-      if one.get(name) != value:
-        return f"; prompt {place} has {name} {one.get(name)!r} there and {value!r} here"
-  return ""
 
 
 class _OneByOne(Mapping):

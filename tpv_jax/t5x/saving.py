@@ -26,10 +26,15 @@ from jax.experimental import multihost_utils
 from tpv_jax import files, identity
 from tpv_jax.errors import UserError
 from tpv_jax.model import PROMPT
-from tpv_jax.runner import processes, run_folder
+from tpv_jax.runner import processes, run_folder, run_settings
 from tpv_jax.t5x.bank import Member
 from tpv_jax.vectors import store
-from tpv_jax.vectors.provenance import Provenance, Term, of_leaves
+from tpv_jax.vectors.provenance import (
+  Provenance,
+  Term,
+  describe_terms,
+  of_leaves,
+)
 
 INITIAL = "initial_prompt.safetensors"
 LAST = "last_prompt.safetensors"
@@ -103,7 +108,11 @@ class SavePrompt:
     """Writes into `model_dir`; `task` names the prompt's term.
 
     With `members`, those of a bank: into their folders, with their tasks.
+
+    Raises:
+      UserError: a prompt of another task or initial prompt lies there.
     """
+    check_folders(model_dir, task, members)
     self.model_dir = model_dir
     self.task = task
     self.members = members
@@ -143,7 +152,11 @@ class BestPrompt:
       metric: 'loss', 'accuracy' or 'exact_match'.
       higher_is_better: None: everything but a loss.
       members: of a bank: each has its best prompt, by its own metric, in its folder.
+
+    Raises:
+      UserError: a prompt of another task or initial prompt lies in the folder.
     """
+    check_folders(model_dir, task, members)
     self.model_dir = model_dir
     self.task = task
     self.members = members
@@ -232,6 +245,72 @@ def read_members(model_dir: str) -> list[dict[str, Any]] | None:
       f"Cannot read '{path}', which says whose the prompts of the bank's checkpoints "
       f"are ({error}). Bring it back from a copy, or choose another MODEL_DIR."
     ) from error
+
+
+def first_other(
+  there: Sequence[Mapping[str, Any]], here: Sequence[Mapping[str, Any]]
+) -> str:
+  """Returns what tells the first prompt of a bank that is another one, '' if none is."""
+  for place, (one, other) in enumerate(zip(there, here, strict=False)):
+    saved = {"settings_version": run_settings.VERSION, "settings": one}
+    now = run_settings.Settings(other, run_settings.defaults_of(Member))
+    if told := run_settings.difference(saved, now):
+      return f"; prompt {place} has another {told}"
+  return ""
+
+
+def check_folders(
+  model_dir: str, task: str | None, members: Sequence[Member] | None
+) -> None:
+  """Raises `UserError` if prompts of another task or start lie where a run writes its own."""
+  folders = [(model_dir, task)]
+  if members is not None:
+    folders = [(member_folder(model_dir, one), one.task) for one in members]
+  for folder, due in folders:
+    initial = read_provenance(folder, INITIAL)
+    for name in (LAST, BEST):
+      known = read_provenance(folder, name)
+      if known is None:
+        continue
+      stated = [term.task for term in known.terms]
+      if stated != [due]:
+        raise UserError(
+          f"'{folder}' has a {name} of {describe_terms(known.terms)}, and this run trains "
+          f"{due}. Give the task of that run, or choose another MODEL_DIR."
+        )
+      if initial is not None and initial.initial_digest != known.initial_digest:
+        raise UserError(
+          f"'{folder}' has a {name} that was tuned from the initial prompt "
+          f"{str(known.initial_digest)[:12]}…, and an {INITIAL} which is "
+          f"{str(initial.initial_digest)[:12]}…: one is of another run. Bring back the "
+          "run's own from a copy, or choose another MODEL_DIR."
+        )
+
+
+def check_start(folder: str, start: Provenance) -> None:
+  """Raises `UserError` if the run in a folder started from another prompt than `start`."""
+  known = read_provenance(folder, INITIAL)
+  if known is not None and known.initial_digest != start.initial_digest:
+    raise UserError(
+      f"The run in '{folder}' started from the initial prompt "
+      f"{str(known.initial_digest)[:12]}… (seed {known.initial_seed}); this one would from "
+      f"{str(start.initial_digest)[:12]}… (seed {start.initial_seed}). Give the "
+      "INITIAL_PROMPT and INITIAL_SEED of that run, or choose another MODEL_DIR."
+    )
+
+
+def check_saved(folder: str, step: int, leaves: Mapping[str, np.ndarray]) -> None:
+  """Raises `UserError` if a restored prompt is not the one that its run saved as a file."""
+  path = files.to_path(folder) / "prompts" / f"prompt_{step}.safetensors"
+  if not path.exists():
+    return
+  saved, found = (identity.prompt_digest(x) for x in (store.read(path)[0], leaves))
+  if saved != found:
+    raise UserError(
+      f"The checkpoint of step {step} holds the prompt {found[:12]}…, and '{path}', which "
+      f"was saved with it, {saved[:12]}…: one is of another run. Delete that checkpoint to "
+      "continue from the one before it, or choose another MODEL_DIR."
+    )
 
 
 def _prompts(
