@@ -7,6 +7,7 @@ import argparse
 import difflib
 import errno
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -46,6 +47,11 @@ def near_misses(name: str, known: Iterable[str], most: int = 3) -> str:
   """Returns ' Did you mean a, b?' for the known names closest to `name`, or ''."""
   close = difflib.get_close_matches(name, list(known), n=most, cutoff=0.5)
   return f" Did you mean {', '.join(repr(c) for c in close)}?" if close else ""
+
+
+def python_command(code: str) -> str:
+  """Returns the line for a shell that runs Python code, whatever quotes are in it."""
+  return f"python -c {shlex.quote(code)}"
 
 
 def some(names: Iterable[str], most: int = 4) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from tpv_jax import files
+from tpv_jax import errors, files
 from tpv_jax.errors import UserError
 from tpv_jax.leaves import Leaf, read_all
 
@@ -289,7 +289,7 @@ def _header(file: Any, shown: str) -> Header:
   start = file.read(9)
   length = int.from_bytes(start[:8], "little")
   if start[8:] != b"{" and re.match(rb"PK\x03\x04|\x80[\x02-\x05]", start):
-    raise UserError(f"'{shown}' {PICKLE}")
+    raise UserError(f"'{shown}' {pickle_advice(shown)}")
   if size < 10 or start[8:] != b"{":
     problem = "it does not begin with a header"
   elif length > MAX_HEADER_BYTES:
@@ -308,13 +308,27 @@ def _header(file: Any, shown: str) -> Header:
   )
 
 
-PICKLE = (
-  "is a pickle or a zip of pickles, and loading one can run any code, so it is never "
-  'opened. Where it is trusted, save it as safetensors: python -c "import torch; from '
-  "safetensors.torch import save_file; save_file({k: v.contiguous().clone() for k, v in "
-  "torch.load('IN', weights_only=True).items()}, 'OUT.safetensors')\""
-)
-"""What is said of a file that is never opened, after its name."""
+def pickle_advice(path: files.PathLike) -> str:
+  """Returns what is said of a file that is never opened, after its name.
+
+  The command reads whatever others save: a state dict, or a tensor or parameter by
+  itself, also from a GPU. It runs no code of the file's.
+  """
+  given = files.to_path(path)
+  output = f"{given.with_suffix('.safetensors')}"
+  if output == str(given):
+    output = f"{given.with_suffix('')}_safe.safetensors"
+  code = (
+    "import torch; from safetensors.torch import save_file; "
+    f'x=torch.load({json.dumps(str(given))}, map_location="cpu", weights_only=True); '
+    'x=x if isinstance(x, dict) else {"prompt": x}; x=x.get("state_dict", x); '
+    "save_file({k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in "
+    f"x.items() if torch.is_tensor(v)}}, {json.dumps(output)})"
+  )
+  return (
+    "is a pickle or a zip of pickles, and loading one can run any code, so it is never "
+    f"opened. Where it is trusted, save it as safetensors: {errors.python_command(code)}"
+  )
 
 
 def _parse(text: bytes, size: int) -> Header:

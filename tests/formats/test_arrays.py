@@ -3,7 +3,12 @@
 import dataclasses
 import io
 import json
+import os
+import pathlib
 import pickle
+import re
+import subprocess
+import sys
 import tracemalloc
 import zipfile
 
@@ -89,10 +94,10 @@ def test_other_dtypes_are_read_where_no_value_changes(npy, dtype):
 @pytest.mark.parametrize(
   ("array", "pattern"),
   [
-    (PROMPT.astype(np.float64) + 1e-12, r"in float64, whose values fp32 would round"),
-    (np.full((2, 2), 1e39), r"in float64, whose values fp32 would round"),
+    (PROMPT.astype(np.float64) + 1e-12, r"values in float64, which fp32 would round"),
+    (np.full((2, 2), 1e39), r"values in float64, which fp32 would round"),
     (np.ones((2, 2), np.int32), r"holds int32 values, not floating-point"),
-    (np.ones((2, 2), "V2"), r"bf16 is written so.*Save it as float32"),
+    (np.ones((2, 2), "V2"), r"bf16 is written so.*Save them as fp32"),
     (np.ones(6, np.float32), r"is no prompt: it holds prompt \[6\]"),
     (np.ones((2, 3, 4), np.float32), r"is no prompt: it holds prompt \[2, 3, 4\]"),
     (np.ones((0, 4), np.float32), r"without values"),
@@ -378,7 +383,7 @@ def test_a_member_that_claims_more_than_it_holds_is_refused(tmp_path):
   claimed = (len(content) - 96 + 2_000_000_000).to_bytes(4, "little")
   assert size < len(content) and path.read_bytes().count(stated) == 2
   path.write_bytes(path.read_bytes().replace(stated, claimed))
-  refused(path, r"an array of 2000000000 bytes, and a prompt's have at most")
+  refused(path, r"values of 2000000000 bytes in fp32, and a prompt's have at most")
   assert tracemalloc.get_traced_memory()[1] < 8 << 20
   tracemalloc.stop()
   content = with_header(HEADER.format("(4, 6)"), PROMPT.tobytes())
@@ -391,7 +396,148 @@ def test_a_member_that_claims_more_than_it_holds_is_refused(tmp_path):
 
 def test_a_prompt_larger_than_any_is_refused(npy, monkeypatch):
   monkeypatch.setattr(arrays, "MAX_BYTES", 95)
-  refused(npy(PROMPT), "an array of 96 bytes, and a prompt's have at most 95")
+  refused(npy(PROMPT), "values of 96 bytes in fp32, and a prompt's have at most 95")
+
+
+def advised(path):
+  """Returns the command that a message advises, as it is printed."""
+  with pytest.raises(UserError) as caught:
+    sources.load(path)
+  return re.search(r"python -c '.*'$", str(caught.value).strip())[0]
+
+
+def run(command, folder, **environment):
+  """Runs a command in a shell whose `python` is this one."""
+  path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+  environment = {**os.environ, "PATH": path, **environment}
+  subprocess.run(command, shell=True, check=True, cwd=folder, env=environment)
+
+
+def move_to_gpu(path):
+  """Makes of a file of `torch.save` what it is when its tensors were on a GPU."""
+  with zipfile.ZipFile(path) as archive:
+    members = {name: archive.read(name) for name in archive.namelist()}
+  with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+    for name, content in members.items():
+      cpu, gpu = b"X\x03\0\0\0cpu", b"X\x06\0\0\0cuda:0"
+      assert not name.endswith("data.pkl") or cpu in content
+      archive.writestr(name, content.replace(cpu, gpu))
+
+
+@pytest.mark.parametrize("kind", ("dict", "tensor", "parameter", "checkpoint", "batch"))
+def test_the_command_for_a_pickle_saves_it_as_printed(tmp_path, kind):
+  torch = pytest.importorskip("torch", reason="torch is not installed (extra 'parity')")
+  turned = torch.tensor(PROMPT.T.copy()).T  # in no order that can be stored as it is
+  path = tmp_path / 'it\'s a "prompt".pt'
+  saved = {
+    "dict": {"prompt": turned, "epoch": 3},
+    "tensor": turned,
+    "parameter": torch.nn.Parameter(turned),
+    "checkpoint": {"state_dict": {"prompt": turned}, "step": 7},
+    "batch": turned[None],
+  }[kind]
+  torch.save(saved, path)
+  move_to_gpu(path)
+  run(advised(path), tmp_path)
+  found = sources.load(path.with_suffix(".safetensors")).leaves["prompt"]
+  np.testing.assert_array_equal(found, PROMPT)
+
+
+STAND_IN = """
+import numpy
+contiguous_format = None
+class Tensor(numpy.ndarray):
+  def detach(self): return self
+  def clone(self, memory_format): return self
+is_tensor = lambda x: isinstance(x, Tensor)
+def load(path, map_location, weights_only):
+  assert map_location == "cpu" and weights_only is True and open(path, "rb").read(2)
+  return numpy.ones((2, 3), "f4").view(Tensor)
+"""
+
+
+def test_the_command_for_a_pickle_is_one_that_a_shell_runs(tmp_path):
+  # The same with a stand-in for torch, which is not installed everywhere.
+  modules = {"torch.py": STAND_IN, "safetensors/__init__.py": ""}
+  modules["safetensors/torch.py"] = (
+    "def save_file(x, path): print(sorted(x), file=open(path, 'w'))"
+  )
+  (tmp_path / "safetensors").mkdir()
+  for name, content in modules.items():
+    (tmp_path / name).write_text(content)
+  path = tmp_path / 'it\'s $HOME "x".pt'
+  path.write_bytes(b"PK\x03\x04")
+  run(advised(path), tmp_path, PYTHONPATH=str(tmp_path))
+  assert path.with_suffix(".safetensors").read_text() == "['prompt']\n"
+
+
+@pytest.mark.parametrize(
+  ("array", "saved"),
+  [
+    (np.int32([[1, 2]]), "OUT.npy"),
+    (np.float64([[0.1, 0.2]]), "OUT.npy"),
+    (
+      np.float32([[1.5, -2]]).view("V4").view("u2")[:, 1::2].copy().view("V2"),
+      "OUT.npy",
+    ),
+    (np.array([[1, 2]], dtype=object), "OUT.npz"),
+    (np.array({"prompt": [[1, 2]]}, dtype=object), "OUT.npz"),
+  ],
+)
+def test_the_command_for_values_of_another_kind_saves_them_as_printed(
+  npy, npz, tmp_path, array, saved
+):
+  expected = np.float32([[1.5, -2]]) if array.dtype == "V2" else None
+  for path in (npy(array), npz({"a": array})):
+    run(advised(path), tmp_path)
+    found = sources.load(tmp_path / saved).leaves["prompt"]
+    if expected is None:
+      held = array.tolist()
+      held = held["prompt"] if isinstance(held, dict) else held
+      expected = np.asarray(held, np.float32)
+    np.testing.assert_array_equal(found, expected)
+    (tmp_path / saved).unlink()
+
+
+def test_a_small_file_that_unpacks_to_more_than_any_prompt_is_refused(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(arrays, "MAX_BYTES", (1 << 24) - 1)
+  header = with_header(HEADER.format("(2048, 2048)"), b"")
+  with (
+    zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+    archive.open("prompt.npy", "w", force_zip64=True) as member,
+  ):
+    member.write(header)
+    member.write(bytes(1 << 24))
+  assert (tmp_path / "x.npz").stat().st_size < 1 << 15
+  tracemalloc.start()
+  refused(tmp_path / "x.npz", "values of 16777216 bytes in fp32, and a prompt's have")
+  assert tracemalloc.get_traced_memory()[1] < 4 << 20
+  tracemalloc.stop()
+
+
+@pytest.mark.parametrize("order", ("C", "F"))
+@pytest.mark.parametrize("dtype", ("f2", "f4", "f8"))
+def test_reading_takes_little_more_than_the_values(npz, dtype, order, monkeypatch):
+  monkeypatch.setattr(arrays, "_AT_ONCE", 1 << 12)
+  values = np.random.default_rng(0).integers(-9, 9, (700, 500)).astype(dtype)
+  path = npz({"a": np.asarray(values, order=order)}, compressed=True)
+  tracemalloc.start()
+  found = arrays.read(path).leaves["prompt"]
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  np.testing.assert_array_equal(found, values)
+  # The result, a mask of what is finite, the digest's part, and a few buffers.
+  assert peak < 2 * found.nbytes + (1 << 20)
+
+
+def test_a_zip_file_with_a_long_table_of_contents_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(arrays, "_MAX_DIRECTORY_BYTES", 1000)
+  with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+    for number in range(30):
+      archive.writestr(f"{number}.npy", b"")
+  refused(tmp_path / "x.npz", "a table of contents that no file of prompts has")
 
 
 def test_a_changed_byte_of_our_own_file_does_not_make_it_another_tools(
@@ -566,5 +712,5 @@ def test_bytes_in_a_stream_are_read_as_they_come():
   size = content.tell()
   content.write(b"more")
   content.seek(0)
-  found = arrays._read_npy(content, size, "x")
-  np.testing.assert_array_equal(found, PROMPT)
+  header = arrays._read_header(content, size, "x", "")
+  np.testing.assert_array_equal(arrays._read_values(content, header), PROMPT)

@@ -188,9 +188,9 @@ def test_a_pickle_in_the_folder_is_never_opened(adapter):
   for path in (folder, folder / "adapter_model.bin"):
     refused(
       path,
-      r"adapter_model.bin' is a pickle.*never opened.*save_file\("
-      rf".*torch\.load\('{folder}/adapter_model\.bin', .*"
-      rf", '{folder}/adapter_model\.safetensors'\)",
+      r"adapter_model.bin' is a pickle.*never opened.*"
+      rf"torch\.load\(\"{folder}/adapter_model\.bin\", .*save_file\(.*"
+      rf", \"{folder}/adapter_model\.safetensors\"\)",
     )
   (folder / "adapter_model.bin").unlink()
   refused(folder, "has no adapter_model.safetensors")

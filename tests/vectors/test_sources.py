@@ -1,6 +1,7 @@
 """Loading from run folders, Orbax checkpoints and files."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from tpv_jax import identity
+from tpv_jax import identity, safetensors_io
 from tpv_jax.errors import UserError
 from tpv_jax.vectors import algebra, sources, store
 from tpv_jax.vectors.provenance import Provenance, Term
@@ -205,7 +206,7 @@ def test_a_checkpoint_that_contradicts_its_run_gets_none_of_its_provenance(
   ("dropped", "method"),
   [
     ("nothing", "ept"),
-    ("gate_", "ept"),
+    ("gate_|space_", "ept"),
     ("fusion_", "ept"),
     ("gate_|fusion_|space_", "dept"),
   ],
@@ -295,3 +296,44 @@ def test_reading_files_and_runs_imports_no_jax(make_run):
     check=True,
   )
   assert result.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+  ("leaves", "known", "expected"),
+  [
+    ({"x": (4, 6)}, {}, r"is no prompt: it holds x \[4, 6\]"),
+    ({"prompt": (4, 6), "x": (1,)}, {}, r"it holds prompt \[4, 6\], x \[1\]"),
+    ({"prompt": (4, 6), "delta": (3, 5)}, {}, r"it holds delta \[3, 5\], prompt"),
+    ({"prompt": (4,)}, {}, r"it holds prompt \[4\]"),
+  ],
+)
+def test_a_file_of_ours_with_other_leaves_than_it_states_is_refused(
+  tmp_path, leaves, known, expected
+):
+  path = tmp_path / "x.safetensors"
+  made = {name: np.ones(shape, np.float32) for name, shape in leaves.items()}
+  store.write(path, made, Provenance(kind="prompt", **known))
+  with pytest.raises(UserError, match=expected):
+    sources.load(path)
+
+
+def test_a_file_of_ours_whose_provenance_nests_too_deeply_is_refused(tmp_path):
+  path = tmp_path / "x.safetensors"
+  store.write(path, {"prompt": np.ones((2, 3), np.float32)}, Provenance(kind="prompt"))
+  metadata, leaves = safetensors_io.read(path)
+  metadata["provenance"] = '{"x":' + "[" * 5000 + "]" * 5000 + "}"
+  metadata["content_digest"] = "0" * 64
+  content = bytearray(safetensors_io.encode(leaves, metadata))
+  digest = hashlib.sha256(content).hexdigest().encode()
+  path.write_bytes(bytes(content).replace(b"0" * 64, digest, 1))
+  with pytest.raises(UserError, match=r"cannot be read by tpv_jax .* recursion"):
+    sources.load(path)
+
+
+def test_a_file_of_ours_longer_than_any_prompt_is_refused_unread(tmp_path):
+  path = tmp_path / "x.safetensors"
+  store.write(path, {"prompt": np.ones((2, 3), np.float32)}, Provenance(kind="prompt"))
+  with open(path, "ab") as file:
+    file.truncate(1 << 33)
+  with pytest.raises(UserError, match=r"has 8589934592 bytes, and no prompt or"):
+    sources.load(path)

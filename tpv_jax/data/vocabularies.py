@@ -399,7 +399,7 @@ def _of_folder(folder: Path, found: list[str], extra_ids: int | None) -> Vocabul
     if extra_ids is not None:
       at_least(f"extra_ids in '{folder / tokenizer_files.CONFIG}'", extra_ids, 0)
   vocabulary = load(path, extra_ids)
-  assert not isinstance(vocabulary, WordVocabulary)
+  assert isinstance(vocabulary, SentencePieceVocabulary | HuggingFaceVocabulary)
   roles = {
     "pad_token": vocabulary.pad_id,
     "eos_token": vocabulary.eos_id,

@@ -11,7 +11,10 @@ it. Object arrays, which are pickles, are never loaded. NumPy only.
 
 import ast
 import contextlib
+import dataclasses
+import functools
 import io
+import json
 import math
 import re
 import warnings
@@ -21,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from tpv_jax import files, safetensors_io
+from tpv_jax import errors, files, safetensors_io
 from tpv_jax.errors import UserError, near_misses
 from tpv_jax.formats import sidecar
 from tpv_jax.prompts import equations
@@ -35,10 +38,16 @@ SUFFIXES = (".npy", ".npz")
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 """What is never opened, whatever it holds."""
 
-MAX_BYTES = 1 << 30
-"""Of one array; 16,384 source positions of 8,192 features take half of it."""
+MAX_BYTES = store.MAX_BYTES
+"""Of the values of a prompt as fp32, checked before any of them is unpacked."""
 
 _MAX_HEADER_BYTES = 1 << 14
+_MAX_DIRECTORY_BYTES = 1 << 20
+"""Of a zip file's table of contents: ten thousand members."""
+
+_AT_ONCE = 1 << 22
+"""Values that are unpacked, widened and checked at a time."""
+
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 _THEIR_NAMES = {
@@ -56,7 +65,18 @@ _OUR_NAMES = (
   *equations.parameters(1, 1, 1, rank=1, fusion_width=1, spaces=1),
 )
 
-_Reader = Callable[[], np.ndarray]
+
+@dataclasses.dataclass(frozen=True)
+class _Array:
+  """An array in a file: what its header states, and how to read it.
+
+  Attributes:
+    count: returns how many values its header states.
+    read: returns them, read from the file.
+  """
+
+  count: Callable[[], int]
+  read: Callable[[], np.ndarray]
 
 
 def holds_arrays(path: files.PathLike) -> bool:
@@ -81,8 +101,8 @@ def holds_arrays(path: files.PathLike) -> bool:
 def prompts(path: files.PathLike) -> list[str]:
   """Returns the names of the prompts in a file of arrays, sorted; no value is read."""
   file, _ = _split(path)
-  with _opened(file) as readers:
-    return sorted(_by_prompt(readers))
+  with _opened(file) as found:
+    return sorted(_by_prompt(found))
 
 
 def read(path: files.PathLike) -> Loaded:
@@ -102,20 +122,21 @@ def read(path: files.PathLike) -> Loaded:
   """
   file, name = _split(path)
   shown = str(path)
-  with _opened(file) as readers:
-    if file.suffix.lower() == ".safetensors" and set(readers) == {"prompt_embeddings"}:
+  with _opened(file) as found:
+    if file.suffix.lower() == ".safetensors" and set(found) == {"prompt_embeddings"}:
       raise UserError(
         f"'{file}' holds 'prompt_embeddings' alone, the weights of a PEFT adapter, of "
         "which only some rows may be the prompt. Give the file, without the name of a "
         "prompt, with its adapter_config.json beside it."
       )
-    chosen = _choose(_by_prompt(readers), name, file)
+    chosen = _choose(_by_prompt(found), name, file)
+    refuse_large(sum(array.count() for array in chosen.values()), shown)
     leaves = {
-      leaf: to_fp32(reader(), leaf, shown) for leaf, reader in sorted(chosen.items())
+      leaf: to_fp32(array.read(), leaf, shown) for leaf, array in sorted(chosen.items())
     }
-  if file.suffix.lower() == ".npy" and leaves["prompt"].ndim == 3:
-    leaves["prompt"] = _first_of_one(leaves["prompt"])
-  refuse_shapes(leaves, shown)
+  if set(leaves) == {"prompt"} and leaves["prompt"].shape[:-2] == (1,):
+    leaves["prompt"] = leaves["prompt"][0]  # A batch of one, as some tools keep it.
+  store.refuse_shapes(leaves, shown)
   known = sidecar.read(beside(file), leaves, shown)
   return Loaded(leaves, known or of_leaves(leaves), shown)
 
@@ -167,80 +188,31 @@ def beside(path: files.Path) -> files.Path:
 
 def refuse_pickle(path: files.Path) -> None:
   """Raises `UserError`, which says how a pickle is made safe."""
-  problem = f"'{path}' {safetensors_io.PICKLE}"
-  if (
-    path.name == "adapter_model.bin"
-  ):  # Its rows mean nothing without what lies beside.
-    weights = path.with_suffix(".safetensors")
-    problem = problem.replace("'IN'", f"'{path}'")
-    problem = problem.replace("'OUT.safetensors'", f"'{weights}'")
-  raise UserError(problem)
+  raise UserError(f"'{path}' {safetensors_io.pickle_advice(path)}")
+
+
+def refuse_large(values: int, shown: str) -> None:
+  """Raises `UserError` if a prompt of so many values is larger than any."""
+  if 4 * values > MAX_BYTES:
+    raise UserError(
+      f"'{shown}' states values of {4 * values} bytes in fp32, and a prompt's have at "
+      f"most {MAX_BYTES}. Give a file of prompts."
+    )
 
 
 def to_fp32(values: np.ndarray, name: str, shown: str) -> np.ndarray:
-  """Returns the values as fp32, in C order, none of them rounded.
+  """Returns floating-point values of at most 32 bits as fp32, in C order.
 
   Raises:
-    UserError: they are not floating-point, would be rounded, are none, or not finite.
+    UserError: they are none, or not finite.
   """
-  with np.errstate(over="ignore", invalid="ignore"):
-    narrow = np.ascontiguousarray(values, "<f4").reshape(values.shape)
-    exact = values.dtype.itemsize <= 4 or np.array_equal(
-      narrow.astype(values.dtype), values, equal_nan=True
-    )
-  if not exact:
-    raise UserError(
-      f"'{shown}' holds '{name}' in {values.dtype}, whose values fp32 would round. "
-      "Round them yourself where that is meant: array.astype(numpy.float32)."
-    )
-  if not narrow.size:
+  if not values.size:
     raise UserError(
       f"'{shown}' holds '{name}' of shape {values.shape}, without values."
     )
-  store.refuse_not_finite(f"{shown}: {name}", narrow)
-  return narrow
-
-
-def refuse_shapes(leaves: Mapping[str, np.ndarray], shown: str) -> None:
-  """Raises `UserError` unless these are the leaves of one prompt, with fitting shapes."""
-  found = {name: leaf.shape for name, leaf in leaves.items()}
-
-  def size(name: str, axis: int) -> int:
-    shape = found.get(name, ())
-    return shape[axis] if axis < len(shape) else 0
-
-  due: dict[str, tuple[int, ...]]
-  if "prompt" in found:
-    due = {"prompt": (size("prompt", 0), size("prompt", 1))}
-    if "delta" in found:
-      due["delta"] = (size("delta", 0), size("prompt", 1))
-  else:
-    forms = equations.parameters(
-      length=size("short_prompt", 0),
-      features=size("short_prompt", 1),
-      source_length=size("low_rank_a", 0),
-      rank=size("low_rank_a", 1),
-      fusion_width=size("fusion_query", 1),
-      spaces=size("gate_kernel", 1),
-      bottleneck=size("space_down", 2),
-    )
-    due = {name: form.shape for name, form in forms.items()}
-    if "fusion_query" in due and "low_rank_a" not in due:
-      due |= {"low_rank_a": (0, 0), "low_rank_b": (0, 0)}
-  if found != due or not all(math.prod(shape) for shape in due.values()):
-    raise UserError(
-      f"'{shown}' is no prompt: it holds {_list_shapes(found)}. A plain prompt is one "
-      "array [tokens, width]; the parameters of DePT are a prompt [S, D], A [M, R] and B "
-      "[R, D]; for others see docs/formats.md."
-    )
-
-
-def _list_shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
-  return ", ".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items()))
-
-
-def _first_of_one(values: np.ndarray) -> np.ndarray:
-  return values[0] if len(values) == 1 else values
+  wide = np.ascontiguousarray(values, "<f4").reshape(values.shape)
+  store.refuse_not_finite(f"{shown}: {name}", wide)
+  return wide
 
 
 def _split(path: files.PathLike) -> tuple[files.Path, str | None]:
@@ -251,10 +223,10 @@ def _split(path: files.PathLike) -> tuple[files.Path, str | None]:
   return files.to_path(found[1]), found[2]
 
 
-def _by_prompt(readers: Mapping[str, _Reader]) -> dict[str, dict[str, _Reader]]:
-  """Returns the readers by prompt and leaf."""
-  groups: dict[str, dict[str, _Reader]] = {}
-  for full, reader in readers.items():
+def _by_prompt(found: Mapping[str, _Array]) -> dict[str, dict[str, _Array]]:
+  """Returns the arrays by prompt and leaf."""
+  groups: dict[str, dict[str, _Array]] = {}
+  for full, array in found.items():
     prompt, _, last = full.rpartition("/")
     leaf = _THEIR_NAMES.get(last, last if last in _OUR_NAMES else None)
     if leaf is None:
@@ -264,7 +236,7 @@ def _by_prompt(readers: Mapping[str, _Reader]) -> dict[str, dict[str, _Reader]]:
       raise UserError(
         f"'{full}' is a second array for the leaf '{leaf}' of one prompt."
       )
-    group[leaf] = reader
+    group[leaf] = array
   for group in groups.values():
     factors = {"low_rank_a", "low_rank_b"} & set(group)
     if factors and "prompt" in group and "short_prompt" not in group:
@@ -273,8 +245,8 @@ def _by_prompt(readers: Mapping[str, _Reader]) -> dict[str, dict[str, _Reader]]:
 
 
 def _choose(
-  groups: Mapping[str, dict[str, _Reader]], name: str | None, file: files.Path
-) -> dict[str, _Reader]:
+  groups: Mapping[str, dict[str, _Array]], name: str | None, file: files.Path
+) -> dict[str, _Array]:
   held = _some(sorted(groups))
   if name is not None:
     if name in groups:
@@ -298,8 +270,8 @@ def _some(names: list[str], most: int = 20) -> str:
 
 
 @contextlib.contextmanager
-def _opened(path: files.Path) -> Iterator[dict[str, _Reader]]:
-  """Yields a reader for each array by name; they can be called inside the block."""
+def _opened(path: files.Path) -> Iterator[dict[str, _Array]]:
+  """Yields the arrays of a file by name; they can be read inside the block."""
   suffix = path.suffix.lower()
   if suffix in PICKLES:
     if not path.is_file():
@@ -307,117 +279,213 @@ def _opened(path: files.Path) -> Iterator[dict[str, _Reader]]:
     refuse_pickle(path)
   if suffix == ".safetensors":
     with safetensors_io.opened(path) as (_, leaves):
-      yield {name: _reader(leaf) for name, leaf in leaves.items()}
+      yield {
+        name: _Array(
+          functools.partial(math.prod, leaf.shape), functools.partial(np.asarray, leaf)
+        )
+        for name, leaf in leaves.items()
+      }
     return
   with files.reading(path) as file:
     size = file.seek(0, io.SEEK_END)
+    if suffix == ".npz":
+      yield _zipped(file, path, size)
+      return
     file.seek(0)
-    if suffix == ".npy":
-      yield {"prompt": lambda: _read_npy(file, size, str(path))}
-    else:
-      yield _zipped(file, str(path))
+    if re.match(rb"PK\x03\x04|\x80[\x02-\x05]", file.read(8)):
+      refuse_pickle(path)
+    file.seek(0)
+    load = f"np.load({json.dumps(str(path))})"
+    header = _read_header(file, size, str(path), load)
+    yield {"prompt": _Array(lambda: header.values, lambda: _read_values(file, header))}
 
 
-def _reader(leaf: Any) -> _Reader:
-  return lambda: np.asarray(leaf)
+def _zipped(file: Any, path: files.Path, size: int) -> dict[str, _Array]:
+  """Returns the arrays of an `.npz` file, what they state read and checked."""
 
-
-def _zipped(file: Any, shown: str) -> dict[str, _Reader]:
-  """Returns a reader for each member of an `.npz` file."""
-
-  def damaged(error: Exception) -> UserError:
+  def damaged(problem: object) -> UserError:
     return UserError(
-      f"'{shown}' is no .npz file, or a truncated or damaged one: {error}. Take another "
+      f"'{path}' is no .npz file, or a truncated or damaged one: {problem}. Take another "
       "copy."
     )
 
+  @contextlib.contextmanager
+  def opened(member: zipfile.ZipInfo) -> Iterator[tuple[Any, _Header]]:
+    if member.compress_type not in _ZIP_METHODS:
+      raise damaged(f"'{member.filename}' is compressed in another way")
+    shown = f"{path}:{member.filename}"
+    name = member.filename.removesuffix(".npy")
+    load = f"np.load({json.dumps(str(path))})[{json.dumps(name)}]"
+    try:
+      with archive.open(member) as one:
+        yield one, _read_header(one, member.file_size, shown, load)
+    except UserError:
+      raise
+    except Exception as error:  # zipfile and zlib raise a dozen kinds on damage.
+      raise damaged(error) from error
+
+  def read(member: zipfile.ZipInfo) -> np.ndarray:
+    with opened(member) as (one, header):
+      return _read_values(one, header)
+
+  def count(member: zipfile.ZipInfo) -> int:
+    with opened(member) as (_, header):
+      return header.values
+
+  _refuse_long_directory(file, size, damaged)
   try:
     archive = zipfile.ZipFile(file)
     members = archive.infolist()
-  except Exception as error:  # zipfile raises a dozen kinds on damage.
+  except Exception as error:  # As above.
     raise damaged(error) from error
-
-  def read(member: zipfile.ZipInfo) -> np.ndarray:
-    if member.compress_type not in _ZIP_METHODS:
-      raise damaged(ValueError(f"'{member.filename}' is compressed in another way"))
-    try:
-      with archive.open(member) as one:
-        return _read_npy(one, member.file_size, f"{shown}:{member.filename}")
-    except UserError:
-      raise
-    except Exception as error:  # As above, and what zlib raises.
-      raise damaged(error) from error
-
-  def reader(member: zipfile.ZipInfo) -> _Reader:
-    return lambda: read(member)
-
   names = [member.filename for member in members]
   if len(set(names)) != len(names):
-    raise damaged(ValueError("it holds a name twice"))
+    raise damaged("it holds a name twice")
   if others := [name for name in names if not name.endswith(".npy")]:
     if any("pkl" in name for name in others):
-      refuse_pickle(files.to_path(shown))
-    raise damaged(ValueError(f"'{others[0]}' in it is no .npy file"))
-  return {member.filename.removesuffix(".npy"): reader(member) for member in members}
+      refuse_pickle(path)
+    raise damaged(f"'{others[0]}' in it is no .npy file")
+  return {
+    member.filename.removesuffix(".npy"): _Array(
+      functools.partial(count, member), functools.partial(read, member)
+    )
+    for member in members
+  }
 
 
-def _read_npy(file: Any, size: int, shown: str) -> np.ndarray:
-  """Returns the array in a `.npy` file of `size` bytes, floating-point of any width.
+def _refuse_long_directory(
+  file: Any, size: int, damaged: Callable[[object], UserError]
+) -> None:
+  """Raises if a zip file states a table of contents that no prompts need.
+
+  `zipfile` would hold all of it, and ten times its bytes. The record at the end states its
+  length; one of 64 bits before it, which would override that, is that of gigabytes.
+  """
+  file.seek(max(0, size - 22 - (1 << 16)))
+  tail = file.read()
+  at = len(tail) - 22
+  if tail[at : at + 4] != b"PK\5\6":
+    at = tail.rfind(b"PK\5\6")
+  length = int.from_bytes(tail[at + 12 : at + 16], "little") if at >= 0 else 0
+  if tail[max(0, at - 20) :].startswith(b"PK\6\7") or length > _MAX_DIRECTORY_BYTES:
+    raise damaged("it states a table of contents that no file of prompts has")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Header:
+  """What a `.npy` file states before its values.
+
+  Attributes:
+    dtype: floating-point.
+    fortran: whether the first axis runs fastest.
+    shape: of the array.
+    shown: what messages call the file.
+    load: how Python reads it.
+  """
+
+  dtype: np.dtype
+  fortran: bool
+  shape: tuple[int, ...]
+  shown: str
+  load: str
+
+  @property
+  def values(self) -> int:
+    """Returns how many values follow."""
+    return math.prod(self.shape)
+
+  def damaged(self, problem: str) -> UserError:
+    """Returns what is said of a damaged file."""
+    return _damaged_npy(self.shown, problem)
+
+
+def _damaged_npy(shown: str, problem: str) -> UserError:
+  return UserError(
+    f"'{shown}' is no .npy file, or a truncated or damaged one: {problem}. Take another "
+    "copy."
+  )
+
+
+def _read_header(file: Any, size: int, shown: str, load: str) -> _Header:
+  """Returns what a `.npy` file of `size` bytes states, after checking that it fits them.
 
   https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
   """
-
-  def damaged(problem: str) -> UserError:
-    return UserError(
-      f"'{shown}' is no .npy file, or a truncated or damaged one: {problem}. Take "
-      "another copy."
-    )
-
   start = file.read(8)
-  if re.match(rb"PK\x03\x04|\x80[\x02-\x05]", start):
-    refuse_pickle(files.to_path(shown))
   if start[:6] != b"\x93NUMPY" or start[6:8] not in (b"\1\0", b"\2\0", b"\3\0"):
-    raise damaged("it does not begin as one")
+    raise _damaged_npy(shown, "it does not begin as one")
   width = 2 if start[6] == 1 else 4
   length = int.from_bytes(file.read(width), "little")
   if length > _MAX_HEADER_BYTES:
-    raise damaged(f"it states a header of {length} bytes")
-  header = file.read(length)
+    raise _damaged_npy(shown, f"it states a header of {length} bytes")
+  text = file.read(length)
   try:
-    dtype, fortran, shape = _parse(
-      header.decode("utf-8" if start[6] == 3 else "latin1")
-    )
+    dtype, fortran, shape = _parse(text.decode("utf-8" if start[6] == 3 else "latin1"))
   except ValueError as error:
-    raise damaged(str(error)) from error
-  if dtype.hasobject:
-    raise UserError(
-      f"'{shown}' holds Python objects, which are a pickle, and loading one can run any "
-      "code, so it is never opened. Where it is trusted, save its numbers: python -c "
-      "\"import numpy as np; np.save('OUT.npy', np.asarray(np.load('IN.npy', "
-      'allow_pickle=True).tolist(), np.float32))"'
-    )
-  if dtype.kind != "f":
-    bf16 = " (bf16 is written so)" if dtype == np.dtype("V2") else ""
-    raise UserError(
-      f"'{shown}' holds {dtype} values{bf16}, not floating-point ones that NumPy knows. "
-      "Save it as float32: numpy.save(path, array.astype(numpy.float32))."
-    )
-  needed = math.prod(shape) * dtype.itemsize
+    raise _damaged_npy(shown, str(error)) from error
+  header = _Header(dtype, fortran, shape, shown, load)
+  _refuse_other_values(header)
+  needed = header.values * dtype.itemsize
   held = size - len(start) - width - length
   if needed != held:
-    raise damaged(
+    raise header.damaged(
       f"its shape {list(shape)} of {dtype} needs {needed} bytes, and {held} follow"
     )
-  if needed > MAX_BYTES:
-    raise UserError(
-      f"'{shown}' holds an array of {needed} bytes, and a prompt's have at most "
-      f"{MAX_BYTES}. Give a file of prompts."
+  return header
+
+
+def _refuse_other_values(header: _Header) -> None:
+  """Raises `UserError` unless the values are floating-point, saying how to make them so."""
+  if header.dtype.hasobject:
+    load = header.load.replace('")', '", allow_pickle=True)', 1)
+    code = (
+      f"import numpy as np; v={load}.tolist(); v=v if isinstance(v, dict) else "
+      '{"prompt": v}; np.savez("OUT.npz", **{k: np.asarray(x, np.float32) for k, x in '
+      "v.items()})"
     )
-  content = file.read(needed)
-  if len(content) != needed:
-    raise damaged(f"{len(content)} of {needed} bytes follow its header")
-  flat = np.frombuffer(content, dtype)
-  return flat.reshape(shape, order="F" if fortran else "C")
+    raise UserError(
+      f"'{header.shown}' holds Python objects, which are a pickle, and loading one can "
+      "run any code, so it is never opened. Where it is trusted, save its numbers: "
+      f"{errors.python_command(code)}"
+    )
+  if header.dtype.kind != "f":
+    bf16 = header.dtype == np.dtype("V2")
+    load = f"{header.load}.view(ml_dtypes.bfloat16)" if bf16 else header.load
+    code = (
+      f"import numpy as np{', ml_dtypes' if bf16 else ''}; "
+      f'np.save("OUT.npy", {load}.astype(np.float32))'
+    )
+    raise UserError(
+      f"'{header.shown}' holds {header.dtype} values{' (bf16 is written so)' if bf16 else ''}"
+      ", not floating-point ones that NumPy knows. Save them as fp32: "
+      f"{errors.python_command(code)}"
+    )
+
+
+def _read_values(file: Any, header: _Header) -> np.ndarray:
+  """Returns the values that follow a header as fp32, read and checked part by part."""
+  wide = np.empty(header.shape, "<f4")
+  flat = wide.T.flat if header.fortran else wide.reshape(-1)
+  for start in range(0, header.values, _AT_ONCE):
+    stop = min(start + _AT_ONCE, header.values)
+    due = (stop - start) * header.dtype.itemsize
+    content = file.read(due)
+    if len(content) != due:
+      raise header.damaged(f"it ends {due - len(content)} bytes too early")
+    part = np.frombuffer(content, header.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+      narrow = part.astype("<f4")
+      exact = header.dtype.itemsize <= 4 or np.array_equal(
+        narrow.astype(header.dtype), part, equal_nan=True
+      )
+    if not exact:
+      code = f"import numpy as np; np.save('OUT.npy', {header.load}.astype(np.float32))"
+      raise UserError(
+        f"'{header.shown}' holds values in {header.dtype}, which fp32 would round. Round "
+        f"them yourself where that is meant: {errors.python_command(code)}"
+      )
+    flat[start:stop] = narrow
+  return wide
 
 
 def _parse(text: str) -> tuple[np.dtype, bool, tuple[int, ...]]:

@@ -10,6 +10,7 @@ Of an encoder-decoder model PEFT makes 2P rows for P prompt tokens and uses the 
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -216,6 +217,7 @@ def _values(path: files.Path) -> np.ndarray:
     leaf = leaves[LEAF]
     if len(leaf.shape) != 2:
       raise UserError(f"'{path}' holds {LEAF!r} of shape {leaf.shape}, no matrix.")
+    arrays.refuse_large(math.prod(leaf.shape), str(path))
     return arrays.to_fp32(np.asarray(leaf), LEAF, str(path))
 
 

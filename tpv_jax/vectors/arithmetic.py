@@ -17,6 +17,9 @@ from jaxtyping import Float32, Float64
 
 from tpv_jax.errors import UserError
 
+_AT_ONCE = 1 << 22
+"""Values that are widened to fp64 at a time."""
+
 Leaves = Mapping[str, Float32[np.ndarray, "..."]]
 
 
@@ -101,7 +104,13 @@ def cosine(first: Leaves, second: Leaves) -> float:
 
 def norm(leaves: Leaves) -> float:
   """Returns the Euclidean norm of all values together, accumulated in fp64."""
-  return float(np.linalg.norm(_joined(leaves)))
+  squares = 0.0
+  for name in sorted(leaves):
+    flat = leaves[name].reshape(-1)
+    for start in range(0, flat.size, _AT_ONCE):
+      part = flat[start : start + _AT_ONCE].astype(np.float64)
+      squares += float(np.dot(part, part))
+  return math.sqrt(squares)
 
 
 def refuse_unequal(

@@ -47,6 +47,13 @@ def load(path: files.PathLike, which: str = "best") -> Loaded:
   """
   if which not in WHICH:
     raise UserError(f"'{which}' is none of {', '.join(WHICH)}.")
+  item = _load(path, which)
+  store.refuse_shapes(item.leaves, item.name)
+  return item
+
+
+def _load(path: files.PathLike, which: str) -> Loaded:
+  """Returns what lies at `path`, as it states itself."""
   if peft.is_adapter(path):
     return peft.read(path)
   if arrays.holds_arrays(path):

@@ -13,6 +13,7 @@ can change unseen.
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -21,14 +22,18 @@ from typing import Any
 import numpy as np
 
 import tpv_jax
-from tpv_jax import files, identity, safetensors_io
+from tpv_jax import errors, files, identity, safetensors_io
 from tpv_jax.errors import UserError
+from tpv_jax.prompts import equations
 from tpv_jax.vectors.provenance import Provenance, canonical_json, of_leaves
 
 FORMAT = "tpv_jax 1"
 
 MAX_HEADER_BYTES = 1 << 20
 """No prompt needs a longer header; a length beyond it is damage or another file."""
+
+MAX_BYTES = 1 << 29
+"""Of a prompt's or vector's values: 16,384 source positions of 8,192 features."""
 
 _START = b'{"__metadata__":{"content_digest":"'
 _DIGEST = slice(8 + len(_START), 8 + len(_START) + 64)
@@ -84,7 +89,7 @@ def read(path: files.PathLike) -> tuple[dict[str, np.ndarray], Provenance]:
     if metadata["format"] != FORMAT:
       raise ValueError(f"its format is {metadata['format']!r}, not {FORMAT!r}")
     provenance = Provenance.from_json(json.loads(metadata["provenance"]))
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise UserError(
       f"'{path}' cannot be read by tpv_jax {tpv_jax.__version__}: {error}. Read it "
       "with the version that wrote it."
@@ -176,6 +181,41 @@ def refuse_not_finite(name: str, leaf: np.ndarray) -> None:
     )
 
 
+def refuse_shapes(leaves: Mapping[str, np.ndarray], shown: str) -> None:
+  """Raises `UserError` unless these are the leaves of one prompt, with fitting shapes."""
+  found = {name: leaf.shape for name, leaf in leaves.items()}
+
+  def size(name: str, axis: int) -> int:
+    shape = found.get(name, ())
+    return shape[axis] if axis < len(shape) else 0
+
+  due: dict[str, tuple[int, ...]] = {}
+  if "prompt" in found:
+    due = {"prompt": (size("prompt", 0), size("prompt", 1))}
+    if "delta" in found:
+      due["delta"] = (size("delta", 0), size("prompt", 1))
+  elif size("short_prompt", 1):
+    forms = equations.parameters(
+      length=size("short_prompt", 0),
+      features=size("short_prompt", 1),
+      source_length=size("low_rank_a", 0),
+      rank=size("low_rank_a", 1),
+      fusion_width=size("fusion_query", 1),
+      spaces=size("gate_kernel", 1),
+      bottleneck=size("space_down", 2),
+    )
+    due = {name: form.shape for name, form in forms.items()}
+    if "fusion_query" in due and "low_rank_a" not in due:
+      due |= {"low_rank_a": (0, 0), "low_rank_b": (0, 0)}
+  if found != due or not all(math.prod(shape) for shape in due.values()):
+    held = [f"{name} {list(shape)}" for name, shape in sorted(found.items())]
+    raise UserError(
+      f"'{shown}' is no prompt: it holds {errors.some(held, 8)}. A plain prompt is one "
+      "array [tokens, width]; the parameters of DePT are a prompt [S, D], A [M, R] and B "
+      "[R, D]; for others see docs/formats.md."
+    )
+
+
 def _read_file(path: files.Path) -> bytes:
   """Returns the bytes of a file that starts as ours do and is not plainly too long."""
   if path.is_dir():
@@ -200,6 +240,8 @@ def _refuse_foreign(path: files.Path, start: bytes, size: int) -> None:
       problem = f"states a header of {length} bytes, which no prompt or vector needs"
     elif 8 + length > size:
       problem = f"is truncated: its header alone needs {8 + length} of its {size} bytes"
+    elif size > MAX_HEADER_BYTES + MAX_BYTES:
+      problem = f"has {size} bytes, and no prompt or vector has over {MAX_BYTES}"
     elif ours and start[_DIGEST.stop :] == _BACKBONE:
       problem = "is a backbone, and no prompt or vector"
     elif not ours:
