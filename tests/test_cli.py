@@ -29,6 +29,13 @@ def test_help_of_every_command_has_an_example(command, capsys):
     assert all(f"\n    {name} " in printed for name in parsers() if name)
 
 
+def test_descriptions_in_the_help_have_no_margin_whichever_python_shows_them():
+  """Python keeps the margin of a docstring up to 3.12, and drops it from 3.13 on."""
+  for parser in parsers().values():
+    lines = parser.description.split("\n\nexamples:")[0].splitlines()
+    assert not [line for line in lines if line.startswith(" ")], parser.prog
+
+
 def test_the_examples_of_the_help_are_calls_that_parse():
   calls = [
     line.strip().split("   ")[0].split()[1:]

@@ -1,6 +1,7 @@
 """What the commands of `tpv` share: how one is added, and how a number is read."""
 
 import argparse
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any
@@ -39,7 +40,7 @@ def add_command(
   command = commands.add_parser(
     name,
     help=summary,
-    description="\n\n".join(filter(None, (function.__doc__, more))),
+    description="\n\n".join(filter(None, (inspect.getdoc(function), more))),
     epilog=f"examples:\n{examples}",
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
