@@ -95,6 +95,7 @@ class SoftPromptModel:
     self.length_penalty = length_penalty
     eos_id = getattr(output_vocabulary, "eos_id", None)
     self._eos_id = 1 if eos_id is None else int(eos_id)
+    self._unk_id = getattr(output_vocabulary, "unk_id", None)
 
   @property
   def FEATURE_CONVERTER_CLS(self) -> Any:
@@ -190,14 +191,14 @@ class SoftPromptModel:
     )
     loss_sum, weight_sum = jnp.sum(losses * weights), jnp.sum(weights)
     counted = weights > 0
-    rows = jnp.any(counted, axis=-1)
+    ended = jnp.any(counted & (targets == self._eos_id), axis=-1)
+    right = ended & jnp.all(self._written(targets, hits) | ~counted, axis=-1)
     metrics: Metrics = {
       "loss": clu_metrics.Average(total=loss_sum, count=weight_sum),
       "accuracy": clu_metrics.Average(total=jnp.sum(hits * weights), count=weight_sum),
-      # What greedy decoding would get right: it writes the target if and only if each
-      # token is the arg max after the ones before it.
+      # What greedy decoding would get right; see `data.metrics.exact_match`.
       "exact_match": clu_metrics.Average(
-        total=jnp.sum(rows & jnp.all(hits | ~counted, axis=-1)), count=jnp.sum(rows)
+        total=jnp.sum(right), count=jnp.sum(jnp.any(counted, axis=-1))
       ),
     }
     return loss_sum, weight_sum, metrics
@@ -264,7 +265,8 @@ class SoftPromptModel:
     owner = jax.ops.segment_max(
       prompt.reshape(-1), example.reshape(-1), num_segments=len(size)
     ).clip(0)
-    right = (by_example(weights * hits) == size) & (size > 0)
+    ended = by_example(weights * (targets == self._eos_id)) > 0
+    right = ended & (by_example(weights * self._written(targets, hits)) == size)
     return by_prompt(losses * weights, prompt), {
       "target_tokens": by_prompt(weights, prompt),
       "accuracy": by_prompt(hits * weights, prompt),
@@ -278,10 +280,11 @@ class SoftPromptModel:
     """Returns each choice's log-probability (fp32), and whether greedy decoding gives it.
 
     Greedy decoding writes a choice if and only if each of its tokens is the arg max
-    after the ones before it. A choice is a segment of a target row, its number is its
-    column; column 0 and those beyond a row's last choice mean nothing. The choices of an
-    example share its encoder positions, which are computed once: to each of them all is
-    as in a target row of its own, since T5 knows relative positions only.
+    after the ones before it; never one without EOS or with unknown tokens. A choice is a
+    segment of a target row, its number is its column; column 0 and those beyond a row's
+    last choice mean nothing. The choices of an example share its encoder positions, which
+    are computed once: to each of them all is as in a target row of its own, since T5
+    knows relative positions only.
 
     Args:
       folded: the prompts of a bank [N, S, D], and perhaps deltas [N, M, D].
@@ -298,8 +301,9 @@ class SoftPromptModel:
       add = functools.partial(jax.ops.segment_sum, num_segments=targets.shape[1] + 1)
       return jax.vmap(add)(values, segments)
 
-    misses = by_choice((counted & ~hits).astype(jnp.int32))
-    return by_choice(jnp.where(counted, -losses, 0.0)), misses == 0
+    misses = by_choice((counted & ~self._written(targets, hits)).astype(jnp.int32))
+    ends = by_choice((targets == self._eos_id).astype(jnp.int32))
+    return by_choice(jnp.where(counted, -losses, 0.0)), (misses == 0) & (ends > 0)
 
   def predict_rows(
     self,
@@ -373,6 +377,12 @@ class SoftPromptModel:
         "token_scores": (token_scores,),
       }
     }
+
+  def _written(
+    self, targets: Int[Array, "B L"], hits: Bool[Array, "B L"]
+  ) -> Bool[Array, "B L"]:
+    """Returns which target tokens greedy decoding writes: never the unknown one."""
+    return hits if self._unk_id is None else hits & (targets != self._unk_id)
 
   def _trains(self, path: str) -> bool:
     return re.fullmatch(self.trainable, path) is not None

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpv_jax.data import batches
-from tpv_jax.data.batches import Batches, Tokenized
+from tpv_jax.data.batches import Batches, Losses, Tokenized
 from tpv_jax.data.tasks import Example
 from tpv_jax.data.vocabularies import WordVocabulary
 from tpv_jax.errors import UserError
@@ -30,7 +30,8 @@ def test_texts_become_padded_ids_that_end_with_eos():
   assert tokenized.inputs.dtype == tokenized.targets.dtype == np.int32
   assert len(tokenized) == 2
   assert tokenized.tokens == 3 + 1 + 2 + 4
-  assert tokenized.truncated_inputs == tokenized.truncated_targets == 0
+  assert not tokenized.sources
+  assert not tokenized.answers
 
 
 def test_a_text_that_just_fits_is_not_trimmed_and_a_longer_one_is_counted():
@@ -42,17 +43,87 @@ def test_a_text_that_just_fits_is_not_trimmed_and_a_longer_one_is_counted():
   np.testing.assert_array_equal(
     tokenized.inputs, [[3, 4, 5, 1], [3, 4, 5, 1], [3, 3, 3, 1]]
   )
-  np.testing.assert_array_equal(tokenized.targets, [[6, 1], [6, 1], [4, 1]])
-  assert tokenized.truncated_inputs == 2
-  assert tokenized.truncated_targets == 1
-  assert tokenized.dropped_tokens == 1 + 2 + 2
+  # A target that was cut has no end, so that nothing is taught to stop there.
+  np.testing.assert_array_equal(tokenized.targets, [[6, 1], [6, 1], [4, 5]])
+  assert tokenized.sources == Losses(trimmed=2, lost_tokens=1 + 2)
+  assert tokenized.answers == Losses(trimmed=1, lost_tokens=2)  # 'd' and EOS
+
+
+def fields(source, *columns):
+  """An example whose columns' texts are those, in their order."""
+  spans, end = [], 0
+  for column in columns:
+    start = source.index(column, end)
+    spans.append((start, end := start + len(column)))
+  return Example(source, "a", fields=tuple(spans))
+
+
+@pytest.mark.parametrize(
+  ("longest", "expected"),
+  [
+    (12, "x a b c d a b x b c d"),  # 11 tokens and EOS: it just fits
+    (11, "x a b c d a x b c d"),
+    (8, "x a b c x b c"),
+    (6, "x a b x b"),
+    (5, "x a x b"),
+  ],
+)
+def test_a_source_is_cut_in_its_longest_column_and_never_around_it(longest, expected):
+  vocabulary = WordVocabulary(["a", "b", "c", "d", "x"])
+  example = fields("x a b c d a b x b c d", "a b c d a b", "b c d")
+  tokenized = batches.tokenize([example], vocabulary, {"inputs": longest, "targets": 2})
+  kept = [*vocabulary.encode(expected), 1]
+  assert tokenized.inputs[0].tolist() == [*kept, *[0] * (longest - len(kept))]
+  assert tokenized.sources.lost_tokens == 12 - len(kept)
+
+
+def test_what_stands_behind_a_column_is_kept():
+  example = fields("a b a b a b d d", "a b a b a b")
+  tokenized = batches.tokenize([example], VOCABULARY, {"inputs": 5, "targets": 2})
+  assert tokenized.inputs[0].tolist() == [*VOCABULARY.encode("a b d d"), 1]
+
+
+def test_a_length_without_room_for_every_column_is_refused():
+  example = fields("a a a b c d", "b", "d")
+  with pytest.raises(UserError, match=r"no room .* to 7 or more.*begins: 'a a a b c d'"):
+    batches.tokenize([example], VOCABULARY, {"inputs": 6, "targets": 2})
+  batches.tokenize([example], VOCABULARY, {"inputs": 7, "targets": 2})
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+  words=st.lists(st.lists(st.sampled_from("abcd"), max_size=9), min_size=1, max_size=4),
+  longest=st.integers(9, 40),
+)
+def test_a_cut_source_fills_its_room_and_its_columns_begin_as_before(words, longest):
+  vocabulary = WordVocabulary(["a", "b", "c", "d", "x"])
+  source, spans = "", []
+  for column in words:
+    source += "x "
+    spans.append((len(source), len(source) + len(" ".join(column))))
+    source += " ".join(column) + " "
+  example = Example(source, "a", fields=tuple(spans))
+  whole = vocabulary.encode(source)
+  ids, lost = batches.source_ids(example, vocabulary, longest)
+  assert len(ids) == min(longest, len(whole) + 1)
+  assert lost == len(whole) + 1 - len(ids)
+  if not lost:
+    assert ids[:-1] == whole
+  kept = " ".join(vocabulary.words[i] for i in ids[:-1]).split("x")[1:]
+  assert len(kept) == len(words)
+  sizes = [len(one.split()) for one in kept]
+  for part, column, size in zip(kept, words, sizes, strict=True):
+    assert part.split() == column[:size]
+    # Only the longest were cut.
+    assert size == len(column) or size >= max(sizes) - 1
 
 
 def test_unknown_words_are_counted():
   tokenized = batches.tokenize(
     [Example("a x y", "z"), Example("a", "b")], VOCABULARY, {"inputs": 8, "targets": 2}
   )
-  assert tokenized.unknown == 3
+  assert tokenized.sources == Losses(unknown=1, unknown_tokens=2)
+  assert tokenized.answers == Losses(unknown=1, unknown_tokens=1)
   assert tokenized.tokens == 4 + 2 + 2 + 2
 
 
@@ -63,8 +134,9 @@ def test_the_report_is_one_line_with_every_count():
     {"inputs": 4, "targets": 2},
   ).report()
   assert report == (
-    "2 examples, 10 tokens (longest source 4 of 4); trimmed: 1 sources, 1 targets, "
-    "3 tokens lost; unknown: 1 tokens (10.00%)"
+    "2 examples, 10 tokens (longest source 4 of 4); sources: 1 trimmed (2 tokens lost), "
+    "0 with unknown tokens (0); targets: 1 trimmed (1 tokens lost), 1 with unknown "
+    "tokens (1) (never an exact match)"
   )
 
 
@@ -180,11 +252,6 @@ def test_label_tokens_are_padded_targets():
   np.testing.assert_array_equal(tokens, [[3, 1, 0, 0], [4, 5, 1, 0]])
 
 
-@pytest.mark.parametrize(
-  ("labels", "longest"), [(("a", "x", "y"), 3), (("a b", "a c"), 2)]
-)
-def test_labels_that_cannot_be_told_apart_are_refused(labels, longest):
-  with pytest.raises(
-    UserError, match=f"'{labels[-2]}' and '{labels[-1]}' have the same"
-  ):
-    batches.label_tokens(labels, VOCABULARY, longest)
+def test_labels_that_cannot_be_written_are_refused():
+  with pytest.raises(UserError, match="'a b' has 3 tokens with EOS"):
+    batches.label_tokens(("a b", "a c"), VOCABULARY, 2)

@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from tpv_jax.data import batches, exported, registry, sources, tasks, vocabularies
+from tpv_jax.data import batches, exported, labels, registry, sources, tasks, vocabularies
 from tpv_jax.data.registry import DEFINITIONS
 from tpv_jax.errors import UserError
 
@@ -142,7 +142,9 @@ def test_a_streamed_task_gives_the_ids_and_the_scores_of_the_exported_one(data_d
       registered.postprocess_fn("any", example=row, is_target=True)
       for row in dataset.as_numpy_iterator()
     ]
-    assert targets == examples
+    assert targets == [
+      (one, labels.spelling(one.targets, vocabulary, 4)) for one in examples
+    ]
     (score,) = registered.predict_metric_fns
     predictions = [example.answers[-1] for example in examples]
     assert score(targets, predictions)["squad_f1"] == 1.0

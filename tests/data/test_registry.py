@@ -279,3 +279,15 @@ def test_lengths_are_the_measured_ones_or_the_papers_limit():
   assert lengths["glue_rte"] == 256  # 313
   assert lengths["glue_mnli"] == 256  # not measured
   assert lengths["super_glue_boolq_t5"] == 512
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_the_columns_are_found_in_a_source_again(name):
+  which = DEFINITIONS[name]
+  row = sources.named(registry.example_rows(which)[0], which.classes)
+  example = which.example(row, "here", "test")
+  read = which.change(row, "here") if which.change else row
+  expected = [str(read[column]) for column in which.columns]
+  if which.data == "ag_news":  # Nothing tells the title from the description.
+    expected = [" ".join(expected)]
+  assert [example.inputs[start:end] for start, end in example.fields] == expected

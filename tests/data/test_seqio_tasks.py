@@ -157,7 +157,7 @@ def test_scores_are_those_of_our_metrics(small):
   _, registered = small
   (score,) = registered.predict_metric_fns
   # c: recall 1/2, precision 1; d: 1.
-  targets = [Example("", target) for target in ("c", "c", "d")]
+  targets = [(Example("", target), target) for target in ("c", "c", "d")]
   found = score(targets, ["c", "x", "d"])
   assert found == pytest.approx({"exact_match": 2 / 3, "macro_f1": (2 / 3 + 1) / 2})
 

@@ -19,6 +19,7 @@ from tpv_jax.backbone import loading
 from tpv_jax.data import batches, packing, tasks, vocabularies
 from tpv_jax.errors import UserError
 from tpv_jax.model import SoftPromptModel
+from tpv_jax.prompts.equations import Folded
 from tpv_jax.runner import candidates as candidates_of
 from tpv_jax.runner import evaluation
 from tpv_jax.runner import evaluator as evaluator_of
@@ -72,6 +73,70 @@ def test_exact_match_in_one_pass_equals_that_of_decoding(tiny, evaluator, prompt
   assert evaluator.exact_match(leaves, tokenized) == pytest.approx(
     result.scores["exact_match"]
   )
+
+
+class UpperCase(vocabularies.WordVocabulary):
+  """It reads upper case as lower case, so that it doesn't write all that it reads."""
+
+  def encode(self, text):
+    return super().encode(text.lower())
+
+
+class Ignorant(vocabularies.WordVocabulary):
+  """It doesn't know the word that the model writes most."""
+
+  unk_id = 3
+
+
+@pytest.mark.parametrize("case", ["normalised", "unknown", "trimmed"])
+def test_exact_match_is_one_in_training_searches_and_evaluation(tiny, prompt, case):
+  words = tiny.vocabulary.words
+  written = tiny.task.labels[0]
+  Ignorant.unk_id = words.index(written)
+  vocabulary = {
+    "normalised": UpperCase,
+    "unknown": Ignorant,
+    "trimmed": vocabularies.WordVocabulary,
+  }[case](words)
+  lengths = {**tiny.lengths, "targets": 1 if case == "trimmed" else 3}
+  examples = [
+    dataclasses.replace(one, targets=one.targets.upper())
+    if case == "normalised"
+    else one
+    for one in tiny.task.examples("test")
+  ]
+  task = tasks.Task("free", None, "exact_match", lambda _: examples)
+  model = SoftPromptModel(tiny.network, None, vocabulary, vocabulary)
+  evaluator = evaluation.Evaluator(
+    model, tiny.backbone.params, vocabulary, lengths, batch_size=16
+  )
+  leaves = prompt[1]
+  tokenized = evaluator.tokenize(examples)
+  batch = batches.features(tokenized.inputs, tokenized.targets)
+  params = tiny.backbone.params | {"prompt": leaves}
+  _, metrics = model.loss_fn(params, batch, None)
+  _, sums = model.bank_loss_sums(
+    Folded.of({name: leaf[None] for name, leaf in leaves.items()}),
+    tiny.backbone.params,
+    {**batch, "prompt_ids": np.zeros(len(examples), np.int32)},
+  )
+  result = evaluator.evaluate(leaves, task, "test")
+  found = result.scores["exact_match"]
+  by_label = dict.fromkeys(tiny.task.labels, 0)
+  for one, text in zip(tiny.task.examples("test"), result.generated, strict=True):
+    by_label[one.targets] += one.targets == text
+  right = sum(by_label.values())
+  assert by_label[written] > 0
+  assert right > by_label[written]
+  expected = {
+    "normalised": right,
+    "unknown": right - by_label[written],
+    "trimmed": 0,
+  }[case]
+  assert found == pytest.approx(expected / len(examples))
+  assert evaluator.exact_match(leaves, tokenized) == pytest.approx(found)
+  assert metrics["exact_match"].compute() == pytest.approx(found)
+  assert sums["exact_match"][0] / sums["examples"][0] == pytest.approx(found)
 
 
 LENGTHS = {"inputs": 8, "targets": 4}
@@ -740,7 +805,8 @@ def test_another_vocabulary_of_the_same_size_is_refused(tiny, tmp_path):
   flat = identity.flatten(tiny.backbone.params)
   loading.save_backbone(path, flat, "tiny", vocabulary=tiny.vocabulary.digest)
   evaluate(tiny, tmp_path)
-  other = vocabularies.WordVocabulary([f"other{i}" for i in range(29)])
+  words = [*tiny.task.labels, *(f"other{i}" for i in range(27))]
+  other = vocabularies.WordVocabulary(words)
   model = SoftPromptModel(tiny.network, None, other, other)
   with pytest.raises(UserError, match="trained with another vocabulary"):
     evaluation.evaluate(

@@ -453,9 +453,9 @@ def test_a_step_to_infinity_is_found_before_it_is_saved(tiny, tmp_path):
 def test_texts_that_are_too_long_are_said_on_the_screen(tiny, tmp_path, capsys):
   data = TaskData(tiny.task, tiny.vocabulary, {"inputs": 4, "targets": 2}, 8)
   manifest = tiny.train(tmp_path / "run", data=data, total_steps=1)
-  line = "parity, train: 40 examples, 240 tokens (longest source 4 of 4); trimmed: 40 sources"
+  line = "parity, train: 40 examples, 240 tokens (longest source 4 of 4); sources: 40 trimmed"
   assert line in capsys.readouterr().out
-  assert "trimmed: 40 sources" in manifest["data"]["train"]
+  assert "sources: 40 trimmed" in manifest["data"]["train"]
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_state(tiny, tmp_path):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 from jaxtyping import Int, Int32
 
+from tpv_jax.data.labels import check_labels, check_lengths
 from tpv_jax.data.tasks import Example
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError
@@ -19,26 +20,50 @@ at padding, so a row of padding weighs nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Tokenized:
-  """Examples as token ids, each ended by EOS and padded with 0 to a static length.
+class Losses:
+  """What texts lost when they became token ids.
 
   Attributes:
-    inputs: source tokens, one row an example.
-    targets: target tokens.
-    truncated_inputs: how many examples lost source tokens to the limit.
-    truncated_targets: how many examples lost target tokens to the limit.
-    dropped_tokens: how many tokens were lost in all.
+    trimmed: how many texts lost tokens to the limit.
+    lost_tokens: how many tokens those were.
+    unknown: how many texts have `<unk>` among the tokens that are left.
+    unknown_tokens: how many tokens those are.
+  """
+
+  trimmed: int = 0
+  lost_tokens: int = 0
+  unknown: int = 0
+  unknown_tokens: int = 0
+
+  def __bool__(self) -> bool:
+    """Returns whether anything was lost."""
+    return bool(self.trimmed or self.unknown)
+
+  def __str__(self) -> str:
+    """Returns both, in words."""
+    return (
+      f"{self.trimmed} trimmed ({self.lost_tokens} tokens lost), {self.unknown} with "
+      f"unknown tokens ({self.unknown_tokens})"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenized:
+  """Examples as token ids, padded with 0 to a static length.
+
+  Attributes:
+    inputs: source tokens, one row an example, each ended by EOS.
+    targets: target tokens, each ended by EOS unless it was trimmed.
+    sources: what the sources lost.
+    answers: what the targets lost: exact match counts each of those as wrong.
     tokens: how many tokens are left, EOS included, padding not.
-    unknown: how many of them are `<unk>`.
   """
 
   inputs: Int32[np.ndarray, "N T"]
   targets: Int32[np.ndarray, "N L"]
-  truncated_inputs: int = 0
-  truncated_targets: int = 0
-  dropped_tokens: int = 0
+  sources: Losses = Losses()
+  answers: Losses = Losses()
   tokens: int = 0
-  unknown: int = 0
 
   def __len__(self) -> int:
     """Returns the number of examples."""
@@ -53,23 +78,22 @@ class Tokenized:
 
   def report(self) -> str:
     """Returns one line: how many examples, and what was trimmed or unknown."""
-    share = self.unknown / self.tokens if self.tokens else 0.0
     longest = np.count_nonzero(self.inputs, axis=1).max(initial=0)
+    wrong = " (never an exact match)" if self.answers else ""
     return (
       f"{len(self)} examples, {self.tokens} tokens (longest source {longest} of "
-      f"{self.inputs.shape[1]}); trimmed: {self.truncated_inputs} sources, "
-      f"{self.truncated_targets} targets, {self.dropped_tokens} tokens lost; unknown: "
-      f"{self.unknown} tokens ({share:.2%})"
+      f"{self.inputs.shape[1]}); sources: {self.sources}; targets: {self.answers}{wrong}"
     )
 
 
 def tokenize(
   examples: Iterable[Example], vocabulary: Vocabulary, lengths: Mapping[str, int]
 ) -> Tokenized:
-  """Returns the examples as padded token ids, with what was trimmed counted.
+  """Returns the examples as padded token ids, with what was lost counted.
 
-  A text longer than its limit keeps its first `limit - 1` tokens; EOS comes after
-  trimming, so every row ends with it (seqio's `append_eos_after_trim`).
+  A source longer than its limit keeps EOS and what `source_ids` says. A target that is
+  longer keeps its first `limit` tokens and no EOS, as in T5's own tasks: nothing
+  teaches a prompt to stop in the middle, and no metric takes the stump for the answer.
 
   Args:
     examples: texts.
@@ -79,42 +103,79 @@ def tokenize(
   Raises:
     UserError: a length is missing or smaller than 1, or it is one number for both.
   """
-  if not isinstance(lengths, Mapping):
-    raise UserError(
-      f"The lengths are {lengths!r}; they must name both features. Set LENGTHS = "
-      "{'inputs': ..., 'targets': ...}, in tokens, EOS included."
-    )
-  for feature in ("inputs", "targets"):
-    if lengths.get(feature, 0) < 1:
-      raise UserError(
-        f"The longest '{feature}' is {lengths.get(feature, 'not given')}; it must be "
-        "at least 1 token (EOS). Set lengths = {'inputs': ..., 'targets': ...}."
-      )
+  check_lengths(lengths)
   examples = tuple(examples)
-  eos = vocabulary.eos_id
-  rows, truncated, dropped = {}, {}, 0
-  for feature in ("inputs", "targets"):
-    longest = lengths[feature]
-    rows[feature] = np.zeros((len(examples), longest), np.int32)
-    truncated[feature] = 0
-    for row, example in zip(rows[feature], examples, strict=True):
-      ids = vocabulary.encode(getattr(example, feature))
-      lost = max(0, len(ids) - (longest - 1))
-      truncated[feature] += lost > 0
-      dropped += lost
-      kept = len(ids) - lost
-      row[:kept] = ids[:kept]
-      row[kept] = eos
-  return Tokenized(
-    inputs=rows["inputs"],
-    targets=rows["targets"],
-    truncated_inputs=truncated["inputs"],
-    truncated_targets=truncated["targets"],
-    dropped_tokens=dropped,
-    tokens=sum(int(np.count_nonzero(ids)) for ids in rows.values()),
-    unknown=sum(
-      int(np.count_nonzero(ids == vocabulary.unk_id)) for ids in rows.values()
-    ),
+  sources, of_sources = _rows(
+    [source_ids(one, vocabulary, lengths["inputs"]) for one in examples],
+    lengths["inputs"],
+    vocabulary.unk_id,
+  )
+  targets, of_targets = _rows(
+    [target_ids(one, vocabulary, lengths["targets"]) for one in examples],
+    lengths["targets"],
+    vocabulary.unk_id,
+  )
+  tokens = int(np.count_nonzero(sources) + np.count_nonzero(targets))
+  return Tokenized(sources, targets, of_sources, of_targets, tokens)
+
+
+def source_ids(
+  example: Example, vocabulary: Vocabulary, longest: int
+) -> tuple[list[int], int]:
+  """Returns the tokens of a source, EOS included, and how many were lost.
+
+  One that is too long is cut at the ends of its longest fields, which are left with
+  equally many tokens: the template's words and its shorter fields stay whole ('longest
+  first', as Hugging Face calls it). Where it is cut, each part is tokenised by itself.
+
+  Raises:
+    UserError: the words around the fields alone are too long.
+  """
+  ids, room = vocabulary.encode(example.inputs), longest - 1
+  lost = max(0, len(ids) - room)
+  kept = _cut(example, vocabulary, room) if lost and example.fields else ids[:room]
+  return [*kept, vocabulary.eos_id], lost
+
+
+def _cut(example: Example, vocabulary: Vocabulary, room: int) -> list[int]:
+  text, parts, end = example.inputs, [], 0
+  for start, stop in (*example.fields, (len(text), len(text))):
+    parts += [vocabulary.encode(one) for one in (text[end:start], text[start:stop])]
+    end = stop
+  fields = sorted(range(1, len(parts), 2), key=lambda place: len(parts[place]))
+  left = room - sum(map(len, parts[::2]))
+  if left < sum(bool(parts[place]) for place in fields):
+    least = 1 + room - left + len(example.fields)
+    raise UserError(
+      f"LENGTHS['inputs'] is {1 + room}, which leaves no room between the template's own "
+      f"words: a source would lose a whole column. Set LENGTHS['inputs'] to {least} or "
+      f"more. The source begins: '{text:.80}'"
+    )
+  for number, place in enumerate(fields):
+    share = left // (len(fields) - number)
+    parts[place] = parts[place][:share]
+    left -= len(parts[place])
+  return [token for part in parts for token in part]
+
+
+def target_ids(
+  example: Example, vocabulary: Vocabulary, longest: int
+) -> tuple[list[int], int]:
+  """Returns the tokens of a target, and how many were lost, EOS counted."""
+  ids = [*vocabulary.encode(example.targets), vocabulary.eos_id]
+  return ids[:longest], max(0, len(ids) - longest)
+
+
+def _rows(
+  found: Sequence[tuple[list[int], int]], longest: int, unknown: int
+) -> tuple[Int32[np.ndarray, "N X"], Losses]:
+  rows = np.zeros((len(found), longest), np.int32)
+  for row, (ids, _) in zip(rows, found, strict=True):
+    row[: len(ids)] = ids
+  lost = [more for _, more in found if more]
+  missing = (rows == unknown).sum(axis=1)
+  return rows, Losses(
+    len(lost), sum(lost), int(np.count_nonzero(missing)), int(missing.sum())
   )
 
 
@@ -211,23 +272,14 @@ def label_tokens(
   """Returns the labels as padded target tokens, for scoring them against each other.
 
   Raises:
-    UserError: two labels have equal tokens, because the limit cuts them or the
-      vocabulary does not know them: no model could tell them apart.
+    UserError: a label can't be written or told from another (`labels.check_labels`).
   """
-  targets = tokenize(
+  check_labels(labels, vocabulary, longest)
+  return tokenize(
     [Example("", label) for label in labels],
     vocabulary,
     {"inputs": 1, "targets": longest},
   ).targets
-  seen: dict[bytes, str] = {}
-  for label, row in zip(labels, targets, strict=True):
-    if (other := seen.setdefault(row.tobytes(), label)) != label:
-      raise UserError(
-        f"The labels '{other}' and '{label}' have the same tokens "
-        f"{row[row != 0].tolist()}, so they cannot be told apart. Raise the longest "
-        f"target (now {longest}), or choose label words that the vocabulary knows."
-      )
-  return targets
 
 
 def _filled(

@@ -245,5 +245,9 @@ def _read(which: Definition, path: Path, seed: int) -> Iterator[Example]:
         f"'{which.name}'.{near_misses(targets, words)} {again}"
       )
     yield Example(
-      inputs, targets, tuple(line.get("answers", ())), line.get("group", "")
+      inputs,
+      targets,
+      tuple(line.get("answers", ())),
+      line.get("group", ""),
+      which.fields(inputs),
     )

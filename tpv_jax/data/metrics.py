@@ -41,6 +41,8 @@ class Predicted:
     labels: the task's labels, or None where the targets are free.
     answers: all right answers of each example.
     groups: what each example belongs to; MultiRC: its question.
+    written: each target as the vocabulary writes it (`labels.spelling`), None if it
+      can't; () means the targets.
   """
 
   targets: Sequence[str]
@@ -48,6 +50,7 @@ class Predicted:
   labels: Sequence[str] | None
   answers: Sequence[Sequence[str]]
   groups: Sequence[str]
+  written: Sequence[str | None] = ()
 
   @property
   def pairs(self) -> Iterable[tuple[str, str]]:
@@ -61,12 +64,21 @@ class Predicted:
 
 
 def exact_match(given: Predicted) -> float:
-  """Returns the share of predictions equal to their targets.
+  """Returns the share of predictions equal to their targets, as the vocabulary writes them.
+
+  That is what the target's tokens are decoded to. A target that was trimmed or has
+  unknown tokens can't be written, so no prediction of it is right. Training (`model`),
+  searches (`Evaluator.exact_match`) and evaluation count by this one definition, the
+  first two by tokens: a target is written by greedy decoding if and only if each of its
+  tokens, EOS included, is the arg max after the ones before it and none is unknown.
+  (Text is right here by whatever tokens; to those two, by the vocabulary's own.)
 
   A prediction that is no label counts as wrong, so over all examples of a
   classification task this is the accuracy of generated labels.
   """
-  return float(np.mean([target == text for target, text in given.pairs]))
+  written = given.written or given.targets
+  pairs = zip(written, given.predictions, strict=True)
+  return float(np.mean([target == text for target, text in pairs]))
 
 
 def macro_f1(given: Predicted) -> float:
@@ -260,6 +272,7 @@ def compute(
   labels: Sequence[str] | None = None,
   answers: Sequence[Sequence[str]] | None = None,
   groups: Sequence[str] | None = None,
+  written: Sequence[str | None] | None = None,
 ) -> dict[str, float]:
   """Returns each named metric of the predictions.
 
@@ -270,6 +283,7 @@ def compute(
     labels: the task's labels, or None where the targets are free.
     answers: all right answers of each example, () for its target alone.
     groups: of each example, '' for none.
+    written: see `Predicted`; by default the targets.
 
   Raises:
     UserError: an unknown metric, or one that these examples lack something for.
@@ -294,6 +308,7 @@ def compute(
       for target, several in zip(targets, answers, strict=True)
     ],
     groups=groups,
+    written=[None if text is None else _collapsed([text])[0] for text in written or ()],
   )
   return {name: METRICS[name](given) for name in names}
 

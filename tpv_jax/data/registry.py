@@ -241,6 +241,7 @@ class Definition:
       targets=self._answer(_text(row, self.target, where, null="").strip(), where),
       answers=tuple(row[self.answers]) if self.answers is not None else (),
       group=_text(row, self.group, where) if self.group is not None else "",
+      fields=self.fields(inputs),
     )
     if self.group is not None and split != "test":
       held_back = (
@@ -248,6 +249,24 @@ class Definition:
       )
       return example if held_back == (split == "validation") else None
     return example
+
+  def fields(self, inputs: str) -> tuple[tuple[int, int], ...]:
+    """Returns where the columns' texts lie in a source that the template gave.
+
+    The words between them are looked for in their order, so a text that holds them itself
+    ends there; columns with white space between them alone are one. Both roads ask here,
+    since an exported source is all that one of them has.
+    """
+    found = self._pattern.fullmatch(inputs)
+    return () if found is None else found.regs[1:]
+
+  @functools.cached_property
+  def _pattern(self) -> re.Pattern[str]:
+    column, pattern = "(.*?)", ""
+    for literal, name, _, _ in string.Formatter().parse(self.template):
+      if literal.strip() or not pattern.endswith(column):
+        pattern += re.escape(literal) + (column if name else "")
+    return re.compile(pattern, re.DOTALL)
 
   @functools.cached_property
   def columns(self) -> tuple[str, ...]:

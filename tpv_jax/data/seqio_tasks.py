@@ -5,6 +5,7 @@ Importing it registers the embedded suite as `tpv_embedded_<task>` (T5X's
 of `batches.tokenize`. Needs the extra `data`.
 """
 
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,8 @@ import seqio
 import tensorflow as tf
 
 from tpv_jax.data import exported, registry, sources, suite, vocabularies
-from tpv_jax.data.batches import order
+from tpv_jax.data.batches import order, source_ids
+from tpv_jax.data.labels import check_labels, spelling
 from tpv_jax.data.registry import Definition
 from tpv_jax.data.tasks import SPLITS, Example, Task, collapsed_source
 from tpv_jax.data.vocabularies import Vocabulary
@@ -97,9 +99,9 @@ def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.Vocabulary:
 def register(task: Task, vocabulary: Vocabulary, name: str | None = None) -> seqio.Task:
   """Registers a task with seqio and returns it.
 
-  Its features are 'inputs' and 'targets', trimmed to the lengths that the caller of
-  `get_dataset` gives and then ended by EOS; shuffled data follows the seed given there
-  (None: 0). Its metrics, of generated text, are `Task.scores`.
+  Its features are 'inputs' and 'targets', ended by EOS and cut to the lengths that the
+  caller of `get_dataset` gives, as `batches.tokenize` does; shuffled data follows the
+  seed given there (None: 0). Its metrics, of generated text, are `Task.scores`.
 
   Args:
     task: gives the texts, when seqio first asks for them.
@@ -107,7 +109,8 @@ def register(task: Task, vocabulary: Vocabulary, name: str | None = None) -> seq
     name: among seqio's tasks; the task's own by default.
 
   Raises:
-    UserError: seqio has a task or a mixture of that name.
+    UserError: seqio has a task or a mixture of that name; when data are asked for, a
+      label of the task can't be written at those lengths.
   """
 
   def dataset(
@@ -161,16 +164,16 @@ def register_streamed(
   return _add(name or f"tpv_{which.name}", task, vocabulary, dataset, NEIGHBOURS)
 
 
-FEATURES = ("inputs", "targets", "answers", "group")
-"""What an example has before it is tokenised: texts; the answers as a JSON list."""
+FEATURES = ("inputs", "targets", "answers", "group", "fields")
+"""What an example has before it is tokenised: texts; answers and fields as JSON lists."""
 
 NEIGHBOURS = 10_000
 """Among so many tokenised examples streamed data are shuffled."""
 
 
 def _features(example: Example) -> dict[str, str]:
-  answers = json.dumps(example.answers)
-  texts = (example.inputs, example.targets, answers, example.group)
+  answers, fields = json.dumps(example.answers), json.dumps(example.fields)
+  texts = (example.inputs, example.targets, answers, example.group, fields)
   return dict(zip(FEATURES, texts, strict=True))
 
 
@@ -198,11 +201,20 @@ def _add(
       f"seqio has a task or mixture '{name}' already. Register it under another name."
     )
 
-  def answer(text: str, example: dict[str, Any], is_target: bool) -> str | Example:
-    return _example(example) if is_target else text
+  def answer(
+    text: str, example: dict[str, Any], is_target: bool
+  ) -> str | tuple[Example, str | None]:
+    """Returns a prediction; or what is right, and how the vocabulary writes that."""
+    if not is_target:
+      return text
+    right = _example(example)
+    return right, spelling(right.targets, vocabulary) if example["whole"] else None
 
-  def scores(targets: list[Example], predictions: list[str]) -> dict[str, float]:
-    return task.scores(targets, predictions)
+  def scores(
+    targets: list[tuple[Example, str | None]], predictions: list[str]
+  ) -> dict[str, float]:
+    examples, written = zip(*targets, strict=True)
+    return task.scores(examples, predictions, written)
 
   feature = seqio.Feature(seqio_vocabulary(vocabulary), add_eos=True)
   return seqio.TaskRegistry.add(
@@ -210,13 +222,54 @@ def _add(
     source=seqio.FunctionDataSource(dataset, splits=SPLITS),
     preprocessors=[
       seqio.preprocessors.tokenize,
-      seqio.preprocessors.append_eos_after_trim,
+      functools.partial(_ended, task=task, vocabulary=vocabulary),
     ],
     output_features={"inputs": feature, "targets": feature},
     postprocess_fn=answer,
     metric_fns=[scores],
     shuffle_buffer_size=neighbours,
   )
+
+
+def _ended(
+  dataset: tf.data.Dataset,
+  output_features: dict[str, Any],
+  sequence_length: dict[str, int] | None = None,
+  *,
+  task: Task,
+  vocabulary: Vocabulary,
+) -> tf.data.Dataset:
+  """Returns tokenised examples with EOS, those that are too long as `batches` cuts them.
+
+  'whole' says of each whether its target was not cut.
+  """
+  del output_features
+  lengths = sequence_length or {}
+  most = lengths.get("inputs")
+  eos = tf.constant([vocabulary.eos_id], tf.int32)
+  if task.labels is not None and "targets" in lengths:
+    check_labels(task.labels, vocabulary, lengths["targets"], f"task '{task.name}'")
+
+  def shortened(text: bytes, fields: bytes) -> np.ndarray:
+    spans = tuple((start, stop) for start, stop in json.loads(fields))
+    ids, _ = source_ids(Example(_text(text), "", fields=spans), vocabulary, most or 1)
+    return np.asarray(ids, np.int32)
+
+  def ended(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    inputs = tf.concat([row["inputs"], eos], axis=0)
+    targets = tf.concat([row["targets"], eos], axis=0)
+    if most is not None:
+      texts = [row["inputs_pretokenized"], row["fields"]]
+      inputs = tf.cond(
+        tf.size(inputs) > most,
+        lambda: tf.numpy_function(shortened, texts, tf.int32, stateful=False),
+        lambda: inputs,
+      )
+      inputs = tf.ensure_shape(inputs, [None])
+    whole = tf.size(targets) <= lengths.get("targets", tf.int32.max)
+    return {**row, "inputs": inputs, "targets": targets, "whole": whole}
+
+  return dataset.map(ended, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _streamed(
@@ -241,7 +294,7 @@ def _streamed(
     )
     example = which.example(row, where, split)
     if example is None or collapsed_source(example) in refused:
-      return [b"", b"", b"", b"", False]
+      return [*[b""] * len(FEATURES), False]
     return [*(text.encode() for text in _features(example).values()), True]
 
   columns = sorted(sources.flat(rows.element_spec))

@@ -21,12 +21,18 @@ class Example:
     answers: all accepted answers, where there are several (SQuAD); () means the target.
     group: examples of one group are scored together (MultiRC: a question); '' means
       none.
+    fields: where in `inputs` the texts of the template's columns begin and end. A source
+      that is too long is cut inside them, never in the words around them; () means that
+      all of it is one field. No part of what an example is: not compared, no digest.
   """
 
   inputs: str
   targets: str
   answers: tuple[str, ...] = ()
   group: str = ""
+  fields: tuple[tuple[int, int], ...] = dataclasses.field(
+    default=(), compare=False, repr=False
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +66,19 @@ class Task:
       metrics.check_name(name, self.labels)
 
   def scores(
-    self, examples: Sequence[Example], predictions: Sequence[str]
+    self,
+    examples: Sequence[Example],
+    predictions: Sequence[str],
+    written: Sequence[str | None] | None = None,
   ) -> dict[str, float]:
     """Returns the metrics of a prediction for each example.
 
     They are exact match, with labels macro-F1, the task's own metric and its others.
+
+    Args:
+      examples: what was asked.
+      predictions: generated texts, or chosen labels.
+      written: each target as the vocabulary writes it; see `metrics.exact_match`.
     """
     common = ["exact_match"] if self.labels is None else ["exact_match", "macro_f1"]
     return metrics.compute(
@@ -74,6 +88,7 @@ class Task:
       self.labels,
       [example.answers for example in examples],
       [example.group for example in examples],
+      written,
     )
 
   def examples(self, split: str) -> tuple[Example, ...]:

@@ -221,7 +221,8 @@ class _Rows:
       value = self._value(row, self.target, where).strip()
       if value in self.skip:
         continue
-      examples.append(Example(self._source(row, where), self._answer(value, where)))
+      source, fields = self._source(row, where)
+      examples.append(Example(source, self._answer(value, where), fields=fields))
     if not examples:
       raise UserError(
         f"'{path}' has no examples (no line but a header, blank ones and those of "
@@ -229,10 +230,13 @@ class _Rows:
       )
     return tuple(examples)
 
-  def _source(self, row: Mapping[str, Any], where: str) -> str:
-    parts = []
+  def _source(
+    self, row: Mapping[str, Any], where: str
+  ) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """Returns the source and where its columns' texts lie."""
+    source, fields = "", []
     for literal, column in self.template:
-      parts.append(literal)
+      source += literal
       if column is not None:
         text = self._value(row, column, where)
         if not text.strip() and not self.allow_empty:
@@ -240,8 +244,9 @@ class _Rows:
             f"{where}: column '{column}' is empty. Fill it, remove the line, or set "
             "text_file_task.allow_empty = True."
           )
-        parts.append(text)
-    return "".join(parts)
+        fields.append((len(source), len(source) + len(text)))
+        source += text
+    return source, tuple(fields)
 
   def _answer(self, value: str, where: str) -> str:
     if not value:

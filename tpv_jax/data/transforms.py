@@ -92,13 +92,14 @@ def beside(name: str, task: Task, other: Task) -> Task:
   def load(split: str) -> list[Example]:
     pairs = zip(task.examples(split), other.examples(split), strict=False)
     return [
-      dataclasses.replace(
-        example,
-        inputs=f"{example.inputs} {more.inputs}"
-        if number % 2
-        else f"{more.inputs} {example.inputs}",
-      )
+      joined(example, more.inputs, before=not number % 2)
       for number, (example, more) in enumerate(pairs)
     ]
+
+  def joined(example: Example, text: str, before: bool) -> Example:
+    first, second = (text, example.inputs) if before else (example.inputs, text)
+    inputs = f"{first} {second}"
+    fields = ((0, len(first)), (1 + len(first), len(inputs)))
+    return dataclasses.replace(example, inputs=inputs, fields=fields)
 
   return dataclasses.replace(task, name=name, load=load)

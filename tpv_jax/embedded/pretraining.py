@@ -147,7 +147,7 @@ class PretrainingData:
     """Returns batches of the last phase whose texts pre-training never shows."""
     return self._validation
 
-  def trimmed(self) -> list[str]:
+  def losses(self) -> list[str]:
     """Returns nothing: texts are made to fit."""
     return []
 

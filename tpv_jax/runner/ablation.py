@@ -26,7 +26,8 @@ from tpv_jax import files, optimizers
 from tpv_jax.backbone import loading
 from tpv_jax.backbone.network import Transformer
 from tpv_jax.data import transforms
-from tpv_jax.data.tasks import Task
+from tpv_jax.data.labels import check_task
+from tpv_jax.data.tasks import SPLITS, Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError, at_least, near_misses
 from tpv_jax.model import SoftPromptModel
@@ -194,6 +195,8 @@ def ablation(
   at_least("prompt_length", prompt_length, 2)
   if rotate_labels:
     tasks = [transforms.rotated(task) for task in tasks]
+  for task in tasks:
+    check_task(task, vocabulary, lengths, SPLITS)
   all_lengths = sorted({prompt_length, *prompt_lengths})
   modules = {
     (method, tokens): form.module(method, tokens, network.emb_dim, lengths["inputs"])

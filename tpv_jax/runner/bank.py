@@ -238,7 +238,7 @@ def train_bank(
     _say(f"All {len(runs)} prompts are finished; nothing to do.")
     return manifests
   _say(str(plan))
-  for line in sorted({line for run in runs for line in run.data.trimmed()}):
+  for line in sorted({line for run in runs for line in run.data.losses()}):
     _say(line)
   frozen = runs[0].place_frozen()
   rates = np.asarray([entry.rate for entry in entries], np.float32)

@@ -11,6 +11,7 @@ import numpy as np
 from tpv_jax import files, partitioning
 from tpv_jax.backbone import loading
 from tpv_jax.data import suite
+from tpv_jax.data.labels import check_task
 from tpv_jax.data.tasks import SPLITS, Example, Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError, at_least, near_misses
@@ -98,6 +99,9 @@ def evaluate(
     if search_examples is not None:
       at_least("SEARCH_EXAMPLES", search_examples, 1)
     coefficient = candidates.GRID if search is True else search
+  asked = {*splits, search_split} if search is not False else splits
+  for task in tasks:
+    check_task(task, vocabulary, lengths, sorted(asked))
   coefficients: Any = (
     coefficient if isinstance(coefficient, list | tuple) else [coefficient]
   )
@@ -150,6 +154,7 @@ def evaluate(
         "split": result.split,
         "examples": result.examples,
         "trimmed": result.trimmed,
+        "unknown": result.unknown,
         **result.scores,
       }
       for index, result in enumerate(results)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from tpv_jax import identity, partitioning
 from tpv_jax.backbone import network
 from tpv_jax.data import batches, metrics, packing
+from tpv_jax.data.labels import spelling
 from tpv_jax.data.tasks import Example, Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import at_least
@@ -56,6 +57,7 @@ class Result:
     generated: the decoded text of each example.
     chosen: the label that scores highest, of each example; None without labels.
     trimmed: how many sources and targets were too long and lost tokens.
+    unknown: how many sources and targets have unknown tokens.
   """
 
   task: str
@@ -65,6 +67,7 @@ class Result:
   generated: list[str]
   chosen: list[str] | None
   trimmed: int
+  unknown: int = 0
 
 
 class Work:
@@ -215,13 +218,15 @@ class Evaluator:
 
   def evaluate_all(self, cells: Sequence[tuple[Prompt, Task, str]]) -> list[Result]:
     """Returns what `evaluate` does of each prompt, task and split, all in one pass."""
-    examples, tokenized = {}, {}
+    examples, tokenized, written = {}, {}, {}
     for _, task, split in cells:
       key = (id(task), split)
       if key not in examples:
         examples[key] = task.examples(split)
         tokenized[key] = self.tokenize(examples[key])
-        if _trimmed(tokenized[key]) and processes.is_writer():
+        written[key] = [self._spelling(one.targets) for one in examples[key]]
+        lost = tokenized[key].sources or tokenized[key].answers
+        if lost and processes.is_writer():
           tqdm.write(f"{task.name}, {split}: {tokenized[key].report()}")
     answers = self.answer_all(
       [
@@ -232,13 +237,23 @@ class Evaluator:
     results = []
     for (_, task, split), (generated, scored) in zip(cells, answers, strict=True):
       key = (id(task), split)
-      scores, chosen = task.scores(examples[key], generated), None
+      scores = task.scores(examples[key], generated, written[key])
+      chosen = None
       if task.labels is not None and scored is not None:
         chosen = [task.labels[index] for index in scored.argmax(axis=1)]
         scores |= metrics.of_labels(task.scores(examples[key], chosen))
-      count, trimmed = len(examples[key]), _trimmed(tokenized[key])
+      lost = (tokenized[key].sources, tokenized[key].answers)
       results.append(
-        Result(task.name, split, count, scores, generated, chosen, trimmed)
+        Result(
+          task.name,
+          split,
+          len(examples[key]),
+          scores,
+          generated,
+          chosen,
+          sum(one.trimmed for one in lost),
+          sum(one.unknown for one in lost),
+        )
       )
     return results
 
@@ -296,10 +311,7 @@ class Evaluator:
   def exact_match(self, prompt: Prompt, tokenized: batches.Tokenized) -> float:
     """Returns the exact match of greedy decoding without decoding, in one forward pass.
 
-    Greedy decoding gives the target if and only if each target token is the arg max
-    after the ones before it; so this equals `evaluate`'s exact match where no target
-    was trimmed and the target is the only accepted answer. For searches over many
-    prompts.
+    The same as `evaluate`'s; see `metrics.exact_match`. For searches over many prompts.
     """
     return self.exact_matches([(prompt, tokenized)])[0]
 
@@ -433,6 +445,9 @@ class Evaluator:
     """Returns the examples as token ids, at this evaluator's lengths."""
     return batches.tokenize(examples, self.vocabulary, self.lengths)
 
+  def _spelling(self, target: str) -> str | None:
+    return spelling(target, self.vocabulary, self.lengths["targets"])
+
   def _text(self, ids: Int[np.ndarray, " L"]) -> str:
     return self.vocabulary.decode(ids.tolist())
 
@@ -548,10 +563,6 @@ class Evaluator:
       worth = costs and costs[width] < _SAVED * (length + longest) * len(tokens)
       self._widths[length] = [width, longest] if worth else [longest]
     return self._widths[length]
-
-
-def _trimmed(tokenized: batches.Tokenized) -> int:
-  return tokenized.truncated_inputs + tokenized.truncated_targets
 
 
 def _examples(features: batches.Features) -> int:

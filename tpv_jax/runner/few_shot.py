@@ -23,7 +23,8 @@ from tpv_jax import files
 from tpv_jax.backbone import loading
 from tpv_jax.data import few_shot as sampling
 from tpv_jax.data.batches import Tokenized
-from tpv_jax.data.tasks import Task
+from tpv_jax.data.labels import check_task
+from tpv_jax.data.tasks import SPLITS, Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError, at_least, near_misses
 from tpv_jax.model import SoftPromptModel
@@ -140,6 +141,8 @@ def compare_starts(
   """
   started = time.time()
   _check(source_tasks, targets, shots, initial_seeds, test_examples)
+  for task in (*source_tasks, *(target.task for target in targets)):
+    check_task(task, vocabulary, lengths, SPLITS)
   folder = open_output(output_dir, "few-shot comparison", "vectors")
   loaded = loading.load_backbone(backbone, model.network, vocabulary)
   train = functools.partial(

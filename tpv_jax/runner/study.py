@@ -24,6 +24,7 @@ from tqdm import tqdm
 from tpv_jax import files, identity
 from tpv_jax.backbone import loading
 from tpv_jax.data.batches import Tokenized
+from tpv_jax.data.labels import check_task
 from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError
@@ -106,6 +107,7 @@ def study(
         f"A study compares accuracies among labels, and the task '{task.name}' has none. "
         "Give it labels, or leave it out."
       )
+    check_task(task, vocabulary, lengths)
   started = time.time()
   folder = open_output(output_dir, "study", "vectors")
   loaded = loading.load_backbone(backbone, model.network, vocabulary)

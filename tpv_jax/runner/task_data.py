@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from tpv_jax.data import batches
 from tpv_jax.data.batches import Features
+from tpv_jax.data.labels import check_task
 from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import at_least
@@ -25,8 +26,8 @@ class TrainingData(Protocol):
     """Returns the validation rows in order; rows that only fill up weigh nothing."""
     ...
 
-  def trimmed(self) -> list[str]:
-    """Returns a line for each split in which texts were too long, to be shown."""
+  def losses(self) -> list[str]:
+    """Returns a line for each split in which tokens were lost or unknown, to be shown."""
     ...
 
   def settings(self) -> dict[str, Any]:
@@ -34,7 +35,7 @@ class TrainingData(Protocol):
     ...
 
   def describe(self) -> dict[str, Any]:
-    """Returns what the manifest says of the data: its settings and what was trimmed."""
+    """Returns what the manifest says of the data: its settings and what was lost."""
     ...
 
 
@@ -63,12 +64,14 @@ class TaskData:
       validation_batch_size: examples a validation call; `batch_size` by default.
 
     Raises:
-      UserError: an empty split, a target outside the labels, or bad lengths.
+      UserError: an empty split, a target outside the labels, bad lengths, or answers
+        that can't be written (`labels.check_task`).
     """
     at_least("The batch size", batch_size, 1)
     at_least("The seed of the data", seed, 0)
     self.name = task.name
     self.batch_size = batch_size
+    check_task(task, vocabulary, lengths, ("train", "validation"))
     train = batches.tokenize(task.examples("train"), vocabulary, lengths)
     validation = batches.tokenize(
       task.examples("validation")[:validation_examples], vocabulary, lengths
@@ -77,10 +80,10 @@ class TaskData:
     self._validation = list(
       batches.eval_batches(validation, validation_batch_size or batch_size)
     )
-    self._trimmed = [
+    self._losses = [
       f"{task.name}, {split}: {tokenized.report()}"
       for split, tokenized in (("train", train), ("validation", validation))
-      if tokenized.dropped_tokens
+      if tokenized.sources or tokenized.answers
     ]
     self._settings = {
       "task": task.name,
@@ -107,14 +110,14 @@ class TaskData:
     """Returns the validation rows in order; rows that only fill up weigh nothing."""
     return self._validation
 
-  def trimmed(self) -> list[str]:
-    """Returns a line for each split in which texts were too long."""
-    return self._trimmed
+  def losses(self) -> list[str]:
+    """Returns a line for each split in which tokens were lost or unknown."""
+    return self._losses
 
   def settings(self) -> dict[str, Any]:
     """Returns sizes and digests."""
     return self._settings
 
   def describe(self) -> dict[str, Any]:
-    """Returns sizes, digests, where the texts come from and what was trimmed."""
+    """Returns sizes, digests, where the texts come from and what was lost."""
     return self._description

@@ -118,7 +118,7 @@ def train(
   if manifest.get("status") == "finished":
     tqdm.write(f"{run.folder.path} is finished; nothing to do.")
     return manifest
-  for line in data.trimmed():
+  for line in data.losses():
     tqdm.write(line)
   with stop_signals() as stop_requested, processes.one_clear_line_if_one_is_lost():
     return run.execute(stop_requested, config)

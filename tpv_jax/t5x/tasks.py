@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Sequence
 
 from tpv_jax.data import registry
+from tpv_jax.data.labels import check_labels
 from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError, near_misses
@@ -20,12 +21,15 @@ def registered(task: Task, vocabulary: Vocabulary) -> str:
   """Returns the name under which seqio has one of our tasks, registering it if needed.
 
   Raises:
-    UserError: seqio's task of that name has another vocabulary.
+    UserError: seqio's task of that name has another vocabulary, or a label can't be
+      written by it.
   """
   import seqio
 
   from tpv_jax.data import seqio_tasks
 
+  if task.labels is not None:
+    check_labels(task.labels, vocabulary, whose=f"task '{task.name}'")
   name = PREFIX + task.name
   if name not in seqio.TaskRegistry.names():
     seqio_tasks.register(task, vocabulary, name)
@@ -50,14 +54,16 @@ def streamed(
     seed: of the splits.
 
   Raises:
-    UserError: there is no such task, or seqio's task of that name has another
-      vocabulary, data directory or seed.
+    UserError: there is no such task, a label of it can't be written, or seqio's task of
+      that name has another vocabulary, data directory or seed.
   """
   import seqio
 
   from tpv_jax.data import seqio_tasks, sources
 
   which = registry.definition(name)
+  if which.words is not None:
+    check_labels(which.words, vocabulary, whose=f"task '{name}'")
   wanted = (str(sources.data_directory(data_dir)), seed)
   if (found := PREFIX + name) not in seqio.TaskRegistry.names():
     seqio_tasks.register_streamed(which, vocabulary, data_dir, seed, found)
