@@ -85,7 +85,9 @@ def test_what_stands_behind_a_column_is_kept():
 
 def test_a_length_without_room_for_every_column_is_refused():
   example = fields("a a a b c d", "b", "d")
-  with pytest.raises(UserError, match=r"no room .* to 7 or more.*begins: 'a a a b c d'"):
+  with pytest.raises(
+    UserError, match=r"no room .* to 7 or more.*begins: 'a a a b c d'"
+  ):
     batches.tokenize([example], VOCABULARY, {"inputs": 6, "targets": 2})
   batches.tokenize([example], VOCABULARY, {"inputs": 7, "targets": 2})
 

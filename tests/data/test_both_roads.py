@@ -10,7 +10,15 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from tpv_jax.data import batches, exported, labels, registry, sources, tasks, vocabularies
+from tpv_jax.data import (
+  batches,
+  exported,
+  labels,
+  registry,
+  sources,
+  tasks,
+  vocabularies,
+)
 from tpv_jax.data.registry import DEFINITIONS
 from tpv_jax.errors import UserError
 

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 
@@ -33,7 +34,10 @@ def test_the_users_own_files_are_checked_and_copied(tmp_path):
   said = []
   sources.prepare(SST2, tmp_path / "data", own, said.append)
   raw = sources.raw(SST2, tmp_path / "data")
-  assert re.fullmatch(f"'{own}', SHA-256 [0-9a-f]{{16}}", raw.origin)
+  # The name of the folder alone: what is above it is no business of who gets the data.
+  assert re.fullmatch("'own', SHA-256 [0-9a-f]{16}", raw.origin)
+  for path in (tmp_path / "data").rglob("*.json*"):
+    assert str(tmp_path) not in path.read_text()
   assert raw.counts == {"train": 3, "validation": 2}
   found = sorted(raw.rows("train"), key=lambda pair: pair[1]["idx"])
   assert found[0][1] == {"sentence": "text 0", "label": "negative", "idx": 0}
@@ -111,7 +115,7 @@ def test_a_damaged_description_of_rows_says_what_to_do(tmp_path):
   sources.prepare(SST2, tmp_path / "data", own, str)
   path = sources.raw(SST2, tmp_path / "data").folder / "about.json"
   path.write_text(path.read_text()[:20])
-  with pytest.raises(UserError, match=r"about\.json' is damaged .* prepare the task"):
+  with pytest.raises(UserError, match=r"about\.json' is no JSON object.* prepare the task"):
     sources.raw(SST2, tmp_path / "data")
 
 
@@ -260,3 +264,115 @@ def test_without_datasets_the_message_says_what_to_do(tmp_path, monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "datasets", None)
   with pytest.raises(UserError, match=r"not installed .*pip install datasets.*--from"):
     sources.prepare(DEFINITIONS["sst5"], tmp_path, say=str)
+
+
+@pytest.mark.parametrize(
+  "about",
+  [
+    "5",
+    "[]",
+    '{"rows": {}, "digests": {}}',
+    '{"origin": "x", "rows": {"train": "60"}, "digests": {}}',
+    '{"origin": "x", "rows": {"train": true}, "digests": {}}',
+    '{"origin": "x", "rows": [], "digests": {}}',
+    '{"origin": "x", "rows": {}, "digests": ""}',
+    '{"origin": ' + "[" * 5000,
+    "\ufeff",
+  ],
+)
+def test_a_description_of_another_form_is_one_line_with_what_to_do(tmp_path, about):
+  folder = tmp_path / "tpv_jax" / "raw" / "glue_sst2"
+  folder.mkdir(parents=True)
+  (folder / "about.json").write_text(about)
+  with pytest.raises(UserError, match=r"about\.json'.*Remove that folder and") as error:
+    sources.raw(SST2, tmp_path)
+  assert "\n" not in str(error.value)
+
+
+def test_what_names_a_folder_by_its_whole_path_is_read_by_its_name(tmp_path):
+  (tmp_path / "about.json").write_text('{"origin": "\'/home/me/own\', SHA-256 12"}')
+  about = sources.read_about(tmp_path, {"origin": str}, "")
+  assert about == {"origin": "'own', SHA-256 12"}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+  own = write(tmp_path / "own", train=sentences(3), validation=sentences(2, 3))
+  for path in own.iterdir():
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+  sources.prepare(SST2, tmp_path / "data", own, str)
+  assert sources.raw(SST2, tmp_path / "data").counts == {"train": 3, "validation": 2}
+
+
+def test_rows_that_are_gone_are_missed(tmp_path):
+  own = write(tmp_path / "own", train=sentences(3), validation=sentences(2, 3))
+  sources.prepare(SST2, tmp_path / "data", own, str)
+  path = tmp_path / "data/tpv_jax/raw/glue_sst2/train.jsonl"
+  path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+  with pytest.raises(UserError, match=r"has 2 rows, and 3 were written\. Remove"):
+    list(sources.raw(SST2, tmp_path / "data").rows("train"))
+
+
+def test_files_have_the_permissions_that_the_user_gives_new_ones(tmp_path):
+  before = os.umask(0o077)
+  try:
+    sources.write_lines(tmp_path / "a.jsonl", [{"a": 1}])
+  finally:
+    os.umask(before)
+  assert (tmp_path / "a.jsonl").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow", "listed"])
+def test_nothing_outside_the_folder_is_read(tmp_path, kind):
+  own, outside = tmp_path / "own", write(tmp_path / "elsewhere", train=sentences(3))
+  own.mkdir()
+  secret = outside / "train.jsonl"
+  if kind == "jsonl":
+    (own / "train.jsonl").symlink_to(secret)
+  elif kind == "parquet":
+    (own / "train-00000.parquet").symlink_to(secret)
+  else:
+    (own / "train").mkdir()
+    name = "../../elsewhere/train.jsonl" if kind == "listed" else "data.arrow"
+    state = {"_data_files": [{"filename": name}]}
+    (own / "train" / "state.json").write_text(json.dumps(state))
+    if kind == "arrow":
+      (own / "train" / "data.arrow").symlink_to(secret)
+  with pytest.raises(UserError, match="out of its folder"):
+    sources.prepare(SST2, tmp_path / "data", own, str)
+
+
+@pytest.mark.parametrize(
+  "state", [{}, {"_data_files": 3}, {"_data_files": ["a"]}, {"_data_files": [{}]}]
+)
+def test_a_list_of_files_that_is_damaged_is_one_line(tmp_path, state):
+  (tmp_path / "own" / "train").mkdir(parents=True)
+  (tmp_path / "own" / "train" / "state.json").write_text(json.dumps(state))
+  with pytest.raises(UserError, match="names no data files that can be read"):
+    sources.prepare(SST2, tmp_path / "data", tmp_path / "own", str)
+
+
+def test_what_a_readme_names_is_not_read(tmp_path, hugging_face, monkeypatch):
+  which, folder = DEFINITIONS["sst5"], tmp_path / "hub"
+  folder.mkdir()
+  for split, rows in grades(hugging_face).items():
+    rows.to_parquet(folder / f"{split}.parquet")
+  (folder / "README.md").write_text(
+    "---\nconfigs:\n- config_name: default\n  data_files:\n"
+    "  - split: train\n    path: https://example.invalid/train.parquet\n---\n"
+  )
+
+  def refuse(*_, **__):
+    raise AssertionError("the whole folder was given to 'datasets'")
+
+  monkeypatch.setattr(hugging_face, "load_dataset", refuse)
+  sources.prepare(which, tmp_path / "data", folder, str)
+  assert sources.raw(which, tmp_path / "data").counts == {"train": 6, "validation": 6}
+
+
+def test_a_damaged_parquet_file_is_one_line(tmp_path, hugging_face):
+  (tmp_path / "own").mkdir()
+  for split in ("train", "validation"):
+    (tmp_path / "own" / f"{split}.parquet").write_bytes(b"PAR1 and more")
+  with pytest.raises(UserError, match="Cannot read split 'train' of") as error:
+    sources.prepare(DEFINITIONS["sst5"], tmp_path / "data", tmp_path / "own", str)
+  assert "\n" not in str(error.value)

@@ -123,10 +123,56 @@ def test_labels_may_be_the_words_themselves_or_map_many_values_to_one(write):
   assert numbers.labels == ("3", "4")
 
 
-def test_rows_of_skipped_labels_are_left_out(write):
-  path = write("a.tsv", TSV + "who knows\t-\n")
-  task = text_file_task(paths=path, skip_labels=("-",), **SETTINGS)
+@pytest.mark.parametrize("skipped", [("-1",), ["-1"], "-1", -1])
+def test_rows_of_skipped_labels_are_left_out(write, skipped):
+  path = write("a.tsv", TSV + "who knows\t-1\n")
+  task = text_file_task(paths=path, skip_labels=skipped, **SETTINGS)
   assert task.examples("train") == EXPECTED
+
+
+def test_the_advice_for_rows_of_no_label_works_beside_what_is_skipped_already(write):
+  path = write("a.tsv", TSV + "who knows\t-\nno one\t?\n")
+  task = text_file_task(paths=path, skip_labels="-", **SETTINGS)
+  with pytest.raises(UserError, match=r"text_file_task\.skip_labels = ") as error:
+    task.examples("train")
+  advised = str(error.value).rpartition("skip_labels = ")[2].removesuffix(".")
+  skipped = gin.config.parse_value(advised)
+  task = text_file_task(paths=path, skip_labels=skipped, **SETTINGS)
+  assert task.examples("train") == EXPECTED
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_csv_file_is_split_as_its_header_says(write, delimiter):
+  rows = [("text", "label"), *ROWS]
+  quoted = [f'"{text.replace(chr(34), 2 * chr(34))}"' for text, _ in rows]
+  lines = [
+    f"{text}{delimiter}{label}" for text, (_, label) in zip(quoted, rows, strict=True)
+  ]
+  path = write("a.csv", "\ufeff" + "\r\n".join(lines))
+  assert text_file_task(paths=path, **SETTINGS).examples("train") == EXPECTED
+  bare = write("b.csv", "\n".join(lines[1:]))
+  task = text_file_task(paths=bare, columns=("text", "label"), **SETTINGS)
+  assert task.examples("train") == EXPECTED
+
+
+def test_a_csv_cell_may_have_any_length(write):
+  text = "word " * 40_000
+  task = text_file_task("t", write("a.csv", f"s,y\n{text},0\n"), "{s}", "y")
+  assert task.examples("train") == (Example(text, "0"),)
+
+
+def test_several_files_are_read_as_one_in_their_order(write):
+  paths = [write("a.tsv", TSV), write("b.csv", CSV)]
+  for given in (paths, {"train": tuple(paths)}):
+    task = text_file_task(paths=given, **SETTINGS)
+    assert task.examples("train") == EXPECTED + EXPECTED
+
+
+def test_the_columns_of_a_source_are_known(write):
+  path = write("a.tsv", "a\tb\ty\nhere\tis {it}\t1\n")
+  (example,) = text_file_task("t", path, "{{a}} {a} b: {b}", "y").examples("train")
+  assert example.inputs == "{a} here b: is {it}"
+  assert [example.inputs[i:j] for i, j in example.fields] == ["here", "is {it}"]
 
 
 @pytest.mark.parametrize(
@@ -337,6 +383,37 @@ def test_gin_describes_a_task(write):
     ("a.tsv", TSV.encode() + b"\xff\t1\n", {}, r"a\.tsv:5: not UTF-8"),
     ("a.tsv", "x\tx\na\tb\n", {}, r"a\.tsv:1: a column name appears twice"),
     ("a.tsv", "", {}, r"a\.tsv' has no examples"),
+    (
+      "a.jsonl",
+      '{"text": "x", "label": 1, "text": "y"}',
+      {},
+      r"a\.jsonl:1: 'text' stands twice",
+    ),
+    (
+      "a.jsonl",
+      '{"text": ' + "[" * 3000 + "]" * 3000 + ', "label": 1}',
+      {},
+      "nested too deeply",
+    ),
+    (
+      "a.jsonl",
+      '{"text": ' + "[" * 70 + "]" * 70 + ', "label": 1}',
+      {},
+      "nested too deeply",
+    ),
+    ("a.tsv", TSV.encode("utf-16-le"), {}, r"a\.tsv:1: a NUL byte"),
+    (
+      "a.csv",
+      "x;y\tz\n",
+      {"columns": ("text", "label")},
+      "at semicolons and at tabs alike",
+    ),
+    (
+      "a.jsonl",
+      '{"text": "x", "label": 9e999999}',
+      {"labels": None, "round_targets_to": 0.2},
+      "'9e999999' is no number",
+    ),
     ("a.tsv", "text\tlabel\n", {}, r"a\.tsv' has no examples"),
     ("a.txt", TSV, {}, r"a\.txt' is of unknown format '\.txt'; tsv, csv and jsonl"),
     (
@@ -397,9 +474,21 @@ def test_a_missing_file_is_refused_with_near_misses(write, tmp_path):
     ({"template": "{text"}, "cannot be read"),
     ({"template": "{}"}, "only the name of a column"),
     ({"template": "{text:>5}"}, "only the name of a column"),
-    ({"labels": ()}, r"labels is \(\)"),
-    ({"labels": "good"}, "labels is 'good'"),
-    ({"labels": {0: ""}}, "maps '0' to an empty word"),
+    ({"labels": ()}, r"labels \(LABELS\) are \(\)"),
+    ({"labels": "good"}, r"labels \(LABELS\) are 'good'"),
+    ({"labels": {0: ""}}, "map 0 to ''; choose one word"),
+    (
+      {"labels": {0: ["bad", "terrible"]}},
+      r"map 0 to \['bad', 'terrible'\]; choose one",
+    ),
+    ({"labels": {0: "bad", "0": "good"}}, "map the value '0' to two words"),
+    ({"labels": [["bad"]]}, "choose one word"),
+    ({"paths": {"train": None}}, "'review' has no file"),
+    ({"paths": []}, "'review' has no file"),
+    ({"paths": [3]}, "have 3, which is no path"),
+    ({"columns": ("text", "text")}, "has a name twice: text, text"),
+    ({"columns": ()}, "give the names of all columns"),
+    ({"round_targets_to": float("inf")}, "above 0 and finite"),
     ({"metric": "f2"}, r"no metric 'f2'; there are .*macro_f1"),
     ({"round_targets_to": 0}, "must be above 0"),
   ],

@@ -842,12 +842,102 @@ def test_inference_answers_each_line(tiny, prompt, tmp_path, evaluator):
   assert [row["label"] for row in rows] == result.chosen[:5]
   with pytest.raises(UserError, match="exists"):
     infer()
-  (tmp_path / "in.txt").write_text("one\u2028line\n")
-  infer(overwrite=True)
-  assert len((tmp_path / "out.jsonl").read_text().split("\n")) == 2
   (tmp_path / "in.txt").write_bytes("caf\u00e9".encode("latin-1"))
-  with pytest.raises(UserError, match="is no UTF-8 text"):
+  with pytest.raises(UserError, match="not UTF-8"):
     infer(overwrite=True)
   (tmp_path / "in.txt").write_text("")
   with pytest.raises(UserError, match="is empty"):
     infer(overwrite=True)
+
+
+@pytest.fixture
+def infer(tiny, tmp_path, monkeypatch):
+  """Infers from a text; gives the rows that were written. Nothing is computed."""
+
+  def answer(evaluator, prompt, sources, labels):
+    count = len(sources)
+    return ["x"] * count, None if labels is None else np.zeros((count, len(labels)))
+
+  monkeypatch.setattr(evaluation.Evaluator, "answer", answer)
+  backbone = write_backbone(tiny, tmp_path / "backbone.safetensors")
+
+  def run(text, name="in.txt", lengths=tiny.lengths, **arguments):
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    out = tmp_path / "out.jsonl"
+    evaluation.infer(
+      tiny.model(prompt=None),
+      backbone,
+      tiny.vocabulary,
+      lengths,
+      str(tmp_path / name),
+      str(out),
+      overwrite=True,
+      **arguments,
+    )
+    return [json.loads(line) for line in out.read_bytes().decode().splitlines()]
+
+  return run
+
+
+@pytest.mark.parametrize(
+  ("text", "lines"),
+  [
+    ("a\nb\n", ["a", "b"]),
+    ("a\nb", ["a", "b"]),
+    ("a\r\nb\r\n", ["a", "b"]),
+    ("\ufeffa\n\nb\n\n", ["a", "", "b", ""]),
+    ("\n", [""]),
+    *((f"a{end}b\n", [f"a{end}b"]) for end in "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"),
+  ],
+)
+def test_inference_writes_as_many_rows_as_were_read(infer, text, lines):
+  assert [row["inputs"] for row in infer(text)] == lines
+
+
+@pytest.mark.parametrize("labels", [["word0", "word1"], {"0": "word0", "1": "word1"}])
+def test_inference_takes_labels_as_words_or_as_a_task_has_them(infer, labels):
+  (row,) = infer("a", labels=labels)
+  assert row["label"] == "word0"
+  assert list(row["scores"]) == ["word0", "word1"]
+
+
+@pytest.mark.parametrize(
+  ("text", "arguments", "message"),
+  [
+    (
+      "a,b\n",
+      {"name": "in.csv"},
+      r"is a table \(\.csv\), and INPUT_FILE has one source",
+    ),
+    ("{}\n", {"name": "in.jsonl"}, "is a table"),
+    ("a".encode("utf-16-le"), {}, "NUL byte"),
+    ("a", {"labels": "word0"}, "are 'word0'; give a mapping"),
+    (
+      "a",
+      {"labels": ["good"]},
+      "label of LABELS could never be right. 'good' has words",
+    ),
+    ("a", {"labels": ["word0 word1", "word2"]}, r"LENGTHS\['targets'\] to at least 3"),
+    ("a", {"coefficient": 2.0}, "no vector was given: give --gin.VECTOR"),
+  ],
+)
+def test_inference_refuses_what_it_would_read_wrongly(infer, text, arguments, message):
+  with pytest.raises(UserError, match=message):
+    infer(text, **arguments)
+
+
+def test_inference_applies_a_vector(infer, prompt, vectors, monkeypatch):
+  seen = []
+
+  def answer(evaluator, prompt, sources, labels):
+    seen.append(prompt)
+    return ["x"] * len(sources), None
+
+  monkeypatch.setattr(evaluation.Evaluator, "answer", answer)
+  run = str(prompt[0])
+  infer("a", vector=vectors[0], initial=run, coefficient=0.5)
+  start, move = sources.load(run, "initial"), sources.load(vectors[0])
+  expected = start.leaves["prompt"] + 0.5 * move.leaves["prompt"]
+  np.testing.assert_allclose(seen[0]["prompt"], expected, rtol=1e-5, atol=1e-6)
+  with pytest.raises(UserError, match="2 prompts were given"):
+    infer("a", vector=vectors, initial=run)

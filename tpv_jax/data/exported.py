@@ -6,7 +6,6 @@ from which rows, by which rule and seed, and gives each split's digest.
 """
 
 import functools
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -195,15 +194,15 @@ def export(
 
 
 def _about(folder: Path) -> dict[str, Any]:
-  path = folder / ABOUT
-  if not path.exists():
-    return {}
-  try:
-    return json.loads(path.read_text())
-  except ValueError as error:
-    raise UserError(
-      f"'{path}' is damaged ({error}). {_again(folder, registry.SEED)}"
-    ) from None
+  form = {
+    "task": str,
+    "rows": str,
+    "rule": str,
+    "seed": int,
+    "template": str,
+    "splits": {str: {"examples": int, "digest": str}},
+  }
+  return sources.read_about(folder, form, _again(folder, registry.SEED))
 
 
 def _damaged(folder: Path) -> bool:
@@ -244,10 +243,13 @@ def _read(which: Definition, path: Path, seed: int) -> Iterator[Example]:
         f"{where}: '{targets}' is outside the labels {', '.join(words)} of "
         f"'{which.name}'.{near_misses(targets, words)} {again}"
       )
-    yield Example(
-      inputs,
-      targets,
-      tuple(line.get("answers", ())),
-      line.get("group", ""),
-      which.fields(inputs),
-    )
+    answers, group = line.get("answers", []), line.get("group", "")
+    if (
+      not isinstance(group, str)
+      or not isinstance(answers, list)
+      or not all(isinstance(one, str) for one in answers)
+    ):
+      raise UserError(
+        f"{where}: 'answers' must be a list of texts, and 'group' a text. {again}"
+      )
+    yield Example(inputs, targets, tuple(answers), group, which.fields(inputs))

@@ -284,12 +284,12 @@ class Definition:
       rounded = nearest_multiple(value, self.rounded_to)
       if rounded is None:
         raise UserError(
-          f"{where}: '{value}' in column '{self.target}' is no number, but the targets "
+          f"{where}: '{value:.80}' in column '{self.target}' is no number, but the targets "
           f"of '{self.name}' are numbers. Correct the row."
         )
       if self.limits and not self.limits[0] <= float(value) <= self.limits[1]:
         raise UserError(
-          f"{where}: {value} in column '{self.target}' is outside the numbers of "
+          f"{where}: {value:.80} in column '{self.target}' is outside the numbers of "
           f"'{self.name}', {self.limits[0]:g} to {self.limits[1]:g}. Correct the row."
         )
       return rounded
@@ -297,7 +297,7 @@ class Definition:
       return value
     if value not in self.labels:
       raise UserError(
-        f"{where}: '{value}' in column '{self.target}' is outside the labels of "
+        f"{where}: '{value:.80}' in column '{self.target}' is outside the labels of "
         f"'{self.name}': {', '.join(self.labels)}.{near_misses(value, self.labels)} "
         "Correct the row."
       )
@@ -365,7 +365,7 @@ def _index(row: Row, column: str, where: str) -> int:
   text = _text(row, column, where)
   if not re.fullmatch(r"\d{1,6}", text, re.ASCII):
     raise UserError(
-      f"{where}: '{text}' in column '{column}' is not the number of a word, from 0. "
+      f"{where}: '{text:.80}' in column '{column}' is not the number of a word, from 0. "
       "Correct the row."
     )
   return int(text)
@@ -376,7 +376,7 @@ def _truth(row: Row, where: str) -> str:
   label = _text(row, "label", where, null="")
   if label not in ("False", "True"):
     raise UserError(
-      f"{where}: '{label}' in column 'label' is neither False nor True, so it does not "
+      f"{where}: '{label:.80}' in column 'label' is neither False nor True, so it does not "
       "say whether the pronoun means 'span1_text'. Correct the row."
     )
   return label

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
-import tempfile
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -29,6 +29,8 @@ from tpv_jax.files import Path, PathLike
 
 ABOUT = "about.json"
 """The file that is written last and says what lies beside it."""
+
+_AGAIN = "Remove that folder and prepare the task again."
 
 Say = Callable[[str], None]
 
@@ -49,13 +51,11 @@ class Lines:
   @functools.cached_property
   def about(self) -> dict[str, Any]:
     """What `prepare` says of them, {} if it was not here."""
-    path = self.folder / ABOUT
-    try:
-      return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
-      raise UserError(
-        f"'{path}' is damaged ({error}). Remove that folder and prepare the task again."
-      ) from None
+    return read_about(
+      self.folder,
+      {"origin": str, "rows": {str: int}, "digests": {str: str}},
+      _AGAIN,
+    )
 
   @property
   def origin(self) -> str:
@@ -77,9 +77,20 @@ class Lines:
     return self.folder / f"{split}.jsonl"
 
   def rows(self, split: str) -> Iterator[tuple[str, Row]]:
-    """Yields the rows in the order of the file, each with its file and line."""
+    """Yields the rows in the order of the file, each with its file and line.
+
+    Raises:
+      UserError: at the end, if they aren't as many as `prepare` wrote.
+    """
+    number = 0
     for where, row in read_lines(self.path(split)):
+      number += 1
       yield where, self.row(row)
+    if number != self.counts[split]:
+      raise UserError(
+        f"'{self.path(split)}' has {number} rows, and {self.counts[split]} were written. "
+        f"{_AGAIN}"
+      )
 
   def row(self, row: Row) -> Row:
     """Returns a line's object as a raw row."""
@@ -174,8 +185,9 @@ def prepare(
     data_dir: see `data_directory`.
     folder: a local copy of the data set instead of a download: either SPLIT.jsonl for
       each split that is needed, with the columns of the source and classes by name or
-      number; or a folder of Hugging Face's `datasets` (parquet files, or what
-      `save_to_disk` wrote).
+      number; or a folder of Hugging Face's `datasets` (parquet files with the split in
+      their names, or what `save_to_disk` wrote). Nothing outside it is read, whatever its
+      files or links name.
     say: is given a line about each step.
 
   Raises:
@@ -197,17 +209,64 @@ def prepare(
     _write_raw(which, lines, folder, say)
 
 
+def read_about(folder: Path, form: Mapping[str, Any], fix: str) -> dict[str, Any]:
+  """Returns what the about.json of a folder says, {} if there is none.
+
+  Args:
+    folder: of ours.
+    form: the type of each field; a mapping of fields; {str: form} for any names.
+    fix: what to do about one that is damaged.
+
+  Raises:
+    UserError: it is damaged: no JSON object, or a field is missing or of another type.
+  """
+  path = folder / ABOUT
+  if not path.exists():
+    return {}
+  try:
+    about = files.read_json(path)
+  except UserError as error:
+    raise UserError(str(error).replace("Take another copy.", fix)) from None
+  if problem := _misfit(about, form):
+    raise UserError(f"'{path}' is damaged: {problem}. {fix}")
+  return {
+    name: _portable(value) if isinstance(value, str) else value
+    for name, value in about.items()
+  }
+
+
+def _misfit(value: Any, form: Any, name: str = "") -> str | None:
+  """Returns what is wrong with a value, None if it has the form."""
+  if not isinstance(form, Mapping):
+    right = isinstance(value, form) and not isinstance(value, bool)
+    return None if right else f"'{name}' is {value!r:.60}, which is no {form.__name__}"
+  if not isinstance(value, dict):
+    return f"'{name}' is {value!r:.60}, which is no object"
+  fields = form if str not in form else dict.fromkeys(value, form[str])
+  for key, inner in fields.items():
+    if key not in value:
+      return f"'{key}' is missing"
+    if problem := _misfit(value[key], inner, key):
+      return problem
+  return None
+
+
+def _portable(origin: str) -> str:
+  """Returns what an about.json says, without the folders above one that it names."""
+  return re.sub(r"^'[^']*[/\\]([^'/\\]+)'", r"'\1'", origin)
+
+
 def read_lines(path: PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields the objects of a JSON-lines file, each with its file and line.
 
   Raises:
-    UserError: a line is no JSON object in UTF-8.
+    UserError: it does not exist or is no regular file; a line is no JSON object in UTF-8.
   """
-  with files.to_path(path).open("rb") as file:
+  with files.reading(path) as file:
     for number, line in enumerate(file, start=1):
       where = f"{path}:{number}"
       try:
-        text = line.decode()
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
       except UnicodeDecodeError as error:
         raise UserError(
           f"{where}: not UTF-8 ({error.reason}). Convert the file to UTF-8."
@@ -219,26 +278,11 @@ def read_lines(path: PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
   """Writes a JSON-lines file in one step, row by row; returns how many rows it has."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  if files.is_remote(path):  # where an object appears when it is whole
-    with tempfile.TemporaryDirectory() as folder:
-      local = pathlib.Path(folder) / path.name
-      count = write_lines(local, rows)
-      files.write_bytes(path, local.read_bytes())
-    return count
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
   count = 0
-  try:
-    with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-      for row in rows:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        count += 1
-      file.flush()
-      os.fsync(file.fileno())
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-  except BaseException:
-    pathlib.Path(temporary).unlink(missing_ok=True)
-    raise
+  with files.writing(path) as file:
+    for row in rows:
+      file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+      count += 1
   return count
 
 
@@ -311,7 +355,8 @@ def _write_raw(
   """Writes the splits that are not there yet as JSON lines, then what they are."""
   origin = which.source
   if folder is not None:
-    origin = f"'{pathlib.Path(folder).resolve()}'"
+    # Its name alone: what is above it is the user's own business, and this is shared.
+    origin = f"'{pathlib.Path(folder).resolve().name}'"
   rows = {split: count for split, count in lines.counts.items() if count}
   digests = {k: v for k, v in lines.about.get("digests", {}).items() if k in rows}
   other = "Remove that folder, or choose another --data-dir."
@@ -349,14 +394,42 @@ def _write_raw(
 
 def _digest(folder: PathLike, split: str) -> str:
   """Returns 64 hex digits of the local files that a split is read from (SHA-256)."""
-  root = pathlib.Path(folder)
-  own = root / f"{split}.jsonl"
-  paths = [own] if own.exists() else sorted(p for p in root.rglob("*") if p.is_file())
   content = hashlib.sha256()
-  for path in paths:
-    with path.open("rb") as file:
+  for path in _local_files(folder, split):
+    with files.reading(path) as file:
       content.update(hashlib.file_digest(file, "sha256").digest())
   return content.hexdigest()
+
+
+def _local_files(folder: PathLike, split: str) -> list[pathlib.Path]:
+  """Returns the files of a folder that hold a split, in a fixed order, [] if none do.
+
+  They are SPLIT.jsonl; or the Arrow files that `save_to_disk` wrote and listed; or the
+  parquet files with the split in their names, as Hugging Face names them.
+
+  Raises:
+    UserError: one of them lies outside the folder, or a list of them is damaged.
+  """
+  root = pathlib.Path(folder)
+  if (own := root / f"{split}.jsonl").exists():
+    names = [own.name]
+  elif (state := root / split / "state.json").exists():
+    listed = files.read_json(files.inside(root, f"{split}/state.json"))
+    try:
+      names = [f"{split}/{one['filename']}" for one in listed["_data_files"]]
+      if listed.get("_indices_data_files"):
+        raise ValueError("rows that were chosen by an index")
+    except (KeyError, TypeError, ValueError) as error:
+      raise UserError(
+        f"'{state}' names no data files that can be read ({error!r:.80}). Write the data "
+        "set again with 'save_to_disk', or as parquet."
+      ) from None
+  else:
+    word = re.compile(rf"(?:^|[^a-z]){split}(?:[^a-z]|$)")
+    found = sorted(root.rglob("*.parquet")) if root.is_dir() else []
+    relative = [path.relative_to(root).as_posix() for path in found]
+    names = [name for name in relative if word.search(name)]
+  return [pathlib.Path(str(files.inside(root, name))) for name in names]
 
 
 def _opened(
@@ -378,13 +451,7 @@ def _opened(
         f"needs {' and '.join(f'{s}.jsonl' for s in needed_splits(which))}, or a folder "
         "of Hugging Face's 'datasets'."
       )
-  dataset = _hugging_face(which, folder)
-  if split not in dataset:
-    raise UserError(
-      f"{folder or which.source} has no split '{split}', only {', '.join(dataset)}."
-      f"{near_misses(split, dataset)} Give a folder that has it."
-    )
-  table = dataset[split]
+  table = _hugging_face(which, split, folder)
   classes = {
     name: feature.names
     for name, feature in table.features.items()
@@ -403,14 +470,16 @@ def _checked(
   for where, row in read_lines(path):
     which.example(found.row(row), where, split)
   with path.open("rb") as file:  # the lines, which need less memory than the rows
-    texts = [line for line in file if line.decode().strip()]
+    texts = [line for line in file if line.decode("utf-8-sig").strip()]
   places = order(len(texts), 0)
   return len(texts), (
-    found.row(json_row(texts[int(place)].decode(), str(path))) for place in places
+    found.row(json_row(texts[int(place)].decode("utf-8-sig"), str(path)))
+    for place in places
   )
 
 
-def _hugging_face(which: Definition, folder: PathLike | None) -> Mapping[str, Any]:
+def _hugging_face(which: Definition, split: str, folder: PathLike | None) -> Any:
+  """Returns a split of a data set, of the hub or of a folder, as `datasets` has it."""
   try:
     import datasets
   except ImportError as error:
@@ -419,12 +488,31 @@ def _hugging_face(which: Definition, folder: PathLike | None) -> Mapping[str, An
       f"installed ({error}): pip install datasets, or tpv_jax with its extra 'hf'. Or "
       "give JSON lines by --from FOLDER."
     ) from None
-  with _download_errors(which):
-    if folder is None:
-      return datasets.load_dataset(which.hugging_face)
-    if (pathlib.Path(folder) / "dataset_dict.json").exists():
-      return datasets.load_from_disk(os.fspath(folder))
-    return datasets.load_dataset(os.fspath(folder))
+  if folder is None:
+    with _download_errors(which):
+      found = datasets.load_dataset(which.hugging_face)
+    if split in found:
+      return found[split]
+    raise UserError(f"{which.source} has no split '{split}', only {', '.join(found)}.")
+  # Not `load_dataset(folder)`, which reads what the folder's README names, wherever it is.
+  paths = [os.fspath(path) for path in _local_files(folder, split)]
+  if not paths:
+    raise UserError(
+      f"'{folder}' has no split '{split}': no {split}.jsonl, no folder '{split}' of "
+      f"'save_to_disk', and no parquet file with '{split}' in its name. Task "
+      f"'{which.name}' needs {' and '.join(needed_splits(which))}."
+    )
+  try:
+    if paths[0].endswith(".parquet"):
+      return datasets.Dataset.from_parquet(paths)
+    return datasets.concatenate_datasets([*map(datasets.Dataset.from_file, paths)])
+  except Exception as error:
+    # `datasets` and pyarrow raise dozens of classes, many of them not public.
+    text = " ".join(str(error).split())[:200]
+    raise UserError(
+      f"Cannot read split '{split}' of '{folder}': {type(error).__name__}: {text}. Take "
+      "another copy, or give JSON lines."
+    ) from error
 
 
 def _plain(value: Any) -> Any:

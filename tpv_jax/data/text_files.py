@@ -10,6 +10,7 @@ import decimal
 import functools
 import io
 import json
+import math
 import os
 import pathlib
 import string
@@ -20,6 +21,12 @@ from tpv_jax.data.batches import order
 from tpv_jax.data.tasks import SPLITS, Example, Task, deduplicate
 from tpv_jax.errors import UserError, near_misses
 from tpv_jax.files import PathLike, read_bytes, to_path
+
+MOST_LETTERS = 2**31 - 1
+"""Of a cell of a CSV file: what a C long holds everywhere."""
+
+MOST_NESTED = 64
+"""Levels of a JSON object; what reads it further is recursive."""
 
 LARGE = 10_000
 """More training rows than this make a task large in the paper's split rule."""
@@ -32,7 +39,7 @@ FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
 
 def text_file_task(
   name: str,
-  paths: PathLike | Mapping[str, PathLike],
+  paths: PathLike | Sequence[Any] | Mapping[str, Any],
   template: str,
   target: str,
   labels: Mapping[Any, Any] | Sequence[Any] | None = None,
@@ -42,20 +49,21 @@ def text_file_task(
   columns: Sequence[str] | None = None,
   file_format: Literal["tsv", "csv", "jsonl"] | None = None,
   round_targets_to: float | None = None,
-  skip_labels: Sequence[Any] = (),
+  skip_labels: Any = (),
   allow_empty: bool = False,
   deduplicated: bool = False,
 ) -> Task:
   """Returns the task that the files hold; they are read when examples are first used.
 
   Formats, all in UTF-8, blank lines skipped: TSV (columns between tabs, quotes mean
-  nothing, as in GLUE's files), CSV (quoted as Excel does), JSON lines (an object a
+  nothing, as in GLUE's files), CSV (quoted as Excel does; commas, or the semicolons or
+  tabs with which the header has the columns that are asked for), JSON lines (an object a
   line; numbers and true/false count as they are spelled).
 
   Args:
     name: of the task.
     paths: one file, or a file for each of 'train', 'validation' and 'test' (some may be
-      missing). One file is the 'train' one.
+      missing). One file is the 'train' one. A list of files counts as one, in its order.
     template: the source text, with columns in braces: `"question: {question} context:
       {passage}"`. `{{` and `}}` are braces.
     target: the column of the answer.
@@ -77,7 +85,8 @@ def text_file_task(
     round_targets_to: the targets are numbers and are written as the nearest multiple,
       as T5 does for STS-B with 0.2 ("3.8"; tried: all 181 values there come out as
       T5's). Halves go to the even multiple.
-    skip_labels: values of the target column whose rows are left out (SNLI: '-').
+    skip_labels: values of the target column whose rows are left out (SNLI: ['-']); one
+      may stand without the list.
     allow_empty: whether a column of the template may be empty.
     deduplicated: whether a text is kept out of a split if a later one has it
       (`tasks.deduplicate`), after the rows were split.
@@ -86,7 +95,12 @@ def text_file_task(
     UserError: now, if the settings contradict each other; at the first use, if a file
       is missing or a line of it is not as described.
   """
-  files = {"train": paths} if isinstance(paths, str | os.PathLike) else dict(paths)
+  files = {
+    split: _several(name, some)
+    for split, some in (
+      paths.items() if isinstance(paths, Mapping) else [("train", paths)]
+    )
+  }
   if not files:
     raise UserError(f"Task '{name}' has no file. Set text_file_task.paths.")
   for split in (*files, *(splits if isinstance(splits, Mapping) else ())):
@@ -96,14 +110,16 @@ def text_file_task(
         f"{', '.join(SPLITS)}.{near_misses(split, SPLITS)}"
       )
   _check_rule(name, files, splits)
-  if round_targets_to is not None and not round_targets_to > 0:
-    raise UserError(f"round_targets_to is {round_targets_to}; it must be above 0.")
+  if round_targets_to is not None and not 0 < round_targets_to < math.inf:
+    raise UserError(
+      f"round_targets_to is {round_targets_to}; it must be above 0 and finite."
+    )
   rows = _Rows(
     template=_parsed(name, template),
     target=target,
-    words=_words(labels),
-    skip=frozenset(map(_text, skip_labels)),
-    columns=tuple(columns) if columns is not None else None,
+    words=None if labels is None else label_words(labels),
+    skip=tuple(map(_text, _listed(skip_labels))),
+    columns=None if columns is None else _column_names(columns),
     file_format=file_format,
     step=None if round_targets_to is None else decimal.Decimal(str(round_targets_to)),
     allow_empty=allow_empty,
@@ -111,7 +127,7 @@ def text_file_task(
 
   @functools.cache
   def load_all() -> Mapping[str, Sequence[Example]]:
-    whole = {split: rows.read(path) for split, path in files.items()}
+    whole = {split: rows.read(some) for split, some in files.items()}
     found = _split(name, whole, splits, seed)
     return deduplicate(found) if deduplicated else found
 
@@ -128,7 +144,45 @@ def text_file_task(
   return Task(name=name, labels=words, metric=metric, load=load)
 
 
-def _check_rule(name: str, files: Mapping[str, PathLike], splits: Any) -> None:
+def _listed(values: Any) -> list[Any]:
+  """Returns the values as a list; a text or a number is one value."""
+  several = isinstance(values, list | tuple | set | frozenset)
+  return [] if values is None else list(values) if several else [values]
+
+
+def _several(name: str, paths: Any) -> list[PathLike]:
+  """Returns the files of a split."""
+  found = _listed(paths)
+  for path in found:
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+      raise UserError(
+        f"The paths of task '{name}' have {path!r}, which is no path. Correct "
+        "text_file_task.paths."
+      )
+  if not found:
+    raise UserError(
+      f"A split of task '{name}' has no file. Set text_file_task.paths, or leave the "
+      "split out."
+    )
+  return found
+
+
+def _column_names(columns: Any) -> tuple[str, ...]:
+  names = tuple(_listed(columns))
+  if not names or not all(isinstance(name, str) for name in names):
+    raise UserError(
+      f"text_file_task.columns is {columns!r}; give the names of all columns of the "
+      "file, in their order: ['text', 'label']."
+    )
+  if len(set(names)) < len(names):
+    raise UserError(
+      f"text_file_task.columns has a name twice: {', '.join(names)}. Give each column a "
+      "name of its own."
+    )
+  return names
+
+
+def _check_rule(name: str, files: Mapping[str, Any], splits: Any) -> None:
   """Raises `UserError` unless the rule of the splits fits the files."""
   if splits is None:
     return
@@ -208,27 +262,35 @@ class _Rows:
   template: tuple[tuple[str, str | None], ...]
   target: str
   words: Mapping[str, str] | None
-  skip: frozenset[str]
+  skip: tuple[str, ...]
   columns: tuple[str, ...] | None
   file_format: str | None
   step: decimal.Decimal | None
   allow_empty: bool
 
-  def read(self, path: PathLike) -> tuple[Example, ...]:
-    """Returns the examples of a file in its order."""
+  def read(self, paths: Sequence[PathLike]) -> tuple[Example, ...]:
+    """Returns the examples of files in their order.
+
+    Raises:
+      UserError: one of the files has none, or a row is not as described.
+    """
+    return tuple(example for path in paths for example in self._read(path))
+
+  def _read(self, path: PathLike) -> list[Example]:
     examples = []
-    for where, row in _lines(path, self.file_format, self.columns):
+    for where, row in self._lines(path):
       value = self._value(row, self.target, where).strip()
       if value in self.skip:
         continue
       source, fields = self._source(row, where)
       examples.append(Example(source, self._answer(value, where), fields=fields))
     if not examples:
+      skipped = " and those of text_file_task.skip_labels" if self.skip else ""
       raise UserError(
-        f"'{path}' has no examples (no line but a header, blank ones and those of "
-        "text_file_task.skip_labels). Choose another file."
+        f"'{path}' has no examples: no line but a header, blank ones{skipped}. Choose "
+        "another file."
       )
-    return tuple(examples)
+    return examples
 
   def _source(
     self, row: Mapping[str, Any], where: str
@@ -259,10 +321,12 @@ class _Rows:
     if self.words is None:
       return value
     if value not in self.words:
+      skip = [*self.skip, value]
       raise UserError(
-        f"{where}: '{value}' in column '{self.target}' is outside the labels "
+        f"{where}: '{value:.80}' in column '{self.target}' is outside the labels "
         f"{', '.join(self.words)}.{near_misses(value, self.words)} Correct the line, "
-        "add the label to text_file_task.labels, or leave such rows out by skip_labels."
+        "add the label to text_file_task.labels, or leave such rows out: "
+        f"text_file_task.skip_labels = {skip!r:.200}."
       )
     return self.words[value]
 
@@ -280,61 +344,87 @@ class _Rows:
       )
     return _text(value)
 
-
-def _lines(
-  path: PathLike, file_format: str | None, columns: tuple[str, ...] | None
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-  """Yields (file and line, row by column name)."""
-  known = file_format or FORMATS.get(pathlib.Path(path).suffix.lower())
-  if known not in FORMATS.values():
-    raise UserError(
-      f"'{path}' is of unknown format '{known or pathlib.Path(path).suffix}'; tsv, csv "
-      "and jsonl can be read. Set text_file_task.file_format."
-    )
-  text = _content(path)
-  if known == "jsonl":
-    yield from _json_lines(path, text)
-    return
-  header = columns
-  for number, cells in (_tsv if known == "tsv" else _csv)(path, text):
-    where = f"{path}:{number}"
-    if header is None:
-      header = tuple(cell.strip() for cell in cells)
-      if len(set(header)) < len(header):
-        raise UserError(
-          f"{where}: a column name appears twice in the header ({', '.join(header)}). "
-          "Correct it; for a file without a header, set text_file_task.columns."
-        )
-      continue
-    if len(cells) != len(header):
+  def _lines(self, path: PathLike) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields (file and line, row by column name)."""
+    known = self.file_format or FORMATS.get(pathlib.Path(path).suffix.lower())
+    if known not in FORMATS.values():
       raise UserError(
-        f"{where}: {len(cells)} columns, but {len(header)} are expected "
-        f"({', '.join(header)}). Correct the line"
-        + ("." if columns is None else ", or text_file_task.columns.")
+        f"'{path}' is of unknown format '{known or pathlib.Path(path).suffix}'; tsv, csv "
+        "and jsonl can be read. Set text_file_task.file_format."
       )
-    yield where, dict(zip(header, cells, strict=True))
+    text = read_text(path, "text_file_task.paths")
+    if known == "jsonl":
+      yield from _json_lines(path, text)
+      return
+    header = self.columns
+    lines = _tsv(path, text) if known == "tsv" else self._csv(path, text)
+    for number, cells in lines:
+      where = f"{path}:{number}"
+      if header is None:
+        header = tuple(cell.strip() for cell in cells)
+        if len(set(header)) < len(header):
+          raise UserError(
+            f"{where}: a column name appears twice in the header ({', '.join(header)}). "
+            "Correct it; for a file without a header, set text_file_task.columns."
+          )
+        continue
+      if len(cells) != len(header):
+        raise UserError(
+          f"{where}: {len(cells)} columns, but {len(header)} are expected "
+          f"({', '.join(header)}). Correct the line"
+          + ("." if self.columns is None else ", or text_file_task.columns.")
+        )
+      yield where, dict(zip(header, cells, strict=True))
+
+  def _csv(self, path: PathLike, text: str) -> Iterator[tuple[int, Sequence[str]]]:
+    """Yields the lines of a CSV file, split at what its first one is split at.
+
+    That is a comma, unless only semicolons or tabs give the columns that are asked for,
+    or as many as there are names of columns.
+    """
+    needed = {self.target, *(column for _, column in self.template if column)}
+
+    def fits(delimiter: str) -> bool:
+      try:
+        _, cells = next(_csv(path, text, delimiter), (0, ()))
+      except UserError:  # Its quotes are none between such columns.
+        return False
+      if self.columns is not None:
+        return len(cells) == len(self.columns)
+      return needed <= {cell.strip() for cell in cells}
+
+    others = () if fits(",") else tuple(filter(fits, (";", "\t")))
+    if len(others) > 1:
+      raise UserError(
+        f"'{path}' can be split at semicolons and at tabs alike. Write it with commas, or "
+        "set text_file_task.file_format = 'tsv' if tabs are meant and quotes are not."
+      )
+    yield from _csv(path, text, *(others or (",",)))
 
 
 def _json_lines(path: PathLike, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
   for number, line in enumerate(text.split("\n"), start=1):
     if line.strip():
       where = f"{path}:{number}"
-      yield where, json_row(line, where, parse_float=str, parse_int=str)
+      fix = "set text_file_task.file_format if this is no JSON-lines file"
+      yield where, json_row(line, where, fix, parse_float=str, parse_int=str)
 
 
-def json_row(line: str, where: str, **options: Any) -> dict[str, Any]:
+def json_row(line: str, where: str, fix: str = "", **options: Any) -> dict[str, Any]:
   """Returns the object that a line of a JSON-lines file holds.
 
   Args:
     line: the text.
     where: names it in errors.
+    fix: what could be done instead of correcting the line, after ', or '.
     **options: for `json.loads`.
 
   Raises:
-    UserError: it is no JSON object, or holds what is no text.
+    UserError: it is no JSON object, names a column twice, or holds what is no text.
   """
+  fix = f", or {fix}" if fix else ""
   try:
-    row = json.loads(line, **options)
+    row = json.loads(line, object_pairs_hook=_once, **options)
     if "\\u" in line:
       json.dumps(row, ensure_ascii=False).encode()
   except UnicodeEncodeError as error:
@@ -344,13 +434,50 @@ def json_row(line: str, where: str, **options: Any) -> dict[str, Any]:
   except json.JSONDecodeError as error:
     raise UserError(
       f"{where}: malformed JSON at column {error.colno} ({error.msg}). Correct the "
-      "line, or set text_file_task.file_format if this is no JSON-lines file."
+      f"line{fix}."
     ) from error
+  except RecursionError:
+    raise UserError(f"{where}: JSON nested too deeply. Correct the line.") from None
+  except _Twice as twice:
+    raise UserError(
+      f"{where}: '{twice!s:.80}' stands twice in one object. Correct the line."
+    ) from None
+  except ValueError:
+    raise UserError(
+      f"{where}: a number has thousands of digits. Correct the line."
+    ) from None
   if not isinstance(row, dict):
     raise UserError(
       f"{where}: a JSON object is expected on every line, not {line.strip()[:40]!r}."
     )
+  if line.count("{") + line.count("[") > MOST_NESTED and _depth(row) > MOST_NESTED:
+    raise UserError(f"{where}: JSON nested too deeply. Correct the line.")
   return row
+
+
+def _depth(value: Any) -> int:
+  depth, level = 0, [value]
+  while level:
+    depth += 1
+    level = [
+      inner
+      for one in level
+      if isinstance(one, dict | list)
+      for inner in (one.values() if isinstance(one, dict) else one)
+    ]
+  return depth
+
+
+class _Twice(ValueError):
+  """A name that an object has twice; JSON's readers would keep the last value alone."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    names = [name for name, _ in pairs]
+    raise _Twice(next(name for name in names if names.count(name) > 1))
+  return found
 
 
 def _tsv(path: PathLike, text: str) -> Iterator[tuple[int, Sequence[str]]]:
@@ -359,8 +486,11 @@ def _tsv(path: PathLike, text: str) -> Iterator[tuple[int, Sequence[str]]]:
       yield number, row.split("\t")
 
 
-def _csv(path: PathLike, text: str) -> Iterator[tuple[int, Sequence[str]]]:
-  reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _csv(
+  path: PathLike, text: str, delimiter: str
+) -> Iterator[tuple[int, Sequence[str]]]:
+  csv.field_size_limit(MOST_LETTERS)  # Of the whole process; Python's own is 131,072.
+  reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
   line = 1
   try:
     for cells in reader:
@@ -369,12 +499,21 @@ def _csv(path: PathLike, text: str) -> Iterator[tuple[int, Sequence[str]]]:
       line = reader.line_num + 1
   except csv.Error as error:
     raise UserError(
-      f"{path}:{line}: malformed CSV ({error}). Correct the quotes, or set "
-      "text_file_task.file_format = 'tsv' if they mean nothing."
+      f"{path}:{line}: malformed CSV ({error}). Correct the quotes: a cell with quotes in "
+      "it stands in quotes, and each of its own is doubled."
     ) from error
 
 
-def _content(path: PathLike) -> str:
+def read_text(path: PathLike, setting: str) -> str:
+  """Returns the text of a UTF-8 file, without a byte-order mark.
+
+  Args:
+    path: of the file.
+    setting: what names it, for errors.
+
+  Raises:
+    UserError: it cannot be read, or is no text in UTF-8 whose lines end with a line feed.
+  """
   try:
     content = read_bytes(to_path(path).expanduser())
   except OSError as error:
@@ -382,15 +521,22 @@ def _content(path: PathLike) -> str:
     beside = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     raise UserError(
       f"Cannot read '{path}': {error.strerror or error}."
-      f"{near_misses(pathlib.Path(path).name, beside)} Correct text_file_task.paths."
+      f"{near_misses(pathlib.Path(path).name, beside)} Correct {setting}."
     ) from error
   try:
-    return content.decode("utf-8-sig")
+    text = content.decode("utf-8-sig")
   except UnicodeDecodeError as error:
     line = content[: error.start].count(b"\n") + 1
     raise UserError(
       f"{path}:{line}: not UTF-8 ({error.reason}). Convert the file to UTF-8."
     ) from error
+  if "\0" in text:
+    line = text.partition("\0")[0].count("\n") + 1
+    raise UserError(
+      f"{path}:{line}: a NUL byte, which no text has (UTF-16 has many). Convert the file "
+      "to UTF-8."
+    )
+  return text
 
 
 def _parsed(name: str, template: str) -> tuple[tuple[str, str | None], ...]:
@@ -416,21 +562,33 @@ def _parsed(name: str, template: str) -> tuple[tuple[str, str | None], ...]:
   return tuple((literal, column) for literal, column, _, _ in parts)
 
 
-def _words(labels: Mapping[Any, Any] | Sequence[Any] | None) -> dict[str, str] | None:
-  if labels is None:
-    return None
-  if isinstance(labels, str) or not labels:
+def label_words(labels: Mapping[Any, Any] | Sequence[Any]) -> dict[str, str]:
+  """Returns the label word of each value, as text.
+
+  Args:
+    labels: a mapping from values to words, or a sequence of words, each its own value.
+
+  Raises:
+    UserError: it is none of both, or a word is none, is empty, or is not one.
+  """
+  if not isinstance(labels, Mapping | list | tuple) or not labels:
     raise UserError(
-      f"text_file_task.labels is {labels!r}; give a mapping of values to label words, "
-      "a sequence of label words, or None for free targets."
+      f"The labels (LABELS) are {labels!r}; give a mapping of values to label words, "
+      "such as {'0': 'negative', '1': 'positive'}, a list of label words, or None for "
+      "free targets."
     )
   if not isinstance(labels, Mapping):
-    labels = {word: word for word in labels}
-  words = {_text(value).strip(): _text(word) for value, word in labels.items()}
-  for value, word in words.items():
-    if not word.strip():
+    labels = {_text(word): word for word in labels}
+  words: dict[str, str] = {}
+  for value, word in labels.items():
+    if not isinstance(word, str | int | float) or not _text(word).strip():
       raise UserError(
-        f"text_file_task.labels maps '{value}' to an empty word; choose a word for it."
+        f"The labels (LABELS) map {value!r} to {word!r:.200}; choose one word for it."
+      )
+    if words.setdefault(_text(value).strip(), _text(word)) != _text(word):
+      raise UserError(
+        f"The labels (LABELS) map the value '{value}' to two words, one of them for its "
+        "other spelling. Give it once."
       )
   return words
 
@@ -444,17 +602,21 @@ def _text(value: Any) -> str:
   return str(value)
 
 
+MOST_DIGITS = 15
+"""Before the point, of a target that is rounded."""
+
+
 def nearest_multiple(value: str, step: str | decimal.Decimal) -> str | None:
   """Returns the nearest multiple of `step`, with its decimals; None if it is no number.
 
-  Halves go to the even multiple.
+  Halves go to the even multiple. No number either: one of more than `MOST_DIGITS`.
   """
   step = decimal.Decimal(step)
   try:
     number = decimal.Decimal(value)
   except decimal.InvalidOperation:
     return None
-  if not number.is_finite():
+  if not number.is_finite() or number.adjusted() >= MOST_DIGITS:
     return None
   multiple = (number / step).to_integral_value(decimal.ROUND_HALF_EVEN)
   return f"{multiple * step:f}"
@@ -464,7 +626,8 @@ def _rounded(value: str, step: decimal.Decimal, where: str) -> str:
   rounded = nearest_multiple(value, step)
   if rounded is None:
     raise UserError(
-      f"{where}: the target '{value}' is no number, but targets are to be rounded to "
-      f"multiples of {step}. Correct the line, or leave out round_targets_to."
+      f"{where}: the target '{value:.80}' is no number (of {MOST_DIGITS} digits at most), "
+      f"but targets are to be rounded to multiples of {step}. Correct the line, or leave "
+      "out text_file_task.round_targets_to."
     )
   return rounded

@@ -136,7 +136,7 @@ def read(
 
 def subject(
   prompt: str | None,
-  vector: str | None,
+  vector: Vector | None,
   initial: str | None,
   coefficient: float,
   which: str,
@@ -148,7 +148,13 @@ def subject(
   """
   if prompt is not None and vector is not None:
     raise UserError("Both a prompt and a vector were given; evaluate one at a time.")
-  ((one,),) = read(prompt, vector, initial, (coefficient,), which)
+  found = read(prompt, vector, initial, (coefficient,), which)
+  if len(found) != 1:
+    raise UserError(
+      f"{len(found)} prompts were given, and only an evaluation (eval.gin) takes several. "
+      "Give one PROMPT_PATH, or one VECTOR on one INITIAL."
+    )
+  ((one,),) = found
   return dict(one.leaves or {}), one.provenance
 
 

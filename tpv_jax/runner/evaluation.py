@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,8 @@ import numpy as np
 
 from tpv_jax import files, partitioning
 from tpv_jax.backbone import loading
-from tpv_jax.data import suite
-from tpv_jax.data.labels import check_task
+from tpv_jax.data import suite, text_files
+from tpv_jax.data.labels import check_labels, check_lengths, check_task
 from tpv_jax.data.tasks import SPLITS, Example, Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError, at_least, near_misses
@@ -365,7 +366,7 @@ def _write_predictions(
 ) -> None:
   by_name = {task.name: task for task in tasks}
   lines = [
-    json.dumps(
+    _json_line(
       {
         **({"candidate": names[number]} if names else {}),
         "task": result.task,
@@ -374,15 +375,14 @@ def _write_predictions(
         "target": example.targets,
         "generated": generated,
         "label": None if result.chosen is None else result.chosen[index],
-      },
-      ensure_ascii=False,
+      }
     )
     for number, result in enumerate(results)
     for index, (example, generated) in enumerate(
       zip(by_name[result.task].examples(result.split), result.generated, strict=True)
     )
   ]
-  files.write_text(path, "\n".join(lines) + "\n", overwrite)
+  files.write_text(path, "".join(lines), overwrite)
 
 
 def infer(
@@ -394,7 +394,10 @@ def infer(
   output: str,
   prompt: str | None = None,
   which: str = "best",
-  labels: Sequence[str] | None = None,
+  vector: candidates.Vector | None = None,
+  initial: str | None = None,
+  coefficient: float = 1.0,
+  labels: Mapping[Any, Any] | Sequence[Any] | None = None,
   batch_size: int = 64,
   overwrite: bool = False,
   model_parallel: int = 1,
@@ -402,34 +405,30 @@ def infer(
   """Writes one JSON line for each line of a text file: what the prompt makes of it.
 
   Args:
-    input_file: UTF-8 text, one source a line.
+    input_file: UTF-8 text, one source a line, which ends with a line feed (perhaps after
+      a carriage return). It is read as it is: no template is applied.
     output: JSON lines `{"inputs", "generated"}`, with labels also `"label"` (the one
       that scores highest) and `"scores"` (log-probabilities by label).
-    labels: score these instead of leaving the choice to generation.
+    labels: score these instead of leaving the choice to generation: a list of words, or
+      a task's mapping of values to words.
     See `evaluate` for the others.
 
   Returns: 0, the exit code.
 
   Raises:
-    UserError: an empty input, an output that exists, or a prompt of another backbone.
+    UserError: an input that is empty or holds no lines of text, an output that exists,
+      labels that can't be written, or a prompt of another backbone.
   """
   files.check_output(output, overwrite)
+  words = None
+  if labels is not None:
+    words = tuple(dict.fromkeys(text_files.label_words(labels).values()))
+    check_lengths(lengths)
+    check_labels(words, vocabulary, lengths["targets"], "LABELS")
   processes.wait_for_all("the output is checked")
-  try:
-    text = files.to_path(input_file).read_text(encoding="utf-8")
-  except FileNotFoundError:
-    raise UserError(files.missing(input_file)) from None
-  except UnicodeDecodeError as error:
-    raise UserError(
-      f"'{input_file}' is no UTF-8 text ({error}). Convert it: iconv -f LATIN1 -t UTF-8."
-    ) from error
-  lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
-  if not lines:
-    raise UserError(
-      f"'{input_file}' is empty. Give a text file with one source a line."
-    )
+  lines = _lines(input_file)
   loaded = loading.load_backbone(backbone, model.network, vocabulary)
-  leaves, provenance = candidates.subject(prompt, None, None, 1.0, which)
+  leaves, provenance = candidates.subject(prompt, vector, initial, coefficient, which)
   if provenance is not None:
     candidates.check_fits(leaves, provenance, loaded)
   evaluator = Evaluator(
@@ -441,17 +440,46 @@ def infer(
     partitioning.make_mesh(model_parallel),
   )
   tokenized = evaluator.tokenize([Example(line, "") for line in lines])
-  generated, scored = evaluator.answer(leaves or None, tokenized, labels)
+  generated, scored = evaluator.answer(leaves or None, tokenized, words)
   rows: list[dict[str, Any]] = [
     {"inputs": line, "generated": text}
     for line, text in zip(lines, generated, strict=True)
   ]
-  if labels is not None and scored is not None:
+  if words is not None and scored is not None:
     for row, row_scores in zip(rows, scored, strict=True):
-      row["label"] = labels[int(row_scores.argmax())]
-      row["scores"] = dict(zip(labels, map(float, row_scores), strict=True))
+      row["label"] = words[int(row_scores.argmax())]
+      row["scores"] = dict(zip(words, map(float, row_scores), strict=True))
   if processes.is_writer():
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    files.write_text(output, text, overwrite)
-    print(f"Wrote {len(rows)} lines to {output}: {tokenized.report()}")
+    files.write_text(output, "".join(map(_json_line, rows)), overwrite)
+    print(
+      f"Wrote {len(rows)} lines to {output}; each was read as it is, without a template. "
+      f"Sources: {tokenized.sources}."
+    )
   return 0
+
+
+_TABLES = (*text_files.FORMATS, ".parquet", ".xlsx")
+
+
+def _lines(path: str) -> list[str]:
+  """Returns the lines of a text file: what ends with a line feed, or with the file."""
+  if (suffix := pathlib.PurePath(path).suffix.lower()) in _TABLES:
+    raise UserError(
+      f"'{path}' is a table ({suffix}), and INPUT_FILE has one source a line, which is "
+      "read as it is. Write the sources, with the words of the task's template, to a .txt "
+      "file; or evaluate the file as a task (gin_configs/tasks/text_files.gin with "
+      "runs/eval.gin), with PREDICTIONS = True."
+    )
+  text = text_files.read_text(path, "INPUT_FILE")
+  if not text:
+    raise UserError(f"'{path}' is empty. Give a text file with one source a line.")
+  lines = text.removesuffix("\n").split("\n")
+  return [line.removesuffix("\r") for line in lines]
+
+
+_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+
+
+def _json_line(row: Mapping[str, Any]) -> str:
+  """Returns the row as one line of JSON, whatever a reader takes for a line's end."""
+  return json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS) + "\n"

@@ -225,8 +225,8 @@ class Evaluator:
         examples[key] = task.examples(split)
         tokenized[key] = self.tokenize(examples[key])
         written[key] = [self._spelling(one.targets) for one in examples[key]]
-        lost = tokenized[key].sources or tokenized[key].answers
-        if lost and processes.is_writer():
+        anything = tokenized[key].sources or tokenized[key].answers
+        if anything and processes.is_writer():
           tqdm.write(f"{task.name}, {split}: {tokenized[key].report()}")
     answers = self.answer_all(
       [
