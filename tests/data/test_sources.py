@@ -115,7 +115,9 @@ def test_a_damaged_description_of_rows_says_what_to_do(tmp_path):
   sources.prepare(SST2, tmp_path / "data", own, str)
   path = sources.raw(SST2, tmp_path / "data").folder / "about.json"
   path.write_text(path.read_text()[:20])
-  with pytest.raises(UserError, match=r"about\.json' is no JSON object.* prepare the task"):
+  with pytest.raises(
+    UserError, match=r"about\.json' is no JSON object.* prepare the task"
+  ):
     sources.raw(SST2, tmp_path / "data")
 
 
