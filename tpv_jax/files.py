@@ -79,6 +79,16 @@ def absolute(path: PathLike) -> Path:
   return found if is_remote(found) else found.absolute()
 
 
+def without_folders(name: str) -> str:
+  """Returns a model's name for others: of a path from the root or home its last part.
+
+  A name on the hub, as 'google/t5-v1_1-base', and a relative path stay as they are.
+  """
+  if re.match(r"[/\\~]|[A-Za-z]:[/\\]|file:", name):
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+  return name
+
+
 def cache_folder() -> pathlib.Path:
   """Returns the folder of what may be deleted at any time: `~/.cache/tpv_jax`."""
   root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"

@@ -4,7 +4,10 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -132,6 +135,7 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(adapter, changes):
   ("kind", "pattern"),
   [
     ("MULTITASK_PROMPT_TUNING", r"multitask prompt tuning \(MPT\).*of 3 tasks.*\.npy"),
+    ("PREFIX_TUNING", "is an adapter of PREFIX_TUNING, and only those of PROMPT_TUN"),
     ("LORA", "is an adapter of LORA, and only those of PROMPT_TUNING are read"),
     ("P_TUNING", "is an adapter of P_TUNING, and only those of PROMPT_TUNING"),
     (None, "is an adapter of None, and only"),
@@ -392,3 +396,119 @@ def test_vector_commands_read_and_compare_adapters(adapter, make_run, tmp_path, 
   shown = capsys.readouterr().out
   assert identity.prompt_digest({"prompt": ROWS[:5]}) in shown
   assert "initial       unknown" in shown and "steps         unknown" in shown
+
+
+RNG = np.random.default_rng(1)
+DEPT = {
+  "prompt_embeddings": ROWS[:4],
+  "prompt_encoder.lora_embedding_A": RNG.standard_normal((8, 3)).astype(np.float32),
+  "prompt_encoder.lora_embedding_B": RNG.standard_normal((3, 6)).astype(np.float32),
+}
+# As ShiZhengyan/DePT publishes it, in checkpoints/cola.
+DEPT_CONFIG = {
+  **{"peft_type": "PROMPT_TUNING_LORA", "num_virtual_tokens": 4, "r": 3},
+  **{"lora_alpha": 8, "max_length": 8, "num_transformer_submodules": 1, "bias": "none"},
+  **{"hidden_size": 6, "save_lora_embeddings": True, "init_lora_weights": True},
+}
+
+
+def test_an_adapter_of_depts_code_gives_its_parameters_and_alpha(adapter):
+  item = sources.load(adapter(DEPT, **DEPT_CONFIG))
+  assert item.provenance.alpha == 8 and item.provenance.method == "dept"
+  folded = algebra.fold(item).leaves
+  np.testing.assert_array_equal(folded["prompt"], ROWS[:4])
+  # Their forward adds lora_alpha / sqrt(r) * A[:length] @ B to a source's embeddings.
+  a, b = (DEPT[f"prompt_encoder.lora_embedding_{name}"] for name in "AB")
+  np.testing.assert_allclose(folded["delta"], 8 / np.sqrt(3) * (a @ b), rtol=1e-5)
+
+
+def test_an_adapter_of_depts_code_without_alpha_asks_for_it(adapter):
+  item = sources.load(adapter(DEPT, **{**DEPT_CONFIG, "lora_alpha": None}))
+  with pytest.raises(UserError, match="--alpha"):
+    algebra.fold(item)
+
+
+@pytest.mark.parametrize(
+  ("left", "changes", "pattern"),
+  [
+    (
+      1,
+      {},
+      "holds prompt_embeddings, where an adapter of DePT holds just .* and 'prom",
+    ),
+    (3, {"r": 4}, r"the rank 4, and A is \[8, 3\], B \[3, 6\], the prompt \[4, 6\]"),
+    (3, {"max_length": 256}, "a longest source of 256 and the rank 3, and A is"),
+    (3, {"num_virtual_tokens": 5}, "does not fit its weights: it states 5 virtual"),
+  ],
+)
+def test_an_adapter_of_depts_code_that_does_not_fit_is_refused(
+  adapter, left, changes, pattern
+):
+  leaves = dict([*DEPT.items()][:left])
+  refused(adapter(leaves, **{**DEPT_CONFIG, **changes}), pattern)
+
+
+def test_the_command_for_a_multitask_adapter_gives_the_prompt_that_peft_uses(
+  adapter, tmp_path
+):
+  cols = RNG.standard_normal((3, 10, 1)).astype(np.float32)
+  rows = RNG.standard_normal((3, 1, 6)).astype(np.float32)
+  leaves = {
+    **{"prefix_task_cols": cols, "prefix_task_rows": rows, "prompt_embeddings": ROWS}
+  }
+  folder = adapter(leaves, peft_type="MULTITASK_PROMPT_TUNING", num_tasks=3)
+  with pytest.raises(UserError) as caught:
+    sources.load(folder)
+  command = re.search(r"python -c '.*'$", str(caught.value))[0]
+  command = command.replace("task = 0", "task = 2")
+  path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+  environment = {**os.environ, "PATH": path}
+  subprocess.run(command, shell=True, check=True, cwd=tmp_path, env=environment)
+  found = sources.load(tmp_path / "OUT.npy").leaves["prompt"]
+  # PEFT multiplies all rows and puts the first num_virtual_tokens before a source.
+  np.testing.assert_allclose(found, (ROWS * (cols[2] @ rows[2]))[:5], rtol=1e-6)
+
+
+def test_a_multitask_adapter_as_a_pickle_is_told_to_be_one(adapter):
+  folder = adapter(peft_type="MULTITASK_PROMPT_TUNING", num_virtual_tokens="x]; exit(")
+  with pytest.raises(UserError) as caught:
+    sources.load(folder)
+  assert "exit" not in str(caught.value)
+  (folder / peft.WEIGHTS).rename(folder / "adapter_model.bin")
+  refused(folder, "adapter_model.bin' is a pickle")
+
+
+def test_an_adapter_in_a_subfolder_is_named(adapter):
+  folder = adapter()
+  (folder.parent / "out").mkdir()
+  folder.rename(folder.parent / "out" / "sst2")
+  refused(folder.parent / "out", "It holds sst2: give one of these")
+
+
+@pytest.mark.parametrize(
+  ("base", "name"),
+  [
+    ("/home/alice/secret/t5-base/", "t5-base"),
+    ("~/models/t5", "t5"),
+    ("C:\\Users\\alice\\t5", "t5"),
+    ("google/t5-v1_1-base", "google/t5-v1_1-base"),
+    ("models/t5", "models/t5"),
+  ],
+)
+def test_no_path_of_a_machine_goes_into_files_that_others_get(
+  adapter, tmp_path, base, name, capsys
+):
+  folder = adapter(base_model_name_or_path=base)
+  item = sources.load(folder)
+  assert item.provenance.backbone_name == name
+  command = ["export", str(folder), "--to=peft", "-o", str(tmp_path / "out")]
+  code = cli.main([*command, "--base-model", base])
+  if base == name:
+    assert code == 0
+    content = json.loads((tmp_path / "out" / peft.CONFIG).read_text())
+    assert content["base_model_name_or_path"] == base
+  else:
+    assert code == 2 and not (tmp_path / "out").exists()
+    assert f"is a path of this machine, and would stand in the {peft.CONFIG}" in (
+      capsys.readouterr().err
+    )

@@ -337,3 +337,35 @@ def test_a_file_of_ours_longer_than_any_prompt_is_refused_unread(tmp_path):
     file.truncate(1 << 33)
   with pytest.raises(UserError, match=r"has 8589934592 bytes, and no prompt or"):
     sources.load(path)
+
+
+def test_what_google_prompt_tuning_saves_is_read(tmp_path):
+  # `Checkpointer.save_numpy` of google-research/prompt-tuning: no ending.
+  values = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+  folder = tmp_path / "numpy_checkpoints" / "checkpoint_1150000"
+  folder.mkdir(parents=True)
+  with open(folder / "encoder.prompt.prompt.prompt", "wb") as file:
+    np.save(file, values)
+  for path in (folder, folder / "encoder.prompt.prompt.prompt"):
+    loaded = sources.load(path)
+    np.testing.assert_array_equal(loaded.leaves["prompt"], values)
+    assert loaded.provenance.method == "plain"
+  with open(folder / "encoder.task_prompts", "wb") as file:
+    np.save(file, np.stack([values] * 3))
+  with pytest.raises(UserError, match=r"It holds encoder.prompt.prompt.prompt, "):
+    sources.load(folder)
+  with pytest.raises(UserError, match=r"checkpoint_1150000"):
+    sources.load(tmp_path / "numpy_checkpoints")
+
+
+@pytest.mark.parametrize("nested", (True, False))
+def test_the_prompt_inside_of_an_encoder_is_read(tmp_path, nested):
+  # Where google-research/prompt-tuning keeps it under T5X.
+  values = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+  prompt = {"prompt": {"prompt": values}} if nested else {"prompt": values}
+  encoder = {"prompt": prompt, "encoder_norm": {"scale": np.ones(6, np.float32)}}
+  path = tmp_path / "checkpoint_1150000"
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    tree = {"target": {"encoder": encoder}, "state": {"step": np.int32(1)}}
+    checkpointer.save((path / "state").absolute(), args=ocp.args.PyTreeSave(tree))
+  np.testing.assert_array_equal(sources.load(path).leaves["prompt"], values)

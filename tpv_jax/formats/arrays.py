@@ -89,13 +89,33 @@ def holds_arrays(path: files.PathLike) -> bool:
   if suffix in (*SUFFIXES, *PICKLES):
     return not file.is_dir()
   if suffix != ".safetensors" or not file.is_file():
-    return False
+    return file.is_file() and _begins_as_npy(file)
   try:
     metadata = safetensors_io.read_header(file).metadata
   except UserError:
     return False  # What is wrong with it `store.read` says.
   # Any of them: a byte of ours that was changed does not make it another tool's.
   return not {"content_digest", "provenance", "written_by"} & set(metadata)
+
+
+def npy_files(folder: files.Path) -> list[str]:
+  """Returns the names of the arrays in a folder that have no ending, sorted.
+
+  Such as `encoder.prompt.prompt.prompt`, in the folders `numpy_checkpoints/checkpoint_*` of
+  google-research/prompt-tuning.
+  """
+  return sorted(
+    entry.name
+    for entry in folder.iterdir()
+    if entry.is_file() and entry.suffix.lower() not in (*SUFFIXES, ".safetensors")
+    if _begins_as_npy(entry)
+  )
+
+
+def _begins_as_npy(file: files.Path) -> bool:
+  with contextlib.suppress(OSError, UserError), files.reading(file) as opened:
+    return opened.read(6) == b"\x93NUMPY"
+  return False
 
 
 def prompts(path: files.PathLike) -> list[str]:

@@ -10,13 +10,14 @@ Of an encoder-decoder model PEFT makes 2P rows for P prompt tokens and uses the 
 
 import contextlib
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from tpv_jax import files, safetensors_io
+from tpv_jax import errors, files, safetensors_io
 from tpv_jax.errors import UserError
 from tpv_jax.formats import arrays, sidecar
 from tpv_jax.vectors import algebra
@@ -27,6 +28,14 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PROVENANCE = "tpv_provenance.json"
 LEAF = "prompt_embeddings"
+
+DEPT = "PROMPT_TUNING_LORA"
+"""What DePT's own code, a copy of PEFT, calls its adapters."""
+
+_LOW_RANK = {
+  "prompt_encoder.lora_embedding_A": "low_rank_a",
+  "prompt_encoder.lora_embedding_B": "low_rank_b",
+}
 
 _PICKLE = "adapter_model.bin"
 
@@ -53,9 +62,10 @@ def is_adapter(path: files.PathLike) -> bool:
 def read(path: files.PathLike) -> Loaded:
   """Returns the prompt of an adapter of prompt tuning, its values as fp32.
 
-  Of doubled rows the first half. Its provenance is what `write` put beside it. Otherwise
-  the config gives the backbone's name and PEFT's version, and what it says of the task
-  type, the initialisation and the doubled rows becomes notes. The rest stays unknown.
+  Of doubled rows the first half. Those that DePT's own code saves give the parameters of
+  DePT and their alpha. Its provenance is what `write` put beside it. Otherwise the config
+  gives the backbone's name and PEFT's version, and what it says of the task type, the
+  initialisation and the doubled rows becomes notes. The rest stays unknown.
 
   Args:
     path: the folder, or the file of weights with the config beside it, whatever its
@@ -73,13 +83,17 @@ def read(path: files.PathLike) -> Loaded:
   elif folder.is_file():
     folder, weights = folder.parent, folder
   config = _config(folder)
-  _refuse_other_kind(config, shown)
-  values = _values(weights or _weights(folder))
-  tokens = _tokens(config, values.shape, shown)
-  leaves = {"prompt": values[:tokens].copy()}
+  _refuse_other_kind(config, folder)
+  leaves = _values(weights or _weights(folder), config)
+  rows = len(leaves["prompt"])
+  tokens = _tokens(config, leaves["prompt"].shape, shown)
+  leaves["prompt"] = leaves["prompt"][:tokens].copy()
+  if config.get("peft_type") == DEPT:
+    leaves["short_prompt"] = leaves.pop("prompt")
+    _check_low_rank(config, leaves, shown)
   known = sidecar.read(files.inside(folder, PROVENANCE), leaves, shown)
   if known is None:
-    known = _provenance(config, leaves, len(values))
+    known = _provenance(config, leaves, rows, tokens)
   return Loaded(leaves, known, shown)
 
 
@@ -97,17 +111,23 @@ def write(
   Args:
     path: a new folder; with `overwrite` one whose files of these names are replaced.
     prompt: any prompt that adds nothing to the source's embeddings.
-    base_model: what PEFT calls the backbone: a name on the hub or a folder, from which
-      `AutoPeftModelForSeq2SeqLM` loads it. `PeftModel` needs none.
+    base_model: what PEFT calls the backbone: a name on the hub or a relative path, from
+      which `AutoPeftModelForSeq2SeqLM` loads it. `PeftModel` needs none.
     overwrite: whether existing files may be replaced.
 
   Raises:
     UserError: a vector was given, a prompt with a delta other than 0, or one of an unknown
-      alpha; `path` exists.
+      alpha; `path` exists; `base_model` is an absolute path.
     OSError: nothing was written.
   """
   folder = files.to_path(path)
   check_output(folder, overwrite)
+  if base_model is not None and files.without_folders(base_model) != base_model:
+    raise UserError(
+      f"'{base_model}' is a path of this machine, and would stand in the {CONFIG} that "
+      "others get. Give the backbone's name on the hub, or a path from where the adapter "
+      f"will be loaded, as '{files.without_folders(base_model)}'."
+    )
   folded = algebra.fold(prompt)
   refuse_delta(folded, "A PEFT adapter of prompt tuning")
   values = np.asarray(folded.leaves["prompt"], np.float32)
@@ -180,20 +200,29 @@ def _config(folder: files.Path) -> Mapping[str, Any]:
   return files.read_json(path)
 
 
-def _refuse_other_kind(config: Mapping[str, Any], shown: str) -> None:
+def _refuse_other_kind(config: Mapping[str, Any], folder: files.Path) -> None:
   kind = config.get("peft_type")
-  if kind == "PROMPT_TUNING":
+  if kind in ("PROMPT_TUNING", DEPT):
     return
   if kind == "MULTITASK_PROMPT_TUNING":
+    path, tokens = _weights(folder), config.get("num_virtual_tokens")
+    tokens = tokens if type(tokens) is int else 0  # It stands in a command.
+    code = (
+      f"import numpy as np; from tpv_jax import safetensors_io; task = 0; "
+      f"w = safetensors_io.read({json.dumps(str(path))})[1]; "
+      'np.save("OUT.npy", (w["prompt_embeddings"] * (w["prefix_task_cols"][task] @ '
+      f'w["prefix_task_rows"][task]))[:{tokens}])'
+    )
     raise UserError(
-      f"'{shown}' is an adapter of multitask prompt tuning (MPT): the prompt of a task is "
+      f"'{folder}' is an adapter of multitask prompt tuning (MPT): the prompt of a task is "
       "the shared prompt times a low-rank matrix of that task, and it holds those of "
-      f"{config.get('num_tasks')} tasks. Multiply out the one you mean (prompt_embeddings "
-      "* (prefix_task_cols[task] @ prefix_task_rows[task])) and import that as .npy."
+      f"{str(config.get('num_tasks'))[:20]} tasks. Multiply out the one you mean, by its "
+      f"number, and import that: {errors.python_command(code)}"
     )
   raise UserError(
-    f"'{shown}' is an adapter of {str(kind)[:60]}, and only those of PROMPT_TUNING are "
-    "read: rows that stand before a source, and nothing else."
+    f"'{folder}' is an adapter of {str(kind)[:60]}, and only those of PROMPT_TUNING are "
+    "read, and of DePT's own code: rows that stand before a source, and what is added to "
+    "it."
   )
 
 
@@ -206,19 +235,47 @@ def _weights(folder: files.Path) -> files.Path:
   return path
 
 
-def _values(path: files.Path) -> np.ndarray:
+def _values(path: files.Path, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Returns the leaves of an adapter under our names, the rows as 'prompt'."""
+  due = {LEAF: "prompt"}
+  if config.get("peft_type") == DEPT:
+    due |= _LOW_RANK
   with safetensors_io.opened(path) as (_, leaves):
-    if set(leaves) != {LEAF}:
-      held = ", ".join(sorted(leaves)[:5]) or "nothing"
+    if set(leaves) != set(due):
+      held = errors.some(sorted(leaves), 5) or "nothing"
+      kind = "DePT" if len(due) > 1 else "prompt tuning"
       raise UserError(
-        f"'{path}' holds {held}, where an adapter of prompt tuning holds {LEAF!r} alone. "
-        "If more was trained than the prompt, the prompt alone means nothing."
+        f"'{path}' holds {held}, where an adapter of {kind} holds just "
+        f"{' and '.join(map(repr, due))}. If more was trained than the prompt, the prompt "
+        "alone means nothing."
       )
-    leaf = leaves[LEAF]
-    if len(leaf.shape) != 2:
-      raise UserError(f"'{path}' holds {LEAF!r} of shape {leaf.shape}, no matrix.")
-    arrays.refuse_large(math.prod(leaf.shape), str(path))
-    return arrays.to_fp32(np.asarray(leaf), LEAF, str(path))
+    for name, leaf in leaves.items():
+      if len(leaf.shape) != 2:
+        raise UserError(f"'{path}' holds {name!r} of shape {leaf.shape}, no matrix.")
+    values = sum(math.prod(leaf.shape) for leaf in leaves.values())
+    arrays.refuse_large(values, str(path))
+    return {
+      due[name]: arrays.to_fp32(np.asarray(leaf), name, str(path))
+      for name, leaf in leaves.items()
+    }
+
+
+def _check_low_rank(
+  config: Mapping[str, Any], leaves: Mapping[str, np.ndarray], shown: str
+) -> None:
+  """Raises `UserError` unless DePT's config fits its low-rank matrices."""
+  (source, rank), width = leaves["low_rank_a"].shape, leaves["short_prompt"].shape[1]
+  stated = [config.get(name) for name in ("max_length", "r")]
+  if leaves["low_rank_b"].shape != (rank, width) or any(
+    number not in (None, found)
+    for number, found in zip(stated, (source, rank), strict=True)
+  ):
+    raise UserError(
+      f"The {CONFIG} of '{shown}' does not fit its weights: it states a longest source "
+      f"of {stated[0]} and the rank {stated[1]}, and A is {[source, rank]}, B "
+      f"{list(leaves['low_rank_b'].shape)}, the prompt {[*leaves['short_prompt'].shape]}. "
+      "Take another copy of both."
+    )
 
 
 def _tokens(config: Mapping[str, Any], shape: tuple[int, ...], shown: str) -> int:
@@ -240,7 +297,7 @@ def _tokens(config: Mapping[str, Any], shape: tuple[int, ...], shown: str) -> in
 
 
 def _provenance(
-  config: Mapping[str, Any], leaves: Mapping[str, np.ndarray], rows: int
+  config: Mapping[str, Any], leaves: Mapping[str, np.ndarray], rows: int, tokens: int
 ) -> Provenance:
   """Returns what PEFT's own files say of a prompt."""
 
@@ -254,16 +311,19 @@ def _provenance(
     if (value := text(name)) is not None
   ]
   notes = [f"its PEFT config says: {', '.join(stated)}"] if stated else []
-  tokens = len(leaves["prompt"])
   if rows > tokens:
     notes.append(
       f"rows {tokens} to {rows - 1} of the PEFT adapter were left out, for PEFT makes "
       "them for the decoder and never uses them"
     )
-  version = text("peft_version")
+  version, alpha = text("peft_version"), config.get("lora_alpha")
+  known = of_leaves(leaves)
+  if known.space == "factor" and type(alpha) in (int, float) and math.isfinite(alpha):
+    known = dataclasses.replace(known, alpha=float(alpha))
+  base = text("base_model_name_or_path")
   return dataclasses.replace(
-    of_leaves(leaves),
-    backbone_name=text("base_model_name_or_path"),
+    known,
+    backbone_name=base and files.without_folders(base),
     versions={} if version is None else {"peft": version},
     notes=tuple(notes),
   )

@@ -148,9 +148,12 @@ def _status(run: files.Path) -> str:
 
 def _from_checkpoint(path: files.Path) -> Loaded:
   if orbax_io.state_folder(path) is None and not orbax_io.checkpoints_in(path):
+    arrays_there = arrays.npy_files(path)
+    if len(arrays_there) == 1:
+      return arrays.read(path / arrays_there[0])
     _refuse_folder(path)
   leaves = {}
-  for name, leaf in orbax_io.read_leaves(path).items():
+  for name, leaf in _saved_prompt(path).items():
     if not identity.is_floating(leaf.dtype):
       raise UserError(
         f"Leaf '{name}' of the prompt in '{path}' is {leaf.dtype}, not floating-point. "
@@ -164,6 +167,21 @@ def _from_checkpoint(path: files.Path) -> Loaded:
   return Loaded(leaves, provenance, str(path))
 
 
+def _saved_prompt(path: files.Path) -> dict[str, np.ndarray]:
+  """Returns the leaves of the prompt in a checkpoint.
+
+  That of google-research/prompt-tuning is one array inside of the encoder.
+  """
+  try:
+    return orbax_io.read_leaves(path)
+  except UserError:
+    with contextlib.suppress(UserError):
+      theirs = orbax_io.read_leaves(path, "target/encoder/prompt")
+      if len(theirs) == 1:
+        return {"prompt": next(iter(theirs.values()))}
+    raise
+
+
 def _refuse_folder(path: files.Path) -> None:
   """Raises `UserError` about a folder without a checkpoint, saying what is in it."""
   inside = sorted(entry.name for entry in path.iterdir())
@@ -171,8 +189,11 @@ def _refuse_folder(path: files.Path) -> None:
     usable = [
       name
       for name in inside
-      if name.endswith(".safetensors") or is_run_folder(path / name)
+      if name.endswith((".safetensors", ".npy", ".npz"))
+      or is_run_folder(path / name)
+      or peft.is_adapter(path / name)
     ]
+    usable += arrays.npy_files(path)
     held = f" It holds {', '.join(usable[:5])}: give one of these." if usable else ""
     raise UserError(
       f"'{path}' is no run folder, Orbax checkpoint or PEFT adapter.{held or ' Check it.'}"
