@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from tpv_jax import identity, optimizers, orbax_io
 from tpv_jax.backbone import loading
-from tpv_jax.data import batches, packing, tasks, vocabularies
+from tpv_jax.data import batches, metrics, packing, tasks, vocabularies
 from tpv_jax.errors import UserError
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts.equations import Folded
@@ -114,7 +114,7 @@ def test_exact_match_is_one_in_training_searches_and_evaluation(tiny, prompt, ca
   tokenized = evaluator.tokenize(examples)
   batch = batches.features(tokenized.inputs, tokenized.targets)
   params = tiny.backbone.params | {"prompt": leaves}
-  _, metrics = model.loss_fn(params, batch, None)
+  _, found_by_training = model.loss_fn(params, batch, None)
   _, sums = model.bank_loss_sums(
     Folded.of({name: leaf[None] for name, leaf in leaves.items()}),
     tiny.backbone.params,
@@ -135,7 +135,7 @@ def test_exact_match_is_one_in_training_searches_and_evaluation(tiny, prompt, ca
   }[case]
   assert found == pytest.approx(expected / len(examples))
   assert evaluator.exact_match(leaves, tokenized) == pytest.approx(found)
-  assert metrics["exact_match"].compute() == pytest.approx(found)
+  assert found_by_training["exact_match"].compute() == pytest.approx(found)
   assert sums["exact_match"][0] / sums["examples"][0] == pytest.approx(found)
 
 
@@ -600,6 +600,30 @@ def test_a_search_chooses_the_coefficient_with_the_best_mean(
   )
   (searched,) = (one["search"]["scores"]["parity"] for one in found["candidates"])
   assert searched[0] == labels["results"][0]["label_accuracy"]
+
+
+def test_a_search_whose_scores_are_all_equal_says_so(
+  tiny, prompt, vectors, tmp_path, capsys
+):
+  run, (vector, _) = str(prompt[0]), vectors
+  report = evaluate(
+    tiny, tmp_path, vector=vector, initial=run, search=[1e-9, 0.0], search_examples=8
+  )
+  line = f"{vector} on {run}: all 2 tries score "
+  assert line in (said := capsys.readouterr().out)
+  assert "taken was 0, the smallest coefficient" in said
+  assert report["candidates"][0]["coefficient"] == 0
+  assert candidates_of.equal_scores("it", [0.5, 0.25], "x") is None
+  assert candidates_of.equal_scores("it", [0.5], "x") is None
+
+
+def test_a_table_in_a_log_has_every_name_whole(capsys):
+  names = sorted(metrics.METRICS) + [f"label_{name}" for name in metrics.METRICS]
+  scores = dict.fromkeys(names, 0.5)
+  task = "super_glue_multirc"
+  evaluation.print_table([evaluator_of.Result(task, "test", 1, scores, [], None, 0)])
+  shown = capsys.readouterr().out
+  assert all(name in shown for name in (task, *names))
 
 
 def test_a_search_by_the_tasks_own_metric_scores_as_an_evaluation_does(

@@ -33,7 +33,14 @@ from tpv_jax.errors import UserError, at_least, near_misses
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import budget, ept, plain
 from tpv_jax.prompts.initial import Initial
-from tpv_jax.runner import ablation_report, cost, processes, report, training
+from tpv_jax.runner import (
+  ablation_report,
+  candidates,
+  cost,
+  processes,
+  report,
+  training,
+)
 from tpv_jax.runner.evaluator import Evaluator
 from tpv_jax.runner.run_folder import open_output, versions
 from tpv_jax.runner.task_data import TaskData
@@ -377,8 +384,15 @@ class _Runs:
       found[method]["tries"].append(
         {"rates": rates, "validation": values, "mean": float(np.mean(values))}
       )
-    for tried in found.values():
+    for method, tried in found.items():
       tried["rates"] = chosen(tried["tries"], self.settings["best_metric"])
+      line = candidates.equal_scores(
+        f"Learning rates of {method}",
+        [one["mean"] for one in tried["tries"]],
+        f"{tried['rates']}, the first",
+      )
+      if line and processes.is_writer():
+        tqdm.write(line)
     return found
 
   def score(

@@ -158,6 +158,22 @@ def subject(
   return dict(one.leaves or {}), one.provenance
 
 
+def equal_scores(what: str, scores: Sequence[float], chosen: str) -> str | None:
+  """Returns a line to be shown if a search has nothing to choose by, otherwise None.
+
+  Args:
+    what: was searched.
+    scores: of all that was tried.
+    chosen: what was taken all the same, and why.
+  """
+  if len(scores) < 2 or min(scores) < max(scores):
+    return None
+  return (
+    f"{what}: all {len(scores)} tries score {scores[0]:.4g}, so they don't tell which is "
+    f"best; taken was {chosen}. More examples, another metric or other tries may tell."
+  )
+
+
 def tasks_of(candidate: Candidate, tasks: Sequence[Task]) -> list[Task]:
   """Returns the tasks that the candidate was trained on, all of them if it names none.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from tpv_jax import files, partitioning
 from tpv_jax.backbone import loading
@@ -289,6 +290,13 @@ def _search(
       "coefficients": [one.coefficient for one in group],
       "scores": tried[number],
     }
+    line = candidates.equal_scores(
+      f"Search on {split} by {metric}, {winner.name.partition(' * ')[2]}",
+      means.tolist(),
+      f"{winner.coefficient:g}, the smallest coefficient",
+    )
+    if line and processes.is_writer():
+      tqdm.write(line)
     best.append([winner])
   return best, searches
 
@@ -343,7 +351,9 @@ def print_table(
   from rich.table import Table
 
   names = list(dict.fromkeys(name for result in results for name in result.scores))
-  table = Table(*(["", *_COLUMNS] if numbers else _COLUMNS), *names)
+  table = Table()
+  for name in [*([""] if numbers else []), *_COLUMNS, *names]:
+    table.add_column(name, overflow="fold")
   for index, result in enumerate(results):
     scores = [
       f"{100 * result.scores[name]:.1f}" if name in result.scores else ""
@@ -353,7 +363,7 @@ def print_table(
     table.add_row(*own, result.task, result.split, str(result.examples), *scores)
   console = Console()
   if not console.is_terminal:
-    console.width = max(console.width, 120)  # Names are not cut in a log.
+    console.width = 1 << 16  # A log is as wide as its lines: no name is cut.
   console.print(table)
 
 

@@ -31,7 +31,7 @@ from tpv_jax.errors import UserError
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts.initial import Initial
-from tpv_jax.runner import bank, processes, report, training
+from tpv_jax.runner import bank, candidates, processes, report, training
 from tpv_jax.runner.evaluator import Evaluator, Prompt
 from tpv_jax.runner.run_folder import open_output, versions
 from tpv_jax.runner.run_settings import defaults_of, same
@@ -371,6 +371,13 @@ class _Arithmetic:
         for coefficient in self.coefficients
       }
       chosen.append(max(means, key=lambda one: (means[one], -one)))
+      line = candidates.equal_scores(
+        f"Coefficient of {' + '.join(names)} on initial prompt {seed}",
+        [float(mean) for mean in means.values()],
+        f"{chosen[-1]:g}, the smallest",
+      )
+      if line and processes.is_writer():
+        tqdm.write(line)
     return chosen
 
   def sums(
