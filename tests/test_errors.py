@@ -1,6 +1,7 @@
 """Errors: one line, the right exit code."""
 
 import errno
+import json
 import subprocess
 import sys
 
@@ -64,3 +65,21 @@ def test_a_command_whose_output_nobody_reads_ends_without_a_word():
     process.stdout.close()
     assert process.stderr.read() == b""
   assert process.returncode == errors.EXIT_BROKEN_PIPE
+
+
+HOSTILE = "x\x1b]0;owned\x07\x1b[2J\n\x9b31m\u202ecod\u2028y\x7fé\t"
+
+
+def test_text_of_a_file_is_one_harmless_line():
+  shown = r"x\x1b]0;owned\x07\x1b[2J\n\x9b31m\u202ecod\u2028y\x7fé\t"
+  assert errors.printable(HOSTILE) == shown
+  assert errors.printable("ordinary text, 日本 ▁x") == "ordinary text, 日本 ▁x"
+  assert "\x1b" not in str(errors.UserError(f"'{HOSTILE}' is bad."))
+  assert "\n" not in str(errors.UserError(f"'{HOSTILE}' is bad."))
+
+
+def test_json_for_people_is_harmless_and_reads_back_equal():
+  content = {HOSTILE: [HOSTILE, 1, "é"]}
+  text = errors.to_json(content)
+  assert json.loads(text) == content and "é" in text
+  assert not set(HOSTILE) & set(text) - set("\n x];0owned[2J31mcody" + "é")

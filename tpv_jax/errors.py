@@ -6,7 +6,9 @@ Imports nothing but the standard library, so that every room can use it.
 import argparse
 import difflib
 import errno
+import json
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -31,13 +33,40 @@ _spelling = ""
 """What stands before an option's name where the user gave it; see `option`."""
 
 
+_UNPRINTABLE = re.compile(
+  "[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Control characters, line ends, and marks that turn the direction of what follows."""
+
+
+def printable(text: str) -> str:
+  """Returns text as one line that does nothing to a terminal but be read.
+
+  What a file says of itself, as the name of a task, a leaf or a note, could otherwise move
+  the cursor, forge a line of ours, or show another name than it has. Every place that
+  prints such text asks this first; `UserError` does it by itself.
+  """
+  return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def to_json(content: Any) -> str:
+  """Returns indented JSON that does nothing to a terminal but be read; see `printable`."""
+  text = json.dumps(content, indent=2, ensure_ascii=False)
+  return "\n".join(
+    _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+    for line in text.split("\n")  # Line ends in a string are escaped already.
+  )
+
+
 class UserError(Exception):
   """Bad input: its text says what is wrong, why, and what to do next, in one line.
 
-  The middle of a text longer than `MOST_TEXT` is left out.
+  The middle of a text longer than `MOST_TEXT` is left out, and control characters are
+  shown as escapes.
   """
 
   def __init__(self, text: str):
+    text = printable(" ".join(line.strip() for line in text.splitlines()))
     if len(text) > MOST_TEXT:
       text = f"{text[: MOST_TEXT // 2]} […] {text[-MOST_TEXT // 4 :]}"
     super().__init__(text)
@@ -88,7 +117,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
   def error(self, message: str) -> Any:
     """Prints one line and exits with `EXIT_USER_ERROR`."""
-    line = f"error: {message}. '{self.prog} --help' shows the usage.\n"
+    line = f"error: {printable(message)}. '{self.prog} --help' shows the usage.\n"
     self.exit(EXIT_USER_ERROR, line)
 
 
@@ -134,4 +163,4 @@ def _one_line(error: UserError | OSError) -> str:
       )
     if error.errno in (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR):
       return f"Cannot open{where or ' a file'}: {os.strerror(error.errno)}."
-  return " ".join(str(error).split())
+  return printable(" ".join(str(error).split()))

@@ -608,3 +608,30 @@ def test_vectors_of_many_tasks_show_in_full(tpv, tmp_path):
   )
   store.write("many.safetensors", {"prompt": np.ones((1, 2), np.float32)}, known)
   assert tpv("show", "many.safetensors").count("task") == 20
+
+
+def test_text_of_a_file_does_nothing_to_a_terminal(tmp_path, capsys):
+  hostile = "x\x1b]0;owned\x07\x1b[2J\nbackbone      forged\u202e\x9b31m"
+  known = Provenance(
+    kind="vector",
+    terms=(Term(hostile, 1.0),),
+    backbone_name=hostile,
+    initial_digest="ab" * 32,
+    versions={hostile: hostile},
+    notes=(hostile,),
+  )
+  path = tmp_path / "v\x1b[2J\n.safetensors"
+  store.write(path, {"prompt": np.ones((2, 3), np.float32)}, known)
+  new = str(tmp_path / "new\x1b.safetensors")
+  for command in (
+    ["show", str(path)],
+    ["show", str(path), "--json"],
+    ["cosine", str(path), str(path)],
+    ["negate", str(path), "-o", new],
+    ["export", str(path), "--to", "npy", "-o", f"{new}.npy"],
+    ["show", str(tmp_path / "no\x1b\n")],
+  ):
+    cli.main(command)
+    printed = "".join(capsys.readouterr())
+    assert printed and not set("\x1b\x07\x9b\u202e") & set(printed), command
+    assert not [x for x in printed.splitlines() if x.startswith("backbone      forged")]

@@ -7,7 +7,7 @@ import argparse
 from typing import Any
 
 from tpv_jax.arguments import add_command
-from tpv_jax.errors import UserError
+from tpv_jax.errors import UserError, printable
 from tpv_jax.formats import arrays, peft
 from tpv_jax.vectors import algebra, sources, store
 from tpv_jax.vectors import commands as vectors
@@ -188,9 +188,10 @@ def _export(options: argparse.Namespace) -> None:
     arrays.write(options.output, item, options.overwrite)
     beside = f"{options.output}.json"
   known = item.provenance
+  output = printable(str(options.output))
   print(
-    f"Wrote the {known.kind} '{options.output}': {describe_terms(known.terms)}.\n"
-    f"  its provenance lies beside it, in '{beside}'."
+    f"Wrote the {known.kind} '{output}': {describe_terms(known.terms)}.\n"
+    f"  its provenance lies beside it, in '{printable(beside)}'."
   )
 
 
@@ -217,7 +218,7 @@ def _convert(options: argparse.Namespace) -> None:
   conversion.check_output(options.output, to)
   with conversion.planned(options.source, to, options.dtype) as plan:
     if options.dry_run:
-      print("\n".join(conversion.describe(plan)))
+      print("\n".join(map(printable, conversion.describe(plan))))
       return
     with tqdm(total=3 * plan.nbytes, unit="B", unit_scale=True) as bar:
 
@@ -226,8 +227,9 @@ def _convert(options: argparse.Namespace) -> None:
         bar.update(size)
 
       fingerprint = conversion.convert(plan, options.source, options.output, report)
+  name, output = printable(plan.source.name), printable(str(options.output))
   print(
-    f"Wrote the backbone '{plan.source.name}' to '{options.output}' ({to}): "
+    f"Wrote the backbone '{name}' to '{output}' ({to}): "
     f"{conversion.describe(plan)[-1]}.\n"
     f"  fingerprint {fingerprint}, the same when read back."
   )

@@ -318,7 +318,8 @@ def _provenance(
     )
   version, alpha = text("peft_version"), config.get("lora_alpha")
   known = of_leaves(leaves)
-  if known.space == "factor" and type(alpha) in (int, float) and math.isfinite(alpha):
+  numbered = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+  if known.space == "factor" and numbered and math.isfinite(alpha):
     known = dataclasses.replace(known, alpha=float(alpha))
   base = text("base_model_name_or_path")
   return dataclasses.replace(

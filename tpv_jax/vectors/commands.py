@@ -5,7 +5,6 @@ imported, except by Orbax when a checkpoint of it is read.
 """
 
 import argparse
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from jaxtyping import Float64
 
 from tpv_jax import identity
 from tpv_jax.arguments import add_command, number
-from tpv_jax.errors import UserError
+from tpv_jax.errors import UserError, printable, to_json
 from tpv_jax.prompts import budget
 from tpv_jax.vectors import algebra, arithmetic, inspection, sources, store
 from tpv_jax.vectors.algebra import Loaded
@@ -362,7 +361,7 @@ def _cosine(options: argparse.Namespace) -> None:
   """
   items = [sources.load(path, options.which) for path in options.paths]
   matrix = algebra.cosine(items)
-  names = short_names([item.name for item in items])
+  names = [printable(name) for name in short_names([item.name for item in items])]
   if options.json:
     content = {
       "names": names,
@@ -370,7 +369,7 @@ def _cosine(options: argparse.Namespace) -> None:
       "kinds": [item.provenance.kind for item in items],
       "cosine": [[float(value) for value in row] for row in matrix],
     }
-    print(json.dumps(content, indent=2, ensure_ascii=False))
+    print(to_json(content))
     return
   print(cosine_table(names, matrix))
 
@@ -409,7 +408,7 @@ def _inspect(options: argparse.Namespace) -> None:
         None if run is None else sources.load(run, "initial"),
       )
     )
-  names = short_names([trained.name for trained, _ in prompts])
+  names = short_names([printable(trained.name) for trained, _ in prompts])
   looks = inspection.look_at_all(prompts, names)
   inspection.write(options.output, looks, options.overwrite)
   print(inspection.table(looks))
@@ -431,7 +430,7 @@ def _show(options: argparse.Namespace) -> None:
       "digest": digest,
       "norm": norm,
     }
-    print(json.dumps(content, indent=2, ensure_ascii=False))
+    print(to_json(content))
     return
   rows = [
     ("path", item.name),
@@ -451,7 +450,8 @@ def _show(options: argparse.Namespace) -> None:
     *(("note", note) for note in known.notes),
   ]
   for label, value in rows:
-    print(f"{label:<14}{'unknown' if value is None else value}")
+    shown = "unknown" if value is None else printable(str(value))
+    print(f"{label:<14}{shown}")
 
 
 def _what(item: Loaded) -> str:
@@ -504,7 +504,7 @@ def _budget(options: argparse.Namespace) -> None:
     counts.append(budget.check(length=length, rank=rank, **others))
   if options.json:
     content = {**others, "prompts": [count.to_json() for count in counts]}
-    print(json.dumps(content, indent=2))
+    print(to_json(content))
     return
   print(
     f"budget {options.tokens} x {options.width} = {counts[0].budget:,} parameters; "
@@ -572,10 +572,11 @@ def write(options: argparse.Namespace, item: Loaded) -> None:
     held = ", ".join(
       f"{name} {list(x.shape)}" for name, x in sorted(item.leaves.items())
     )
-  print(f"Wrote the {known.kind} '{options.output}': {describe_terms(known.terms)}.")
+  output = printable(str(options.output))
+  print(f"Wrote the {known.kind} '{output}': {describe_terms(known.terms)}.")
   print(f"  {held}, norm {arithmetic.norm(item.leaves):.4g}, {_origin_text(item)}.")
   for note in known.notes:
-    print(f"  note: {note}.")
+    print(f"  note: {printable(note)}.")
 
 
 def _origin_text(item: Loaded) -> str:

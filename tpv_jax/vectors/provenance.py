@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tpv_jax import errors
+
 KINDS = ("prompt", "vector")
 
 SPACES = ("effective", "factor")
@@ -244,7 +246,7 @@ def describe_terms(terms: Iterable[Term]) -> str:
   text = ""
   for term in terms:
     size = abs(term.coefficient)
-    name = "unknown task" if term.task is None else term.task
+    name = "unknown task" if term.task is None else errors.printable(term.task)
     part = name if size == 1 else f"{size:g} {name}"
     if text:
       text += f" {'-' if term.coefficient < 0 else '+'} {part}"
