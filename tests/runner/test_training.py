@@ -664,6 +664,26 @@ def test_a_prompt_of_another_run_in_the_folder_is_said(tiny, finished, tmp_path)
   assert (run / "best_prompt.safetensors").read_bytes() == foreign.read_bytes()
 
 
+def test_a_finished_run_whose_prompt_is_another_or_lost_says_so(
+  tiny, finished, tmp_path
+):
+  run = pathlib.Path(shutil.copytree(finished[0], tmp_path / "run"))
+  last, best = (run / f"{which}_prompt.safetensors" for which in ("last", "best"))
+  shutil.copy(run / "initial_prompt.safetensors", best)
+  with pytest.raises(
+    UserError, match=r"is finished, and its best prompt is not .*stat"
+  ):
+    tiny.train(run)
+  shutil.copy(finished[0] / best.name, best)
+  last.unlink()
+  with pytest.raises(
+    UserError, match="is finished, and its last prompt is not there as"
+  ):
+    tiny.train(run)
+  tiny.train(run, overwrite=True)
+  assert deterministic_files(run) == deterministic_files(finished[0])
+
+
 class Gated(plain.Prompt):
   """A prompt with a field that came later."""
 

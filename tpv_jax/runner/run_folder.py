@@ -38,7 +38,7 @@ from tpv_jax import __version__, files
 from tpv_jax.errors import UserError
 from tpv_jax.runner import processes, run_settings
 from tpv_jax.runner.run_settings import Settings
-from tpv_jax.vectors import store
+from tpv_jax.vectors import sources, store
 from tpv_jax.vectors.provenance import Provenance
 
 FORMAT = "tpv_jax run 1"
@@ -96,7 +96,23 @@ class RunFolder:
           }
         )
     processes.wait_for_all("the run folder is there")
-    return self.manifest()
+    manifest = self.manifest()
+    if manifest["status"] == "finished":
+      self._check_prompts(manifest)
+    return manifest
+
+  def _check_prompts(self, manifest: Mapping[str, Any]) -> None:
+    """Raises `UserError` unless the prompts that a finished run states are there."""
+    for which in sources.WHICH:
+      if manifest.get(f"{which}_digest") is None:
+        continue
+      try:
+        sources.load(self.path, which)
+      except UserError as error:
+        raise UserError(
+          f"The run in '{self.path}' is finished, and its {which} prompt is not there as "
+          f"it was: {error} To train it again: --gin.OVERWRITE=True."
+        ) from error
 
   def check(
     self, settings: Settings, overwrite: bool
