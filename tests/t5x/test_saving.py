@@ -64,9 +64,11 @@ def test_a_checkpoint_keeps_all_of_a_prompt_of_which_a_part_is_trained():
 
 def test_a_lost_initial_prompt_leaves_what_the_leaves_say(tmp_path):
   state = tree(50, START)
+  shapes = {"gate_kernel": (4, 2), "gate_bias": (2,)}
+  shapes |= {"space_down": (2, 4, 1), "space_up": (2, 1, 4)}
   state["target"]["prompt"] = {
     "short_prompt": jnp.asarray(START),
-    "gate_kernel": jnp.asarray(START),
+    **{name: jnp.ones(shape) for name, shape in shapes.items()},
   }
   saving.SavePrompt(str(tmp_path), "sentiment")(state, state)
   known = sources.load(tmp_path, "last").provenance
