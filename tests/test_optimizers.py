@@ -3,6 +3,7 @@
 import pathlib
 
 import gin
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -230,3 +231,11 @@ def test_gin_takes_a_schedule_for_each_group_as_tuning_gin_says(tmp_path):
     expected = {"prompt": prompt, "low_rank": low_rank, "fusion": 0.2, "spaces": 0.1}
     # AdamW's direction is that of the gradient's sign.
     assert found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("tokens", "factored"), [(100, False), (128, True)])
+def test_adafactor_factors_the_moments_of_matrices_from_128_rows_on(tokens, factored):
+  prompt = {"prompt": jnp.zeros((tokens, 768))}
+  shapes = [leaf.shape for leaf in jax.tree.leaves(optimizers.adafactor().init(prompt))]
+  assert ((tokens, 768) in shapes) is not factored
+  assert "at least 128 rows and columns" in optimizers.adafactor.__doc__

@@ -116,8 +116,10 @@ def adafactor(
   clip_norm: float | None = None,
   multiply_by_parameter_scale: bool = False,
 ) -> optax.GradientTransformation:
-  """Returns Adafactor's direction (Shazeer & Stern 2018), second moments factored.
+  """Returns Adafactor's direction (Shazeer & Stern 2018).
 
+  Second moments are factored where a matrix has at least 128 rows and columns, which is
+  optax's limit; of a prompt of fewer tokens, as of 100, they are kept whole.
   Steps are not scaled by the parameter's own size unless asked for (ours: leaves that
   start at zero would hardly move; methods.md, section 3, point 9).
   """

@@ -92,7 +92,7 @@ def run_of_checkpoint(path: files.PathLike) -> str | None:
   path = files.to_path(path)
   folder = path.parent if path.name == "state" else path
   try:
-    run = json.loads((folder / _ABOUT).read_text())["custom_metadata"][RUN]
+    run = json.loads(files.read_bytes(folder / _ABOUT))["custom_metadata"][RUN]
   except (OSError, ValueError, KeyError, TypeError, RecursionError):
     return None
   return run if isinstance(run, str) else None
@@ -280,13 +280,18 @@ def _refuse_inflated(
 
 
 def _refuse_links_out(path: files.Path) -> None:
-  """Raises `UserError` if a file of the checkpoint lies elsewhere; see `files.inside`."""
+  """Raises `UserError` if a file of the checkpoint lies elsewhere, or is no regular one.
+
+  See `files.inside` and `files.refuse_irregular`.
+  """
   if files.is_remote(path) or not path.is_dir():
     return
   for folder, folders, names in os.walk(path):
     for name in (*folders, *names):
       if os.path.islink(os.path.join(folder, name)):
         files.inside(path, os.path.relpath(os.path.join(folder, name), path))
+    for name in names:
+      files.refuse_irregular(os.path.join(folder, name))
 
 
 def _kvstore(folder: files.Path, name: str = "") -> dict[str, str]:
@@ -385,7 +390,7 @@ def _saved(folder: files.Path, shown: str) -> tuple[dict[Keys, None], dict[str, 
   the checkpoint, a whole backbone, and needs each to be whole.
   """
   try:
-    content = json.loads((folder / _METADATA).read_bytes())
+    content = json.loads(files.read_bytes(folder / _METADATA))
     saved = {
       tuple(str(key["key"]) for key in entry["key_metadata"]): None
       for entry in content["tree_metadata"].values()

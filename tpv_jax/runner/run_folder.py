@@ -140,7 +140,7 @@ class RunFolder:
     """
     path = self.path / "manifest.json"
     try:
-      manifest = json.loads(path.read_text())
+      manifest = json.loads(files.read_bytes(path))
       if _is_manifest(manifest):
         return manifest
     except (ValueError, FileNotFoundError, NotADirectoryError):
@@ -190,7 +190,7 @@ class RunFolder:
 
   def _metrics_text(self) -> str:
     path = self.path / "metrics.jsonl"
-    return path.read_text() if path.exists() else ""
+    return files.read_bytes(path).decode() if path.exists() else ""
 
   def keep_metrics_until(self, step: int) -> None:
     """Drops the lines of steps after `step`, which a resumed run writes again."""

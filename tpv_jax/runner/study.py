@@ -211,7 +211,7 @@ class _Measured:
     self._found: dict[str, Any] = {"subject": json.loads(json.dumps(subject))}
     if not overwrite and path.exists():
       with contextlib.suppress(ValueError):  # Damaged: to be measured again.
-        before = json.loads(path.read_text())
+        before = json.loads(files.read_bytes(path))
         if _is_measured(before) and same(before["subject"], subject, defaults):
           self._found = before
 

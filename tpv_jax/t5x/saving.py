@@ -239,7 +239,7 @@ def read_members(model_dir: str) -> list[dict[str, Any]] | None:
   if not path.exists():
     return None
   try:
-    return [dict(**member) for member in json.loads(path.read_bytes())]
+    return [dict(**member) for member in json.loads(files.read_bytes(path))]
   except (ValueError, TypeError) as error:
     raise UserError(
       f"Cannot read '{path}', which says whose the prompts of the bank's checkpoints "

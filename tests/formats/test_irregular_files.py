@@ -1,0 +1,109 @@
+"""A pipe, a device or a folder in place of a file is refused at once, wherever it stands."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import signal
+
+import fuzzing
+import hf_references
+import numpy as np
+import pytest
+
+from tpv_jax import files, safetensors_io
+from tpv_jax.backbone import loading
+from tpv_jax.data import vocabularies
+from tpv_jax.errors import UserError
+from tpv_jax.vectors import sources
+
+
+@contextlib.contextmanager
+def no_hang(seconds=60):
+  """Fails if the block waits, instead of waiting with it."""
+
+  def fail(*_):
+    raise TimeoutError("it hangs")
+
+  before = signal.signal(signal.SIGALRM, fail)
+  signal.alarm(seconds)
+  try:
+    yield
+  finally:
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def hugging_face(folder):
+  return hf_references.write_folder(folder / "t5", "t5")
+
+
+def adapter(folder):
+  references = pathlib.Path(__file__).parents[1] / "references"
+  shutil.copytree(references / "peft_tuned", folder / "adapter")
+  return folder / "adapter"
+
+
+FOLDERS = {
+  "Hugging Face": (hugging_face, loading.load_backbone),
+  "adapter": (adapter, sources.load),
+  "tokenizer": (fuzzing._make_tokenizer_folder, vocabularies.load),
+  "checkpoint": (fuzzing._make_orbax, loading.load_backbone),
+  "T5X of 2022": (fuzzing._make_legacy, loading.load_backbone),
+  "run": (fuzzing._make_run, sources.load),
+}
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_a_pipe_in_a_folder_is_refused_or_not_read(tmp_path, kind):
+  make, read = FOLDERS[kind]
+  path = make(tmp_path / "whole") if not (tmp_path / "whole").mkdir() else None
+  read(path)
+  refused = 0
+  for file in sorted(p for p in path.rglob("*") if p.is_file()):
+    content = file.read_bytes()
+    file.unlink()
+    os.mkfifo(file)
+    with no_hang():
+      try:
+        read(path)
+      except UserError:
+        refused += 1
+    file.unlink()
+    file.write_bytes(content)
+  assert refused
+
+
+@pytest.mark.parametrize(
+  ("name", "read"),
+  [
+    *((f"x{ending}", sources.load) for ending in (".safetensors", ".npy", ".npz", "")),
+    ("adapter_model.safetensors", sources.load),
+    ("x.safetensors", loading.load_backbone),
+    ("x.safetensors", safetensors_io.read_header),
+    ("tokenizer.json", vocabularies.load),
+    ("words.txt", vocabularies.load),
+    ("spiece.model", vocabularies.load),
+    ("x.json", files.read_json),
+    ("x", files.read_bytes),
+  ],
+)
+def test_a_pipe_or_device_in_place_of_a_file_is_refused(tmp_path, name, read):
+  path = tmp_path / name
+  os.mkfifo(path)
+  with no_hang(), pytest.raises(UserError, match=r"is a pipe|is no |no backbone"):
+    read(path)
+  path.unlink()
+  path.symlink_to("/dev/zero")
+  with no_hang(), pytest.raises(UserError, match=r"is a device|is no |no backbone"):
+    read(path)
+
+
+def test_a_folder_in_place_of_a_file_is_named(tmp_path):
+  with pytest.raises(UserError, match="is a folder, and only regular files are read"):
+    files.read_bytes(tmp_path)
+  with pytest.raises(FileNotFoundError):
+    files.read_bytes(tmp_path / "nothing")
+  np.save(tmp_path / "x.npy", np.ones((2, 3), np.float32))
+  (tmp_path / "link.npy").symlink_to("x.npy")  # A link to a file is one.
+  assert sources.load(tmp_path / "link.npy").leaves["prompt"].shape == (2, 3)
