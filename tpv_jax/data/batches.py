@@ -73,7 +73,7 @@ class Tokenized:
     """Returns 64 hex digits that name the tokens, row by row (SHA-256, little-endian)."""
     content = hashlib.sha256(str((self.inputs.shape, self.targets.shape)).encode())
     for rows in (self.inputs, self.targets):
-      content.update(np.ascontiguousarray(rows, "<i4"))
+      content.update(np.ascontiguousarray(rows, "<i4").data)
     return content.hexdigest()
 
   def report(self) -> str:

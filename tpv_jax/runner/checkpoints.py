@@ -116,7 +116,7 @@ class Checkpoints:
     step = self.latest_step()
     path = self.folder / f"checkpoint_{step}"
     stated = orbax_io.run_of_checkpoint(path)
-    if None not in (stated, self.run) and stated != self.run:
+    if stated and self.run and stated != self.run:
       raise _foreign(
         path, f"it states the run {stated[:12]}…, this is {self.run[:12]}…"
       )
