@@ -23,7 +23,7 @@ def raising(error):
     (errors.UserError("Bad\n  input."), "error: Bad input.\n"),
     (
       OSError(errno.ENOSPC, "No space left on device", "/full/x"),
-      "error: No space left on the device (/full/x). Nothing half-written was kept; free "
+      "error: No space left on device (/full/x). Nothing half-written was kept. Free "
       "some space or choose another folder, then run the same command again.\n",
     ),
     (
@@ -35,6 +35,29 @@ def raising(error):
 def test_bad_input_is_one_line_and_exit_code_2(capsys, error, line):
   assert errors.run_command(raising(error)) == 2
   assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize(
+  ("error", "number"),
+  [
+    (ValueError("UNKNOWN: Failed to open: x [os_error_code='5']"), errno.EIO),
+    (
+      ValueError("RESOURCE_EXHAUSTED: Error opening [os_error_code='24']"),
+      errno.EMFILE,
+    ),
+    (ValueError("OUT_OF_RANGE: Error writing [os_error_code='27']"), errno.EFBIG),
+    (RuntimeError("writing failed: Disk quota exceeded"), errno.EDQUOT),
+    (ExceptionGroup("several", [OSError(errno.ENOSPC, "full")]), errno.ENOSPC),
+    (ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 10 bytes"), None),
+  ],
+)
+def test_what_a_library_raises_is_told_by_its_cause_in_the_system(error, number):
+  try:
+    raise KeyError("what came of it") from error
+  except KeyError as wrapped:
+    found = errors.system_error(wrapped, "/run")
+  assert (found and found.errno) == number
+  assert found is None or found.filename == "/run"
 
 
 def test_our_own_mistakes_keep_their_trace():

@@ -326,8 +326,10 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 def test_a_study_in_a_bucket_is_refused(bucket):
-  with pytest.raises(UserError, match="OUTPUT_DIR is 'gs://bucket/study'; the study"):
-    run_folder.open_output(f"{bucket}/study", "study", "vectors")
+  told = "OUTPUT_DIR is 'gs://bucket/study'; the study"
+  study = run_folder.open_output(f"{bucket}/study", "study", "vectors")
+  with pytest.raises(UserError, match=told), study:
+    pass
 
 
 @pytest.fixture

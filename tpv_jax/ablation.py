@@ -4,6 +4,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from tpv_jax.errors import run_program
+
 EXAMPLES = """\
   the ablation of the README: embedded tasks, three initial prompts, all in the package:
     python -m tpv_jax.ablation --gin_file=gin_configs/runs/ablation.gin \\
@@ -33,4 +35,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  run_program(main)

@@ -10,11 +10,12 @@ import sys
 from collections.abc import Sequence
 
 import tpv_jax
-from tpv_jax.arguments import Parser
-from tpv_jax.data import commands as tasks
-from tpv_jax.errors import EXIT_USER_ERROR, run_command
-from tpv_jax.formats import commands as formats
-from tpv_jax.vectors import commands as vectors
+from tpv_jax.errors import (
+  EXIT_USER_ERROR,
+  end_at_once_on_interrupt,
+  raise_on_interrupt,
+  run_command,
+)
 
 _EXAMPLES = """\
   tpv diff runs/sst2 -o sst2.safetensors           a vector from a run folder
@@ -30,18 +31,30 @@ _EXAMPLES = """\
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs one command and returns its exit code: 0, 2 for bad input, 130 for Ctrl-C."""
-  arguments = sys.argv[1:] if arguments is None else list(arguments)
+  if arguments is None:
+    end_at_once_on_interrupt()
+    arguments = sys.argv[1:]
   # Orbax brings JAX, which would claim a GPU to read a few kilobytes.
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   try:
     options = build_parser().parse_args(arguments)
   except SystemExit as stop:  # --help, --version, or a wrong call, which is printed.
     return stop.code if isinstance(stop.code, int) else EXIT_USER_ERROR
-  return run_command(lambda: options.command(options), options.debug)
+
+  def run() -> None:
+    raise_on_interrupt()
+    options.command(options)
+
+  return run_command(run, options.debug)
 
 
 def build_parser() -> argparse.ArgumentParser:
   """Returns the parser; `command` of what it returns is the function to call."""
+  from tpv_jax.arguments import Parser
+  from tpv_jax.data import commands as tasks
+  from tpv_jax.formats import commands as formats
+  from tpv_jax.vectors import commands as vectors
+
   parser = Parser(
     prog="tpv",
     description=f"Task prompt vectors.\n\n{vectors.SOURCES}",

@@ -4,22 +4,25 @@ Imports nothing but the standard library, so that every room can use it.
 """
 
 import argparse
+import contextlib
 import difflib
 import errno
 import json
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn
 
 EXIT_USER_ERROR = 2
 """Exit code of every command after bad input."""
 
 EXIT_INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells use it."""
+"""Exit code after Ctrl-C, as shells use it: 128 and the signal's number, after SIGTERM 143."""
 
 EXIT_BROKEN_PIPE = 141
 """Exit code where nobody reads the output any more (`| head`), as shells use it."""
@@ -72,6 +75,14 @@ class UserError(Exception):
     super().__init__(text)
 
 
+class Interrupted(KeyboardInterrupt):
+  """A signal asked the process to end; what follows its number is said at the end."""
+
+  def __init__(self, number: int, *texts: str):
+    super().__init__(*texts)
+    self.number = number
+
+
 def near_misses(name: str, known: Iterable[str], most: int = 3) -> str:
   """Returns ' Did you mean a, b?' for the known names closest to `name`, or ''."""
   close = difflib.get_close_matches(name, list(known), n=most, cutoff=0.5)
@@ -121,46 +132,156 @@ class ArgumentParser(argparse.ArgumentParser):
     self.exit(EXIT_USER_ERROR, line)
 
 
+_ADVICE = {
+  errno.ENOSPC: "Free some space or choose another folder",
+  errno.EDQUOT: "Free some of your space there or choose another folder",
+  errno.EIO: "The device failed: check it, or choose another folder",
+  errno.EFBIG: "A file may be no larger there, or by 'ulimit -f': raise the limit or "
+  "choose another folder",
+  errno.EROFS: "Choose another folder",
+  errno.EMFILE: "Let a process open more: ulimit -n 4096",
+  errno.ENFILE: "Close other programs, or have the system allow more (fs.file-max)",
+  errno.ENOMEM: "Close other programs, or use a machine with more memory",
+}
+"""What to do about an error of the operating system that is none of the input."""
+
+_CANNOT_OPEN = (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR)
+
+
+def system_error(error: BaseException, path: str | None = None) -> OSError | None:
+  """Returns the operating system's error behind what a library raised, None without.
+
+  tensorstore states its number, and under "RESOURCE_EXHAUSTED" more than one of them;
+  other libraries pass its text on.
+
+  Args:
+    error: what was raised; what caused it is looked through too.
+    path: of what was written, if the error does not say.
+  """
+  seen: list[BaseException] = []
+  waiting = [error]
+  while waiting:
+    one = waiting.pop(0)
+    if one in seen:
+      continue
+    seen.append(one)
+    waiting += [c for c in (one.__cause__, one.__context__) if c is not None]
+    waiting += getattr(one, "exceptions", ())
+    if isinstance(one, OSError) and one.errno in _ADVICE:
+      return OSError(one.errno, os.strerror(one.errno), one.filename or path)
+    stated = re.search(r"os_error_code='(\d+)'", str(one))
+    for number in _ADVICE:
+      if (stated and int(stated[1]) == number) or os.strerror(number) in str(one):
+        return OSError(number, os.strerror(number), path)
+  return None
+
+
+def run_program(main: Callable[[], int]) -> NoReturn:
+  """Ends the process with the exit code of `main`, which imports what it needs."""
+  end_at_once_on_interrupt()
+  sys.exit(main())
+
+
+def end_at_once_on_interrupt() -> None:
+  """Has Ctrl-C end the process at once, until `raise_on_interrupt`.
+
+  While a program is imported nothing is written yet, and an import that is interrupted
+  raises anything.
+  """
+  if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _end_at_once)
+
+
+def _end_at_once(number: int, frame: Any) -> NoReturn:
+  os.write(2, b"interrupted\n")
+  os._exit(EXIT_INTERRUPTED)
+
+
+def raise_on_interrupt() -> None:
+  """Has Ctrl-C raise `KeyboardInterrupt` again after `end_at_once_on_interrupt`."""
+  if signal.getsignal(signal.SIGINT) is _end_at_once:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def run_command(
   main: Callable[[], int | None], debug: bool = False, spelling: str = "--"
 ) -> int:
   """Runs a command's body and returns its exit code.
 
-  A `UserError`, a missing file or a full device becomes one line on stderr and exit
-  code 2; `debug` lets the trace through. Other exceptions are our own mistakes and keep
-  their trace. `spelling` says how the command's options are given ('--' or '--gin.').
+  A `UserError` or an error of the operating system, such as a missing file or a full
+  device, becomes one line on stderr and exit code 2; `debug` lets the trace through.
+  Other exceptions are our own mistakes and keep their trace. Ctrl-C and SIGTERM give one
+  line and 130 or 143, and what was begun is tidied up. `spelling` says how the command's
+  options are given ('--' or '--gin.').
   """
   global _spelling
   before, _spelling = _spelling, spelling
+  _open_standard_streams()
   try:
-    code = main() or 0
-    sys.stdout.flush()
-    return code
+    with _terminated():
+      code = main() or 0
+      sys.stdout.flush()
+      return code
   except BrokenPipeError:
-    # What is left in the buffer goes nowhere, or Python would complain at its end.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    # What is left in the buffers goes nowhere, or Python would complain at its end.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+      os.dup2(nowhere, stream.fileno())
     return EXIT_BROKEN_PIPE
-  except (UserError, OSError) as error:
+  except KeyboardInterrupt as interrupt:
+    print(": ".join(["interrupted", *map(str, interrupt.args)]), file=sys.stderr)
+    return 128 + getattr(interrupt, "number", signal.SIGINT)
+  except Exception as error:
+    told = error if isinstance(error, UserError | OSError) else system_error(error)
+    if told is None:
+      raise
     if debug:
       traceback.print_exc()
     else:
-      print(f"error: {_one_line(error)}", file=sys.stderr)
+      print(f"error: {_one_line(told)}", file=sys.stderr)
     return EXIT_USER_ERROR
-  except KeyboardInterrupt as interrupt:
-    print(": ".join(["interrupted", *map(str, interrupt.args)]), file=sys.stderr)
-    return EXIT_INTERRUPTED
   finally:
     _spelling = before
 
 
+def _open_standard_streams() -> None:
+  """Opens those that were closed (`>&-`), or a file would get their number and text."""
+  while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+    pass
+  os.close(handle)
+  sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+  sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+@contextlib.contextmanager
+def _terminated() -> Iterator[None]:
+  """Has SIGTERM raise `Interrupted`, where it would end the process untidily."""
+
+  def stop(number: int, frame: Any) -> NoReturn:
+    raise Interrupted(number, "stopped by SIGTERM")
+
+  ours = (
+    threading.current_thread() is threading.main_thread()
+    and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+  )
+  if ours:
+    signal.signal(signal.SIGTERM, stop)
+  try:
+    yield
+  finally:
+    if ours:
+      signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _one_line(error: UserError | OSError) -> str:
-  if isinstance(error, OSError) and not isinstance(error, UserError):
+  if isinstance(error, OSError) and error.errno is not None:
     where = f" ({error.filename})" if error.filename else ""
-    if error.errno == errno.ENOSPC:
+    what = os.strerror(error.errno)
+    if error.errno in _ADVICE:
       return (
-        f"No space left on the device{where}. Nothing half-written was kept; free some "
-        "space or choose another folder, then run the same command again."
+        f"{what}{where}. Nothing half-written was kept. {_ADVICE[error.errno]}, then run "
+        "the same command again."
       )
-    if error.errno in (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR):
-      return f"Cannot open{where or ' a file'}: {os.strerror(error.errno)}."
+    if error.errno in _CANNOT_OPEN:
+      return f"Cannot open{where or ' a file'}: {what}."
   return printable(" ".join(str(error).split()))

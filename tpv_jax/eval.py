@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Sequence
 
+from tpv_jax.errors import run_program
+
 EXAMPLES = """\
   no prompt, all embedded tasks:
     python -m tpv_jax.eval --gin_file=gin_configs/runs/eval_embedded.gin
@@ -33,4 +35,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  run_program(main)

@@ -4,6 +4,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from tpv_jax.errors import run_program
+
 EXAMPLES = """\
   the comparison of docs/few_shot.md: embedded tasks, all in the package:
     python -m tpv_jax.few_shot --gin_file=gin_configs/runs/few_shot_embedded.gin \\
@@ -32,4 +34,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  run_program(main)

@@ -6,6 +6,7 @@ path like 'gs://bucket/file'.
 
 import contextlib
 import errno
+import fcntl
 import importlib.util
 import json
 import os
@@ -14,7 +15,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tpv_jax import errors
@@ -30,6 +31,9 @@ else:
   Path = pathlib.PurePath  # What both are.
 
 _SCHEME = re.compile(r"(\w+)://")
+
+TEMPORARY = ".tpv_tmp"
+"""How the name of a temporary file or folder ends: `.NAME.<8 characters>.tpv_tmp`."""
 
 
 def to_path(path: PathLike) -> Path:
@@ -234,6 +238,7 @@ def _is_top(path: Path) -> bool:
 def refuse_existing(path: PathLike, overwrite: bool = False) -> None:
   """Raises `UserError` if `path` exists and the user did not ask to replace it."""
   if not overwrite and _exists(path):
+    remove_leftovers(to_path(path).parent, to_path(path).name)
     raise UserError(
       f"'{path}' exists and was left as it is. Choose another path, or say that it may "
       f"be replaced: {errors.option('overwrite')}."
@@ -263,16 +268,28 @@ def write_bytes(path: PathLike, content: bytes, overwrite: bool = True) -> None:
     file.write(content)
 
 
+def check_together(paths: Sequence[PathLike], overwrite: bool = False) -> None:
+  """Raises `UserError` if `write_together` could not write to these paths."""
+  first, *others = paths
+  check_output(first, overwrite)
+  overwrite = overwrite or _was_cut_short(to_path(first))
+  for path in others:
+    check_output(path, overwrite)
+
+
 def write_together(contents: Mapping[Path, bytes], overwrite: bool = False) -> None:
   """Writes files that belong together; the first of them appears last.
 
   Here none appears before all are on the disk. After an error those that are new are
   gone; of old ones, which `overwrite` allows, some may be replaced if a rename failed.
+  The others are replaced, too, if a kill came before the first one appeared.
 
   Raises:
     UserError: one exists and `overwrite` is False.
     OSError: as `writing`.
   """
+  first = next(iter(contents))
+  overwrite = overwrite or _was_cut_short(first)
   new = [path for path in contents if not _exists(path)]
   try:
     with contextlib.ExitStack() as stack:
@@ -287,6 +304,30 @@ def write_together(contents: Mapping[Path, bytes], overwrite: bool = False) -> N
     raise
 
 
+def _was_cut_short(first: Path) -> bool:
+  """Returns whether a kill came between the files of a `write_together`."""
+  return not (is_remote(first) or _exists(first)) and bool(
+    _temporaries(first.parent, first.name)
+  )
+
+
+@contextlib.contextmanager
+def scratch_folder(path: Path) -> Iterator[pathlib.Path]:
+  """Yields a new folder beside `path`, gone with all in it when the block has ended.
+
+  What kills left of earlier ones for the same `path` is removed.
+  """
+  remove_leftovers(path.parent, path.name)
+  with contextlib.ExitStack() as stack:
+    prefix = _prefix(path.name)
+    made = pathlib.Path(tempfile.mkdtemp(TEMPORARY, prefix, path.parent))
+    stack.callback(shutil.rmtree, made, ignore_errors=True)
+    handle = os.open(made, os.O_RDONLY)
+    stack.callback(os.close, handle)
+    _hold(handle)
+    yield made
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
   """Yields a folder that appears at `path`, with all in it, when the block has ended.
@@ -297,14 +338,52 @@ def new_folder(path: Path) -> Iterator[Path]:
   if is_remote(path):
     yield path
     return
-  temporary = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+  with scratch_folder(path) as scratch:
+    made = scratch / path.name
+    made.mkdir()
+    yield made
+    os.rename(made, path)
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+  """Removes the temporaries that killed writers of `name`, or of any, left in a folder.
+
+  A writer that lives holds a lock on its own. Where the file system has no locks, none
+  is removed.
+  """
+  for path in _temporaries(folder, name):
+    with contextlib.suppress(OSError):  # Gone meanwhile, held, another user's, ...
+      handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+      try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+      finally:
+        os.close(handle)
+
+
+def _temporaries(folder: Path, name: str | None) -> list[pathlib.Path]:
+  if is_remote(folder):
+    return []
+  start = r"\..*\." if name is None else re.escape(_prefix(name))
+  ours = re.compile(rf"{start}[a-z0-9_]{{8}}{re.escape(TEMPORARY)}", re.DOTALL)
   try:
-    yield temporary
-    os.chmod(temporary, 0o777 & ~_umask())
-    os.rename(temporary, path)
-  except BaseException:
-    shutil.rmtree(temporary, ignore_errors=True)
-    raise
+    return [
+      pathlib.Path(entry.path)
+      for entry in os.scandir(folder)
+      if ours.fullmatch(entry.name)
+    ]
+  except OSError:
+    return []
+
+
+def _prefix(name: str) -> str:
+  return f".{name[:48]}."  # A name may be nearly as long as the file system allows.
+
+
+def _hold(handle: int) -> None:
+  """Marks a temporary as one whose writer lives."""
+  with contextlib.suppress(OSError):  # The file system has no locks.
+    fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 @contextlib.contextmanager
@@ -313,6 +392,8 @@ def writing(path: PathLike, overwrite: bool = True) -> Iterator[Any]:
 
   A temporary file beside it, fsync, rename. An object store does the same by itself: an
   object appears when it is whole; after an error it is removed again.
+
+  What kills left of earlier writers of `path` is removed.
 
   Raises:
     UserError: `path` exists and `overwrite` is False.
@@ -336,17 +417,21 @@ def _writing_there(path: Path) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _writing_here(path: Path) -> Iterator[Any]:
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-  try:
-    with os.fdopen(handle, "wb") as file:
-      yield file
-      if not file.closed:
-        _finish(file)
-    os.chmod(temporary, 0o666 & ~_umask())
-    os.replace(temporary, path)
-  except BaseException:
-    pathlib.Path(temporary).unlink(missing_ok=True)
-    raise
+  remove_leftovers(path.parent, path.name)
+  handle, temporary = tempfile.mkstemp(TEMPORARY, _prefix(path.name), path.parent)
+  with contextlib.ExitStack() as stack:
+    _hold(handle)
+    stack.callback(os.close, os.dup(handle))  # Held until it is renamed.
+    try:
+      with os.fdopen(handle, "wb") as file:
+        yield file
+        if not file.closed:
+          _finish(file)
+      os.chmod(temporary, 0o666 & ~_umask())
+      os.replace(temporary, path)
+    except BaseException:
+      pathlib.Path(temporary).unlink(missing_ok=True)
+      raise
 
 
 def _finish(file: Any) -> None:
@@ -362,8 +447,13 @@ def write_text(path: PathLike, content: str, overwrite: bool = True) -> None:
 
 def write_json(path: PathLike, content: Any, overwrite: bool = True) -> None:
   """Writes indented JSON with a final newline atomically; see `write_bytes`."""
+  write_bytes(path, json_bytes(content), overwrite)
+
+
+def json_bytes(content: Any) -> bytes:
+  """Returns indented JSON with a final newline, as UTF-8."""
   text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-  write_text(path, text + "\n", overwrite)
+  return f"{text}\n".encode()
 
 
 def _exists(path: PathLike) -> bool:

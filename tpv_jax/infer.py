@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Sequence
 
+from tpv_jax.errors import run_program
+
 EXAMPLES = """\
   python -m tpv_jax.infer --gin_file=gin_configs/runs/infer_embedded.gin \\
     --gin.PROMPT_PATH='"runs/sentiment"' --gin.INPUT_FILE='"sentences.txt"' \\
@@ -23,4 +25,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  run_program(main)

@@ -7,15 +7,16 @@ allocated and no device is needed, so a pod can be planned on a laptop.
 import argparse
 import dataclasses
 import math
-import sys
 from collections.abc import Sequence
 
+from tpv_jax import screen
 from tpv_jax.errors import (
   ArgumentParser,
   UserError,
   at_least,
   near_misses,
   run_command,
+  run_program,
 )
 
 EXAMPLES = """\
@@ -112,7 +113,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print_plan(flags: argparse.Namespace) -> None:
-  from rich.console import Console
   from rich.table import Column, Table
 
   from tpv_jax.runner import memory
@@ -122,7 +122,7 @@ def _print_plan(flags: argparse.Namespace) -> None:
     raise UserError(f"'{flags.mesh}' is no mesh: write DATAxMODEL, such as 4x8.")
   found = leaves(flags.size, int(data), int(model), flags.prompt_length)
   width = {"bfloat16": 2, "float32": 4}[flags.storage]
-  console = Console(width=None if sys.stdout.isatty() else 160)
+  console = screen.console()
   if flags.leaves:
     table = Table(Column("parameter", no_wrap=True), "shape", "axes", "on a chip")
     for leaf in found:
@@ -158,4 +158,4 @@ def _print_plan(flags: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  run_program(main)

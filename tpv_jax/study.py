@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Sequence
 
+from tpv_jax.errors import run_program
+
 EXAMPLES = """\
   the job of `make demo`: embedded tasks, three initial prompts, all in the package:
     python -m tpv_jax.study --gin_file=gin_configs/runs/demo.gin \\
@@ -26,4 +28,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  run_program(main)

@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Sequence
 
+from tpv_jax.errors import run_program
+
 EXAMPLES = """\
   one embedded task, everything in the package:
     python -m tpv_jax.train --gin_file=gin_configs/runs/embedded.gin \\
@@ -32,4 +34,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  run_program(main)

@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Sequence
 
+from tpv_jax.errors import run_program
+
 EXAMPLES = """\
   two embedded tasks from three initial prompts each, six run folders:
     python -m tpv_jax.train_bank --gin_file=gin_configs/runs/bank_embedded.gin \\
@@ -32,4 +34,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  run_program(main)

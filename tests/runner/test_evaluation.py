@@ -292,7 +292,7 @@ def test_progress_counts_the_examples_of_all_prompts(tiny, prompt, monkeypatch):
         bars.append((self.desc, self.n, self.total))
       super().close()
 
-  monkeypatch.setattr(evaluator_of, "tqdm", Bar)
+  monkeypatch.setattr(evaluator_of, "Bar", Bar)
   evaluator = evaluator_of.Evaluator(
     tiny.model(prompt=None),
     tiny.backbone.params,

@@ -5,8 +5,11 @@ import functools
 import json
 import os
 import pathlib
+import re
+import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -17,7 +20,7 @@ import numpy as np
 import optax
 import pytest
 
-from tpv_jax import identity, optimizers
+from tpv_jax import cli, identity, optimizers
 from tpv_jax.errors import UserError
 from tpv_jax.prompts import initial, plain
 from tpv_jax.runner import training
@@ -605,15 +608,62 @@ def test_a_half_written_checkpoint_is_not_taken_for_a_whole_one(
   assert deterministic_files(run) == deterministic_files(finished[0])
 
 
-def test_a_damaged_checkpoint_is_one_clear_line(tiny, tmp_path):
-  run = tmp_path / "run"
+def stopped(tiny, run):
+  """Trains a run and takes back that it finished."""
   tiny.train(run)
   manifest = json.loads((run / "manifest.json").read_text())
   (run / "manifest.json").write_text(json.dumps(manifest | {"status": "running"}))
-  for file in (run / "checkpoints" / "checkpoint_20").rglob("*"):
+
+
+def damage(checkpoint):
+  for file in checkpoint.rglob("*"):
     if file.is_file() and file.stat().st_size > 100:
       file.write_bytes(file.read_bytes()[:50])
-  with pytest.raises(UserError, match=r"Cannot read the checkpoint .*checkpoint_20"):
+
+
+def test_a_damaged_checkpoint_is_trained_again_from_the_one_before(
+  tiny, finished, tmp_path, capsys
+):
+  run = tmp_path / "run"
+  stopped(tiny, run)
+  damage(run / "checkpoints" / "checkpoint_20")
+  (run / "initial_prompt.safetensors").unlink()
+  tiny.train(run)
+  assert deterministic_files(run) == deterministic_files(finished[0])
+  told = r"checkpoint_20' cannot be read \(.*; going on from step 10\n"
+  assert re.search(told, capsys.readouterr().out)
+
+
+def test_damaged_checkpoints_are_one_clear_line(tiny, tmp_path):
+  run = tmp_path / "run"
+  stopped(tiny, run)
+  for checkpoint in (run / "checkpoints").iterdir():
+    damage(checkpoint)
+  with pytest.raises(UserError, match=r"continued: '.*checkpoint_20' cannot be read"):
+    tiny.train(run)
+
+
+def test_lines_of_metrics_that_are_lost_are_trained_again_or_said(
+  tiny, finished, tmp_path
+):
+  run = tmp_path / "run"
+  stopped(tiny, run)
+  metrics = run / "metrics.jsonl"
+  whole = metrics.read_bytes()
+  *first, last = whole.splitlines(keepends=True)
+  # Damage beside the lines costs nothing, a lost one the steps since the checkpoint
+  # before it.
+  for damaged in (
+    b'{"step": 5, "ki\n\0\0\n{"kind": "train"}\n\n\xff\n[]\n' + whole,
+    b"".join([*first[:-1], last]),
+  ):
+    metrics.write_bytes(damaged)
+    tiny.train(run)
+    assert deterministic_files(run) == deterministic_files(finished[0])
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps(manifest | {"status": "running"}))
+  metrics.write_bytes(b"".join(first[1:]) + last)
+  with pytest.raises(UserError, match=r"lacks a line \(train, step 5\)"):
     tiny.train(run)
 
 
@@ -697,6 +747,21 @@ def test_a_field_that_came_later_leaves_an_old_run_what_it_was(tiny, finished):
   model.prompt = Gated(length=4, features=16, gates=6)
   with pytest.raises(UserError, match="another prompt/gates: 5 there, 6 now"):
     tiny.train(finished[0], model)
+
+
+def test_a_finished_run_says_what_it_reached_and_a_command_that_works(
+  finished, tmp_path, monkeypatch, capsys
+):
+  run, manifest = finished
+  lines = training.ending(manifest, RunFolder(run))
+  value = manifest["best_metric"]["loss"]
+  assert lines[0] == f"Trained 'parity' for 20 steps; the run is in '{run}'."
+  assert f"loss {value:.4g} after step {manifest['best_step']}" in lines[1]
+  assert pathlib.Path(lines[2].split(": ")[1]) == run / "best_prompt.safetensors"
+  command, *arguments = shlex.split(lines[3].split(": ")[1])
+  monkeypatch.chdir(tmp_path)
+  assert command == "tpv" and cli.main(arguments) == 0
+  assert "Wrote the vector" in capsys.readouterr().out
 
 
 def test_chunks_end_at_the_same_steps_from_wherever_they_start():
@@ -869,18 +934,19 @@ def test_orbax_running_out_of_space_leaves_no_temporary_folder(
 
   def fails(self, step, args):
     (self.directory / f"checkpoint_{step}.orbax-checkpoint-tmp").mkdir()
-    raise ValueError("RESOURCE_EXHAUSTED: Error writing local file")
+    raise ValueError("RESOURCE_EXHAUSTED: Error writing [os_error_code='28']")
 
   monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", fails)
   with pytest.raises(OSError, match="No space left on device"):
     tiny.train(run)
-  assert not list((run / "checkpoints").iterdir())
+  assert not run.exists()
 
 
 def test_tensorboard_reads_the_events_of_a_run(finished):
   from tensorboard.backend.event_processing import event_file_loader
 
   (path,) = finished[0].glob("events.out.tfevents.*")
+  assert socket.gethostname() not in path.name
   events = list(event_file_loader.LegacyEventFileLoader(str(path)).Load())
   read = {
     (value.tag, event.step): value.simple_value

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from tpv_jax import identity, safetensors_io
+from tpv_jax import cli, identity, safetensors_io
 from tpv_jax.errors import UserError
 from tpv_jax.vectors import algebra, sources, store
 from tpv_jax.vectors.provenance import Provenance, Term
@@ -47,6 +47,18 @@ def test_a_run_folder_means_its_best_prompt_unless_another_is_asked_for(make_run
   )
   assert sources.load(run).provenance.terms == (Term("sst2", 1.0),)
   assert sources.load(run, "initial").provenance.terms == ()
+
+
+def test_a_vector_of_an_unfinished_run_says_so(make_run, tmp_path, capsys):
+  run = make_run("run")
+  assert sources.load(run).provenance.notes == ()
+  (run / "manifest.json").write_text('{"status": "running"}')
+  output = str(tmp_path / "v.safetensors")
+  assert cli.main(["diff", str(run), "-o", output]) == 0
+  note = "its run had not finished when it was read (its status is 'running')"
+  assert f"note: {note}." in capsys.readouterr().out
+  assert note in store.read(output)[1].notes
+  assert sources.load(run, "initial").provenance.notes == ()
 
 
 def test_a_run_without_that_prompt_says_which_it_has(make_run):

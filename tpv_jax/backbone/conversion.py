@@ -12,8 +12,6 @@ import math
 import os
 import pathlib
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -178,6 +176,7 @@ def check_output(output: files.PathLike, to: str) -> None:
   """Raises `UserError` if `output` exists or could not be written."""
   path = files.to_path(output)
   if os.path.lexists(path) or path.exists():
+    files.remove_leftovers(path.parent, path.name)
     raise UserError(
       f"'{output}' exists and was left as it is. Choose another output, or remove it "
       "first."
@@ -234,16 +233,15 @@ def _appearing(output: files.PathLike, to: str) -> Iterator[Any]:
   made = to == "t5x" and not path.parent.exists()
   if made:
     path.parent.mkdir()
-  folder = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
   try:
-    there = folder / path.name
-    if to != "safetensors":
-      there.mkdir()
-    yield there
-    check_output(path, to)
-    there.rename(path)
+    with files.scratch_folder(path) as scratch:
+      there = scratch / path.name
+      if to != "safetensors":
+        there.mkdir()
+      yield there
+      check_output(path, to)
+      there.rename(path)
   finally:
-    shutil.rmtree(folder, ignore_errors=True)
     if made:
       with contextlib.suppress(OSError):  # It holds what was written.
         path.parent.rmdir()

@@ -9,8 +9,6 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tqdm import tqdm
-
 from tpv_jax import files
 from tpv_jax.data import registry, sources
 from tpv_jax.data.registry import Definition
@@ -25,6 +23,7 @@ from tpv_jax.data.tasks import (
 )
 from tpv_jax.errors import UserError, near_misses
 from tpv_jax.files import Path, PathLike
+from tpv_jax.screen import Bar
 
 
 def task(name: str, data_dir: PathLike | None = None) -> Task:
@@ -179,12 +178,11 @@ def export(
         f"{which.name}, {split}: {done[split]['examples']} examples are there already"
       )
       continue
-    bar = tqdm(
+    bar = Bar(
       examples(which, split, found, seed),
       desc=f"{which.name}, {split}",
       total=len(which.places(split, found.counts, seed)[1]),
       unit=" examples",
-      disable=None,  # where nobody watches
     )
     count = sources.write_lines(path, (_line(example) for example in bar))
     done[split] = {"examples": count, "digest": digest(_read(which, path, seed))}

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from tpv_jax import files
 from tpv_jax.data.batches import order
@@ -26,6 +25,7 @@ from tpv_jax.data.registry import Definition, Row, check_classes
 from tpv_jax.data.text_files import json_row
 from tpv_jax.errors import UserError, near_misses
 from tpv_jax.files import Path, PathLike
+from tpv_jax.screen import Bar
 
 ABOUT = "about.json"
 """The file that is written last and says what lies beside it."""
@@ -376,7 +376,7 @@ def _write_raw(
       say(f"{which.data}, {split}: {rows[split]} rows are there already")
       continue
     total, found = _opened(which, split, folder)
-    bar = tqdm(found, f"{which.data}, {split}", total=total, unit=" rows", disable=None)
+    bar = Bar(found, f"{which.data}, {split}", total=total, unit=" rows")
     path = lines.path(split)
     rows[split] = write_lines(path, iter(bar))
     if not rows[split]:

@@ -1,7 +1,6 @@
 """`python -m tpv_jax.embedded.export RUN OUTPUT`: a pre-training run as one file."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 import ml_dtypes
@@ -9,7 +8,7 @@ import numpy as np
 
 from tpv_jax import errors, files, identity, orbax_io
 from tpv_jax.data import vocabularies
-from tpv_jax.errors import UserError
+from tpv_jax.errors import UserError, raise_on_interrupt, run_program
 
 
 def export(
@@ -66,10 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   options = parser.parse_args(argv)
 
   def run() -> None:
+    raise_on_interrupt()
     print(export(options.run, options.output, options.name, options.overwrite))
 
   return errors.run_command(run, debug=options.debug)
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  run_program(main)

@@ -197,8 +197,7 @@ def check_output(path: files.PathLike, overwrite: bool = False) -> None:
       f"'{path}' ends neither in {' nor in '.join(SUFFIXES)}. Name the output "
       f"'{path}.npy' or '{path}.npz'."
     )
-  files.check_output(path, overwrite)
-  files.check_output(beside(path), overwrite)
+  files.check_together((path, beside(path)), overwrite)
 
 
 def beside(path: files.Path) -> files.Path:

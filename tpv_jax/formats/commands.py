@@ -210,9 +210,8 @@ def _convert(options: argparse.Namespace) -> None:
   No value changes but by --dtype. The fingerprint, over the values rounded to bf16, is
   the same on both sides: vectors and prompts of the one belong to the other.
   """
-  from tqdm import tqdm
-
   from tpv_jax.backbone import conversion
+  from tpv_jax.screen import Bar
 
   to = conversion.target_of(options.output, options.to)
   conversion.check_output(options.output, to)
@@ -220,7 +219,7 @@ def _convert(options: argparse.Namespace) -> None:
     if options.dry_run:
       print("\n".join(map(printable, conversion.describe(plan))))
       return
-    with tqdm(total=3 * plan.nbytes, unit="B", unit_scale=True) as bar:
+    with Bar(total=3 * plan.nbytes, unit="B", unit_scale=True) as bar:
 
       def report(doing: str, size: int) -> None:
         bar.set_description(doing, refresh=False)

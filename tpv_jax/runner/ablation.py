@@ -44,6 +44,7 @@ from tpv_jax.runner import (
 from tpv_jax.runner.evaluator import Evaluator
 from tpv_jax.runner.run_folder import open_output, versions
 from tpv_jax.runner.task_data import TaskData
+from tpv_jax.screen import Bar
 from tpv_jax.vectors import algebra, sources
 
 
@@ -210,79 +211,79 @@ def ablation(
     for tokens in all_lengths
     for method in METHODS
   }
-  folder = open_output(output_dir, "ablation", "tuning")
-  loaded = loading.load_backbone(backbone, network, vocabulary)
-  runs = _Runs(
-    loaded=loaded,
-    folder=folder,
-    modules=modules,
-    network=network,
-    vocabulary=vocabulary,
-    lengths=lengths,
-    batch_size=batch_size,
-    initial_prompt=initial_prompt,
-    transformation=transformation,
-    settings={
+  with open_output(output_dir, "ablation", "tuning") as folder:
+    loaded = loading.load_backbone(backbone, network, vocabulary)
+    runs = _Runs(
+      loaded=loaded,
+      folder=folder,
+      modules=modules,
+      network=network,
+      vocabulary=vocabulary,
+      lengths=lengths,
+      batch_size=batch_size,
+      initial_prompt=initial_prompt,
+      transformation=transformation,
+      settings={
+        "total_steps": total_steps,
+        "eval_period": eval_period,
+        "best_metric": best_metric,
+        "overwrite": overwrite,
+        "config": config,
+      },
+    )
+    by_name = {task.name: task for task in tasks}
+    decomposed = [
+      {"prompt": prompt, "low_rank": others, "fusion": others, "spaces": others}
+      for prompt, others in decomposed_rates
+    ]
+    tries = dict.fromkeys(METHODS, decomposed) | {
+      "plain": [{"prompt": rate} for rate in plain_rates]
+    }
+    tuning = runs.tune(
+      tries,
+      prompt_length,
+      [by_name[name] for name in tuning_tasks],
+      tuning_seed,
+      progress,
+    )
+    rates = {method: found["rates"] for method, found in tuning.items()}
+    seeds = dict.fromkeys(all_lengths, length_seeds) | {prompt_length: initial_seeds}
+    scores = runs.score(rates, seeds, tasks, progress)
+    processes.wait_for_all("all prompts are tuned")
+    results = {
+      "command": command,
+      "date": datetime.date.today().isoformat(),
+      "labels": {name: method.label for name, method in METHODS.items()},
+      "methods": {
+        method: {str(tokens): _sizes(modules[method, tokens]) for tokens in all_lengths}
+        for method in METHODS
+      },
+      "tasks": [task.name for task in tasks],
+      "rotated_labels": rotate_labels,
+      "test_examples": {task.name: len(task.examples("test")) for task in tasks},
+      "initial_seeds": list(initial_seeds),
+      "length_seeds": list(length_seeds),
+      "prompt_length": prompt_length,
+      "prompt_lengths": all_lengths,
+      "form": dataclasses.asdict(form),
       "total_steps": total_steps,
-      "eval_period": eval_period,
+      "batch_size": batch_size,
       "best_metric": best_metric,
-      "overwrite": overwrite,
-      "config": config,
-    },
-  )
-  by_name = {task.name: task for task in tasks}
-  decomposed = [
-    {"prompt": prompt, "low_rank": others, "fusion": others, "spaces": others}
-    for prompt, others in decomposed_rates
-  ]
-  tries = dict.fromkeys(METHODS, decomposed) | {
-    "plain": [{"prompt": rate} for rate in plain_rates]
-  }
-  tuning = runs.tune(
-    tries,
-    prompt_length,
-    [by_name[name] for name in tuning_tasks],
-    tuning_seed,
-    progress,
-  )
-  rates = {method: found["rates"] for method, found in tuning.items()}
-  seeds = dict.fromkeys(all_lengths, length_seeds) | {prompt_length: initial_seeds}
-  scores = runs.score(rates, seeds, tasks, progress)
-  processes.wait_for_all("all prompts are tuned")
-  results = {
-    "command": command,
-    "date": datetime.date.today().isoformat(),
-    "labels": {name: method.label for name, method in METHODS.items()},
-    "methods": {
-      method: {str(tokens): _sizes(modules[method, tokens]) for tokens in all_lengths}
-      for method in METHODS
-    },
-    "tasks": [task.name for task in tasks],
-    "rotated_labels": rotate_labels,
-    "test_examples": {task.name: len(task.examples("test")) for task in tasks},
-    "initial_seeds": list(initial_seeds),
-    "length_seeds": list(length_seeds),
-    "prompt_length": prompt_length,
-    "prompt_lengths": all_lengths,
-    "form": dataclasses.asdict(form),
-    "total_steps": total_steps,
-    "batch_size": batch_size,
-    "best_metric": best_metric,
-    "tuning": {"seed": tuning_seed, "tasks": list(tuning_tasks), "methods": tuning},
-    "scores": scores,
-    "cost": runs.cost(rates, prompt_length, tasks[0], repetitions, progress),
-    "backbone": {"name": loaded.name, "fingerprint": loaded.fingerprint},
-    "versions": versions(),
-    "device": jax.devices()[0].device_kind,
-  }
-  results["summary"] = summarise(scores)
-  results["seconds"] = round(time.time() - started, 1)
-  if processes.is_writer():
-    files.write_json(folder / "results.json", results)
-    if config is not None:
-      files.write_text(folder / "config.gin", config())
-    ablation_report.write(folder, results)
-  return results
+      "tuning": {"seed": tuning_seed, "tasks": list(tuning_tasks), "methods": tuning},
+      "scores": scores,
+      "cost": runs.cost(rates, prompt_length, tasks[0], repetitions, progress),
+      "backbone": {"name": loaded.name, "fingerprint": loaded.fingerprint},
+      "versions": versions(),
+      "device": jax.devices()[0].device_kind,
+    }
+    results["summary"] = summarise(scores)
+    results["seconds"] = round(time.time() - started, 1)
+    if processes.is_writer():
+      files.write_json(folder / "results.json", results)
+      if config is not None:
+        files.write_text(folder / "config.gin", config())
+      ablation_report.write(folder, results)
+    return results
 
 
 def chosen(tries: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float]:
@@ -372,7 +373,7 @@ class _Runs:
       for number, rates in enumerate(all_rates)
     ]
     found: dict[str, Any] = {method: {"tries": []} for method in tries}
-    for method, number, rates in tqdm(
+    for method, number, rates in Bar(
       jobs, desc="1/3 learning rates", disable=not progress
     ):
       model = self._model(method, tokens, rates)
@@ -409,7 +410,7 @@ class _Runs:
       for job in itertools.product(rates, tasks, some)
     ]
     tuned = []
-    for tokens, method, task, seed in tqdm(
+    for tokens, method, task, seed in Bar(
       jobs, desc="2/3 tuning prompts", disable=not progress
     ):
       run = self.folder / "runs" / f"{method}-{tokens}-{task.name}-{seed}"

@@ -11,6 +11,7 @@ import functools
 import itertools
 import math
 import os
+import shlex
 import signal
 import textwrap
 import time
@@ -33,16 +34,20 @@ from tpv_jax.prompts.initial import Initial
 from tpv_jax.runner import bank_steps, memory, processes
 from tpv_jax.runner.checkpoints import Best
 from tpv_jax.runner.grid import check_lists, check_rate, is_number, name_of
-from tpv_jax.runner.run_folder import RunFolder
+from tpv_jax.runner.run_folder import RunFolder, alone
 from tpv_jax.runner.steps import Leaves, TrainState
 from tpv_jax.runner.task_data import TaskData, TrainingData
 from tpv_jax.runner.training import Run, Stopped, chunks, stop_signals
+from tpv_jax.screen import Bar
 
 SAMPLED_STEPS = 20
 """Steps whose examples decide on the shapes of the packed rows."""
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 """The event by which JAX says that it has compiled something."""
+
+_SHOWN = 12
+"""Runs that are listed when a bank has ended."""
 
 _LEFT = "left_bank_at"
 """In the manifest of a diverged run until the others' states of that step are saved."""
@@ -112,6 +117,10 @@ def grid(
   ]
 
 
+@processes.one_clear_line_if_memory_is_short(
+  "Lower BANK_SIZE or BATCH_SIZE, shorten LENGTHS, set DTYPE = 'bfloat16', or cut the "
+  "backbone over devices (MODEL_PARALLEL)."
+)
 def train_bank(
   model: SoftPromptModel,
   entries: Sequence[Entry],
@@ -202,63 +211,84 @@ def train_bank(
   )
   steps = bank_steps.build(model, learning_rate, runs[0].mesh, shard_bank)
   settings = [run.settings for run in runs]
-  found = [
-    run.folder.check(one, overwrite) for run, one in zip(runs, settings, strict=True)
-  ]
-  begun = [
-    manifest
-    for manifest, other in found
-    if manifest and not (other or _ended(manifest))
-  ]
-  other_bank = _other_bank(runs, begun, size, block_positions, split)
-  if other_bank and not overwrite:
-    raise UserError(
-      f"The bank of '{runs[0].folder.path}' was begun with another {other_bank}. While a "
-      "prompt of it is unfinished it goes on as it was begun: give the TASKS, "
-      "INITIAL_SEEDS, RATES and BANK_SIZE of then, and train others when it has ended or "
-      "in another OUTPUT_DIR; or start all again with --gin.OVERWRITE=True."
-    )
-  if other_bank:
-    begun = []
-  # A bank that was stopped goes on, with the prompts that had ended in it.
-  over = [overwrite and bool(other or not begun) for _, other in found]
-  plan: _Plan | None = None
-  if any(over) or not all(_ended(manifest) for manifest, _ in found):
-    plan = _Plan(runs, steps, size or len(runs), block_positions, memory_gib)
-    plan.make_fit(split, [one["bank"] for one in begun if "bank" in one])
-  processes.wait_for_all("the bank is planned")
-  manifests = [
-    run.folder.open(one, again)
-    for run, one, again in zip(runs, settings, over, strict=True)
-  ]
-  processes.wait_for_all("all run folders are open")
-  going = {i for i, manifest in enumerate(manifests) if not _ended(manifest)}
-  if plan is None or not going:
-    manifests = _without_failed(manifests)
-    _say(f"All {len(runs)} prompts are finished; nothing to do.")
-    return manifests
-  _say(str(plan))
-  for line in sorted({line for run in runs for line in run.data.losses()}):
-    _say(line)
-  frozen = runs[0].place_frozen()
-  rates = np.asarray([entry.rate for entry in entries], np.float32)
-  with stop_signals() as stop_requested, processes.one_clear_line_if_one_is_lost():
-    for group in plan.groups():
-      if going.isdisjoint(group):
-        continue
-      bank = _Bank(
-        plan,
-        [runs[i] for i in group],
-        rates[list(group)],
-        frozen,
-        patience,
-        {place for place, i in enumerate(group) if i in going},
+  with alone(*(run.folder for run in runs)):
+    found = [
+      run.folder.check(one, overwrite) for run, one in zip(runs, settings, strict=True)
+    ]
+    begun = [
+      manifest
+      for manifest, other in found
+      if manifest and not (other or _ended(manifest))
+    ]
+    other_bank = _other_bank(runs, begun, size, block_positions, split)
+    if other_bank and not overwrite:
+      raise UserError(
+        f"The bank of '{runs[0].folder.path}' was begun with another {other_bank}. While a "
+        "prompt of it is unfinished it goes on as it was begun: give the TASKS, "
+        "INITIAL_SEEDS, RATES and BANK_SIZE of then, and train others when it has ended or "
+        "in another OUTPUT_DIR; or start all again with --gin.OVERWRITE=True."
       )
-      bank.execute(stop_requested, config)
-      for place, i in enumerate(group):
-        if i in going:
-          manifests[i] = bank.runs[place].manifest
-  return _without_failed(manifests)
+    if other_bank:
+      begun = []
+    # A bank that was stopped goes on, with the prompts that had ended in it.
+    over = [overwrite and bool(other or not begun) for _, other in found]
+    plan: _Plan | None = None
+    if any(over) or not all(_ended(manifest) for manifest, _ in found):
+      plan = _Plan(runs, steps, size or len(runs), block_positions, memory_gib)
+      plan.make_fit(split, [one["bank"] for one in begun if "bank" in one])
+    processes.wait_for_all("the bank is planned")
+    manifests = [
+      run.folder.open(one, again)
+      for run, one, again in zip(runs, settings, over, strict=True)
+    ]
+    processes.wait_for_all("all run folders are open")
+    going = {i for i, manifest in enumerate(manifests) if not _ended(manifest)}
+    if plan is None or not going:
+      manifests = _without_failed(manifests)
+      _say(f"All {len(runs)} prompts are finished; nothing to do.")
+      return manifests
+    _say(str(plan))
+    for line in sorted({line for run in runs for line in run.data.losses()}):
+      _say(line)
+    frozen = runs[0].place_frozen()
+    rates = np.asarray([entry.rate for entry in entries], np.float32)
+    with stop_signals() as stop_requested, processes.one_clear_line_if_one_is_lost():
+      for group in plan.groups():
+        if going.isdisjoint(group):
+          continue
+        bank = _Bank(
+          plan,
+          [runs[i] for i in group],
+          rates[list(group)],
+          frozen,
+          patience,
+          {place for place, i in enumerate(group) if i in going},
+        )
+        bank.execute(stop_requested, config)
+        for place, i in enumerate(group):
+          if i in going:
+            manifests[i] = bank.runs[place].manifest
+    if progress and processes.is_writer():
+      tqdm.write("\n".join(_ending(manifests, runs)))
+    return _without_failed(manifests)
+
+
+def _ending(manifests: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> list[str]:
+  """Returns what is said of a bank that has ended: each prompt's best, what is next."""
+  lines = [f"Trained {len(runs)} prompts; their runs:"]
+  ended = [manifest for manifest in manifests if manifest["status"] == "finished"]
+  for manifest, run in zip(manifests[:_SHOWN], runs, strict=False):
+    best = manifest.get("best_metric", {}).items()
+    values = "".join(f", {metric} {value:.4g}" for metric, value in best)
+    after = f" after step {manifest['best_step']}" if values else ""
+    lines.append(f"  {run.folder.path}: {manifest['status']}{values}{after}")
+  if len(runs) > _SHOWN:
+    lines.append(f"  and {len(runs) - _SHOWN} more beside them")
+  if ended:
+    first = runs[manifests.index(ended[0])].folder.path
+    output = shlex.quote(f"{first.name}.safetensors")
+    lines.append(f"The first's vector: tpv diff {shlex.quote(str(first))} -o {output}")
+  return lines
 
 
 def _other_bank(
@@ -615,6 +645,8 @@ class _Bank:
     """Runs all steps that are left."""
     began = time.time()
     self._settle_the_diverged()
+    for index in sorted(self.active):
+      self.runs[index].go_back_to_what_is_whole()
     self._go_back_to_a_common_step()
     jax.monitoring.register_event_duration_secs_listener(self._hear)
     with contextlib.ExitStack() as stack:
@@ -702,7 +734,7 @@ class _Bank:
   ) -> TrainState:
     run = self.runs[0]
     first, total = min(at.values()), run.total_steps
-    bar = tqdm(
+    bar = Bar(
       total=total,
       initial=first,
       desc=f"{len(self.runs)} prompts",
@@ -741,8 +773,9 @@ class _Bank:
           for index in self.active:
             self._finish("stopped", index, whole)
           raise Stopped(
+            number,
             f"stopped by {signal.Signals(number).name} after step {stop}; the same "
-            "command continues"
+            "command continues",
           )
         bar.update(stop - start)
     return state

@@ -11,18 +11,20 @@ import errno
 import logging
 import os
 import shutil
+import sys
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tpv_jax import files, identity, orbax_io
+from tpv_jax import errors, files, identity, orbax_io
 from tpv_jax.errors import UserError
 from tpv_jax.runner import processes
 from tpv_jax.runner.steps import TrainState
 
-logging.getLogger("absl").setLevel(logging.ERROR)
+# The threads of Orbax log the traces of what it raises as well.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Best(NamedTuple):
@@ -92,10 +94,11 @@ class Checkpoints:
     except Exception as error:
       for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
         shutil.rmtree(unfinished, ignore_errors=True)
-      # Orbax and TensorStore pass a full device on as errors of several types.
-      if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
-        raise self._full() from error
-      raise
+      told = errors.system_error(error, str(self.folder))
+      if told is None:
+        raise
+      _hide_closed_loops()
+      raise told from error
 
   def _require_space(self, size: int) -> None:
     """Raises before Orbax starts, whose threads would print traces of a full device."""
@@ -107,11 +110,20 @@ class Checkpoints:
   def _full(self) -> OSError:
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
 
+  def damage(self, step: int) -> str | None:
+    """Returns why the checkpoint of a step cannot be read, None if it can."""
+    try:
+      self._read(step)
+    except Exception as error:  # Orbax and TensorStore raise a dozen kinds on damage.
+      text = " ".join(str(error).split())[:200]
+      return f"'{self.folder / f'checkpoint_{step}'}' cannot be read ({text})"
+    return None
+
   def restore(self, state: TrainState) -> tuple[TrainState, Best | None]:
     """Returns the newest checkpoint, laid out over the devices as `state` is.
 
     Raises:
-      UserError: the checkpoint is damaged or belongs to another run, model or optimizer.
+      UserError: it belongs to another run, model or optimizer.
     """
     step = self.latest_step()
     path = self.folder / f"checkpoint_{step}"
@@ -120,14 +132,7 @@ class Checkpoints:
       raise _foreign(
         path, f"it states the run {stated[:12]}…, this is {self.run[:12]}…"
       )
-    try:
-      tree = self._read(step)
-    except Exception as error:
-      raise UserError(
-        f"Cannot read the checkpoint '{path}': {' '.join(str(error).split())[:200]}. "
-        "Delete that folder to continue from the one before it, or start again with "
-        "--gin.OVERWRITE=True."
-      ) from error
+    tree = self._read(step)
     saved = tree["state"]
     if int(saved["step"]) != step:
       raise _foreign(path, f"it holds the state after step {int(saved['step'])}")
@@ -178,6 +183,17 @@ def _foreign(path: files.Path, why: str) -> UserError:
     f"The checkpoint '{path}' is not of this run: {why}. Delete that folder to continue "
     "from the one before it, or start again with --gin.OVERWRITE=True."
   )
+
+
+def _hide_closed_loops() -> None:
+  """Has Python print no trace of what Orbax leaves of a save that failed, half done."""
+  shown = sys.unraisablehook
+
+  def hook(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+      shown(unraisable)
+
+  sys.unraisablehook = hook
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:

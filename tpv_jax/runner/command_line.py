@@ -12,7 +12,7 @@ from typing import Any
 
 import gin
 
-from tpv_jax.errors import ArgumentParser, UserError, run_command
+from tpv_jax.errors import ArgumentParser, UserError, raise_on_interrupt, run_command
 from tpv_jax.runner import gin_files, processes, settings
 
 _FLAGS = """\
@@ -79,6 +79,7 @@ def main(
     for line in settings.check(function, given, arguments):
       print(line, file=sys.stderr)
     processes.keep_compiled_programs()
+    raise_on_interrupt()
     try:
       result = gin.get_configurable(function)(**arguments)
     except (UserError, OSError) as error:

@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from tpv_jax import identity, optimizers, partitioning
 from tpv_jax.errors import at_least
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.runner import processes
 from tpv_jax.runner import steps as compiled
+from tpv_jax.screen import Bar
 
 AGAIN = "again"
 """Ends the name under which the first prompt's second timing is found."""
@@ -72,7 +72,7 @@ def measure(
   jobs: dict[str, list[Any]] = {}  # name -> [compiled step, state, batches]
   costs: dict[str, Cost] = {}
   rng = jax.random.key(0)
-  for name, (model, leaves) in tqdm(
+  for name, (model, leaves) in Bar(
     prompts.items(), desc="compiling steps", disable=not progress
   ):
     steps = compiled.build(model, learning_rate, 1, mesh)
@@ -95,7 +95,7 @@ def measure(
   first = next(iter(jobs))
   turns = [*jobs, f"{first}, {AGAIN}"]
   seconds: dict[str, list[float]] = {name: [] for name in turns}
-  for count in tqdm(range(repetitions + 2), desc="timing steps", disable=not progress):
+  for count in Bar(range(repetitions + 2), desc="timing steps", disable=not progress):
     # Each round starts one place further on, so that none always follows the same one.
     for turn in np.roll(turns, -count).tolist():
       job = jobs[turn.removesuffix(f", {AGAIN}")]

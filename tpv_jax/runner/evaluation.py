@@ -1,6 +1,7 @@
 """Evaluation of prompts on tasks: what is generated, and which label scores highest."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import pathlib
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tpv_jax import files, partitioning
+from tpv_jax import files, partitioning, screen
 from tpv_jax.backbone import loading
 from tpv_jax.data import suite, text_files
 from tpv_jax.data.labels import check_labels, check_lengths, check_task
@@ -21,12 +22,17 @@ from tpv_jax.model import SoftPromptModel
 from tpv_jax.runner import candidates, processes
 from tpv_jax.runner.candidates import Candidate
 from tpv_jax.runner.evaluator import AT_ONCE, Evaluator, Prompt, Result
-from tpv_jax.runner.run_folder import versions
+from tpv_jax.runner.run_folder import alone_at_output, versions
 
 _COLUMNS = ("task", "split", "examples")
 _SEARCH_METRICS = ("exact_match", "label_accuracy", "own")
 
 
+@processes.one_clear_line_if_memory_is_short(
+  "Lower BATCH_SIZE or PROMPTS_AT_ONCE, shorten LENGTHS, set DTYPE = 'bfloat16', or cut "
+  "the backbone over devices (MODEL_PARALLEL)."
+)
+@alone_at_output
 def evaluate(
   model: SoftPromptModel,
   backbone: str,
@@ -90,9 +96,7 @@ def evaluate(
   """
   lines_path = f"{output}.predictions.jsonl"
   if output is not None:
-    files.check_output(output, overwrite)
-    if predictions:
-      files.check_output(lines_path, overwrite)
+    files.check_together([output, lines_path][: 1 + predictions], overwrite)
   elif predictions:
     raise UserError("Predictions need a place: give --gin.OUTPUT as well.")
   _check_tasks(tasks, splits)
@@ -174,9 +178,13 @@ def evaluate(
     print_table(results, numbers)
     print(f"{len(results)} results in {evaluator.work}")
     if output is not None:
-      files.write_json(output, report, overwrite)
+      beside = {}
       if predictions:
-        _write_predictions(lines_path, results, tasks, names, overwrite)
+        lines = _prediction_lines(results, tasks, names).encode()
+        report["predictions_sha256"] = hashlib.sha256(lines).hexdigest()
+        beside[files.to_path(lines_path)] = lines
+      results_json = {files.to_path(output): files.json_bytes(report)}
+      files.write_together(results_json | beside, overwrite)
   return report
 
 
@@ -347,13 +355,11 @@ def print_table(
     results: its rows.
     numbers: of the candidate of each, where there are several.
   """
-  from rich.console import Console
-  from rich.table import Table
+  from rich.table import Column, Table
 
   names = list(dict.fromkeys(name for result in results for name in result.scores))
-  table = Table()
-  for name in [*([""] if numbers else []), *_COLUMNS, *names]:
-    table.add_column(name, overflow="fold")
+  headers = [*([""] if numbers else []), *_COLUMNS, *names]
+  table = Table(*(Column(header, overflow="fold") for header in headers))
   for index, result in enumerate(results):
     scores = [
       f"{100 * result.scores[name]:.1f}" if name in result.scores else ""
@@ -361,19 +367,13 @@ def print_table(
     ]
     own = [str(numbers[index])] if numbers else []
     table.add_row(*own, result.task, result.split, str(result.examples), *scores)
-  console = Console()
-  if not console.is_terminal:
-    console.width = 1 << 16  # A log is as wide as its lines: no name is cut.
-  console.print(table)
+  screen.console().print(table)
 
 
-def _write_predictions(
-  path: str,
-  results: Sequence[Result],
-  tasks: Sequence[Task],
-  names: Sequence[str] | None,
-  overwrite: bool,
-) -> None:
+def _prediction_lines(
+  results: Sequence[Result], tasks: Sequence[Task], names: Sequence[str] | None
+) -> str:
+  """Returns a line of JSON for each example."""
   by_name = {task.name: task for task in tasks}
   lines = [
     _json_line(
@@ -392,9 +392,14 @@ def _write_predictions(
       zip(by_name[result.task].examples(result.split), result.generated, strict=True)
     )
   ]
-  files.write_text(path, "".join(lines), overwrite)
+  return "".join(lines)
 
 
+@processes.one_clear_line_if_memory_is_short(
+  "Lower BATCH_SIZE, shorten LENGTHS, set DTYPE = 'bfloat16', or cut the backbone over "
+  "devices (MODEL_PARALLEL)."
+)
+@alone_at_output
 def infer(
   model: SoftPromptModel,
   backbone: str,

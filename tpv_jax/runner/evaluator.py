@@ -25,6 +25,7 @@ from tpv_jax.errors import at_least
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts.equations import Folded
 from tpv_jax.runner import processes
+from tpv_jax.screen import Bar
 
 Prompt = Mapping[str, np.ndarray] | None
 """The leaves of a folded prompt: 'prompt' [P, D] and perhaps 'delta' [M, D].
@@ -499,7 +500,7 @@ class Evaluator:
   def _bar(self, what: str, examples: Sequence[Sized]) -> tqdm:
     """Returns a progress bar over the examples of all prompts."""
     total = sum(map(len, examples))
-    return tqdm(
+    return Bar(
       total=total,
       desc=f"{self.title}: {what}" if self.title else what,
       unit="example",

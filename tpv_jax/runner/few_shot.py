@@ -143,112 +143,112 @@ def compare_starts(
   _check(source_tasks, targets, shots, initial_seeds, test_examples)
   for task in (*source_tasks, *(target.task for target in targets)):
     check_task(task, vocabulary, lengths, SPLITS)
-  folder = open_output(output_dir, "few-shot comparison", "vectors")
-  loaded = loading.load_backbone(backbone, model.network, vocabulary)
-  train = functools.partial(
-    bank.train_bank,
-    model=model,
-    learning_rate=learning_rate,
-    backbone=loaded,
-    initial_prompt=initial_prompt,
-    best_metric=best_metric,
-    size=bank_size,
-    overwrite=overwrite,
-    progress=progress,
-    config=config,
-  )
-  _say("1/3 source prompts", progress)
-  train(
-    entries=bank.grid(
-      source_tasks,
-      vocabulary,
-      lengths,
-      folder / "sources",
-      source_batch_size,
-      initial_seeds,
-    ),
-    total_steps=source_steps,
-    eval_period=source_eval_period,
-    log_period=source_eval_period,
-    checkpoint_period=source_steps,
-  )
-  _write_vectors(folder, targets, initial_seeds)
-  jobs = _jobs(folder, targets, initial_seeds, initial_prompt, coefficient)
-  for number in shots:
-    if number:
-      _say(f"2/3 targets, {number} examples each", progress)
-      data = {
-        (target.task.name, seed): TaskData(
-          sampling.few_shot(target.task, number, seed),
-          vocabulary,
-          lengths,
-          sampling.batch_size(number),
-          seed,
-          validation_examples,
-        )
-        for target, seed in itertools.product(targets, initial_seeds)
-      }
-      train(
-        entries=[
-          bank.Entry(
-            data[job.target.task.name, job.seed],
-            job.run(number),
-            initial_seed=job.seed,
-            seed=job.seed,
-            initial_prompt=job.start,
+  with open_output(output_dir, "few-shot comparison", "vectors") as folder:
+    loaded = loading.load_backbone(backbone, model.network, vocabulary)
+    train = functools.partial(
+      bank.train_bank,
+      model=model,
+      learning_rate=learning_rate,
+      backbone=loaded,
+      initial_prompt=initial_prompt,
+      best_metric=best_metric,
+      size=bank_size,
+      overwrite=overwrite,
+      progress=progress,
+      config=config,
+    )
+    _say("1/3 source prompts", progress)
+    train(
+      entries=bank.grid(
+        source_tasks,
+        vocabulary,
+        lengths,
+        folder / "sources",
+        source_batch_size,
+        initial_seeds,
+      ),
+      total_steps=source_steps,
+      eval_period=source_eval_period,
+      log_period=source_eval_period,
+      checkpoint_period=source_steps,
+    )
+    _write_vectors(folder, targets, initial_seeds)
+    jobs = _jobs(folder, targets, initial_seeds, initial_prompt, coefficient)
+    for number in shots:
+      if number:
+        _say(f"2/3 targets, {number} examples each", progress)
+        data = {
+          (target.task.name, seed): TaskData(
+            sampling.few_shot(target.task, number, seed),
+            vocabulary,
+            lengths,
+            sampling.batch_size(number),
+            seed,
+            validation_examples,
           )
-          for job in jobs
-        ],
-        total_steps=total_steps,
-        eval_period=eval_period,
-        log_period=eval_period,
-        checkpoint_period=total_steps,
-      )
-  processes.wait_for_all("all prompts are tuned")
-  evaluator = Evaluator(model, loaded.params, vocabulary, lengths, progress=progress)
-  _say("3/3 scores on test", progress)
-  starts = _drawn(jobs, model, loaded)
-  results = {
-    "command": command,
-    "date": datetime.date.today().isoformat(),
-    "starts": STARTS,
-    "sources": _source_scores(
-      evaluator, folder, source_tasks, initial_seeds, test_examples
-    ),
-    "targets": {
-      target.task.name: {
-        "related": target.related,
-        "second": target.second,
-        "unrelated": target.unrelated,
-        "note": target.note,
-      }
-      for target in targets
-    },
-    "shots": list(shots),
-    "batch_sizes": {str(n): sampling.batch_size(n) for n in shots if n},
-    "initial_seeds": list(initial_seeds),
-    "coefficient": coefficient,
-    "source_steps": source_steps,
-    "source_batch_size": source_batch_size,
-    "total_steps": total_steps,
-    "eval_period": eval_period,
-    "best_metric": best_metric,
-    "test_examples": test_examples,
-    "scores": _scores(evaluator, jobs, shots, test_examples, starts),
-    "curves": _curves(jobs, shots),
-    "samples": _samples(jobs, shots),
-    "backbone": {"name": loaded.name, "fingerprint": loaded.fingerprint},
-    "versions": versions(),
-    "device": jax.devices()[0].device_kind,
-  }
-  results["summary"] = summarise(results["scores"])
-  results["seconds"] = round(time.time() - started, 1)
-  if processes.is_writer():
-    files.write_json(folder / "results.json", results)
-    if config is not None:
-      files.write_text(folder / "config.gin", config())
-    few_shot_report.write(folder, results)
-  return results
+          for target, seed in itertools.product(targets, initial_seeds)
+        }
+        train(
+          entries=[
+            bank.Entry(
+              data[job.target.task.name, job.seed],
+              job.run(number),
+              initial_seed=job.seed,
+              seed=job.seed,
+              initial_prompt=job.start,
+            )
+            for job in jobs
+          ],
+          total_steps=total_steps,
+          eval_period=eval_period,
+          log_period=eval_period,
+          checkpoint_period=total_steps,
+        )
+    processes.wait_for_all("all prompts are tuned")
+    evaluator = Evaluator(model, loaded.params, vocabulary, lengths, progress=progress)
+    _say("3/3 scores on test", progress)
+    starts = _drawn(jobs, model, loaded)
+    results = {
+      "command": command,
+      "date": datetime.date.today().isoformat(),
+      "starts": STARTS,
+      "sources": _source_scores(
+        evaluator, folder, source_tasks, initial_seeds, test_examples
+      ),
+      "targets": {
+        target.task.name: {
+          "related": target.related,
+          "second": target.second,
+          "unrelated": target.unrelated,
+          "note": target.note,
+        }
+        for target in targets
+      },
+      "shots": list(shots),
+      "batch_sizes": {str(n): sampling.batch_size(n) for n in shots if n},
+      "initial_seeds": list(initial_seeds),
+      "coefficient": coefficient,
+      "source_steps": source_steps,
+      "source_batch_size": source_batch_size,
+      "total_steps": total_steps,
+      "eval_period": eval_period,
+      "best_metric": best_metric,
+      "test_examples": test_examples,
+      "scores": _scores(evaluator, jobs, shots, test_examples, starts),
+      "curves": _curves(jobs, shots),
+      "samples": _samples(jobs, shots),
+      "backbone": {"name": loaded.name, "fingerprint": loaded.fingerprint},
+      "versions": versions(),
+      "device": jax.devices()[0].device_kind,
+    }
+    results["summary"] = summarise(results["scores"])
+    results["seconds"] = round(time.time() - started, 1)
+    if processes.is_writer():
+      files.write_json(folder / "results.json", results)
+      if config is not None:
+        files.write_text(folder / "config.gin", config())
+      few_shot_report.write(folder, results)
+    return results
 
 
 def summarise(scores: Scores) -> dict[str, dict[str, dict[str, Any]]]:

@@ -99,7 +99,7 @@ def one_clear_line_if_one_is_lost() -> Iterator[None]:
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
-    if jax.process_count() == 1:
+    if jax.process_count() == 1 or _is_out_of_memory(error):
       raise
     raise UserError(
       f"Process {jax.process_index()} of {jax.process_count()} cannot go on: another "
@@ -107,3 +107,26 @@ def one_clear_line_if_one_is_lost() -> Iterator[None]:
       "all of them again with the same command; the run continues from its newest "
       "checkpoint."
     ) from error
+
+
+@contextlib.contextmanager
+def one_clear_line_if_memory_is_short(advice: str) -> Iterator[None]:
+  """Turns the errors of a device or host without enough memory into one line.
+
+  Args:
+    advice: what to do: "Lower BATCH_SIZE."
+  """
+  try:
+    yield
+  except (jax.errors.JaxRuntimeError, MemoryError) as error:
+    if not _is_out_of_memory(error):
+      raise
+    where = "This machine" if isinstance(error, MemoryError) else "The device"
+    text = " ".join(str(error).split()).removeprefix("RESOURCE_EXHAUSTED: ")[:160]
+    raise UserError(
+      f"{where} has too little memory ({text.rstrip('.')}). {advice}"
+    ) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+  return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Column, Table
 
-from tpv_jax import files
+from tpv_jax import files, screen
 
 Results = Mapping[str, Any]
 Rows = Sequence[Sequence[str]]
@@ -26,7 +25,7 @@ def write(folder: pathlib.Path, results: Results) -> None:
   table = Table(Column(header[0], no_wrap=True), *header[1:], title=title, box=SIMPLE)
   for row in rows:
     table.add_row(*row)
-  console = Console()
+  console = screen.console()
   console.print(table)
   for line in _summary(results):
     console.print(line.replace("**", ""), highlight=False)

@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Float
-from tqdm import tqdm
 
 from tpv_jax import files, identity
 from tpv_jax.backbone import loading
@@ -35,6 +34,7 @@ from tpv_jax.runner import bank, candidates, processes, report, training
 from tpv_jax.runner.evaluator import Evaluator, Prompt
 from tpv_jax.runner.run_folder import open_output, versions
 from tpv_jax.runner.run_settings import defaults_of, same
+from tpv_jax.screen import Bar
 from tpv_jax.vectors import algebra, sources, store
 from tpv_jax.vectors.algebra import Loaded
 
@@ -109,80 +109,80 @@ def study(
       )
     check_task(task, vocabulary, lengths)
   started = time.time()
-  folder = open_output(output_dir, "study", "vectors")
-  loaded = loading.load_backbone(backbone, model.network, vocabulary)
-  entries = bank.grid(
-    tasks, vocabulary, lengths, folder / "runs", batch_size, initial_seeds
-  )
-  common: dict[str, Any] = {
-    "model": model,
-    "total_steps": total_steps,
-    "learning_rate": learning_rate,
-    "backbone": loaded,
-    "initial_prompt": initial_prompt,
-    "eval_period": eval_period,
-    "best_metric": best_metric,
-    "overwrite": overwrite,
-    "config": config,
-  }
-  if as_bank:
-    bank.train_bank(entries=entries, progress=progress, **common)
-  else:
-    for entry in tqdm(entries, desc="1/3 tuning prompts", disable=not progress):
-      training.train(
-        data=entry.data,
-        run_dir=entry.run_dir,
-        initial_seed=entry.initial_seed,
-        seed=entry.seed,
-        progress=False,
-        **common,
-      )
-  processes.wait_for_all("all prompts are tuned")
-  tuned = time.time()
-  evaluator = Evaluator(model, loaded.params, vocabulary, lengths, progress=progress)
-  arithmetic = _Arithmetic(
-    evaluator, tasks, initial_seeds, folder, coefficients, search_examples
-  )
-  subject = arithmetic.subject() | {
-    "backbone": loaded.fingerprint,
-    "beams": model.num_beams,
-    "length_penalty": model.length_penalty,
-  }
-  defaults = defaults_of(study, type(model))
-  measured = _Measured(folder / "measured.json", subject, defaults, overwrite)
-  evaluator.title = "2/3 single vectors"
-  single = measured.get("single", arithmetic.single)
-  evaluator.title = "3/3 sums"
-  # One initial prompt after the other: their candidates together may not fit the host.
-  chosen = [
-    measured.get(f"coefficients-{seed}", functools.partial(arithmetic.search, seed))
-    for seed in initial_seeds
-  ]
-  sums, negation = measured.get("sums", functools.partial(arithmetic.sums, chosen))
-  results = {
-    "tasks": [task.name for task in tasks],
-    "initial_seeds": list(initial_seeds),
-    "backbone": {"name": loaded.name, "fingerprint": loaded.fingerprint},
-    "test_examples": {task.name: len(task.examples("test")) for task in tasks},
-    "coefficients": list(coefficients),
-    "single": single,
-    "sums": sums,
-    "cosine": arithmetic.cosine(),
-    "versions": versions(),
-    "device": jax.devices()[0].device_kind,
-    "negation": negation,
-  }
-  results["summary"] = summarise(results)
-  results["seconds"] = {
-    "tuning": round(tuned - started, 1),
-    "all": round(time.time() - started, 1),
-  }
-  if processes.is_writer():
-    files.write_json(folder / "results.json", results)
-    if config is not None:
-      files.write_text(folder / "config.gin", config())
-    report.write(folder, results)
-  return results
+  with open_output(output_dir, "study", "vectors") as folder:
+    loaded = loading.load_backbone(backbone, model.network, vocabulary)
+    entries = bank.grid(
+      tasks, vocabulary, lengths, folder / "runs", batch_size, initial_seeds
+    )
+    common: dict[str, Any] = {
+      "model": model,
+      "total_steps": total_steps,
+      "learning_rate": learning_rate,
+      "backbone": loaded,
+      "initial_prompt": initial_prompt,
+      "eval_period": eval_period,
+      "best_metric": best_metric,
+      "overwrite": overwrite,
+      "config": config,
+    }
+    if as_bank:
+      bank.train_bank(entries=entries, progress=progress, **common)
+    else:
+      for entry in Bar(entries, desc="1/3 tuning prompts", disable=not progress):
+        training.train(
+          data=entry.data,
+          run_dir=entry.run_dir,
+          initial_seed=entry.initial_seed,
+          seed=entry.seed,
+          progress=False,
+          **common,
+        )
+    processes.wait_for_all("all prompts are tuned")
+    tuned = time.time()
+    evaluator = Evaluator(model, loaded.params, vocabulary, lengths, progress=progress)
+    arithmetic = _Arithmetic(
+      evaluator, tasks, initial_seeds, folder, coefficients, search_examples
+    )
+    subject = arithmetic.subject() | {
+      "backbone": loaded.fingerprint,
+      "beams": model.num_beams,
+      "length_penalty": model.length_penalty,
+    }
+    defaults = defaults_of(study, type(model))
+    measured = _Measured(folder / "measured.json", subject, defaults, overwrite)
+    evaluator.title = "2/3 single vectors"
+    single = measured.get("single", arithmetic.single)
+    evaluator.title = "3/3 sums"
+    # One initial prompt after the other: their candidates together may not fit the host.
+    chosen = [
+      measured.get(f"coefficients-{seed}", functools.partial(arithmetic.search, seed))
+      for seed in initial_seeds
+    ]
+    sums, negation = measured.get("sums", functools.partial(arithmetic.sums, chosen))
+    results = {
+      "tasks": [task.name for task in tasks],
+      "initial_seeds": list(initial_seeds),
+      "backbone": {"name": loaded.name, "fingerprint": loaded.fingerprint},
+      "test_examples": {task.name: len(task.examples("test")) for task in tasks},
+      "coefficients": list(coefficients),
+      "single": single,
+      "sums": sums,
+      "cosine": arithmetic.cosine(),
+      "versions": versions(),
+      "device": jax.devices()[0].device_kind,
+      "negation": negation,
+    }
+    results["summary"] = summarise(results)
+    results["seconds"] = {
+      "tuning": round(tuned - started, 1),
+      "all": round(time.time() - started, 1),
+    }
+    if processes.is_writer():
+      files.write_json(folder / "results.json", results)
+      if config is not None:
+        files.write_text(folder / "config.gin", config())
+      report.write(folder, results)
+    return results
 
 
 def _run(folder: pathlib.Path, task: str, seed: int) -> pathlib.Path:

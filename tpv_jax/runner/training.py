@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import re
+import shlex
 import signal
 import threading
 import time
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from tpv_jax import files, identity, partitioning
 from tpv_jax.backbone import loading
 from tpv_jax.data.batches import Features
-from tpv_jax.errors import UserError, at_least
+from tpv_jax.errors import Interrupted, UserError, at_least
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts import initial
@@ -27,9 +28,10 @@ from tpv_jax.prompts.initial import Drawn, Initial
 from tpv_jax.runner import processes, refactoring
 from tpv_jax.runner import steps as compiled
 from tpv_jax.runner.checkpoints import Best, Checkpoints
-from tpv_jax.runner.run_folder import FORMAT, Events, RunFolder, versions
+from tpv_jax.runner.run_folder import FORMAT, Events, RunFolder, alone, versions
 from tpv_jax.runner.run_settings import Settings, as_json, defaults_of, fields
 from tpv_jax.runner.task_data import TrainingData
+from tpv_jax.screen import Bar
 from tpv_jax.vectors import store
 from tpv_jax.vectors.provenance import Term
 
@@ -37,10 +39,14 @@ HIGHER_IS_BETTER = {"loss": False, "accuracy": True, "exact_match": True}
 """The validation metrics that can choose the best prompt."""
 
 
-class Stopped(KeyboardInterrupt):
+class Stopped(Interrupted):
   """A signal asked the run to stop; its state is saved."""
 
 
+@processes.one_clear_line_if_memory_is_short(
+  "Lower BATCH_SIZE, give MICROBATCHES (parts of a batch, one after the other), shorten "
+  "LENGTHS, set DTYPE = 'bfloat16', or cut the backbone over devices (MODEL_PARALLEL)."
+)
 def train(
   model: SoftPromptModel,
   data: TrainingData,
@@ -114,14 +120,38 @@ def train(
     model_parallel=model_parallel,
     progress=progress,
   )
-  manifest = run.folder.open(run.settings, overwrite)
-  if manifest.get("status") == "finished":
-    tqdm.write(f"{run.folder.path} is finished; nothing to do.")
+  with alone(run.folder):
+    manifest = run.folder.open(run.settings, overwrite)
+    if manifest.get("status") == "finished":
+      tqdm.write(f"{run.folder.path} is finished; nothing to do.")
+      return manifest
+    for line in data.losses():
+      tqdm.write(line)
+    with stop_signals() as stop_requested, processes.one_clear_line_if_one_is_lost():
+      manifest = run.execute(stop_requested, config)
+    if progress and processes.is_writer():
+      tqdm.write("\n".join(ending(manifest, run.folder)))
     return manifest
-  for line in data.losses():
-    tqdm.write(line)
-  with stop_signals() as stop_requested, processes.one_clear_line_if_one_is_lost():
-    return run.execute(stop_requested, config)
+
+
+def ending(manifest: Mapping[str, Any], folder: RunFolder) -> list[str]:
+  """Returns what is said of a finished run: what it reached, where it is, what is next."""
+  path, steps = folder.path, manifest["last_step"]
+  lines = [f"Trained '{manifest['task']}' for {steps} steps; the run is in '{path}'."]
+  if "best_step" in manifest:
+    ((metric, value),) = manifest["best_metric"].items()
+    lines.append(
+      f"  best on validation: {metric} {value:.4g} after step {manifest['best_step']}"
+    )
+  if folder.prompt("last").exists():
+    best = "best" if folder.prompt("best").exists() else "last"
+    which = "" if best == "best" else " --which last"
+    lines += [
+      f"  its prompt: {folder.prompt(best)}",
+      f"  its vector: tpv diff {shlex.quote(str(path))}{which} -o "
+      f"{shlex.quote(path.name + '.safetensors')}",
+    ]
+  return lines
 
 
 @dataclasses.dataclass
@@ -242,12 +272,59 @@ class Run:
     """Runs all steps that are left and returns the manifest."""
     frozen = self.place_frozen()
     started = time.time()
+    self.go_back_to_what_is_whole()
     state, best = self.begin(frozen, self.fresh_state(), config)
     try:
       state, best = self._loop(state, frozen, best, stop_requested)
     finally:
       self.close()
     return self.finish("finished", state, best, seconds=time.time() - started)
+
+  def go_back_to_what_is_whole(self) -> None:
+    """Drops newer checkpoints than the newest one from which going on is exact.
+
+    That one can be read, and metrics.jsonl has all lines up to its step.
+
+    Raises:
+      UserError: there are checkpoints, and no such one.
+    """
+    steps = self.checkpoints.steps()
+    why = None
+    for step in reversed(steps):
+      problem = self.checkpoints.damage(step) or self.folder.lost_metrics(
+        self._expected_metrics(step)
+      )
+      if problem is None:
+        if why is not None and processes.is_writer():
+          tqdm.write(f"{self.folder.path}: {why}; going on from step {step}")
+        processes.wait_for_all("the checkpoints are read")
+        self.checkpoints.drop_after(step)
+        return
+      why = why or problem
+    if why is not None:
+      raise UserError(
+        f"The run in '{self.folder.path}' cannot be continued: {why}. Bring the folder "
+        "back from a copy, or remove it to start again."
+      )
+
+  def _expected_metrics(self, step: int) -> list[tuple[int, str]]:
+    """Returns the (step, kind) of the lines of metrics up to a step."""
+    validates = any(True for _ in self.data.validation_batches())
+    ends = [stop for _, stop in chunks(0, self.total_steps, self._periods)]
+    return [
+      (stop, kind)
+      for stop in ends
+      if stop <= step
+      for kind in ("train", "validation")
+      if kind == "train" or (validates and self._validates_at(stop))
+    ]
+
+  @property
+  def _periods(self) -> tuple[int, int, int]:
+    return self.log_period, self.eval_period, self.checkpoint_period
+
+  def _validates_at(self, step: int) -> bool:
+    return step % self.eval_period == 0 or step == self.total_steps
 
   def begin(
     self,
@@ -293,9 +370,9 @@ class Run:
     self.folder.write_manifest(self.manifest)
     if config is not None:
       self.folder.write_text("config.gin", config())
+    if self.initial is not None and not self._has_initial_prompt():
+      self._write_prompt("initial", self.initial.leaves, steps=0)
     if resumed is None:
-      if self.initial is not None:
-        self._write_prompt("initial", self.initial.leaves, steps=0)
       self.save(state, best)
     self.events = Events(self.folder.path, first_step=(resumed or 0) + 1)
     return state, best
@@ -437,17 +514,13 @@ class Run:
   ) -> tuple[compiled.TrainState, Best | None]:
     rng = jax.random.key(self.seed)
     first = int(state.step)
-    parts = chunks(
-      first,
-      self.total_steps,
-      (self.log_period, self.eval_period, self.checkpoint_period),
-    )
+    parts = chunks(first, self.total_steps, self._periods)
 
     def batches(start: int, stop: int) -> dict[str, jax.Array]:
       steps = range(start, stop)
       return compiled.put_batches(self.steps, [self.data.batch_at(i) for i in steps])
 
-    bar = tqdm(
+    bar = Bar(
       total=self.total_steps,
       initial=first,
       desc=self.data.name,
@@ -472,7 +545,7 @@ class Run:
         train_metrics = self.record(start, stop, report, speed)
         bar.update(stop - start)
         postfix = {"loss": f"{train_metrics['loss']:.3f}", "examples/s": f"{speed:.0f}"}
-        if stop % self.eval_period == 0 or stop == self.total_steps:
+        if self._validates_at(stop):
           best, validation = self.validate(state, frozen, best)
           postfix |= {f"val_{k}": f"{v:.3f}" for k, v in validation.items()}
         bar.set_postfix(postfix)
@@ -482,8 +555,9 @@ class Run:
         if number and stop < self.total_steps:
           self.finish("stopped", state, best)
           raise Stopped(
+            number,
             f"stopped by {signal.Signals(number).name} after step {stop}; the same "
-            "command continues"
+            "command continues",
           )
     return state, best
 
@@ -495,6 +569,7 @@ class Run:
     Raises:
       UserError: a loss, gradient or parameter was not finite.
     """
+    self.folder.stands()
     metrics = self._check_finite(report, start)
     self.folder.append_metrics(stop, "train", metrics)
     self.events.write(stop, "train", metrics | {"examples_per_s": examples_per_s})
@@ -562,6 +637,16 @@ class Run:
       for path, leaf in jax.device_get(trainable).items()
       if path.startswith("prompt/")
     }
+
+  def _has_initial_prompt(self) -> bool:
+    """Returns whether the file of the initial prompt is there and whole."""
+    assert self.initial is not None
+    try:
+      leaves, _ = store.read(self.folder.prompt("initial"))
+    except (UserError, OSError):
+      return False
+    drawn = {k: np.asarray(v, np.float32) for k, v in self.initial.leaves.items()}
+    return identity.prompt_digest(leaves) == identity.prompt_digest(drawn)
 
   def _write_prompt(
     self, which: str, leaves: Mapping[str, np.ndarray], steps: int

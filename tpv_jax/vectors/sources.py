@@ -136,6 +136,9 @@ def _from_run(run: files.Path, which: str) -> Loaded:
     raise UserError(f"The run '{run}' has no {which} prompt{_status(run)}. {advice}.")
   leaves, provenance = store.read(file)
   check_beside(run, which, leaves)
+  if which != "initial" and _manifest(run, "status") not in (None, "finished"):
+    note = f"its run had not finished when it was read{_status(run)}"
+    provenance = dataclasses.replace(provenance, notes=(*provenance.notes, note))
   name = str(run) if which == "best" else f"{run}:{which}"
   return Loaded(leaves, provenance, name)
 

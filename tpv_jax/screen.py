@@ -1,0 +1,59 @@
+"""What is shown: drawn over and over on a terminal, whole lines, and few, in a log."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+LOG_SECONDS = 60.0
+"""Between two lines in a log."""
+
+
+class Bar(tqdm):
+  """tqdm's bar, which writes into a file or pipe whole lines, and few of them."""
+
+  def __init__(self, *arguments: Any, **options: Any):
+    """Takes what `tqdm` takes."""
+    self._drawn = sys.stderr.isatty()
+    if not self._drawn:
+      options |= {
+        "file": _Lines(sys.stderr),
+        "mininterval": LOG_SECONDS,
+        "maxinterval": LOG_SECONDS,
+        "dynamic_ncols": False,
+      }
+    super().__init__(*arguments, **options)
+
+  def set_postfix(self, *arguments: Any, refresh: bool = True, **values: Any) -> None:
+    """Sets what stands behind the bar; see `tqdm.set_postfix`."""
+    super().set_postfix(*arguments, refresh=refresh and self._drawn, **values)
+
+  def set_description(self, desc: str | None = None, refresh: bool = True) -> None:
+    """Sets what stands before the bar; see `tqdm.set_description`."""
+    super().set_description(desc, refresh and self._drawn)
+
+
+class _Lines:
+  """A stream that makes a line of each state of a bar."""
+
+  def __init__(self, stream: Any):
+    self._stream = stream
+
+  def write(self, text: str) -> None:
+    """Writes the text as a line, without what clears the line before it."""
+    if line := text.replace("\r", "").strip():
+      self._stream.write(line + "\n")
+
+  def flush(self) -> None:
+    """Flushes the stream."""
+    self._stream.flush()
+
+
+def console() -> Any:
+  """Returns rich's console, which cuts no name of a table in a log."""
+  from rich.console import Console
+
+  found = Console()
+  if not found.is_terminal:
+    found.width = 10_000
+  return found
