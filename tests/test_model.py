@@ -211,15 +211,27 @@ def test_exact_match_counts_the_rows_that_greedy_decoding_gets_right(params):
   ours = build()
   written = np.asarray(jax.jit(ours.predict_batch)(params, BATCH))
   targets = np.array([written[0], np.roll(written[1], 1) + 1, written[2]])
-  assert (written > 1).all()  # No end token, so that every position is a target.
+  assert (written > 1).all()  # No padding, so that every position is a target.
   batch = {
     **BATCH,
     "decoder_target_tokens": targets,
     "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
     "decoder_loss_weights": np.ones(targets.shape, np.float32),
   }
-  _, metrics = jax.jit(ours.eval_fn)(params, batch)
-  assert float(metrics["exact_match"].compute()) == pytest.approx(2 / 3)
+
+  def exact_match():
+    _, metrics = ours.eval_fn(params, batch)
+    return float(metrics["exact_match"].compute())
+
+  assert exact_match() == 0  # None of the targets ends.
+  for row in (0, 2):
+    ours._eos_id = int(written[row, -1])
+    ends = (written[[0, 2]] == ours._eos_id).any(axis=1)
+    assert exact_match() == pytest.approx(ends.sum() / 3)
+    ours._unk_id = int(written[row, 0])
+    known = (written[[0, 2]] != ours._unk_id).all(axis=1)
+    assert exact_match() == pytest.approx((ends & known).sum() / 3)
+    ours._unk_id = None
 
 
 def test_a_batch_of_padding_only_has_loss_zero(params):

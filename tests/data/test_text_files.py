@@ -168,6 +168,11 @@ def test_several_files_are_read_as_one_in_their_order(write):
     assert task.examples("train") == EXPECTED + EXPECTED
 
 
+def test_a_csv_file_of_an_old_mac_is_read(write):
+  path = write("a.csv", CSV.replace("\n", "\r"))
+  assert text_file_task(paths=path, **SETTINGS).examples("train") == EXPECTED
+
+
 def test_the_columns_of_a_source_are_known(write):
   path = write("a.tsv", "a\tb\ty\nhere\tis {it}\t1\n")
   (example,) = text_file_task("t", path, "{{a}} {a} b: {b}", "y").examples("train")
@@ -383,6 +388,7 @@ def test_gin_describes_a_task(write):
     ("a.tsv", TSV.encode() + b"\xff\t1\n", {}, r"a\.tsv:5: not UTF-8"),
     ("a.tsv", "x\tx\na\tb\n", {}, r"a\.tsv:1: a column name appears twice"),
     ("a.tsv", "", {}, r"a\.tsv' has no examples"),
+    ("a.tsv", TSV.replace("\n", "\r"), {}, "carriage returns alone.*: tr "),
     (
       "a.jsonl",
       '{"text": "x", "label": 1, "text": "y"}',
@@ -489,6 +495,7 @@ def test_a_missing_file_is_refused_with_near_misses(write, tmp_path):
     ({"columns": ("text", "text")}, "has a name twice: text, text"),
     ({"columns": ()}, "give the names of all columns"),
     ({"round_targets_to": float("inf")}, "above 0 and finite"),
+    ({"seed": -1}, r"seed is -1|seed.*at least 0"),
     ({"metric": "f2"}, r"no metric 'f2'; there are .*macro_f1"),
     ({"round_targets_to": 0}, "must be above 0"),
   ],

@@ -222,10 +222,15 @@ def test_validation_in_shared_rows_gives_each_prompt_the_means_of_its_own():
   state = steps.initialise(
     {path: np.stack([one[path] for one in prompts]) for path in prompts[0]}
   )
-  # Prompt n has n batches, and one with every target of one token, so that one is right.
+  # Prompt n has n batches, and one with every target of one token. One of them is right,
+  # if the token that the first of these prompts makes of the source ends a text.
   rows = [[batch(number, step) for step in range(number)] for number in range(PROMPTS)]
   every = np.pad(np.arange(1, 64, dtype=np.int32)[:, None], ((0, 0), (0, 3)))
   sources = np.repeat(batch(0, 0)["encoder_input_tokens"][:1], len(every), axis=0)
+  written = model.predict_batch(
+    model.merge(prompts[1], frozen), batches.features(sources[:1], every[:1])
+  )
+  model._eos_id = int(written[0, 0])
   for own in rows[1:]:
     own.append(batches.features(sources, every))
   items = [i for n in range(PROMPTS) for one in rows[n] for i in packing.items(one, n)]

@@ -21,7 +21,7 @@ from tpv_jax.data.tasks import (
   collapsed_source,
   digest,
 )
-from tpv_jax.errors import UserError, near_misses
+from tpv_jax.errors import UserError, at_least, near_misses
 from tpv_jax.files import Path, PathLike
 from tpv_jax.screen import Bar
 
@@ -137,6 +137,7 @@ def export(
   """
   for split in splits:
     check_split(which.name, split)
+  at_least("The seed of the splits", seed, 0)
   found = sources.raw(which, data_dir)
   folder = folder_of(which, data_dir)
   about = {

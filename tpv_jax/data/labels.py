@@ -17,7 +17,7 @@ from tpv_jax.errors import UserError
 def check_task(
   task: Task,
   vocabulary: Vocabulary,
-  lengths: Mapping[str, int],
+  lengths: Mapping[str, int] | None,
   splits: Sequence[str] = (),
 ) -> None:
   """Raises `UserError` unless the task's answers can be written and told apart.
@@ -25,7 +25,8 @@ def check_task(
   Args:
     task: with labels, which are all checked; or with free targets.
     vocabulary: the backbone's.
-    lengths: `{'inputs': T, 'targets': L}` in tokens, EOS included.
+    lengths: `{'inputs': T, 'targets': L}` in tokens, EOS included; None where they are
+      not known yet, and any answer fits.
     splits: whose free targets are looked at: of each, at least one must have a
       `spelling`. They are read, which those of a task with labels are not.
 
@@ -33,8 +34,10 @@ def check_task(
     UserError: `lengths` or labels are wrong (`check_lengths`, `check_labels`), or no
       target of a split could ever be right.
   """
-  check_lengths(lengths)
-  longest = lengths["targets"]
+  longest = None
+  if lengths is not None:
+    check_lengths(lengths)
+    longest = lengths["targets"]
   if task.labels is not None:
     check_labels(task.labels, vocabulary, longest, f"task '{task.name}'")
     return

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tpv_jax.data import exported, registry, sources, suite, vocabularies
 from tpv_jax.data.batches import order, source_ids
-from tpv_jax.data.labels import check_labels, spelling
+from tpv_jax.data.labels import check_labels, check_task, spelling
 from tpv_jax.data.registry import Definition
 from tpv_jax.data.tasks import SPLITS, Example, Task, collapsed_source
 from tpv_jax.data.vocabularies import Vocabulary
@@ -110,12 +110,13 @@ def register(task: Task, vocabulary: Vocabulary, name: str | None = None) -> seq
 
   Raises:
     UserError: seqio has a task or a mixture of that name; when data are asked for, a
-      label of the task can't be written at those lengths.
+      label of the task can't be written at those lengths, or no target of the split.
   """
 
   def dataset(
     split: str, shuffle_files: bool = False, seed: int | None = None
   ) -> tf.data.Dataset:
+    check_task(task, vocabulary, None, (split,))
     examples = task.examples(split)
     if shuffle_files:
       # seqio shuffles among 1,000 neighbours only, and repeats before it shuffles.

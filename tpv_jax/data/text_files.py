@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from tpv_jax.data.batches import order
 from tpv_jax.data.tasks import SPLITS, Example, Task, deduplicate
-from tpv_jax.errors import UserError, near_misses
+from tpv_jax.errors import UserError, at_least, near_misses
 from tpv_jax.files import PathLike, read_bytes, to_path
 
 MOST_LETTERS = 2**31 - 1
@@ -110,6 +110,7 @@ def text_file_task(
         f"{', '.join(SPLITS)}.{near_misses(split, SPLITS)}"
       )
   _check_rule(name, files, splits)
+  at_least("text_file_task.seed", seed, 0)
   if round_targets_to is not None and not 0 < round_targets_to < math.inf:
     raise UserError(
       f"round_targets_to is {round_targets_to}; it must be above 0 and finite."
@@ -353,6 +354,11 @@ class _Rows:
         "and jsonl can be read. Set text_file_task.file_format."
       )
     text = read_text(path, "text_file_task.paths")
+    if known != "csv" and "\r" in text.strip() and "\n" not in text:
+      raise UserError(
+        f"'{path}' ends its lines with carriage returns alone, as old Macs did. Convert "
+        "it: tr '\\r' '\\n' < OLD > NEW."
+      )
     if known == "jsonl":
       yield from _json_lines(path, text)
       return

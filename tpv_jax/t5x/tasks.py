@@ -28,12 +28,13 @@ def registered(task: Task, vocabulary: Vocabulary) -> str:
 
   from tpv_jax.data import seqio_tasks
 
-  if task.labels is not None:
-    check_labels(task.labels, vocabulary, whose=f"task '{task.name}'")
   name = PREFIX + task.name
   if name not in seqio.TaskRegistry.names():
     seqio_tasks.register(task, vocabulary, name)
-  return named(name, vocabulary)
+  named(name, vocabulary)
+  if task.labels is not None:
+    check_labels(task.labels, vocabulary, whose=f"task '{task.name}'")
+  return name
 
 
 def streamed(
