@@ -8,6 +8,7 @@ from tpv_jax import identity
 from tpv_jax.backbone import loading
 from tpv_jax.data import vocabularies
 from tpv_jax.embedded import export
+from tpv_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,16 @@ def run(tiny, tmp_path_factory):
   return folder
 
 
-def test_the_file_has_the_newest_weights_rounded_to_bf16(run, tmp_path):
+def test_weights_of_another_vocabulary_are_not_stamped_with_ours(run, tmp_path):
+  with pytest.raises(UserError, match="32"):
+    export.export(run, tmp_path / "backbone.safetensors", "mine")
+  assert not list(tmp_path.iterdir())
+
+
+def test_the_file_has_the_newest_weights_rounded_to_bf16(
+  tiny, run, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(vocabularies, "embedded", lambda: tiny.vocabulary)
   output = tmp_path / "backbone.safetensors"
   fingerprint = export.export(run, output, "mine")
   trained = loading.load_backbone(run / "checkpoints" / "checkpoint_4")
@@ -43,11 +53,12 @@ def test_the_file_has_the_newest_weights_rounded_to_bf16(run, tmp_path):
 
 
 def test_a_run_without_a_checkpoint_and_an_existing_file_are_refused(
-  run, tmp_path, capsys
+  tiny, run, tmp_path, capsys, monkeypatch
 ):
   output = tmp_path / "backbone.safetensors"
   assert export.main([str(tmp_path), str(output)]) == 2
   assert "has no checkpoint" in capsys.readouterr().err
+  monkeypatch.setattr(vocabularies, "embedded", lambda: tiny.vocabulary)
   output.write_text("mine")
   assert export.main([str(run), str(output)]) == 2
   assert "exists" in capsys.readouterr().err

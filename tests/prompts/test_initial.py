@@ -228,3 +228,20 @@ def test_the_start_of_a_vector_on_a_drawn_prompt_states_the_seed(saved):
   )
   drawn = initial.draw(plain.Prompt(4, 6), start, TABLE, 7, None, None)
   assert drawn.provenance.initial_seed == 7
+
+
+def test_a_start_that_does_not_state_its_backbone_is_noted(saved):
+  paths, values = saved
+  start = functools.partial(initial.from_file, path=paths["p"])
+  drawn = initial.draw(plain.Prompt(4, 6), start, TABLE, 0, "tiny", "ab" * 32)
+  assert drawn.provenance.backbone_fingerprint == "ab" * 32
+  (note,) = drawn.provenance.notes
+  assert note.endswith("from which it starts is of its backbone is the user's word")
+  known = Provenance(kind="prompt", backbone_fingerprint="ab" * 32)
+  store.write(paths["p"], {"prompt": values["p"]}, known, overwrite=True)
+  assert (
+    initial.draw(
+      plain.Prompt(4, 6), start, TABLE, 0, "tiny", "ab" * 32
+    ).provenance.notes
+    == ()
+  )

@@ -120,6 +120,12 @@ def test_prompts_of_one_start_stand_behind_it_and_it_is_looked_at_once(
   )
 
 
+def test_the_start_of_another_run_does_not_stand_beside_a_prompt(trained):
+  (one, _), (_, start) = trained
+  with pytest.raises(UserError, match=r"'sst2' was tuned from .* is of another run"):
+    inspection.look_at_all([(one, start)], ["a"])
+
+
 def test_a_prompt_whose_start_is_not_known_stands_alone(trained):
   tuned, start = trained[0]
   assert [one.name for one in inspection.look_at_all([(tuned, None)], ["a"])] == ["a"]

@@ -29,7 +29,8 @@ def export(
     overwrite: whether an existing file may be replaced.
 
   Raises:
-    UserError: the folder has no checkpoint, or `output` exists.
+    UserError: the folder has no checkpoint, or one of another vocabulary; `output`
+      exists.
   """
   from tpv_jax.backbone import loading  # JAX, which this room does without otherwise
 
@@ -44,11 +45,13 @@ def export(
     path: np.asarray(leaf).astype(ml_dtypes.bfloat16).astype(np.float32)
     for path, leaf in identity.flatten(backbone.params).items()
   }
+  vocabulary, rows = vocabularies.embedded(), len(flat["token_embedder/embedding"])
+  loading.check_vocabulary(vocabulary, name, None, rows)
   return loading.save_backbone(
     output,
     flat,
     name,
-    vocabulary=vocabularies.embedded().digest,
+    vocabulary=vocabulary.digest,
     metadata={"steps": str(orbax_io.checkpoint_step(checkpoints[-1]))},
     overwrite=overwrite,
   )

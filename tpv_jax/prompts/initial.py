@@ -54,7 +54,8 @@ def draw(
   """Returns the parameters that a run starts from (fp32), with their provenance.
 
   What both runners do with an initial prompt. The seed is stated only where the
-  parameters depend on it, which those from a file do not.
+  parameters depend on it, which those from a file do not. A start that does not state
+  its backbone is noted.
 
   Args:
     module: the soft prompt that is trained, `plain.Prompt` or `ept.EPT`.
@@ -74,6 +75,12 @@ def draw(
   begin = start(table, seed)
   leaves = module.initial_leaves(begin, seed)
   others = module.initial_leaves(start(table, seed + 1), seed + 1)
+  notes = ()
+  if isinstance(begin, Loaded) and begin.provenance.backbone_fingerprint is None:
+    notes = (
+      "that the prompt or vector from which it starts is of its backbone is the user's "
+      "word",
+    )
   from_seed = any(not np.array_equal(leaves[name], others[name]) for name in leaves)
   provenance = Provenance(
     kind="prompt",
@@ -82,6 +89,7 @@ def draw(
     initial_digest=identity.prompt_digest(leaves),
     initial_seed=seed if from_seed else None,
     steps=0,
+    notes=notes,
     **module.provenance(leaves),
   )
   return Drawn(leaves, provenance, "the initial prompt", start=begin)

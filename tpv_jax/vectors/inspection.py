@@ -120,11 +120,21 @@ def look_at_all(
     prompts: trained prompts, each with its initial one, where that is known. Prompts of
       one initial prompt stand together, and it is looked at once.
     names: one for each trained prompt.
+
+  Raises:
+    UserError: one was tuned from another initial prompt; as `look`.
   """
   starts: dict[str, list[Look]] = {}
   for (trained, initial), name in zip(prompts, names, strict=True):
     one = look(trained, name)
     start = trained if initial is None else initial
+    stated, found = (item.provenance.initial_digest for item in (one.prompt, start))
+    if None not in (stated, found) and stated != found:
+      raise UserError(
+        f"'{trained.name}' was tuned from the initial prompt {str(stated)[:12]}…, and "
+        f"'{start.name}' beside it is {str(found)[:12]}…: one is of another run. Bring "
+        "back the run's own from a copy."
+      )
     group = str(start.provenance.initial_digest if one.trained else id(one))
     if group not in starts:
       starts[group] = []
