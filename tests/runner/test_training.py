@@ -678,9 +678,14 @@ def stopped_at_10(run: pathlib.Path, finished: pathlib.Path) -> pathlib.Path:
   return run
 
 
-def test_a_checkpoint_of_another_run_is_refused_by_name(tiny, finished, tmp_path):
+@pytest.mark.parametrize("metrics", [True, False])
+def test_a_checkpoint_of_another_run_is_refused_by_name(
+  tiny, finished, tmp_path, metrics
+):
   tiny.train(tmp_path / "other", data=tiny.data(seed=1))
   run = stopped_at_10(tmp_path / "run", finished[0])
+  if not metrics:  # With which an own checkpoint of step 20 would be dropped.
+    RunFolder(run).keep_metrics_until(10)
   shutil.copytree(
     tmp_path / "other" / "checkpoints" / "checkpoint_20",
     run / "checkpoints" / "checkpoint_20",
@@ -689,6 +694,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(tiny, finished, tmp_path
   with pytest.raises(UserError, match=r"checkpoint_20' is not of this run: it states"):
     tiny.train(run)
   assert (run / "last_prompt.safetensors").read_bytes() == before
+  assert (run / "checkpoints" / "checkpoint_20").is_dir()
   shutil.rmtree(run / "checkpoints" / "checkpoint_20")  # As the message says.
   tiny.train(run)
   assert deterministic_files(run) == deterministic_files(finished[0])

@@ -110,6 +110,16 @@ class Checkpoints:
   def _full(self) -> OSError:
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
 
+  def refuse_foreign(self) -> None:
+    """Raises `UserError` if one of them states another run, before any is deleted."""
+    for step in self.steps():
+      path = self.folder / f"checkpoint_{step}"
+      stated = orbax_io.run_of_checkpoint(path)
+      if stated and self.run and stated != self.run:
+        raise _foreign(
+          path, f"it states the run {stated[:12]}…, this is {self.run[:12]}…"
+        )
+
   def damage(self, step: int) -> str | None:
     """Returns why the checkpoint of a step cannot be read, None if it can."""
     try:
@@ -123,15 +133,10 @@ class Checkpoints:
     """Returns the newest checkpoint, laid out over the devices as `state` is.
 
     Raises:
-      UserError: it belongs to another run, model or optimizer.
+      UserError: it belongs to another model or optimizer, or another step.
     """
     step = self.latest_step()
     path = self.folder / f"checkpoint_{step}"
-    stated = orbax_io.run_of_checkpoint(path)
-    if stated and self.run and stated != self.run:
-      raise _foreign(
-        path, f"it states the run {stated[:12]}…, this is {self.run[:12]}…"
-      )
     tree = self._read(step)
     saved = tree["state"]
     if int(saved["step"]) != step:

@@ -286,8 +286,9 @@ class Run:
     That one can be read, and metrics.jsonl has all lines up to its step.
 
     Raises:
-      UserError: there are checkpoints, and no such one.
+      UserError: there are checkpoints, and no such one, or one of another run.
     """
+    self.checkpoints.refuse_foreign()
     steps = self.checkpoints.steps()
     why = None
     for step in reversed(steps):
