@@ -1,6 +1,6 @@
 import dataclasses
 import json
-from unittest import mock
+import os
 
 import pytest
 
@@ -65,10 +65,10 @@ def test_exporting_again_keeps_what_is_there_and_another_seed_is_refused(data_di
   said = []
   exported.export(COLA, data_dir, ["test"], say=said.append)
   exported.export(COLA, data_dir, say=said.append)
-  assert said[1] == "glue_cola, train: 8 examples in " + str(
+  assert said[2] == "glue_cola, train: 8 examples in " + str(
     data_dir / "tpv_jax" / "glue_cola" / "train.jsonl"
   )
-  assert said[3] == "glue_cola, test: 8 examples are there already"
+  assert said[1] == "glue_cola, test: 8 examples are there already"
   with pytest.raises(UserError, match=r"another seed \(0 there, 1 now\).*--overwrite"):
     exported.export(COLA, data_dir, seed=1, say=str)
   before = exported.task("glue_cola", data_dir).split_digest("test")
@@ -107,7 +107,7 @@ def test_a_damaged_export_is_refused_and_repaired(data_dir, damage):
   exported.export(COLA, data_dir, overwrite=overwrite, say=said.append)
   assert path.read_text() == right
   assert len(task.examples("train")) == 8
-  assert ("removed" in said[0]) == overwrite
+  assert ("replaced" in said[-1]) == overwrite
 
 
 def test_only_the_named_splits_are_written_anew_when_the_settings_are_equal(data_dir):
@@ -115,23 +115,40 @@ def test_only_the_named_splits_are_written_anew_when_the_settings_are_equal(data
   before = (folder / "train.jsonl").stat().st_ino
   said = []
   exported.export(COLA, data_dir, ["test"], overwrite=True, say=said.append)
-  assert said[0] == f"glue_cola: removed test.jsonl in {folder}"
+  assert said[-1] == f"glue_cola: replaced test.jsonl in {folder}"
   assert (folder / "train.jsonl").stat().st_ino == before
   for split in tasks.SPLITS:
     assert exported.task("glue_cola", data_dir).examples(split)
 
 
-def test_an_overwriting_that_was_stopped_leaves_nothing_that_counts(
-  data_dir, monkeypatch
+@pytest.mark.parametrize("nth", range(1, 12))
+def test_an_overwriting_that_is_killed_leaves_the_old_export_or_none(
+  data_dir, monkeypatch, nth
 ):
-  exported.export(COLA, data_dir, say=str)
-  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(type(data_dir), "unlink", mock.Mock(side_effect=KeyboardInterrupt))
+  folder = exported.export(COLA, data_dir, say=str)
+  before = {path.name: path.read_bytes() for path in folder.iterdir()}
+  real, left = os.replace, [nth]
+
+  def replace(*paths):
+    left[0] -= 1
+    if left[0] == 0:
+      raise KeyboardInterrupt
+    return real(*paths)
+
+  monkeypatch.setattr(os, "replace", replace)
+  try:
     exported.export(COLA, data_dir, seed=1, overwrite=True, say=str)
-  with pytest.raises(UserError, match="not exported"):
-    exported.task("glue_cola", data_dir).examples("test")
-  exported.export(COLA, data_dir, seed=1, say=str)
-  assert tasks.overlaps(exported.task("glue_cola", data_dir))["validation/test"] == 0
+  except KeyboardInterrupt:
+    now = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert (now == before) == (nth <= 4)  # 3 splits, then about.json
+    if now != before:
+      with pytest.raises(UserError, match="not exported"):
+        exported.task("glue_cola", data_dir).examples("test")
+  exported.export(COLA, data_dir, seed=1, overwrite=True, say=str)
+  task = exported.task("glue_cola", data_dir)
+  assert len(task.examples("train")) == 8
+  assert tasks.overlaps(task)["validation/test"] == 0
+  assert len(list(folder.iterdir())) == 4
 
 
 def test_an_export_by_another_template_is_refused(data_dir, monkeypatch):

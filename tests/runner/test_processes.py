@@ -188,7 +188,7 @@ def test_a_signal_to_one_process_stops_a_bank_on_all_at_the_same_step(tmp_path):
     time.sleep(0.1)
   both[1].send_signal(signal.SIGTERM)
   outputs = [process.communicate(timeout=200)[0] for process in both]
-  assert [process.returncode for process in both] == [130, 130], outputs
+  assert [process.returncode for process in both] == [143, 143], outputs
   manifests = [
     json.loads((folder / name / "manifest.json").read_text()) for name in names
   ]

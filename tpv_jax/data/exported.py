@@ -5,6 +5,7 @@ DATA_DIR/tpv_jax/NAME/{train,validation,test}.jsonl hold the pairs, an object a 
 from which rows, by which rule and seed, and gives each split's digest.
 """
 
+import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -127,8 +128,8 @@ def export(
     data_dir: see `sources.data_directory`.
     splits: of `tasks.SPLITS`.
     seed: of the splits.
-    overwrite: write `splits` anew. Where those that are there have other settings, all
-      of them are removed: splits of two kinds could overlap.
+    overwrite: write `splits` anew, then put them in the place of the old ones. Where
+      those have other settings, all of them go: splits of two kinds could overlap.
     say: is given a line about each step.
 
   Raises:
@@ -159,37 +160,69 @@ def export(
       f"them: {_command(folder, seed)} --overwrite{keep if key == 'seed' else ''}; or "
       "choose another --data-dir."
     )
+  old: list[str] = []
   if overwrite:
     old = [
-      path
+      f"{split}.jsonl"
       for split in (splits if same else SPLITS)
-      if (path := folder / f"{split}.jsonl").exists()
+      if (folder / f"{split}.jsonl").exists()
     ]
     done = {k: done[k] for k in done if same and k not in splits}
-    if old:
-      # First: what a call that is killed here leaves behind counts as not exported.
-      files.write_json(folder / ABOUT, {**about, "splits": done})
-      for path in old:
-        path.unlink()
-      say(f"{which.name}: removed {', '.join(path.name for path in old)} in {folder}")
+  left = []
   for split in splits:
-    path = folder / f"{split}.jsonl"
-    if split in done and path.exists():
-      say(
-        f"{which.name}, {split}: {done[split]['examples']} examples are there already"
-      )
-      continue
-    bar = Bar(
-      examples(which, split, found, seed),
-      desc=f"{which.name}, {split}",
-      total=len(which.places(split, found.counts, seed)[1]),
-      unit=" examples",
-    )
-    count = sources.write_lines(path, (_line(example) for example in bar))
-    done[split] = {"examples": count, "digest": digest(_read(which, path, seed))}
+    if split in done and (folder / f"{split}.jsonl").exists():
+      count = done[split]["examples"]
+      say(f"{which.name}, {split}: {count} examples are there already")
+    else:
+      left.append(split)
+  if not old:
+    for split in left:
+      place = folder / f"{split}.jsonl"
+      done[split], line = _write(which, found, split, seed, folder, place)
+      say(line)
+      files.write_json(folder / ABOUT, {**about, "splits": done})
+    return folder
+  kept = {**about, "splits": dict(done)}
+  with contextlib.ExitStack() as stack:
+    # What a call that is killed after `kept` is written leaves counts as not exported. In
+    # an object store, where nothing is renamed, that is before the splits are written.
+    into: Path = folder
+    if files.is_remote(folder):
+      files.write_json(folder / ABOUT, kept)
+    else:
+      into = stack.enter_context(files.scratch_folder(folder / ABOUT))
+    for split in left:
+      place = folder / f"{split}.jsonl"
+      done[split], line = _write(which, found, split, seed, into, place)
+      say(line)
+    if into != folder:
+      files.write_json(folder / ABOUT, kept)
+      for split in left:
+        (into / f"{split}.jsonl").replace(folder / f"{split}.jsonl")
+    for name in {*old} - {f"{split}.jsonl" for split in left}:
+      (folder / name).unlink()
     files.write_json(folder / ABOUT, {**about, "splits": done})
-    say(f"{which.name}, {split}: {count} examples in {path}")
+  say(f"{which.name}: replaced {', '.join(old)} in {folder}")
   return folder
+
+
+def _write(
+  which: Definition, found: sources.Raw, split: str, seed: int, into: Path, place: Path
+) -> tuple[dict[str, Any], str]:
+  """Writes a split `into` a folder; returns what about.json says of it, and a line.
+
+  The line is for people, and names `place`, where it is or will be.
+  """
+  path = into / place.name
+  bar = Bar(
+    examples(which, split, found, seed),
+    desc=f"{which.name}, {split}",
+    total=len(which.places(split, found.counts, seed)[1]),
+    unit=" examples",
+  )
+  count = sources.write_lines(path, (_line(example) for example in bar))
+  about = {"examples": count, "digest": digest(_read(which, path, seed))}
+  return about, f"{which.name}, {split}: {count} examples in {place}"
 
 
 def _about(folder: Path) -> dict[str, Any]:
