@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pathlib
 
 import pytest
 
@@ -91,3 +92,16 @@ def test_a_new_folder_has_the_rights_that_the_umask_leaves(tmp_path):
     os.umask(previous)
   assert (tmp_path / "a").stat().st_mode & 0o777 == 0o750
   assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  files.write_text("~/a.txt", "x\n")
+  assert (tmp_path / "a.txt").read_text() == "x\n" and files.read_bytes("~/a.txt")
+  with pytest.raises(UserError, match="exists"):
+    files.refuse_existing("~/a.txt", overwrite=False)
+  assert files.absolute("~") == tmp_path
+  assert files.to_path("./~/b") == pathlib.Path("./~/b")
+  with pytest.raises(UserError, match="'~nobody-of-this-name/a' begins with a home"):
+    files.to_path("~nobody-of-this-name/a")

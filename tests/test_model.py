@@ -443,7 +443,7 @@ def test_rows_of_different_prompts_have_the_beams_of_each_alone(params):
 
 
 def test_fewer_beams_than_one_are_refused():
-  with pytest.raises(UserError, match=r"NUM_BEAMS\) is 0; it must be a whole number"):
+  with pytest.raises(UserError, match=r"num_beams is 0; it must be a whole number"):
     build(num_beams=0)
 
 

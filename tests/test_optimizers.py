@@ -162,7 +162,7 @@ def test_no_rates_leave_the_optimizer_as_it_is():
   ("rates", "text"),
   [
     ({"low-rank": 1.0}, "no group of parameters 'low-rank'.*mean 'low_rank'"),
-    ({"prompt": -1.0}, "rate of the group 'prompt' is -1.0. Give a number"),
+    ({"prompt": -1.0}, r"rates\['prompt'\] is -1.0; it must be a number of at least 0"),
     ({"prompt": 1.0}, "'prompt/low_rank_a' is trained and its group 'low_rank' has no"),
   ],
 )

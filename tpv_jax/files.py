@@ -16,12 +16,13 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from tpv_jax import errors
+from tpv_jax.checks import NotEmpty
 from tpv_jax.errors import UserError
 
-PathLike = str | os.PathLike[str]
+PathLike = Annotated[str, NotEmpty()] | os.PathLike[str]
 
 if TYPE_CHECKING:
   from etils import epath
@@ -39,16 +40,26 @@ TEMPORARY = ".tpv_tmp"
 def to_path(path: PathLike) -> Path:
   """Returns `epath.Path` for a path into an object store, otherwise `pathlib.Path`.
 
+  A `~` at the beginning is the home folder, as in a shell: `--flag=~/x` and the strings
+  of gin never see one that would replace it. (A folder of that name is './~'.)
+
   A store has objects and no folders: one is there while something lies "in" it. etils
   reaches gs:// by TensorFlow where that is installed, otherwise by gcsfs.
 
   Raises:
-    UserError: the scheme is unknown, or the package that reaches it is not installed.
+    UserError: there is no such home folder; the scheme is unknown, or the package that
+      reaches it is not installed.
   """
   text = os.fspath(path)
   scheme = _SCHEME.match(text)
   if scheme is None:
-    return pathlib.Path(text)
+    home = os.path.expanduser(text)
+    if text.startswith("~") and home == text:
+      raise UserError(
+        f"'{text}' begins with a home folder that is not known. Give the whole path, or "
+        f"'./{text}' for a folder of that name."
+      )
+    return pathlib.Path(home)
   import fsspec
   from etils import epath
 
@@ -457,7 +468,8 @@ def json_bytes(content: Any) -> bytes:
 
 
 def _exists(path: PathLike) -> bool:
-  return to_path(path).exists() if is_remote(path) else os.path.lexists(path)
+  found = to_path(path)
+  return found.exists() if is_remote(path) else os.path.lexists(found)
 
 
 def _umask() -> int:

@@ -19,7 +19,8 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from tpv_jax import identity
 from tpv_jax.backbone import decoding, network
-from tpv_jax.errors import UserError, at_least, near_misses
+from tpv_jax.checks import BelowOne, NotNegative, Size, checked
+from tpv_jax.errors import UserError, near_misses
 from tpv_jax.prompts import ept, plain
 from tpv_jax.prompts.equations import Folded
 
@@ -57,6 +58,7 @@ class SoftPromptModel:
     length_penalty: of beam search, see `decoding.beam_search`.
   """
 
+  @checked
   def __init__(
     self,
     network: network.Transformer,
@@ -65,12 +67,11 @@ class SoftPromptModel:
     output_vocabulary: Any,
     optimizer_def: Any = None,
     trainable: str = r"prompt/.*",
-    z_loss: float = 0.0,
-    label_smoothing: float = 0.0,
-    num_beams: int = 1,
+    z_loss: NotNegative = 0.0,
+    label_smoothing: BelowOne = 0.0,
+    num_beams: Size = 1,
     length_penalty: float = 1.0,
   ):
-    at_least("The number of beams (NUM_BEAMS)", num_beams, 1)
     if prompt is not None and prompt.features != network.emb_dim:
       raise UserError(
         f"The prompt's rows have {prompt.features} features, the backbone's tokens "

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import optax
 
+from tpv_jax.checks import BelowOne, NotNegative, Positive, Steps, StepsOrNone, checked
 from tpv_jax.errors import UserError, near_misses
 from tpv_jax.prompts import equations
 
@@ -32,9 +33,10 @@ The leaves of a folded prompt, as a plain one is, count as 'prompt' and 'low_ran
 """
 
 
+@checked
 def by_group(
   transformation: optax.GradientTransformation,
-  rates: Mapping[str, int | float | LearningRate],
+  rates: Mapping[str, NotNegative | LearningRate],
 ) -> optax.GradientTransformation:
   """Returns the transformation with a rate of its own for each group of parameters.
 
@@ -51,16 +53,11 @@ def by_group(
     UserError: an unknown group or a rate that is none; at `init`, a leaf whose group has
       no rate.
   """
-  for group, rate in rates.items():
+  for group in rates:
     if group not in GROUPS:
       raise UserError(
         f"There is no group of parameters '{group}' to have a learning rate."
         f"{near_misses(group, GROUPS)} The groups are {', '.join(GROUPS)}."
-      )
-    if not callable(rate) and not (isinstance(rate, int | float) and rate >= 0):
-      raise UserError(
-        f"The learning rate of the group '{group}' is {rate!r}. Give a number of at "
-        "least 0, or a schedule such as @optimizers.constant()."
       )
   if not rates:
     return transformation
@@ -90,12 +87,13 @@ def _group(path: str) -> str:
   return _GROUP_OF[path.removeprefix("prompt/")]
 
 
+@checked
 def adamw(
-  b1: float = 0.9,
-  b2: float = 0.999,
-  eps: float = 1e-8,
-  weight_decay: float = 0.0,
-  clip_norm: float | None = None,
+  b1: BelowOne = 0.9,
+  b2: BelowOne = 0.999,
+  eps: Positive = 1e-8,
+  weight_decay: NotNegative = 0.0,
+  clip_norm: Positive | None = None,
 ) -> optax.GradientTransformation:
   """Returns AdamW's direction (Loshchilov & Hutter 2019), decoupled weight decay included.
 
@@ -110,10 +108,11 @@ def adamw(
   )
 
 
+@checked
 def adafactor(
-  decay_rate: float = 0.8,
-  weight_decay: float = 0.0,
-  clip_norm: float | None = None,
+  decay_rate: BelowOne = 0.8,
+  weight_decay: NotNegative = 0.0,
+  clip_norm: Positive | None = None,
   multiply_by_parameter_scale: bool = False,
 ) -> optax.GradientTransformation:
   """Returns Adafactor's direction (Shazeer & Stern 2018).
@@ -134,13 +133,15 @@ def adafactor(
   )
 
 
-def constant(learning_rate: float, warmup_steps: int = 0) -> LearningRate:
+@checked
+def constant(learning_rate: NotNegative, warmup_steps: StepsOrNone = 0) -> LearningRate:
   """Returns a constant schedule after a linear warm-up from 0 over `warmup_steps`."""
   return _warm_up(optax.schedules.constant_schedule(learning_rate), warmup_steps)
 
 
+@checked
 def linear(
-  learning_rate: float, total_steps: int, warmup_steps: int = 0
+  learning_rate: NotNegative, total_steps: Steps, warmup_steps: StepsOrNone = 0
 ) -> LearningRate:
   """Returns a linear decay to 0 at `total_steps`, after a linear warm-up from 0."""
   decay = optax.schedules.linear_schedule(

@@ -161,5 +161,5 @@ def test_several_tasks_go_into_a_bank():
   )
   tasks = gin.get_configurable(exported.tasks)()
   assert [task.name for task in tasks] == ["glue_sst2", "glue_rte"]
-  with pytest.raises(UserError, match=r"Give a list: \['glue_rte'\]"):
+  with pytest.raises(UserError, match="names is 'glue_rte'; it must be a list"):
     exported.tasks("glue_rte")

@@ -151,7 +151,7 @@ def test_more_than_there_are_and_none_are_refused_when_used():
   assert len(none.examples("test")) == 2
   with pytest.raises(UserError, match=r"from 0 examples.*tpv_jax\.eval"):
     none.examples("train")
-  with pytest.raises(UserError, match="seed of the sample is -1"):
+  with pytest.raises(UserError, match="seed is -1"):
     few_shot.few_shot(task, 1, seed=-1)
 
 

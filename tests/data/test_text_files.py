@@ -494,10 +494,10 @@ def test_a_missing_file_is_refused_with_near_misses(write, tmp_path):
     ({"paths": [3]}, "have 3, which is no path"),
     ({"columns": ("text", "text")}, "has a name twice: text, text"),
     ({"columns": ()}, "give the names of all columns"),
-    ({"round_targets_to": float("inf")}, "above 0 and finite"),
-    ({"seed": -1}, r"seed is -1|seed.*at least 0"),
+    ({"round_targets_to": float("inf")}, "must be a finite number"),
+    ({"seed": -1}, "seed is -1; it must be a whole number of at least 0"),
     ({"metric": "f2"}, r"no metric 'f2'; there are .*macro_f1"),
-    ({"round_targets_to": 0}, "must be above 0"),
+    ({"round_targets_to": 0}, "must be a number above 0"),
   ],
 )
 def test_contradictory_settings_are_refused_before_anything_is_read(changes, message):

@@ -361,7 +361,7 @@ def test_a_prompt_that_gets_no_better_ends_early_and_the_others_go_on(tiny, tmp_
     ({"patience": 0}, "patience"),
     ({"patience": 2, "best_metric": None}, "without a metric that chooses the best"),
     ({"block_positions": 0}, "block_positions"),
-    ({"memory_gib": 0}, "BANK_MEMORY_GB is 0; it must be a number above 0"),
+    ({"memory_gib": 0}, "memory_gib is 0; it must be a number above 0"),
   ],
 )
 def test_settings_that_make_no_bank_are_refused(tiny, tmp_path, change, message):
@@ -417,9 +417,8 @@ def test_the_log_says_shapes_padding_needs_recompilations_and_every_prompt(
 
 @pytest.mark.parametrize("rate", [-1.0, float("nan")])
 def test_a_rate_that_is_none_is_refused(tiny, tmp_path, rate):
-  made = entries(tiny, tmp_path, rates=(1.0, 1.0, rate))
-  with pytest.raises(UserError, match=r"The rate of the prompt for .*run-2' is"):
-    train(tiny, tmp_path, made)
+  with pytest.raises(UserError, match=r"rates\[2\] is |rate is "):
+    entries(tiny, tmp_path, rates=(1.0, 1.0, rate))
   assert not list(tmp_path.iterdir())
 
 
@@ -471,7 +470,8 @@ class Longer:
 
   def __init__(self, data):
     self.data, self.name, self.batch_size = data, data.name, data.batch_size
-    self.trimmed, self.describe = data.trimmed, data.describe
+    self.losses, self.describe = data.losses, data.describe
+    self.settings = data.settings
 
   def validation_batches(self):
     return self.data.validation_batches()
@@ -596,7 +596,7 @@ def test_blocks_are_made_smaller_where_not_one_prompt_fits(tiny, tmp_path, capsy
     ({"tasks": []}, r"TASKS is \[\], which leaves no prompt"),
     ({"initial_seeds": ()}, r"INITIAL_SEEDS is \(\), which"),
     ({"rates": []}, r"RATES is \[\], which"),
-    ({"rates": [1.0, -1.0]}, r"The rate of RATES is -1.0"),
+    ({"rates": [1.0, -1.0]}, r"rates\[1\] is -1.0; it must be a number of at least 0"),
   ],
 )
 def test_a_grid_of_nothing_is_refused(tiny, tmp_path, change, message):
@@ -666,7 +666,7 @@ def test_a_setting_that_a_bank_does_not_read_is_an_unknown_name(
     ]
   )
   error = capsys.readouterr().err
-  assert code == 2 and f"defines {name}, so --gin.{name} would change nothing" in error
+  assert code == 2 and f"{name} (--gin) is read by nothing" in error
   assert f"Did you mean '{meant}'" in error or not meant
   assert not list(tmp_path.iterdir())
 

@@ -64,7 +64,7 @@ GOOD = (EMBEDDED, "--gin.TASK_NAME='topic'")
     ),
     (
       (*GOOD, "--gin.RUN_DIR='{run}'", "--gin.TRAIN_STEPS=0"),
-      r"total_steps is 0; it must be a whole number of at least 1",
+      r"TRAIN_STEPS is 0; it must be a whole number of at least 1",
     ),
     (
       (*GOOD, "--gin.RUN_DIR='{run}'", "--gin.BACKBONE='nowhere'"),

@@ -696,7 +696,11 @@ def test_what_makes_no_evaluation_is_one_clear_line(tiny, prompt, vectors, tmp_p
   applied = {"vector": vectors[0], "initial": run}
   free = dataclasses.replace(tiny.task, labels=None)
   for message, tasks_given, settings in (
-    ("coefficient is 'half'; it must be a finite", None, {"coefficient": ["half"]}),
+    (
+      r"coefficient\[0\] is 'half'; it must be a number",
+      None,
+      {"coefficient": ["half"]},
+    ),
     ("coefficient is True", None, {"coefficient": True}),
     ("coefficient is nan", None, {"coefficient": float("nan")}),
     ("COEFFICIENT has '0.5' twice", None, {"coefficient": [0.5, 0.5]}),
@@ -705,20 +709,20 @@ def test_what_makes_no_evaluation_is_one_clear_line(tiny, prompt, vectors, tmp_p
     ("INITIAL has '.*' twice", None, {"initial": [run, run]}),
     ("VECTOR has an empty sum", None, {"vector": [[]]}),
     ("no vector was given", None, {"vector": None, "initial": None, "search": True}),
-    ("SEARCH is 0.5", None, {"search": 0.5}),
+    ("search is 0.5; it must be True or False or a list", None, {"search": 0.5}),
     ("SEARCH chooses it", None, {"search": True, "coefficient": 0.5}),
     (
-      "SEARCH_SPLIT is 'validate'. Did you mean 'validation'",
+      "search_split is 'validate'; .*Did you mean 'validation'",
       None,
       {"search": True, "search_split": "validate"},
     ),
     (
-      "'label_acuracy'. Did you mean 'label_accuracy'",
+      "'label_acuracy'; .*Did you mean 'label_accuracy'",
       None,
       {"search": True, "search_metric": "label_acuracy"},
     ),
     (
-      "SEARCH_EXAMPLES is -3",
+      "search_examples is -3",
       None,
       {"search": True, "search_examples": -3},
     ),
@@ -734,9 +738,9 @@ def test_what_makes_no_evaluation_is_one_clear_line(tiny, prompt, vectors, tmp_p
     ),
     ("'sentimant', which is no task. Did you mean 'sentiment'", ["sentimant"], {}),
     ("TASKS has 'parity' twice", [tiny.task, tiny.task], {}),
-    ("no split 'tset'.*Did you mean 'test'", None, {"splits": ["tset"]}),
+    (r"splits\[0\] is 'tset'.*Did you mean 'test'", None, {"splits": ["tset"]}),
     ("at least one each", [], {}),
-    ("PROMPTS_AT_ONCE is 0", None, {"at_once": 0}),
+    ("at_once is 0", None, {"at_once": 0}),
   ):
     with pytest.raises(UserError, match=message):
       evaluate(tiny, tmp_path, tasks_given, **(applied | settings))
@@ -796,7 +800,7 @@ def test_inputs_that_do_not_belong_together_are_refused(tiny, prompt, tmp_path):
     candidates_of.subject("a", "b", None, 1.0, "best")
   with pytest.raises(UserError, match="no vector was given"):
     evaluate(tiny, tmp_path, initial="b")
-  with pytest.raises(UserError, match=r"Give a list: \['test'\]"):
+  with pytest.raises(UserError, match="splits is 'test'; it must be a list"):
     evaluate(tiny, tmp_path, splits="test")
   with pytest.raises(UserError, match=r"the folder .*nowhere' does not exist"):
     evaluate(tiny, tmp_path, output=str(tmp_path / "nowhere" / "x.json"))

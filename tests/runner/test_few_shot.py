@@ -221,7 +221,7 @@ def test_curves_are_means_over_initial_prompts(finished):
     ({"shots": [41]}, "has 40 training examples, of which 41 were"),
     ({"targets": []}, r"TARGETS is \[\]"),
     ({"initial_seeds": (3,)}, r"at least two INITIAL_SEEDS \(now \[3\]\)"),
-    ({"test_examples": 0}, "TEST_EXAMPLES is 0"),
+    ({"test_examples": 0}, "test_examples is 0"),
     ({"output_dir": "gs://bucket/x"}, "needs a folder of this machine"),
   ],
 )

@@ -1,10 +1,14 @@
 """Settings: what a user sets is read, or refused by its name, before anything runs."""
 
+import importlib
+import inspect
+import pathlib
 import re
 
 import gin
 import pytest
 
+from tpv_jax import checks
 from tpv_jax.errors import UserError
 from tpv_jax.runner import (
   ablation,
@@ -131,9 +135,9 @@ def test_what_the_shipped_runs_take_is_read(checked, entry, files, bindings):
     ),
     (
       evaluation.infer,
-      ["infer_embedded", "LABELS = ['a']\nTASKS = []\nVECTOR = 'v'\n"],
+      ["infer_embedded", "LABELS = ['a']\nTASKS = []\nRUN_DIR = 'r'\n"],
       ("INPUT_FILE='i'", "OUTPUT='o'"),
-      r"^TASKS .*mine1.gin:2.* VECTOR .*mine1.gin:3",
+      r"^TASKS .*mine1.gin:2.* RUN_DIR .*mine1.gin:3",
     ),
     (
       evaluation.evaluate,
@@ -240,10 +244,125 @@ def test_the_later_of_the_users_own_files_wins(checked):
 def test_what_a_file_names_the_run_does_not_reach_need_not_be_given(checked):
   mine = (
     "from __gin__ import dynamic_registration\n"
+    "from tpv_jax.data import suite\n"
     "from tpv_jax.runner import bank\n"
     "ENTRIES = [@one/bank.Entry()]\n"
-    "bank.Entry.data = %TASK\n"
-    "TASK = None\n"
+    "from tpv_jax.runner import task_data\n"
+    "bank.Entry.data = @task_data.TaskData()\n"
+    "task_data.TaskData.task = %TASK\n"
+    "task_data.TaskData.vocabulary = %VOCABULARY\n"
+    "task_data.TaskData.lengths = %LENGTHS\n"
+    "task_data.TaskData.batch_size = %BATCH_SIZE\n"
+    "TASK = @suite.task()\n"
+    "suite.task.name = 'nli'\n"
     "one/bank.Entry.run_dir = 'runs/one'\n"
   )
   assert checked(bank.train_bank, [f"{RUNS}bank_embedded.gin", mine]) == []
+
+
+@pytest.mark.parametrize(
+  ("entry", "binding", "message"),
+  [
+    (training.train, "LEARNING_RATE='0.3'", "'0.3'; it must be a number of at least 0"),
+    (training.train, "LEARNING_RATE=-0.3", "-0.3; it must be a number of at least 0"),
+    (training.train, "LEARNING_RATE=1e999", "inf; it must be a finite number"),
+    (training.train, "WEIGHT_DECAY=-1.0", "-1.0; it must be a number of at least 0"),
+    (training.train, "WARMUP_STEPS=None", "None; it must be a whole number"),
+    (training.train, "TRAIN_STEPS=True", "True; it must be a whole number"),
+    (training.train, "BEST_METRIC='los'", "'los'; it must be .* Did you mean 'loss'"),
+    (training.train, "OVERWRITE='False'", "'False'; it must be True or False"),
+    (training.train, "RANDOM_SEED=9223372036854775808", "at most 4,294,967,295"),
+    (training.train, "RUN_DIR='a\\x00b'", "a text without the character NUL"),
+    (training.train, "RUN_DIR=''", "a text with something in it"),
+    (training.train, "INITIAL_PROMPT=True", "True; it must be a function or None"),
+    (training.train, "VOCABULARY='x'", "'x'; it must be a Vocabulary"),
+    (training.train, "MODEL=@model.SoftPromptModel", r"itself; it must.*With \(\) at"),
+    (training.train, "TRAINABLE=5", "5; it must be a text"),
+    (training.train, "GROUP_RATES={'prompt': -1}", r"\['prompt'\] is -1; it must be"),
+    (training.train, "LENGTHS={'inputs': 24.5, 'targets': 2}", r"\['inputs'\] is 24.5"),
+    (training.train, "LENGTHS={'inputs': 24, 'targets': 2, 'x': 1}", "with the keys"),
+    (training.train, "LENGTHS={'inputs': 10**8, 'targets': 2}", "Cannot read"),
+    (
+      training.train,
+      "LENGTHS={'inputs': 100000000, 'targets': 2}",
+      "at most 1,048,576",
+    ),
+    (training.train, "model.SoftPromptModel.label_smoothing=2.0", "2.0; .*below 1"),
+    (
+      training.train,
+      "model.SoftPromptModel.z_loss=-1.0",
+      "-1.0; it must be a number of",
+    ),
+    (
+      training.train,
+      "network.Transformer.dropout_rate=1.5",
+      "1.5; it must be .*below 1",
+    ),
+    (training.train, "network.Transformer.dropout_rate=-0.5", "of at least 0"),
+    (training.train, "initial.sampled_vocabulary.first=-5", "-5; it must be a whole"),
+    (evaluation.evaluate, "EVAL_SPLITS='test'", "'test'; it must be a list"),
+    (evaluation.evaluate, "WHICH='bets'", "'bets'; it must be .*Did you mean 'best'"),
+    (evaluation.evaluate, "VECTOR={'a': 'x'}", r"\['a'\] is 'x'; it must be a number"),
+    (evaluation.evaluate, "TASK_NAMES='topic'", "'topic'; it must be a list"),
+  ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_by_the_name_that_was_set(
+  checked, entry, binding, message
+):
+  run = "embedded" if entry is training.train else "eval_embedded"
+  given = (*TASK, binding) if entry is training.train else (binding,)
+  with pytest.raises(UserError, match=message) as error:
+    checked(entry, [f"{RUNS}{run}.gin"], *given)
+  assert binding.split("=")[0] in str(error.value)
+
+
+def test_the_name_is_that_of_the_macro_in_which_the_value_stands(checked):
+  mine = "MY_RATE = 'much'\nLEARNING_RATE = %MY_RATE\n"
+  with pytest.raises(UserError, match=r"^MY_RATE \(.*mine1.gin:1\) is 'much'"):
+    checked(training.train, [f"{RUNS}embedded.gin", mine], *TASK)
+
+
+def _configurables():
+  """Yields what the gin files bind, those of T5X aside, as (name, function)."""
+  names = set()
+  for path in (pathlib.Path(__file__).parents[2] / "gin_configs").rglob("*.gin"):
+    text = path.read_text()
+    imports = re.findall(r"^from (tpv_jax[\w.]*) import (\w+)$", text, re.MULTILINE)
+    for package, module in imports:
+      for name in re.findall(
+        rf"(?:^|@|/){module}\.(\w+)(?=[.:(\s])", text, re.MULTILINE
+      ):
+        if ".t5x" not in package and name != "gin":
+          names.add((f"{package}.{module}", name))
+  for module, name in sorted(names):
+    yield f"{module}.{name}", getattr(importlib.import_module(module), name)
+
+
+WRONG = {
+  "a whole number": ["1", True, 1.5, float("nan"), [1]],
+  "a number": ["1", True, float("nan"), float("inf"), [1.0]],
+  "True or False": ["False", 0, 1],
+  "a text": [3, True, ["a"], b"a"],
+  "a list": ["ab", 3, True],
+  "a mapping": ["ab", 3, [1]],
+}
+
+
+@pytest.mark.parametrize(
+  ("name", "function"),
+  [pytest.param(*one, id=one[0].removeprefix("tpv_jax.")) for one in _configurables()],
+)
+def test_every_parameter_that_gin_files_bind_refuses_other_kinds(name, function):
+  known = checks.annotations(function)
+  unknown = set(inspect.signature(function).parameters) - set(known)
+  assert unknown <= {"parent", "name"}, f"{name}: {unknown} have no annotation"
+  for parameter, annotation in known.items():
+    if parameter in ("parent", "name") and hasattr(function, "apply"):
+      continue  # Flax's own fields.
+    wanted = checks.describe(annotation)
+    kinds = [kind for kind in WRONG if kind in wanted]
+    if len(kinds) == 1:
+      for value in WRONG[kinds[0]]:
+        assert checks.misfit(value, annotation, parameter), (name, parameter, value)
+      if "None" not in wanted:
+        assert checks.misfit(None, annotation, parameter), (name, parameter)

@@ -490,7 +490,7 @@ def test_a_prompt_of_another_length_is_refused_before_the_first_step(tiny, tmp_p
 
 
 def test_unknown_metric_and_bad_periods_are_refused(tiny, tmp_path):
-  with pytest.raises(UserError, match="no metric 'f1'"):
+  with pytest.raises(UserError, match=r"best_metric is 'f1'; it must be .*'loss'"):
     tiny.train(tmp_path / "run", best_metric="f1")
   with pytest.raises(UserError, match="eval_period is -1; it must be a whole number"):
     tiny.train(tmp_path / "run", eval_period=-1)
@@ -498,7 +498,7 @@ def test_unknown_metric_and_bad_periods_are_refused(tiny, tmp_path):
     tiny.train(tmp_path / "run", microbatches=3)
   with pytest.raises(UserError, match="microbatches is 0"):
     tiny.train(tmp_path / "run", microbatches=0)
-  with pytest.raises(UserError, match="batch size is 0"):
+  with pytest.raises(UserError, match="batch_size is 0"):
     tiny.data(batch_size=0)
   assert not list(tmp_path.iterdir())
 

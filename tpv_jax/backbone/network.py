@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from flax import struct
 from flax.linen.partitioning import param_with_axes
 from jaxtyping import Array, Bool, Float, Int, Num
 
+from tpv_jax.checks import BelowOne, NotEmpty, OneOf, Size, check_fields
 from tpv_jax.errors import UserError, near_misses
 
 AnyArray = Array | np.ndarray
@@ -641,18 +642,22 @@ class Transformer(nn.Module):
       memory and costs a third more time.
   """
 
-  vocab_size: int
-  emb_dim: int
-  num_heads: int
-  head_dim: int
-  num_encoder_layers: int
-  num_decoder_layers: int
-  mlp_dim: int
-  mlp_activations: Sequence[str] = ("gelu", "linear")
+  vocab_size: Size
+  emb_dim: Size
+  num_heads: Size
+  head_dim: Size
+  num_encoder_layers: Size
+  num_decoder_layers: Size
+  mlp_dim: Size
+  mlp_activations: Annotated[Sequence[str], NotEmpty()] = ("gelu", "linear")
   logits_via_embedding: bool = False
-  dropout_rate: float = 0.0
-  dtype: str = "float32"
+  dropout_rate: BelowOne = 0.0
+  dtype: Annotated[str, OneOf(("float32", "bfloat16"))] = "float32"
   remat: bool = False
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    check_fields(self)
 
   def stored(self, path: str, dtype: Any) -> Any:
     """Returns the dtype in which a frozen leaf of `dtype` may lie on the devices.
@@ -671,11 +676,6 @@ class Transformer(nn.Module):
           f"mlp_activations from {sorted(ACTIVATIONS)}."
           + near_misses(activation, ACTIVATIONS)
         )
-    if self.dtype not in ("float32", "bfloat16"):
-      raise UserError(
-        f"The network computes in 'float32' or 'bfloat16', not in '{self.dtype}'. "
-        "Set Transformer.dtype to one of them."
-      )
     config = Config(
       emb_dim=self.emb_dim,
       num_heads=self.num_heads,

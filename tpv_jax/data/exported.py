@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tpv_jax import files
+from tpv_jax.checks import checked
 from tpv_jax.data import registry, sources
 from tpv_jax.data.registry import Definition
 from tpv_jax.data.sources import ABOUT, Say
@@ -27,6 +28,7 @@ from tpv_jax.files import Path, PathLike
 from tpv_jax.screen import Bar
 
 
+@checked
 def task(name: str, data_dir: PathLike | None = None) -> Task:
   """Returns a task of the registry, read from what `export` wrote at the first use.
 
@@ -70,14 +72,13 @@ def task(name: str, data_dir: PathLike | None = None) -> Task:
   )
 
 
+@checked
 def tasks(names: Sequence[str], data_dir: PathLike | None = None) -> tuple[Task, ...]:
   """Returns several tasks, for a bank or an evaluation; see `task`.
 
   Raises:
     UserError: `names` is one text and no list, or there is no such task.
   """
-  if isinstance(names, str):
-    raise UserError(f"The task names are the text '{names}'. Give a list: ['{names}'].")
   return tuple(task(name, data_dir) for name in names)
 
 

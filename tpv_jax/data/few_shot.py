@@ -9,6 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
+from tpv_jax.checks import Seed, checked
 from tpv_jax.data.batches import order
 from tpv_jax.data.tasks import Example, Task
 from tpv_jax.errors import UserError, at_least
@@ -49,7 +50,8 @@ def sample(
   return tuple(examples[place] for place in places[:count])
 
 
-def few_shot(task: Task, shots: int, seed: int = 0) -> Task:
+@checked
+def few_shot(task: Task, shots: int, seed: Seed = 0) -> Task:
   """Returns the task with `shots` examples of its training split, and no more.
 
   Validation and test stay whole; nothing is drawn from them. Tasks with labels are
@@ -67,7 +69,6 @@ def few_shot(task: Task, shots: int, seed: int = 0) -> Task:
       than the training split, or a training split of no examples.
   """
   _check(shots)
-  at_least("The seed of the sample", seed, 0)
 
   @functools.cache
   def train() -> tuple[Example, ...]:

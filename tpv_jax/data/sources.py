@@ -38,7 +38,7 @@ Say = Callable[[str], None]
 def data_directory(path: PathLike | None = None) -> Path:
   """Returns the data directory: the given one, $TFDS_DATA_DIR, or TFDS's own default."""
   chosen = path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-  return files.to_path(chosen).expanduser()
+  return files.to_path(chosen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +194,7 @@ def prepare(
     UserError: no connection, a package that is not installed, rows that are not as the
       table says, a split without rows, or rows of other files are there.
   """
+  folder = None if folder is None else files.to_path(folder)
   target = data_directory(data_dir)
   lines = _lines(which, target)
   if folder is None and not _missing(which, lines):

@@ -11,6 +11,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 
+from tpv_jax.checks import checked
 from tpv_jax.data.tasks import Example, Task
 from tpv_jax.embedded import grammar, lexicon
 from tpv_jax.errors import UserError, near_misses
@@ -28,6 +29,7 @@ SEED = 0
 """Of the examples; another seed gives other splits that are as disjoint."""
 
 
+@checked
 def task(name: str) -> Task:
   """Returns the task `name` of `TASKS`, whose own metric is exact match.
 
@@ -47,14 +49,13 @@ def task(name: str) -> Task:
   )
 
 
+@checked
 def tasks(names: Sequence[str] | None = None) -> tuple[Task, ...]:
   """Returns the tasks of `names`, or all of them.
 
   Raises:
     UserError: `names` is one text and no list, or no such task.
   """
-  if isinstance(names, str):
-    raise UserError(f"The task names are the text '{names}'. Give a list: ['{names}'].")
   return tuple(task(name) for name in (TASKS if names is None else names))
 
 

@@ -10,16 +10,16 @@ import decimal
 import functools
 import io
 import json
-import math
 import os
 import pathlib
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from tpv_jax.checks import Positive, Seed, checked
 from tpv_jax.data.batches import order
 from tpv_jax.data.tasks import SPLITS, Example, Task, deduplicate
-from tpv_jax.errors import UserError, at_least, near_misses
+from tpv_jax.errors import UserError, near_misses
 from tpv_jax.files import PathLike, read_bytes, to_path
 
 MOST_LETTERS = 2**31 - 1
@@ -37,18 +37,19 @@ FROM_TRAIN = 1_000
 FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
 
 
+@checked
 def text_file_task(
   name: str,
-  paths: PathLike | Sequence[Any] | Mapping[str, Any],
+  paths: Any,
   template: str,
   target: str,
-  labels: Mapping[Any, Any] | Sequence[Any] | None = None,
+  labels: Any = None,
   metric: str = "exact_match",
-  splits: Literal["paper"] | Mapping[str, int | float] | None = None,
-  seed: int = 0,
-  columns: Sequence[str] | None = None,
+  splits: Literal["paper"] | Mapping[str, float] | None = None,
+  seed: Seed = 0,
+  columns: Any = None,
   file_format: Literal["tsv", "csv", "jsonl"] | None = None,
-  round_targets_to: float | None = None,
+  round_targets_to: Positive | None = None,
   skip_labels: Any = (),
   allow_empty: bool = False,
   deduplicated: bool = False,
@@ -110,11 +111,6 @@ def text_file_task(
         f"{', '.join(SPLITS)}.{near_misses(split, SPLITS)}"
       )
   _check_rule(name, files, splits)
-  at_least("text_file_task.seed", seed, 0)
-  if round_targets_to is not None and not 0 < round_targets_to < math.inf:
-    raise UserError(
-      f"round_targets_to is {round_targets_to}; it must be above 0 and finite."
-    )
   rows = _Rows(
     template=_parsed(name, template),
     target=target,

@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from tpv_jax.checks import checked
 from tpv_jax.data.tasks import Example, Task
 from tpv_jax.errors import UserError
 
 
+@checked
 def rotated(task: Task, name: str | None = None) -> Task:
   """Returns the task in which each class is called by the next class's label word.
 
@@ -41,6 +43,7 @@ def rotated(task: Task, name: str | None = None) -> Task:
   return dataclasses.replace(task, name=name or task.name, load=load)
 
 
+@checked
 def mixture(name: str, tasks: Sequence[Task]) -> Task:
   """Returns the task of all the tasks' examples in turn, as many of each as all have.
 
@@ -82,6 +85,7 @@ def mixture(name: str, tasks: Sequence[Task]) -> Task:
   )
 
 
+@checked
 def beside(name: str, task: Task, other: Task) -> Task:
   """Returns the task with a text of another one before or after each of its texts.
 

@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
+from tpv_jax.checks import checked
 from tpv_jax.data import tokenizer_files
 from tpv_jax.data.tokenizer_files import EOS, MAX_BYTES, PAD, SPIECE, TOKENIZER, UNK
 from tpv_jax.errors import UserError, at_least
@@ -355,6 +356,7 @@ class HuggingFaceVocabulary:
       return self._tokenizer.decode(kept)
 
 
+@checked
 def load(path: PathLike, extra_ids: int | None = None) -> Vocabulary:
   """Returns the vocabulary at `path`, told by its name.
 

@@ -27,6 +27,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from tpv_jax.checks import (
+  Fraction,
+  Lengths,
+  NotNegative,
+  Seed,
+  Size,
+  SizeOrNone,
+  StepsOrNone,
+  check_fields,
+  checked,
+)
 from tpv_jax.data import batches, vocabularies
 from tpv_jax.embedded import grammar, lexicon
 from tpv_jax.errors import UserError
@@ -53,16 +64,19 @@ class Mixture:
     longest_continuation: in tokens, EOS not counted.
   """
 
-  labelled: float = 0.6
-  continued: float = 0.2
-  complete: float = 0.2
-  weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
-  foreign: float = 0.5
-  biased: float = 0.2
-  bare: float = 0.4
-  longest_prefix: int = 8
-  most_cues: int = 3
-  longest_continuation: int = 3
+  labelled: NotNegative = 0.6
+  continued: NotNegative = 0.2
+  complete: NotNegative = 0.2
+  weights: Mapping[str, NotNegative] = dataclasses.field(default_factory=dict)
+  foreign: Fraction = 0.5
+  biased: Fraction = 0.2
+  bare: Fraction = 0.4
+  longest_prefix: Size = 8
+  most_cues: SizeOrNone = 3
+  longest_continuation: Size = 3
+
+  def __post_init__(self) -> None:
+    check_fields(self)
 
 
 class _Phase:
@@ -83,14 +97,15 @@ class PretrainingData:
 
   name = "embedded_pretraining"
 
+  @checked
   def __init__(
     self,
-    batch_size: int,
-    lengths: Mapping[str, int],
-    seed: int = 0,
+    batch_size: Size,
+    lengths: Lengths,
+    seed: Seed = 0,
     phases: Sequence[Mixture] = (Mixture(),),
-    starts: Sequence[int] = (0,),
-    validation_batches: int = 8,
+    starts: Sequence[StepsOrNone] = (0,),
+    validation_batches: Size = 8,
   ):
     """Prepares batches of `batch_size` examples.
 

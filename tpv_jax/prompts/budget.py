@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from tpv_jax.checks import Size, SizeOrNone, checked
 from tpv_jax.errors import UserError, at_least
 from tpv_jax.prompts import equations
 
@@ -51,14 +52,15 @@ class Count:
     }
 
 
+@checked
 def rank(
-  tokens: int,
-  length: int,
-  features: int,
-  source_length: int,
-  fusion_width: int = 0,
-  spaces: int = 0,
-  bottleneck: int = 1,
+  tokens: Size,
+  length: Size,
+  features: Size,
+  source_length: Size,
+  fusion_width: SizeOrNone = 0,
+  spaces: SizeOrNone = 0,
+  bottleneck: Size = 1,
 ) -> int:
   """Returns the largest rank R at which all parameters stay at or under P*D.
 

@@ -13,6 +13,7 @@ from flax import linen as nn
 from flax.linen.partitioning import param_with_axes
 
 from tpv_jax import identity
+from tpv_jax.checks import Size, SizeOrNone, check_fields
 from tpv_jax.errors import UserError
 from tpv_jax.prompts import equations, plain
 from tpv_jax.prompts.equations import Folded
@@ -37,18 +38,19 @@ class EPT(nn.Module):
     decomposition: how the long prompt is decomposed, 'svd' or 'dept'.
   """
 
-  length: int
-  features: int
-  source_length: int
-  rank: int
-  fusion_width: int = 0
-  spaces: int = 0
-  bottleneck: int = 1
+  length: Size
+  features: Size
+  source_length: Size
+  rank: SizeOrNone
+  fusion_width: SizeOrNone = 0
+  spaces: SizeOrNone = 0
+  bottleneck: Size = 1
   alpha: float = equations.ALPHA
   decomposition: str = "svd"
 
   def __post_init__(self) -> None:
     super().__post_init__()
+    check_fields(self)
     equations.refuse_impossible(*self._sizes())
     equations.refuse_unknown(self.decomposition)
     if not self.alpha > 0:

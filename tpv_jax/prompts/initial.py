@@ -9,16 +9,20 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float
 
 from tpv_jax import files, identity
+from tpv_jax.checks import OneOf, Positive, Size, SizeOrNone, checked
 from tpv_jax.errors import UserError
 from tpv_jax.vectors import algebra, arithmetic
 from tpv_jax.vectors.algebra import Loaded
 from tpv_jax.vectors.provenance import Provenance
+
+Which = Annotated[str, OneOf(("best", "last", "initial"))]
+"""A prompt of a run folder."""
 
 Table = Float[np.ndarray, "V D"]
 Start = np.ndarray | Loaded
@@ -95,16 +99,18 @@ def draw(
   return Drawn(leaves, provenance, "the initial prompt", start=begin)
 
 
+@checked
 def uniform(
-  table: Table, seed: int, length: int, scale: float = 0.5
+  table: Table, seed: int, length: Size, scale: Positive = 0.5
 ) -> Float[np.ndarray, "P D"]:
   """Returns `length` rows uniform in [-scale, scale) (Lester et al. 2021: 0.5)."""
   rng = np.random.default_rng(seed)
   return rng.uniform(-scale, scale, (length, table.shape[1])).astype(np.float32)
 
 
+@checked
 def sampled_vocabulary(
-  table: Table, seed: int, length: int, most_common: int = 5000, first: int = 3
+  table: Table, seed: int, length: Size, most_common: Size = 5000, first: SizeOrNone = 3
 ) -> Float[np.ndarray, "P D"]:
   """Returns the embeddings of `length` different tokens, drawn from the most common.
 
@@ -161,11 +167,12 @@ def class_labels(
   )
 
 
+@checked
 def from_file(
   table: Table,
   seed: int,
   path: files.PathLike,
-  which: str = "best",
+  which: Which = "best",
   fingerprint: str | None = None,
 ) -> Loaded:
   """Returns a saved prompt: from a run folder, an Orbax checkpoint or a `tpv` file.
@@ -180,6 +187,7 @@ def from_file(
   return _load(path, "prompt", which, fingerprint)
 
 
+@checked
 def from_vector(
   table: Table,
   seed: int,

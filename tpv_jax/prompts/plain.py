@@ -10,7 +10,8 @@ from flax import linen as nn
 from flax.linen.partitioning import param_with_axes
 from jaxtyping import Array, Float
 
-from tpv_jax.errors import UserError, at_least
+from tpv_jax.checks import Size, SizeOrNone, check_fields
+from tpv_jax.errors import UserError
 from tpv_jax.prompts.equations import Folded
 from tpv_jax.prompts.initial import Start
 
@@ -28,15 +29,13 @@ class Prompt(nn.Module):
       embeddings: the form to which a DePT or EPT prompt folds. 0: it does not.
   """
 
-  length: int
-  features: int
-  source_length: int = 0
+  length: Size
+  features: Size
+  source_length: SizeOrNone = 0
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    at_least("length", self.length, 1)
-    at_least("features", self.features, 1)
-    at_least("source_length", self.source_length, 0)
+    check_fields(self)
 
   @nn.compact
   def __call__(self) -> Folded:

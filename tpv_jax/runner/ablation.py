@@ -25,6 +25,16 @@ from tqdm import tqdm
 from tpv_jax import files, optimizers
 from tpv_jax.backbone import loading
 from tpv_jax.backbone.network import Transformer
+from tpv_jax.checks import (
+  Lengths,
+  NotNegative,
+  Seed,
+  Size,
+  SizeOrNone,
+  Steps,
+  check_fields,
+  checked,
+)
 from tpv_jax.data import transforms
 from tpv_jax.data.labels import check_task
 from tpv_jax.data.tasks import SPLITS, Task
@@ -44,6 +54,7 @@ from tpv_jax.runner import (
 from tpv_jax.runner.evaluator import Evaluator
 from tpv_jax.runner.run_folder import open_output, versions
 from tpv_jax.runner.task_data import TaskData
+from tpv_jax.runner.training import Metric
 from tpv_jax.screen import Bar
 from tpv_jax.vectors import algebra, sources
 
@@ -85,9 +96,12 @@ class Form:
     bottleneck: Q.
   """
 
-  fusion_width: int
-  spaces: int
-  bottleneck: int
+  fusion_width: SizeOrNone
+  spaces: SizeOrNone
+  bottleneck: Size
+
+  def __post_init__(self) -> None:
+    check_fields(self)
 
   def module(
     self, method: str, tokens: int, features: int, source_length: int
@@ -123,30 +137,31 @@ class Form:
     )
 
 
+@checked
 def ablation(
   network: Transformer,
   backbone: str,
   tasks: Sequence[Task],
   vocabulary: Vocabulary,
-  lengths: Mapping[str, int],
+  lengths: Lengths,
   output_dir: files.PathLike,
   initial_prompt: Callable[..., np.ndarray],
   transformation: optax.GradientTransformation,
-  prompt_length: int,
-  total_steps: int,
-  batch_size: int,
-  eval_period: int,
-  plain_rates: Sequence[float],
-  decomposed_rates: Sequence[Sequence[float]],
+  prompt_length: Size,
+  total_steps: Steps,
+  batch_size: Size,
+  eval_period: Steps,
+  plain_rates: Sequence[NotNegative],
+  decomposed_rates: Sequence[Sequence[NotNegative]],
   tuning_tasks: Sequence[str],
   form: Form,
-  prompt_lengths: Sequence[int] = (),
-  initial_seeds: Sequence[int] = (0, 1, 2),
-  length_seeds: Sequence[int] = (0, 1),
-  tuning_seed: int = 100,
+  prompt_lengths: Sequence[Size] = (),
+  initial_seeds: Sequence[Seed] = (0, 1, 2),
+  length_seeds: Sequence[Seed] = (0, 1),
+  tuning_seed: Seed = 100,
   rotate_labels: bool = True,
-  best_metric: str = "exact_match",
-  repetitions: int = 100,
+  best_metric: Metric = "exact_match",
+  repetitions: Size = 100,
   overwrite: bool = False,
   progress: bool = True,
   config: Callable[[], str] | None = None,

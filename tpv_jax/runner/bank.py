@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import os
 import shlex
 import signal
 import textwrap
@@ -24,20 +23,30 @@ from tqdm import tqdm
 
 from tpv_jax import files, identity, partitioning
 from tpv_jax.backbone import loading
+from tpv_jax.checks import (
+  Lengths,
+  NotNegative,
+  Positive,
+  Seed,
+  Size,
+  Steps,
+  check_fields,
+  checked,
+)
 from tpv_jax.data import packing
 from tpv_jax.data.batches import Features
 from tpv_jax.data.vocabularies import Vocabulary
-from tpv_jax.errors import UserError, at_least
+from tpv_jax.errors import UserError
 from tpv_jax.model import PROMPT, SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts.initial import Initial
 from tpv_jax.runner import bank_steps, memory, processes
 from tpv_jax.runner.checkpoints import Best
-from tpv_jax.runner.grid import check_lists, check_rate, is_number, name_of
+from tpv_jax.runner.grid import check_lists, name_of
 from tpv_jax.runner.run_folder import RunFolder, alone
 from tpv_jax.runner.steps import Leaves, TrainState
 from tpv_jax.runner.task_data import TaskData, TrainingData
-from tpv_jax.runner.training import Run, Stopped, chunks, stop_signals
+from tpv_jax.runner.training import Metric, Run, Stopped, chunks, stop_signals
 from tpv_jax.screen import Bar
 
 SAMPLED_STEPS = 20
@@ -68,20 +77,24 @@ class Entry:
 
   data: TrainingData
   run_dir: files.PathLike
-  initial_seed: int = 0
-  seed: int = 0
-  rate: float = 1.0
+  initial_seed: Seed = 0
+  seed: Seed = 0
+  rate: NotNegative = 1.0
   initial_prompt: Initial | None = None
 
+  def __post_init__(self) -> None:
+    check_fields(self)
 
+
+@checked
 def grid(
   tasks: Sequence[Any],
   vocabulary: Vocabulary,
-  lengths: Mapping[str, int],
+  lengths: Lengths,
   output_dir: files.PathLike,
-  batch_size: int,
-  initial_seeds: Sequence[int] = (0,),
-  rates: Sequence[float] = (1.0,),
+  batch_size: Size,
+  initial_seeds: Sequence[Seed] = (0,),
+  rates: Sequence[NotNegative] = (1.0,),
 ) -> list[Entry]:
   """Returns an entry for each task, initial prompt and learning rate.
 
@@ -102,8 +115,6 @@ def grid(
       folder that is no path.
   """
   check_lists(tasks, initial_seeds, rates)
-  if not isinstance(output_dir, str | os.PathLike):
-    raise UserError(f"OUTPUT_DIR is {output_dir!r}; it must be the path of a folder.")
   folder = files.to_path(output_dir)
   return [
     Entry(
@@ -117,6 +128,7 @@ def grid(
   ]
 
 
+@checked
 @processes.one_clear_line_if_memory_is_short(
   "Lower BANK_SIZE or BATCH_SIZE, shorten LENGTHS, set DTYPE = 'bfloat16', or cut the "
   "backbone over devices (MODEL_PARALLEL)."
@@ -124,21 +136,21 @@ def grid(
 def train_bank(
   model: SoftPromptModel,
   entries: Sequence[Entry],
-  total_steps: int,
+  total_steps: Steps,
   learning_rate: LearningRate,
   backbone: str | loading.Backbone,
   initial_prompt: Initial | None = None,
-  eval_period: int = 100,
-  log_period: int = 25,
-  checkpoint_period: int | None = None,
-  best_metric: str | None = "loss",
-  patience: int | None = None,
-  size: int | None = None,
-  model_parallel: int = 1,
+  eval_period: Steps = 100,
+  log_period: Steps = 25,
+  checkpoint_period: Steps | None = None,
+  best_metric: Metric | None = "loss",
+  patience: Steps | None = None,
+  size: Size | None = None,
+  model_parallel: Size = 1,
   shard_bank: bool = False,
   split: bool = False,
-  block_positions: int | None = None,
-  memory_gib: float | None = None,
+  block_positions: Size | None = None,
+  memory_gib: Positive | None = None,
   overwrite: bool = False,
   progress: bool = True,
   config: Callable[[], str] | None = None,
@@ -190,7 +202,7 @@ def train_bank(
       kept).
     Stopped: SIGINT or SIGTERM came; all states are saved.
   """
-  _check(entries, size, patience, best_metric, block_positions, memory_gib)
+  _check(entries, patience, best_metric)
   if isinstance(backbone, str):
     backbone = loading.load_backbone(backbone, model.network, model.input_vocabulary)
   runs = _runs(
@@ -390,24 +402,10 @@ def _runs(entries: Sequence[Entry], **settings: Any) -> list[Run]:
 
 
 def _check(
-  entries: Sequence[Entry],
-  size: int | None,
-  patience: int | None,
-  best_metric: str | None,
-  block_positions: int | None,
-  memory_gib: float | None,
+  entries: Sequence[Entry], patience: int | None, best_metric: str | None
 ) -> None:
   if not entries:
     raise UserError("The bank is empty. Give at least one entry.")
-  numbers = {"size": size, "patience": patience, "block_positions": block_positions}
-  for name, number in numbers.items():
-    if number is not None:
-      at_least(name, number, 1)
-  if memory_gib is not None and not (is_number(memory_gib) and memory_gib > 0):
-    raise UserError(
-      f"BANK_MEMORY_GB is {memory_gib!r}; it must be a number above 0, or None for what "
-      "the device has."
-    )
   if patience and best_metric is None:
     raise UserError(
       f"PATIENCE is {patience}, and without a metric that chooses the best prompt none "
@@ -415,7 +413,6 @@ def _check(
     )
   folders: dict[str, int] = {}
   for index, entry in enumerate(entries):
-    check_rate(entry.rate, f"the prompt for '{entry.run_dir}'")
     folder = str(files.absolute(files.to_path(entry.run_dir)))
     if folder in folders:
       raise UserError(

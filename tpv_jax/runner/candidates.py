@@ -103,6 +103,11 @@ def read(
       raise UserError(
         f"A coefficient is {number!r}; it must be a finite number, such as 0.5."
       )
+  if which != "best" and not any(prompts):
+    raise UserError(
+      f"WHICH = '{which}' says which prompt of a run folder is meant, and none was given: "
+      "give --gin.PROMPT_PATH as well, or leave WHICH out."
+    )
   _refuse_repeated("PROMPT_PATH", [one or "None" for one in prompts])
   _refuse_repeated("VECTOR", [_name(one) for one in vectors])
   _refuse_repeated("COEFFICIENT", [f"{float(one)!r}" for one in coefficients])

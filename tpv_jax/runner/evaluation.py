@@ -6,19 +6,21 @@ import itertools
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from tpv_jax import files, partitioning, screen
 from tpv_jax.backbone import loading
+from tpv_jax.checks import Lengths, OneOf, Size, checked
 from tpv_jax.data import suite, text_files
 from tpv_jax.data.labels import check_labels, check_lengths, check_task
 from tpv_jax.data.tasks import SPLITS, Example, Task
 from tpv_jax.data.vocabularies import Vocabulary
-from tpv_jax.errors import UserError, at_least, near_misses
+from tpv_jax.errors import UserError, near_misses
 from tpv_jax.model import SoftPromptModel
+from tpv_jax.prompts.initial import Which
 from tpv_jax.runner import candidates, processes
 from tpv_jax.runner.candidates import Candidate
 from tpv_jax.runner.evaluator import AT_ONCE, Evaluator, Prompt, Result
@@ -26,8 +28,12 @@ from tpv_jax.runner.run_folder import alone_at_output, versions
 
 _COLUMNS = ("task", "split", "examples")
 _SEARCH_METRICS = ("exact_match", "label_accuracy", "own")
+_SEARCH_DEFAULTS = ("validation", None, "exact_match")
+
+Split = Annotated[str, OneOf(SPLITS)]
 
 
+@checked
 @processes.one_clear_line_if_memory_is_short(
   "Lower BATCH_SIZE or PROMPTS_AT_ONCE, shorten LENGTHS, set DTYPE = 'bfloat16', or cut "
   "the backbone over devices (MODEL_PARALLEL)."
@@ -38,24 +44,24 @@ def evaluate(
   backbone: str,
   tasks: Sequence[Any],
   vocabulary: Vocabulary,
-  lengths: Mapping[str, int],
-  splits: Sequence[str] = ("test",),
+  lengths: Lengths,
+  splits: Sequence[Split] = ("test",),
   prompt: str | Sequence[str | None] | None = None,
   vector: candidates.Vector | Sequence[candidates.Vector] | None = None,
   initial: str | Sequence[str] | None = None,
-  coefficient: Any = 1.0,
-  which: str = "best",
-  search: Any = False,
-  search_split: str = "validation",
-  search_examples: int | None = None,
-  search_metric: str = "exact_match",
+  coefficient: float | Sequence[float] = 1.0,
+  which: Which = "best",
+  search: bool | Sequence[float] = False,
+  search_split: Split = "validation",
+  search_examples: Size | None = None,
+  search_metric: Annotated[str, OneOf(_SEARCH_METRICS)] = "exact_match",
   own_tasks: bool = False,
-  batch_size: int = 64,
-  at_once: int = AT_ONCE,
-  output: str | None = None,
+  batch_size: Size = 64,
+  at_once: Size = AT_ONCE,
+  output: files.PathLike | None = None,
   predictions: bool = False,
   overwrite: bool = False,
-  model_parallel: int = 1,
+  model_parallel: Size = 1,
   progress: bool = True,
 ) -> dict[str, Any]:
   """Evaluates prompts, and vectors on initial prompts, in one pass; prints a table.
@@ -101,10 +107,13 @@ def evaluate(
     raise UserError("Predictions need a place: give --gin.OUTPUT as well.")
   _check_tasks(tasks, splits)
   if search is not False:
-    _check_search(tasks, search, coefficient, vector, search_split, search_metric)
-    if search_examples is not None:
-      at_least("SEARCH_EXAMPLES", search_examples, 1)
+    _check_search(tasks, coefficient, vector, search_metric)
     coefficient = candidates.GRID if search is True else search
+  elif (search_split, search_examples, search_metric) != _SEARCH_DEFAULTS:
+    raise UserError(
+      "SEARCH_SPLIT, SEARCH_EXAMPLES and SEARCH_METRIC say how a coefficient is searched "
+      "for, and SEARCH is False. Set SEARCH = True, or leave them out."
+    )
   asked = {*splits, search_split} if search is not False else splits
   for task in tasks:
     check_task(task, vocabulary, lengths, sorted(asked))
@@ -195,8 +204,6 @@ def _described(candidate: Candidate) -> dict[str, Any]:
 
 
 def _check_tasks(tasks: Sequence[Any], splits: Sequence[str]) -> None:
-  if isinstance(splits, str):
-    raise UserError(f"The splits are the text '{splits}'. Give a list: ['{splits}'].")
   if not isinstance(tasks, list | tuple) or not tasks or not splits:
     raise UserError(
       f"TASKS is {tasks!r} and EVAL_SPLITS {splits!r}. Give a list of at least one each."
@@ -215,18 +222,8 @@ def _check_tasks(tasks: Sequence[Any], splits: Sequence[str]) -> None:
 
 
 def _check_search(
-  tasks: Sequence[Task],
-  search: Any,
-  coefficient: Any,
-  vector: Any,
-  split: str,
-  metric: str,
+  tasks: Sequence[Task], coefficient: Any, vector: Any, metric: str
 ) -> None:
-  if search is not True and not isinstance(search, list | tuple):
-    raise UserError(
-      f"SEARCH is {search!r}. Give True (21 coefficients from 0 to 1), a list of "
-      "coefficients, or False."
-    )
   if coefficient != 1.0:
     raise UserError(
       f"COEFFICIENT is {coefficient!r}, and SEARCH chooses it. Give the coefficients to "
@@ -236,16 +233,6 @@ def _check_search(
     raise UserError(
       "SEARCH chooses the coefficient of a vector, and no vector was given: give "
       "--gin.VECTOR and --gin.INITIAL as well."
-    )
-  if split not in SPLITS:
-    raise UserError(
-      f"SEARCH_SPLIT is '{split}'.{near_misses(split, SPLITS)} Choose one of "
-      f"{', '.join(SPLITS)}."
-    )
-  if metric not in _SEARCH_METRICS:
-    raise UserError(
-      f"SEARCH_METRIC is '{metric}'.{near_misses(metric, _SEARCH_METRICS)} Choose one of "
-      f"{', '.join(_SEARCH_METRICS)}."
     )
   for task in tasks:
     if metric == "label_accuracy" and task.labels is None:
@@ -395,6 +382,7 @@ def _prediction_lines(
   return "".join(lines)
 
 
+@checked
 @processes.one_clear_line_if_memory_is_short(
   "Lower BATCH_SIZE, shorten LENGTHS, set DTYPE = 'bfloat16', or cut the backbone over "
   "devices (MODEL_PARALLEL)."
@@ -404,18 +392,18 @@ def infer(
   model: SoftPromptModel,
   backbone: str,
   vocabulary: Vocabulary,
-  lengths: Mapping[str, int],
-  input_file: str,
-  output: str,
+  lengths: Lengths,
+  input_file: files.PathLike,
+  output: files.PathLike,
   prompt: str | None = None,
-  which: str = "best",
+  which: Which = "best",
   vector: candidates.Vector | None = None,
   initial: str | None = None,
   coefficient: float = 1.0,
-  labels: Mapping[Any, Any] | Sequence[Any] | None = None,
-  batch_size: int = 64,
+  labels: Any = None,
+  batch_size: Size = 64,
   overwrite: bool = False,
-  model_parallel: int = 1,
+  model_parallel: Size = 1,
 ) -> int:
   """Writes one JSON line for each line of a text file: what the prompt makes of it.
 

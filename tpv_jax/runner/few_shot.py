@@ -21,12 +21,13 @@ from tqdm import tqdm
 
 from tpv_jax import files
 from tpv_jax.backbone import loading
+from tpv_jax.checks import Lengths, Seed, Size, Steps, check_fields, checked
 from tpv_jax.data import few_shot as sampling
 from tpv_jax.data.batches import Tokenized
 from tpv_jax.data.labels import check_task
 from tpv_jax.data.tasks import SPLITS, Task
 from tpv_jax.data.vocabularies import Vocabulary
-from tpv_jax.errors import UserError, at_least, near_misses
+from tpv_jax.errors import UserError, near_misses
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts import initial
@@ -35,6 +36,7 @@ from tpv_jax.runner import bank, few_shot_report, processes, report
 from tpv_jax.runner.evaluator import Evaluator
 from tpv_jax.runner.run_folder import RunFolder, open_output, versions
 from tpv_jax.runner.task_data import TaskData
+from tpv_jax.runner.training import Metric
 from tpv_jax.vectors import algebra, sources, store
 from tpv_jax.vectors.algebra import Loaded
 
@@ -68,29 +70,33 @@ class Target:
   unrelated: str
   note: str = ""
 
+  def __post_init__(self) -> None:
+    check_fields(self)
 
+
+@checked
 def compare_starts(
   model: SoftPromptModel,
   backbone: str,
   source_tasks: Sequence[Task],
   targets: Sequence[Target],
   vocabulary: Vocabulary,
-  lengths: Mapping[str, int],
+  lengths: Lengths,
   output_dir: files.PathLike,
   initial_prompt: Initial,
   learning_rate: LearningRate,
   shots: Sequence[int],
-  source_steps: int,
-  source_batch_size: int,
-  source_eval_period: int,
-  total_steps: int,
-  eval_period: int,
-  initial_seeds: Sequence[int] = (0, 1, 2),
+  source_steps: Steps,
+  source_batch_size: Size,
+  source_eval_period: Steps,
+  total_steps: Steps,
+  eval_period: Steps,
+  initial_seeds: Sequence[Seed] = (0, 1, 2),
   coefficient: float = 1.0,
-  best_metric: str = "loss",
-  validation_examples: int = 250,
-  test_examples: int = 500,
-  bank_size: int | None = None,
+  best_metric: Metric = "loss",
+  validation_examples: Size = 250,
+  test_examples: Size = 500,
+  bank_size: Size | None = None,
   overwrite: bool = False,
   progress: bool = True,
   config: Callable[[], str] | None = None,
@@ -140,7 +146,7 @@ def compare_starts(
       or runs with other settings.
   """
   started = time.time()
-  _check(source_tasks, targets, shots, initial_seeds, test_examples)
+  _check(source_tasks, targets, shots, initial_seeds)
   for task in (*source_tasks, *(target.task for target in targets)):
     check_task(task, vocabulary, lengths, SPLITS)
   with open_output(output_dir, "few-shot comparison", "vectors") as folder:
@@ -266,7 +272,6 @@ def _check(
   targets: Sequence[Target],
   shots: Sequence[int],
   seeds: Sequence[int],
-  test_examples: int,
 ) -> None:
   """Raises `UserError` for settings with which nothing could be compared."""
   for name, values in (("SHOTS", shots), ("TARGETS", targets)):
@@ -302,7 +307,6 @@ def _check(
         f"Target '{target.task.name}' has one source in two roles ({', '.join(used)}), so "
         "two starts would be one. Give three different sources."
       )
-  at_least("TEST_EXAMPLES", test_examples, 1)
   for number in shots:
     sampling.batch_size(number)
   if most := max(shots):

@@ -115,7 +115,7 @@ def find(name: str, search_paths: Sequence[str] = ()) -> pathlib.Path:
     UserError: there is none, with near misses.
   """
   for folder in (".", *search_paths):
-    path = pathlib.Path(folder, name).expanduser()
+    path = pathlib.Path(folder).expanduser() / pathlib.Path(name).expanduser()
     if path.is_file():
       return path
     if path.is_dir():

@@ -460,7 +460,7 @@ def open_output(path: files.PathLike, work: str, part: str) -> Iterator[pathlib.
       f"OUTPUT_DIR is '{path}'; the {work}, which draws plots too, needs a folder of this "
       "machine or of a file system that all hosts share."
     )
-  folder = pathlib.Path(path)
+  folder = pathlib.Path(files.to_path(path))
   with contextlib.ExitStack() as stack:
 
     def enter() -> None:
@@ -492,7 +492,7 @@ def alone_at_output(function: Callable[P, T]) -> Callable[P, T]:
     with contextlib.ExitStack() as stack:
 
       def enter() -> None:
-        path = pathlib.Path(output)
+        path = files.to_path(output)
         if path.parent.is_dir():  # Otherwise the function says so.
           lock = path.with_name(f".{path.name}{LOCK}")
           stack.enter_context(locks.held(lock, f"The output '{output}'"))

@@ -13,6 +13,7 @@ from typing import Any
 
 from gin import config
 
+from tpv_jax import checks
 from tpv_jax.errors import UserError, near_misses
 from tpv_jax.runner import gin_files
 from tpv_jax.runner.gin_files import MACRO, Key, Setting, Settings
@@ -74,12 +75,14 @@ def check(
 
   Raises:
     UserError: no file configures `entry`; a value that must be given is not; a macro that
-      no file sets; a setting of the user's that nothing reads.
+      no file sets; a setting of the user's that nothing reads; a value that is not what
+      the annotation of its parameter asks for.
   """
   calls = _calls(entry, settings)
   _check_complete(calls, settings, frozenset(arguments))
   lines = _check_read(calls, settings)
   _check_given(calls, settings)
+  _check_values(calls, settings)
   return lines
 
 
@@ -227,6 +230,51 @@ def _provider(name: str) -> str | None:
       if file.startswith(f"gin_configs/{folder}/") and value.search(text):
         return f"gin_configs/{folder}"
   return None
+
+
+def _check_values(calls: Sequence[Call], settings: Settings) -> None:
+  """Raises `UserError` for a value that the annotation of its parameter refuses."""
+  for call in calls:
+    if not call.function.__module__.startswith("tpv_jax."):
+      continue
+    known = checks.annotations(call.function)
+    for parameter, (bound, value) in call.bound.items():
+      key, value = _behind_macros(bound, value)
+      setting = settings[key]
+      name = setting.name + (f" ({setting.place})" if setting.file else "")
+      wrong = checks.misfit(_known(value), known.get(parameter, Any), name)
+      if wrong is None:
+        continue
+      if callable(wrong.value):
+        raise UserError(
+          f"{wrong.name} is the function {wrong.value.__name__} itself; it must be "
+          f"{wrong.wanted}. With () at its end it is called, and what it returns is taken."
+        )
+      raise UserError(str(wrong))
+
+
+def _behind_macros(key: Key, value: Any) -> tuple[Key, Any]:
+  """Returns where a value stands in the end, if it is bound by way of macros."""
+  while isinstance(value, config.ConfigurableReference) and _is_macro(value):
+    key, value = _bound(value.configurable.selector, value.scopes)["value"]
+  return key, value
+
+
+def _known(value: Any) -> Any:
+  """Returns a value with macros followed and `checks.Unknown` for what is to be called."""
+  if isinstance(value, config.ConfigurableReference):
+    if _is_macro(value):
+      return _known(_bound(value.configurable.selector, value.scopes)["value"][1])
+    return checks.Unknown() if value.evaluate else value.configurable.wrapped
+  if isinstance(value, dict):
+    return {_known(key): _known(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return type(value)(map(_known, value))
+  return value
+
+
+def _is_macro(reference: config.ConfigurableReference) -> bool:
+  return reference.configurable.selector == MACRO[0]
 
 
 def _check_read(calls: Sequence[Call], settings: Settings) -> list[str]:

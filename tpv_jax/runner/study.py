@@ -14,7 +14,7 @@ import json
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from jaxtyping import Float
 
 from tpv_jax import files, identity
 from tpv_jax.backbone import loading
+from tpv_jax.checks import Lengths, NotEmpty, Seed, Size, Steps, checked
 from tpv_jax.data.batches import Tokenized
 from tpv_jax.data.labels import check_task
 from tpv_jax.data.tasks import Task
@@ -34,6 +35,7 @@ from tpv_jax.runner import bank, candidates, processes, report, training
 from tpv_jax.runner.evaluator import Evaluator, Prompt
 from tpv_jax.runner.run_folder import open_output, versions
 from tpv_jax.runner.run_settings import defaults_of, same
+from tpv_jax.runner.training import Metric
 from tpv_jax.screen import Bar
 from tpv_jax.vectors import algebra, sources, store
 from tpv_jax.vectors.algebra import Loaded
@@ -42,22 +44,23 @@ GRID = tuple(round(0.1 * tenth, 1) for tenth in range(1, 11))
 """Coefficients tried on validation: 0.1 to 1 (task arithmetic tries 21 in [0, 1])."""
 
 
+@checked
 def study(
   model: SoftPromptModel,
   backbone: str,
   tasks: Sequence[Task],
   vocabulary: Vocabulary,
-  lengths: Mapping[str, int],
+  lengths: Lengths,
   output_dir: files.PathLike,
   initial_prompt: Initial,
   learning_rate: LearningRate,
-  total_steps: int,
-  batch_size: int,
-  eval_period: int,
-  initial_seeds: Sequence[int] = (0, 1, 2),
-  coefficients: Sequence[float] = GRID,
-  search_examples: int = 100,
-  best_metric: str = "loss",
+  total_steps: Steps,
+  batch_size: Size,
+  eval_period: Steps,
+  initial_seeds: Sequence[Seed] = (0, 1, 2),
+  coefficients: Annotated[Sequence[float], NotEmpty()] = GRID,
+  search_examples: Size = 100,
+  best_metric: Metric = "loss",
   as_bank: bool = False,
   overwrite: bool = False,
   progress: bool = True,

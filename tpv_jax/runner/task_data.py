@@ -1,14 +1,14 @@
 """What a run trains and validates on: a task, tokenised once, as batches by step."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
+from tpv_jax.checks import Lengths, Seed, Size, checked
 from tpv_jax.data import batches
 from tpv_jax.data.batches import Features
 from tpv_jax.data.labels import check_task
 from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
-from tpv_jax.errors import at_least
 
 
 @runtime_checkable
@@ -42,15 +42,16 @@ class TrainingData(Protocol):
 class TaskData:
   """A task's train split in random order by seed, and its first validation examples."""
 
+  @checked
   def __init__(
     self,
     task: Task,
     vocabulary: Vocabulary,
-    lengths: Mapping[str, int],
-    batch_size: int,
-    seed: int = 0,
-    validation_examples: int = 250,
-    validation_batch_size: int | None = None,
+    lengths: Lengths,
+    batch_size: Size,
+    seed: Seed = 0,
+    validation_examples: Size = 250,
+    validation_batch_size: Size | None = None,
   ):
     """Tokenises both splits.
 
@@ -67,8 +68,6 @@ class TaskData:
       UserError: an empty split, a target outside the labels, bad lengths, or answers
         that can't be written (`labels.check_task`).
     """
-    at_least("The batch size", batch_size, 1)
-    at_least("The seed of the data", seed, 0)
     self.name = task.name
     self.batch_size = batch_size
     check_task(task, vocabulary, lengths, ("train", "validation"))

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from tpv_jax import files, identity, partitioning
 from tpv_jax.backbone import loading
+from tpv_jax.checks import OneOf, Seed, Size, Steps, checked
 from tpv_jax.data.batches import Features
-from tpv_jax.errors import Interrupted, UserError, at_least
+from tpv_jax.errors import Interrupted, UserError
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts import initial
@@ -38,11 +39,14 @@ from tpv_jax.vectors.provenance import Term
 HIGHER_IS_BETTER = {"loss": False, "accuracy": True, "exact_match": True}
 """The validation metrics that can choose the best prompt."""
 
+Metric = Annotated[str, OneOf(tuple(HIGHER_IS_BETTER))]
+
 
 class Stopped(Interrupted):
   """A signal asked the run to stop; its state is saved."""
 
 
+@checked
 @processes.one_clear_line_if_memory_is_short(
   "Lower BATCH_SIZE, give MICROBATCHES (parts of a batch, one after the other), shorten "
   "LENGTHS, set DTYPE = 'bfloat16', or cut the backbone over devices (MODEL_PARALLEL)."
@@ -51,18 +55,18 @@ def train(
   model: SoftPromptModel,
   data: TrainingData,
   run_dir: files.PathLike,
-  total_steps: int,
+  total_steps: Steps,
   learning_rate: LearningRate,
   backbone: str | loading.Backbone | None = None,
   initial_prompt: Initial | None = None,
-  initial_seed: int = 0,
-  seed: int = 0,
-  eval_period: int = 100,
-  log_period: int = 25,
-  checkpoint_period: int | None = None,
-  best_metric: str | None = "loss",
-  microbatches: int = 1,
-  model_parallel: int = 1,
+  initial_seed: Seed = 0,
+  seed: Seed = 0,
+  eval_period: Steps = 100,
+  log_period: Steps = 25,
+  checkpoint_period: Steps | None = None,
+  best_metric: Metric | None = "loss",
+  microbatches: Size = 1,
+  model_parallel: Size = 1,
   overwrite: bool = False,
   progress: bool = True,
   config: Callable[[], str] | None = None,
@@ -181,16 +185,11 @@ class Run:
   patience: int | None = None
 
   def __post_init__(self) -> None:
-    for name in ("total_steps", "eval_period", "log_period", "checkpoint_period"):
-      at_least(name, getattr(self, name), 1)
-    for name in ("microbatches", "model_parallel"):
-      at_least(name, getattr(self, name), 1)
-    for name in ("seed", "initial_seed"):
-      at_least(name, getattr(self, name), 0)
-    if self.best_metric is not None and self.best_metric not in HIGHER_IS_BETTER:
+    if not callable(getattr(self.model.optimizer_def, "update", None)):
       raise UserError(
-        f"Validation gives no metric '{self.best_metric}'. Choose one of "
-        f"{', '.join(HIGHER_IS_BETTER)}."
+        f"OPTIMIZER is {self.model.optimizer_def!r}, and training needs an optimizer: "
+        "@optimizers.by_group(), as gin_configs/runs/tuning.gin has it, or "
+        "@optimizers.adamw()."
       )
     self.mesh = partitioning.make_mesh(self.model_parallel)
     compiled.check_batch_size(self.data.batch_size, self.microbatches, self.mesh)

@@ -285,7 +285,7 @@ class Initializer(utils.TrainStateInitializer):
       loading.check_vocabulary(self.vocabulary, self.backbone, digest, rows)
     if self.backbone == loading.EMBEDDED:
       return
-    if not epath.Path(self.backbone).exists():
+    if not files.to_path(self.backbone).exists():
       raise UserError(
         f"There is no backbone '{self.backbone}'. Give 'embedded', a .safetensors file, "
         "a folder of Hugging Face or a T5X checkpoint folder (checkpoint_<step>)."
