@@ -322,7 +322,7 @@ def pickle_advice(path: files.PathLike) -> str:
     "import torch; from safetensors.torch import save_file; "
     f'x=torch.load({json.dumps(str(given))}, map_location="cpu", weights_only=True); '
     'x=x if isinstance(x, dict) else {"prompt": x}; x=x.get("state_dict", x); '
-    "save_file({k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in "
+    "save_file({k: v.detach().clone().contiguous() for k, v in "
     f"x.items() if torch.is_tensor(v)}}, {json.dumps(output)})"
   )
   return (

@@ -1,6 +1,8 @@
 import copy
 import hashlib
 import json
+import re
+import subprocess
 import sys
 
 import pytest
@@ -145,6 +147,22 @@ def test_a_sentencepiece_model_without_t5s_ids_is_refused(spiece):
     SentencePieceVocabulary(spiece.with_name("bad.model"))
 
 
+def test_a_model_trained_with_the_options_that_are_advised_is_read(spiece, tmp_path):
+  with pytest.raises(UserError, match=r"cannot serve a T5 model") as caught:
+    SentencePieceVocabulary(spiece.with_name("bad.model"))
+  options = re.search(r"Train it with (.*)\.$", str(caught.value))[1]
+  code = "import sys, sentencepiece as s; s.SentencePieceTrainer.Train(sys.argv[1])"
+  given = f"--input={spiece.parent}/corpus.txt --model_prefix=m --vocab_size=60"
+  arguments = f"{given} --hard_vocab_limit=false {options}"
+  subprocess.run(
+    [sys.executable, "-c", code, arguments],
+    check=True,
+    cwd=tmp_path,
+    capture_output=True,
+  )
+  assert SentencePieceVocabulary(tmp_path / "m.model", 0).eos_id == 1
+
+
 def test_a_vocabulary_larger_than_the_embedding_is_refused_with_both_numbers():
   vocabulary = WordVocabulary(["a", "b"])
   vocabularies.check_fits(vocabulary, 5)
@@ -232,7 +250,7 @@ def test_without_the_package_a_tokenizer_json_is_refused_with_what_to_install(
   tmp_path, monkeypatch
 ):
   monkeypatch.setitem(sys.modules, "tokenizers", None)
-  with pytest.raises(UserError, match=r"pip install 'tpv_jax\[tokenizers\]'.*spiece"):
+  with pytest.raises(UserError, match=r"pip install tokenizers\), or .*spiece"):
     HuggingFaceVocabulary(tmp_path / "tokenizer.json")
 
 

@@ -445,10 +445,9 @@ def test_the_command_for_a_pickle_saves_it_as_printed(tmp_path, kind):
 
 STAND_IN = """
 import numpy
-contiguous_format = None
 class Tensor(numpy.ndarray):
   def detach(self): return self
-  def clone(self, memory_format): return self
+  clone = contiguous = detach
 is_tensor = lambda x: isinstance(x, Tensor)
 def load(path, map_location, weights_only):
   assert map_location == "cpu" and weights_only is True and open(path, "rb").read(2)

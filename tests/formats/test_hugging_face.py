@@ -4,6 +4,11 @@ That the numbers are right is shown in tests/backbone/test_parity.py.
 """
 
 import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
 import tracemalloc
 
 import hf_references as references
@@ -537,10 +542,29 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, capsys, fault):
     loading.load_backbone(folder)
   assert tracemalloc.get_traced_memory()[1] < 4 << 20
   tracemalloc.stop()
-  assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+  assert "\n" not in str(caught.value) and len(str(caught.value)) < 800
   (tmp_path / "out").mkdir()
   output = tmp_path / "out" / "model.safetensors"
   assert cli.main(["convert", str(folder), "-o", str(output)]) == 2
   error = capsys.readouterr().err.splitlines()[-1]
   assert error == f"error: {caught.value}"
   assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_command_for_pickled_weights_saves_them_as_printed(tmp_path):
+  # On a stand-in: that transformers itself reads pickles is its own to test.
+  (tmp_path / "transformers.py").write_text(
+    "class AutoModelForSeq2SeqLM:\n"
+    "  def __init__(self, path): self.path = path\n"
+    "  from_pretrained = classmethod(lambda cls, path: cls(path))\n"
+    "  def save_pretrained(self, out): print(self.path, end='', file=open(out, 'w'))\n"
+  )
+  folder = references.write_folder(tmp_path / 'it\'s a "model"', "t5")
+  only_pickle(folder)
+  with pytest.raises(UserError) as caught:
+    loading.load_backbone(folder)
+  command = re.search(r"python -c '.*'$", str(caught.value))[0]
+  path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+  environment = {**os.environ, "PATH": path, "PYTHONPATH": str(tmp_path)}
+  subprocess.run(command, shell=True, check=True, cwd=tmp_path, env=environment)
+  assert (tmp_path / "OUT").read_text() == str(folder)

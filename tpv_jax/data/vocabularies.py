@@ -290,7 +290,7 @@ class HuggingFaceVocabulary:
     except ImportError as error:
       raise UserError(
         f"Reading '{path}' needs the package 'tokenizers', which is not installed. "
-        "Install it (pip install 'tpv_jax[tokenizers]'), or give the SentencePiece model "
+        "Install it (pip install tokenizers), or give the SentencePiece model "
         f"({SPIECE}) that the tokenizer was made of."
       ) from error
     self.path = to_path(path)
@@ -471,7 +471,8 @@ def _check_ids(path: PathLike, ids: dict[str, int]) -> None:
   if ids["pad_id"] != 0 or min(ids.values()) < 0 or len({*ids.values()}) < len(ids):
     raise UserError(
       f"'{path}' cannot serve a T5 model: its ids are {ids}, but padding must be 0 "
-      "and the others must exist. Train it with --pad_id=0 --eos_id=1 --unk_id=2."
+      "and the others must exist. Train it with --pad_id=0 --eos_id=1 --unk_id=2 "
+      "--bos_id=-1."
     )
 
 

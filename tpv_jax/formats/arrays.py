@@ -179,7 +179,7 @@ def write(path: files.PathLike, item: Loaded, overwrite: bool = False) -> None:
     if set(leaves) != {"prompt"}:
       raise UserError(
         f"A .npy file holds one array, and '{item.name}' has the leaves "
-        f"{', '.join(leaves)}. Write an .npz file (--to npz), which holds all."
+        f"{', '.join(leaves)}. Write an .npz file (tpv export --to npz), which holds all."
       )
     np.lib.format.write_array(content, leaves["prompt"], allow_pickle=False)
   else:

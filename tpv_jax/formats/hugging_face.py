@@ -8,6 +8,7 @@ for both scale the tied logits of v1.0 by D^-0.5 when they compute. NumPy only.
 
 import contextlib
 import dataclasses
+import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -630,12 +631,15 @@ def _weight_files(folder: files.Path) -> list[files.Path]:
     return [files.inside(folder, WEIGHTS)]
   if not (folder / INDEX).exists():
     if pickles := _pickles(folder):
+      code = (
+        "from transformers import AutoModelForSeq2SeqLM as M; "
+        f'M.from_pretrained({json.dumps(str(folder))}).save_pretrained("OUT")'
+      )
       raise UserError(
         f"'{folder}' holds its weights as a pickle ({errors.some(pickles)}), and "
         "loading one can run any code, so it is never opened. Where you trust it, let "
-        'transformers save it as safetensors: python -c "from transformers import '
-        f"AutoModelForSeq2SeqLM as M; M.from_pretrained('{folder}')"
-        ".save_pretrained('OUT')\", and give OUT."
+        "transformers save it as safetensors in a folder OUT, and give that: "
+        f"{errors.python_command(code)}"
       )
     raise UserError(
       f"'{folder}' holds neither {WEIGHTS} nor {INDEX}. Give the whole folder of a "

@@ -153,7 +153,7 @@ def to_json(looks: Sequence[Look]) -> dict[str, Any]:
     "prompts": [
       {
         "name": one.name,
-        "path": one.prompt.name,
+        "path": files.without_folders(one.prompt.name),
         "trained": one.trained,
         "digest": identity.prompt_digest(one.prompt.leaves),
         "provenance": one.prompt.provenance.to_json(),
