@@ -422,8 +422,9 @@ def test_an_adapter_of_depts_code_gives_its_parameters_and_alpha(adapter):
   np.testing.assert_allclose(folded["delta"], 8 / np.sqrt(3) * (a @ b), rtol=1e-5)
 
 
-def test_an_adapter_of_depts_code_without_alpha_asks_for_it(adapter):
-  item = sources.load(adapter(DEPT, **{**DEPT_CONFIG, "lora_alpha": None}))
+@pytest.mark.parametrize("alpha", (None, "8", True, 10**400, float("nan")))
+def test_an_adapter_of_depts_code_without_alpha_asks_for_it(adapter, alpha):
+  item = sources.load(adapter(DEPT, **{**DEPT_CONFIG, "lora_alpha": alpha}))
   with pytest.raises(UserError, match="--alpha"):
     algebra.fold(item)
 

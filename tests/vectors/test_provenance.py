@@ -220,3 +220,15 @@ def test_scaling_scales_every_term_and_zero_drops_them():
 def test_terms_are_described_with_their_signs(terms, text):
   described = [Term(task, float(coefficient)) for task, coefficient in terms]
   assert provenance.describe_terms(described) == text
+
+
+@pytest.mark.parametrize("name", ("initial_seed", "applied_to_seed", "steps", "alpha"))
+def test_numbers_that_no_run_states_are_refused(name):
+  # Of 400 digits: a float cannot hold it, and a table would not end.
+  content = Provenance(kind="prompt").to_json()
+  for number in (10**400, -(10**400)):
+    with pytest.raises(ValueError, match=f"{name} is a number of 1329 bits"):
+      Provenance.from_json({**content, name: number})
+    term = {"task": "a", "coefficient": number}
+    with pytest.raises(ValueError, match="is not a task with its coefficient"):
+      Provenance.from_json({**content, "terms": [term]})

@@ -316,10 +316,11 @@ def _provenance(
       f"rows {tokens} to {rows - 1} of the PEFT adapter were left out, for PEFT makes "
       "them for the decoder and never uses them"
     )
-  version, alpha = text("peft_version"), config.get("lora_alpha")
+  version = text("peft_version")
+  alpha: Any = config.get("lora_alpha")
   known = of_leaves(leaves)
-  numbered = isinstance(alpha, int | float) and not isinstance(alpha, bool)
-  if known.space == "factor" and numbered and math.isfinite(alpha):
+  stated_alpha = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+  if known.space == "factor" and stated_alpha and abs(alpha) < 1e30:
     known = dataclasses.replace(known, alpha=float(alpha))
   base = text("base_model_name_or_path")
   return dataclasses.replace(

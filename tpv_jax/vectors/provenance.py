@@ -161,8 +161,11 @@ class Provenance:
         f"unknown or missing fields: {', '.join(sorted(map(str, unequal)))}"
       )
     for name, types in _JSON_TYPES.items():
-      if not isinstance(fields[name], types) or isinstance(fields[name], bool):
-        raise ValueError(f"{name} is {fields[name]!r}")
+      value = fields[name]
+      if not isinstance(value, types) or isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}")
+      if isinstance(value, int) and abs(value) >= 1 << 64:
+        raise ValueError(f"{name} is a number of {value.bit_length()} bits")
     terms = tuple(_term_from_json(term) for term in fields.pop("terms"))
     for name in ("mixed_origins", "notes"):
       if not all(isinstance(item, str) for item in fields[name]):
@@ -270,6 +273,10 @@ def _term_from_json(content: Any) -> Term:
   if not isinstance(content, dict) or set(content) != {"task", "coefficient"}:
     raise ValueError(f"the term {content!r} is not a task with its coefficient")
   task, coefficient = content["task"], content["coefficient"]
-  if not isinstance(task, str | None) or type(coefficient) not in (int, float):
+  if (
+    not isinstance(task, str | None)
+    or type(coefficient) not in (int, float)
+    or (isinstance(coefficient, int) and abs(coefficient) >= 1 << 64)
+  ):
     raise ValueError(f"the term {content!r} is not a task with its coefficient")
   return Term(task, float(coefficient))
