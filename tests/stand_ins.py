@@ -261,14 +261,19 @@ def run(path):
 
 
 def prompts(task: str):
-  """Returns a run's prompts by name, of EPT if the task's name begins so."""
+  """Returns a run's prompts by name, of EPT if the task's name begins so.
+
+  All have one initial prompt, but for the tasks 'far' and 'ept_far'.
+  """
   from vectors import conftest as small
 
   if task.startswith("ept_"):
-    initial = small._ept_initial(0, tokens=4, source=24, width=128)
+    initial = small._ept_initial(
+      5 * (task == "ept_far"), tokens=4, source=24, width=128
+    )
     tune = small._ept_tuned
   else:
-    initial, tune = small._initial(0, (8, 128)), small._tuned
+    initial, tune = small._initial(5 * (task == "far"), (8, 128)), small._tuned
   known = dataclasses.replace(
     initial.provenance, backbone_name="tpv_jax embedded", backbone_fingerprint=EMBEDDED
   )
@@ -476,11 +481,11 @@ FILES = {
   "runs/mine": own_run,
   **{
     f"runs/{task}": run
-    for task in ("sst2", "rte", "sentiment", "topic", "ept_sst2", "ept_rte")
+    for task in ("sst2", "rte", "sentiment", "topic", "ept_sst2", "ept_rte", "ept_far")
   },
   **{
     f"{name}.safetensors": vector
-    for name in ("sst2", "rte", "imdb", "yelp", "trec", "both", "a", "b", "v")
+    for name in ("sst2", "rte", "imdb", "yelp", "trec", "both", "far", *"abv")
   },
   "FOLDER": published_prompts,
   "lines.txt": lines("a fine day", "some words here"),

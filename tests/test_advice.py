@@ -1,0 +1,210 @@
+"""What a message advises is done as printed, and helps: of every `tpv` command.
+
+A case is a call that is refused, a pattern of the message whose groups are the advice,
+and the calls that follow it. What else a message may say is left open.
+"""
+
+import re
+import shlex
+
+import pytest
+import stand_ins
+
+from tpv_jax import cli
+from tpv_jax.errors import UserError
+from tpv_jax.vectors import algebra, sources, store
+
+ALLOW = r"pass (--[\w-]+)"
+LEAVE_OUT = r"[Ll]eave out (--[\w-]+)"
+
+CASES = {
+  "an initial prompt for a checkpoint": (
+    "diff t5x/checkpoint_9000 -o new.safetensors",
+    r"tpv (diff \S+) INITIAL (-o \S+)\.$",
+    "{0} t5x/checkpoint_0 {1}",
+  ),
+  "vectors of two initial prompts": (
+    "sum sst2.safetensors far.safetensors -o s.safetensors",
+    ALLOW,
+    "{call} {0}",
+  ),
+  "a difference to another initial prompt": (
+    "diff runs/sst2 other_init.safetensors -o new.safetensors",
+    ALLOW,
+    "{call} {0}",
+  ),
+  "a difference of two tasks": (
+    "diff runs/sst2 runs/rte/best_prompt.safetensors -o new.safetensors",
+    r"use 'tpv (sum) V1 V2 (.*?)'",
+    "{0} sst2.safetensors rte.safetensors {1} -o w.safetensors",
+  ),
+  "an unknown backbone, allowed": (
+    "sum unknown.safetensors unknown2.safetensors -o s.safetensors",
+    ALLOW,
+    "{call} {0}",
+  ),
+  "an unknown backbone, stated": (
+    "apply unknown.safetensors t5x/checkpoint_0 -o p.safetensors",
+    r"\(tpv diff (--backbone)\)",
+    "diff t5x/checkpoint_9000 t5x/checkpoint_0 {0} t5_base.safetensors"
+    " -o unknown.safetensors --overwrite\n"
+    "import t5x/checkpoint_0 {0} t5_base.safetensors -o start.safetensors\n"
+    "apply unknown.safetensors start.safetensors -o p.safetensors",
+  ),
+  "a task that is known": (
+    "diff runs/sst2 -o new.safetensors --task rte",
+    LEAVE_OUT,
+    "{without}",
+  ),
+  "an alpha that is known": (
+    "fold runs/ept_sst2 -o new.safetensors --alpha 9",
+    LEAVE_OUT,
+    "{without}",
+  ),
+  "a backbone that is known": (
+    "import runs/sst2 -o new.safetensors --backbone t5_base.safetensors",
+    LEAVE_OUT,
+    "{without}",
+  ),
+  "an origin that is known": (
+    "import runs/sst2 -o new.safetensors --initial other_init.safetensors",
+    LEAVE_OUT,
+    "{without}",
+  ),
+  "a run without its best prompt": (
+    "diff runs/last_only -o new.safetensors",
+    r"pass (--which \w+)",
+    "{call} {0}",
+  ),
+  "parameters without their alpha": (
+    "fold t5x/ept/checkpoint_9000 -o new.safetensors",
+    r"\((--alpha) of tpv fold",
+    "{call} {0} 8",
+  ),
+  "vectors of two spaces": (
+    "sum ept.safetensors factors.safetensors -o s.safetensors",
+    r"tpv (diff), with or without (--space factor)",
+    "{0} runs/ept_sst2 {1} -o ept.safetensors --overwrite\n{call}",
+  ),
+  "factors of two initial prompts": (
+    "apply factors.safetensors runs/ept_far -o p.safetensors",
+    r"(effective) space, which goes on any",
+    "diff runs/ept_rte --space {0} -o factors.safetensors --overwrite\n{call}",
+  ),
+  "a prompt where a vector is due": (
+    "negate runs/sst2 -o n.safetensors",
+    r"tpv (diff \S+) \[INITIAL\] -o V.safetensors",
+    "{0} -o V.safetensors\nnegate V.safetensors -o n.safetensors",
+  ),
+  "a form that no name tells": (
+    "convert tiny_t5 -o folder",
+    r"Give (--to hugging-face)",
+    "{call} {0}",
+  ),
+  "a checkpoint's name": (
+    "convert tiny_t5 -o folder --to t5x",
+    r"Name the output '(\S+)'",
+    "convert tiny_t5 -o {0} --to t5x",
+  ),
+  "a form that the name contradicts": (
+    "convert tiny_t5 -o x.safetensors --to hugging-face",
+    LEAVE_OUT,
+    "{without}",
+  ),
+  "a file that exists": (
+    "negate sst2.safetensors -o rte.safetensors",
+    r"replaced: (--\w+)\.",
+    "{call} {0}",
+  ),
+  "pictures that exist": (
+    "inspect runs/ept_sst2 -o pictures",
+    r"replaced: (--\w+)\.",
+    "{call} {0}",
+  ),
+  "a delta in a .npy file": (
+    "export runs/ept_sst2 --to npy -o p.npy",
+    r"tpv (fold), tpv (export --to npz)\)",
+    "{0} runs/ept_sst2 -o folded.safetensors\n{1} folded.safetensors -o p.npz",
+  ),
+  "a delta in an adapter": (
+    "export runs/ept_sst2 --to peft -o adapter",
+    r"tpv (fold), tpv (export --to npz)\)",
+    "{0} runs/ept_sst2 -o folded.safetensors\n{1} folded.safetensors -o p.npz",
+  ),
+  "a misspelt task": (
+    "tasks show glue_sst",
+    r"Did you mean '(\w+)'",
+    "tasks show {0}",
+  ),
+  "a misspelt path": (
+    "show runs/rt",
+    r"Did you mean '(\S+?)'",
+    "show runs/{0}",
+  ),
+  "a call without its output": (
+    "negate sst2.safetensors",
+    r"'tpv (negate --help)'",
+    "{0}",
+  ),
+}
+
+
+def world(folder, calls):
+  """Makes what calls name: runs, vectors, models, and what is made of those."""
+  stand_ins.make(
+    folder, f"{calls} sst2.safetensors rte.safetensors runs/rte", {"adapter"}
+  )
+  (folder / "t5x").mkdir(exist_ok=True)
+  made = {
+    "unknown": "diff t5x/checkpoint_9000 t5x/checkpoint_0 -o {}",
+    "unknown2": "diff t5x/checkpoint_9000 t5x/checkpoint_0 -o {}",
+    "ept": "diff runs/ept_sst2 -o {}",
+    "factors": "diff runs/ept_rte --space factor -o {}",
+  }
+  for name, call in made.items():
+    if f" {name}.safetensors" in calls:
+      stand_ins.make(folder, call, set())
+      assert tpv(call.format(f"{name}.safetensors")) == 0
+  if "runs/last_only" in calls:
+    stand_ins.run(folder / "runs" / "last_only")
+    (folder / "runs" / "last_only" / "best_prompt.safetensors").unlink()
+  if "-o pictures" in calls:
+    assert tpv("inspect runs/ept_sst2 -o pictures") == 0
+
+
+def tpv(call):
+  return cli.main(shlex.split(call))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_advice_of_tpv_helps(case, tmp_path, monkeypatch, capsys):
+  call, pattern, then = CASES[case]
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "runs").mkdir()
+  world(tmp_path, f"{call} {then}")
+  capsys.readouterr()
+  assert tpv(call) == 2
+  said = capsys.readouterr().err
+  advice = re.search(pattern, said.strip())
+  assert advice, said
+  flag = advice.groups()[0]
+  without = re.sub(rf" {flag} \S+", "", call)
+  for following in then.format(*advice.groups(), call=call, without=without).split(
+    "\n"
+  ):
+    code = tpv(following)
+    assert code == 0, f"{said}{following}\n{capsys.readouterr().err}"
+
+
+def test_in_python_a_message_names_arguments(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  stand_ins.make(tmp_path, "sst2.safetensors far.safetensors", set())
+  two = [sources.load("sst2.safetensors"), sources.load("far.safetensors")]
+  with pytest.raises(UserError) as refused:
+    algebra.sum_vectors(two)
+  name = re.search(r"pass (\w+)=True", str(refused.value))[1]
+  total = algebra.sum_vectors(two, **{name: True})
+  with pytest.raises(UserError) as refused:
+    store.write("sst2.safetensors", total.leaves, total.provenance)
+  name = re.search(r"replaced: (\w+)=True", str(refused.value))[1]
+  store.write("sst2.safetensors", total.leaves, total.provenance, **{name: True})
