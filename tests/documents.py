@@ -205,7 +205,7 @@ class Runner:
       stdin=subprocess.DEVNULL,
     )
     printed = f"{step}\nexit code {done.returncode}\n{done.stdout}{done.stderr}"
-    fails = (step.shown or "").startswith("error: ")
+    fails = (step.shown or "").startswith("error: ") and not only_parsed
     if done.returncode != (2 if fails else 0):
       return printed
     real = done.stderr if fails else done.stdout
