@@ -1,17 +1,21 @@
-"""What a message advises is done as printed, and helps: of every `tpv` command.
+"""What a message advises is done as printed, and helps.
 
 A case is a call that is refused, a pattern of the message whose groups are the advice,
 and the calls that follow it. What else a message may say is left open.
 """
 
+import contextlib
+import importlib
 import re
 import shlex
+import shutil
 
 import pytest
 import stand_ins
 
 from tpv_jax import cli
 from tpv_jax.errors import UserError
+from tpv_jax.runner import evaluation, training
 from tpv_jax.vectors import algebra, sources, store
 
 ALLOW = r"pass (--[\w-]+)"
@@ -208,3 +212,160 @@ def test_in_python_a_message_names_arguments(tmp_path, monkeypatch):
     store.write("sst2.safetensors", total.leaves, total.provenance)
   name = re.search(r"replaced: (\w+)=True", str(refused.value))[1]
   store.write("sst2.safetensors", total.leaves, total.provenance, **{name: True})
+
+
+RUNS = "--gin_file=gin_configs/runs"
+EVAL = f"eval {RUNS}/eval_embedded.gin"
+TRAIN = f"train {RUNS}/embedded.gin --gin.TASK_NAME='\"topic\"' --gin.RUN_DIR='\"new\"'"
+EPT = TRAIN.replace("embedded.gin", "embedded_ept.gin")
+
+GIN_CASES = {
+  "predictions without a place": (
+    f"{EVAL} --gin.PREDICTIONS=True",
+    r"give (--gin\.\w+) as well",
+    "{call} {0}='\"results.json\"'",
+  ),
+  "a search without a vector": (
+    f"{EVAL} --gin.SEARCH=True",
+    r"give (--gin\.\w+) and (--gin\.\w+) as well",
+    "{call} {0}='\"sst2.safetensors\"' {1}='\"runs/rte\"'",
+  ),
+  "a coefficient without a vector": (
+    f"{EVAL} --gin.INITIAL='\"runs/rte\"'",
+    r"give (--gin\.\w+) as well",
+    "{call} {0}='\"sst2.safetensors\"'",
+  ),
+  "an initial prompt alone": (
+    f"{EVAL} --gin.INITIAL='\"runs/rte\"'",
+    r"(PROMPT_PATH) with (--gin\.\S+)\.\)",
+    EVAL + " --gin.{0}='\"runs/rte\"' {1}",
+  ),
+  "a vector without an initial prompt": (
+    f"{EVAL} --gin.VECTOR='\"sst2.safetensors\"'",
+    r"give (--gin\.\w+) as well",
+    "{call} {0}='\"runs/rte\"'",
+  ),
+  "a vector where a prompt is due": (
+    f"{EVAL} --gin.PROMPT_PATH='\"sst2.safetensors\"'",
+    r"as (--gin\.\w+) with (--gin\.\w+)",
+    EVAL + " {0}='\"sst2.safetensors\"' {1}='\"runs/rte\"'",
+  ),
+  "a run without its best prompt": (
+    f"{EVAL} --gin.PROMPT_PATH='\"runs/last_only\"'",
+    r"pass (--gin\.\S+?)\.$",
+    "{call} {0}",
+  ),
+  "results that exist": (
+    f"{EVAL} --gin.OUTPUT='\"sst2.safetensors\"'",
+    r"replaced: (--gin\.\S+)\.$",
+    "{call} {0}",
+  ),
+  "splits as a text": (
+    f"{EVAL} --gin.EVAL_SPLITS='\"test\"'",
+    r"[Gg]ive a list: (\[.*?\])",
+    EVAL + ' --gin.EVAL_SPLITS="{0}"',
+  ),
+  "a task that is not evaluated": (
+    f"{EVAL} --gin.PROMPT_PATH='\"runs/topic\"' --gin.OWN_TASKS=True"
+    " --gin.TASK_NAMES='[\"sentiment\"]'",
+    r"(OWN_TASKS) = (False)",
+    "{call} --gin.{0}={1}",
+  ),
+  "a sum of two initial prompts": (
+    f'{EVAL} --gin.VECTOR=\'[["sst2.safetensors", "far.safetensors"]]\''
+    " --gin.INITIAL='\"runs/rte\"'",
+    r"pass (--\S+) to (tpv)",
+    "{1} sum sst2.safetensors far.safetensors {0} -o sum.safetensors\n"
+    f"{EVAL} --gin.VECTOR='\"sum.safetensors\"' --gin.INITIAL='\"runs/rte\"'",
+  ),
+  "a batch that does not divide": (
+    f"{TRAIN} --gin.BATCH_SIZE=15 --gin.MICROBATCHES=2",
+    r"a multiple of (\d+)",
+    "{call} --gin.BATCH_SIZE={0}",
+  ),
+  "devices that do not divide": (
+    f"{TRAIN} --gin.MODEL_PARALLEL=3",
+    r"Choose one of (\d+)",
+    "{call} --gin.MODEL_PARALLEL={0}",
+  ),
+  "more rows than tokens": (
+    f"{TRAIN} --gin.PROMPT_LENGTH=1000",
+    r"Set (PROMPT_LENGTH) to at most (\d+)",
+    "{call} --gin.{0}={1}",
+  ),
+  "more rows than tokens, drawn": (
+    f"{TRAIN} --gin.PROMPT_LENGTH=1000",
+    r"set (INITIAL_PROMPT) to (@\S+?)\.$",
+    "{call} --gin.{0}={1}",
+  ),
+  "a short prompt that is too long": (
+    f"{EPT} --gin.SHORT_LENGTH=40 --gin.RANK=1",
+    r"Set (SHORT_LENGTH) to at most (PROMPT_LENGTH)",
+    EPT + " --gin.{0}=16 --gin.{1}=32 --gin.RANK=1",
+  ),
+  "a rank over the budget": (
+    f"{EPT} --gin.RANK=24",
+    r"(RANK) = (@budget\.rank\(\))",
+    "{call} --gin.{0}={1}",
+  ),
+  "a budget without a rank": (
+    f"{EPT} --gin.PROMPT_LENGTH=17",
+    r"set (RANK) = 0 and (FUSION_WIDTH) = 0",
+    "{call} --gin.{0}=0 --gin.{1}=0",
+  ),
+  "sources longer than the update": (
+    f"{EPT} --gin.SOURCE_LENGTH=16",
+    r"\((LENGTHS)\) to at most (\d+)",
+    '{call} --gin.{0}=\'{{"inputs": {1}, "targets": 2}}\'',
+  ),
+  "a group without a rate": (
+    f"{EPT} --gin.GROUP_RATES='"
+    '{"prompt": 1.0, "low_rank": 1.0, "spaces": 1.0}'
+    "'",
+    r"Add '(\w+)' to (GROUP_RATES)",
+    EPT + " --gin.{1}='"
+    '{{"prompt": 1.0, "low_rank": 1.0, "spaces": 1.0, "{0}": 1.0}}'
+    "'",
+  ),
+}
+
+
+class Reached(Exception):
+  """Everything was checked, and the work would begin."""
+
+
+def run(call):
+  """Runs a call of `tpv` or of a command with gin files, up to where its work begins."""
+  name, *arguments = shlex.split(call)
+  if name == "tpv":
+    return cli.main(arguments)
+
+  def work(*_, **__):
+    raise Reached
+
+  with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Reached):
+    for owner, begins in (
+      (training.Run, "execute"),
+      (evaluation, "_search"),
+      (evaluation.Evaluator, "evaluate_all"),
+    ):
+      patch.setattr(owner, begins, work)
+    return importlib.import_module(f"tpv_jax.{name}").main(arguments)
+  return 0
+
+
+@pytest.mark.parametrize("case", GIN_CASES)
+def test_the_advice_of_commands_with_gin_files_helps(case, tmp_path, capsys):
+  call, pattern, then = GIN_CASES[case]
+  with contextlib.chdir(tmp_path):
+    (tmp_path / "runs").mkdir()
+    world(tmp_path, f"{call} {then}".replace('"', " "))
+    capsys.readouterr()
+    assert run(call) == 2
+    said = capsys.readouterr().err
+    advice = re.search(pattern, said.strip())
+    assert advice, said
+    for following in then.format(*advice.groups(), call=call).split("\n"):
+      code = run(following)
+      assert code == 0, f"{said}{following}\n{capsys.readouterr().err}"
+      shutil.rmtree("new", ignore_errors=True)

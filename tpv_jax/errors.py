@@ -108,16 +108,18 @@ def at_least(name: str, value: Any, least: int) -> None:
     )
 
 
-def option(name: str, macro: bool = True) -> str:
-  """Returns how the caller switches an option on, such as 'overwrite', for a message.
+def option(name: str, value: Any = True, macro: bool = True) -> str:
+  """Returns how the caller sets an option, such as 'overwrite', for a message.
 
-  `--overwrite` of tpv, `--gin.OVERWRITE=True` of a command with gin files, and otherwise,
-  in Python, `overwrite=True`. What is no `macro` of gin files, tpv does for them.
+  `--overwrite` or `--which last` of tpv, `--gin.OVERWRITE=True` of a command with gin
+  files, and otherwise, in Python, `overwrite=True`. What is no `macro` of gin files, tpv
+  does for them.
   """
-  of_tpv = f"--{name.replace('_', '-')}"
+  of_tpv = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
   if _spelling == "--gin.":
-    return f"--gin.{name.upper()}=True" if macro else f"{of_tpv} to tpv"
-  return of_tpv if _spelling == "--" else f"{name}=True"
+    quoted = f"'\"{value}\"'" if isinstance(value, str) else value
+    return f"--gin.{name.upper()}={quoted}" if macro else f"{of_tpv} to tpv"
+  return of_tpv if _spelling == "--" else f"{name}={value!r}"
 
 
 class ArgumentParser(argparse.ArgumentParser):

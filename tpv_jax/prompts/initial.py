@@ -124,8 +124,9 @@ def sampled_vocabulary(
   if last - first < length:
     raise UserError(
       f"Cannot draw {length} different tokens from ids {first} to {last - 1} of a "
-      f"table with {len(table)} rows. Set length to at most {max(last - first, 0)}, "
-      "raise most_common, or use prompts.initial.uniform."
+      f"table with {len(table)} rows. Set PROMPT_LENGTH to at most "
+      f"{max(last - first, 0)}, raise most_common, or set INITIAL_PROMPT to "
+      "@initial.uniform."
     )
   rng = np.random.default_rng(seed)
   ids = first + rng.choice(last - first, size=length, replace=False)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tpv_jax import files, identity, orbax_io
-from tpv_jax.errors import UserError
+from tpv_jax.errors import UserError, option
 from tpv_jax.formats import arrays, peft
 from tpv_jax.prompts import equations
 from tpv_jax.vectors import algebra, arithmetic, store
@@ -129,7 +129,7 @@ def _from_run(run: files.Path, which: str) -> Loaded:
   if not file.is_file():
     present = [one for one in WHICH if _in_run(run, one).is_file()]
     advice = (
-      f"It has the {' and the '.join(present)} prompt: pass --which {present[0]}"
+      f"It has the {' and the '.join(present)} prompt: pass {option('which', present[0])}"
       if present
       else "Train it first, or continue the run that was stopped"
     )
