@@ -150,6 +150,26 @@ def indented(where: str, lines: list[str], start: int = 1) -> list[Step]:
   return steps
 
 
+def settings(path: pathlib.Path) -> list[str]:
+  """Returns the settings in a gin file's header: bindings, and flags that bind."""
+  found, open_, command = [], 0, False
+  for line in comments(path):
+    text = re.sub(r"(?<=\S)   +\S.*", "", line.strip())
+    command, within = text.endswith("\\"), command
+    if within:
+      continue
+    if open_:
+      found[-1] += f"\n  {text}"
+    elif re.match(r" +([\w./]+ = |--gin\.)", line):
+      found.append(text)
+    else:
+      continue
+    open_ = len(re.findall(r"[\[({]", found[-1])) - len(
+      re.findall(r"[\])}]", found[-1])
+    )
+  return found
+
+
 @dataclasses.dataclass
 class Runner:
   """Runs steps in a scratch folder.

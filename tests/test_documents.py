@@ -2,6 +2,8 @@
 
 import dataclasses
 import pathlib
+import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -150,3 +152,68 @@ def test_the_examples_in_the_help_of_programs_run(program, commands, check):
 def test_the_commands_in_the_headers_of_scripts_run(check):
   scripts = [*REPOSITORY.glob("launch/*.sh"), *REPOSITORY.glob("examples/*.py")]
   check([step for path in sorted(scripts) for step in documents.header(path)])
+
+
+TRAIN = "train --gin_file=gin_configs/runs/{}.gin --gin.TASK_NAME='topic'"
+SETTINGS = {
+  "prompts/plain.gin": (TRAIN.format("embedded"), [[0], [1, 2], [3, 4, 5]]),
+  "runs/tuning.gin": (
+    TRAIN.format("embedded_ept"),
+    [[0], [1], [2], [3, 4, 5, 6, 7, 8]],
+  ),
+  "runs/bank.gin": (
+    "train_bank --gin_file=gin_configs/runs/bank_embedded.gin --gin.OUTPUT_DIR='x'",
+    [[*range(2, 15)]],
+  ),
+}
+"""The command that the settings in a header are for, and which belong together."""
+
+ELSEWHERE = {
+  "runs/bank.gin": 2,  # of my_tasks.gin, which stands in for the user's (stand_ins.py)
+  "runs/paper_dept.gin": 1,  # steps of a real T5
+}
+
+
+def in_headers():
+  """The settings in the headers of all gin files but those for T5X."""
+  room = REPOSITORY / "gin_configs"
+  paths = [path for path in room.rglob("*.gin") if path.parent.name != "t5x"]
+  found = {str(path.relative_to(room)): documents.settings(path) for path in paths}
+  return {name: settings for name, settings in found.items() if settings}
+
+
+def test_no_setting_in_a_header_is_forgotten():
+  tried = {name: sum(map(len, groups)) for name, (_, groups) in SETTINGS.items()}
+  for name, number in ELSEWHERE.items():
+    tried[name] = tried.get(name, 0) + number
+  assert {name: len(settings) for name, settings in in_headers().items()} == tried
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_settings_in_the_headers_of_gin_files_are_read(
+  name, tmp_path, monkeypatch, capsys
+):
+  command, groups = SETTINGS[name]
+  (tmp_path / "runs").mkdir()
+  monkeypatch.chdir(tmp_path)
+  stand_ins.make(tmp_path, "runs/topic sst2.safetensors", set())
+  own = re.sub(r"'<a run folder.*'", "'runs/topic'", "\0".join(in_headers()[name]))
+  own = re.sub(r"'<a file that.*'", "'sst2.safetensors'", own).split("\0")
+  for number, group in enumerate(groups):
+    call = f"{command} --gin.RUN_DIR='{number}'" if command[:6] == "train " else command
+    module, *arguments = call.split(" ")
+    chosen = [own[index] for index in group]
+    arguments += [shlex.split(one)[0] for one in chosen if one.startswith("--gin.")]
+    lines = [one for one in chosen if not one.startswith("--gin.")]
+    pathlib.Path("own.gin").write_text("\n".join([IMPORTS, *lines, ""]))
+    code = stand_ins.begin(f"tpv_jax.{module}", [*arguments, "--gin_file=own.gin"])
+    assert code == 0, f"{chosen}\n{capsys.readouterr().err}"
+
+
+IMPORTS = """\
+from __gin__ import dynamic_registration
+from tpv_jax import optimizers
+from tpv_jax.data import suite
+from tpv_jax.prompts import initial
+from tpv_jax.runner import bank
+from tpv_jax.runner import task_data"""
