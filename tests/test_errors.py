@@ -48,6 +48,7 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, error, line):
     (ValueError("OUT_OF_RANGE: Error writing [os_error_code='27']"), errno.EFBIG),
     (RuntimeError("writing failed: Disk quota exceeded"), errno.EDQUOT),
     (ExceptionGroup("several", [OSError(errno.ENOSPC, "full")]), errno.ENOSPC),
+    (MemoryError("Unable to allocate 8.00 TiB for an array"), errno.ENOMEM),
     (ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 10 bytes"), None),
   ],
 )
@@ -91,6 +92,14 @@ def test_a_command_whose_output_nobody_reads_ends_without_a_word():
 
 
 HOSTILE = "x\x1b]0;owned\x07\x1b[2J\n\x9b31m\u202ecod\u2028y\x7fé\t"
+
+
+def test_the_name_of_a_file_does_nothing_to_a_terminal(capsys):
+  error = FileNotFoundError(errno.ENOENT, "No such file", "x\x1b[2J\n")
+  assert errors.run_command(raising(error)) == 2
+  assert capsys.readouterr().err == (
+    "error: Cannot open (x\\x1b[2J\\n): No such file or directory.\n"
+  )
 
 
 def test_text_of_a_file_is_one_harmless_line():

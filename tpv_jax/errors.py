@@ -169,6 +169,8 @@ def system_error(error: BaseException, path: str | None = None) -> OSError | Non
     seen.append(one)
     waiting += [c for c in (one.__cause__, one.__context__) if c is not None]
     waiting += getattr(one, "exceptions", ())
+    if isinstance(one, MemoryError):
+      return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), path)
     if isinstance(one, OSError) and one.errno in _ADVICE:
       return OSError(one.errno, os.strerror(one.errno), one.filename or path)
     stated = re.search(r"os_error_code='(\d+)'", str(one))
@@ -277,7 +279,7 @@ def _terminated() -> Iterator[None]:
 
 def _one_line(error: UserError | OSError) -> str:
   if isinstance(error, OSError) and error.errno is not None:
-    where = f" ({error.filename})" if error.filename else ""
+    where = f" ({printable(str(error.filename))})" if error.filename else ""
     what = os.strerror(error.errno)
     if error.errno in _ADVICE:
       return (

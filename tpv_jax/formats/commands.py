@@ -34,7 +34,8 @@ _EXAMPLES = {
 }
 
 _IMPORTED = """\
-A PATH is a PEFT adapter's folder, a .npy file, a prompt in a .npz or foreign .safetensors
+A PATH is an adapter's folder (PEFT's or DePT's), a .npy file or one of the folder
+numpy_checkpoints, a prompt in a .npz or foreign .safetensors
 file (FILE:PROMPT where it holds several), or anything that the other commands read, which
 read all of these directly as well. Pickles (.bin, .pt, .pkl) are never opened."""
 
@@ -92,7 +93,7 @@ def add(commands: Any) -> None:
   command.add_argument(
     "--base-model",
     metavar="NAME",
-    help="what PEFT shall call the backbone: its name on the hub, or a folder",
+    help="what PEFT shall call the backbone: its name on the hub, or a relative path",
   )
 
   command = add_command(
