@@ -127,7 +127,7 @@ class Sums(Evaluator):
   def __init__(self):
     pass
 
-  def tokenize(self, examples):
+  def tokenize(self, examples, what=None):
     return len(examples)
 
   def exact_matches(self, pairs):

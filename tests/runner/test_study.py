@@ -134,7 +134,7 @@ class Scorer(Evaluator):
     self.lengths = {"inputs": 8, "targets": 2}
     self.passes = []
 
-  def tokenize(self, examples):
+  def tokenize(self, examples, what=None):
     seeds = np.full((len(examples), 1), seed_of(examples[0]), np.int32)
     return Tokenized(seeds, np.ones_like(seeds))
 

@@ -442,7 +442,10 @@ class _Runs:
       self.lengths,
       progress=progress,
     )
-    test = {task.name: evaluator.tokenize(task.examples("test")) for task in tasks}
+    test = {
+      task.name: evaluator.tokenize(task.examples("test"), f"{task.name}, test")
+      for task in tasks
+    }
     found = evaluator.exact_matches(
       [
         (leaves, test[task.name])

@@ -316,7 +316,10 @@ def _tried(
       [(leaves, shorter[task.name], split) for leaves, task in cells]
     )
     return [result.scores[tasks[result.task].metric] for result in results]
-  tokenized = {name: evaluator.tokenize(some) for name, some in examples.items()}
+  tokenized = {
+    name: evaluator.tokenize(some, f"{name}, {split}")
+    for name, some in examples.items()
+  }
   if metric == "label_accuracy":
     right = {
       name: np.asarray([(tasks[name].labels or ()).index(one.targets) for one in some])

@@ -224,11 +224,8 @@ class Evaluator:
       key = (id(task), split)
       if key not in examples:
         examples[key] = task.examples(split)
-        tokenized[key] = self.tokenize(examples[key])
+        tokenized[key] = self.tokenize(examples[key], f"{task.name}, {split}")
         written[key] = [self._spelling(one.targets) for one in examples[key]]
-        anything = tokenized[key].sources or tokenized[key].answers
-        if anything and processes.is_writer():
-          tqdm.write(f"{task.name}, {split}: {tokenized[key].report()}")
     answers = self.answer_all(
       [
         (prompt, tokenized[id(task), split], task.labels)
@@ -442,9 +439,20 @@ class Evaluator:
           decoded[index] = part
     return decoded
 
-  def tokenize(self, examples: Sequence[Example]) -> batches.Tokenized:
-    """Returns the examples as token ids, at this evaluator's lengths."""
-    return batches.tokenize(examples, self.vocabulary, self.lengths)
+  def tokenize(
+    self, examples: Sequence[Example], what: str | None = None
+  ) -> batches.Tokenized:
+    """Returns the examples as token ids, at this evaluator's lengths.
+
+    Args:
+      examples: texts.
+      what: names them in a line that is printed if any lost tokens.
+    """
+    tokenized = batches.tokenize(examples, self.vocabulary, self.lengths)
+    lost = tokenized.sources or tokenized.answers
+    if what and lost and processes.is_writer():
+      tqdm.write(f"{what}: {tokenized.report()}")
+    return tokenized
 
   def _spelling(self, target: str) -> str | None:
     return spelling(target, self.vocabulary, self.lengths["targets"])

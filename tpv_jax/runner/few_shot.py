@@ -405,7 +405,7 @@ def _source_scores(
   """Returns the exact match on test of each source prompt on its own task."""
   pairs = []
   for task in tasks:
-    test = evaluator.tokenize(task.examples("test")[:most])
+    test = evaluator.tokenize(task.examples("test")[:most], f"{task.name}, test")
     for seed in seeds:
       tuned = algebra.fold(
         sources.load(str(folder / "sources" / f"{task.name}-{seed}"), "best")
@@ -444,7 +444,9 @@ def _scores(
     for job, start in zip(jobs, starts, strict=True):
       task = job.target.task
       if task.name not in test:
-        test[task.name] = evaluator.tokenize(task.examples("test")[:most])
+        test[task.name] = evaluator.tokenize(
+          task.examples("test")[:most], f"{task.name}, test"
+        )
       best = number and algebra.fold(sources.load(str(job.run(number)), "best"))
       keys.append((str(number), job.start_name, task.name))
       pairs.append(((best or start).leaves, test[task.name]))

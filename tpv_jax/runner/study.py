@@ -251,7 +251,9 @@ class _Arithmetic:
     if len(self.names) > 2:
       self.combinations.append(tuple(self.names))
     tokenize = self.evaluator.tokenize
-    self.test = {t.name: tokenize(t.examples("test")) for t in self.tasks}
+    self.test = {
+      t.name: tokenize(t.examples("test"), f"{t.name}, test") for t in self.tasks
+    }
     self.validation = {
       t.name: tokenize(t.examples("validation")[: self.search_examples])
       for t in self.tasks
