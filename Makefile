@@ -3,6 +3,7 @@
 #             but those marked slow, which make test-all runs, too
 # make t5x-check  trains, kills, resumes, evaluates and infers under real T5X, and writes
 #             docs/t5x-check.md; T5X=folder says where T5X is if it is not installed
+# make kill-check  kills every job that writes, 20 times each, and checks what it leaves
 # make clean  removes the environment and what the two made
 #
 # PYTHON=python3.12  chooses the interpreter (3.11 or newer); left out, the newest of
@@ -43,7 +44,7 @@ INSTALL = @$(SHELL_FUNCTIONS); \
   "$(BIN)" -m pip install -e '.$(EXTRAS)' || fail "pip could not install tpv_jax into" \
   "$(VENV); above it says why. Another Python may do: make PYTHON=python3.12 VENV=.venv-3.12"
 
-.PHONY: demo test test-all lint t5x-check clean help same-python
+.PHONY: demo test test-all lint t5x-check kill-check clean help same-python
 .DEFAULT_GOAL := help
 
 help:
@@ -69,6 +70,9 @@ lint: $(VENV)/.installed-test
 
 t5x-check: $(VENV)/.installed-test
 	"$(BIN)" -m tpv_jax.t5x.check --t5x "$(T5X)" --output docs/t5x-check.md
+
+kill-check: $(VENV)/.installed-test
+	"$(BIN)" tests/kill_check.py $(ARGS)
 
 clean:
 	@[ ! -e "$(VENV)/pyvenv.cfg" ] || rm -rf "$(VENV)"
