@@ -292,6 +292,22 @@ def test_an_unfinished_bank_goes_on_as_it_was_begun_only(
   assert {p for p in after if not p.name.startswith(".")} == set(before)
 
 
+def test_another_bank_is_not_begun_beside_an_unfinished_one(tiny, stopped, tmp_path):
+  """As with other INITIAL_SEEDS, whose folders have other names."""
+  folder = pathlib.Path(shutil.copytree(stopped, tmp_path / "bank"))
+  others = [
+    dataclasses.replace(entry, run_dir=folder / f"run-{number + 3}")
+    for number, entry in enumerate(entries(tiny, folder))
+  ]
+  message = "holds an unfinished prompt of another bank, 'run-0'. End that bank first"
+  with pytest.raises(UserError, match=message):
+    train(tiny, folder, others, total_steps=5)
+  assert not (folder / "run-3" / "manifest.json").exists()
+  for number in range(COUNT):
+    shutil.rmtree(folder / f"run-{number}")  # As the message says.
+  train(tiny, folder, others, total_steps=5)
+
+
 def test_a_bank_that_has_ended_takes_more_prompts_and_fewer(tiny, finished, tmp_path):
   folder = pathlib.Path(shutil.copytree(finished[0], tmp_path / "bank"))
   before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}

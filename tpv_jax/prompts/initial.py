@@ -79,7 +79,7 @@ def draw(
   begin = start(table, seed)
   leaves = module.initial_leaves(begin, seed)
   others = module.initial_leaves(start(table, seed + 1), seed + 1)
-  notes = ()
+  notes: tuple[str, ...] = ()
   if isinstance(begin, Loaded) and begin.provenance.backbone_fingerprint is None:
     notes = (
       "that the prompt or vector from which it starts is of its backbone is the user's "

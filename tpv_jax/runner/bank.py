@@ -165,8 +165,9 @@ def train_bank(
 
   While one of its prompts is unfinished, a bank goes on as it was begun: with the same
   prompts in the same order, and with no other `size`, `block_positions` or `patience`,
-  for its bits hang on all of them. When all have ended, entries may be added, which are
-  then trained, and left out, which stay as they are.
+  for its bits hang on all of them. Nor is another bank begun beside it. When all have
+  ended, entries may be added, which are then trained, and left out, which stay as they
+  are.
 
   Before anything is written the bank's calls are compiled and what they need is held
   against the memory of the devices. Several processes train one bank as one would.
@@ -242,6 +243,8 @@ def train_bank(
       )
     if other_bank:
       begun = []
+    if not overwrite and not all(_ended(manifest) for manifest, _ in found):
+      _refuse_unfinished_beside([run.folder.path for run in runs])
     # A bank that was stopped goes on, with the prompts that had ended in it.
     over = [overwrite and bool(other or not begun) for _, other in found]
     plan: _Plan | None = None
@@ -328,6 +331,27 @@ def _other_bank(
     if members is None and note["prompts"] not in groups:  # It did not state them.
       return f"number of prompts: {note['prompts']} there, {count} now"
   return None
+
+
+def _refuse_unfinished_beside(folders: Sequence[files.Path]) -> None:
+  """Raises `UserError` if beside these run folders one of another bank is unfinished.
+
+  It would stay behind, unnoticed, where other tasks or seeds are given than were before.
+  """
+  for parent in dict.fromkeys(folder.parent for folder in folders):
+    for path in sorted(parent.glob("*/manifest.json")) if parent.is_dir() else ():
+      if path.parent in folders:
+        continue
+      try:
+        manifest = RunFolder(path.parent).manifest()
+      except UserError:
+        continue  # It is something else.
+      if "bank" in manifest and not _ended(manifest):
+        raise UserError(
+          f"'{parent}' holds an unfinished prompt of another bank, '{path.parent.name}'. "
+          "End that bank first, with the TASKS, INITIAL_SEEDS, RATES and BANK_SIZE of "
+          "then; or remove the folders of its prompts, or choose another OUTPUT_DIR."
+        )
 
 
 def _told_apart(there: Sequence[str], here: Sequence[str]) -> str:
