@@ -467,7 +467,7 @@ def infer(
 _TABLES = (*text_files.FORMATS, ".parquet", ".xlsx")
 
 
-def _lines(path: str) -> list[str]:
+def _lines(path: files.PathLike) -> list[str]:
   """Returns the lines of a text file: what ends with a line feed, or with the file."""
   if (suffix := pathlib.PurePath(path).suffix.lower()) in _TABLES:
     raise UserError(
