@@ -1,0 +1,221 @@
+"""Prompts and vectors: ours, signed, and those of other tools."""
+
+import functools
+import json
+import pathlib
+import random
+import shutil
+
+import numpy as np
+
+from fuzz import mutations
+from fuzz.campaign import ROOT, Kind
+from fuzz.inputs import tpv
+
+
+def leaves(seed: int = 0, delta: bool = False) -> dict[str, np.ndarray]:
+  """Returns the leaves of a small prompt."""
+  rng = np.random.default_rng(seed)
+  found = {"prompt": rng.standard_normal((4, 8)).astype(np.float32)}
+  if delta:
+    found["delta"] = rng.standard_normal((6, 8)).astype(np.float32)
+  return found
+
+
+def loaded(values: dict[str, np.ndarray]):
+  """Returns leaves as the product holds what it has read."""
+  from tpv_jax.vectors.algebra import Loaded
+  from tpv_jax.vectors.provenance import of_leaves
+
+  return Loaded(values, of_leaves(values), "made here")
+
+
+def tuned() -> tuple:
+  """Returns an initial prompt, a prompt tuned from it, and their vector."""
+  import dataclasses
+
+  from tpv_jax.vectors import algebra
+  from tpv_jax.vectors.provenance import Term
+
+  initial = loaded(leaves(0))
+  after = loaded(leaves(1))
+  known = dataclasses.replace(
+    after.provenance,
+    initial_digest=initial.provenance.initial_digest,
+    terms=(Term("sst2", 1.0),),
+    backbone_fingerprint="0" * 64,
+  )
+  after = dataclasses.replace(after, provenance=known)
+  known = dataclasses.replace(initial.provenance, backbone_fingerprint="0" * 64)
+  initial = dataclasses.replace(initial, provenance=known)
+  return initial, after, algebra.diff(after, initial, allow_mixed_origin=True)
+
+
+def write(path: str, item) -> None:
+  """Writes a prompt or vector as a file of ours."""
+  from tpv_jax.vectors import store
+
+  store.write(path, item.leaves, item.provenance)
+
+
+def _make_prompt() -> None:
+  initial, after, vector = tuned()
+  write("initial.safetensors", initial)
+  write("a.safetensors", after)
+  write("v.safetensors", vector)
+  write("w.safetensors", vector)
+
+
+def _make_run() -> None:
+  initial, after, _ = tuned()
+  pathlib.Path("run").mkdir()
+  write("run/initial_prompt.safetensors", initial)
+  write("run/best_prompt.safetensors", after)
+  write("run/last_prompt.safetensors", after)
+  manifest = {
+    "format": "tpv_jax run 1",
+    "status": "running",
+    "task": "a",
+    "steps": 3,
+    "best_step": 2,
+  }
+  pathlib.Path("run/manifest.json").write_text(json.dumps(manifest))
+
+
+def _make_checkpoint() -> None:
+  """An Orbax checkpoint of a prompt, as a run of ours or T5X's leaves it."""
+  from tpv_jax import orbax_io
+
+  orbax_io.save_checkpoint(
+    pathlib.Path("checkpoint_1").absolute(),
+    {f"prompt/{name}": leaf for name, leaf in leaves().items()},
+  )
+
+
+def _make_adapter() -> None:
+  shutil.copytree(ROOT / "tests" / "references" / "peft_tuned", "adapter")
+
+
+def _make_our_adapter() -> None:
+  from tpv_jax.formats import peft
+
+  peft.write(pathlib.Path("adapter"), loaded(leaves()))
+
+
+def _make_npy() -> None:
+  np.save("p.npy", leaves()["prompt"])
+
+
+def _make_our_npy() -> None:
+  from tpv_jax.formats import arrays
+
+  arrays.write(pathlib.Path("p.npy"), loaded(leaves()))
+
+
+def _make_npz() -> None:
+  values = {f"a/{name}": leaf for name, leaf in leaves(delta=True).items()}
+  np.savez_compressed("p.npz", **values)
+
+
+def _make_our_npz() -> None:
+  from tpv_jax.formats import arrays
+
+  arrays.write(pathlib.Path("p.npz"), loaded(leaves(delta=True)))
+
+
+def _make_safetensors() -> None:
+  from safetensors.numpy import save_file
+
+  save_file(leaves(), "p.safetensors")
+
+
+def _check_written() -> None:
+  """Reads what a command wrote, whose values must be finite."""
+  from tpv_jax.vectors import store
+
+  for path in pathlib.Path().glob("out*.safetensors"):
+    values, _ = store.read(path)
+    assert values
+    for leaf in values.values():
+      assert leaf.size and np.isfinite(leaf).all(), path
+
+
+def _damage_one(
+  folder: pathlib.Path, rng: random.Random, own: tuple[str, ...]
+) -> mutations.Done:
+  """Damages the files of ours that the command in question reads."""
+  return mutations.damage(folder, rng, kept=("w.safetensors",), own=own)
+
+
+_SIGNED = functools.partial(_damage_one, own=(".safetensors",))
+_ALL = tuple(
+  f"tpv {what}".removeprefix("tpv ")
+  for what in (
+    "show {0}",
+    "show {0} --json",
+    "import {0} -o out.safetensors",
+    "export {0} --to npz -o out.npz",
+    "export {0} --to npy -o out.npy",
+    "export {0} --to peft -o out",
+    "fold {0} -o out.safetensors",
+    "cosine {0} {0}",
+  )
+)
+
+
+def _reads(path: str, *more: str):
+  return tpv.one_of(*(line.format(path) for line in _ALL), *more)
+
+
+_OUT = ("out*",)
+
+KINDS = {
+  "our prompts and vectors": Kind(
+    _make_prompt,
+    tpv.one_of(
+      "diff a.safetensors initial.safetensors -o out.safetensors --allow-mixed-origin",
+      "sum v.safetensors w.safetensors -o out.safetensors",
+      "apply v.safetensors initial.safetensors -o out.safetensors",
+      "analogy v.safetensors w.safetensors v.safetensors -o out.safetensors",
+      "scale v.safetensors 0.5 -o out.safetensors",
+      "cosine v.safetensors w.safetensors --json",
+      "cosine a.safetensors initial.safetensors",
+    ),
+    mutations.damage,
+    _OUT,
+    _check_written,
+  ),
+  "our prompt file": Kind(
+    lambda: write("a.safetensors", tuned()[1]),
+    _reads("a.safetensors", "negate a.safetensors -o out.safetensors"),
+    _SIGNED,
+    _OUT,
+    _check_written,
+  ),
+  "run folder of a prompt": Kind(
+    _make_run,
+    _reads("run", "diff run -o out.safetensors --allow-mixed-origin"),
+    outputs=_OUT,
+    check=_check_written,
+  ),
+  "checkpoint of a prompt": Kind(
+    _make_checkpoint, _reads("checkpoint_1"), outputs=_OUT, check=_check_written
+  ),
+  "PEFT adapter": Kind(
+    _make_adapter, _reads("adapter"), outputs=_OUT, check=_check_written
+  ),
+  "our PEFT adapter": Kind(
+    _make_our_adapter, _reads("adapter"), outputs=_OUT, check=_check_written
+  ),
+  "npy file": Kind(_make_npy, _reads("p.npy"), outputs=_OUT, check=_check_written),
+  "our npy file": Kind(
+    _make_our_npy, _reads("p.npy"), outputs=_OUT, check=_check_written
+  ),
+  "npz file": Kind(_make_npz, _reads("p.npz"), outputs=_OUT, check=_check_written),
+  "our npz file": Kind(
+    _make_our_npz, _reads("p.npz"), outputs=_OUT, check=_check_written
+  ),
+  "foreign safetensors": Kind(
+    _make_safetensors, _reads("p.safetensors"), outputs=_OUT, check=_check_written
+  ),
+}

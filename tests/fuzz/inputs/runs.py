@@ -1,0 +1,217 @@
+"""Runs that are continued, studies, and what eval and infer read."""
+
+import json
+import pathlib
+import random
+
+import numpy as np
+
+from fuzz.campaign import ROOT, Kind
+
+_TRAIN = (
+  *("--gin_file=gin_configs/runs/embedded.gin", "--gin.TASK_NAME='sentiment'"),
+  *("--gin.RUN_DIR='run'", "--gin.TRAIN_STEPS=4", "--gin.EVAL_PERIOD=2"),
+  *("--gin.BATCH_SIZE=4", "--gin.PROMPT_LENGTH=3"),
+)
+_STUDY = (
+  *("--gin_file=gin_configs/runs/demo.gin", "--gin.OUTPUT_DIR='out'"),
+  *("--gin.TASK_NAMES=['sentiment', 'topic']", "--gin.INITIAL_SEEDS=[0, 1]"),
+  *("--gin.TRAIN_STEPS=2", "--gin.EVAL_PERIOD=2", "--gin.BATCH_SIZE=4"),
+  *("--gin.PROMPT_LENGTH=3", "--gin.AS_BANK=False"),
+)
+
+
+def _without_compiling() -> None:
+  """Has training in this process add 1 to the prompt instead of a compiled step."""
+  from tpv_jax.runner import steps, training
+
+  def loop(run, state, frozen, best, stop_requested):
+    for step in range(int(state.step) + 1, run.total_steps + 1):
+      trainable = {k: leaf + 1.0 for k, leaf in state.trainable.items()}
+      state = state.replace(step=state.step + 1, trainable=trainable)
+      report = {"loss": np.ones(1) / step, "gradient_norm": np.ones(1)}
+      report["finite_parameters"] = np.ones(1, bool)
+      run.record(step - 1, step, report, 1.0)
+      if step % run.eval_period == 0:
+        best = run.judge(state, best, {"loss": 1.0 / step, "exact_match": 0.5})
+        run.save(state, best)
+        if step < run.total_steps and pathlib.Path("stop").exists():
+          run.finish("stopped", state, best)
+          raise training.Stopped("as asked")
+    return state, best
+
+  training.Run._loop = loop  # type: ignore[method-assign,assignment]
+  training.Run._trace = lambda _: None  # type: ignore[method-assign,assignment]
+  kept: dict = {}
+  real = steps.build
+
+  def build(model, learning_rate, microbatches, mesh):
+    key = repr((model.prompt, model.network, model.trainable, microbatches))
+    if key not in kept:
+      kept[key] = real(model, learning_rate, microbatches, mesh)
+    return kept[key]
+
+  training.compiled.build = build  # type: ignore[assignment]
+
+
+def _keep_backbone() -> None:
+  from tpv_jax.backbone import loading
+
+  real, kept = loading.load_backbone, {}
+
+  def load_backbone(source, *more, **named):
+    if source not in kept:
+      kept[source] = real(source, *more, **named)
+    return kept[source]
+
+  loading.load_backbone = load_backbone
+
+
+def _make_run() -> None:
+  from tpv_jax import train
+
+  _without_compiling()
+  _keep_backbone()
+  pathlib.Path("gin_configs").symlink_to(ROOT / "gin_configs")
+  pathlib.Path("stop").touch()
+  code = train.main(_TRAIN)
+  assert code == 130, code
+  pathlib.Path("stop").unlink()
+
+
+def _continue(_: random.Random) -> int:
+  from tpv_jax import train
+
+  return train.main(_TRAIN)
+
+
+def _check_run() -> None:
+  """Raises unless the run ended as an unbroken one ends."""
+  from tpv_jax.vectors import sources
+
+  manifest = json.loads(pathlib.Path("run/manifest.json").read_text())
+  assert manifest["status"] == "finished", manifest["status"]
+  lines = pathlib.Path("run/metrics.jsonl").read_text().splitlines()
+  steps = [(json.loads(line)["step"], json.loads(line)["kind"]) for line in lines]
+  whole = [(1, "train"), (2, "train"), (2, "validation")]
+  whole += [(3, "train"), (4, "train"), (4, "validation")]
+  assert steps == whole, steps
+  initial = sources.load("run", "initial").leaves["prompt"]
+  for which in ("last", "best"):
+    after = sources.load("run", which).leaves["prompt"]
+    np.testing.assert_allclose(after, initial + 4.0, rtol=1e-6)
+
+
+def _make_study() -> None:
+  from tpv_jax import study
+  from tpv_jax.runner import report
+
+  _without_compiling()
+  _keep_backbone()
+  _answer_without_computing()
+  pathlib.Path("gin_configs").symlink_to(ROOT / "gin_configs")
+  for name in ("_plot_single", "_plot_sums", "_plot_cosine"):
+    setattr(report, name, lambda *_: None)
+  assert study.main(_STUDY) == 0
+
+
+def _answer_without_computing() -> None:
+  """Has evaluation in this process score the first label highest and write nothing."""
+  from tpv_jax.runner import evaluator
+
+  def score(self, requests):
+    counts = [(len(rows), 1 if c is None else len(c)) for _, rows, c in requests]
+    return [
+      (-np.tile(np.arange(n, dtype=np.float32), (rows, 1)), np.zeros((rows, n), bool))
+      for rows, n in counts
+    ]
+
+  def decode(self, requests):
+    return [
+      np.zeros((len(one), self.lengths["targets"]), np.int32) for _, one in requests
+    ]
+
+  evaluator.Evaluator.score = score  # type: ignore[method-assign]
+  evaluator.Evaluator.decode = decode  # type: ignore[method-assign]
+
+
+def _study(_: random.Random) -> int:
+  from tpv_jax import study
+
+  return study.main(_STUDY)
+
+
+def _make_texts() -> None:
+  _keep_backbone()
+  _answer_without_computing()
+  pathlib.Path("gin_configs").symlink_to(ROOT / "gin_configs")
+  lines = [f"the good movie {i}, or not" for i in range(6)]
+  pathlib.Path("a.txt").write_text("\n".join(lines) + "\n")
+  rows = [f'"{line}",{i % 2}' for i, line in enumerate(lines)]
+  pathlib.Path("a.csv").write_text("sentence,label\n" + "\n".join(rows) + "\n")
+  objects = [{"sentence": line, "label": i % 2} for i, line in enumerate(lines)]
+  pathlib.Path("a.jsonl").write_text("".join(json.dumps(o) + "\n" for o in objects))
+
+
+def _texts(rng: random.Random) -> int:
+  from tpv_jax import eval as evaluate
+  from tpv_jax import infer
+
+  if rng.random() < 0.5:
+    labels = rng.choice(("None", "['positive', 'negative']"))
+    return infer.main(
+      [
+        "--gin_file=gin_configs/runs/infer_embedded.gin",
+        "--gin.INPUT_FILE='a.txt'",
+        "--gin.OUTPUT='out.jsonl'",
+        f"--gin.LABELS={labels}",
+      ]
+    )
+  path = rng.choice(("a.csv", "a.jsonl"))
+  return evaluate.main(
+    [
+      "--gin_file=gin_configs/runs/eval.gin",
+      "--gin_file=gin_configs/backbones/embedded.gin",
+      "--gin_file=gin_configs/tasks/text_files.gin",
+      "--gin.TASK_NAME='mine'",
+      f"--gin.PATHS={{'test': '{path}'}}",
+      "--gin.TEMPLATE='{sentence}'",
+      "--gin.TARGET='label'",
+      "--gin.LABELS={'0': 'negative', '1': 'positive'}",
+      "--gin.LENGTHS={'inputs': 24, 'targets': 2}",
+      "--gin.OUTPUT='out.json'",
+      "--gin.PREDICTIONS=True",
+    ]
+  )
+
+
+def _check_texts() -> None:
+  """Raises unless each line of what was written is JSON that says what was read."""
+  path = pathlib.Path("out.jsonl")
+  if path.exists():
+    text = path.read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.split("\n")[:-1]]
+    assert rows
+    source = pathlib.Path("a.txt").read_bytes().decode("utf-8-sig")
+    for row in rows:
+      assert isinstance(row["inputs"], str) and row["inputs"] in source, row
+
+
+_FIXED = ("run/events.*", "*/events.*")
+
+KINDS = {
+  "run that is continued": Kind(
+    _make_run,
+    _continue,
+    outputs=("run",),
+    changes=("run",),
+    check=_check_run,
+    fixed=_FIXED,
+  ),
+  "study that is continued": Kind(
+    _make_study, _study, outputs=("out",), changes=("out",), fixed=_FIXED
+  ),
+  "texts of eval and infer": Kind(
+    _make_texts, _texts, outputs=("out*",), check=_check_texts
+  ),
+}
