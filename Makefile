@@ -1,6 +1,9 @@
 # make demo   installs into .venv and runs the main job: prompts, vectors, sums, a report
 # make test   installs with the extras for tests, then lint, types and all tests
 #             but those marked slow, which make test-all runs, too
+# make fuzz-long  damages inputs of every kind, COUNT times each (default 20000, an hour or
+#             two a kind for those that need JAX); SEED=1 for others, KIND="npz" for the
+#             kinds with that in their names, FIRST=5000 to go on where it was stopped
 # make t5x-check  trains, kills, resumes, evaluates and infers under real T5X, and writes
 #             docs/t5x-check.md; T5X=folder says where T5X is if it is not installed
 # make kill-check  kills every job that writes, 20 times each, and checks what it leaves
@@ -24,6 +27,10 @@ VENV ?= .venv
 OUT ?= demo_out
 TESTS ?= tests
 JOBS ?= auto
+COUNT ?= 20000
+SEED ?= 0
+FIRST ?= 0
+KIND ?=
 BIN := $(VENV)/bin/python
 # For recipes: `fail what why` says it in one line and ends make with exit code 2;
 # `version python` prints the version of one that serves, or fails and says what it lacks.
@@ -44,7 +51,7 @@ INSTALL = @$(SHELL_FUNCTIONS); \
   "$(BIN)" -m pip install -e '.$(EXTRAS)' || fail "pip could not install tpv_jax into" \
   "$(VENV); above it says why. Another Python may do: make PYTHON=python3.12 VENV=.venv-3.12"
 
-.PHONY: demo test test-all lint t5x-check kill-check clean help same-python
+.PHONY: demo test test-all lint fuzz-long t5x-check kill-check clean help same-python
 .DEFAULT_GOAL := help
 
 help:
@@ -67,6 +74,11 @@ lint: $(VENV)/.installed-test
 	"$(BIN)" -m ruff check .
 	"$(BIN)" -m ruff format --check .
 	"$(BIN)" -m mypy
+
+fuzz-long: $(VENV)/.installed-test
+	@echo "== $(COUNT) mutations of each kind, seed $(SEED); faults are kept in fuzz_out/"
+	PYTHONPATH=tests nice -n 10 "$(BIN)" -m fuzz --count "$(COUNT)" --seed "$(SEED)" \
+	  --first "$(FIRST)" $(if $(KIND),"$(KIND)")
 
 t5x-check: $(VENV)/.installed-test
 	"$(BIN)" -m tpv_jax.t5x.check --t5x "$(T5X)" --output docs/t5x-check.md

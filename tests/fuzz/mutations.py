@@ -301,7 +301,9 @@ def npz(content: bytes, rng: random.Random) -> bytes:
       elif kind == 1:
         member += b"\0" * rng.choice((1, 2_000_000, 50_000_000))
       elif kind == 2:
-        name = rng.choice(("../a.npy", "a", "x.npy", "a/b/c.npy", "", "\x1b[1m.npy"))
+        name = rng.choice(
+          ("../a.npy", "a", "x.npy", "a/b/c.npy", ".npy", "\x1b[1m.npy")
+        )
       elif kind == 3:
         new.writestr(name, member)
       elif kind == 4:

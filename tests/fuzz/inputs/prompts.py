@@ -66,6 +66,62 @@ def _make_prompt() -> None:
   write("w.safetensors", vector)
 
 
+def factors(seed: int, tokens: int = 3, width: int = 6) -> dict[str, np.ndarray]:
+  """Returns the parameters of a small EPT prompt."""
+  rng = np.random.default_rng(seed)
+  rank, fusion, spaces = 2, 2, 2
+  shapes: dict[str, tuple[int, ...]] = {
+    "short_prompt": (tokens, width),
+    "low_rank_a": (5, rank),
+    "low_rank_b": (rank, width),
+    "fusion_query": (width, fusion),
+    "fusion_key": (width, fusion),
+    "fusion_gamma": (),
+    "space_down": (spaces, width, 2),
+    "space_up": (spaces, 2, width),
+    "gate_kernel": (width, spaces),
+    "gate_bias": (spaces,),
+  }
+  return {
+    name: np.asarray(rng.normal(size=shape), np.float32)
+    for name, shape in shapes.items()
+  }
+
+
+def _make_factors() -> None:
+  """EPT prompts as runs write them: an initial one, and one tuned from it."""
+  import dataclasses
+
+  from tpv_jax import identity
+  from tpv_jax.prompts import equations
+  from tpv_jax.vectors.provenance import Term
+
+  values = factors(3)
+  folded = equations.fold_exactly(values, 8.0).leaves()
+  initial = loaded(values)
+  known = dataclasses.replace(
+    initial.provenance,
+    method="ept",
+    space="factor",
+    alpha=8.0,
+    backbone_fingerprint="0" * 64,
+    initial_digest=identity.prompt_digest(values),
+    initial_folded_digest=identity.prompt_digest(folded),
+  )
+  after = {name: leaf + np.float32(0.25) for name, leaf in values.items()}
+  later = dataclasses.replace(known, terms=(Term("sst2", 1.0),), steps=250)
+  write("initial.safetensors", dataclasses.replace(initial, provenance=known))
+  write(
+    "a.safetensors", dataclasses.replace(loaded(after), provenance=later, name="sst2")
+  )
+
+
+def _make_dept() -> None:
+  """DePT's parameters in a file of another tool."""
+  values = {name: factors(4)[name] for name in ("low_rank_a", "low_rank_b")}
+  np.savez("p.npz", prompt=factors(4)["short_prompt"], **values)
+
+
 def _make_run() -> None:
   initial, after, _ = tuned()
   pathlib.Path("run").mkdir()
@@ -185,6 +241,17 @@ KINDS = {
     _OUT,
     _check_written,
   ),
+  "our EPT prompts": Kind(
+    _make_factors,
+    _reads(
+      "a.safetensors",
+      "diff a.safetensors initial.safetensors -o out.safetensors",
+      "diff a.safetensors initial.safetensors --space factor -o out.safetensors",
+      "inspect a.safetensors -o out",
+    ),
+    outputs=_OUT,
+    check=_check_written,
+  ),
   "our prompt file": Kind(
     lambda: write("a.safetensors", tuned()[1]),
     _reads("a.safetensors", "negate a.safetensors -o out.safetensors"),
@@ -214,6 +281,17 @@ KINDS = {
   "npz file": Kind(_make_npz, _reads("p.npz"), outputs=_OUT, check=_check_written),
   "our npz file": Kind(
     _make_our_npz, _reads("p.npz"), outputs=_OUT, check=_check_written
+  ),
+  "DePT's npz file": Kind(
+    _make_dept,
+    tpv.one_of(
+      "import p.npz --alpha 8 -o out.safetensors",
+      "fold p.npz --alpha 8 -o out.safetensors",
+      "export p.npz --alpha 8 --to npz -o out.npz",
+      "show p.npz",
+    ),
+    outputs=_OUT,
+    check=_check_written,
   ),
   "foreign safetensors": Kind(
     _make_safetensors, _reads("p.safetensors"), outputs=_OUT, check=_check_written

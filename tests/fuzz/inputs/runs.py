@@ -102,6 +102,75 @@ def _check_run() -> None:
     np.testing.assert_allclose(after, initial + 4.0, rtol=1e-6)
 
 
+_BANK = (
+  *("--gin_file=gin_configs/runs/bank_embedded.gin", "--gin.OUTPUT_DIR='out'"),
+  *("--gin.TASK_NAMES=['sentiment']", "--gin.INITIAL_SEEDS=[0, 1]"),
+  *("--gin.TRAIN_STEPS=4", "--gin.EVAL_PERIOD=2", "--gin.BATCH_SIZE=4"),
+  *("--gin.PROMPT_LENGTH=3", "--gin.SPLIT=True"),
+)
+
+
+def _make_bank() -> None:
+  from tpv_jax import train_bank
+  from tpv_jax.runner import bank, training
+
+  _without_compiling()
+  _keep_backbone()
+
+  def make_fit(plan, split, notes):
+    for note in notes:
+      plan.size = min(plan.size, note["size"])
+      plan.positions = min(plan.positions, note["block_positions"])
+
+  def loop(self, state, at, stop_requested):
+    for step in range(min(at.values()) + 1, 5):
+      trainable = {k: leaf + 1.0 for k, leaf in state.trainable.items()}
+      state = state.replace(step=state.step + 1, trainable=trainable)
+      if step % 2 == 0:
+        self._save(self._on_host(state), step, set(self.active))
+    return state
+
+  bank._Plan.make_fit = make_fit  # type: ignore[method-assign,assignment]
+  bank._Plan.note = lambda plan: {  # type: ignore[method-assign]
+    "members": [run.folder.path.name for run in plan.runs],
+    "size": plan.size,
+    "block_positions": plan.positions,
+  }
+  bank._Plan.__str__ = lambda _: "a bank"  # type: ignore[method-assign]
+  bank._Bank._loop = loop  # type: ignore[method-assign,assignment]
+  pathlib.Path("gin_configs").symlink_to(ROOT / "gin_configs")
+  save = bank._Bank._save
+
+  def save_and_stop(self, whole, step, indices):
+    save(self, whole, step, indices)
+    for index in self.active:
+      self._finish("stopped", index, whole)
+    raise training.Stopped("as asked")
+
+  bank._Bank._save = save_and_stop  # type: ignore[method-assign]
+  code = train_bank.main(_BANK)
+  assert code == 130, code
+  bank._Bank._save = save  # type: ignore[method-assign]
+
+
+def _continue_bank(_: random.Random) -> int:
+  from tpv_jax import train_bank
+
+  return train_bank.main(_BANK)
+
+
+def _check_bank() -> None:
+  """Raises unless both runs ended as unbroken ones end."""
+  from tpv_jax.vectors import sources
+
+  for folder in ("out/sentiment-0", "out/sentiment-1"):
+    manifest = json.loads(pathlib.Path(folder, "manifest.json").read_text())
+    assert manifest["status"] == "finished", manifest["status"]
+    initial = sources.load(folder, "initial").leaves["prompt"]
+    after = sources.load(folder, "last").leaves["prompt"]
+    np.testing.assert_allclose(after, initial + 4.0, rtol=1e-6)
+
+
 def _make_study() -> None:
   from tpv_jax import study
   from tpv_jax.runner import report
@@ -206,6 +275,14 @@ KINDS = {
     outputs=("run",),
     changes=("run",),
     check=_check_run,
+    fixed=_FIXED,
+  ),
+  "bank that is continued": Kind(
+    _make_bank,
+    _continue_bank,
+    outputs=("out",),
+    changes=("out",),
+    check=_check_bank,
     fixed=_FIXED,
   ),
   "study that is continued": Kind(
