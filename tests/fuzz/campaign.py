@@ -365,6 +365,7 @@ def here(jobs: Mapping[str, range], kinds: Mapping[str, Kind], seed: int) -> Non
     _settle(home)
     case = _Case(kinds[name], home)
     case.whole(random.Random(0))
+    gc.freeze()  # So that what was imported is not looked through each time.
     size = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
     most = size * resource.getpagesize() + _ADDRESS_SPACE
     resource.setrlimit(resource.RLIMIT_AS, (most, hard))

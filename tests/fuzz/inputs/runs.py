@@ -7,6 +7,7 @@ import random
 import numpy as np
 
 from fuzz.campaign import ROOT, Kind
+from fuzz.inputs import settings
 
 _TRAIN = (
   *("--gin_file=gin_configs/runs/embedded.gin", "--gin.TASK_NAME='sentiment'"),
@@ -57,14 +58,9 @@ def _without_compiling() -> None:
 def _keep_backbone() -> None:
   from tpv_jax.backbone import loading
 
-  real, kept = loading.load_backbone, {}
-
-  def load_backbone(source, *more, **named):
-    if source not in kept:
-      kept[source] = real(source, *more, **named)
-    return kept[source]
-
-  loading.load_backbone = load_backbone
+  loading.load_backbone = settings.remembered(
+    loading.load_backbone, lambda source, *_, **__: source
+  )
 
 
 def _make_run() -> None:

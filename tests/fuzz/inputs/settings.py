@@ -8,6 +8,8 @@ import random
 import shutil
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from fuzz import mutations
 from fuzz.campaign import ROOT, Kind, Reached
 
@@ -83,7 +85,6 @@ PROMPT_LENGTH = 4
 SHORT_LENGTH = 2
 RANK = 2
 SPACES = 2
-ALPHA = 8
 """,
   "train_bank": """\
 include 'gin_configs/runs/bank_embedded.gin'
@@ -163,6 +164,7 @@ def stop_where_work_begins() -> None:
   """Has this process raise `Reached` where it would train or decode."""
   import flax.linen  # noqa: F401 (so that no mutation pays for it)
 
+  from tpv_jax import partitioning
   from tpv_jax.backbone import loading
   from tpv_jax.runner import bank, evaluator, training
 
@@ -176,17 +178,51 @@ def stop_where_work_begins() -> None:
   evaluator.Evaluator.label_accuracies = reached  # type: ignore[method-assign]
   evaluator.Evaluator.answer = reached  # type: ignore[method-assign]
 
-  real, kept = loading.load_backbone, {}
+  # What takes long and says the same of the same settings is asked once.
+  loading.load_backbone = remembered(
+    loading.load_backbone,
+    lambda source, network=None, vocabulary=None: (
+      source if source == "embedded" else object(),
+      network,
+      getattr(vocabulary, "digest", vocabulary),
+    ),
+  )
+  partitioning.abstract_parameters = remembered(
+    partitioning.abstract_parameters,
+    lambda model, mesh: (model.network, model.prompt, mesh),
+  )
+  training.Run._trace = remembered(  # type: ignore[method-assign]
+    training.Run._trace,
+    lambda run: (
+      *(run.model.network, run.model.prompt, run.model.z_loss, run.model.trainable),
+      *(run.model.label_smoothing, run.backbone is None, run.initial is None),
+      {name: np.shape(value) for name, value in run._sample().items()},
+    ),
+  )
 
-  def load_backbone(source, network=None, vocabulary=None, *more, **named):
-    if source != "embedded":
-      return real(source, network, vocabulary, *more, **named)
-    key = (repr(network), getattr(vocabulary, "digest", vocabulary), more, str(named))
-    if key not in kept:
-      kept[key] = real(source, network, vocabulary, *more, **named)
-    return kept[key]
 
-  loading.load_backbone = load_backbone
+def remembered(function: Callable, key: Callable) -> Callable:
+  """Returns a function that calls another once for all arguments of one key.
+
+  Args:
+    function: what it gives, or raises, depends on the key alone.
+    key: gives it of the arguments; its text counts.
+  """
+  found: dict[str, tuple[object, Exception | None]] = {}
+
+  def ask(*arguments, **named):
+    text = repr(key(*arguments, **named))
+    if text not in found:
+      try:
+        found[text] = function(*arguments, **named), None
+      except Exception as error:
+        found[text] = None, error
+    value, error = found[text]
+    if error is not None:
+      raise error.with_traceback(None)
+    return value
+
+  return ask
 
 
 def _make(*names: str):
