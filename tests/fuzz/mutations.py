@@ -447,7 +447,7 @@ _LINES = (
 
 def gin_file(content: bytes, rng: random.Random) -> bytes:
   """Returns a gin file with a line changed, or something put in or taken out."""
-  lines = content.decode().splitlines()
+  lines = content.decode(errors="surrogateescape").splitlines()
   at = rng.randrange(len(lines))
   kind = rng.randrange(12)
   bindings = [i for i, line in enumerate(lines) if " = " in line]
@@ -471,7 +471,7 @@ def gin_file(content: bytes, rng: random.Random) -> bytes:
     lines[at] = rng.choice(("  ", "\t", "#", "\\\n", "")) + lines[at]
   else:
     return text(content, rng)
-  return ("\n".join(lines) + "\n").encode("utf-8", "surrogatepass")
+  return ("\n".join(lines) + "\n").encode(errors="surrogateescape")
 
 
 def misspelt(word: str, rng: random.Random) -> str:
@@ -483,7 +483,7 @@ def misspelt(word: str, rng: random.Random) -> str:
 
 def yaml_head(content: bytes, rng: random.Random) -> bytes:
   """Returns a README whose metadata has a line changed, put in or taken out."""
-  lines = content.decode().splitlines()
+  lines = content.decode(errors="surrogateescape").splitlines()
   at = rng.randrange(1, len(lines))
   kind = rng.randrange(6)
   value = rng.choice(
@@ -506,7 +506,7 @@ def yaml_head(content: bytes, rng: random.Random) -> bytes:
     lines[at] = misspelt(lines[at], rng)
   else:
     return text(content, rng)
-  return ("\n".join(lines) + "\n").encode("utf-8", "surrogatepass")
+  return ("\n".join(lines) + "\n").encode(errors="surrogateescape")
 
 
 # --- files

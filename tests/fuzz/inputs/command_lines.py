@@ -27,7 +27,7 @@ _INPUTS = (
     "~",
     "~nobody",
     "~/x",
-    "é\ud800",
+    "é\udcff",
     "\x1b[31m",
     "run/",
     "./a.safetensors",
@@ -48,7 +48,7 @@ _INPUTS = (
 _OUTPUTS = (
   *("out.safetensors", "out.npz", "out.npy", "out", "out/x/y.safetensors", "", "\0"),
   *("a.safetensors", "x" * 300 + ".safetensors", "out.bin", "checkpoint_7", ".", "run"),
-  *("out\n.safetensors", "\x1b[1m.safetensors", "é\ud800.safetensors", "run/x.npy"),
+  *("out\n.safetensors", "\x1b[1m.safetensors", "é\udcff.safetensors", "run/x.npy"),
 )
 _VALUES = (
   *("0", "1", "-1", "0.5", "nan", "inf", "-inf", "1e999", "1e-320", "x", "", "-", "--"),
@@ -75,6 +75,8 @@ def _drawn(parser: argparse.ArgumentParser, rng: random.Random) -> list[str]:
       words.append(name)
       if name in action.choices:
         words += _drawn(action.choices[name], rng)
+      continue
+    if action.dest == "debug":  # It asks for the trace.
       continue
     if action.option_strings:
       if not action.required and rng.random() < 0.75:
