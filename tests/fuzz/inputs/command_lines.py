@@ -9,6 +9,10 @@ from fuzz import mutations
 from fuzz.campaign import Kind
 from fuzz.inputs import backbones, prompts
 
+_WHOLE = (
+  *("a.safetensors", "v.safetensors", "initial.safetensors", "p.npy", "p.npz:a", "run"),
+  *("v.safetensors", "v.safetensors", "w.safetensors", "adapter", "glue_rte"),
+)
 _INPUTS = (
   *("a.safetensors", "v.safetensors", "initial.safetensors", "p.npy", "p.npz", "run"),
   *(
@@ -78,6 +82,8 @@ def _drawn(parser: argparse.ArgumentParser, rng: random.Random) -> list[str]:
       continue
     if action.dest == "debug":  # It asks for the trace.
       continue
+    if action.dest in ("help", "version") and rng.random() < 0.98:
+      continue
     if action.option_strings:
       if not action.required and rng.random() < 0.75:
         continue
@@ -102,7 +108,7 @@ def _word(action: argparse.Action, rng: random.Random) -> str:
     return rng.choice(_OUTPUTS)
   if action.type is not None and rng.random() < 0.9:
     return rng.choice(_VALUES)
-  return rng.choice(_INPUTS if rng.random() < 0.8 else _VALUES)
+  return rng.choice(rng.choice((_WHOLE, _WHOLE, _WHOLE, _INPUTS, _VALUES)))
 
 
 def _damage(folder: pathlib.Path, rng: random.Random) -> mutations.Done:
