@@ -219,7 +219,10 @@ def _result(kind: Kind, rng: random.Random, most: float) -> tuple[int | None, st
     return None, traceback.format_exc(limit=-8) or repr(error)
 
 
-_BAR = re.compile(r"\d+%\||\d+it |it/s|s/it|\?, ?\?| (rows|examples) \[")
+_NOTICE = re.compile(
+  r"\d+%\||\d+it |it/s|s/it|\?, ?\?| (rows|examples) \[|^Not read by this command: "
+)
+"""What may stand before the one line: progress, and settings for another command."""
 
 
 def _problems(
@@ -255,14 +258,15 @@ def _problems(
     lines = [
       line
       for line in outcome.err.replace("\r", "\n").split("\n")
-      if line.strip() and not _BAR.search(line)
+      if line.strip() and not _NOTICE.search(line)
     ]
     if len(lines) != 1 or not lines[0].startswith("error: "):
       found.append(f"not one line 'error: ...': {outcome.err[-1500:]!r}")
     elif len(lines[0]) > MOST_TEXT + 200:
       found.append(f"a line of {len(lines[0])} characters: {lines[0][:300]!r}")
-  if any((ord(c) < 32 and c not in "\n\t\r") or ord(c) == 127 for c in outcome.err):
-    found.append(f"prints control characters: {outcome.err[-500:]!r}")
+  for printed in (outcome.err, outcome.out):
+    if any((ord(c) < 32 and c not in "\n\t\r") or 127 <= ord(c) < 160 for c in printed):
+      found.append(f"prints control characters: {printed[-500:]!r}")
   return found
 
 
@@ -550,6 +554,17 @@ def _lines(process: subprocess.Popen) -> Iterator[str | None]:
     yield from (line.decode() for line in lines)
 
 
+_JUDGED = (
+  "prints",
+  "not one line",
+  "leaves",
+  "changes",
+  "a line of",
+  "memory",
+  "read,",
+)
+
+
 def sorts(faults: Sequence[dict]) -> dict[str, list[dict]]:
   """Returns faults by what is alike in them, the most frequent first."""
   found: dict[str, list[dict]] = collections.defaultdict(list)
@@ -558,9 +573,8 @@ def sorts(faults: Sequence[dict]) -> dict[str, list[dict]]:
     ends = [line for line in text.splitlines() if not line.startswith((" ", "\t"))]
     places = re.findall(r'File "[^"]*?/(tpv_jax/[^"]*)", line (\d+)', text)
     where = ":".join(places[-1]) if places else ""
-    name = re.sub(
-      r"'[^']*'|\"[^\"]*\"|\d+", "_", f"{where} {text[:40]} {ends[-1][:120]}"
-    )
+    about = text[:25] if text.startswith(_JUDGED) else f"{where} {ends[-1][:120]}"
+    name = re.sub(r"'[^']*'|\"[^\"]*\"|\d+", "_", about)
     found[name].append(fault)
   return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
