@@ -161,8 +161,9 @@ def _check_prepared() -> None:
   if pathlib.Path("data/tpv_jax/glue_rte/about.json").exists():
     about = json.loads(pathlib.Path("data/tpv_jax/glue_rte/about.json").read_text())
     task = exported.task("glue_rte", "data")
-    for split in about["splits"]:
-      assert task.examples(split)
+    for split, known in about["splits"].items():
+      if known["examples"]:  # A file of one row leaves the test split none.
+        assert len(task.examples(split)) == known["examples"]
 
 
 _PREPARE = tpv.one_of("tasks prepare glue_rte --from rte --data-dir data")
