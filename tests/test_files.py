@@ -105,3 +105,8 @@ def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
   assert files.to_path("./~/b") == pathlib.Path("./~/b")
   with pytest.raises(UserError, match="'~nobody-of-this-name/a' begins with a home"):
     files.to_path("~nobody-of-this-name/a")
+
+
+def test_a_path_that_no_file_can_have_is_refused():
+  with pytest.raises(UserError, match="character of code 0"):
+    files.to_path("a\0b")

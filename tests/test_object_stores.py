@@ -275,7 +275,7 @@ def test_evaluation_writes_its_results_and_predictions_to_a_bucket(bucket, tiny)
   evaluation.infer(input_file=f"{bucket}/in.txt", **inference)
   rows = ObjectStore.objects["bucket/out.jsonl"].decode().splitlines()
   assert [json.loads(row)["inputs"] for row in rows] == ["word1 word2", "word3"]
-  with pytest.raises(UserError, match=r"'gs://bucket/is.txt' does not.* 'in.txt'"):
+  with pytest.raises(UserError, match=r"Cannot read 'gs://bucket/is.txt'.* 'in.txt'"):
     evaluation.infer(
       input_file=f"{bucket}/is.txt", **{**inference, "output": f"{bucket}/b.jsonl"}
     )
@@ -321,8 +321,14 @@ def test_a_missing_package_is_named(monkeypatch):
     UserError, match=r"'gs://b/x': .*gcsfs.* \(pip install gcsfs, or "
   ):
     files.to_path("gs://b/x")
-  with pytest.raises(UserError, match="begins with 'http://', which is not known"):
-    files.to_path("http://b/x")
+
+
+@pytest.mark.parametrize("path", ("http://b/x", "s3://b/x", "file:///x"))
+def test_a_store_that_is_not_reached_is_refused_by_its_scheme(path):
+  # TensorFlow would take some of these names, and fail at their first file.
+  scheme = path.partition("://")[0]
+  with pytest.raises(UserError, match=f"begins with '{scheme}://', which is not known"):
+    files.to_path(path)
 
 
 def test_a_study_in_a_bucket_is_refused(bucket):

@@ -49,8 +49,16 @@ def to_path(path: PathLike) -> Path:
   Raises:
     UserError: there is no such home folder; the scheme is unknown, or the package that
       reaches it is not installed.
+
+
+    UserError: another store is named, or the package that reaches this one is not
+      installed; or no file could have that name.
   """
   text = os.fspath(path)
+  if "\0" in text:
+    raise UserError(
+      f"'{text}' has a character of code 0, which no path has. Correct it."
+    )
   scheme = _SCHEME.match(text)
   if scheme is None:
     home = os.path.expanduser(text)
@@ -60,18 +68,19 @@ def to_path(path: PathLike) -> Path:
         f"'./{text}' for a folder of that name."
       )
     return pathlib.Path(home)
+
+    return pathlib.Path(text)
+  if scheme[1] != "gs":
+    raise UserError(
+      f"'{text}' begins with '{scheme[0]}', which is not known. Give a local path or "
+      "one that begins with 'gs://'."
+    )
   import fsspec
   from etils import epath
 
   # gcsfs would keep what it once listed, and miss what another host writes meanwhile.
   fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
-  try:
-    found = epath.Path(text)
-  except KeyError:
-    raise UserError(
-      f"'{text}' begins with '{scheme[0]}', which is not known. Give a local path or "
-      "one that begins with 'gs://'."
-    ) from None
+  found = epath.Path(text)
   if importlib.util.find_spec("tensorflow") is None:
     try:
       fsspec.get_filesystem_class(scheme[1])

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import re
@@ -503,6 +504,7 @@ def _hugging_face(which: Definition, split: str, folder: PathLike | None) -> Any
       f"'save_to_disk', and no parquet file with '{split}' in its name. Task "
       f"'{which.name}' needs {' and '.join(needed_splits(which))}."
     )
+  logging.getLogger("datasets").setLevel(logging.CRITICAL)  # The one line says it.
   try:
     if paths[0].endswith(".parquet"):
       return datasets.Dataset.from_parquet(paths)

@@ -50,13 +50,13 @@ _INPUTS = (
   ),
 )
 _OUTPUTS = (
-  *("out.safetensors", "out.npz", "out.npy", "out", "out/x/y.safetensors", "", "\0"),
+  *("out.safetensors", "out.npz", "out.npy", "out", "out/x/y.safetensors", ""),
   *("a.safetensors", "x" * 300 + ".safetensors", "out.bin", "checkpoint_7", ".", "run"),
   *("out\n.safetensors", "\x1b[1m.safetensors", "é\udcff.safetensors", "run/x.npy"),
 )
 _VALUES = (
   *("0", "1", "-1", "0.5", "nan", "inf", "-inf", "1e999", "1e-320", "x", "", "-", "--"),
-  *("9" * 400, "1_0", "0x1", "٣", "1,2", "True", "None", "\0", "2**3", "99999999999"),
+  *("9" * 400, "1_0", "0x1", "٣", "1,2", "True", "None", "2**3", "99999999999"),
 )
 
 

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+import signal
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def _without_compiling() -> None:
         run.save(state, best)
         if step < run.total_steps and pathlib.Path("stop").exists():
           run.finish("stopped", state, best)
-          raise training.Stopped("as asked")
+          raise training.Stopped(signal.SIGINT, "as asked")
     return state, best
 
   training.Run._loop = loop  # type: ignore[method-assign,assignment]
@@ -141,7 +142,7 @@ def _make_bank() -> None:
     save(self, whole, step, indices)
     for index in self.active:
       self._finish("stopped", index, whole)
-    raise training.Stopped("as asked")
+    raise training.Stopped(signal.SIGINT, "as asked")
 
   bank._Bank._save = save_and_stop  # type: ignore[method-assign]
   code = train_bank.main(_BANK)

@@ -275,7 +275,7 @@ def _damage_bindings(folder: pathlib.Path, rng: random.Random) -> mutations.Done
       name = mutations.misspelt(name, rng)
     value = rng.choice(mutations.VALUES)
     between = rng.choice(("=", "=", "=", "=", " = ", "", "=="))
-    bindings.append(f"{name}{between}{value}")
+    bindings.append(f"{name}{between}{value}".replace("\0", ""))  # None has it.
   shutil.rmtree(folder / "calls")
   (folder / "mine.gin").write_text(text)
   (folder / "call.json").write_text(json.dumps([path.stem, bindings]))
