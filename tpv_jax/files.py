@@ -217,7 +217,7 @@ def inside(folder: PathLike, name: str) -> Path:
   Raises:
     UserError: the file lies elsewhere.
   """
-  path = to_path(folder) / name
+  path = to_path(f"{os.fspath(folder)}/{name}")
   if is_remote(path):
     return path
   root = pathlib.Path(os.path.realpath(folder))

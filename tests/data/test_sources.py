@@ -378,3 +378,20 @@ def test_a_damaged_parquet_file_is_one_line(tmp_path, hugging_face):
   with pytest.raises(UserError, match="Cannot read split 'train' of") as error:
     sources.prepare(DEFINITIONS["sst5"], tmp_path / "data", tmp_path / "own", str)
   assert "\n" not in str(error.value)
+
+
+def test_an_arrow_file_whose_texts_lie_outside_of_it_is_one_line(
+  tmp_path, hugging_face
+):
+  # Reading such a row ends the process.
+  folder = tmp_path / "own"
+  rows = {"sentence": ["good", "bad"], "label": [1, 0], "idx": [0, 1]}
+  one = hugging_face.Dataset.from_dict(rows)
+  hugging_face.DatasetDict({"train": one, "validation": one}).save_to_disk(folder)
+  path = folder / "train" / "data-00000-of-00001.arrow"
+  whole, ends = path.read_bytes(), np.array([0, 4, 7], np.int32).tobytes()
+  assert whole.count(ends) == 1
+  damaged = np.array([0, 4, 2**30], np.int32).tobytes()
+  path.write_bytes(whole.replace(ends, damaged))
+  with pytest.raises(UserError, match=r"Cannot read split 'train' of .*ArrowInvalid"):
+    sources.prepare(SST2, tmp_path / "data", folder, str)

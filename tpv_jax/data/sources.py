@@ -507,8 +507,12 @@ def _hugging_face(which: Definition, split: str, folder: PathLike | None) -> Any
   logging.getLogger("datasets").setLevel(logging.CRITICAL)  # The one line says it.
   try:
     if paths[0].endswith(".parquet"):
-      return datasets.Dataset.from_parquet(paths)
-    return datasets.concatenate_datasets([*map(datasets.Dataset.from_file, paths)])
+      found = datasets.Dataset.from_parquet(paths)
+    else:
+      found = datasets.concatenate_datasets([*map(datasets.Dataset.from_file, paths)])
+    # Reading a row that is not as it claims could end the process.
+    found.data.table.validate(full=True)
+    return found
   except Exception as error:
     # `datasets` and pyarrow raise dozens of classes, many of them not public.
     text = " ".join(str(error).split())[:200]

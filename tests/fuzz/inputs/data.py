@@ -141,7 +141,6 @@ def _read_exported(rng: random.Random) -> int:
       "tasks export glue_rte --data-dir data",
       "tasks export glue_rte --data-dir data --overwrite",
       "tasks export glue_rte --data-dir data --seed 1 --overwrite",
-      "tasks prepare glue_rte --data-dir data",
       "tasks prepare glue_rte --from rte --data-dir data",
     )(rng)
 
