@@ -47,12 +47,8 @@ def to_path(path: PathLike) -> Path:
   reaches gs:// by TensorFlow where that is installed, otherwise by gcsfs.
 
   Raises:
-    UserError: there is no such home folder; the scheme is unknown, or the package that
-      reaches it is not installed.
-
-
-    UserError: another store is named, or the package that reaches this one is not
-      installed; or no file could have that name.
+    UserError: there is no such home folder; another store is named, or the package that
+      reaches this one is not installed; or no file can have that name.
   """
   text = os.fspath(path)
   if "\0" in text:
@@ -68,8 +64,6 @@ def to_path(path: PathLike) -> Path:
         f"'./{text}' for a folder of that name."
       )
     return pathlib.Path(home)
-
-    return pathlib.Path(text)
   if scheme[1] != "gs":
     raise UserError(
       f"'{text}' begins with '{scheme[0]}', which is not known. Give a local path or "
