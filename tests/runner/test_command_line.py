@@ -51,6 +51,18 @@ GOOD = (EMBEDDED, "--gin.TASK_NAME='topic'")
       r"'--gin.RUN_DIR' is no binding: write --gin.NAME=VALUE",
     ),
     (
+      (*GOOD, "--process_index=1"),
+      r"--process_index are read with --multiprocess_gpu only",
+    ),
+    (
+      (*GOOD, "--gin_search_paths=nowhere"),
+      r"There is no folder 'nowhere', named by --gin_search_paths",
+    ),
+    (
+      ("--gin_file=gin_configs/t5x/train.gin",),
+      r"is for real T5X .*takes a file of gin_configs/runs",
+    ),
+    (
       (*GOOD, "--gin.training.train.total_stps=3"),
       r"doesn't have a parameter named 'total_stps'.*Did you mean 'total_steps'",
     ),

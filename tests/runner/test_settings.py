@@ -186,6 +186,24 @@ def test_what_the_shipped_runs_take_is_read(checked, entry, files, bindings):
     ),
     (
       training.train,
+      ["embedded", "LEARNING_RATE = %MY\nMY = %LEARNING_RATE\n"],
+      (),
+      "in a circle: %(MY needs %LEARNING_RATE|LEARNING_RATE needs %MY) needs %",
+    ),
+    (
+      training.train,
+      ["embedded", "TASK = [%TASKS]\nTASKS = [%TASK]\n"],
+      (),
+      "in a circle: %TASKS? needs %TASKS? needs %TASK",
+    ),
+    (
+      training.train,
+      ["embedded"],
+      ("optimizers.adamw.b1=%OPTIMIZER",),
+      "in a circle: .*@optimizers.adamw\\(\\)",
+    ),
+    (
+      training.train,
       ["embedded"],
       (*TASK, "INITIAL_PROMPT=@initial.uniform()"),
       r"initial.uniform needs table, seed.*is written without \(\)",

@@ -12,6 +12,7 @@ from typing import Any
 
 import gin
 
+from tpv_jax import files
 from tpv_jax.errors import ArgumentParser, UserError, raise_on_interrupt, run_command
 from tpv_jax.runner import gin_files, processes, settings
 
@@ -64,11 +65,18 @@ def main(
         "No gin file was given, so there is nothing to run. Pass --gin_file=FILE; "
         "--help shows examples."
       )
+    cluster = (flags.coordinator_address, flags.process_count, flags.process_index)
     if flags.multiprocess_gpu:
-      processes.initialise(
-        flags.coordinator_address, flags.process_count, flags.process_index
+      processes.initialise(*cluster)
+    elif any(flag is not None for flag in cluster):
+      raise UserError(
+        "--coordinator_address, --process_count and --process_index are read with "
+        "--multiprocess_gpu only. Add it, or leave them out for a single process."
       )
     search_paths = [path for path in flags.gin_search_paths.split(",") if path]
+    for path in search_paths:
+      if not files.to_path(path).is_dir():
+        raise UserError(f"There is no folder '{path}', named by --gin_search_paths.")
     for name in flags.gin_file:
       if name.removeprefix("tpv_jax/").startswith("gin_configs/t5x/"):
         raise UserError(
@@ -77,7 +85,8 @@ def main(
         )
     given = gin_files.parse(flags.gin_file, flags.gin_bindings, search_paths)
     for line in settings.check(function, given, arguments):
-      print(line, file=sys.stderr)
+      if not flags.process_index:
+        print(line, file=sys.stderr)
     processes.keep_compiled_programs()
     raise_on_interrupt()
     try:

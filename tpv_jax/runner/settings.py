@@ -6,6 +6,7 @@ without a word, so it is refused. What is missing on the way is told as well.
 """
 
 import dataclasses
+import graphlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -62,6 +63,12 @@ class Call:
     """How a user writes it: 'training.train'."""
     return self.selector.removeprefix("tpv_jax.").split("runner.")[-1]
 
+  @property
+  def shown(self) -> str:
+    """How a gin file refers to it: '%MODEL', '@model.SoftPromptModel()'."""
+    is_macro = self.selector == MACRO[0]
+    return f"%{'/'.join(self.scope)}" if is_macro else f"@{self.name}()"
+
 
 def check(
   entry: Callable[..., Any], settings: Settings, arguments: Iterable[str] = ()
@@ -98,6 +105,7 @@ def _calls(entry: Callable[..., Any], settings: Settings) -> list[Call]:
       f"file, --gin_file=...: {', '.join(_run_files(name))}."
     )
   found: dict[tuple[str, tuple[str, ...], bool], Call] = {}
+  needs: dict[Any, list[Any]] = {}
   left = [(configurable.selector, (), True)]
   while left:
     one = left.pop()
@@ -110,8 +118,15 @@ def _calls(entry: Callable[..., Any], settings: Settings) -> list[Call]:
         where = tuple(reference.scopes) or scope
         target = reference.configurable.selector
         left.append((target, where, reference.evaluate))
+        if reference.evaluate:
+          needs.setdefault(one, []).append(left[-1])
         if not reference.evaluate:  # It will be called wherever it is handed to.
           left.append((target, tuple(reference.scopes), False))
+  try:
+    graphlib.TopologicalSorter(needs).prepare()
+  except graphlib.CycleError as error:
+    circle = " needs ".join(found[one].shown for one in reversed(error.args[1]))
+    raise UserError(f"The settings need each other in a circle: {circle}.") from None
   return list(found.values())
 
 
