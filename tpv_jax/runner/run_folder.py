@@ -492,7 +492,7 @@ def alone_at_output(function: Callable[P, T]) -> Callable[P, T]:
     with contextlib.ExitStack() as stack:
 
       def enter() -> None:
-        path = files.to_path(output)
+        path = files.to_path(str(output))
         if path.parent.is_dir():  # Otherwise the function says so.
           lock = path.with_name(f".{path.name}{LOCK}")
           stack.enter_context(locks.held(lock, f"The output '{output}'"))
