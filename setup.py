@@ -33,6 +33,7 @@ EXTRAS = {
   "test": [
     "beartype>=0.23",
     "hypothesis>=6.170",
+    "markdown-it-py>=4.0",
     "mypy>=2.4",
     "pytest>=9.2",
     "pytest-xdist>=3.8",
