@@ -263,11 +263,6 @@ GIN_CASES = {
     r"replaced: (--gin\.\S+)\.$",
     "{call} {0}",
   ),
-  "splits as a text": (
-    f"{EVAL} --gin.EVAL_SPLITS='\"test\"'",
-    r"[Gg]ive a list: (\[.*?\])",
-    EVAL + ' --gin.EVAL_SPLITS="{0}"',
-  ),
   "a task that is not evaluated": (
     f"{EVAL} --gin.PROMPT_PATH='\"runs/topic\"' --gin.OWN_TASKS=True"
     " --gin.TASK_NAMES='[\"sentiment\"]'",
