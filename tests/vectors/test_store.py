@@ -225,7 +225,7 @@ def test_a_folder_is_refused(tmp_path):
 
 def test_an_existing_output_is_kept_unless_overwriting_is_asked(path):
   before = path.read_bytes()
-  with pytest.raises(UserError, match=r"exists and was left as it is.*--overwrite"):
+  with pytest.raises(UserError, match=r"exists and was left as it is.*overwrite=True"):
     store.write(path, {"prompt": VALUES * 2}, KNOWN)
   assert path.read_bytes() == before
   store.write(path, {"prompt": VALUES * 2}, KNOWN, overwrite=True)
