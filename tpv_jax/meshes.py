@@ -54,8 +54,8 @@ def best_block(devices: Sequence[Any], size: int) -> Block:
   def cost(block: Block) -> tuple[int, ...]:
     return -block[3], -math.prod(map(min, block, tile)), sum(block), block[2], block[1]
 
-  sides = [[n for n in range(1, side + 1) if side % n == 0] for side in bounds]
-  blocks = sorted(filter(fits, itertools.product(*sides)), key=cost)
+  x, y, z, core = ([n for n in range(1, side + 1) if side % n == 0] for side in bounds)
+  blocks = sorted(filter(fits, itertools.product(x, y, z, core)), key=cost)
   if not blocks:
     sizes = (n for n in range(1, len(devices) + 1) if len(devices) % n == 0)
     raise UserError(
