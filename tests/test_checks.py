@@ -104,6 +104,8 @@ def test_what_an_annotation_allows_is_no_misfit(value, annotation):
       Mapping[Scalar, Scalar] | Sequence[Scalar] | None,
       "X is 'ab'; it must be a mapping, a list or None.",
     ),
+    (1j, Mapping[str, str], "X is 1j; it must be a mapping."),
+    ({1}, Mapping[str, str], "X is {1}; it must be a mapping."),
     (3, Callable[[int], int], "X is 3; it must be a function."),
     (3, Duck, "X is 3; it must be a Duck."),
     (Duck, Duck, f"X is {Duck!r}; it must be a Duck."),

@@ -217,7 +217,7 @@ def _is_kind(
 
 def _is_plain(value: Any) -> bool:
   """Returns whether a value is one that gin's language has, or a function."""
-  plain = (str, bytes, int, float, list, tuple, dict, types.NoneType)
+  plain = (str, bytes, int, float, complex, list, tuple, set, dict, types.NoneType)
   return (
     type(value) in (*plain, bool) or inspect.isroutine(value) or inspect.isclass(value)
   )

@@ -82,6 +82,10 @@ GOOD = (EMBEDDED, "--gin.TASK_NAME='topic'")
       (*GOOD, "--gin.RUN_DIR='{run}'", "--gin.BACKBONE='nowhere'"),
       r"There is no backbone 'nowhere'",
     ),
+    (
+      (*GOOD, "--gin.RUN_DIR='{run}'", "--gin.PROMPT_LENGTH=@training.train()"),
+      r"A setting calls what is configured by that setting",
+    ),
   ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(capsys, tmp_path, arguments, message):

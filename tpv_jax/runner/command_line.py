@@ -7,6 +7,7 @@ them `--debug`, which shows a trace where otherwise one line tells what is wrong
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -93,6 +94,13 @@ def main(
       result = gin.get_configurable(function)(**arguments)
     except (UserError, OSError) as error:
       raise _without_gin(error) from None
+    except RecursionError as error:
+      if not _is_gins(error):
+        raise
+      raise UserError(
+        "A setting calls what is configured by that setting, as in training.train.seed = "
+        "@training.train(). Give it another value."
+      ) from None
     return result if isinstance(result, int) else None
 
   code = run_command(body, flags.debug, spelling="--gin.")
@@ -102,6 +110,13 @@ def main(
     sys.stderr.flush()
     os._exit(code)
   return code
+
+
+def _is_gins(error: RecursionError) -> bool:
+  """Returns whether gin was calling itself when the calls became too many."""
+  frames = traceback.extract_tb(error.__traceback__)
+  called = [frame for frame in frames if frame.name == "gin_wrapper"]
+  return len(called) > 20
 
 
 def _without_gin(error: Exception) -> BaseException:

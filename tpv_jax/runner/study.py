@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 from jaxtyping import Float
+from tqdm import tqdm
 
 from tpv_jax import files, identity
 from tpv_jax.backbone import loading
