@@ -25,7 +25,11 @@ def clean_gin():
     ("TASK_NAME = [1,\n", "mine.gin:1: a bracket.* is not closed"),
     ("A = 1\nB = {'a': 1\n", "mine.gin:2: a bracket.* is not closed"),
     ("A = '''x\n", "mine.gin:1: "),
-    ("A = 'x\n", "mine.gin:1: Unable to parse value"),
+    # Python's tokenizer refuses an open text itself from 3.12 on.
+    (
+      "A = 'x\n",
+      "mine.gin:1: (Unable to parse value|a .* mark or block is not closed)",
+    ),
     ("A = $\n", "mine.gin:1: Unable to parse value"),
     ("A\n", "mine.gin:1: Couldn't parse statement"),
     ("A = 1\n  B = 2\n C = 3\n", "mine.gin:3: "),
