@@ -3,13 +3,13 @@
 import contextlib
 import os
 import pathlib
-import shutil
 import signal
 
-import fuzzing
 import hf_references
 import numpy as np
 import pytest
+from fuzz.inputs import backbones, prompts
+from fuzz.inputs import vocabularies as tokenizers
 
 from tpv_jax import files, safetensors_io
 from tpv_jax.backbone import loading
@@ -34,30 +34,27 @@ def no_hang(seconds=60):
     signal.signal(signal.SIGALRM, before)
 
 
-def hugging_face(folder):
-  return hf_references.write_folder(folder / "t5", "t5")
-
-
-def adapter(folder):
-  references = pathlib.Path(__file__).parents[1] / "references"
-  shutil.copytree(references / "peft_tuned", folder / "adapter")
-  return folder / "adapter"
+def hugging_face():
+  hf_references.write_folder(pathlib.Path("t5"), "t5")
 
 
 FOLDERS = {
-  "Hugging Face": (hugging_face, loading.load_backbone),
-  "adapter": (adapter, sources.load),
-  "tokenizer": (fuzzing._make_tokenizer_folder, vocabularies.load),
-  "checkpoint": (fuzzing._make_orbax, loading.load_backbone),
-  "T5X of 2022": (fuzzing._make_legacy, loading.load_backbone),
-  "run": (fuzzing._make_run, sources.load),
+  "Hugging Face": (hugging_face, "t5", loading.load_backbone),
+  "adapter": (prompts._make_adapter, "adapter", sources.load),
+  "tokenizer": (tokenizers._make_folder, "", vocabularies.load),
+  "checkpoint": (backbones._make_orbax, "checkpoint_1", loading.load_backbone),
+  "T5X of 2022": (backbones._make_legacy, "checkpoint_1", loading.load_backbone),
+  "run": (prompts._make_run, "run", sources.load),
 }
+"""What makes each in the current folder, its name, and what reads it."""
 
 
 @pytest.mark.parametrize("kind", FOLDERS)
-def test_a_pipe_in_a_folder_is_refused_or_not_read(tmp_path, kind):
-  make, read = FOLDERS[kind]
-  path = make(tmp_path / "whole") if not (tmp_path / "whole").mkdir() else None
+def test_a_pipe_in_a_folder_is_refused_or_not_read(tmp_path, monkeypatch, kind):
+  make, name, read = FOLDERS[kind]
+  monkeypatch.chdir(tmp_path)
+  make()
+  path = tmp_path / name
   read(path)
   refused = 0
   for file in sorted(p for p in path.rglob("*") if p.is_file()):

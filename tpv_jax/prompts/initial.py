@@ -133,13 +133,14 @@ def sampled_vocabulary(
   return table[ids].astype(np.float32)
 
 
+@checked
 def class_labels(
   table: Table,
   seed: int,
-  length: int,
+  length: Size,
   label_token_ids: Sequence[Sequence[int]],
-  most_common: int = 5000,
-  first: int = 3,
+  most_common: Size = 5000,
+  first: SizeOrNone = 3,
 ) -> Float[np.ndarray, "P D"]:
   """Returns the mean embedding of each label's tokens, then sampled vocabulary.
 
@@ -162,10 +163,10 @@ def class_labels(
         f"from 0 to {len(table) - 1}. Encode the labels with the backbone's vocabulary."
       )
     rows.append(table[list(ids)].astype(np.float32).mean(axis=0))
-  rest = sampled_vocabulary(table, seed, length - len(rows), most_common, first)
-  return np.concatenate(
-    [np.asarray(rows, np.float32).reshape(-1, table.shape[1]), rest]
-  )
+  left = length - len(rows)
+  if left:
+    rows.extend(sampled_vocabulary(table, seed, left, most_common, first))
+  return np.asarray(rows, np.float32)
 
 
 @checked
