@@ -51,3 +51,10 @@ def test_the_examples_of_the_help_are_calls_that_parse():
 def test_the_version_is_that_of_the_package(capsys):
   assert cli.main(["--version"]) == 0
   assert capsys.readouterr().out == f"tpv_jax {__version__}\n"
+
+
+def test_a_second_double_dash_is_refused(capsys):
+  """Up to Python 3.12 argparse makes an empty list of it, where a path is expected."""
+  assert cli.main(["apply", "-o", "x", "--", "v", "--"]) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: '--' is given twice") and error.count("\n") == 1

@@ -37,7 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
   # Orbax brings JAX, which would claim a GPU to read a few kilobytes.
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   try:
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    if list(arguments).count("--") > 1:  # Of which argparse would make an empty list.
+      parser.error("'--' is given twice; after the first one no word is an option")
+    options = parser.parse_args(arguments)
   except SystemExit as stop:  # --help, --version, or a wrong call, which is printed.
     return stop.code if isinstance(stop.code, int) else EXIT_USER_ERROR
 

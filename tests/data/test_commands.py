@@ -69,7 +69,7 @@ def test_prepare_exports_too_and_export_can_take_another_seed(own, tmp_path, cap
   assert "another seed (0 there, 1 now)" in capsys.readouterr().err
   assert cli.main([*again, "--overwrite", "--split", "test"]) == 0
   out = capsys.readouterr().out
-  assert "removed train.jsonl, validation.jsonl, test.jsonl" in out
+  assert "replaced train.jsonl, validation.jsonl, test.jsonl in" in out
   assert "test: 3 examples in" in out
   assert cli.main(["tasks", "prepare", "glue_cola", "--data-dir", data]) == 2
   error = capsys.readouterr().err

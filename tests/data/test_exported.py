@@ -121,7 +121,7 @@ def test_only_the_named_splits_are_written_anew_when_the_settings_are_equal(data
     assert exported.task("glue_cola", data_dir).examples(split)
 
 
-@pytest.mark.parametrize("nth", range(1, 12))
+@pytest.mark.parametrize("nth", range(1, 9))
 def test_an_overwriting_that_is_killed_leaves_the_old_export_or_none(
   data_dir, monkeypatch, nth
 ):
@@ -135,15 +135,14 @@ def test_an_overwriting_that_is_killed_leaves_the_old_export_or_none(
       raise KeyboardInterrupt
     return real(*paths)
 
-  monkeypatch.setattr(os, "replace", replace)
-  try:
+  with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+    killed.setattr(os, "replace", replace)
     exported.export(COLA, data_dir, seed=1, overwrite=True, say=str)
-  except KeyboardInterrupt:
-    now = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert (now == before) == (nth <= 4)  # 3 splits, then about.json
-    if now != before:
-      with pytest.raises(UserError, match="not exported"):
-        exported.task("glue_cola", data_dir).examples("test")
+  now = {path.name: path.read_bytes() for path in folder.iterdir()}
+  assert (now == before) == (nth <= 4)  # 3 splits, then about.json
+  if now != before:
+    with pytest.raises(UserError, match="not exported"):
+      exported.task("glue_cola", data_dir).examples("test")
   exported.export(COLA, data_dir, seed=1, overwrite=True, say=str)
   task = exported.task("glue_cola", data_dir)
   assert len(task.examples("train")) == 8

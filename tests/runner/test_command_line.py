@@ -84,7 +84,7 @@ GOOD = (EMBEDDED, "--gin.TASK_NAME='topic'")
     ),
     (
       (*GOOD, "--gin.RUN_DIR='{run}'", "--gin.PROMPT_LENGTH=@training.train()"),
-      r"A setting calls what is configured by that setting",
+      r"The settings need each other in a circle: %MODEL needs @model.*needs %MODEL",
     ),
   ],
 )

@@ -506,16 +506,16 @@ def alone_at_output(function: Callable[P, T]) -> Callable[P, T]:
 
 @contextlib.contextmanager
 def _locked(folder: files.Path, what: str) -> Iterator[None]:
-  """Holds the lock of a folder, made if need be and gone afterwards if it is empty."""
-  made = not folder.exists()
+  """Holds the lock of a folder; what was made for it is gone afterwards if it is empty."""
+  made = [path for path in (folder, *folder.parents) if not path.exists()]
   folder.mkdir(parents=True, exist_ok=True)
   try:
     with locks.held(folder / LOCK, what):
       yield
   finally:
-    if made and not files.is_remote(folder):
-      with contextlib.suppress(OSError):  # Something was written.
-        folder.rmdir()
+    with contextlib.suppress(OSError):  # Something was written.
+      for path in [] if files.is_remote(folder) else made:
+        path.rmdir()
 
 
 def _on_writer(act: Callable[[], None]) -> None:
