@@ -65,7 +65,7 @@ def test_a_run_without_that_prompt_says_which_it_has(make_run):
   run = make_run("run", which=("initial", "last"))
   expected = (
     r"has no best prompt \(its status is 'finished'\)\. It has the last and the initial "
-    "prompt: pass --which last"
+    "prompt: pass which='last'"
   )
   with pytest.raises(UserError, match=expected):
     sources.load(run)
