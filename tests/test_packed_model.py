@@ -191,7 +191,7 @@ def test_choices_score_what_each_scores_alone_behind_its_prompt(
     start += len(part["encoder_positions"])
 
 
-def test_the_choice_that_is_written_greedily_is_known(model, backbone):
+def test_the_choice_that_is_written_greedily_is_known(model, backbone, monkeypatch):
   folded = bank(False)
   source, other = np.array([5, 9, 1]), np.array([7])
   rows = {"encoder_input_tokens": np.array([[5, 9, 1]]), "prompt_ids": np.array([1])}
@@ -201,6 +201,9 @@ def test_the_choice_that_is_written_greedily_is_known(model, backbone):
   packed, first = packing.pack_choices([source], [[other, tokens]], [1], row, LENGTH)
   _, written = model.score_choices(folded, backbone, packed)
   row, segment = first[0]
+  assert not written[row, segment : segment + 2].any()  # Neither has an end.
+  monkeypatch.setattr(model, "_eos_id", int(tokens[-1]))
+  _, written = model.score_choices(folded, backbone, packed)
   assert written[row, segment : segment + 2].tolist() == [False, True]
 
 
