@@ -938,7 +938,7 @@ def test_orbax_running_out_of_space_leaves_no_temporary_folder(
 ):
   run = tmp_path / "run"
 
-  def fails(self, step, args):
+  def fails(self, step, **what):
     (self.directory / f"checkpoint_{step}.orbax-checkpoint-tmp").mkdir()
     raise ValueError("RESOURCE_EXHAUSTED: Error writing [os_error_code='28']")
 
