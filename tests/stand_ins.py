@@ -150,8 +150,8 @@ def _check_names(arguments: list[str]) -> int:
   return 0
 
 
-def clone(folder: pathlib.Path) -> pathlib.Path:
-  """Copies what git tracks (as it stands here) with tiny T5s; returns the folder."""
+def copy_tracked(folder: pathlib.Path) -> None:
+  """Copies what git tracks, as it stands here, into a folder."""
   tracked = subprocess.run(
     ["git", "ls-files", "-z"],
     cwd=REPOSITORY,
@@ -163,6 +163,11 @@ def clone(folder: pathlib.Path) -> pathlib.Path:
     if (REPOSITORY / name).is_file():
       (folder / name).parent.mkdir(parents=True, exist_ok=True)
       shutil.copy(REPOSITORY / name, folder / name)
+
+
+def clone(folder: pathlib.Path) -> pathlib.Path:
+  """Copies the repository, its T5 sizes made tiny; returns the folder."""
+  copy_tracked(folder)
   for path in (folder / "gin_configs" / "backbones").glob("t5_1_*.gin"):
     numbers = hf_references.numbers("t5" if "t5_1_0" in path.name else "t5_1_1")
     text = re.sub(

@@ -7,6 +7,7 @@ import sys
 import zipfile
 
 import pytest
+import stand_ins
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -15,17 +16,7 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 def wheel(tmp_path_factory):
   """Built from a copy of what git tracks, in a folder with a space in its name."""
   source = tmp_path_factory.mktemp("wheel") / "a source"
-  tracked = subprocess.run(
-    ["git", "ls-files", "-z"],
-    cwd=REPOSITORY,
-    capture_output=True,
-    check=True,
-    text=True,
-  ).stdout.split("\0")
-  for name in filter(None, tracked):
-    if (REPOSITORY / name).is_file():
-      (source / name).parent.mkdir(parents=True, exist_ok=True)
-      (source / name).write_bytes((REPOSITORY / name).read_bytes())
+  stand_ins.copy_tracked(source)
   subprocess.run(
     [
       *(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"),

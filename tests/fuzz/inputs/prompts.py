@@ -66,26 +66,11 @@ def _make_prompt() -> None:
   write("w.safetensors", vector)
 
 
-def factors(seed: int, tokens: int = 3, width: int = 6) -> dict[str, np.ndarray]:
+def factors(seed: int) -> dict[str, np.ndarray]:
   """Returns the parameters of a small EPT prompt."""
-  rng = np.random.default_rng(seed)
-  rank, fusion, spaces = 2, 2, 2
-  shapes: dict[str, tuple[int, ...]] = {
-    "short_prompt": (tokens, width),
-    "low_rank_a": (5, rank),
-    "low_rank_b": (rank, width),
-    "fusion_query": (width, fusion),
-    "fusion_key": (width, fusion),
-    "fusion_gamma": (),
-    "space_down": (spaces, width, 2),
-    "space_up": (spaces, 2, width),
-    "gate_kernel": (width, spaces),
-    "gate_bias": (spaces,),
-  }
-  return {
-    name: np.asarray(rng.normal(size=shape), np.float32)
-    for name, shape in shapes.items()
-  }
+  from vectors import conftest
+
+  return conftest._ept_leaves(np.random.default_rng(seed))
 
 
 def _make_factors() -> None:
