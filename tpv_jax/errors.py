@@ -288,4 +288,4 @@ def _one_line(error: UserError | OSError) -> str:
       )
     if error.errno in _CANNOT_OPEN:
       return f"Cannot open{where or ' a file'}: {what}."
-  return str(UserError(printable(" ".join(str(error).split()))))  # Of such a length.
+  return str(UserError(" ".join(str(error).split())))  # Of such a length.

@@ -125,7 +125,7 @@ def _fault(
   why = (
     "has words that the vocabulary doesn't know"
     if vocabulary.unk_id in ids
-    else ("is not what the vocabulary writes")
+    else "is not what the vocabulary writes"
   )
   return (
     f"'{text:.80}' {why}: it reads back as '{back:.80}'. Choose another word for it in "

@@ -517,7 +517,7 @@ def read_text(path: PathLike, setting: str) -> str:
     UserError: it cannot be read, or is no text in UTF-8 whose lines end with a line feed.
   """
   try:
-    content = read_bytes(to_path(path).expanduser())
+    content = read_bytes(path)
   except OSError as error:
     folder = to_path(path).parent
     beside = [p.name for p in folder.iterdir()] if folder.is_dir() else []

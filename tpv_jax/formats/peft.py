@@ -150,7 +150,7 @@ def write(
   }
   rows = np.concatenate([values, np.zeros_like(values)])
   contents = {
-    CONFIG: sidecar.to_json(config),
+    CONFIG: files.json_bytes(config),
     WEIGHTS: safetensors_io.encode({LEAF: rows}, {"format": "pt"}),
     PROVENANCE: sidecar.encode({"prompt": values}, folded.provenance),
   }

@@ -6,9 +6,7 @@ with `identity.prompt_digest` of the values that it belongs to, so that it is ne
 for that of others.
 """
 
-import json
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -27,7 +25,7 @@ def encode(leaves: Mapping[str, np.ndarray], provenance: Provenance) -> bytes:
     "digest": identity.prompt_digest(leaves),
     "provenance": provenance.to_json(),
   }
-  return to_json(content)
+  return files.json_bytes(content)
 
 
 def read(
@@ -61,8 +59,3 @@ def read(
     )
   store.check_provenance(leaves, provenance, str(path))
   return provenance
-
-
-def to_json(content: Mapping[str, Any]) -> bytes:
-  """Returns indented JSON with a final newline."""
-  return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -17,11 +17,11 @@ from jaxtyping import Float
 from tpv_jax import files, identity
 from tpv_jax.checks import OneOf, Positive, Size, SizeOrNone, checked
 from tpv_jax.errors import UserError
-from tpv_jax.vectors import algebra, arithmetic
+from tpv_jax.vectors import algebra, arithmetic, sources
 from tpv_jax.vectors.algebra import Loaded
 from tpv_jax.vectors.provenance import Provenance
 
-Which = Annotated[str, OneOf(("best", "last", "initial"))]
+Which = Annotated[str, OneOf(sources.WHICH)]
 """A prompt of a run folder."""
 
 Table = Float[np.ndarray, "V D"]
@@ -238,8 +238,6 @@ def from_vector(
 def _load(
   path: files.PathLike, kind: str, which: str, fingerprint: str | None
 ) -> Loaded:
-  from tpv_jax.vectors import sources
-
   loaded = sources.load(path, which=which)
   if loaded.provenance.kind != kind:
     other = loaded.provenance.kind

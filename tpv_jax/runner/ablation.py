@@ -52,7 +52,7 @@ from tpv_jax.runner import (
   training,
 )
 from tpv_jax.runner.evaluator import Evaluator
-from tpv_jax.runner.run_folder import open_output, versions
+from tpv_jax.runner.run_folder import open_output, versions, write_results
 from tpv_jax.runner.task_data import TaskData
 from tpv_jax.runner.training import Metric
 from tpv_jax.screen import Bar
@@ -293,11 +293,7 @@ def ablation(
     }
     results["summary"] = summarise(scores)
     results["seconds"] = round(time.time() - started, 1)
-    if processes.is_writer():
-      files.write_json(folder / "results.json", results)
-      if config is not None:
-        files.write_text(folder / "config.gin", config())
-      ablation_report.write(folder, results)
+    write_results(folder, results, ablation_report.write, config)
     return results
 
 
@@ -402,13 +398,11 @@ class _Runs:
       )
     for method, tried in found.items():
       tried["rates"] = chosen(tried["tries"], self.settings["best_metric"])
-      line = candidates.equal_scores(
+      candidates.say_equal_scores(
         f"Learning rates of {method}",
         [one["mean"] for one in tried["tries"]],
         f"{tried['rates']}, the first",
       )
-      if line and processes.is_writer():
-        tqdm.write(line)
     return found
 
   def score(

@@ -243,12 +243,13 @@ def train_bank(
       )
     if other_bank:
       begun = []
-    if not overwrite and not all(_ended(manifest) for manifest, _ in found):
+    unfinished = not all(_ended(manifest) for manifest, _ in found)
+    if unfinished and not overwrite:
       _refuse_unfinished_beside([run.folder.path for run in runs])
     # A bank that was stopped goes on, with the prompts that had ended in it.
     over = [overwrite and bool(other or not begun) for _, other in found]
     plan: _Plan | None = None
-    if any(over) or not all(_ended(manifest) for manifest, _ in found):
+    if any(over) or unfinished:
       plan = _Plan(runs, steps, size or len(runs), block_positions, memory_gib)
       plan.make_fit(split, [one["bank"] for one in begun if "bank" in one])
     processes.wait_for_all("the bank is planned")

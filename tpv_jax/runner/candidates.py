@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from tpv_jax import identity
 from tpv_jax.backbone import loading
 from tpv_jax.data.tasks import Task
 from tpv_jax.errors import UserError, near_misses
+from tpv_jax.runner import processes
 from tpv_jax.vectors import algebra, sources
 from tpv_jax.vectors.provenance import Provenance
 
@@ -177,6 +179,13 @@ def equal_scores(what: str, scores: Sequence[float], chosen: str) -> str | None:
     f"{what}: all {len(scores)} tries score {scores[0]:.4g}, so they don't tell which is "
     f"best; taken was {chosen}. More examples, another metric or other tries may tell."
   )
+
+
+def say_equal_scores(what: str, scores: Sequence[float], chosen: str) -> None:
+  """Shows the line of `equal_scores`, if there is one."""
+  line = equal_scores(what, scores, chosen)
+  if line and processes.is_writer():
+    tqdm.write(line)
 
 
 def tasks_of(candidate: Candidate, tasks: Sequence[Task]) -> list[Task]:

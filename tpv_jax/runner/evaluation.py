@@ -9,13 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from tpv_jax import files, partitioning, screen
 from tpv_jax.backbone import loading
 from tpv_jax.checks import Lengths, OneOf, Size, checked
 from tpv_jax.data import suite, text_files
-from tpv_jax.data.labels import check_labels, check_lengths, check_task
+from tpv_jax.data.labels import check_labels, check_task
 from tpv_jax.data.tasks import SPLITS, Example, Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError, near_misses
@@ -285,13 +284,11 @@ def _search(
       "coefficients": [one.coefficient for one in group],
       "scores": tried[number],
     }
-    line = candidates.equal_scores(
+    candidates.say_equal_scores(
       f"Search on {split} by {metric}, {winner.name.partition(' * ')[2]}",
       means.tolist(),
       f"{winner.coefficient:g}, the smallest coefficient",
     )
-    if line and processes.is_writer():
-      tqdm.write(line)
     best.append([winner])
   return best, searches
 
@@ -429,7 +426,6 @@ def infer(
   words = None
   if labels is not None:
     words = tuple(dict.fromkeys(text_files.label_words(labels).values()))
-    check_lengths(lengths)
     check_labels(words, vocabulary, lengths["targets"], "LABELS")
   processes.wait_for_all("the output is checked")
   lines = _lines(input_file)

@@ -34,7 +34,7 @@ from tpv_jax.prompts import initial
 from tpv_jax.prompts.initial import Initial
 from tpv_jax.runner import bank, few_shot_report, processes, report
 from tpv_jax.runner.evaluator import Evaluator
-from tpv_jax.runner.run_folder import RunFolder, open_output, versions
+from tpv_jax.runner.run_folder import RunFolder, open_output, versions, write_results
 from tpv_jax.runner.task_data import TaskData
 from tpv_jax.runner.training import Metric
 from tpv_jax.vectors import algebra, sources, store
@@ -249,11 +249,7 @@ def compare_starts(
     }
     results["summary"] = summarise(results["scores"])
     results["seconds"] = round(time.time() - started, 1)
-    if processes.is_writer():
-      files.write_json(folder / "results.json", results)
-      if config is not None:
-        files.write_text(folder / "config.gin", config())
-      few_shot_report.write(folder, results)
+    write_results(folder, results, few_shot_report.write, config)
     return results
 
 

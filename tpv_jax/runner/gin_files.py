@@ -7,6 +7,7 @@ and whatever is wrong with a file is one `UserError` that names file and line.
 """
 
 import dataclasses
+import functools
 import importlib.util
 import inspect
 import os
@@ -99,6 +100,7 @@ def package() -> pathlib.Path:
   return pathlib.Path(next(iter(spec.submodule_search_locations)))
 
 
+@functools.cache
 def shipped() -> dict[str, str]:
   """Returns the text of each gin file of this package: 'gin_configs/runs/train.gin'."""
   folder = package()

@@ -479,6 +479,20 @@ def open_output(path: files.PathLike, work: str, part: str) -> Iterator[pathlib.
     yield folder
 
 
+def write_results(
+  folder: pathlib.Path,
+  results: dict[str, Any],
+  write_report: Callable[[pathlib.Path, Any], None],
+  config: Callable[[], str] | None,
+) -> None:
+  """Writes results.json, config.gin and the report of a piece of work on many runs."""
+  if processes.is_writer():
+    files.write_json(folder / "results.json", results)
+    if config is not None:
+      files.write_text(folder / "config.gin", config())
+    write_report(folder, results)
+
+
 def alone_at_output(function: Callable[P, T]) -> Callable[P, T]:
   """Returns the function, which holds the lock of the file `output` while it runs.
 

@@ -120,7 +120,7 @@ def _calls(entry: Callable[..., Any], settings: Settings) -> list[Call]:
         left.append((target, where, reference.evaluate))
         if reference.evaluate:
           needs.setdefault(one, []).append(left[-1])
-        if not reference.evaluate:  # It will be called wherever it is handed to.
+        else:  # It will be called wherever it is handed to.
           left.append((target, tuple(reference.scopes), False))
   try:
     graphlib.TopologicalSorter(needs).prepare()

@@ -19,7 +19,6 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 from jaxtyping import Float
-from tqdm import tqdm
 
 from tpv_jax import files, identity
 from tpv_jax.backbone import loading
@@ -34,7 +33,7 @@ from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts.initial import Initial
 from tpv_jax.runner import bank, candidates, processes, report, training
 from tpv_jax.runner.evaluator import Evaluator, Prompt
-from tpv_jax.runner.run_folder import open_output, versions
+from tpv_jax.runner.run_folder import open_output, versions, write_results
 from tpv_jax.runner.run_settings import defaults_of, same
 from tpv_jax.runner.training import Metric
 from tpv_jax.screen import Bar
@@ -181,11 +180,7 @@ def study(
       "tuning": round(tuned - started, 1),
       "all": round(time.time() - started, 1),
     }
-    if processes.is_writer():
-      files.write_json(folder / "results.json", results)
-      if config is not None:
-        files.write_text(folder / "config.gin", config())
-      report.write(folder, results)
+    write_results(folder, results, report.write, config)
     return results
 
 
@@ -377,13 +372,11 @@ class _Arithmetic:
         for coefficient in self.coefficients
       }
       chosen.append(max(means, key=lambda one: (means[one], -one)))
-      line = candidates.equal_scores(
+      candidates.say_equal_scores(
         f"Coefficient of {' + '.join(names)} on initial prompt {seed}",
         [float(mean) for mean in means.values()],
         f"{chosen[-1]:g}, the smallest",
       )
-      if line and processes.is_writer():
-        tqdm.write(line)
     return chosen
 
   def sums(

@@ -403,12 +403,12 @@ class Run:
           f"{str(self._initial_digest())[:12]}…. Move it out of the folder; the run "
           "writes its own."
         )
-      digests = [identity.prompt_digest(there)]
-      digests.append(identity.prompt_digest(self._prompt_leaves(trainable)))
-      if known.steps == step and digests[0] != digests[1]:
+      beside = identity.prompt_digest(there)
+      saved = identity.prompt_digest(self._prompt_leaves(trainable))
+      if known.steps == step and beside != saved:
         self.checkpoints.refuse_unless_stated(
-          f"after step {step} its prompt is {digests[1][:12]}…, and that of "
-          f"'{path.name}' {digests[0][:12]}…"
+          f"after step {step} its prompt is {saved[:12]}…, and that of '{path.name}' "
+          f"{beside[:12]}…"
         )
 
   @functools.cached_property

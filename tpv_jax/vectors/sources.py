@@ -98,34 +98,19 @@ def _in_run(run: files.Path, which: str) -> files.Path:
   return run / f"{which}_prompt.safetensors"
 
 
-def check_beside(
-  run: files.PathLike, which: str, leaves: Mapping[str, np.ndarray]
-) -> None:
-  """Raises `UserError` unless the leaves are the prompt that a run's manifest states.
-
-  While a run goes on its manifest states the initial prompt alone.
-  """
-  file, stated = _in_run(files.to_path(run), which), _manifest(run, f"{which}_digest")
-  found = identity.prompt_digest(leaves)
-  if stated not in (None, found):
-    raise UserError(
-      f"'{file}' is not the {which} prompt of its run: the run's manifest.json states "
-      f"the digest {str(stated)[:12]}…, and this one has {found[:12]}…. Bring back the "
-      "run's own from a copy, or move this one out of its folder, where it can be read."
-    )
-
-
-def _manifest(run: files.PathLike, name: str) -> Any:
-  """Returns what the manifest of a run states under a name, None if it does not."""
+def _manifest(run: files.PathLike) -> dict[str, Any]:
+  """Returns what the manifest of a run states, {} if it cannot be read."""
   try:
     content = json.loads(files.read_bytes(files.to_path(run) / "manifest.json"))
   except (OSError, ValueError, RecursionError):
-    return None
-  return content.get(name) if isinstance(content, dict) else None
+    return {}
+  return content if isinstance(content, dict) else {}
 
 
 def _from_run(run: files.Path, which: str) -> Loaded:
-  file = _in_run(run, which)
+  file, manifest = _in_run(run, which), _manifest(run)
+  status = manifest.get("status")
+  its_status = "" if status is None else f" (its status is '{status}')"
   if not file.is_file():
     present = [one for one in WHICH if _in_run(run, one).is_file()]
     advice = (
@@ -133,20 +118,21 @@ def _from_run(run: files.Path, which: str) -> Loaded:
       if present
       else "Train it first, or continue the run that was stopped"
     )
-    raise UserError(f"The run '{run}' has no {which} prompt{_status(run)}. {advice}.")
+    raise UserError(f"The run '{run}' has no {which} prompt{its_status}. {advice}.")
   leaves, provenance = store.read(file)
-  check_beside(run, which, leaves)
-  if which != "initial" and _manifest(run, "status") not in (None, "finished"):
-    note = f"its run had not finished when it was read{_status(run)}"
+  # While a run goes on its manifest states the initial prompt alone.
+  stated, found = manifest.get(f"{which}_digest"), identity.prompt_digest(leaves)
+  if stated not in (None, found):
+    raise UserError(
+      f"'{file}' is not the {which} prompt of its run: the run's manifest.json states "
+      f"the digest {str(stated)[:12]}…, and this one has {found[:12]}…. Bring back the "
+      "run's own from a copy, or move this one out of its folder, where it can be read."
+    )
+  if which != "initial" and status not in (None, "finished"):
+    note = f"its run had not finished when it was read{its_status}"
     provenance = dataclasses.replace(provenance, notes=(*provenance.notes, note))
   name = str(run) if which == "best" else f"{run}:{which}"
   return Loaded(leaves, provenance, name)
-
-
-def _status(run: files.Path) -> str:
-  """Returns ' (its status is running)', or '' where the manifest does not say."""
-  status = _manifest(run, "status")
-  return "" if status is None else f" (its status is '{status}')"
 
 
 def _from_checkpoint(path: files.Path) -> Loaded:
@@ -224,7 +210,7 @@ def _of_step(
     UserError: the checkpoint is of another run than the one in whose folder it lies.
   """
   step = orbax_io.checkpoint_step(path)
-  stated, known_run = orbax_io.run_of_checkpoint(path), _manifest(run, "run")
+  stated, known_run = orbax_io.run_of_checkpoint(path), _manifest(run).get("run")
   if stated is not None and known_run not in (None, stated):
     raise _foreign(run, path, f"it states the run {stated[:12]}…")
   for which in ("last", "best", "initial"):
