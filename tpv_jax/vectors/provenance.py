@@ -97,6 +97,10 @@ class Provenance:
     ):
       if digest is not None and not re.fullmatch("[0-9a-f]{64}", digest):
         raise ValueError(f"{digest!r} is not a SHA-256 in 64 hex digits")
+    for name in ("initial_seed", "applied_to_seed", "steps", "alpha"):
+      number = getattr(self, name)
+      if isinstance(number, int) and abs(number) >= 1 << 64:
+        raise ValueError(f"{name} is a number of {number.bit_length()} bits")
     if self.mixed_origins and self.initial_digest is not None:
       raise ValueError("a mixed origin and one initial prompt exclude each other")
     if self.space == "factor":
@@ -161,11 +165,8 @@ class Provenance:
         f"unknown or missing fields: {', '.join(sorted(map(str, unequal)))}"
       )
     for name, types in _JSON_TYPES.items():
-      value = fields[name]
-      if not isinstance(value, types) or isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}")
-      if isinstance(value, int) and abs(value) >= 1 << 64:
-        raise ValueError(f"{name} is a number of {value.bit_length()} bits")
+      if not isinstance(fields[name], types) or isinstance(fields[name], bool):
+        raise ValueError(f"{name} is {fields[name]!r}")
     terms = tuple(_term_from_json(term) for term in fields.pop("terms"))
     for name in ("mixed_origins", "notes"):
       if not all(isinstance(item, str) for item in fields[name]):
