@@ -134,7 +134,7 @@ def lazy_leaves(path: files.PathLike, prefix: str = "target/prompt") -> dict[str
       `prefix`. Damage of a leaf's values is told when it is read.
   """
   absolute, names = files.absolute(path), prefix.strip("/")
-  _refuse_links_out(absolute)
+  refuse_foreign_files(absolute)
   legacy = _legacy_file(absolute)
   if legacy is not None:
     saved = _legacy_tree(legacy, str(path))
@@ -279,7 +279,7 @@ def _refuse_inflated(
     )
 
 
-def _refuse_links_out(path: files.Path) -> None:
+def refuse_foreign_files(path: files.Path) -> None:
   """Raises `UserError` if a file of the checkpoint lies elsewhere, or is no regular one.
 
   See `files.inside` and `files.refuse_irregular`.

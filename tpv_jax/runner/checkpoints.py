@@ -8,6 +8,7 @@ finished one by a file. Beside the state, in Orbax's own metadata, stands whose 
 """
 
 import errno
+import functools
 import logging
 import os
 import shutil
@@ -125,6 +126,7 @@ class Checkpoints:
     try:
       self._read(step)
     except Exception as error:  # Orbax and TensorStore raise a dozen kinds on damage.
+      _hide_closed_loops()
       text = " ".join(str(error).split())[:200]
       return f"'{self.folder / f'checkpoint_{step}'}' cannot be read ({text})"
     return None
@@ -169,6 +171,7 @@ class Checkpoints:
       raise _foreign(path, why)
 
   def _read(self, step: int | None) -> dict[str, Any]:
+    orbax_io.refuse_foreign_files(self.folder / f"checkpoint_{step}")
     metadata = self._manager.item_metadata(step)["state"].tree
     restore_args = jax.tree.map(
       lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata
@@ -190,8 +193,9 @@ def _foreign(path: files.Path, why: str) -> UserError:
   )
 
 
+@functools.cache
 def _hide_closed_loops() -> None:
-  """Has Python print no trace of what Orbax leaves of a save that failed, half done."""
+  """Has Python print no trace of what Orbax leaves when a save or a read has failed."""
   shown = sys.unraisablehook
 
   def hook(unraisable: Any) -> None:
