@@ -107,6 +107,18 @@ def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
     files.to_path("~nobody-of-this-name/a")
 
 
+def test_a_path_with_two_dots_is_the_one_that_the_system_finds(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "far" / "away").mkdir(parents=True)
+  (tmp_path / "link").symlink_to("far/away")
+  for path in ("a/../b", "../b", "link/../b", "b/.."):
+    found = files.to_path(path)
+    assert ".." not in found.parts and str(found) == os.path.realpath(path)
+  assert files.to_path("link/../b") == tmp_path / "far" / "b"
+  assert files.to_path("link/b") == pathlib.Path("link/b")
+  assert str(files.to_path("gs://bucket/a/../b")) == "gs://bucket/b"
+
+
 def test_a_path_that_no_file_can_have_is_refused():
   with pytest.raises(UserError, match="character of code 0"):
     files.to_path("a\0b")

@@ -66,7 +66,12 @@ def test_a_prompt_written_on_four_devices_is_read_on_one(model_dir):
 
 def test_a_relative_path_works(model_dir, monkeypatch):
   monkeypatch.chdir(model_dir)
-  np.testing.assert_array_equal(orbax_io.read_leaves("checkpoint_10")["prompt"], PROMPT)
+  for path in (
+    "checkpoint_10",
+    f"../{model_dir.name}/checkpoint_10",
+    "checkpoint_10/../checkpoint_10",
+  ):
+    np.testing.assert_array_equal(orbax_io.read_leaves(path)["prompt"], PROMPT)
 
 
 def test_a_whole_backbone_keeps_its_paths_and_dtypes(model_dir):

@@ -41,7 +41,9 @@ def to_path(path: PathLike) -> Path:
   """Returns `epath.Path` for a path into an object store, otherwise `pathlib.Path`.
 
   A `~` at the beginning is the home folder, as in a shell: `--flag=~/x` and the strings
-  of gin never see one that would replace it. (A folder of that name is './~'.)
+  of gin never see one that would replace it. (A folder of that name is './~'.) A path
+  with `..` is the one that the system would find, without it: Orbax and object stores
+  take `..` for a name.
 
   A store has objects and no folders: one is there while something lies "in" it. etils
   reaches gs:// by TensorFlow where that is installed, otherwise by gcsfs.
@@ -63,7 +65,9 @@ def to_path(path: PathLike) -> Path:
         f"'{text}' begins with a home folder that is not known. Give the whole path, or "
         f"'./{text}' for a folder of that name."
       )
-    return pathlib.Path(home)
+    found = pathlib.Path(home)
+    # Not `normpath`: 'link/..' is where the link leads to.
+    return pathlib.Path(os.path.realpath(found)) if ".." in found.parts else found
   if scheme[1] != "gs":
     raise UserError(
       f"'{text}' begins with '{scheme[0]}', which is not known. Give a local path or "
@@ -74,6 +78,8 @@ def to_path(path: PathLike) -> Path:
 
   # gcsfs would keep what it once listed, and miss what another host writes meanwhile.
   fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
+  if ".." in text.split("/"):
+    text = f"{scheme[0]}{os.path.normpath('/' + text[scheme.end() :])[1:]}"
   found = epath.Path(text)
   if importlib.util.find_spec("tensorflow") is None:
     try:

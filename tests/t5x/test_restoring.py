@@ -92,11 +92,13 @@ def save_with_t5x(tiny, under_t5x, folder, use_orbax, drop=(), add=()):
 
 
 @pytest.mark.parametrize("use_orbax", [True, False], ids=["orbax", "legacy"])
+@pytest.mark.parametrize("spelled", ["{}", "pretrained/x/../{.name}"])
 def test_a_t5x_checkpoint_gives_the_backbone_and_training_starts_at_step_zero(
-  tiny, under_t5x, tmp_path, use_orbax
+  tiny, under_t5x, tmp_path, monkeypatch, use_orbax, spelled
 ):
   path = save_with_t5x(tiny, under_t5x, tmp_path / "pretrained", use_orbax)
-  state = under_t5x(tmp_path / "run", backbone=path).state()
+  monkeypatch.chdir(tmp_path)
+  state = under_t5x(tmp_path / "run", backbone=spelled.format(path)).state()
   assert_same(frozen_of(state.params), identity.flatten(tiny.backbone.params))
   assert int(state.step) == 0
   provenance = sources.load(tmp_path / "run", "initial").provenance

@@ -11,6 +11,7 @@ its duck types only; `restoring`, `training`, `datasets` and `mesh` import it.
     datasets    the training examples from the step on at which a run continues
     bank        many prompts in one run, each with a data set of its own
     mesh        the partitioner, checked against devices and batch
+    paths       a folder from the root, as T5X needs it
     tasks       our tasks, or seqio's by name, with the vocabulary checked
 """
 

@@ -94,6 +94,8 @@ class Initializer(utils.TrainStateInitializer):
     self.global_train_state_shape: Any
     self.model: SoftPromptModel = init_fn.__self__  # type: ignore[attr-defined]
     self.backbone = str(backbone)
+    if self.backbone != loading.EMBEDDED:
+      self.backbone = str(files.absolute(backbone))
     self.vocabulary = vocabulary
     self.initial_prompt = initial_prompt
     self.initial_seed = initial_seed
