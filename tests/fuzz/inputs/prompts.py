@@ -137,6 +137,41 @@ def _make_adapter() -> None:
   shutil.copytree(ROOT / "tests" / "references" / "peft_tuned", "adapter")
 
 
+def _make_dept_adapter() -> None:
+  """An adapter as DePT's own code saves it."""
+  from safetensors.numpy import save_file
+
+  values = factors(4)
+  a, b = values["low_rank_a"], values["low_rank_b"]
+  tokens, width = values["short_prompt"].shape
+  weights = {
+    "prompt_embeddings": values["short_prompt"],
+    "prompt_encoder.lora_embedding_A": a,
+    "prompt_encoder.lora_embedding_B": b,
+  }
+  config = {
+    "peft_type": "PROMPT_TUNING_LORA",
+    "task_type": "SEQ_2_SEQ_LM",
+    "num_transformer_submodules": 1,
+    "num_virtual_tokens": tokens,
+    "token_dim": width,
+    "max_length": len(a),
+    "r": a.shape[1],
+    "lora_alpha": 8.0,
+  }
+  pathlib.Path("adapter").mkdir()
+  save_file(weights, "adapter/adapter_model.safetensors")
+  pathlib.Path("adapter/adapter_config.json").write_text(json.dumps(config))
+
+
+def _make_numpy_checkpoint() -> None:
+  """The folder `numpy_checkpoints` of google-research/prompt-tuning."""
+  folder = pathlib.Path("numpy_checkpoints/checkpoint_1")
+  folder.mkdir(parents=True)
+  with open(folder / "encoder.prompt.prompt.prompt", "wb") as file:
+    np.save(file, leaves()["prompt"])
+
+
 def _make_our_adapter() -> None:
   from tpv_jax.formats import peft
 
@@ -258,6 +293,15 @@ KINDS = {
   ),
   "our PEFT adapter": Kind(
     _make_our_adapter, _reads("adapter"), outputs=_OUT, check=_check_written
+  ),
+  "DePT's adapter": Kind(
+    _make_dept_adapter, _reads("adapter"), outputs=_OUT, check=_check_written
+  ),
+  "numpy checkpoint": Kind(
+    _make_numpy_checkpoint,
+    _reads("numpy_checkpoints/checkpoint_1"),
+    outputs=_OUT,
+    check=_check_written,
   ),
   "npy file": Kind(_make_npy, _reads("p.npy"), outputs=_OUT, check=_check_written),
   "our npy file": Kind(
