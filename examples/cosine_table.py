@@ -37,9 +37,10 @@ def main() -> None:
   )
   parser.add_argument("folder", metavar="FOLDER", type=pathlib.Path)
   parser.add_argument("--png", metavar="FILE", help="also draw a heat map")
+  parser.add_argument("--overwrite", action="store_true", help="replace FILE")
   options = parser.parse_args()
   if options.png is not None:
-    files.check_output(options.png)
+    files.check_output(options.png, options.overwrite)
 
   path = next(iter(sorted(options.folder.rglob(FILE))), options.folder / FILE)
   tasks = [task for some in KINDS.values() for task in some.split()]
@@ -56,7 +57,7 @@ def main() -> None:
     f"kinds {matrix[~same & pairs].mean():.4f}"
   )
   if options.png is not None:
-    files.write_bytes(options.png, picture(tasks, matrix), overwrite=False)
+    files.write_bytes(options.png, picture(tasks, matrix), options.overwrite)
 
 
 def picture(tasks: list[str], matrix: np.ndarray) -> bytes:

@@ -41,3 +41,9 @@ def test_the_cosine_table_is_that_of_numpy(tmp_path):
     cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
     assert shown == f"{cosine:.4f}"
   assert (tmp_path / "cosine.png").read_bytes().startswith(b"\x89PNG")
+  again = run("cosine_table.py", tmp_path, "--png", tmp_path / "cosine.png")
+  assert again.returncode == 2 and again.stderr.rstrip().endswith("--overwrite.")
+  done = run(
+    "cosine_table.py", tmp_path, "--png", tmp_path / "cosine.png", "--overwrite"
+  )
+  assert done.returncode == 0, done.stderr
