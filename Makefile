@@ -4,8 +4,9 @@
 # make fuzz-long  damages inputs of every kind, COUNT times each (default 20000, an hour or
 #             two a kind for those that need JAX); SEED=1 for others, KIND="npz" for the
 #             kinds with that in their names, FIRST=5000 to go on where it was stopped
-# make t5x-check  trains, kills, resumes, evaluates and infers under real T5X, and writes
-#             docs/t5x-check.md; T5X=folder says where T5X is if it is not installed
+# make t5x-test  runs tests/t5x under real T5X, none skipped; T5X=folder says where T5X is
+#             if it is not installed
+# make t5x-check  runs the documents' T5X commands as printed, and writes docs/t5x-check.md
 # make kill-check  kills every job that writes, 20 times each, and checks what it leaves
 # make clean  removes the environment and what the two made
 #
@@ -51,7 +52,7 @@ INSTALL = @$(SHELL_FUNCTIONS); \
   "$(BIN)" -m pip install -e '.$(EXTRAS)' || fail "pip could not install tpv_jax into" \
   "$(VENV); above it says why. Another Python may do: make PYTHON=python3.12 VENV=.venv-3.12"
 
-.PHONY: demo test test-all lint fuzz-long t5x-check kill-check clean help same-python
+.PHONY: demo test test-all lint fuzz-long t5x-test t5x-check kill-check clean help same-python
 .DEFAULT_GOAL := help
 
 help:
@@ -80,8 +81,13 @@ fuzz-long: $(VENV)/.installed-test
 	PYTHONPATH=tests nice -n 10 "$(BIN)" -m fuzz --count "$(COUNT)" --seed "$(SEED)" \
 	  --first "$(FIRST)" $(if $(KIND),"$(KIND)")
 
+WITH_T5X = JAX_PLATFORMS=cpu PYTHONPATH="$(if $(T5X),$$(realpath "$(T5X)"))"
+
+t5x-test: $(VENV)/.installed-test
+	$(WITH_T5X) "$(BIN)" -m pytest --no-skips tests/t5x
+
 t5x-check: $(VENV)/.installed-test
-	"$(BIN)" -m tpv_jax.t5x.check --t5x "$(T5X)" --output docs/t5x-check.md
+	$(WITH_T5X) "$(BIN)" tests/t5x_check.py --output docs/t5x-check.md
 
 kill-check: $(VENV)/.installed-test
 	"$(BIN)" tests/kill_check.py $(ARGS)

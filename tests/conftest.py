@@ -20,6 +20,28 @@ sys.path.append(str(pathlib.Path(__file__).parent))
 jaxtyping.install_import_hook("tpv_jax", "shape_checks.check")
 
 
+def pytest_addoption(parser):
+  parser.addoption("--no-skips", action="store_true", help="a test that skips fails")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+  """With --no-skips a test that skips fails, and says why it skipped."""
+  return _without_skip((yield), item.config)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+  """With --no-skips a module that skips fails, too."""
+  return _without_skip((yield), collector.config)
+
+
+def _without_skip(report, config):
+  if report.skipped and config.getoption("no_skips"):
+    report.outcome, report.longrepr = "failed", str(report.longrepr[-1])
+  return report
+
+
 @pytest.fixture(scope="session")
 def tiny():
   """A random backbone of two small layers and a task of copied words (see `Tiny`)."""

@@ -5,7 +5,7 @@ shell, `python` ones by Python. A block's comment, which no reader sees, can say
 
   <!-- run: file my_task.gin -->   the block is this file, for the commands after it
   <!-- run: slow -->               by `make test-all` only
-  <!-- run: t5x -->                real T5X is needed: here only parsed
+  <!-- run: t5x -->                real T5X is needed: run by `make t5x-check`, else parsed
   <!-- run: gpu -->                an accelerator is needed: here only parsed
   <!-- run: outside -->            the network or a machine is needed: only parsed
 
@@ -24,6 +24,9 @@ import shutil
 import subprocess
 
 import markdown_it
+
+T5X = re.compile(r"-m (tpv_jax\.)?t5x\.")
+"""In a command that needs real T5X."""
 
 MARKS = ("run", "slow", "t5x", "gpu", "outside", "file", "sentence")
 
@@ -56,7 +59,9 @@ class Step:
   @property
   def outputs(self) -> list[str]:
     """What a command says that it writes, but for the folder of all runs."""
-    options = r""" (?:-o|>) (\S+)|--gin\.(?:RUN_DIR|OUTPUT|OUTPUT_DIR)='"(.*?)"'"""
+    options = (
+      r""" (?:-o|>) (\S+)|--gin\.(?:(?:RUN|MODEL|OUTPUT)_DIR|OUTPUT)='"(.*?)"'"""
+    )
     found = ("".join(names) for names in re.findall(options, self.text))
     return [name for name in found if name != "runs"]
 
@@ -178,21 +183,46 @@ class Runner:
     folder: a clone, with what stands in for models and data.
     commands: a folder with `python` and `tpv`.
     brief: whether trainings take a few steps only; numbers are then not compared.
+    t5x: whether real T5X is there; without it its commands are parsed.
   """
 
   folder: pathlib.Path
   commands: pathlib.Path
   brief: bool
+  t5x: bool = False
   names: dict = dataclasses.field(default_factory=dict)
 
   def failure(self, step: Step) -> str | None:
     """Runs one step; returns what is wrong if it fails or prints something else."""
+    done = self.run(step)
+    if done is None:
+      return None
+    printed = f"{step}\nexit code {done.returncode}\n{done.stdout}{done.stderr}"
+    only_parsed = self.only_parsed(step)
+    fails = (step.shown or "").startswith("error: ") and not only_parsed
+    if done.returncode != (2 if fails else 0):
+      return printed
+    real = done.stderr if fails else done.stdout
+    if step.shown is None or only_parsed or self.equal(step.shown, real):
+      return None
+    return f"{printed}\nIt should print what is shown:\n{step.shown}"
+
+  def only_parsed(self, step: Step) -> bool:
+    """Returns whether what a step needs is not here, so that it is parsed, not run."""
+    mark = step.mark.split()[0]
+    of_t5x = mark == "t5x" or bool(T5X.search(step.text))
+    elsewhere = bool(re.search(r"gs://\w|gcloud ", step.text))
+    return (
+      mark in ("gpu", "outside", "sentence") or elsewhere or (of_t5x and not self.t5x)
+    )
+
+  def run(self, step: Step) -> subprocess.CompletedProcess | None:
+    """Runs or parses one step; returns how that ended, None if it is no command."""
     mark, *rest = step.mark.split()
     if mark == "file":
       (self.folder / rest[0]).write_text(step.text)
       return None
-    elsewhere = re.search(r"-m t5x\.|gs://\w|gcloud ", step.text)
-    only_parsed = mark in ("t5x", "gpu", "outside", "sentence") or elsewhere
+    only_parsed = self.only_parsed(step)
     text = step.text.replace("/models/", "models/")
     dry = r"test -x \1" if mark == "sentence" else r"\1 --dry-run"
     text = re.sub(r"(launch/\w+\.sh)", dry, text)
@@ -215,7 +245,7 @@ class Runner:
     }
     if only_parsed:
       environment["PATH"] = f"{self.commands}/parse:{environment['PATH']}"
-    done = subprocess.run(
+    return subprocess.run(
       ["bash", "-euo", "pipefail", "-c", text],
       cwd=self.folder,
       env=environment,
@@ -224,14 +254,6 @@ class Runner:
       timeout=300 if self.brief else 3600,
       stdin=subprocess.DEVNULL,
     )
-    printed = f"{step}\nexit code {done.returncode}\n{done.stdout}{done.stderr}"
-    fails = (step.shown or "").startswith("error: ") and not only_parsed
-    if done.returncode != (2 if fails else 0):
-      return printed
-    real = done.stderr if fails else done.stdout
-    if step.shown is None or only_parsed or self.equal(step.shown, real):
-      return None
-    return f"{printed}\nIt should print what is shown:\n{step.shown}"
 
   def equal(self, shown: str, real: str) -> bool:
     """Returns whether a real output is the shown one.

@@ -29,6 +29,7 @@ EMBEDDED = "3256aeaeb465605ff79fc6461a5ab3c4f9c63f870b756b6089fbdda97c2b2e0a"
 """The fingerprint of the embedded backbone."""
 
 BRIEF = {
+  "t5x.train": "--gin.TRAIN_STEPS=4 --gin.EVAL_PERIOD=2",
   "tpv_jax.train": "--gin.TRAIN_STEPS=4 --gin.EVAL_PERIOD=2",
   "tpv_jax.train_bank": "--gin.TRAIN_STEPS=4 --gin.EVAL_PERIOD=2",
   "tpv_jax.study": "--gin.TRAIN_STEPS=4 --gin.EVAL_PERIOD=2 --gin.INITIAL_SEEDS=[0,1]",

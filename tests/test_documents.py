@@ -11,13 +11,14 @@ import tempfile
 import documents
 import pytest
 import stand_ins
+import t5x_check
 import test_cli
 import warm_python
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
 WRITTEN_BY_COMMANDS = ("docs/ablation.md", "docs/few_shot.md")
-"""Without marks; docs/t5x-check.md is a transcript of `make t5x-check`, which runs it."""
+"""Without marks; docs/t5x-check.md is what `make t5x-check` wrote (see t5x_check.py)."""
 
 MARKDOWN = (
   *("README.md", "docs/formats.md", "docs/tasks.md", "docs/t5x.md"),
@@ -97,6 +98,20 @@ def test_a_document_prints_what_it_shows(document, check):
 def test_the_commands_in_the_headers_of_gin_files_are_calls(room, check):
   steps = [step for path in headers(room) for step in documents.header(path)]
   check([dataclasses.replace(step, mark="outside") for step in steps])
+
+
+def test_no_document_with_a_command_of_t5x_is_forgotten():
+  steps = {name: documents.markdown(REPOSITORY / name) for name in MARKDOWN}
+  for path in REPOSITORY.glob("gin_configs/*/*.gin"):
+    steps[str(path.relative_to(REPOSITORY))] = documents.header(path)
+  runner = documents.Runner(REPOSITORY, REPOSITORY, brief=True, t5x=True)
+  found = {
+    name
+    for name, its in steps.items()
+    for step in its
+    if documents.T5X.search(step.text) and not runner.only_parsed(step)
+  }
+  assert found and found <= set(t5x_check.DOCUMENTS)
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ class Project:
   def __init__(self, folder):
     self.folder, self.path, self.calls = folder, folder / "path", folder / "calls"
     self.path.mkdir()
-    for tool in ("cp", "ls", "make", "mkdir", "rm", "sed", "sh", "touch"):
+    for tool in ("cp", "ls", "make", "mkdir", "realpath", "rm", "sed", "sh", "touch"):
       (self.path / tool).symlink_to(shutil.which(tool))
     shutil.copy(REPOSITORY / "Makefile", folder)
     for name in ("setup.py", "pyproject.toml"):
@@ -206,3 +206,15 @@ def test_help_names_every_target_that_is_for_users(project):
       "make test-all runs", "make test-all runs "
     )
   assert "PYTHON=" in shown and "TESTS=" in shown
+
+
+def test_t5x_is_given_by_its_folder_to_the_tests_and_to_the_documents(project):
+  project.add("python3.11", "3.11")
+  (project.folder / "my t5x").mkdir()
+  for target, command in (
+    ("t5x-test", "-m pytest --no-skips tests/t5x"),
+    ("t5x-check", "tests/t5x_check.py --output docs/t5x-check.md"),
+  ):
+    told = project.make(target, "T5X=my t5x").stdout
+    assert 'PYTHONPATH="$(realpath "my t5x")"' in told
+    assert project.calls.read_text().splitlines()[-1] == command

@@ -120,6 +120,7 @@ def prepare(name: str, arguments: list[str], folder: str, environment: dict) -> 
 
 def run() -> int:
   """Runs what `sys.argv` asks for as `python` or `tpv` would, and returns its exit code."""
+  import documents
   import stand_ins
 
   name, *arguments = sys.argv
@@ -131,6 +132,8 @@ def run() -> int:
       module, arguments = arguments[1], stand_ins.complete(*arguments[1:])
       if parsed:
         return stand_ins.parse(module, arguments)
+      if documents.T5X.search(f"-m {module}"):  # It starts as it does for a user.
+        os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
       sys.path[0] = os.getcwd()
       sys.argv = [name, *arguments]
       sys.modules.pop(

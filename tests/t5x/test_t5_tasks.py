@@ -54,7 +54,7 @@ def t5_mixtures(t5x, vocabulary):
     utils.DEFAULT_SPM_PATH = str(vocabulary.path)
     return importlib.import_module("t5.data.mixtures")
   except ImportError as error:
-    pytest.skip(f"the package t5 cannot be imported ({error}): pip install t5")
+    pytest.skip(f"the package t5 cannot be imported ({error}): see docs/t5x.md")
 
 
 @pytest.fixture

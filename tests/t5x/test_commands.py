@@ -1,0 +1,216 @@
+"""T5X's own commands as a user gives them: killed, continued, compared with ours, refused.
+
+Each is a process of its own on the embedded backbone, from a scratch folder, with relative
+paths. On several devices each parameter is cut in two, and each batch in two micro-batches.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tpv_jax import identity
+from tpv_jax.vectors import sources
+
+pytestmark = pytest.mark.slow
+
+GIN = "--gin_file=tpv_jax/gin_configs"
+PROMPTS = {
+  "plain": (),
+  "ept": (
+    f"{GIN}/prompts/ept.gin",
+    *("--gin.PROMPT_LENGTH=32", "--gin.SHORT_LENGTH=8", "--gin.SOURCE_LENGTH=24"),
+  ),
+}
+CUT = {1: (), 8: ("--gin.MODEL_PARALLEL=2", "--gin.MICROBATCHES=2")}
+TASK = "--gin.TASK_NAME='sentiment'"
+STEPS = ("--gin.TRAIN_STEPS=40", "--gin.EVAL_PERIOD=20")
+TRAIN = ("t5x.train", f"{GIN}/t5x/train_embedded.gin", TASK, *STEPS)
+BANK = (
+  *("t5x.train", f"{GIN}/t5x/bank_embedded.gin", *STEPS),
+  *("--gin.TASK_NAMES=['sentiment', 'topic']", "--gin.INITIAL_SEEDS=[0, 1]"),
+)
+
+NEAR = 1e-3
+"""By so much a value of a prompt may differ that a bank and a run of its own trained: they
+take sums in another order, and AdamW carries that on while values move by several units."""
+
+
+@pytest.fixture
+def shell(t5x, tmp_path, monkeypatch):
+  """Runs commands from a scratch folder."""
+  monkeypatch.chdir(tmp_path)
+  return Shell(tmp_path)
+
+
+class Shell:
+  def __init__(self, folder):
+    self.folder, self.log = folder, folder / "log"
+
+  def start(self, module, *arguments, devices=1):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    with self.log.open("w") as log:
+      return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        env={**os.environ, "XLA_FLAGS": flags},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+      )
+
+  def run(self, *call, code=0, devices=1):
+    """Runs a command to its end; returns the last line that it told."""
+    found = self.start(*call, devices=devices).wait()
+    told = self.log.read_text()
+    assert found == code, told[-6000:]
+    assert code == 0 or "Traceback" not in told, told[-6000:]
+    return told.splitlines()[-1]
+
+  def kill(self, *call, at, devices=1):
+    """Runs a command and kills it when the file `at` is there."""
+    process = self.start(*call, devices=devices)
+    while process.poll() is None and not pathlib.Path(at).exists():
+      time.sleep(0.1)
+    assert process.poll() is None, self.log.read_text()[-6000:]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+  def evaluate(self, *subject, devices=1):
+    """Returns the exact match under T5X, and under the standalone runner."""
+    self.run(
+      *("t5x.eval", f"{GIN}/t5x/eval_embedded.gin", TASK, *subject),
+      *("--gin.OUTPUT_DIR='~/eval'", *CUT[devices][:1]),
+      devices=devices,
+    )
+    (metrics,) = self.folder.glob("eval/inference_eval/*-metrics.jsonl")
+    own = pathlib.Path("own.json")
+    self.run(
+      *("tpv_jax.eval", f"{GIN}/runs/eval_embedded.gin", *subject),
+      *("--gin.TASK_NAMES=['sentiment']", "--gin.OUTPUT='own.json'"),
+      "--gin.OVERWRITE=True",
+    )
+    return (
+      json.loads(metrics.read_text().splitlines()[-1])["exact_match"],
+      json.loads(own.read_text())["results"][0]["exact_match"],
+    )
+
+
+def prompts(run, pattern="*.safetensors"):
+  """Returns the bytes of a run's prompts."""
+  found = pathlib.Path(run).glob(pattern)
+  return {path.name: path.read_bytes() for path in found}
+
+
+@pytest.mark.parametrize(("prompt", "devices"), [("plain", 1), ("ept", 8)])
+def test_a_killed_run_ends_with_the_same_bits_and_both_runners_score_it_alike(
+  prompt, devices, shell, monkeypatch
+):
+  monkeypatch.setenv("HOME", str(shell.folder))
+  train = (*TRAIN, *PROMPTS[prompt], *CUT[devices])
+  shell.run(*train, "--gin.MODEL_DIR='runs/whole'", devices=devices)
+  killed = (*train, "--gin.MODEL_DIR='~/runs/killed'")
+  middle = "runs/killed/checkpoint_20/commit_success.txt"
+  shell.kill(*killed, at=middle, devices=devices)
+  shell.run(*killed, devices=devices)
+  assert prompts("runs/killed") == prompts("runs/whole")
+  assert len(prompts("runs/whole")) == 3
+
+  subject = "--gin.PROMPT_PATH='runs/../runs/whole'"
+  score, by_own = shell.evaluate(subject, devices=devices)
+  assert score == by_own and score > 0.9
+  shell.run(
+    *("t5x.infer", f"{GIN}/t5x/infer_embedded.gin", TASK, subject),
+    *("--gin.OUTPUT_DIR='infer'", *CUT[devices][:1]),
+    devices=devices,
+  )
+  (written,) = shell.folder.glob("infer/*-predict.jsonl-00000-of-00001")
+  rows = [json.loads(line) for line in written.read_text().splitlines()]
+  right = [row["prediction"] == row["inputs"]["targets_pretokenized"] for row in rows]
+  assert np.mean(right) == score
+
+  shell.run("tpv_jax.cli", "fold", "runs/whole", "-o", "folded.safetensors")
+  used, folded = (
+    sources.load(path).leaves
+    for path in ("eval/prompt.safetensors", "folded.safetensors")
+  )
+  assert identity.prompt_digest(used) == identity.prompt_digest(folded)
+  assert not pathlib.Path("~").exists()
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_the_runners_prompts_are_of_one_start_and_their_vectors_add_up(prompt, shell):
+  shell.run(*TRAIN, *PROMPTS[prompt], "--gin.MODEL_DIR='whole'")
+  shell.run(
+    *("tpv_jax.train", f"{GIN}/runs/embedded.gin", *PROMPTS[prompt], TASK),
+    *("--gin.RUN_DIR='own'", "--gin.TRAIN_STEPS=40"),
+  )
+  starts = [sources.load(run, "initial").provenance for run in ("whole", "own")]
+  assert len({start.initial_digest for start in starts}) == 1
+  assert len({start.backbone_fingerprint for start in starts}) == 1
+  for run in ("whole", "own"):
+    shell.run("tpv_jax.cli", "diff", run, "-o", f"{run}.safetensors")
+  both = ("whole.safetensors", "own.safetensors", "-o", "sum.safetensors")
+  shell.run("tpv_jax.cli", "sum", *both)
+  score, by_own = shell.evaluate(
+    *("--gin.VECTOR='sum.safetensors'", "--gin.INITIAL='whole'"),
+    "--gin.COEFFICIENT=0.5",
+  )
+  assert score == by_own and score > 0.9
+  score, by_own = shell.evaluate("--gin.PROMPT_PATH='own'")
+  assert score == by_own
+
+
+@pytest.mark.parametrize(("prompt", "devices"), [("plain", 1), ("ept", 8)])
+def test_a_killed_bank_ends_with_the_same_bits_and_near_the_run_of_one_prompt(
+  prompt, devices, shell
+):
+  chosen = (*PROMPTS[prompt], *CUT[devices])
+  shell.run(*BANK, *chosen, "--gin.MODEL_DIR='bank'", devices=devices)
+  killed = (*BANK, *chosen, "--gin.MODEL_DIR='killed'")
+  shell.kill(*killed, at="killed/checkpoint_20/commit_success.txt", devices=devices)
+  shell.run(*killed, devices=devices)
+  names = {path.name for path in pathlib.Path("bank").glob("*-*")}
+  assert names == {"sentiment-0", "sentiment-1", "topic-0", "topic-1"}
+  for name in names:
+    assert prompts(f"killed/{name}") == prompts(f"bank/{name}")
+
+  shell.run(*TRAIN, *chosen, "--gin.MODEL_DIR='alone'", devices=devices)
+  alone, its = (
+    sources.load(run, "last").leaves for run in ("alone", "bank/sentiment-0")
+  )
+  for leaf, value in alone.items():
+    np.testing.assert_allclose(its[leaf], value, rtol=0, atol=NEAR, err_msg=leaf)
+  score, by_own = shell.evaluate("--gin.PROMPT_PATH='bank/sentiment-1'")
+  assert score == by_own and score > 0.9
+  other = (*chosen, "--gin.MODEL_DIR='bank'", "--gin.TASK_NAMES=['topic', 'sentiment']")
+  line = shell.run(*BANK, *other, code=2, devices=devices)
+  assert line.startswith("error: The run in ") and "'sentiment-0' there" in line
+
+
+def test_bad_input_is_one_line_before_the_first_step(shell):
+  shell.run(*TRAIN, "--gin.MODEL_DIR='run'")
+  shell.run("tpv_jax.cli", "diff", "run", "-o", "v.safetensors")
+  evaluate = ("t5x.eval", f"{GIN}/t5x/eval_embedded.gin", TASK)
+  new = "--gin.MODEL_DIR='new'"
+  for call, told in (
+    (
+      (*TRAIN, "--gin.MODEL_DIR='run'", "--gin.PROMPT_LENGTH=9"),
+      "holds another prompt",
+    ),
+    ((*TRAIN, *PROMPTS["ept"], new, "--gin.SOURCE_LENGTH=16"), "up to 24 tokens"),
+    ((*TRAIN, new, "--gin.MODEL_PARALLEL=3"), "MODEL_PARALLEL=3 does not divide"),
+    ((*TRAIN, new, "--gin.BACKBONE='nothing'"), "There is no backbone"),
+    ((*TRAIN, new, "--gin.TASK_NAME='sentimen'"), "Did you mean 'sentiment'?"),
+    (
+      (*evaluate, "--gin.OUTPUT_DIR='new'", "--gin.PROMPT_PATH='v.safetensors'"),
+      "holds a vector",
+    ),
+  ):
+    line = shell.run(*call, code=2)
+    assert line.startswith("error: ") and told in line
+    assert not list(pathlib.Path("new").rglob("*.safetensors"))
