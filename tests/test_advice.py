@@ -311,6 +311,16 @@ GIN_CASES = {
     r"\((LENGTHS)\) to at most (\d+)",
     '{call} --gin.{0}=\'{{"inputs": {1}, "targets": 2}}\'',
   ),
+  "rates chosen on a prompt that is compared": (
+    f"ablation {RUNS}/ablation.gin --gin.OUTPUT_DIR='\"new\"' --gin.TUNING_SEED=1",
+    r"Set (TUNING_SEED) to",
+    "{call} --gin.{0}=99",
+  ),
+  "a folder that holds something else": (
+    TRAIN.replace("new", "runs"),
+    r"another (RUN_DIR)",
+    "{call} --gin.{0}='\"new\"'",
+  ),
   "a group without a rate": (
     f'{EPT} --gin.GROUP_RATES=\'{{"prompt": 1.0, "low_rank": 1.0, "spaces": 1.0}}\'',
     r"Add '(\w+)' to (GROUP_RATES)",
