@@ -384,3 +384,55 @@ def test_every_parameter_that_gin_files_bind_refuses_other_kinds(name, function)
         assert checks.misfit(value, annotation, parameter), (name, parameter, value)
       if "None" not in wanted:
         assert checks.misfit(None, annotation, parameter), (name, parameter)
+
+
+def test_macros_in_a_librarys_own_files_that_nothing_reads_are_none_of_the_users(
+  tmp_path, monkeypatch
+):
+  (tmp_path / "a_library" / "configs").mkdir(parents=True)
+  (tmp_path / "a_library" / "__init__.py").write_text("")
+  (tmp_path / "a_library" / "configs" / "own.gin").write_text("DROPOUT = 0.1\n")
+  monkeypatch.syspath_prepend(tmp_path)
+  files = ["a_library/configs/own.gin", f"{RUNS}embedded.gin"]
+  settings.check(training.train, gin_files.parse(files, TASK, libraries=["a_library"]))
+  with pytest.raises(UserError, match=r"DROPOUT .*is read by nothing"):
+    settings.check(training.train, gin_files.parse(files, TASK))
+  found = gin_files.parse([*files], [*TASK, "DROPOUT=0.2"], libraries=["a_library"])
+  with pytest.raises(UserError, match=r"DROPOUT \(--gin\) is read by nothing"):
+    settings.check(training.train, found)
+
+
+def test_what_a_module_decorates_for_gin_reads_its_settings_whoever_calls_it(
+  checked, tmp_path, monkeypatch
+):
+  name = f"decorating_{tmp_path.name}"
+  text = "import gin\n@gin.configurable\ndef pad(rows=1):\n  return rows\n"
+  (tmp_path / f"{name}.py").write_text(text)
+  monkeypatch.syspath_prepend(tmp_path)
+  mine = f"import {name}\n{name}.pad.rows = 3\n"
+  assert checked(training.train, [f"{RUNS}embedded.gin", mine], *TASK) == []
+
+
+def test_a_name_that_means_something_elsewhere_is_refused_with_what_to_write():
+  instead = {"Trainer.steps": "Write STEPS.", "MODEL_DIR": "Write RUN_DIR."}
+  found = gin_files.parse([f"{RUNS}embedded.gin"], [*TASK, "MODEL_DIR='m'"])
+  with pytest.raises(UserError, match=r"that this command runs\. Write RUN_DIR\.$"):
+    settings.check(training.train, found, instead=instead)
+
+
+def test_the_parameters_of_other_packages_are_held_to_what_they_may_be(
+  tmp_path, monkeypatch
+):
+  name = f"foreign_{tmp_path.name}"
+  (tmp_path / f"{name}.py").write_text("def pad(rows):\n  return rows\n")
+  (tmp_path / "mine.gin").write_text(
+    "from __gin__ import dynamic_registration\n"
+    f"import {name}\nROWS = 1\nBATCH_SIZE = @{name}.pad()\n{name}.pad.rows = %ROWS\n"
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  files = [f"{RUNS}embedded.gin", str(tmp_path / "mine.gin")]
+  others = {f"{name}.pad": {"rows": checks.Size}}
+  settings.check(training.train, gin_files.parse(files, TASK), others=others)
+  found = gin_files.parse(files, [*TASK, "ROWS=-1"])
+  with pytest.raises(UserError, match=r"ROWS is -1; it must be a whole number of at"):
+    settings.check(training.train, found, others=others)

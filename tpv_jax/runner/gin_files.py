@@ -44,7 +44,7 @@ class Setting:
     file: as it was given or included; None: the command line.
     line: in the file.
     given: the file of the command line that it came with.
-    shipped: whether the file is one of this package's.
+    shipped: whether the file is one of this package's, or of a library's.
   """
 
   key: Key
@@ -65,7 +65,10 @@ Settings = dict[Key, Setting]
 
 
 def parse(
-  files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()
+  files: Sequence[str],
+  bindings: Sequence[str] = (),
+  search_paths: Sequence[str] = (),
+  libraries: Sequence[str] = (),
 ) -> Settings:
   """Fills gin's configuration, cleared before, and returns the settings that hold.
 
@@ -77,13 +80,14 @@ def parse(
     files: gin files in order.
     bindings: 'NAME=VALUE', after the files.
     search_paths: more folders in which files are looked for.
+    libraries: packages whose own gin files are the user's as little as ours.
 
   Raises:
     UserError: a file that is missing, no text, or includes itself; a syntax error, an
       unknown name (with near misses); two files that name a task each.
   """
   gin.clear_config()
-  reader = _Reader(search_paths)
+  reader = _Reader(search_paths, libraries)
   for name in files:
     reader.given = name
     reader.read_file(name)
@@ -151,10 +155,11 @@ def _in_python_path(name: str) -> pathlib.Path | None:
 class _Reader:
   """Binds statement by statement; `settings` holds what counts so far."""
 
-  def __init__(self, search_paths: Sequence[str]):
+  def __init__(self, search_paths: Sequence[str], libraries: Sequence[str]):
     self.settings: Settings = {}
     self.given: str | None = None
     self._search_paths = search_paths
+    self._libraries = [folder for name in libraries for folder in _folders(name)]
     self._open: list[tuple[str, str]] = []
     """Names and real paths of the files that are being read, each included by the last."""
 
@@ -175,6 +180,7 @@ class _Reader:
     ours = _is_shipped(real, text)
     if ours:
       name = name.removeprefix("tpv_jax/")
+    ours = ours or real.startswith(tuple(self._libraries))
     line = 1
     with config._parse_scope() as context:
       try:
@@ -289,6 +295,13 @@ def _text(path: pathlib.Path, name: str) -> str:
     ) from error
 
 
+def _folders(package: str) -> list[str]:
+  """Returns the real paths of a package's folders, with a separator at their end."""
+  spec = importlib.util.find_spec(package)
+  places = (spec.submodule_search_locations or ()) if spec else ()
+  return [os.path.join(os.path.realpath(place), "") for place in places]
+
+
 def _is_shipped(real: str, text: str) -> bool:
   """Returns whether a file is one of this package's, or a copy of it with its bytes.
 
@@ -368,6 +381,8 @@ def explain(error: BaseException) -> str:
     short = name.split(".")[0]
     known = [f"{short}.{public}" for public in _public(short)]
     if name in known:
+      if selector := _registered_as(short, name):
+        return f"on the command line it is called {selector}."
       return (
         f"no gin file that was given mentions {name}, so it has to be set in a file with "
         f"'from {_modules()[short].rpartition('.')[0]} import {short}' at its top."
@@ -403,6 +418,13 @@ def _public(module: str) -> list[str]:
   inside = pkgutil.iter_modules(getattr(found, "__path__", ()))
   names = [*dir(found), *(info.name for info in inside)] if found else []
   return [name for name in names if not name.startswith("_")]
+
+
+def _registered_as(module: str, name: str) -> str | None:
+  """Returns gin's own name of 'module.function', where a gin file has mentioned it."""
+  place = sys.modules.get(_modules().get(module, module))
+  found = config._inverse_lookup(getattr(place, name.rpartition(".")[2], None))
+  return config._REGISTRY.minimal_selector(found.selector) if found else None
 
 
 def _modules() -> dict[str, str]:

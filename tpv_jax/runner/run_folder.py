@@ -443,6 +443,20 @@ def alone(*folders: RunFolder) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def held(path: files.PathLike) -> Iterator[None]:
+  """Holds the lock of a run's folder, which is made, and leaves the rest to others.
+
+  Raises:
+    UserError: another run works in it.
+  """
+  with contextlib.ExitStack() as stack:
+    folder = files.to_path(path)
+    locked = _locked(folder, f"The run folder '{path}'")
+    _on_writer(lambda: stack.enter_context(locked))
+    yield
+
+
+@contextlib.contextmanager
 def open_output(path: files.PathLike, work: str, part: str) -> Iterator[pathlib.Path]:
   """Makes the folder of a piece of work on many runs, or finds one, and locks it.
 

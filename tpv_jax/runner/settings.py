@@ -9,6 +9,8 @@ import dataclasses
 import graphlib
 import inspect
 import re
+import sys
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -71,7 +73,11 @@ class Call:
 
 
 def check(
-  entry: Callable[..., Any], settings: Settings, arguments: Iterable[str] = ()
+  entry: Callable[..., Any],
+  settings: Settings,
+  arguments: Iterable[str] = (),
+  others: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({}),
+  instead: Mapping[str, str] = types.MappingProxyType({}),
 ) -> list[str]:
   """Returns what to tell of settings that are left aside; refuses all that is wrong.
 
@@ -79,6 +85,8 @@ def check(
     entry: the function that the command runs.
     settings: what `gin_files.parse` returned.
     arguments: that the command itself passes to `entry`.
+    others: what parameters may be of functions that are not this package's, by selector.
+    instead: what to say of names that mean something elsewhere, a sentence each.
 
   Raises:
     UserError: no file configures `entry`; a value that must be given is not; a macro that
@@ -87,9 +95,9 @@ def check(
   """
   calls = _calls(entry, settings)
   _check_complete(calls, settings, frozenset(arguments))
-  lines = _check_read(calls, settings)
+  lines = _check_read(calls, settings, instead)
   _check_given(calls, settings)
-  _check_values(calls, settings)
+  _check_values(calls, settings, others)
   return lines
 
 
@@ -106,7 +114,7 @@ def _calls(entry: Callable[..., Any], settings: Settings) -> list[Call]:
     )
   found: dict[tuple[str, tuple[str, ...], bool], Call] = {}
   needs: dict[Any, list[Any]] = {}
-  left = [(configurable.selector, (), True)]
+  left = [(configurable.selector, (), True), *_called_by_name(settings)]
   while left:
     one = left.pop()
     if one in found:
@@ -128,6 +136,16 @@ def _calls(entry: Callable[..., Any], settings: Settings) -> list[Call]:
     circle = " needs ".join(found[one].shown for one in reversed(error.args[1]))
     raise UserError(f"The settings need each other in a circle: {circle}.") from None
   return list(found.values())
+
+
+def _called_by_name(settings: Settings) -> Iterator[tuple[str, tuple[str, ...], bool]]:
+  """Yields what a module decorates for gin: it reads its settings whoever calls it."""
+  for scope, selector, _ in settings:
+    one = config._REGISTRY[selector]
+    module = sys.modules.get(one.wrapped.__module__)
+    found = getattr(module, one.wrapped.__qualname__, None)
+    if one.wrapper is found and not selector.startswith("gin."):
+      yield selector, tuple(filter(None, scope.split("/"))), False
 
 
 def _run_files(name: str) -> list[str]:
@@ -247,12 +265,15 @@ def _provider(name: str) -> str | None:
   return None
 
 
-def _check_values(calls: Sequence[Call], settings: Settings) -> None:
+def _check_values(
+  calls: Sequence[Call], settings: Settings, others: Mapping[str, Mapping[str, Any]]
+) -> None:
   """Raises `UserError` for a value that the annotation of its parameter refuses."""
   for call in calls:
-    if not call.function.__module__.startswith("tpv_jax."):
-      continue
-    known = checks.annotations(call.function)
+    if call.function.__module__.startswith("tpv_jax."):
+      known: Mapping[str, Any] = checks.annotations(call.function)
+    else:
+      known = others.get(call.selector, {})
     for parameter, (bound, value) in call.bound.items():
       key, value = _behind_macros(bound, value)
       setting = settings[key]
@@ -292,7 +313,9 @@ def _is_macro(reference: config.ConfigurableReference) -> bool:
   return reference.configurable.selector == MACRO[0]
 
 
-def _check_read(calls: Sequence[Call], settings: Settings) -> list[str]:
+def _check_read(
+  calls: Sequence[Call], settings: Settings, instead: Mapping[str, str]
+) -> list[str]:
   """Returns a line about settings left aside; raises `UserError` for others unread."""
   reached = {key for call in calls for key, _ in call.bound.values()}
   unread = [
@@ -308,7 +331,7 @@ def _check_read(calls: Sequence[Call], settings: Settings) -> list[str]:
     setting for setting in unread if setting not in aside and setting.key not in used
   ]
   if refused:
-    raise UserError(_explain_unread(refused, calls, settings))
+    raise UserError(_explain_unread(refused, calls, settings, instead))
   places = sorted({str(setting.file) for setting in unread})
   names = ", ".join(setting.name for setting in unread)
   return [f"Not read by this command: {names} ({', '.join(places)})."]
@@ -351,7 +374,10 @@ def _used_by(some_settings: Sequence[Setting], settings: Settings) -> set[Key]:
 
 
 def _explain_unread(
-  refused: Sequence[Setting], calls: Sequence[Call], settings: Settings
+  refused: Sequence[Setting],
+  calls: Sequence[Call],
+  settings: Settings,
+  instead: Mapping[str, str],
 ) -> str:
   """Names the settings, their places, and what was perhaps meant."""
   called = {call.selector: call for call in calls}
@@ -365,8 +391,13 @@ def _explain_unread(
       line += f", as it does not call {setting.name.rpartition('.')[0]}"
     elif selector in called and selector != MACRO[0]:
       line += f", as a narrower scope sets {parameter}"
-    lines.append(f"{line}.{near_misses(setting.name, read)}")
+    words = [f" {x}" for name, x in instead.items() if _ends(setting.name, name)]
+    lines.append(f"{line}.{''.join(words[:1]) or near_misses(setting.name, read)}")
   return " ".join([*lines[:4], *(["…"] if len(lines) > 4 else [])])
+
+
+def _ends(name: str, end: str) -> bool:
+  return re.search(rf"(?<!\w){re.escape(end)}$", name) is not None
 
 
 def _parameters(call: Call) -> list[str]:

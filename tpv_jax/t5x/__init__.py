@@ -4,6 +4,7 @@ No mathematics lives here: loss, prediction and scoring are the model's, optimiz
 schedules those of the standalone runner. `optimizer`, `bank` and `saving` know T5X by
 its duck types only; `restoring`, `training`, `datasets` and `mesh` import it.
 
+    settings    what a command was given, refused where nothing reads it
     optimizer   an optax transformation as an optimizer of T5X, over what is trained
     restoring   where the backbone, the prompt and a resumed state come from
     saving      checkpoints of the prompt only, and portable prompt files
@@ -15,6 +16,7 @@ its duck types only; `restoring`, `training`, `datasets` and `mesh` import it.
     tasks       our tasks, or seqio's by name, with the vocabulary checked
 """
 
+import contextlib
 import os
 import sys
 from typing import Any
@@ -33,11 +35,18 @@ def _in_one_line(kind: type[BaseException], error: BaseException, trace: Any) ->
     return
   print(f"error: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
   sys.stdout.flush()
+  leaving.close()
   os._exit(EXIT_USER_ERROR)
 
+
+leaving = contextlib.ExitStack()
+"""What is to be done when the process ends."""
 
 _previous = sys.excepthook
 # Only in `python -m t5x.train` and its like; not where this package is a library.
 _command = getattr(sys.modules.get("__main__"), "__spec__", None)
 if _command is not None and _command.name.startswith("t5x."):
+  from tpv_jax.t5x import settings
+
   sys.excepthook = _in_one_line
+  settings.watch()

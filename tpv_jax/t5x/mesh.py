@@ -4,14 +4,15 @@ import jax
 from t5x import partitioning
 
 from tpv_jax import meshes
+from tpv_jax.checks import Size
 from tpv_jax.errors import UserError
 from tpv_jax.partitioning import LOGICAL_AXIS_RULES
 
 
 def partitioner(
-  model_parallel: int = 1,
-  batch_size: int | None = None,
-  microbatches: int | None = None,
+  model_parallel: Size = 1,
+  batch_size: Size | None = None,
+  microbatches: Size | None = None,
 ) -> partitioning.PjitPartitioner:
   """Returns T5X's partitioner: data parallel times `model_parallel`.
 

@@ -8,7 +8,7 @@ is trained only, and the backbone always comes from its own files.
 import dataclasses
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax
 import jax
@@ -23,13 +23,14 @@ from t5x import utils
 
 from tpv_jax import files, identity, orbax_io
 from tpv_jax.backbone import loading
+from tpv_jax.checks import Seed
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError
 from tpv_jax.formats import hugging_face
 from tpv_jax.model import PROMPT, SoftPromptModel
 from tpv_jax.prompts import equations, initial, plain
 from tpv_jax.prompts.equations import Folded
-from tpv_jax.prompts.initial import Initial
+from tpv_jax.prompts.initial import Initial, Which
 from tpv_jax.runner import candidates, processes
 from tpv_jax.t5x import saving
 from tpv_jax.t5x.bank import Bank
@@ -61,10 +62,10 @@ class Initializer(utils.TrainStateInitializer):
     backbone: str,
     vocabulary: Vocabulary | None = None,
     initial_prompt: Initial | None = None,
-    initial_seed: int = 0,
+    initial_seed: Seed = 0,
     model_dir: str | None = None,
     output_dir: str | None = None,
-    dtype: str = "float32",
+    dtype: Literal["float32", "bfloat16"] = "float32",
   ):
     """Takes what T5X passes, and from gin:
 
@@ -429,8 +430,8 @@ class _WithoutFrozen:
 
 def subject(
   prompt: str | None = None,
-  which: str = "best",
-  vector: str | None = None,
+  which: Which = "best",
+  vector: candidates.Vector | None = None,
   initial: str | None = None,
   coefficient: float = 1.0,
 ) -> Loaded:

@@ -27,6 +27,7 @@ from tpv_jax import files, identity
 from tpv_jax.errors import UserError
 from tpv_jax.model import PROMPT
 from tpv_jax.runner import processes, run_folder, run_settings
+from tpv_jax.runner.training import Metric
 from tpv_jax.t5x.bank import Member
 from tpv_jax.vectors import store
 from tpv_jax.vectors.provenance import (
@@ -140,7 +141,7 @@ class BestPrompt:
     self,
     model_dir: str,
     task: str | None,
-    metric: str = "loss",
+    metric: Metric = "loss",
     higher_is_better: bool | None = None,
     members: Sequence[Member] | None = None,
   ):
@@ -149,7 +150,7 @@ class BestPrompt:
     Args:
       model_dir: the run's folder.
       task: names the prompt's term.
-      metric: 'loss', 'accuracy' or 'exact_match'.
+      metric: of the model; accuracy is that of target tokens.
       higher_is_better: None: everything but a loss.
       members: of a bank: each has its best prompt, by its own metric, in its folder.
 

@@ -1,0 +1,175 @@
+"""The settings of a T5X command, held to what our own commands hold theirs to.
+
+T5X has gin parse the files and lock its configuration. Just before it is locked they are
+parsed once more by `gin_files`, which knows whose each setting is and where it stands,
+and `runner.settings` refuses what nothing reads, what is missing and what is of another
+kind. So a mistake costs one line, before anything is built or written. Nothing of T5X is
+imported.
+"""
+
+import atexit
+import copy
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import gin
+from absl import app, flags
+from gin import config
+
+from tpv_jax import t5x
+from tpv_jax.checks import Lengths, Seed, Size, Steps, StepsOrNone
+from tpv_jax.errors import UserError
+from tpv_jax.runner import gin_files, processes, run_folder, settings
+
+COMMANDS = ("train", "evaluate", "infer")
+"""The functions of T5X that gin configures, one in each of its commands."""
+
+_DATA = {
+  "batch_size": Size,
+  "seed": Seed | None,
+  "split": str,
+  "shuffle": bool,
+  "use_cached": bool,
+  "task_feature_lengths": Lengths,
+}
+_OF_T5X: Mapping[str, Mapping[str, Any]] = {
+  "__main__.train": {
+    "model_dir": str,
+    "total_steps": Steps,
+    "eval_steps": Steps,
+    "eval_period": StepsOrNone,
+    "random_seed": Seed | None,
+    "use_hardware_rng": bool,
+    "use_orbax": Literal[True],
+  },
+  "__main__.evaluate": {"output_dir": str},
+  "__main__.infer": {
+    "mode": Literal["predict", "score", "predict_with_aux"],
+    "output_dir": str,
+    "checkpoint_period": Steps,
+  },
+  "t5x.utils.DatasetConfig": _DATA,
+  "t5x.utils.SaveCheckpointConfig": {"period": Steps, "keep": Size | None},
+}
+"""What parameters of T5X may be: its own annotations know no ranges."""
+
+INSTEAD = {
+  "MIXTURE_OR_TASK_NAME": "Add --gin_file=gin_configs/t5x/seqio_task.gin after t5x/train.gin"
+  " and write SEQIO_TASK.",
+  "MIXTURE_OR_TASK_MODULE": "Add --gin_file=gin_configs/t5x/seqio_task.gin after "
+  "t5x/train.gin and write TASK_MODULES, a list.",
+  "TASK_FEATURE_LENGTHS": "Write LENGTHS.",
+  "INITIAL_CHECKPOINT_PATH": "Write BACKBONE.",
+  "CHECKPOINT_PATH": "Write BACKBONE for the model, PROMPT_PATH for the prompt.",
+  "EVAL_OUTPUT_DIR": "Write OUTPUT_DIR.",
+  "INFER_OUTPUT_DIR": "Write OUTPUT_DIR.",
+  "TRAIN_STEPS_RELATIVE": "Write TRAIN_STEPS, which counts a prompt's steps from 0.",
+  "LOSS_NORMALIZING_FACTOR": "The loss is the mean over target tokens; for another scale "
+  "change LEARNING_RATE.",
+  "EVALUATOR_NUM_EXAMPLES": "Training validates on EVAL_STEPS batches; t5x.eval reads it.",
+  "EVALUATOR_USE_MEMORY_CACHE": "Only t5x.eval reads it.",
+  "JSON_WRITE_N_RESULTS": "Only t5x.eval reads it.",
+  "PjitPartitioner.num_partitions": "Write MODEL_PARALLEL.",
+  "PjitPartitioner.model_parallel_submesh": "Write MODEL_PARALLEL.",
+  "trainer.Trainer.num_microbatches": "Write MICROBATCHES.",
+  "create_learning_rate_scheduler.base_learning_rate": "Write LEARNING_RATE.",
+  "create_learning_rate_scheduler.warmup_steps": "Write WARMUP_STEPS.",
+  "DatasetConfig.batch_size": "Write BATCH_SIZE.",
+  "DatasetConfig.mixture_or_task_name": "Add --gin_file=gin_configs/t5x/seqio_task.gin and "
+  "write SEQIO_TASK.",
+  "DatasetConfig.use_cached": "Write USE_CACHED_TASKS.",
+}
+"""What to do about names of T5X's own gin files that mean nothing here."""
+
+
+def check(
+  entry: Callable[..., Any],
+  files: Sequence[str],
+  bindings: Sequence[str],
+  search_paths: Sequence[str] = (),
+) -> list[str]:
+  """Parses what a command was given into gin's configuration, and checks it.
+
+  Args:
+    entry: `train`, `evaluate` or `infer` of T5X.
+    files: gin files in order; those that T5X brings count as shipped.
+    bindings: 'NAME=VALUE', after the files.
+    search_paths: more folders in which files are looked for.
+
+  Returns:
+    What to tell of settings that are left aside.
+
+  Raises:
+    UserError: see `gin_files.parse` and `runner.settings.check`. Where T5X's own files
+      call something otherwise, the error says what to write.
+  """
+  try:
+    found = gin_files.parse(files, bindings, search_paths, libraries=("t5x",))
+  except UserError as error:
+    known = (words for name, words in INSTEAD.items() if name in str(error))
+    raise UserError(" ".join([str(error), *known])) from error
+  _refuse_a_mixtures_name(found)
+  return settings.check(entry, found, others=_OF_T5X, instead=INSTEAD)
+
+
+def watch() -> None:
+  """Has this process, a command of T5X, check what it is given before it runs."""
+  # First of all: gin's own hooks would tell with a trace what is missing.
+  config._FINALIZE_HOOKS.insert(0, _before_it_runs)
+  app.install_exception_handler(_Stumbled())
+
+
+class _Stumbled(app.ExceptionHandler):
+  """Has our parser say it, if gin's own one stumbles over a file or a binding."""
+
+  def wants(self, error: BaseException) -> bool:
+    return not isinstance(error, UserError) and not gin.config_is_locked()
+
+  def handle(self, error: BaseException) -> None:
+    del error  # Its words are gin's.
+    try:
+      _check_command()
+    except UserError as same:
+      sys.excepthook(UserError, same, None)
+
+
+def _before_it_runs(known: Any) -> None:
+  """Checks what the command was given, and keeps others out of its MODEL_DIR."""
+  del known  # gin's configuration, which is about to be locked.
+  if _check_command() == "train":
+    model_dir = copy.deepcopy(gin.query_parameter("train.model_dir"))  # Made by gin.
+    t5x.leaving.enter_context(run_folder.held(model_dir))
+    atexit.register(t5x.leaving.close)
+
+
+def _check_command() -> str | None:
+  """Checks what this process was given, and tells what is left aside.
+
+  Returns:
+    Which of `COMMANDS` it runs, None if it is another one of T5X's.
+  """
+  known = [name for name in COMMANDS if f"__main__.{name}" in config._REGISTRY]
+  if not known:
+    return None
+  given = flags.FLAGS
+  lines = check(
+    config._REGISTRY[f"__main__.{known[0]}"].wrapped,
+    given.gin_file or (),
+    given.gin_bindings,
+    [path for path in config._LOCATION_PREFIXES if path],
+  )
+  if processes.is_writer():
+    for line in lines:
+      print(line, file=sys.stderr)
+  return known[0]
+
+
+def _refuse_a_mixtures_name(found: gin_files.Settings) -> None:
+  """Raises `UserError` for a name in MIXTURE_OR_TASK_NAME, which would go unchecked."""
+  setting = found.get(("MIXTURE_OR_TASK_NAME", *gin_files.MACRO))
+  if setting is not None and isinstance(setting.value, str):
+    raise UserError(
+      f"MIXTURE_OR_TASK_NAME ({setting.place}) is {setting.value!r}: a name alone would "
+      f"leave the vocabulary unchecked. {INSTEAD['MIXTURE_OR_TASK_NAME']}"
+    )
