@@ -10,7 +10,9 @@ stand_ins.py. A command that fails is told with its output, and the exit code is
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
+import os
 import pathlib
 import platform
 import re
@@ -22,12 +24,14 @@ from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
 
 import documents  # noqa: E402
 import stand_ins  # noqa: E402
 import warm_python  # noqa: E402
 
 from tpv_jax import files  # noqa: E402
+from tpv_jax.errors import EXIT_USER_ERROR  # noqa: E402
 
 DOCUMENTS = (
   *("README.md", "docs/t5x.md"),
@@ -72,6 +76,13 @@ def main() -> int:
   parser.add_argument("documents", nargs="*", default=DOCUMENTS)
   parser.add_argument("--output", help="the transcript, Markdown")
   options = parser.parse_args()
+  if importlib.util.find_spec("t5x") is None:
+    print(
+      "error: T5X is not installed. docs/t5x.md says how to install it; where it lies in "
+      "a folder of its own, name that: make t5x-check T5X=FOLDER.",
+      file=sys.stderr,
+    )
+    return EXIT_USER_ERROR
   lines, failures = [HEADER, *_versions()], 0
 
   def say(*texts: str) -> None:
