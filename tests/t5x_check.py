@@ -76,7 +76,8 @@ def main() -> int:
   parser.add_argument("documents", nargs="*", default=DOCUMENTS)
   parser.add_argument("--output", help="the transcript, Markdown")
   options = parser.parse_args()
-  if importlib.util.find_spec("t5x") is None:
+  found = importlib.util.find_spec("t5x")
+  if found is None or found.origin is None:  # Folders of that name are no package.
     print(
       "error: T5X is not installed. docs/t5x.md says how to install it; where it lies in "
       "a folder of its own, name that: make t5x-check T5X=FOLDER.",
