@@ -74,7 +74,6 @@ def test_bad_arguments_are_one_line_that_names_where_the_usage_is(script):
     assert shown.returncode == 0 and advice.split()[0] in shown.stdout
 
 
-POD = ("--name=pod", "--zone=z")
 LOCAL = ("local_multiprocess.sh",)
 SLURM = ("slurm.sh", "--nodes=2")
 
@@ -92,39 +91,16 @@ SLURM = ("slurm.sh", "--nodes=2")
     *[
       (*SLURM, *rest) for rest in ((), ("--",), ("--", "--x"), ("--nodes=", "--", "a"))
     ],
-    *[
-      ("tpu_pod.sh", "keep", *POD, "--type=v5e", f"--{name}={value}", "--", "true")
-      for name in ("name", "zone", "type", "runtime", "extras", "most")
-      for value in (
-        "--project=other",
-        "-x",
-        "",
-        "a b",
-        "$(touch ran)",
-        "x';touch ran;'",
-      )
-    ],
-    *[("tpu_pod.sh", "fetch", *POD, f"--from={path}") for path in ("-x", "")],
-    *[
-      ("tpu_pod.sh", "fetch", *POD, "--from=a", f"--to={path}")
-      for path in ("--x", "", "pod:a")
-    ],
-    *[("tpu_pod.sh", "run", *POD, *rest) for rest in ((), ("--",), ("--", "-x"))],
-    ("tpu_pod.sh", "clean", *POD, "--", "true"),
-    ("tpu_pod.sh", "clean", "create", *POD),
-    ("tpu_pod.sh", "create", *POD),
-    ("tpu_pod.sh", "clean", "--name=pod"),
   ],
 )
 def test_no_value_becomes_an_option_of_another_command(arguments, stub):
-  path = stub("gcloud")
-  stub("srun")
+  path = stub("srun")
   refused(*arguments, path=path)
-  assert sorted(os.listdir(path)) == ["gcloud", "srun"]
+  assert os.listdir(path) == ["srun"]
 
 
 def test_values_with_control_characters_are_shown_quoted():
-  assert r"$'\E[2J\n'" in refused("tpu_pod.sh", "clean", "--name=\x1b[2J\n", "--zone=z")
+  assert r"$'\E[2J\n'" in refused("slurm.sh", "--nodes=\x1b[2J\n", "--", "true")
 
 
 def test_the_dry_run_of_several_processes_shows_each_command():
@@ -216,136 +192,3 @@ def test_slurm_gives_srun_a_process_a_node(stub):
   setup, inner = call[-1].split(" && exec ")
   assert setup == "source venv"
   assert shlex.split(inner) == [*command, "--multiprocess_gpu"]
-
-
-TPU = ("--name=pod", "--zone=z", "--type=v5litepod-16", "--spot")
-
-
-def test_a_pod_is_created_installed_and_given_the_command(stub):
-  path = stub("gcloud", 'case "$*" in *describe*) echo ACTIVE ;; esac')
-  command = ("--", "python3", "-m", "t5x.train", "--gin.MODEL_DIR='gs://b/a b'")
-  result = run("tpu_pod.sh", "keep", *TPU, *command, path=path)
-  assert result.returncode == 0, result.stderr
-  create, describe, copy, install, start = stub.calls("gcloud")
-  assert create[:5] == ["compute", "tpus", "queued-resources", "create", "pod"]
-  assert {"--spot", "--accelerator-type=v5litepod-16", "--zone=z"} <= set(create)
-  assert describe[3] == "describe"
-  assert copy[2:4] == ["tpu-vm", "scp"] and "--worker=all" in copy
-  assert "pip install" in install[-2] and "jax[tpu]" in install[-2]
-  assert "python3 -m t5x.train" in start[-2] and "gs://b/a\\ b" in start[-2]
-
-
-def test_a_spot_slice_that_is_taken_away_is_asked_for_again(stub, tmp_path):
-  """The first `run` fails and the slice is gone; the second one ends well."""
-  answer = f"""
-  case "$*" in
-    *describe*) if [[ -e {tmp_path}/lost ]]; then echo SUSPENDED; else echo ACTIVE; fi ;;
-    *tpv_jax.train*)
-      if [[ ! -e {tmp_path}/tried ]]; then
-        touch {tmp_path}/tried {tmp_path}/lost
-        exit 255
-      fi ;;
-    *delete*) rm -f {tmp_path}/lost ;;
-  esac"""
-  path = stub("gcloud", answer)
-  command = ("--", "python3", "-m", "tpv_jax.train")
-  result = run("tpu_pod.sh", "keep", *TPU, *command, path=path, TPV_POLL_SECONDS="0")
-  assert result.returncode == 0, result.stderr
-  verbs = [call[3] for call in stub.calls("gcloud")]
-  once = ["create", "describe", "scp", "ssh", "ssh"]
-  assert verbs == [*once, "describe", "delete", *once]
-  assert "attempt 1 of 10 ended with the slice" in result.stderr
-
-
-def test_a_command_that_fails_on_a_living_slice_is_not_repeated(stub):
-  answer = 'case "$*" in *describe*) echo ACTIVE ;; *tpv_jax.train*) exit 2 ;; esac'
-  path = stub("gcloud", answer)
-  result = run(
-    "tpu_pod.sh", "keep", *TPU, "--", "python3", "-m", "tpv_jax.train", path=path
-  )
-  assert result.returncode == 1
-  assert "the slice is still there; not trying again" in result.stderr
-
-
-@pytest.mark.parametrize("told", ["ACTIVE", "PROVISIONING", "unreachable"])
-def test_a_slice_that_may_be_alive_is_never_deleted(stub, told):
-  """Where gcloud can't be asked (no network, no login), a job may still be running."""
-  describe = f"echo {told}" if told.isupper() else f"echo {told} >&2; exit 1"
-  answer = f"""
-  case "$*" in
-    *describe*) if [[ -e $0.lost ]]; then {describe}; else echo ACTIVE; fi ;;
-    *tpv_jax.train*) touch $0.lost; exit 255 ;;
-  esac"""
-  path = stub("gcloud", answer)
-  command = ("--", "python3", "-m", "tpv_jax.train")
-  result = run("tpu_pod.sh", "keep", *TPU, *command, path=path)
-  assert result.returncode == 1
-  assert f"pod is {told if told.isupper() else 'UNKNOWN'}: the slice" in result.stderr
-  assert "delete" not in [call[3] for call in stub.calls("gcloud")]
-
-
-def test_a_slice_without_a_request_any_more_is_asked_for_again(stub):
-  answer = """
-  case "$*" in
-    *describe*) if [[ -e $0.lost ]]; then echo "ERROR: NOT_FOUND" >&2; exit 1; fi
-      echo ACTIVE ;;
-    *tpv_jax.train*) if [[ ! -e $0.tried ]]; then touch $0.tried $0.lost; exit 255; fi ;;
-    *delete*) rm $0.lost ;;
-  esac"""
-  path = stub("gcloud", answer)
-  result = run(
-    "tpu_pod.sh", "keep", *TPU, "--", "python3", "-m", "tpv_jax.train", path=path
-  )
-  assert result.returncode == 0, result.stderr
-
-
-@pytest.mark.parametrize("failing", ["git", "scp"])
-def test_what_could_not_be_copied_is_not_run(stub, failing):
-  """Or an older copy on the workers would run in its place."""
-  answer = 'case "$*" in *describe*) echo ACTIVE ;; *" scp "*) exit 1 ;; esac'
-  path = stub("gcloud", answer)
-  if failing == "git":
-    stub("git", "exit 128")
-  result = run("tpu_pod.sh", "keep", *TPU, "--", "python3", "train.py", path=path)
-  assert result.returncode == 1
-  assert "ssh" not in [call[3] for call in stub.calls("gcloud")]
-
-
-@pytest.mark.parametrize("ending", ["exit 0", "exit 1", "kill -TERM $PPID; sleep 1"])
-def test_an_installation_leaves_no_temporary_file(stub, tmp_path, ending):
-  copied = tmp_path / "copied"
-  path = stub("gcloud", f'case "$*" in *" scp "*) ls "$5" > {copied}; {ending} ;; esac')
-  scratch = tmp_path / "scratch folder"
-  scratch.mkdir()
-  run("tpu_pod.sh", "install", *POD, path=path, TMPDIR=str(scratch))
-  assert copied.read_text().strip().endswith("tpv_jax.tar.gz")
-  assert not list(scratch.iterdir())
-
-
-def test_the_request_is_shown_as_the_error_of_a_failed_one_says(stub):
-  path = stub("gcloud", 'case "$*" in *describe*) echo FAILED ;; esac')
-  result = run("tpu_pod.sh", "create", *TPU, path=path)
-  assert result.returncode == 1
-  advice = shlex.split(result.stderr.split("see: ")[1])
-  subprocess.run([path / advice[0], *advice[1:]], check=True)
-  *_, asked, advised = stub.calls("gcloud")
-  assert asked[:-1] == advised
-
-
-def test_the_dry_run_of_a_pod_calls_nothing(stub):
-  path = stub("gcloud")
-  stub("git")
-  arguments = (*TPU, "--", "python3", "-m", "tpv_jax.train")
-  result = run(
-    "tpu_pod.sh", "--dry-run", "keep", *arguments, path=path, TMPDIR=str(path)
-  )
-  assert result.returncode == 0
-  assert sorted(os.listdir(path)) == ["gcloud", "git"]
-  assert [
-    line.split()[4] for line in result.stdout.splitlines() if "gcloud" in line
-  ] == [
-    "create",
-    "scp",
-    "ssh",
-    "ssh",
-  ]
