@@ -168,7 +168,7 @@ def test_another_version_is_refused_by_leaf(path):
 def test_an_orbax_checkpoint_of_t5x_loads_without_its_prompt(flat, tmp_path):
   ocp = pytest.importorskip("orbax.checkpoint")
   target = identity.unflatten({**flat, "prompt/prompt": np.ones((2, 8), np.float32)})
-  folder = tmp_path / "checkpoint_1000000"
+  folder = tmp_path / "t5_1_1_base" / "checkpoint_1000000"
   tree = {"target": target, "state": {"step": np.int32(7)}}
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     checkpointer.save(folder / "state", args=ocp.args.PyTreeSave(tree))
@@ -176,8 +176,24 @@ def test_an_orbax_checkpoint_of_t5x_loads_without_its_prompt(flat, tmp_path):
   loaded = identity.flatten(backbone.params)
   assert loaded.keys() == flat.keys()
   assert all(np.array_equal(loaded[name], flat[name]) for name in flat)
-  assert backbone.name == "checkpoint_1000000" and backbone.vocabulary is None
+  assert backbone.name == "t5_1_1_base/checkpoint_1000000"
+  assert backbone.vocabulary is None
   assert backbone.fingerprint == identity.backbone_fingerprint(flat)
+
+
+@pytest.mark.parametrize(
+  ("path", "name"),
+  [
+    ("gs://bucket/t5_1_1_xl/checkpoint_1100000", "t5_1_1_xl/checkpoint_1100000"),
+    ("/models/mt5/checkpoint_1000/state", "mt5/checkpoint_1000"),
+    ("/models/mt5/checkpoint_1000/checkpoint", "mt5/checkpoint_1000"),
+    ("/hub/models--google--t5-v1_1-base/snapshots/b53a", "google/t5-v1_1-base"),
+    ("/models/t5-base/", "t5-base"),
+    ("/checkpoint_7", "checkpoint_7"),
+  ],
+)
+def test_a_backbones_folder_gives_a_name_that_says_which_model_it_is(path, name):
+  assert loading.name_of(path) == name
 
 
 @pytest.mark.parametrize("dtype", (np.float64, np.int32))

@@ -103,7 +103,7 @@ def test_a_t5x_checkpoint_gives_the_backbone_and_training_starts_at_step_zero(
   assert int(state.step) == 0
   provenance = sources.load(tmp_path / "run", "initial").provenance
   assert provenance.backbone_fingerprint == tiny.backbone.fingerprint
-  assert provenance.backbone_name == "checkpoint_1000"
+  assert provenance.backbone_name == "pretrained/checkpoint_1000"
 
 
 @pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)

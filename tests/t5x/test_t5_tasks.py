@@ -8,6 +8,8 @@ import functools
 import importlib
 import io
 import json
+import subprocess
+import sys
 from unittest import mock
 
 import numpy as np
@@ -120,6 +122,22 @@ def train_two_steps(parts, name, vocabulary, modules=()):
     trainer.close()
   assert np.isfinite(float(result["loss"].value))
   assert np.abs(after - before).max() > 0.01
+
+
+@pytest.mark.slow
+def test_the_t5_package_is_imported_in_a_process_that_has_locked_gin(t5_mixtures):
+  script = (
+    "import gin, t5x.train\n"
+    "gin.finalize()\n"
+    "from tpv_jax.data import vocabularies\n"
+    "from tpv_jax.t5x import tasks\n"
+    "tasks.named('glue_sst2', vocabularies.embedded(), ['t5.data.mixtures'])\n"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", script], capture_output=True, text=True, check=False
+  )
+  # It knows the package's tasks.
+  assert "no task or mixture 'glue_sst2'. Did you mean 'glue_sst2_v" in done.stderr
 
 
 @pytest.mark.parametrize("name", TASKS)

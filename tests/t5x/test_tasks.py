@@ -1,5 +1,9 @@
 """Tasks for T5X by name; needs seqio, not T5X."""
 
+import io
+import shutil
+
+import gin
 import pytest
 
 from tpv_jax.data import registry, sources, suite, vocabularies
@@ -37,6 +41,89 @@ def test_a_task_with_another_vocabulary_is_refused():
   other = vocabularies.WordVocabulary(["some", "other", "words"])
   with pytest.raises(UserError, match="ids would mean other words"):
     tasks.registered(suite.task("topic"), other)
+
+
+@pytest.fixture
+def spiece(tmp_path):
+  """The file of a small SentencePiece model."""
+  sentencepiece = pytest.importorskip("sentencepiece")
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(["a b c d e f g h"]),
+    model_writer=model,
+    vocab_size=12,
+    pad_id=0,
+    eos_id=1,
+    unk_id=2,
+    bos_id=-1,
+    hard_vocab_limit=False,
+    minloglevel=2,
+  )
+  path = tmp_path / "spiece.model"
+  path.write_bytes(model.getvalue())
+  return path
+
+
+def _no_rows(split, shuffle_files):
+  del split, shuffle_files
+
+
+@pytest.fixture
+def add_task():
+  """Returns a function that registers a task with a vocabulary, until the test ends."""
+  names = []
+
+  def add(name, vocabulary):
+    feature = seqio.Feature(vocabulary)
+    seqio.TaskRegistry.add(
+      name,
+      source=seqio.FunctionDataSource(_no_rows, splits=("train",)),
+      preprocessors=[],
+      output_features={"inputs": feature, "targets": feature},
+    )
+    names.append(name)
+
+  yield add
+  for name in names:
+    seqio.TaskRegistry.remove(name)
+
+
+def test_vocabularies_are_compared_by_their_content(spiece, add_task, tmp_path):
+  copy = tmp_path / "copy.model"
+  shutil.copy(spiece, copy)
+  add_task("tpv_test_copied", seqio.SentencePieceVocabulary(str(copy), extra_ids=5))
+  mine = vocabularies.SentencePieceVocabulary(spiece, extra_ids=5)
+  assert tasks.named("tpv_test_copied", mine) == "tpv_test_copied"
+  # A tokenizer.json has the same digest, and no model to compare.
+  same = vocabularies.WordVocabulary(mine.pieces)
+  assert tasks.named("tpv_test_copied", same) == "tpv_test_copied"
+  fewer = vocabularies.SentencePieceVocabulary(spiece, extra_ids=4)
+  with pytest.raises(UserError, match="ids would mean other words"):
+    tasks.named("tpv_test_copied", fewer)
+  with pytest.raises(UserError, match="ids would mean other words"):
+    tasks.named("tpv_test_copied", vocabularies.embedded())
+
+
+def test_a_tasks_vocabulary_that_cannot_be_read_is_said(spiece, add_task):
+  add_task("tpv_test_away", seqio.SentencePieceVocabulary("/not/there.model", 5))
+  mine = vocabularies.SentencePieceVocabulary(spiece, extra_ids=5)
+  with pytest.raises(UserError, match=r"'tpv_test_away' cannot be read .*not/there"):
+    tasks.named("tpv_test_away", mine)
+
+
+def test_a_module_with_gin_configurables_is_imported_after_gin_was_locked(
+  tmp_path, monkeypatch
+):
+  (tmp_path / "configurable_tasks.py").write_text(
+    "import gin\n@gin.configurable\ndef preprocess(rows=1):\n  return rows\n"
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  gin.finalize()
+  try:
+    tasks.named("tpv_embedded_topic", vocabularies.embedded(), ["configurable_tasks"])
+    assert gin.config_is_locked()
+  finally:
+    gin.clear_config()
 
 
 def test_an_unknown_task_and_an_unknown_module_are_said():

@@ -299,6 +299,19 @@ def test_an_unknown_backbone_needs_the_users_word_and_stays_unknown(sst2, rte, i
     assert any("the user's word" in note for note in result.provenance.notes)
 
 
+def test_the_notes_of_a_sum_say_of_which_task_they_are(sst2, rte):
+  first = changed(sst2, notes=("best loss on validation: 0.25", "on a TPU"))
+  second = changed(rte, notes=("best loss on validation: 0.5", "on a TPU"))
+  result = algebra.sum_vectors([first, second])
+  notes = ("on a TPU", "sst2: best loss on validation: 0.25")
+  assert sorted(result.provenance.notes) == sorted(
+    (*notes, "rte: best loss on validation: 0.5")
+  )
+  twice = algebra.sum_vectors([result, first])
+  assert set(twice.provenance.notes) == set(result.provenance.notes)
+  assert algebra.sum_vectors([first]).provenance.notes == first.provenance.notes
+
+
 def test_an_unknown_origin_cannot_be_added_without_the_users_word(sst2, rte):
   unknown = changed(rte, initial_digest=None, initial_seed=None)
   for pair in ([sst2, unknown], [unknown, sst2], [unknown, unknown]):

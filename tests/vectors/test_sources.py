@@ -96,7 +96,8 @@ def test_an_orbax_checkpoint_is_a_prompt_of_unknown_origin(tmp_path):
   for given in (path, path / "state"):
     loaded = sources.load(given)
     np.testing.assert_array_equal(loaded.leaves["prompt"], prompt)
-    assert loaded.provenance == Provenance(kind="prompt", terms=(Term(None, 1.0),))
+    terms = (Term(None, 1.0),)
+    assert loaded.provenance == Provenance(kind="prompt", terms=terms, steps=500)
 
 
 def test_a_bf16_checkpoint_is_widened_to_fp32(tmp_path):
@@ -233,7 +234,12 @@ def test_a_foreign_checkpoint_of_ept_is_parameters_of_an_unknown_alpha(
   }
   loaded = sources.load(save_checkpoint(tmp_path / "checkpoint_5", leaves))
   assert loaded.provenance == Provenance(
-    kind="prompt", terms=(Term(None, 1.0),), method=method, space="factor", alpha=None
+    kind="prompt",
+    terms=(Term(None, 1.0),),
+    steps=5,
+    method=method,
+    space="factor",
+    alpha=None,
   )
   with pytest.raises(UserError, match=r"does not state their alpha.*--alpha"):
     algebra.fold(loaded)
@@ -380,4 +386,6 @@ def test_the_prompt_inside_of_an_encoder_is_read(tmp_path, nested):
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     tree = {"target": {"encoder": encoder}, "state": {"step": np.int32(1)}}
     checkpointer.save((path / "state").absolute(), args=ocp.args.PyTreeSave(tree))
-  np.testing.assert_array_equal(sources.load(path).leaves["prompt"], values)
+  loaded = sources.load(path)
+  np.testing.assert_array_equal(loaded.leaves["prompt"], values)
+  assert loaded.provenance.steps is None  # It counts those of pre-training, too.

@@ -128,6 +128,24 @@ def load_backbone(
   )
 
 
+def name_of(path: files.PathLike) -> str:
+  """Returns what a folder that states no name is called: 't5_base/checkpoint_1000000'.
+
+  A step alone would name no model, so the folder above goes with it. A model in the cache
+  of Hugging Face has its name there: 'google/t5-v1_1-base'.
+  """
+  path = files.absolute(path)
+  if path.name in ("state", "checkpoint"):  # In a checkpoint of T5X.
+    path = path.parent
+  above = path.parent.name
+  if above and re.fullmatch(r"checkpoint_\d+", path.name):
+    return f"{above}/{path.name}"
+  cached = path.parent.parent.name
+  if above == "snapshots" and cached.startswith("models--"):
+    return cached.removeprefix("models--").replace("--", "/")
+  return path.name
+
+
 @contextlib.contextmanager
 def opened(path: files.PathLike) -> Iterator[Opened]:
   """Yields what `path` names, see `load_backbone`; leaves can be read meanwhile."""
@@ -156,7 +174,7 @@ def opened(path: files.PathLike) -> Iterator[Opened]:
     _check_dtypes(leaves, path)
     yield Opened(
       leaves,
-      stated.get("name") or files.absolute(path).name,
+      stated.get("name") or name_of(path),
       kind,
       stated.get("vocabulary"),
       stated.get("fingerprint"),

@@ -96,6 +96,26 @@ def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.Vocabulary:
   return SeqioVocabulary(vocabulary)
 
 
+def is_same(one: seqio.Vocabulary, other: seqio.Vocabulary) -> bool:
+  """Returns whether ids mean the same in both, wherever their files lie.
+
+  SentencePiece models are compared by their bytes, extra ids included, and with a
+  vocabulary of ours by the pieces.
+
+  Raises:
+    OSError, tf.errors.OpError: a model cannot be read.
+  """
+  if isinstance(other, seqio.SentencePieceVocabulary):
+    one, other = other, one
+  if not isinstance(one, seqio.SentencePieceVocabulary):
+    return one == other
+  if isinstance(other, seqio.SentencePieceVocabulary):
+    return one.sp_model == other.sp_model
+  pieces = map(one.tokenizer.IdToPiece, range(one.vocab_size))
+  ours = isinstance(other, SeqioVocabulary)
+  return ours and vocabularies.digest(pieces) == other.vocabulary.digest
+
+
 def register(task: Task, vocabulary: Vocabulary, name: str | None = None) -> seqio.Task:
   """Registers a task with seqio and returns it.
 

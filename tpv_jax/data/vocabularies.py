@@ -125,7 +125,7 @@ class WordVocabulary:
   @functools.cached_property
   def digest(self) -> str:
     """SHA-256 of the words as a file: UTF-8, each ended by a line feed."""
-    return _digest(self.words)
+    return digest(self.words)
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of the white-space separated words of `text`, without EOS."""
@@ -189,7 +189,7 @@ class SentencePieceVocabulary:
     try:
       self.pieces = [*map(self._processor.IdToPiece, range(self.vocab_size))]
       """In the order of their ids, the extra ids included."""
-      self.digest = _digest(self.pieces)
+      self.digest = digest(self.pieces)
       """SHA-256 of the pieces; see the module."""
     except UnicodeDecodeError as error:
       raise UserError(
@@ -299,7 +299,7 @@ class HuggingFaceVocabulary:
     ids = {piece: index for index, (piece, _) in reversed([*enumerate(pieces)])}
     self.pieces = [tokenizer_files.named(piece) for piece, _ in pieces]
     """In the order of their ids, the extra ids included."""
-    self.digest = _digest(self.pieces)
+    self.digest = digest(self.pieces)
     """SHA-256 of the pieces; see the module."""
     _check_ids(
       path,
@@ -460,11 +460,12 @@ def check_fits(
     )
 
 
-def _digest(pieces: Iterable[str]) -> str:
-  digest = hashlib.sha256()
+def digest(pieces: Iterable[str]) -> str:
+  """Returns the digest of a vocabulary with these pieces; see the module."""
+  found = hashlib.sha256()
   for piece in pieces:
-    digest.update(f"{piece}\n".encode())
-  return digest.hexdigest()
+    found.update(f"{piece}\n".encode())
+  return found.hexdigest()
 
 
 def _check_ids(path: PathLike, ids: dict[str, int]) -> None:

@@ -251,7 +251,7 @@ class Initializer(utils.TrainStateInitializer):
     loading.check_fingerprint(
       self._noted.get("fingerprint"), fingerprint, self.backbone
     )
-    name = self._noted.get("name") or epath.Path(self.backbone).name
+    name = self._noted.get("name") or loading.name_of(self.backbone)
     return leaves, name, fingerprint
 
   def _restore_backbone(self) -> dict[str, jax.Array]:

@@ -3,6 +3,8 @@
 import importlib
 from collections.abc import Sequence
 
+import gin
+
 from tpv_jax.data import registry
 from tpv_jax.data.labels import check_labels
 from tpv_jax.data.tasks import Task
@@ -92,15 +94,19 @@ def named(name: str, vocabulary: Vocabulary, modules: Sequence[str] = ()) -> str
     modules: to import first, so that their tasks are registered.
 
   Raises:
-    UserError: there is no such task or mixture, or its ids would mean other words.
+    UserError: there is no such task or mixture, its vocabulary cannot be read, or its ids
+      would mean other words.
   """
   import seqio
+  import tensorflow as tf
 
   from tpv_jax.data import seqio_tasks
 
   for module in modules:
     try:
-      importlib.import_module(module)
+      # T5X has locked gin by now, and the T5 package registers configurables.
+      with gin.unlock_config():
+        importlib.import_module(module)
     except ModuleNotFoundError as error:
       raise UserError(
         f"Cannot import '{module}', which should register the task '{name}' ({error}). "
@@ -120,10 +126,19 @@ def named(name: str, vocabulary: Vocabulary, modules: Sequence[str] = ()) -> str
         f"seqio's task '{name}' has the features {', '.join(features)}; T5 needs "
         "'inputs' and 'targets'. Choose a text-to-text task."
       )
-    if features[feature].vocabulary != expected:
+    found = features[feature].vocabulary
+    try:
+      same = seqio_tasks.is_same(found, expected)
+    except (OSError, tf.errors.OpError) as error:
       raise UserError(
-        f"The {feature} of seqio's task '{name}' have the vocabulary "
-        f"{features[feature].vocabulary}, the backbone has {expected}: ids would mean "
-        "other words. Choose the VOCABULARY_FILE of the task, or the task for it."
+        f"The vocabulary of seqio's task '{name}' cannot be read ({error}), so it cannot "
+        "be compared with the backbone's. Go online, or have a module of TASK_MODULES "
+        "register the task with a copy of it."
+      ) from error
+    if not same:
+      raise UserError(
+        f"The {feature} of seqio's task '{name}' have the vocabulary {found}, the backbone "
+        f"has {expected}: ids would mean other words. Choose the VOCABULARY_FILE of the "
+        "task, or the task for it."
       )
   return name

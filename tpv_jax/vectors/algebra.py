@@ -16,7 +16,7 @@ here no origin is mixed or crossed. A plain prompt is its own folded form.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -264,7 +264,7 @@ def sum_vectors(
     versions=dict(
       sorted(set.intersection(*(set(one.versions.items()) for one in known)))
     ),
-    notes=_union(*(one.notes for one in known), backbone_notes, origin_notes),
+    notes=_union(*_notes_by_task(known), backbone_notes, origin_notes),
   )
   values = arithmetic.linear([vector.leaves for vector in vectors], weights)
   return Loaded(values, provenance, "sum")
@@ -596,6 +596,19 @@ def _backbone(item: Loaded) -> str:
 def _agreed(values: Sequence[Any]) -> Any:
   """Returns the value that all share, None if they differ."""
   return values[0] if len(set(values)) == 1 else None
+
+
+def _notes_by_task(known: Sequence[Provenance]) -> list[list[str]]:
+  """Returns the notes of several vectors, each with its task unless all have the note."""
+  shared = set.intersection(*(set(one.notes) for one in known))
+
+  def named(one: Provenance) -> Iterator[str]:
+    # A sum's notes have their tasks.
+    task = one.terms[0].task if len(one.terms) == 1 else None
+    for note in one.notes:
+      yield note if note in shared or task is None else f"{task}: {note}"
+
+  return [list(named(one)) for one in known]
 
 
 def _union(*notes: Sequence[str]) -> tuple[str, ...]:

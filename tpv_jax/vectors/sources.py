@@ -142,7 +142,8 @@ def _from_checkpoint(path: files.Path) -> Loaded:
       return arrays.read(path / arrays_there[0])
     _refuse_folder(path)
   leaves = {}
-  for name, leaf in _saved_prompt(path).items():
+  saved, steps = _saved_prompt(path)
+  for name, leaf in saved.items():
     if not identity.is_floating(leaf.dtype):
       raise UserError(
         f"Leaf '{name}' of the prompt in '{path}' is {leaf.dtype}, not floating-point. "
@@ -152,22 +153,24 @@ def _from_checkpoint(path: files.Path) -> Loaded:
     leaves[name] = leaf.astype(np.float32)
   _refuse_bank(path, leaves)
   run = run_of(path)
-  provenance = of_leaves(leaves) if run is None else _of_step(run, path, leaves)
+  alone = dataclasses.replace(of_leaves(leaves), steps=steps)
+  provenance = alone if run is None else _of_step(run, path, leaves) or alone
   return Loaded(leaves, provenance, str(path))
 
 
-def _saved_prompt(path: files.Path) -> dict[str, np.ndarray]:
-  """Returns the leaves of the prompt in a checkpoint.
+def _saved_prompt(path: files.Path) -> tuple[dict[str, np.ndarray], int | None]:
+  """Returns the leaves of the prompt in a checkpoint, and its steps if they are known.
 
-  That of google-research/prompt-tuning is one array inside of the encoder.
+  That of google-research/prompt-tuning is one array inside of the encoder, and its step
+  counts those of pre-training, too.
   """
   try:
-    return orbax_io.read_leaves(path)
+    return orbax_io.read_leaves(path), orbax_io.checkpoint_step(path)
   except UserError:
     with contextlib.suppress(UserError):
       theirs = orbax_io.read_leaves(path, "target/encoder/prompt")
       if len(theirs) == 1:
-        return {"prompt": next(iter(theirs.values()))}
+        return {"prompt": next(iter(theirs.values()))}, None
     raise
 
 
@@ -203,8 +206,8 @@ def _refuse_bank(path: files.Path, leaves: Mapping[str, np.ndarray]) -> None:
 
 def _of_step(
   run: files.Path, path: files.Path, leaves: Mapping[str, np.ndarray]
-) -> Provenance:
-  """Returns the provenance that a run's own prompts give one of its checkpoints.
+) -> Provenance | None:
+  """Returns the provenance that a run's own prompts give one of its checkpoints, if any.
 
   Raises:
     UserError: the checkpoint is of another run than the one in whose folder it lies.
@@ -228,7 +231,7 @@ def _of_step(
       return dataclasses.replace(known, terms=(), steps=0)
     terms = known.terms or of_leaves(leaves).terms
     return dataclasses.replace(known, terms=terms, steps=step)
-  return of_leaves(leaves)
+  return None
 
 
 def _foreign(run: files.Path, path: files.Path, why: str) -> UserError:
