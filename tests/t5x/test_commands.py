@@ -4,9 +4,9 @@ Each is a process of its own on the embedded backbone, from a scratch folder, wi
 paths. On several devices each parameter is cut in two, and each batch in two micro-batches.
 """
 
+import functools
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -42,11 +42,10 @@ NEAR = 1e-3
 take sums in another order, and AdamW carries that on while values move by several units."""
 
 
-@pytest.fixture
-def shell(t5x, tmp_path, monkeypatch):
-  """Runs commands from a scratch folder."""
-  monkeypatch.chdir(tmp_path)
-  return Shell(tmp_path)
+@pytest.fixture(scope="module")
+def shell(t5x, tmp_path_factory):
+  """Gives commands from a scratch folder, which is the home folder, too."""
+  return Shell(tmp_path_factory.mktemp("scratch"))
 
 
 class Shell:
@@ -58,7 +57,8 @@ class Shell:
     with self.log.open("w") as log:
       return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
-        env={**os.environ, "XLA_FLAGS": flags},
+        cwd=self.folder,
+        env={**os.environ, "XLA_FLAGS": flags, "HOME": str(self.folder)},
         stdout=log,
         stderr=subprocess.STDOUT,
       )
@@ -74,11 +74,20 @@ class Shell:
   def kill(self, *call, at, devices=1):
     """Runs a command and kills it when the file `at` is there."""
     process = self.start(*call, devices=devices)
-    while process.poll() is None and not pathlib.Path(at).exists():
+    while process.poll() is None and not (self.folder / at).exists():
       time.sleep(0.1)
     assert process.poll() is None, self.log.read_text()[-6000:]
     process.send_signal(signal.SIGKILL)
     process.wait()
+
+  @functools.cache  # noqa: B019
+  def trained(self, prompt, devices):
+    """Returns the name of a run that was never stopped."""
+    name = f"runs/{prompt}"
+    call = (*TRAIN, *PROMPTS[prompt], *CUT[devices], f"--gin.MODEL_DIR='{name}'")
+    self.run(*call, devices=devices)
+    assert len(self.prompts(name)) == 3
+    return name
 
   def evaluate(self, *subject, devices=1):
     """Returns the exact match under T5X, and under the standalone runner."""
@@ -87,77 +96,74 @@ class Shell:
       *("--gin.OUTPUT_DIR='~/eval'", *CUT[devices][:1]),
       devices=devices,
     )
-    (metrics,) = self.folder.glob("eval/inference_eval/*-metrics.jsonl")
-    own = pathlib.Path("own.json")
     self.run(
       *("tpv_jax.eval", f"{GIN}/runs/eval_embedded.gin", *subject),
       *("--gin.TASK_NAMES=['sentiment']", "--gin.OUTPUT='own.json'"),
       "--gin.OVERWRITE=True",
     )
+    (metrics,) = self.folder.glob("eval/inference_eval/*-metrics.jsonl")
+    own = json.loads((self.folder / "own.json").read_text())
     return (
       json.loads(metrics.read_text().splitlines()[-1])["exact_match"],
-      json.loads(own.read_text())["results"][0]["exact_match"],
+      own["results"][0]["exact_match"],
     )
 
+  def prompts(self, run):
+    """Returns the bytes of a run's prompts."""
+    found = (self.folder / run).glob("*.safetensors")
+    return {path.name: path.read_bytes() for path in found}
 
-def prompts(run, pattern="*.safetensors"):
-  """Returns the bytes of a run's prompts."""
-  found = pathlib.Path(run).glob(pattern)
-  return {path.name: path.read_bytes() for path in found}
+  def load(self, path, which="best"):
+    return sources.load(self.folder / path, which)
 
 
 @pytest.mark.parametrize(("prompt", "devices"), [("plain", 1), ("ept", 8)])
 def test_a_killed_run_ends_with_the_same_bits_and_both_runners_score_it_alike(
-  prompt, devices, shell, monkeypatch
+  prompt, devices, shell
 ):
-  monkeypatch.setenv("HOME", str(shell.folder))
-  train = (*TRAIN, *PROMPTS[prompt], *CUT[devices])
-  shell.run(*train, "--gin.MODEL_DIR='runs/whole'", devices=devices)
-  killed = (*train, "--gin.MODEL_DIR='~/runs/killed'")
-  middle = "runs/killed/checkpoint_20/commit_success.txt"
-  shell.kill(*killed, at=middle, devices=devices)
-  shell.run(*killed, devices=devices)
-  assert prompts("runs/killed") == prompts("runs/whole")
-  assert len(prompts("runs/whole")) == 3
+  whole, killed = shell.trained(prompt, devices), f"runs/killed_{prompt}"
+  call = (*TRAIN, *PROMPTS[prompt], *CUT[devices], f"--gin.MODEL_DIR='~/{killed}'")
+  shell.kill(*call, at=f"{killed}/checkpoint_20/commit_success.txt", devices=devices)
+  shell.run(*call, devices=devices)
+  assert shell.prompts(killed) == shell.prompts(whole)
 
-  subject = "--gin.PROMPT_PATH='runs/../runs/whole'"
+  subject = f"--gin.PROMPT_PATH='runs/../{whole}'"
   score, by_own = shell.evaluate(subject, devices=devices)
   assert score == by_own and score > 0.9
   shell.run(
     *("t5x.infer", f"{GIN}/t5x/infer_embedded.gin", TASK, subject),
-    *("--gin.OUTPUT_DIR='infer'", *CUT[devices][:1]),
+    *(f"--gin.OUTPUT_DIR='infer/{prompt}'", *CUT[devices][:1]),
     devices=devices,
   )
-  (written,) = shell.folder.glob("infer/*-predict.jsonl-00000-of-00001")
+  (written,) = shell.folder.glob(f"infer/{prompt}/*-predict.jsonl-00000-of-00001")
   rows = [json.loads(line) for line in written.read_text().splitlines()]
   right = [row["prediction"] == row["inputs"]["targets_pretokenized"] for row in rows]
   assert np.mean(right) == score
 
-  shell.run("tpv_jax.cli", "fold", "runs/whole", "-o", "folded.safetensors")
+  shell.run("tpv_jax.cli", "fold", whole, "-o", f"{prompt}.safetensors")
   used, folded = (
-    sources.load(path).leaves
-    for path in ("eval/prompt.safetensors", "folded.safetensors")
+    shell.load(path).leaves
+    for path in ("eval/prompt.safetensors", f"{prompt}.safetensors")
   )
   assert identity.prompt_digest(used) == identity.prompt_digest(folded)
-  assert not pathlib.Path("~").exists()
+  assert not (shell.folder / "~").exists()
 
 
-@pytest.mark.parametrize("prompt", PROMPTS)
-def test_the_runners_prompts_are_of_one_start_and_their_vectors_add_up(prompt, shell):
-  shell.run(*TRAIN, *PROMPTS[prompt], "--gin.MODEL_DIR='whole'")
+def test_the_runners_prompts_are_of_one_start_and_their_vectors_add_up(shell):
+  whole = shell.trained("ept", 8)
   shell.run(
-    *("tpv_jax.train", f"{GIN}/runs/embedded.gin", *PROMPTS[prompt], TASK),
+    *("tpv_jax.train", f"{GIN}/runs/embedded.gin", *PROMPTS["ept"], TASK),
     *("--gin.RUN_DIR='own'", "--gin.TRAIN_STEPS=40"),
   )
-  starts = [sources.load(run, "initial").provenance for run in ("whole", "own")]
+  starts = [shell.load(run, "initial").provenance for run in (whole, "own")]
   assert len({start.initial_digest for start in starts}) == 1
   assert len({start.backbone_fingerprint for start in starts}) == 1
-  for run in ("whole", "own"):
-    shell.run("tpv_jax.cli", "diff", run, "-o", f"{run}.safetensors")
-  both = ("whole.safetensors", "own.safetensors", "-o", "sum.safetensors")
+  shell.run("tpv_jax.cli", "diff", whole, "-o", "a.safetensors")
+  shell.run("tpv_jax.cli", "diff", "own", "-o", "b.safetensors")
+  both = ("a.safetensors", "b.safetensors", "-o", "sum.safetensors")
   shell.run("tpv_jax.cli", "sum", *both)
   score, by_own = shell.evaluate(
-    *("--gin.VECTOR='sum.safetensors'", "--gin.INITIAL='whole'"),
+    *("--gin.VECTOR='sum.safetensors'", f"--gin.INITIAL='{whole}'"),
     "--gin.COEFFICIENT=0.5",
   )
   assert score == by_own and score > 0.9
@@ -165,43 +171,34 @@ def test_the_runners_prompts_are_of_one_start_and_their_vectors_add_up(prompt, s
   assert score == by_own
 
 
-@pytest.mark.parametrize(("prompt", "devices"), [("plain", 1), ("ept", 8)])
-def test_a_killed_bank_ends_with_the_same_bits_and_near_the_run_of_one_prompt(
-  prompt, devices, shell
-):
-  chosen = (*PROMPTS[prompt], *CUT[devices])
-  shell.run(*BANK, *chosen, "--gin.MODEL_DIR='bank'", devices=devices)
-  killed = (*BANK, *chosen, "--gin.MODEL_DIR='killed'")
-  shell.kill(*killed, at="killed/checkpoint_20/commit_success.txt", devices=devices)
-  shell.run(*killed, devices=devices)
-  names = {path.name for path in pathlib.Path("bank").glob("*-*")}
-  assert names == {"sentiment-0", "sentiment-1", "topic-0", "topic-1"}
-  for name in names:
-    assert prompts(f"killed/{name}") == prompts(f"bank/{name}")
+def test_a_killed_bank_ends_with_the_same_bits_and_near_the_run_of_one_prompt(shell):
+  call = (*BANK, *PROMPTS["ept"], *CUT[8])
+  shell.run(*call, "--gin.MODEL_DIR='bank'", devices=8)
+  killed = (*call, "--gin.MODEL_DIR='killed'")
+  shell.kill(*killed, at="killed/checkpoint_20/commit_success.txt", devices=8)
+  shell.run(*killed, devices=8)
+  for name in ("sentiment-0", "sentiment-1", "topic-0", "topic-1"):
+    assert shell.prompts(f"killed/{name}") == shell.prompts(f"bank/{name}")
+    assert len(shell.prompts(f"bank/{name}")) == 3
 
-  shell.run(*TRAIN, *chosen, "--gin.MODEL_DIR='alone'", devices=devices)
-  alone, its = (
-    sources.load(run, "last").leaves for run in ("alone", "bank/sentiment-0")
-  )
+  alone = shell.load(shell.trained("ept", 8), "last").leaves
+  its = shell.load("bank/sentiment-0", "last").leaves
   for leaf, value in alone.items():
     np.testing.assert_allclose(its[leaf], value, rtol=0, atol=NEAR, err_msg=leaf)
   score, by_own = shell.evaluate("--gin.PROMPT_PATH='bank/sentiment-1'")
   assert score == by_own and score > 0.9
-  other = (*chosen, "--gin.MODEL_DIR='bank'", "--gin.TASK_NAMES=['topic', 'sentiment']")
-  line = shell.run(*BANK, *other, code=2, devices=devices)
+  other = ("--gin.MODEL_DIR='bank'", "--gin.TASK_NAMES=['topic', 'sentiment']")
+  line = shell.run(*call, *other, code=2, devices=8)
   assert line.startswith("error: The run in ") and "'sentiment-0' there" in line
 
 
 def test_bad_input_is_one_line_before_the_first_step(shell):
-  shell.run(*TRAIN, "--gin.MODEL_DIR='run'")
-  shell.run("tpv_jax.cli", "diff", "run", "-o", "v.safetensors")
+  whole = shell.trained("plain", 1)
+  shell.run("tpv_jax.cli", "diff", whole, "-o", "v.safetensors")
   evaluate = ("t5x.eval", f"{GIN}/t5x/eval_embedded.gin", TASK)
   new = "--gin.MODEL_DIR='new'"
   for call, told in (
-    (
-      (*TRAIN, "--gin.MODEL_DIR='run'", "--gin.PROMPT_LENGTH=9"),
-      "holds another prompt",
-    ),
+    ((*TRAIN, f"--gin.MODEL_DIR='{whole}'", "--gin.PROMPT_LENGTH=9"), "another prompt"),
     ((*TRAIN, *PROMPTS["ept"], new, "--gin.SOURCE_LENGTH=16"), "up to 24 tokens"),
     ((*TRAIN, new, "--gin.MODEL_PARALLEL=3"), "MODEL_PARALLEL=3 does not divide"),
     ((*TRAIN, new, "--gin.BACKBONE='nothing'"), "There is no backbone"),
@@ -213,4 +210,4 @@ def test_bad_input_is_one_line_before_the_first_step(shell):
   ):
     line = shell.run(*call, code=2)
     assert line.startswith("error: ") and told in line
-    assert not list(pathlib.Path("new").rglob("*.safetensors"))
+    assert not list((shell.folder / "new").rglob("*.safetensors"))
