@@ -138,7 +138,7 @@ def _told(
   for output in step.outputs:
     for path in sorted((folder / output).glob("inference_eval/*-metrics.jsonl")):
       yield f"{path.name}: {path.read_text().splitlines()[-1]}"
-    for path in sorted((folder / output).glob("*predict.jsonl-*")):
+    for path in sorted((folder / output).glob("*-predict.jsonl-?????-of-?????")):
       rows = path.read_text().splitlines()
       yield f"{path.name}: {len(rows)} lines, first {json.loads(rows[0])}"
 
