@@ -255,6 +255,24 @@ def test_a_pod_that_is_taken_away_is_made_again_and_given_the_command(cloud, sta
   assert verbs == ["create", *["delete"] * (state != "NOT_FOUND"), "create"]
 
 
+def test_a_job_that_fails_because_its_pod_is_going_has_not_failed(cloud):
+  """The pod's state says so only after the job has ended, with any exit code."""
+  call, looks = cloud.gcloud.call, []
+
+  def going(argv):
+    if (cloud.folder / "first").exists() and argv[3] == "describe" and len(looks) < 3:
+      looks.append(argv)
+      if len(looks) == 3:
+        (cloud.folder / "lost").write_text("PREEMPTED")
+    return call(argv)
+
+  cloud.gcloud.call = going
+  cloud.plan(workers=1)
+  result = cloud.keep("bash", "-c", "if mkdir $CLOUD/first; then exit 1; fi")
+  assert result.code == 0, result.errors
+  assert "pod is lost: PREEMPTED" in result.errors
+
+
 def test_errors_of_the_network_neither_delete_a_pod_nor_end_the_wait(cloud):
   cloud.ready()
   cloud.plan(
@@ -275,7 +293,8 @@ def test_errors_of_the_network_neither_delete_a_pod_nor_end_the_wait(cloud):
 
 def test_a_command_whose_connection_breaks_starts_once_on_each_worker(cloud):
   cloud.ready(workers=3)
-  broken = [{"worker": 1, "times": 3}, {"worker": 2, "times": 10}]
+  unreached = {"worker": 2, "times": 10, "runs": False}
+  broken = [unreached, {"worker": 0, "times": 10}, {"worker": 1, "times": 3}]
   cloud.plan(workers=3, ssh=[None, *broken])
   result = cloud.run("run", command=("bash", "-c", "echo once >> ~/ran; sleep 0.2"))
   assert result.code == 0, result.errors
