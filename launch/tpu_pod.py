@@ -1,20 +1,18 @@
-"""Makes Cloud TPU pods, runs one command on all their workers, and deletes them.
+"""Creates a Cloud TPU pod, runs a command on all its workers, and deletes it.
 
   launch/tpu_pod.sh [--dry-run] ACTION --name=NAME --zone=ZONE [options] [-- COMMAND...]
 
---help behind an action shows its options.
-
-actions:
-  create   asks for a pod (a queued resource) and waits until it is there
-  install  copies this folder to all workers and installs it, with T5X, on Python 3.12
-  run      runs COMMAND on all workers and waits for its end; its exit code is the action's
-  keep     create, install and run in one; a pod that is lost is deleted, created, installed
-           and given COMMAND again, which goes on from its checkpoints
-  status   tells of the pod and of each worker's job
-  watch    follows the log of a worker
+actions (--help after one shows its options):
+  create   requests a pod (a queued resource) and waits until it is ready
+  install  copies this folder to all workers and installs it there, with T5X, on Python 3.12
+  run      runs COMMAND on all workers, waits for its end and returns its exit code
+  keep     creates, installs and runs; when the pod is lost, deletes it and does so again:
+           COMMAND then continues from its checkpoints
+  status   shows the state of the pod and of each worker's job
+  watch    follows the log of one worker
   logs     copies the logs of all workers here
-  fetch    copies a file or folder of a worker here
-  stop     stops the job (SIGTERM; SIGKILL to what is left after 60 s)
+  fetch    copies a file or folder of one worker here
+  stop     stops the job: SIGTERM, and SIGKILL after 60 s
   delete   deletes the pod and its request
 
 examples:
@@ -24,13 +22,13 @@ examples:
     python -m tpv_jax.t5x.eval --gin_file=... --gin.OUTPUT_DIR='"gs://bucket/runs/eval"'
   launch/tpu_pod.sh delete --name=tpv --zone=us-west4-a
 
-COMMAND runs on its own, in ~/tpv_jax of each worker: when this script ends or the laptop
-sleeps, it goes on, and the same `run` or `keep` waits for it again. Only `keep`, while it
-runs, replaces a pod. So what a job needs and writes should lie on gs://. `python -m
-t5x.train` and `python -m tpv_jax...` get --multiprocess_gpu, which joins the workers.
+COMMAND runs detached, in ~/tpv_jax of each worker. It goes on when this script ends or the
+laptop sleeps, and the same `run` or `keep` waits for it again. Only `keep`, while it runs,
+replaces a lost pod, and a pod's disks are lost with it: keep inputs and outputs on gs://.
+`python -m t5x.train` and `python -m tpv_jax...` get --multiprocess_gpu, which joins the
+workers; in a script of your own, write it there.
 
-A pod costs money until it is deleted. --dry-run prints an action's commands, and calls
-nothing.
+A pod costs money until it is deleted. --dry-run prints the commands and runs none.
 NEVER RUN ON A TPU SO FAR: tested against a stub of gcloud that runs the workers' commands.
 """
 
@@ -60,23 +58,25 @@ RUNTIMES = {
   "v6e": "v2-alpha-tpuv6e",
   **dict.fromkeys(("v2", "v3", "v4"), "tpu-ubuntu2204-base"),
 }
-# Only in these is a pod lost, and may be deleted and created again. Whatever else a failing
-# gcloud says (no network, no login), its job may be running.
+# The states in which a pod is lost, so that `keep` may delete it. Where gcloud fails for any
+# other reason (no network, no login), the pod may be running a job.
 LOST = {
   *("SUSPENDING", "SUSPENDED", "FAILED"),  # the request
   *("PREEMPTED", "TERMINATED"),  # the pod
   *("NOT_FOUND", "ACTIVE, NOT_FOUND"),  # the request; the pod of an active request
 }
-# How often a step is tried whose connection breaks; gcloud itself tries ten times in each.
+# Attempts at a step that does not reach all workers; gcloud itself connects up to ten times
+# in each.
 TRIES = 5
-# Looks at the pod before an ended job counts as failed: its machine may be being taken
-# away, which shows in the pod's state only later.
+# How many times in a row a job must be seen to have failed. When a pod is preempted its
+# processes may end, with any exit code, before its state shows it.
 PATIENCE = 3
+SIGTERM_CODE = 128 + signal.SIGTERM
 T = TypeVar("T")
 
 
 class Failed(Exception):
-  """What ends the script, with its exit code."""
+  """An error that ends the script with an exit code."""
 
   def __init__(self, message: str, code: int = 1):
     super().__init__(message)
@@ -84,16 +84,16 @@ class Failed(Exception):
 
 
 class Lost(Exception):
-  """The pod is gone: its state, and the reason where there is one."""
+  """The pod is lost; the message is its state and why, if gcloud says so."""
 
 
 class Interrupted(Exception):
-  """The job ended because its machine did, and the pod is there."""
+  """The job was killed by something other than itself or `stop`; the pod is alive."""
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
-  """What gcloud tells of a pod; `word` is empty where it could not tell, `reason` says why."""
+  """The state of a pod; `word` is empty where gcloud failed, and `reason` is its error."""
 
   word: str
   kind: str = ""
@@ -103,7 +103,7 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """What a worker tells of its newest job, in the words of tpu_worker.sh."""
+  """A worker's line about its newest job (see tpu_worker.sh)."""
 
   host: str
   job: str
@@ -114,6 +114,10 @@ class Answer:
   def is_well(self) -> bool:
     return self.state == "running" or (self.state, self.code) == ("exit", 0)
 
+  @property
+  def was_interrupted(self) -> bool:
+    return self.state in ("terminated", "vanished") or self.code == SIGTERM_CODE
+
 
 def last_line(text: str) -> str:
   return ([line for line in text.splitlines() if line.strip()] or ["no message"])[-1]
@@ -121,7 +125,7 @@ def last_line(text: str) -> str:
 
 @dataclasses.dataclass
 class Pod:
-  """One pod and how it is reached; `workers` is known once it was seen."""
+  """A pod and how to reach it; `look` sets the number of its workers."""
 
   name: str
   place: list[str]  # --zone and --project
@@ -135,7 +139,7 @@ class Pod:
       print(time.strftime("%H:%M:%S"), message, file=sys.stderr, flush=True)
 
   def gcloud(self, *words: str, live: bool = False) -> subprocess.CompletedProcess[str]:
-    """Runs `gcloud compute tpus`, its output shown (`live`) or in the result."""
+    """Runs `gcloud compute tpus`; its output is shown (`live`) or in the result."""
     command = ["gcloud", "compute", "tpus", *words, *self.place, "--quiet"]
     if self.dry_run:
       print(shlex.join(command))
@@ -168,7 +172,10 @@ class Pod:
     )
 
   def scp(self, worker: str, *paths: str) -> str | None:
-    """Copies; returns nothing where that failed, which gcloud's exit code may not tell."""
+    """Copies and returns 'copied', or None if that failed.
+
+    gcloud exits with 0 where it could not prepare the pod, and copied nothing.
+    """
     flags = ["--scp-flag=-oConnectTimeout=20", "--scp-flag=-oServerAliveInterval=15"]
     nodes = "all" if worker == "all" else "0"
     where = [f"--node={nodes}", f"--worker={worker}", "--batch-size=all"]
@@ -181,7 +188,7 @@ class Pod:
     return "copied"
 
   def look(self) -> State:
-    """Returns the state of the request and, where that is ACTIVE, of the pod itself."""
+    """Returns the state of the request or, if that is ACTIVE, of the pod itself."""
     described = self.gcloud(
       *("queued-resources", "describe", self.name),
       "--format=value(state.state,tpu.nodeSpec[0].node.acceleratorType.basename(),"
@@ -190,7 +197,7 @@ class Pod:
     if self.dry_run:
       return State("READY", workers=1)
     if described.returncode:
-      return self._untold(described.stderr)
+      return _error_state(described.stderr)
     word, kind, reason = [*described.stdout.split("\t", 2), "", ""][:3]
     state = State(word.strip(), kind.strip(), 0, " ".join(reason.split()))
     if state.word != "ACTIVE":
@@ -199,50 +206,41 @@ class Pod:
       "tpu-vm", "describe", self.name, "--format=value(state,networkEndpoints.len())"
     )
     if node.returncode:
-      untold = self._untold(node.stderr)
+      untold = _error_state(node.stderr)
       return dataclasses.replace(untold, word=untold.word and f"ACTIVE, {untold.word}")
     word, count = [*node.stdout.split(), "", ""][:2]
     self.workers = int(count or 0) or self.workers
     return dataclasses.replace(state, word=word, workers=self.workers)
 
-  def _untold(self, error: str) -> State:
-    if re.search(r"^ERROR: \(gcloud\.\S+\) NOT_FOUND: ", error, re.MULTILINE):
-      return State("NOT_FOUND")
-    reason = re.search(r"^ERROR: .*", error, re.MULTILINE)
-    return State("", reason=reason[0] if reason else last_line(error))
-
   def check_alive(self, state: State | None = None) -> State:
-    """Returns the state; raises Lost where the pod is, and Failed where it is deleted."""
+    """Returns the state; raises Lost if the pod is lost, Failed if it is being deleted."""
     state = state or self.look()
     if state.word in LOST:
       raise Lost(f"{state.word} {state.reason}".strip())
     if state.word == "DELETING":
       raise Failed(f"{self.name} is being deleted.")
     if not state.word:
-      self.say(
-        f"gcloud could not tell how {self.name} is; asking again: {state.reason}"
-      )
+      self.say(f"the state of {self.name} is unknown, asking again: {state.reason}")
     return state
 
   def insist(self, what: str, attempt: Callable[[], T | None]) -> T:
-    """Returns the first result of `attempt`, which is made TRIES times while the pod is."""
+    """Returns the first result of `attempt`, called up to TRIES times on a living pod."""
     for _ in range(TRIES):
       result = attempt()
       if result is not None:
         return result
       state = self.check_alive()
-      self.say(f"{self.name} is {state.word or 'not known to be lost'}; {what} again")
+      self.say(f"{self.name} is {state.word or 'in an unknown state'}; {what} again")
       time.sleep(self.poll)
     raise Failed(
-      f"{what} failed {TRIES} times; above is what gcloud said. With several workers "
-      "gcloud needs your key in the agent: ssh-add ~/.ssh/google_compute_engine"
+      f"{what} failed {TRIES} times (see above). To reach several workers, gcloud needs "
+      "your key in the agent: ssh-add ~/.ssh/google_compute_engine"
     )
 
   def ask(self, *words: str) -> dict[str, Answer]:
-    """Returns the answers of the workers that answer to `tpu_worker.sh WORDS`.
+    """Runs `tpu_worker.sh WORDS` on all workers; returns the answers of those reached.
 
-    They are counted rather than gcloud's exit code believed, which is 0 too where it
-    reached no worker at all.
+    Callers count them: gcloud exits with 0 even where it reached no worker.
     """
     result = self.ssh("all", shlex.join(["bash", "tpu_worker.sh", *words]))
     found = re.findall(
@@ -264,7 +262,7 @@ class Pod:
     return self.insist(f"asking the workers ({words[0]})", attempt)
 
   def create(self, kind: str, flags: Sequence[str]) -> None:
-    """Returns when the pod is ready; one that is there, or is asked for, is taken."""
+    """Returns when the pod is ready; one that exists or was requested is used."""
     request = [
       *("queued-resources", "create", self.name, f"--node-id={self.name}"),
       *(f"--accelerator-type={kind}", *flags),
@@ -277,19 +275,19 @@ class Pod:
     while True:
       state = self.look()
       if state.word == "NOT_FOUND" and not asked:
-        self.say(f"asking for {self.name}, a {kind}")
+        self.say(f"requesting {self.name}, a {kind}")
         failed, asked = self.gcloud(*request, live=True).returncode, True
-        continue  # A gcloud that failed may have asked all the same.
+        continue  # Also if gcloud failed: its request may have arrived.
       if state.word == "NOT_FOUND" and failed:
-        raise Failed(f"{self.name} was not created; above is why.", failed)
+        raise Failed(f"{self.name} was not created (see above).", failed)
       if state.word == "FAILED" and asked:
         raise Failed(
           f"The request for {self.name} failed: {state.reason or 'no reason'}."
         )
       if state.kind not in ("", kind):
         raise Failed(
-          f"{self.name} is there already, and is a {state.kind}, not a {kind}. Give "
-          "another --name, or delete that one."
+          f"{self.name} exists and is a {state.kind}, not a {kind}. Choose another --name, "
+          "or delete it."
         )
       self.check_alive(state)
       if state.word == "READY":
@@ -301,7 +299,7 @@ class Pod:
       time.sleep(self.poll)
 
   def connect(self) -> None:
-    """Puts tpu_worker.sh on the workers of a pod that is there."""
+    """Copies tpu_worker.sh to the workers of a living pod."""
     if self.check_alive().word != "READY":
       self.insist("looking", lambda: self.look().word == "READY" or None)
     script = str(ROOT / "launch" / "tpu_worker.sh")
@@ -310,11 +308,11 @@ class Pod:
     )
 
   def running(self, command: Sequence[str]) -> tuple[str | None, bool]:
-    """Returns the job by which `command` runs, if it does, and whether it ended with 0."""
+    """Returns the job that runs `command`, if any, and whether it has ended with 0."""
     answers = self.ask_all("status").values()
     jobs = {answer.job for answer in answers if answer.state == "running"}
     if any(job.startswith("install-") for job in jobs):
-      self.say("stopping an installation that was left")
+      self.say("stopping an unfinished installation")
       self.ask_all("stop")
       return None, False
     own = _digest(command)
@@ -327,7 +325,7 @@ class Pod:
     return f"{kind}-{'TIME' if self.dry_run else time.time_ns()}"
 
   def start(self, command: Sequence[str], job: str | None = None) -> str:
-    """Starts `command` on the workers where that `job` was not started, and names it."""
+    """Starts `command` as `job` on the workers that have not started it; returns the job."""
     job = job or self.new_job(_digest(command))
     for answer in self.ask_all("start", job, *command).values():
       if answer.job != job:
@@ -335,9 +333,9 @@ class Pod:
     return job
 
   def wait(self, job: str) -> int:
-    """Returns the exit code of a job that has ended on all workers, or has failed on one.
+    """Returns the exit code of a job when all workers, or one with an error, have ended.
 
-    On one failure the rest is stopped. What a pod that was lost did is no failure.
+    After an error the others are stopped. Raises Lost if the pod was lost meanwhile.
     """
     told = None
     bad_looks = 0
@@ -348,31 +346,34 @@ class Pod:
           raise Failed(f"{answer.host} has another job now: {answer.job}.")
       states = [answer.state for answer in answers.values()]
       bad = [answer for answer in answers.values() if not answer.is_well]
-      if len(answers) >= self.workers and not bad and "running" not in states:
+      complete = len(answers) >= self.workers
+      if complete and not bad and "running" not in states:
         return 0
-      if bad or len(answers) < self.workers:
+      if bad or not complete:
         self.check_alive()
       now = ", ".join(f"{states.count(word)} {word}" for word in sorted(set(states)))
       if now != told:
         self.say(f"{self.workers} workers: {now or 'none answers'}")
         told = now
       bad_looks += bool(bad)
-      if bad_looks >= PATIENCE or "stopped" in states:
-        return self._end(bad)
+      if "stopped" in states or bad_looks >= PATIENCE:
+        return self._end(bad, complete)
       time.sleep(self.poll)
     return 0
 
-  def _end(self, bad: Sequence[Answer]) -> int:
+  def _end(self, bad: Sequence[Answer], complete: bool) -> int:
     ends = ", ".join(f"{one.host} {one.state} {one.code}" for one in bad)
-    self.say(f"the job has ended: {ends}; stopping the rest")
+    self.say(f"the job has ended: {ends}; stopping the other workers")
     self.ask("stop")
     if any(one.state == "stopped" for one in bad):
-      raise Failed("The job was stopped; the same command goes on with it.", 143)
-    if any(one.state in ("terminated", "vanished") for one in bad):
+      raise Failed("The job was stopped; the same command continues it.", SIGTERM_CODE)
+    # One worker's SIGTERM ends the job on all of them, and a worker that is away may have
+    # taken the others with it.
+    if not complete or any(one.was_interrupted for one in bad):
       raise Interrupted(ends)
     number = re.search(r"-w-(\d+)$", bad[0].host)
     log = self.ssh(number[1] if number else "0", "tail -n 30 tpv_pod/log").stdout
-    self.say(f"the end of a worker's log:\n{log}")
+    self.say(f"the end of the log of {bad[0].host}:\n{log}")
     return bad[0].code or 1
 
   def install(self, extras: str) -> None:
@@ -383,7 +384,7 @@ class Pod:
         bundle = pack(pathlib.Path(folder))
         size = bundle.stat().st_size / 1e6
         self.say(
-          f"copying {ROOT} ({size:.1f} MB, without what git ignores), and installing"
+          f"copying {ROOT} ({size:.1f} MB, without ignored files) and installing it"
         )
       self.insist(
         "copying to the workers",
@@ -392,21 +393,21 @@ class Pod:
     command = ["bash", "../tpu_worker.sh", "install", bundle.name, extras]
     code = self.wait(self.start(command, self.new_job("install")))
     if code:
-      raise Failed("The installation failed; above is why.", code)
+      raise Failed("The installation failed (see above).", code)
     self.say("installed")
 
   def run(self, command: Sequence[str], extras: str = "") -> int:
-    """Returns the command's exit code; one that runs is waited for, and not started again.
+    """Returns the command's exit code; if it is running already, only waits for it.
 
-    With `extras` it is installed first, and not started again where it ended with 0.
+    With `extras`, installs first, and does nothing if the command has ended with 0.
     """
     self.connect()
     job, done = self.running(command)
     if done and extras:
-      self.say("the command has ended with 0 already; `run` starts it again")
+      self.say("the command has already ended with 0; `run` would start it again")
       return 0
     if job:
-      self.say("the command is running; waiting for its end")
+      self.say("the command is running already; waiting for its end")
     elif extras:
       self.install(extras)
     return self.wait(self.start(command, job))
@@ -419,7 +420,7 @@ class Pod:
         return
       time.sleep(self.poll)
     raise Failed(
-      f"{self.name} could not be deleted (above is why), and still costs money."
+      f"{self.name} could not be deleted (see above), and still costs money."
     )
 
   def keep(
@@ -430,19 +431,32 @@ class Pod:
     most: int,
     command: Sequence[str],
   ) -> int:
+    interrupted: Interrupted | None = None
     for attempt in range(1, most + 1):
       try:
         self.create(kind, flags)
+        if interrupted:
+          self.ask_all("stop")  # What is left of the job on workers that were away.
         return self.run(command, extras)
       except Lost as lost:
+        interrupted = None
         self.say(f"attempt {attempt} of {most}: {self.name} is lost: {lost}")
         if self.look().word != "NOT_FOUND":
           self.delete()
-      except Interrupted as interrupted:
+      except Interrupted as error:
+        interrupted = error
         self.say(
-          f"attempt {attempt} of {most}: {self.name} is there, its job not: {interrupted}"
+          f"attempt {attempt} of {most}: {self.name} is alive, but its job was interrupted:"
+          f" {error}"
         )
     raise Failed(f"Gave up after {most} attempts.")
+
+
+def _error_state(error: str) -> State:
+  if re.search(r"^ERROR: \(gcloud\.\S+\) NOT_FOUND: ", error, re.MULTILINE):
+    return State("NOT_FOUND")
+  reason = re.search(r"^ERROR: .*", error, re.MULTILINE)
+  return State("", reason=reason[0] if reason else last_line(error))
 
 
 def _digest(command: Sequence[str]) -> str:
@@ -450,7 +464,7 @@ def _digest(command: Sequence[str]) -> str:
 
 
 def pack(folder: pathlib.Path) -> pathlib.Path:
-  """Returns an archive of the working tree, without what git ignores, named by its digest."""
+  """Returns an archive of the working tree without ignored files, named by its digest."""
   listed = subprocess.run(
     ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
     cwd=ROOT,
@@ -458,18 +472,18 @@ def pack(folder: pathlib.Path) -> pathlib.Path:
     check=False,
   )
   if listed.returncode:
-    raise Failed(f"git could not list the files of {ROOT}; above is why.")
+    raise Failed(f"git could not list the files of {ROOT} (see above).")
   path = folder / "bundle.tar.gz"
   with tarfile.open(path, "w:gz") as archive:
     for name in sorted(set(os.fsdecode(listed.stdout).split("\0")) - {""}):
       if os.path.lexists(ROOT / name):
-        archive.add(ROOT / name, name)
+        archive.add(ROOT / name, name, recursive=False)
   digest = hashlib.sha256(path.read_bytes()).hexdigest()
   return path.rename(folder / f"tpv_jax-{digest}.tar.gz")
 
 
 def fetch(pod: Pod, worker: str, source: str, target: str) -> None:
-  # Absolute: gcloud takes a colon before the first slash for another machine's path.
+  # Absolute: in a relative path, gcloud reads what precedes a colon as a host.
   if not pod.scp(worker, f"{pod.name}:{source}", os.path.abspath(target)):
     raise Failed(f"{source} of worker {worker} was not copied.")
 
@@ -496,7 +510,7 @@ def status(pod: Pod) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-  """A parser whose errors are one line, whatever was typed."""
+  """A parser whose errors are one line of printable characters."""
 
   def error(self, message: str) -> NoReturn:
     shown = "".join(one if one.isprintable() else repr(one)[1:-1] for one in message)
@@ -517,12 +531,12 @@ def kind_of_pod(text: str) -> str:
   family = text.split("-")[0]
   if re.match(r"(tpu)?-?v?7", text):
     raise argparse.ArgumentTypeError(
-      f"{text!r}: the Cloud TPU API of this script has no 7x. It is had through Compute "
+      f"{text!r}: the Cloud TPU API, which this script uses, has no TPU 7x; use Compute "
       "Engine or GKE"
     )
   if family == "v5e":
     raise argparse.ArgumentTypeError(
-      f"{text!r}: Cloud TPU names it {text.replace('v5e', 'v5litepod', 1)!r}"
+      f"{text!r}: Cloud TPU calls it {text.replace('v5e', 'v5litepod', 1)!r}"
     )
   if not re.fullmatch(r"[a-z0-9]+-[1-9][0-9]*", text) or family not in RUNTIMES:
     raise argparse.ArgumentTypeError(
@@ -532,7 +546,7 @@ def kind_of_pod(text: str) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-  """Returns the parser of all actions; each takes what it reads, and nothing else."""
+  """Returns the parser; each action takes only the options that it reads."""
   word = matching(r"[A-Za-z0-9][A-Za-z0-9._-]*", "NAME")
   plain = matching(
     r"[^-\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*", "a value without line breaks"
@@ -581,7 +595,7 @@ def parser() -> argparse.ArgumentParser:
   making.add_argument(
     "--internal-ips",
     action="store_true",
-    help="no external addresses: your network then needs Cloud NAT (pip), Private Google "
+    help="no external addresses; the network then needs Cloud NAT (pip), Private Google "
     "Access (gs://) and IAP (ssh, with --tunnel-through-iap)",
   )
   for flag, text in CREATE.items():
@@ -627,23 +641,23 @@ def parser() -> argparse.ArgumentParser:
   return main
 
 
-# Options of gcloud's `create` that it gets as they are.
+# Options that gcloud's `create` gets unchanged.
 CREATE = {
-  "valid-until-duration": "give up where there is no pod by then, such as 6h",
-  "service-account": "the workers', which needs access to gs://",
+  "valid-until-duration": "give up if there is no pod by then; for example 6h",
+  "service-account": "of the workers; needs access to gs://",
   "scopes": "of the service account",
   "network": "default: default",
   "subnetwork": "of the network",
   "labels": "KEY=VALUE,...",
-  "metadata-from-file": "KEY=FILE,..., such as startup-script=FILE",
+  "metadata-from-file": "KEY=FILE,...; for example startup-script=FILE",
 }
 
 
 def joined(command: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
-  """Returns the command with the flag that joins the workers, for what takes that flag."""
+  """Returns the command with the flag that joins the workers, if it takes that flag."""
   module = command[command.index("-m") + 1 :][:1] if "-m" in command else []
   if module in (["t5x.eval"], ["t5x.infer"]):
-    parser.error(f"{module[0]} knows one process only: write -m tpv_jax.{module[0]}")
+    parser.error(f"{module[0]} runs in one process only: write -m tpv_jax.{module[0]}")
   ours = module == ["t5x.train"] or any(name.startswith("tpv_jax.") for name in module)
   flag = ["--multiprocess_gpu"] if ours and "--multiprocess_gpu" not in command else []
   return [*command, *flag]
@@ -658,10 +672,10 @@ def main(argv: Sequence[str]) -> int:
   given = arguments.parse_args(options)
   if given.action in ("run", "keep"):
     if not command or command[0].startswith("-") or not command[0]:
-      arguments.error(f"{given.action} is due a command behind --")
+      arguments.error(f"{given.action} needs a command after --")
     command = joined(command, arguments)
   elif command:
-    arguments.error(f"{given.action} takes no command, and one stands behind --")
+    arguments.error(f"{given.action} takes no command, but there is one after --")
   access = [
     f"--{flag}"
     for flag in ("tunnel-through-iap", "internal-ip")
@@ -681,30 +695,31 @@ def main(argv: Sequence[str]) -> int:
   place = [f"--zone={given.zone}"]
   place += [f"--project={given.project}"] if given.project else []
   pod = Pod(given.name, place, access, float(given.poll), given.dry_run)
-  same = shlex.join([f"--name={given.name}", *place, *access])
-
+  same = shlex.join([f"--name={given.name}", *place])
   try:
     code = act(pod, given, flags, command)
   except Lost as lost:
-    pod.say(
-      f"error: {pod.name} is lost: {lost}. `keep` would create it again; nothing was "
-      f"deleted: {SCRIPT} delete {same}"
-    )
-    return 1
+    pod.say(f"error: {pod.name} is lost: {lost}. `keep` would create it again.")
+    code = 1
   except Interrupted as interrupted:
     pod.say(
-      f"error: the job was interrupted: {interrupted}. The same command goes on with it."
+      f"error: the job was interrupted ({interrupted}). The same command continues it."
     )
-    return 1
+    code = 1
   except Failed as failed:
     pod.say(f"error: {failed}")
-    return failed.code
+    code = failed.code
+  except OSError as error:
+    pod.say(f"error: {error}")
+    code = 1
   except KeyboardInterrupt:
-    pod.say(f"ended here; what was started goes on: {SCRIPT} status {same}")
-    return 130
-  if given.action in ("run", "keep"):
-    pod.say(f"the command ended with {code}. {pod.name} costs money until:")
-    pod.say(f"{SCRIPT} delete {same}")
+    pod.say("interrupted here; what was started on the pod goes on")
+    code = 130
+  else:
+    if given.action in ("run", "keep"):
+      pod.say(f"the command ended with {code}")
+  if given.action in ("create", "install", "run", "keep"):
+    pod.say(f"{pod.name} costs money until: {SCRIPT} delete {same}")
   return code
 
 

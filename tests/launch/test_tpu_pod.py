@@ -285,7 +285,7 @@ def test_errors_of_the_network_neither_delete_a_pod_nor_end_the_wait(cloud):
   assert not any(cloud.faults().values())
   assert "0 of 2 workers answered" in result.errors
   assert "1 of 2 workers answered" in result.errors
-  assert "could not tell how pod is; asking again: ERROR: (gcloud" in result.errors
+  assert "the state of pod is unknown, asking again: ERROR: (gcloud" in result.errors
   assert not {"delete", "create"} & set(cloud.verbs())
   for home in cloud.homes():
     assert (home / "tpv_pod" / "log").read_text().count(": exit 0") == 1
@@ -331,22 +331,35 @@ def test_a_worker_that_fails_ends_the_job_and_its_exit_code_is_the_scripts(cloud
   code = 'trap "" TERM; if [[ $HOSTNAME == *-1 ]]; then echo why; exit 7; fi; sleep 50'
   result = cloud.run("run", command=("bash", "-c", code))
   assert result.code == 7
-  assert "t1v-n-x-w-1 exit 7; stopping the rest" in result.errors
+  assert "t1v-n-x-w-1 exit 7; stopping the other workers" in result.errors
   assert "\nwhy\n" in result.errors and "pod costs money until" in result.errors
   assert "delete" not in cloud.verbs()
   assert "t1v-n-x-w-0: stopped 0" in cloud.run("status").output
 
 
-@pytest.mark.parametrize("number", ["TERM", "KILL"])
-def test_a_job_whose_machine_ended_it_is_started_again_on_a_pod_that_is_there(
-  cloud, number
-):
-  code = f"if mkdir $CLOUD/first; then kill -{number} 0; sleep 50; fi"
+@pytest.mark.parametrize("end", ["kill -TERM 0", "kill -KILL 0", "exit 143"])
+def test_a_job_that_was_interrupted_is_started_again_on_a_living_pod(cloud, end):
   cloud.plan(workers=1)
-  result = cloud.keep("bash", "-c", code)
+  result = cloud.keep("bash", "-c", f"if mkdir $CLOUD/first; then {end}; sleep 50; fi")
   assert result.code == 0, result.errors
-  assert "attempt 1 of 10: pod is there, its job not" in result.errors
+  assert "attempt 1 of 10: pod is alive, but its job was interrupted" in result.errors
   assert "delete" not in cloud.verbs()
+
+
+def test_a_job_that_fails_while_a_worker_is_away_was_interrupted(cloud):
+  call = cloud.gcloud.call
+
+  def away(argv):
+    if (cloud.folder / "first").exists() and not (cloud.folder / "away").exists():
+      (cloud.folder / "away").touch()
+      cloud.plan(ssh=[{"worker": 1, "times": 10, "runs": False}] * 4)
+    return call(argv)
+
+  cloud.gcloud.call = away
+  result = cloud.keep("bash", "-c", "if mkdir $CLOUD/first; then exit 1; fi; sleep 1")
+  assert result.code == 0, result.errors
+  assert "1 of 2 workers answered" in result.errors
+  assert "but its job was interrupted" in result.errors
 
 
 def test_a_job_that_is_stopped_saves_and_is_not_started_again(cloud):
@@ -389,7 +402,9 @@ def test_what_ends_an_action_stops_the_rest(cloud):
 def test_a_pod_of_another_type_is_not_taken_for_the_one_asked_for(cloud):
   cloud.ready()
   result = cloud.run("create", "--type=v5p-8")
-  assert result.code == 1 and "is a v5litepod-16, not a v5p-8" in result.errors
+  assert (
+    result.code == 1 and "exists and is a v5litepod-16, not a v5p-8" in result.errors
+  )
 
 
 def test_an_installation_leaves_nothing_of_the_one_before_but_what_jobs_wrote(
@@ -434,7 +449,7 @@ def test_an_interrupted_script_says_that_the_job_goes_on(cloud):
   os.killpg(script.pid, signal.SIGINT)
   _, errors = script.communicate(timeout=50)
   assert script.returncode == 130
-  assert "goes on: launch/tpu_pod.sh status --name=pod --zone=z" in errors
+  assert "what was started on the pod goes on" in errors
   os.killpg(int(cloud.job()[3]), 0)
 
 
@@ -600,9 +615,9 @@ def test_the_real_gcloud_parses_each_line(tmp_path, dry_run):
     ("not allowed", ("create", *PLACE, TYPE, "--spot", "--reserved")),
     ("--zone", ("status", "--name=pod")),
     ("--poll", ("status", *PLACE, "--poll=-1")),
-    ("takes no command", ("delete", *PLACE, "--", "true")),
-    ("a command behind --", ("run", *PLACE)),
-    ("a command behind --", ("run", *PLACE, "--", "-x")),
+    ("takes no command, but", ("delete", *PLACE, "--", "true")),
+    ("a command after --", ("run", *PLACE)),
+    ("a command after --", ("run", *PLACE, "--", "-x")),
     ("-m tpv_jax.t5x.eval", ("run", *PLACE, "--", "python", "-m", "t5x.eval")),
     ("needs --tunnel", ("keep", *PLACE, TYPE, "--internal-ips", "--", "true")),
     (r"\x1b[2J\n", ("delete", "--name=\x1b[2J\n", "--zone=z")),
