@@ -347,16 +347,22 @@ def test_a_job_that_was_interrupted_is_started_again_on_a_living_pod(cloud, end)
 
 
 def test_a_job_that_fails_while_a_worker_is_away_was_interrupted(cloud):
-  call = cloud.gcloud.call
+  call, stops = cloud.gcloud.call, []
 
   def away(argv):
-    if (cloud.folder / "first").exists() and not (cloud.folder / "away").exists():
-      (cloud.folder / "away").touch()
-      cloud.plan(ssh=[{"worker": 1, "times": 10, "runs": False}] * 4)
+    """Worker 1 is, from the failure of worker 0 until the job is stopped a second time."""
+    if argv[3] == "ssh" and (cloud.folder / "first").exists():
+      stops.extend(word for word in argv if word.endswith("tpu_worker.sh stop"))
+      if len(stops) < 2:
+        cloud.plan(ssh=[{"worker": 1, "times": 10, "runs": False}])
     return call(argv)
 
   cloud.gcloud.call = away
-  result = cloud.keep("bash", "-c", "if mkdir $CLOUD/first; then exit 1; fi; sleep 1")
+  code = (
+    "if [[ $HOSTNAME == *-0 ]]; then ! mkdir $CLOUD/first; exit; fi;"
+    " if mkdir ~/once; then sleep 50; fi"
+  )
+  result = cloud.keep("bash", "-c", code)
   assert result.code == 0, result.errors
   assert "1 of 2 workers answered" in result.errors
   assert "but its job was interrupted" in result.errors
