@@ -9,6 +9,7 @@ import time
 import gin
 import pytest
 
+from tpv_jax.data import sources
 from tpv_jax.errors import UserError
 from tpv_jax.runner import run_folder
 from tpv_jax.t5x import settings
@@ -205,3 +206,12 @@ def test_a_second_run_in_a_model_dir_is_refused_while_the_first_one_works(
   with run_folder.held(run):  # The same command would go on.
     pass
   assert not (run / ".lock").exists()
+
+
+def test_our_tasks_read_where_t5x_is_told_that_data_lies(monkeypatch):
+  monkeypatch.setenv("TFDS_DATA_DIR", "before")
+  settings.share_data_dir(None)
+  assert str(sources.data_directory()) == "before"
+  settings.share_data_dir("gs://bucket/tfds")
+  assert str(sources.data_directory()) == "gs://bucket/tfds"
+  assert str(sources.data_directory("own")) == "own"

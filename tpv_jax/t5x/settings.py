@@ -9,6 +9,7 @@ imported.
 
 import atexit
 import copy
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -137,10 +138,19 @@ class _Stumbled(app.ExceptionHandler):
 def _before_it_runs(known: Any) -> None:
   """Checks what the command was given, and keeps others out of its MODEL_DIR."""
   del known  # gin's configuration, which is about to be locked.
-  if _check_command() == "train":
+  command = _check_command()
+  if command is not None:
+    share_data_dir(flags.FLAGS.tfds_data_dir)
+  if command == "train":
     model_dir = copy.deepcopy(gin.query_parameter("train.model_dir"))  # Made by gin.
     t5x.leaving.enter_context(run_folder.held(model_dir))
     atexit.register(t5x.leaving.close)
+
+
+def share_data_dir(given: str | None) -> None:
+  """Has our tasks read where T5X's flag `--tfds_data_dir` has seqio read, if it is given."""
+  if given:
+    os.environ["TFDS_DATA_DIR"] = given
 
 
 def _check_command() -> str | None:
