@@ -476,8 +476,9 @@ def pack(folder: pathlib.Path) -> pathlib.Path:
   path = folder / "bundle.tar.gz"
   with tarfile.open(path, "w:gz") as archive:
     for name in sorted(set(os.fsdecode(listed.stdout).split("\0")) - {""}):
-      if os.path.lexists(ROOT / name):
-        archive.add(ROOT / name, name, recursive=False)
+      file = ROOT / name  # Not the folder of a repository within this one.
+      if file.is_symlink() or file.is_file():
+        archive.add(file, name, recursive=False)
   digest = hashlib.sha256(path.read_bytes()).hexdigest()
   return path.rename(folder / f"tpv_jax-{digest}.tar.gz")
 

@@ -1,19 +1,18 @@
 #!/usr/bin/env bash
-# launch/tpu_worker.sh is what launch/tpu_pod.sh runs on each worker: one job at a time, which
-# outlives the connection.
+# launch/tpu_worker.sh runs on each worker, for launch/tpu_pod.sh: one detached job at a time.
 #
-#   start JOB COMMAND...   starts COMMAND, unless a job runs or JOB was started
-#   status                 tells of the newest job
+#   start JOB COMMAND...   starts COMMAND, unless a job is running or JOB was started before
+#   status                 shows the newest job
 #   stop                   sends it SIGTERM, and SIGKILL after 60 s
-#   install BUNDLE EXTRAS  unpacks and installs the repository; is itself run as a job
+#   install BUNDLE EXTRAS  unpacks and installs the repository; run as a job itself
 #
 # The first three print a line: tpv-worker HOST JOB STATE CODE. STATE is none, running, exit,
-# terminated (ended after a SIGTERM of the machine's own), stopped (by `stop`) or vanished
-# (no process and no exit code: it was killed, or the machine started anew).
+# terminated (it ended, and something other than `stop` had sent SIGTERM), stopped, or
+# vanished (no process and no exit code: killed, or the machine was restarted).
 #
-# A job runs in ~/tpv_jax, with ~/tpv_pod/env in front of PATH. ~/tpv_pod has its log, its
-# status ("JOB STATE CODE PID") and a lock, which the job's processes hold while they live:
-# a command whose connection broke is repeated by gcloud, and a job must not start twice.
+# A job runs in ~/tpv_jax with ~/tpv_pod/env first in PATH. ~/tpv_pod holds its log, its
+# status ("JOB STATE CODE PID") and a lock, which the job's processes keep while they live.
+# That makes `start` safe to repeat: gcloud repeats a command whose connection broke.
 set -euo pipefail
 
 usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" | sed '/^set/d'; }
@@ -27,14 +26,14 @@ put_status() {
   mv -- "$pod/status.new" "$pod/status"
 }
 
-# What holds the lock for longer than a moment is a job.
+# Only a job holds the lock for longer than a moment.
 is_free() { flock --shared --wait "$1" "$pod/lock" true; }
 
 report() {
   local job=- state=none code=0
   [[ ! -e $pod/status ]] || read -r job state code _ <"$pod/status"
   if [[ $state == running ]] && is_free 0; then
-    read -r job state code _ <"$pod/status" # It may have ended since the first look.
+    read -r job state code _ <"$pod/status" # It may have ended in between.
     [[ $state != running ]] || state=vanished
   fi
   [[ $state == running || ! -e $pod/stopped ]] || state=stopped
@@ -62,13 +61,13 @@ start() {
   report
 }
 
-# Runs as the leader of a session of its own, and holds the lock that `start` took.
+# Leads a session of its own, and keeps the lock that `start` took.
 job() {
   local job=$1 state=exit code=0
   shift
   put_status "$job running 0 $$"
   echo "== $(date --iso-8601=seconds) $job: ${*@Q}"
-  trap 'state=terminated' TERM # Who sends it to this process sends it to all of the job.
+  trap 'state=terminated' TERM # The sender signals the whole job.
   trap '' HUP
   cd "$HOME/tpv_jax"
   env PATH="$pod/env/bin:$PATH" PYTHONUNBUFFERED=1 "$@" || code=$?
@@ -95,10 +94,9 @@ install() {
   local bundle=$HOME/$1 extras=$2 python=$pod/env/bin/python digest
   digest=${1#tpv_jax-}
   [[ $(sha256sum <"$bundle") == "${digest%.tar.gz}"* ]] || fail "$bundle is damaged."
-  # Files of the copy before go, so that none of an older version is left; what jobs wrote
-  # stays.
+  # The files of the last copy are removed first; what jobs wrote stays.
   [[ ! -e $pod/files ]] || (cd "$HOME/tpv_jax" && xargs -0 rm -f -- <"$pod/files")
-  tar -tzf "$bundle" | tr '\n' '\0' >"$pod/files"
+  tar --quoting-style=literal -tzf "$bundle" | tr '\n' '\0' >"$pod/files"
   tar -xzf "$bundle" -C "$HOME/tpv_jax"
   find "$HOME" -maxdepth 1 -name 'tpv_jax-*.tar.gz' ! -path "$bundle" -delete
   cd "$HOME/tpv_jax"
@@ -115,7 +113,7 @@ install() {
   "$python" -m pip install --quiet --no-deps -r requirements-t5x.txt
 }
 
-# All of this file is read before a line of it runs: a copy of it may come meanwhile.
+# Within a function, so that a new copy of this file does not change what is running.
 main() {
   local verb=${1:-}
   (($# == 0)) || shift

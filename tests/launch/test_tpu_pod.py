@@ -45,6 +45,7 @@ def repository(tmp_path_factory):
   for command in ("git init -q", "git add -A"):
     subprocess.run(command.split(), cwd=root, check=True)
   (root / "my_task.gin").write_text("not committed")
+  subprocess.run(["git", "init", "-q", root / "another"], check=True)
   (root / "runs").mkdir()
   (root / "runs" / "large").write_text("ignored")
   return root
@@ -418,10 +419,10 @@ def test_an_installation_leaves_nothing_of_the_one_before_but_what_jobs_wrote(
 ):
   cloud.ready(workers=1)
   (home,) = cloud.homes()
-  (repository / "old.gin").touch()
+  (repository / "ältere.gin").touch()
   assert cloud.run("install").code == 0
   (home / "tpv_jax" / "runs").mkdir()
-  (repository / "old.gin").unlink()
+  (repository / "ältere.gin").unlink()
   assert cloud.run("install", "--extras=data").code == 0
   names = sorted(os.listdir(home / "tpv_jax"))
   assert names == [".gitignore", "launch", "my_task.gin", "runs", "setup.py"]
