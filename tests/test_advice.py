@@ -296,13 +296,13 @@ GIN_CASES = {
     r"set (INITIAL_PROMPT) to (@\S+?)\.$",
     "{call} --gin.{0}={1}",
   ),
-  "a short prompt that is too long": (
-    f"{EPT} --gin.SHORT_LENGTH=40 --gin.RANK=1",
-    r"Set (SHORT_LENGTH) to at most (PROMPT_LENGTH)",
-    EPT + " --gin.{0}=16 --gin.{1}=32 --gin.RANK=1",
+  "a rank over the budget": (
+    f"{EPT} --gin.RANK=20",
+    r"largest rank found \((RANK) = (@budget\.rank\(\)),",
+    "{call} --gin.{0}={1}",
   ),
   "a budget without a rank": (
-    f"{EPT} --gin.PROMPT_LENGTH=17",
+    f"{EPT} --gin.PROMPT_LENGTH=23",
     r"set (RANK) = 0 and (FUSION_WIDTH) = 0",
     "{call} --gin.{0}=0 --gin.{1}=0",
   ),

@@ -238,6 +238,15 @@ def test_each_of_depts_pairs_has_its_file(length, rank):
   assert (prompt.length, prompt.rank) == (length, rank)
 
 
+def test_a_rank_over_the_budget_is_refused_when_a_prompt_file_gives_it():
+  assert configured("ept_base.gin", "RANK=29").rank == 29
+  with pytest.raises(UserError, match=r"R = 30 make .* over the budget of 100 x 768"):
+    try:
+      configured("ept_base.gin", "RANK=30")
+    except Exception as error:
+      raise command_line._without_gin(error) from None
+
+
 def test_the_rank_follows_what_the_command_line_changes():
   assert configured("ept_base.gin", "SHORT_LENGTH=60").rank == 14
   assert configured("ept.gin", "FUSION_WIDTH=0", "SPACES=0", "RANK=0").rank == 0

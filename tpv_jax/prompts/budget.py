@@ -7,6 +7,7 @@ those of `equations`.
 """
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -86,12 +87,14 @@ def rank(
   left = tokens * features - sum(parts.values())
   each = source_length + features
   if left < each:
+    without_update = ""
+    if left + parts["fusion"] >= 0:
+      without_update = "; to go without an update, set RANK = 0 and FUSION_WIDTH = 0"
     raise UserError(
       f"A budget of {_product(tokens, features)} parameters leaves no rank for the "
       f"low-rank update: the others have {_describe(parts)}, and each rank takes "
       f"{source_length} + {features} = {each:,}. Take a shorter prompt (SHORT_LENGTH), "
-      "a narrower fusion, fewer spaces or a larger PROMPT_LENGTH; to go without an "
-      "update, set RANK = 0 and FUSION_WIDTH = 0."
+      f"a narrower fusion, fewer spaces or a larger PROMPT_LENGTH{without_update}."
     )
   return min(left // each, source_length, features)
 
@@ -129,6 +132,17 @@ def check(
   limits["budget"] = left // (source_length + features)
   limit = next((name for name, more in limits.items() if not more), None)
   return Count(length, rank, parts, budget, limit)
+
+
+def within(tokens: Size, prompt: Any) -> Any:
+  """Returns the `ept.EPT`, whose parameters stay at or under P*D, with P `tokens`.
+
+  Raises:
+    UserError: they do not.
+  """
+  sizes = inspect.signature(rank).parameters.keys() - {"tokens"}
+  check(tokens, rank=prompt.rank, **{name: getattr(prompt, name) for name in sizes})
+  return prompt
 
 
 def table(counts: Sequence[Count]) -> str:
