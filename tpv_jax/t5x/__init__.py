@@ -9,6 +9,7 @@ its duck types only; `restoring`, `training`, `datasets` and `mesh` import it.
     restoring   where the backbone, the prompt and a resumed state come from
     saving      checkpoints of the prompt only, and portable prompt files
     training    T5X's trainer with micro-batches that do not change the loss's scale
+    profiling   a trace of some training steps
     datasets    the training examples from the step on at which a run continues
     bank        many prompts in one run, each with a data set of its own
     mesh        the partitioner, checked against devices and batch

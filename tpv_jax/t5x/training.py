@@ -2,6 +2,7 @@
 
 import functools
 import types
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -9,8 +10,10 @@ import jax.numpy as jnp
 from t5x import trainer
 
 from tpv_jax import identity
+from tpv_jax.checks import Steps
 from tpv_jax.errors import UserError
 from tpv_jax.model import SoftPromptModel
+from tpv_jax.t5x import profiling
 
 
 class Trainer(trainer.Trainer):
@@ -22,14 +25,34 @@ class Trainer(trainer.Trainer):
   Gradients exist for what is trained only; T5X would add up one of every leaf.
   """
 
-  def __init__(self, *args: Any, **kwargs: Any):
-    """Takes what T5X's trainer takes."""
+  def __init__(
+    self, *args: Any, profile_steps: Sequence[Steps] | None = None, **kwargs: Any
+  ):
+    """Takes what T5X's trainer takes, and the first and last step to be traced."""
     super().__init__(*args, **kwargs)
+    self._profile = profile_steps and profiling.Profile(
+      profile_steps, kwargs["summary_dir"]
+    )
     if self._weight_metrics_computer is not None:
       raise UserError(
         "weight_metrics_computer wants the gradients of the whole frozen backbone, at the "
         "cost of full fine-tuning. Leave it None."
       )
+
+  def train(
+    self, batch_iter: Iterator[Any], num_steps: int, start_step: int | None = None
+  ) -> Any:
+    """Trains, as T5X's trainer does, and traces the steps that were asked for."""
+    if self._profile:
+      done = int(self.train_state.step) if start_step is None else start_step
+      batch_iter = self._profile.watch(batch_iter, done)
+    return super().train(batch_iter, num_steps, start_step)
+
+  def close(self) -> None:
+    """Ends what was begun."""
+    if self._profile:
+      self._profile.stop()
+    super().close()
 
   @functools.cached_property
   def _partitioned_train_step(self) -> Any:
