@@ -66,7 +66,7 @@ class _Parts:
 
     return self.initializer.from_scratch(jax.random.PRNGKey(0))
 
-  def manager(self):
+  def manager(self, restore_dtype="float32"):
     import os
 
     from t5x import checkpoints
@@ -77,7 +77,7 @@ class _Parts:
       self.initializer.global_train_state_shape,
       self.partitioner,
       save_dtype="float32",
-      restore_dtype="float32",
+      restore_dtype=restore_dtype,
     )
 
   def trainer(self, learning_rate, microbatches=None, state=None):

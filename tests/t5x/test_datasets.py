@@ -1,4 +1,6 @@
-"""The training examples of a T5X run that continues."""
+"""The examples of a T5X job: those of a run that continues, and what is cut off."""
+
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -38,6 +40,32 @@ def batches(t5x, tmp_path):
     ]
 
   return first
+
+
+@pytest.mark.parametrize("most", [3, 60])
+def test_the_log_says_how_many_texts_are_trimmed(t5x, most):
+  from absl import logging
+  from t5x import utils
+
+  from tpv_jax.t5x import datasets, tasks
+
+  vocabulary, task = vocabularies.embedded(), suite.task("topic")
+  config = utils.DatasetConfig(
+    mixture_or_task_name=tasks.registered(task, vocabulary),
+    task_feature_lengths={"inputs": most, "targets": 4},
+    split="validation",
+    batch_size=4,
+    shuffle=False,
+    seed=7,
+  )
+  with mock.patch.object(logging, "log") as log:
+    assert datasets.report_trimmed(config) is config
+  level, text = log.call_args_list[0].args
+  sizes = [len(vocabulary.encode(x.inputs)) + 1 for x in task.examples("validation")]
+  cut, longest = sum(size > most for size in sizes), max(sizes)
+  assert f"{cut} of the first {len(sizes)} are trimmed to {most} tokens" in text
+  assert f"the longest has {longest}" in text
+  assert level == (logging.WARNING if cut else logging.INFO)
 
 
 def test_a_run_that_goes_on_sees_the_examples_it_would_have_seen(batches):

@@ -170,6 +170,21 @@ def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
   )
 
 
+def test_a_checkpoint_that_t5x_restores_by_itself_is_of_this_run_and_in_fp32(
+  tiny, under_t5x, tmp_path
+):
+  parts = under_t5x(tmp_path / "run")
+  manager = parts.manager()
+  manager.save(trained(tiny, parts, 0, 4), hooks(parts))
+  manager.close()
+  other = under_t5x(tmp_path / "other").manager()
+  with pytest.raises(UserError, match=r"not of the run in .*other.*INITIAL_PROMPT"):
+    other.restore(path=str(tmp_path / "run" / "checkpoint_4"))
+  rounding = under_t5x(tmp_path / "run").manager(restore_dtype="bfloat16")
+  with pytest.raises(UserError, match="in bfloat16, in which steps are rounded"):
+    rounding.restore(step=4)
+
+
 def test_what_an_ept_run_writes_is_folded_for_eval_and_says_its_origin(
   tiny, under_t5x, tmp_path
 ):

@@ -92,6 +92,30 @@ def test_what_the_gin_files_for_t5x_take_is_read(check, entry, files, bindings):
     ("evaluate", EVAL, "TRAIN_STEPS=5", "TRAIN_STEPS .*is read by nothing"),
     ("evaluate", EVAL, "WHICH='bset'", "WHICH is 'bset'"),
     ("infer", INFER, "INFER_MODE='scor'", "INFER_MODE is 'scor'.*'score'"),
+    (
+      "train",
+      TRAIN,
+      "utils.CheckpointConfig.restore=@utils.RestoreCheckpointConfig()",
+      "CheckpointConfig.restore .*initial.from_file",
+    ),
+    (
+      "evaluate",
+      EVAL,
+      "utils.RestoreCheckpointConfig.path='x'",
+      "RestoreCheckpointConfig.path .*Write PROMPT_PATH",
+    ),
+    (
+      "infer",
+      INFER,
+      "utils.RestoreCheckpointConfig.dtype='bfloat16'",
+      "RestoreCheckpointConfig.dtype is 'bfloat16'; it must be 'float32'",
+    ),
+    (
+      "train",
+      TRAIN,
+      "utils.SaveCheckpointConfig.dtype='bfloat16'",
+      "SaveCheckpointConfig.dtype is 'bfloat16'; it must be 'float32'",
+    ),
     ("infer", INFER, "seqio.Evaluator.num_examples=3", "does not call seqio.Evaluator"),
   ],
 )
@@ -135,6 +159,7 @@ def test_what_t5x_calls_otherwise_is_refused_with_what_to_write(
     ("train", TRAIN, "USE_CACHED_TASKS=True"),
     ("train", TRAIN, "USE_HARDWARE_RNG=True"),
     ("train", TRAIN, "SHUFFLE_TRAIN_EXAMPLES=False"),
+    ("train", TRAIN, "PROFILE_STEPS=[20, 25]"),
     ("evaluate", EVAL, "EVALUATOR_NUM_EXAMPLES=3"),
     ("evaluate", EVAL, "EVALUATOR_USE_MEMORY_CACHE=False"),
     ("evaluate", EVAL, "JSON_WRITE_N_RESULTS=3"),

@@ -1,15 +1,53 @@
-"""The examples of a T5X run: from the step on at which it continues, and of a bank."""
+"""The examples of a T5X job: what is cut off, where a run continues, those of a bank."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import seqio
 import tensorflow as tf
+from absl import logging
 from t5x import checkpoints, utils
 
 from tpv_jax.errors import UserError
+from tpv_jax.runner import processes
 from tpv_jax.t5x.bank import Member
+
+COUNTED = 10_000
+"""Of so many examples the log says how many are trimmed."""
+
+
+def report_trimmed(cfg: utils.DatasetConfig) -> utils.DatasetConfig:
+  """Returns the configuration; the log says how many texts its lengths cut off.
+
+  Texts are those of the first `COUNTED` examples of the split, which process 0 reads.
+  """
+  if processes.is_writer():
+    lengths = {name: n for name, n in (cfg.task_feature_lengths or {}).items() if n}
+    _report(cfg.mixture_or_task_name, cfg.split, tuple(lengths.items()), cfg.use_cached)
+  return cfg
+
+
+@functools.cache  # A bank asks for each of its prompts.
+def _report(
+  task: str, split: str, lengths: tuple[tuple[str, int], ...], use_cached: bool
+) -> None:
+  examples = seqio.get_mixture_or_task(task).get_dataset(
+    None, split, use_cached=use_cached, shuffle=False
+  )
+  sizes = examples.take(COUNTED).map(
+    lambda row: [tf.size(row[key]) for key, _ in lengths]
+  )
+  found = np.array([*sizes.as_numpy_iterator()]).reshape(-1, len(lengths))
+  for (feature, most), column in zip(lengths, found.T, strict=True):
+    cut = (column > most).sum()
+    logging.log(
+      logging.WARNING if cut else logging.INFO,
+      f"{feature} of '{task}' ({split}): {cut} of the first {len(column)} are trimmed to "
+      f"{most} tokens; the longest has {max(column, default=0)}.",
+    )
 
 
 def get_dataset(
@@ -37,7 +75,7 @@ def get_dataset(
 
   def of_one(cfg: utils.DatasetConfig) -> Any:
     batches = utils.get_dataset(
-      cfg,
+      report_trimmed(cfg),
       shard_id,
       num_shards,
       feature_converter_cls,

@@ -146,13 +146,34 @@ class Initializer(utils.TrainStateInitializer):
     return create(params)
 
   def _complete(self, state: Any) -> Any:
-    """Returns a restored state with the backbone's leaves in place of their shapes."""
+    """Returns a restored state with the backbone's leaves in place of their shapes.
+
+    Raises:
+      UserError: the state is of another run or backbone, or its steps were rounded.
+    """
+    self._check_restored(state)
     leaves, name, fingerprint = self._load_backbone()
     self._check_same_backbone(name, fingerprint)
     if self.model_dir is not None:
       self._check_same_run(state, leaves, name, fingerprint)
     frozen = {path: leaf for path, leaf in leaves.items() if path not in self._kept}
     return state.replace_params(replace_leaves(state.params, frozen))
+
+  def _check_restored(self, state: Any) -> None:
+    """Raises `UserError` if T5X restored what a run or a job cannot go on with."""
+    kind = jnp.asarray(state.step).dtype
+    if kind in (jnp.bfloat16, jnp.float16):
+      raise UserError(
+        f"T5X restored the checkpoint in {kind}, in which steps are rounded, and prompts "
+        "too. Leave the dtype of SaveCheckpointConfig and RestoreCheckpointConfig at "
+        "'float32'; BACKBONE_DTYPE and DTYPE are those of the model."
+      )
+    if self.model_dir is not None and not orbax_io.checkpoints_in(self.model_dir):
+      raise UserError(
+        f"T5X restored a checkpoint that is not of the run in '{self.model_dir}', so where "
+        "its prompt comes from would not be known. Leave CheckpointConfig.restore None, "
+        "and start from that prompt: INITIAL_PROMPT = @initial.from_file."
+      )
 
   def _folders(self) -> list[str]:
     """Returns the folder of each prompt of a training run."""

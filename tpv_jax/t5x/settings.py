@@ -51,7 +51,12 @@ _OF_T5X: Mapping[str, Mapping[str, Any]] = {
     "checkpoint_period": Steps,
   },
   "t5x.utils.DatasetConfig": _DATA,
-  "t5x.utils.SaveCheckpointConfig": {"period": Steps, "keep": Size | None},
+  "t5x.utils.SaveCheckpointConfig": {
+    "period": Steps,
+    "keep": Size | None,
+    "dtype": Literal["float32"],  # T5X restores a run's own checkpoints in it.
+  },
+  "t5x.utils.RestoreCheckpointConfig": {"dtype": Literal["float32"]},
 }
 """What parameters of T5X may be: its own annotations know no ranges."""
 
@@ -83,6 +88,21 @@ INSTEAD = {
 }
 """What to do about names of T5X's own gin files that mean nothing here."""
 
+_NOT_HERE = {
+  (
+    "t5x.utils.CheckpointConfig",
+    "restore",
+  ): "would have T5X start from a checkpoint whose "
+  "initial prompt the run does not know. A prompt to start from is INITIAL_PROMPT = "
+  "@initial.from_file, a file, run or checkpoint; the model is BACKBONE.",
+  (
+    "t5x.utils.RestoreCheckpointConfig",
+    "path",
+  ): "would be used in the place of the prompt "
+  "that was named. Write PROMPT_PATH, a file, run or checkpoint.",
+}
+"""What T5X would do without the model, its prompt's provenance or the run knowing."""
+
 
 def check(
   entry: Callable[..., Any],
@@ -111,6 +131,7 @@ def check(
     known = (words for name, words in INSTEAD.items() if name in str(error))
     raise UserError(" ".join([str(error), *known])) from error
   _refuse_a_mixtures_name(found)
+  _refuse_what_is_not_here(found)
   return settings.check(entry, found, others=_OF_T5X, instead=INSTEAD)
 
 
@@ -173,6 +194,14 @@ def _check_command() -> str | None:
     for line in lines:
       print(line, file=sys.stderr)
   return known[0]
+
+
+def _refuse_what_is_not_here(found: gin_files.Settings) -> None:
+  """Raises `UserError` for a setting of the user's that `_NOT_HERE` is about."""
+  for (_, *what), setting in found.items():
+    words = _NOT_HERE.get((what[0], what[1]))
+    if words and not setting.shipped and setting.value is not None:
+      raise UserError(f"{setting.name} ({setting.place}) {words}")
 
 
 def _refuse_a_mixtures_name(found: gin_files.Settings) -> None:
