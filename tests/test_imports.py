@@ -72,5 +72,18 @@ def test_the_numpy_rooms_import_neither_jax_nor_anything_heavy():
   assert not loaded_by(*names) & (TENSORFLOW | JAX | HEAVY | {"etils", "fsspec"})
 
 
+def test_the_t5x_room_leaves_t5xs_log_as_it_is():
+  names = [name for name in modules() if name.startswith("tpv_jax.t5x")]
+  code = (
+    "import importlib, logging\n"
+    f"for name in {names!r}: importlib.import_module(name)\n"
+    "print(logging.getLogger('absl').getEffectiveLevel())"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+  )
+  assert int(done.stdout) <= 30  # WARNING
+
+
 def test_importing_the_package_alone_loads_no_library():
   assert not loaded_by("tpv_jax") & (TENSORFLOW | JAX | HEAVY | {"numpy"})

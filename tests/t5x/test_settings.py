@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -226,7 +227,8 @@ def test_a_second_run_in_a_model_dir_is_refused_while_the_first_one_works(
     assert second.returncode == 2
   finally:
     first.kill()  # As a crash does: the lock file stays.
-    first.communicate()
+    said = first.communicate()[0]
+  assert re.search(r"inputs of 'tpv_sentiment' \(train\): 0 of the first \d+ are", said)
   assert (run / ".lock").exists()
   with run_folder.held(run):  # The same command would go on.
     pass

@@ -17,7 +17,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -27,7 +27,6 @@ from tpv_jax import files, identity
 from tpv_jax.errors import UserError
 from tpv_jax.model import PROMPT
 from tpv_jax.runner import processes, run_folder, run_settings
-from tpv_jax.runner.training import Metric
 from tpv_jax.t5x.bank import Member
 from tpv_jax.vectors import store
 from tpv_jax.vectors.provenance import (
@@ -141,7 +140,7 @@ class BestPrompt:
     self,
     model_dir: str,
     task: str | None,
-    metric: Metric = "loss",
+    metric: Literal["loss", "accuracy", "exact_match"] = "loss",
     higher_is_better: bool | None = None,
     members: Sequence[Member] | None = None,
   ):
