@@ -563,7 +563,7 @@ def parser() -> argparse.ArgumentParser:
   main.add_argument("--dry-run", action="store_true")
   actions = main.add_subparsers(dest="action", required=True, parser_class=Parser)
   everywhere = Parser(add_help=False)
-  everywhere.add_argument("--name", type=word, required=True, help="the pod's")
+  everywhere.add_argument("--name", type=word, required=True, help="of the pod")
   everywhere.add_argument("--zone", type=word, required=True)
   everywhere.add_argument("--project", type=word, help="default: gcloud's own")
   everywhere.add_argument("--dry-run", action="store_true", default=argparse.SUPPRESS)
@@ -572,7 +572,7 @@ def parser() -> argparse.ArgumentParser:
     type=matching(r"[0-9]{1,4}(\.[0-9]+)?", "30"),
     default="30",
     metavar="SECONDS",
-    help="between two looks (30)",
+    help="between two polls (30)",
   )
   reach = Parser(add_help=False)
   way = reach.add_mutually_exclusive_group()
@@ -587,7 +587,7 @@ def parser() -> argparse.ArgumentParser:
     "--type",
     type=kind_of_pod,
     required=True,
-    help="v5litepod-16, v5p-16, v6e-16, v4-16",
+    help="v5litepod-16 (v5e), v5p-16, v6e-16, v4-16; 7x needs Compute Engine or GKE",
   )
   making.add_argument("--runtime", type=word, help="default: the type's")
   cost = making.add_mutually_exclusive_group()
@@ -637,7 +637,7 @@ def parser() -> argparse.ArgumentParser:
     "--most",
     type=matching(r"[1-9][0-9]{0,3}", "10"),
     default="10",
-    help="attempts (10)",
+    help="how often to create it or start COMMAND (10)",
   )
   return main
 

@@ -414,6 +414,15 @@ def test_a_pod_of_another_type_is_not_taken_for_the_one_asked_for(cloud):
   )
 
 
+def test_a_pod_that_its_user_deletes_is_not_made_again(cloud):
+  cloud.ready()
+  request = json.loads(cloud.gcloud.request.read_text())
+  cloud.gcloud.request.write_text(json.dumps(request | {"states": ["DELETING"]}))
+  result = cloud.keep("true")
+  assert result.code == 1 and "pod is being deleted" in result.errors
+  assert cloud.verbs() == ["describe"]
+
+
 def test_an_installation_leaves_nothing_of_the_one_before_but_what_jobs_wrote(
   cloud, repository
 ):
