@@ -165,7 +165,7 @@ def test_the_examples_in_the_help_of_programs_run(program, commands, check):
 
 
 def test_the_commands_in_the_headers_of_scripts_run(check):
-  scripts = [*REPOSITORY.glob("launch/*"), *REPOSITORY.glob("examples/*.py")]
+  scripts = [*REPOSITORY.glob("launch/*.*"), *REPOSITORY.glob("examples/*.py")]
   check([step for path in sorted(scripts) for step in documents.header(path)])
 
 
