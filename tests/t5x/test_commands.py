@@ -86,6 +86,7 @@ class Shell:
     name = f"runs/{prompt}"
     call = (*TRAIN, *PROMPTS[prompt], *CUT[devices], f"--gin.MODEL_DIR='{name}'")
     self.run(*call, devices=devices)
+    assert "collection=training_eval" in self.log.read_text()  # T5X is heard.
     assert len(self.prompts(name)) == 3
     return name
 
