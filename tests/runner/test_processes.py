@@ -1,5 +1,6 @@
 """Several processes on loopback: the numbers of one, resume with other numbers, loss."""
 
+import argparse
 import json
 import os
 import signal
@@ -202,8 +203,10 @@ def test_a_process_that_waits_for_nobody_says_so(capsys):
   from tpv_jax.errors import UserError
   from tpv_jax.runner import processes
 
+  parser = argparse.ArgumentParser()
+  processes.add_flags(parser)
   with pytest.raises(UserError, match=r"could not join the others: .*--process_count"):
-    processes.initialise(None, None, None)
+    processes.join(parser.parse_args(["--multiprocess_gpu"]))
 
 
 @pytest.mark.parametrize(

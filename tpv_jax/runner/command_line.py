@@ -49,14 +49,7 @@ def main(
   )
   parser.add_argument("--gin_bindings", action="append", default=[], help="NAME=VALUE")
   parser.add_argument("--gin_search_paths", default="", help="folders, by commas")
-  parser.add_argument(
-    "--multiprocess_gpu",
-    action="store_true",
-    help="one of several processes (GPU, CPU or TPU hosts); T5X's name for it",
-  )
-  parser.add_argument("--coordinator_address", help="HOST:PORT of process 0")
-  parser.add_argument("--process_count", type=int, help="how many processes")
-  parser.add_argument("--process_index", type=int, help="which one this is, from 0")
+  processes.add_flags(parser)
   parser.add_argument("--debug", action="store_true", help="show traces of errors")
   flags = parser.parse_args(_rewrite_gin_flags(argv))
 
@@ -66,14 +59,7 @@ def main(
         "No gin file was given, so there is nothing to run. Pass --gin_file=FILE; "
         "--help shows examples."
       )
-    cluster = (flags.coordinator_address, flags.process_count, flags.process_index)
-    if flags.multiprocess_gpu:
-      processes.initialise(*cluster)
-    elif any(flag is not None for flag in cluster):
-      raise UserError(
-        "--coordinator_address, --process_count and --process_index are read with "
-        "--multiprocess_gpu only. Add it, or leave them out for a single process."
-      )
+    processes.join(flags)
     search_paths = [path for path in flags.gin_search_paths.split(",") if path]
     for path in search_paths:
       if not files.to_path(path).is_dir():

@@ -5,6 +5,7 @@ and gives its devices their rows; process 0 alone writes files, beside Orbax, in
 all of them take part.
 """
 
+import argparse
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
@@ -18,22 +19,41 @@ from tpv_jax import files
 from tpv_jax.errors import UserError
 
 
-def initialise(
-  coordinator_address: str | None, count: int | None, index: int | None
-) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of one of several processes, which T5X's train spells in this way."""
+  parser.add_argument(
+    "--multiprocess_gpu",
+    action="store_true",
+    help="one of several processes (GPU, CPU or TPU hosts); T5X's name for it",
+  )
+  parser.add_argument("--coordinator_address", help="HOST:PORT of process 0")
+  parser.add_argument("--process_count", type=int, help="how many processes")
+  parser.add_argument("--process_index", type=int, help="which one this is, from 0")
+
+
+def join(flags: argparse.Namespace, preemption: bool = False) -> None:
   """Joins this process to the others of the run, before JAX looks for devices.
 
+  Without an address JAX finds the cluster out by itself (Cloud TPU, SLURM, Open MPI).
+
   Args:
-    coordinator_address: 'host:port' of process 0; None where JAX finds the cluster out
-      by itself (Cloud TPU, SLURM, Open MPI).
-    count: how many processes there are.
-    index: which one this is, from 0.
+    flags: those of `add_flags`; without --multiprocess_gpu this process is alone.
+    preemption: whether JAX catches SIGTERM and tells all processes, for those who ask it.
 
   Raises:
-    UserError: the others did not come.
+    UserError: the others did not come, or flags are missing.
   """
+  cluster = (flags.coordinator_address, flags.process_count, flags.process_index)
+  if not flags.multiprocess_gpu:
+    if any(flag is not None for flag in cluster):
+      raise UserError(
+        "--coordinator_address, --process_count and --process_index are read with "
+        "--multiprocess_gpu only. Add it, or leave them out for a single process."
+      )
+    return
+  jax.config.update("jax_enable_preemption_service", preemption)
   try:
-    jax.distributed.initialize(coordinator_address, count, index)
+    jax.distributed.initialize(*cluster)
   except (ValueError, RuntimeError) as error:
     raise UserError(
       f"This process could not join the others: {' '.join(str(error).split())[:200]}. "
@@ -62,6 +82,31 @@ def wait_for_all(where: str) -> None:
   """Returns when every process has come to `where`."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(where)
+
+
+def check_shared(folder: files.PathLike, name: str) -> None:
+  """Raises `UserError` on all processes if one of them does not see the folder's files.
+
+  The folder, which `name` says what it is to the user, is made if it is not there.
+  """
+  if jax.process_count() == 1:
+    return
+  drawn = np.random.default_rng().integers(1, 2**31)
+  path = files.to_path(folder) / f".seen_by_all_{agreed(int(drawn))}"
+  if is_writer():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+  wait_for_all("touched")
+  seen = least(int(path.exists()))
+  if is_writer():
+    path.unlink()
+  wait_for_all("removed")  # Or another one would find that the folder is not empty.
+  if not seen:
+    raise UserError(
+      f"{name} '{folder}' is not one folder for all {jax.process_count()} processes: "
+      "what process 0 writes there, another does not see. Choose one on gs:// or on a "
+      "file system that all hosts share."
+    )
 
 
 def agreed(number: int | None) -> int | None:

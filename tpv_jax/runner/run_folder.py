@@ -423,7 +423,7 @@ def alone(*folders: RunFolder) -> Iterator[None]:
   memory for instance, leaves nothing behind, and other settings can be tried there.
 
   Raises:
-    UserError: another run works in one of them.
+    UserError: another run works in one of them, or not all processes see them.
   """
   with contextlib.ExitStack() as stack:
 
@@ -434,6 +434,7 @@ def alone(*folders: RunFolder) -> Iterator[None]:
         stack.callback(folder.tidy)
 
     _on_writer(enter)
+    processes.check_shared(folders[0].path, "The run folder")
     try:
       yield
     except Exception:
@@ -447,12 +448,13 @@ def held(path: files.PathLike) -> Iterator[None]:
   """Holds the lock of a run's folder, which is made, and leaves the rest to others.
 
   Raises:
-    UserError: another run works in it.
+    UserError: another run works in it, or not all processes see it.
   """
   with contextlib.ExitStack() as stack:
     folder = files.to_path(path)
     locked = _locked(folder, f"The run folder '{path}'")
     _on_writer(lambda: stack.enter_context(locked))
+    processes.check_shared(folder, "The run folder")
     yield
 
 
