@@ -296,10 +296,10 @@ def test_each_prompt_has_the_files_of_a_run_and_its_own_best(tiny, parts, tmp_pa
   for number in range(3):
     step = side_by_side([one[number] for one in batches])
     trainer.train(iter([step]), 1).result()
-    metrics = trainer.eval({"validation": iter([step])})["validation"]
+    found = trainer.eval({"validation": iter([step])})
     for name, values in losses.items():
-      metrics[f"loss/{name}"] = types.SimpleNamespace(value=values[number])
-    assert best.run(trainer.train_state, {"validation": metrics}) is False
+      found["validation"][f"loss/{name}"] = types.SimpleNamespace(value=values[number])
+    assert best.run(trainer.train_state, metrics_by_task=found) is False
     save(trainer.train_state.state_dict(), {})
     seen.append(np.asarray(trainer.train_state.params["prompt"]["prompt"]))
   trainer.close()

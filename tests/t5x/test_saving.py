@@ -172,11 +172,10 @@ def test_a_run_of_t5x_is_a_run_folder_to_tpv(run):
 
 
 def evaluate(action, step, prompt, loss):
-  state = types.SimpleNamespace(
-    step=jnp.float32(step), params=tree(step, prompt)["target"]
-  )
+  state = types.SimpleNamespace(step=jnp.float32(step))
   metrics = {"task": {"loss": types.SimpleNamespace(value=jnp.float32(loss))}}
-  assert action.run(state, metrics) is False
+  evaluated = saving.Evaluated(metrics, {"prompt": np.asarray(prompt)})
+  assert action.run(state, metrics_by_task=evaluated) is False
 
 
 def test_the_best_prompt_is_the_one_of_the_lowest_loss(run):
@@ -186,6 +185,13 @@ def test_the_best_prompt_is_the_one_of_the_lowest_loss(run):
   leaves, provenance = store.read(run / saving.BEST)
   np.testing.assert_array_equal(leaves["prompt"], START + 20)
   assert provenance.steps == 20
+
+
+def test_metrics_without_their_prompt_are_refused_by_name(run):
+  """On process 0 alone, where T5X runs actions, it could not be gathered any more."""
+  action = saving.BestPrompt(str(run), "sentiment")
+  with pytest.raises(UserError, match=r"training\.Trainer gives to actions of 'TRAIN_"):
+    action.run(types.SimpleNamespace(step=jnp.float32(1)), {"task": {"accuracy": 0.5}})
 
 
 def test_a_resumed_run_forgets_a_best_prompt_of_steps_it_trains_again(run):

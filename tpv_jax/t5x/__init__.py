@@ -2,7 +2,8 @@
 
 No mathematics lives here: loss, prediction and scoring are the model's, optimizers and
 schedules those of the standalone runner. `optimizer`, `bank` and `saving` know T5X by
-its duck types only; `restoring`, `training`, `datasets` and `mesh` import it.
+its duck types only; `restoring`, `training`, `datasets` and `mesh` import it, and
+`scripts` runs it.
 
     settings    what a command was given, refused where nothing reads it
     optimizer   an optax transformation as an optimizer of T5X, over what is trained
@@ -14,30 +15,47 @@ its duck types only; `restoring`, `training`, `datasets` and `mesh` import it.
     bank        many prompts in one run, each with a data set of its own
     mesh        the partitioner, checked against devices and batch
     paths       a folder from the root, as T5X needs it
+    preemption  SIGTERM, and at which steps a run that it stopped goes on
+    scripts     T5X's scripts as one of several processes
     tasks       our tasks, or seqio's by name, with the vocabulary checked
 """
 
 import contextlib
 import os
+import signal
 import sys
 from typing import Any
 
 from tpv_jax.errors import EXIT_USER_ERROR, UserError
 
 
+def as_command() -> None:
+  """Has this process, a command of T5X, check its settings and end as our commands do."""
+  from tpv_jax.t5x import settings
+
+  sys.excepthook = _in_one_line
+  settings.watch()
+
+
 def _in_one_line(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-  """Prints a `UserError` as one line, as our own commands do, and ends the process.
+  """Prints a `UserError` or a signal as one line and ends the process.
 
   Other errors, and all with TPV_JAX_DEBUG=1, keep their trace. The process is ended hard
   because threads of Orbax and TensorFlow, begun before, would keep it waiting for ever.
   """
-  if not isinstance(error, UserError) or os.environ.get("TPV_JAX_DEBUG"):
+  ours = isinstance(error, UserError | KeyboardInterrupt)
+  if not ours or os.environ.get("TPV_JAX_DEBUG"):
     _previous(kind, error, trace)
     return
-  print(f"error: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+  if isinstance(error, UserError):
+    start, code = "error", EXIT_USER_ERROR
+  else:
+    start, code = "interrupted", 128 + getattr(error, "number", signal.SIGINT)
+  told = str(error).splitlines()[:1]  # gin adds lines of its own.
+  print(": ".join([start, *told]), file=sys.stderr, flush=True)
   sys.stdout.flush()
   leaving.close()
-  os._exit(EXIT_USER_ERROR)
+  os._exit(code)
 
 
 leaving = contextlib.ExitStack()
@@ -47,7 +65,4 @@ _previous = sys.excepthook
 # Only in `python -m t5x.train` and its like; not where this package is a library.
 _command = getattr(sys.modules.get("__main__"), "__spec__", None)
 if _command is not None and _command.name.startswith("t5x."):
-  from tpv_jax.t5x import settings
-
-  sys.excepthook = _in_one_line
-  settings.watch()
+  as_command()

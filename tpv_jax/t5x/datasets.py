@@ -50,6 +50,11 @@ def _report(
     )
 
 
+def steps_done(model_dir: str | None) -> int:
+  """Returns the step of the newest checkpoint in a run's folder, 0 without one."""
+  return max(checkpoints.all_steps(model_dir), default=0) if model_dir else 0
+
+
 def get_dataset(
   cfg: utils.DatasetConfig,
   shard_id: int,
@@ -71,7 +76,7 @@ def get_dataset(
   With `members`, those of a bank: of each member the batches of its own run, side by
   side, with `prompt_ids` beside T5X's features. `cfg` then gives the rows of all.
   """
-  done = max(checkpoints.all_steps(model_dir), default=0)
+  done = steps_done(model_dir)
 
   def of_one(cfg: utils.DatasetConfig) -> Any:
     batches = utils.get_dataset(

@@ -32,7 +32,7 @@ from tpv_jax.prompts import equations, initial, plain
 from tpv_jax.prompts.equations import Folded
 from tpv_jax.prompts.initial import Initial, Which
 from tpv_jax.runner import candidates, processes
-from tpv_jax.t5x import saving
+from tpv_jax.t5x import datasets, preemption, saving
 from tpv_jax.t5x.bank import Bank
 from tpv_jax.t5x.optimizer import replace_leaves
 from tpv_jax.vectors import algebra
@@ -157,7 +157,12 @@ class Initializer(utils.TrainStateInitializer):
     if self.model_dir is not None:
       self._check_same_run(state, leaves, name, fingerprint)
     frozen = {path: leaf for path, leaf in leaves.items() if path not in self._kept}
-    return state.replace_params(replace_leaves(state.params, frozen))
+    state = state.replace_params(replace_leaves(state.params, frozen))
+    step = int(saving.whole(state.step))
+    if self.model_dir is None or step != datasets.steps_done(self.model_dir):
+      return state
+    told = preemption.last_boundary(step)
+    return preemption.at_step(state, told, self._partitioner.mesh)
 
   def _check_restored(self, state: Any) -> None:
     """Raises `UserError` if T5X restored what a run or a job cannot go on with."""
@@ -508,6 +513,7 @@ def checkpoint_of(subject: Loaded, folder: str) -> str:
 
   The prompt with its provenance is kept as `folder`/prompt.safetensors.
   """
+  processes.check_shared(folder, "OUTPUT_DIR")
   saving.write(folder, SUBJECT, subject.leaves, subject.provenance)
   step = subject.provenance.steps or 0
   path = epath.Path(files.absolute(folder)) / "prompt" / f"checkpoint_{step}"

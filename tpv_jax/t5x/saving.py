@@ -120,13 +120,28 @@ class SavePrompt:
   def __call__(self, state_dict: Any, parameter_infos: Any) -> tuple[Any, Any]:
     """Writes the prompt of `state_dict`; returns both trees as they are."""
     step = int(whole(state_dict["state"]["step"]))
-    leaves = _prompt_leaves(state_dict["target"])  # All hosts take part.
+    leaves = prompt_leaves(state_dict["target"])  # All hosts take part.
     if step > 0 and processes.is_writer():
       for one in _prompts(self.model_dir, self.task, self.members, leaves):
         provenance = _trained(one.folder, one.task, step, one.leaves)
         for name in (f"prompts/prompt_{step}.safetensors", LAST):
           write(one.folder, name, one.leaves, provenance)
     return state_dict, parameter_infos
+
+
+class Evaluated(dict[str, Any]):
+  """What an evaluation found for each task, and the prompt that it was of.
+
+  T5X runs actions on process 0 alone, where a prompt that is cut over processes could not
+  be put together any more.
+  """
+
+  def __init__(
+    self, metrics_by_task: Mapping[str, Any], prompt: Mapping[str, np.ndarray]
+  ):
+    """Keeps the metrics by task, and the prompt's leaves, whole on this process."""
+    super().__init__(metrics_by_task)
+    self.prompt = prompt
 
 
 class BestPrompt:
@@ -166,12 +181,20 @@ class BestPrompt:
       self.sign = 1.0 if higher_is_better else -1.0
 
   def run(self, train_state: Any, metrics_by_task: Mapping[str, Any]) -> bool:
-    """Writes each prompt that is the best so far; never asks T5X to stop."""
-    leaves = _prompt_leaves(train_state.params)  # All hosts take part.
-    if not processes.is_writer():
-      return False
+    """Writes each prompt that is the best so far; never asks T5X to stop.
+
+    Raises:
+      UserError: the metrics are not of `training.Trainer.eval`.
+    """
+    if not isinstance(metrics_by_task, Evaluated):
+      raise UserError(
+        "BestPrompt needs the prompt beside the metrics, which training.Trainer gives to "
+        "actions of 'TRAIN_EVAL' only. Name it there, and leave train.trainer_cls as "
+        "gin_configs/t5x/train.gin has it."
+      )
     step = int(whole(train_state.step))
-    for one in _prompts(self.model_dir, self.task, self.members, leaves):
+    prompts = _prompts(self.model_dir, self.task, self.members, metrics_by_task.prompt)
+    for one in prompts:
       values = [
         float(np.asarray(metrics[self.metric + one.suffix].value))
         for metrics in metrics_by_task.values()
@@ -333,7 +356,8 @@ def _prompts(
   ]
 
 
-def _prompt_leaves(target: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def prompt_leaves(target: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Returns the leaves of the prompt, whole on this process; all of them take part."""
   return {
     path.removeprefix(f"{PROMPT}/"): whole(leaf).astype(np.float32)
     for path, leaf in identity.flatten(target).items()

@@ -1,19 +1,25 @@
 """T5X's trainer, with micro-batches that leave the loss and its gradient as they are."""
 
 import functools
+import itertools
+import signal
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from t5x import trainer
+from t5x import trainer, utils
 
-from tpv_jax import identity
+from tpv_jax import identity, t5x
 from tpv_jax.checks import Steps
-from tpv_jax.errors import UserError
+from tpv_jax.errors import Interrupted, UserError
 from tpv_jax.model import SoftPromptModel
-from tpv_jax.t5x import profiling
+from tpv_jax.t5x import datasets, preemption, profiling, saving
+
+
+class Stopped(Interrupted, trainer.PreemptionError):
+  """SIGTERM asked the run to stop; T5X saves the trainer's state."""
 
 
 class Trainer(trainer.Trainer):
@@ -23,13 +29,23 @@ class Trainer(trainer.Trainer):
   its sum over target tokens divided by the number of target tokens of the whole batch,
   so that their sum is the mean, however the tokens are spread over the micro-batches.
   Gradients exist for what is trained only; T5X would add up one of every leaf.
+
+  SIGTERM ends training after a step, whose state T5X then saves (see `preemption`).
   """
+
+  train_state: Any
+  _compiled_train_step: Any
 
   def __init__(
     self, *args: Any, profile_steps: Sequence[Steps] | None = None, **kwargs: Any
   ):
-    """Takes what T5X's trainer takes, and the first and last step to be traced."""
+    """Takes what T5X's trainer takes, and the first and last step to be traced.
+
+    Of a run that goes on it takes the state of the last save, whatever its step says.
+    """
     super().__init__(*args, **kwargs)
+    self._notice = preemption.Notice()
+    self._start_at(datasets.steps_done(kwargs.get("summary_dir")))
     self._profile = profile_steps and profiling.Profile(
       profile_steps, kwargs["summary_dir"]
     )
@@ -42,17 +58,61 @@ class Trainer(trainer.Trainer):
   def train(
     self, batch_iter: Iterator[Any], num_steps: int, start_step: int | None = None
   ) -> Any:
-    """Trains, as T5X's trainer does, and traces the steps that were asked for."""
+    """Trains up to step `start_step + num_steps`, without the steps that are done.
+
+    Those of PROFILE_STEPS among them are traced.
+
+    Raises:
+      Stopped: SIGTERM came; `train_state` is that after the last step. Where that is the
+        last one asked for, T5X may evaluate and save there, so one more is trained first.
+    """
+    done = _step_of(self.train_state)
+    end = (done if start_step is None else start_step) + num_steps
+    if end <= done:
+      self.train_metrics_manager.start_duration_timer()
+      return self.train_metrics_manager.write_metrics_summary({}, end, 0)
     if self._profile:
-      done = int(self.train_state.step) if start_step is None else start_step
       batch_iter = self._profile.watch(batch_iter, done)
-    return super().train(batch_iter, num_steps, start_step)
+    compiled = self._compiled_train_step
+    train_step = compiled or self._partitioned_train_step
+    steps = itertools.count(done + 1)
+
+    def watched(state: Any, batch: Any) -> Any:
+      state, metrics = train_step(state, batch)
+      step = next(steps)
+      if self._notice.came() and step < end:
+        self.train_state = state  # The one before was donated.
+        self.close()  # T5X does not, and what is buffered would be lost.
+        t5x.leaving.callback(jax.distributed.shutdown)
+        raise Stopped(
+          signal.SIGTERM,
+          f"stopped by SIGTERM after step {step}; the same command continues",
+        )
+      return state, metrics
+
+    self._compiled_train_step = watched
+    try:
+      return super().train(batch_iter, end - done, done)
+    finally:
+      self._compiled_train_step = compiled
+
+  def eval(self, batch_iters: Mapping[str, Iterator[Any]]) -> saving.Evaluated:
+    """Returns the metrics of each task, and the prompt that they are of."""
+    prompt = saving.prompt_leaves(self.train_state.params)  # All hosts take part.
+    return saving.Evaluated(super().eval(batch_iters), prompt)
 
   def close(self) -> None:
-    """Ends what was begun."""
+    """Ends what was begun, and has SIGTERM end the process again."""
+    self._notice.close()
     if self._profile:
       self._profile.stop()
     super().close()
+
+  def _start_at(self, done: int) -> None:
+    """Gives the state its step again where `Initializer` told T5X an earlier one."""
+    state = self.train_state
+    if state is not None and done > _step_of(state):
+      self.train_state = preemption.at_step(state, done, self._partitioner.mesh)
 
   @functools.cached_property
   def _partitioned_train_step(self) -> Any:
@@ -83,6 +143,10 @@ class Trainer(trainer.Trainer):
       out_axis_resources=(self._train_state_axes, None),
       donate_argnums=(0,),
     )
+
+
+def _step_of(state: Any) -> int:
+  return int(utils.get_local_data(state.step))
 
 
 class _PartOfBatch:
