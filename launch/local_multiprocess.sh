@@ -6,6 +6,8 @@
 #     --gin_file=gin_configs/runs/embedded.gin \
 #     --gin.TASK_NAME="'topic'" --gin.RUN_DIR="'runs/topic'"
 #
+# T5X's scripts are tpv_jax.t5x.train, eval and infer here (docs/t5x.md).
+#
 # Each line of output starts with its process's number. When one process fails, or the
 # script is ended, the others are sent SIGTERM, and SIGKILL if they are still there after
 # 60 s; the exit code is that of the one which failed.
@@ -32,6 +34,10 @@ count=$1
 shift
 first=${1:-}
 [[ -n $first && $first != -* ]] || fail "A command is due behind $count, not ${first@Q}."
+for word in "$@"; do
+  [[ $word != t5x.@(eval|infer) ]] ||
+    fail "$word takes no flags of several processes: write python -m tpv_jax.$word."
+done
 
 # Each process leads a group, so that what it started itself ends with it.
 set -m

@@ -6,9 +6,13 @@
 #   launch/slurm.sh --nodes=2 -- python -m tpv_jax.train --gin_file=...
 #
 # Inside an allocation (salloc, sbatch) it runs there; outside it asks for one by srun.
-# JAX finds the other processes from SLURM's variables; RUN_DIR must lie on a file system
-# that all nodes share. A node that fails ends the step, and SIGTERM comes 120 s before the
-# time limit, in time to save: the same command again continues the run.
+# JAX finds the other processes from SLURM's variables; RUN_DIR or MODEL_DIR must lie on a
+# file system that all nodes share. T5X's scripts are tpv_jax.t5x.train, eval and infer here
+# (docs/t5x.md). A node that fails ends the step, and SIGTERM comes 120 s before the time
+# limit (inside an allocation if that was asked for with --signal=TERM@120), in time to
+# save: the same command again continues the run.
+#
+# NEVER RUN ON SLURM SO FAR: tested by its dry run and against a stub of srun.
 set -euo pipefail
 
 usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" | sed '/^set/d'; exit 0; }
@@ -40,14 +44,21 @@ done
 [[ $setup != -* ]] || fail "--setup=${setup@Q} is no command."
 first=${1:-}
 [[ -n $first && $first != -* ]] || fail "A command is due behind --, not ${first@Q}."
+for word in "$@"; do
+  [[ $word != t5x.@(eval|infer) ]] ||
+    fail "$word takes no flags of several processes: write python -m tpv_jax.$word."
+done
 
 options=("--nodes=$nodes" --ntasks-per-node=1 "--gpus-per-node=$gpus" --kill-on-bad-exit=1
   --label --signal=TERM@120)
 [[ -n $limit ]] && options+=("--time=$limit")
 [[ -n $partition ]] && options+=("--partition=$partition")
 
-inner="$(printf '%q ' "$@")--multiprocess_gpu"
-[[ -n $setup ]] && inner="$setup && exec $inner"
+# JAX gives a process of SLURM one GPU unless it is told which of the node's are its own.
+devices=$(seq -s, 0 $((${gpus##*:} - 1)))
+inner="exec $(printf '%q ' "$@")--multiprocess_gpu"
+[[ -n $setup ]] && inner="$setup && $inner"
+inner="export JAX_LOCAL_DEVICE_IDS=$devices; $inner"
 command=(srun "${options[@]}" bash -c "$inner")
 if $dry_run; then
   printf '%q ' "${command[@]}"

@@ -78,7 +78,7 @@ def parse(module: str, arguments: list[str]) -> int:
   from tpv_jax import cli, errors
   from tpv_jax.runner import command_line
 
-  if module.startswith("t5x."):
+  if module.startswith(("t5x.", "tpv_jax.t5x.")):
     return _check_names(arguments)
   if "--gin_file=..." in arguments or not arguments:
     arguments = ["--help"]

@@ -190,5 +190,33 @@ def test_slurm_gives_srun_a_process_a_node(stub):
   assert {"--nodes=2", "--ntasks-per-node=1", "--time=01:00:00"} <= set(call)
   assert call[-3:-1] == ["bash", "-c"]
   setup, inner = call[-1].split(" && exec ")
-  assert setup == "source venv"
+  assert setup.split("; ")[1] == "source venv"
   assert shlex.split(inner) == [*command, "--multiprocess_gpu"]
+
+
+@pytest.mark.parametrize(
+  ("gpus", "expected"),
+  [((), "0,1,2,3,4,5,6,7"), (("--gpus=4",), "0,1,2,3"), (("--gpus=a100:1",), "0")],
+)
+@pytest.mark.parametrize("setup", [(), ("--setup=OTHER=1",)])
+def test_a_process_of_slurm_has_all_gpus_of_its_node(stub, gpus, setup, expected):
+  """JAX itself takes the one of SLURM_LOCALID; what srun starts is run here."""
+  path = stub("srun", 'exec "${@: -3}"')
+  command = ("bash", "-c", 'echo "$JAX_LOCAL_DEVICE_IDS $@"', "bash", "a b")
+  result = run("slurm.sh", "--nodes=2", *gpus, *setup, "--", *command, path=path)
+  assert result.stdout == f"{expected} a b --multiprocess_gpu\n", result.stderr
+
+
+@pytest.mark.parametrize(
+  "script", [("local_multiprocess.sh", "2"), ("slurm.sh", "--nodes=2", "--")]
+)
+@pytest.mark.parametrize("name", ["eval", "infer"])
+def test_scripts_of_t5x_that_know_no_processes_are_refused_by_the_name_to_write(
+  stub, script, name
+):
+  path = stub("srun")
+  command = ("python", "-m", f"t5x.{name}", "--gin_file=t5x.eval")
+  line = refused(*script, *command, path=path)
+  assert f"write python -m tpv_jax.t5x.{name}." in line
+  dry = run(script[0], "--dry-run", *script[1:], "python", "-m", f"tpv_jax.t5x.{name}")
+  assert dry.returncode == 0, dry.stderr

@@ -1,0 +1,28 @@
+"""T5X's scripts as one of several processes: `python -m tpv_jax.t5x.train`, eval, infer.
+
+T5X's eval and infer have no flags for that and never join the others. Here all three take
+the flags of T5X's train; what is left of the command line is the script's own.
+"""
+
+import runpy
+import sys
+
+from tpv_jax import t5x
+from tpv_jax.errors import ArgumentParser
+from tpv_jax.runner import processes
+
+
+def run(script: str) -> None:
+  """Runs 'train', 'eval' or 'infer' of T5X as `python -m t5x.<script>` does.
+
+  Only train asks for SIGTERM (see `preemption`); the others end at once.
+  """
+  t5x.as_command()
+  parser = ArgumentParser(prog=f"python -m tpv_jax.t5x.{script}", add_help=False)
+  processes.add_flags(parser)
+  flags, rest = parser.parse_known_args()
+  if {"--help", "-h", "--helpfull"} & set(rest):
+    parser.print_help()
+  processes.join(flags, preemption=script == "train")
+  sys.argv[1:] = rest
+  runpy.run_module(f"t5x.{script}", run_name="__main__", alter_sys=True)
