@@ -52,7 +52,7 @@ GOOD = (EMBEDDED, "--gin.TASK_NAME='topic'")
     ),
     (
       (*GOOD, "--process_index=1"),
-      r"--process_index are read with --multiprocess_gpu only",
+      r"--initialization_timeout are read with --multiprocess_gpu only",
     ),
     (
       (*GOOD, "--gin_search_paths=nowhere"),

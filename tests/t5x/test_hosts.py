@@ -154,6 +154,7 @@ def test_a_script_of_t5x_gets_its_own_flags_after_the_others_are_joined(
     "coordinator_address": "h:1",
     "process_count": 2,
     "process_index": None,
+    "initialization_timeout": None,
   }
   assert preemption == (script == "train")
   assert arguments == (f"t5x.{script}",) and options["run_name"] == "__main__"

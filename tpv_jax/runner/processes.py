@@ -29,6 +29,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--coordinator_address", help="HOST:PORT of process 0")
   parser.add_argument("--process_count", type=int, help="how many processes")
   parser.add_argument("--process_index", type=int, help="which one this is, from 0")
+  parser.add_argument(
+    "--initialization_timeout", type=int, help="seconds to wait for the others (300)"
+  )
 
 
 def join(flags: argparse.Namespace, preemption: bool = False) -> None:
@@ -45,15 +48,17 @@ def join(flags: argparse.Namespace, preemption: bool = False) -> None:
   """
   cluster = (flags.coordinator_address, flags.process_count, flags.process_index)
   if not flags.multiprocess_gpu:
-    if any(flag is not None for flag in cluster):
+    if any(flag is not None for flag in (*cluster, flags.initialization_timeout)):
       raise UserError(
-        "--coordinator_address, --process_count and --process_index are read with "
-        "--multiprocess_gpu only. Add it, or leave them out for a single process."
+        "--coordinator_address, --process_count, --process_index and "
+        "--initialization_timeout are read with --multiprocess_gpu only. Add it, or leave "
+        "them out for a single process."
       )
     return
   jax.config.update("jax_enable_preemption_service", preemption)
   try:
-    jax.distributed.initialize(*cluster)
+    seconds = flags.initialization_timeout or 300
+    jax.distributed.initialize(*cluster, initialization_timeout=seconds)
   except (ValueError, RuntimeError) as error:
     raise UserError(
       f"This process could not join the others: {' '.join(str(error).split())[:200]}. "
