@@ -176,7 +176,26 @@ def test_other_names_of_t5x_mean_here_what_they_mean_there(
 def test_macros_in_t5xs_own_files_that_nothing_reads_are_none_of_ours(check):
   files = ["t5x/configs/runs/finetune.gin", *TRAIN[0]]
   assert check("train", files, *TRAIN[1:]) == []
-  assert gin.query_parameter("TASK_FEATURE_LENGTHS/gin.macro.value") is not None
+
+
+@pytest.mark.parametrize(
+  ("entry", "given"),
+  [
+    ("train", TRAIN),
+    ("train", ([T5X + "bank_embedded.gin"], "MODEL_DIR='m'")),
+    ("evaluate", EVAL),
+    ("infer", INFER),
+  ],
+)
+def test_the_config_gin_that_t5x_writes_can_be_given_again(
+  check, tmp_path, entry, given
+):
+  check(entry, *given)
+  path = tmp_path / "config.gin"
+  path.write_text(gin.config_str())
+  assert check(entry, [str(path)]) == []
+  with pytest.raises(UserError, match=r"WARMUP .*is read by nothing"):
+    check(entry, [str(path)], "WARMUP=3")
 
 
 def command(script, *bindings):

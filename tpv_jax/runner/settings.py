@@ -101,6 +101,22 @@ def check(
   return lines
 
 
+def forget_unread(entry: Callable[..., Any], settings: Settings) -> None:
+  """Takes out of gin's configuration what nothing reads that runs from `entry`.
+
+  So a configuration that is written down can be given again: `check` passes it.
+  """
+  for scope, selector, parameter in settings.keys() - _read(_calls(entry, settings)):
+    bound = config._CONFIG[scope, selector]
+    del bound[parameter]
+    if not bound:
+      del config._CONFIG[scope, selector]
+
+
+def _read(calls: Iterable[Call]) -> set[Key]:
+  return {key for call in calls for key, _ in call.bound.values()}
+
+
 def _calls(entry: Callable[..., Any], settings: Settings) -> list[Call]:
   """Returns all that runs from `entry`, which is the first."""
   configurable = config._inverse_lookup(entry)
@@ -317,7 +333,7 @@ def _check_read(
   calls: Sequence[Call], settings: Settings, instead: Mapping[str, str]
 ) -> list[str]:
   """Returns a line about settings left aside; raises `UserError` for others unread."""
-  reached = {key for call in calls for key, _ in call.bound.values()}
+  reached = _read(calls)
   unread = [
     setting
     for key, setting in settings.items()

@@ -132,7 +132,11 @@ def check(
     raise UserError(" ".join([str(error), *known])) from error
   _refuse_a_mixtures_name(found)
   _refuse_what_is_not_here(found)
-  return settings.check(entry, found, others=_OF_T5X, instead=INSTEAD)
+  lines = settings.check(entry, found, others=_OF_T5X, instead=INSTEAD)
+  settings.forget_unread(
+    entry, found
+  )  # Or config.gin, which T5X writes, would have it.
+  return lines
 
 
 def watch() -> None:
@@ -200,7 +204,8 @@ def _refuse_what_is_not_here(found: gin_files.Settings) -> None:
   """Raises `UserError` for a setting of the user's that `_NOT_HERE` is about."""
   for (_, *what), setting in found.items():
     words = _NOT_HERE.get((what[0], what[1]))
-    if words and not setting.shipped and setting.value is not None:
+    ours = repr(setting.value) in ("None", "@restoring.checkpoint_of()")
+    if words and not setting.shipped and not ours:
       raise UserError(f"{setting.name} ({setting.place}) {words}")
 
 
