@@ -77,7 +77,7 @@ INSTEAD = {
   "EVALUATOR_USE_MEMORY_CACHE": "Only t5x.eval reads it.",
   "JSON_WRITE_N_RESULTS": "Only t5x.eval reads it.",
   "PjitPartitioner.num_partitions": "Write MODEL_PARALLEL.",
-  "PjitPartitioner.model_parallel_submesh": "Write MODEL_PARALLEL.",
+  "PjitPartitioner.model_parallel_submesh": "Write MODEL_PARALLEL_SUBMESH.",
   "trainer.Trainer.num_microbatches": "Write MICROBATCHES.",
   "create_learning_rate_scheduler.base_learning_rate": "Write LEARNING_RATE.",
   "create_learning_rate_scheduler.warmup_steps": "Write WARMUP_STEPS.",
