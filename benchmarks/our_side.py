@@ -149,7 +149,7 @@ class Ours:
       return
     self.bank = bank_steps.build(self.model, self.rate, self.mesh)
     self.state = self.bank.initialise(
-      {TRAINED: processes.put(prompts, self.bank.stacked)}
+      {TRAINED: processes.put(prompts, self.bank.stacked[TRAINED])}
     )
     self.rates = np.ones(job["bank"], np.float32)
     self.shapes = packing.choose_shapes(

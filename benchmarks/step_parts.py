@@ -228,7 +228,7 @@ class Job:
     mesh = Mesh(device, (partitioning.DATA, partitioning.MODEL))
     built = steps.build(model, optimizers.constant(1e-6), 1, mesh)
     trainable, frozen = model.split(
-      identity.unflatten(dict(drawn(partitioning.abstract_parameters(model, mesh))))
+      identity.unflatten(dict(drawn(partitioning.layout(model, mesh).parameters)))
     )
     everywhere = partitioning.replicated(mesh)
     stored = (lambda path, dtype: dtype) if name == "fp32" else transformer.stored

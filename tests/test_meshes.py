@@ -73,6 +73,59 @@ def test_several_slices_are_refused():
     meshes.best_block([*one, *other], 1)
 
 
+SLICE = devices(V5E, (4, 4, 1), (2, 2, 1))
+
+
+@pytest.mark.parametrize(
+  ("submesh", "model_parallel"), [((4, 1, 1, 1), 1), ([1, 4, 1, 1], 4)]
+)
+def test_a_submesh_is_taken_as_it_is_given(submesh, model_parallel):
+  block = meshes.block(SLICE, model_parallel, submesh)
+  assert block == tuple(submesh)
+  assert meshes.arrange(SLICE, block).shape == (4, 4)
+
+
+def test_without_one_the_best_is_chosen_and_a_row_of_devices_is_cut():
+  assert meshes.block(SLICE, 4) == (2, 2, 1, 1)
+  row = [object()] * 8
+  assert meshes.block(row, 2) == meshes.block(row, 1, (1, 1, 1, 2)) == (1, 1, 1, 2)
+
+
+@pytest.mark.parametrize(
+  ("found", "model_parallel", "submesh", "message"),
+  [
+    (
+      SLICE,
+      3,
+      None,
+      "MODEL_PARALLEL=3 does not divide the 16 .* one of 1, 2, 4, 8, 16",
+    ),
+    (SLICE, 1, (2, 2), r"SUBMESH=\(2, 2\) is no block of devices: write \(x, y, z"),
+    (SLICE, 1, (2, 2, 1, 0), "is no block of devices"),
+    (SLICE, 1, "2x2", "is no block of devices"),
+    (SLICE, 2, (2, 2, 1, 1), "is a block of 4 devices, and MODEL_PARALLEL=2"),
+    (
+      SLICE,
+      1,
+      (1, 1, 2, 1),
+      "does not tile this slice of 4 x 4 x 1 x 1 .* a host has 2 x 2 x 1 x 1",
+    ),
+    (SLICE, 1, (3, 1, 1, 1), r"\(3, 1, 1, 1\) does not tile"),
+    (
+      [object()] * 8,
+      1,
+      (2, 2, 1, 1),
+      "the 8 devices here are a row. Set MODEL_PARALLEL",
+    ),
+  ],
+)
+def test_blocks_that_are_impossible_are_refused(
+  found, model_parallel, submesh, message
+):
+  with pytest.raises(UserError, match=message):
+    meshes.block(found, model_parallel, submesh)
+
+
 def test_devices_without_coordinates_are_known():
   assert not meshes.have_coordinates(jax.devices("cpu"))
   assert meshes.have_coordinates(devices(V5E, (2, 2, 1), (2, 2, 1)))

@@ -59,16 +59,81 @@ def test_the_prompt_is_replicated():
   assert shardings["prompt"]["prompt"].spec == PartitionSpec(None, None)
 
 
-def test_every_axis_of_an_ept_prompt_has_a_rule_and_none_is_cut():
-  """Each is smaller than what a cut would cost: they are made once a step."""
-  forms = equations.parameters(40, 768, 256, rank=29, fusion_width=4, spaces=4)
+def forms_of_ept(features):
+  return equations.parameters(40, features, 256, rank=29, fusion_width=4, spaces=4)
+
+
+def test_the_width_of_every_leaf_of_an_ept_prompt_is_cut_where_the_backbones_is_not():
+  forms = forms_of_ept(768)
   leaves = {f"prompt/{name}": {"axes": form.axes} for name, form in forms.items()}
   mesh = AbstractMesh((4, 2), (partitioning.DATA, partitioning.MODEL))
   shardings = identity.flatten(partitioning.param_shardings(axes_of(leaves), mesh))
   assert shardings.keys() == leaves.keys() and len(leaves) == 10
   for name, form in forms.items():
-    spec = shardings[f"prompt/{name}"].spec
-    assert spec == PartitionSpec(*[None] * len(form.shape)), name
+    cuts = ["model" if size == 768 else None for size in form.shape]
+    assert shardings[f"prompt/{name}"].spec == PartitionSpec(*cuts), name
+  assert dict(partitioning.LOGICAL_AXIS_RULES)["embed"] is None
+
+
+def test_an_axis_that_the_devices_do_not_divide_is_replicated_and_a_line_says_so():
+  forms = forms_of_ept(770)
+  names = {name: ("bank", *form.axes) for name, form in forms.items()}
+  shapes = {name: (8, *form.shape) for name, form in forms.items()}
+  mesh = AbstractMesh((3, 4), (partitioning.DATA, partitioning.MODEL))
+  rules, lines = partitioning.that_divide(
+    partitioning.LOGICAL_AXIS_RULES, names, shapes, mesh
+  )
+  assert {"bank", "prompt_embed"} == {
+    name for name, _ in set(partitioning.LOGICAL_AXIS_RULES) - set(rules)
+  }
+  assert lines == [
+    "'bank' of size 8 is replicated: the 3 devices along 'data' do not divide it.",
+    "'prompt_embed' of size 770 is replicated: the 4 devices along 'model' do not divide "
+    "it.",
+  ]
+
+
+@pytest.mark.parametrize(
+  ("moment", "axes"),
+  [
+    ((5, 8, 6), ("a", "b", "c")),
+    ((5, 8), ("a", "b")),
+    ((5, 6), ("a", "c")),
+    ((8,), ("b",)),
+    ((), ()),
+    ((7,), None),  # Something else.
+  ],
+)
+def test_a_factored_moment_has_the_axes_that_are_left(moment, axes):
+  assert partitioning.axes_of_moment(moment, (5, 8, 6), ("a", "b", "c")) == axes
+
+
+def test_a_factored_moment_of_a_square_is_replicated_where_its_axes_differ():
+  assert partitioning.axes_of_moment((8,), (8, 8), ("a", "b")) is None
+  assert partitioning.axes_of_moment((8,), (8, 8), (None, None)) == (None,)
+
+
+def test_a_users_rules_take_the_place_of_ours_for_their_names():
+  merged = partitioning.merged([("embed", "data"), ["mlp", None]])
+  assert merged[:2] == (("embed", "data"), ("mlp", None))
+  ours = [rule for rule in partitioning.LOGICAL_AXIS_RULES if rule[0] != "embed"]
+  assert merged[2:] == tuple(rule for rule in ours if rule[0] != "mlp")
+  assert partitioning.merged(()) == partitioning.LOGICAL_AXIS_RULES
+
+
+@pytest.mark.parametrize(
+  ("rules", "message"),
+  [
+    ({"embed": "data"}, "is no list of pairs"),
+    (["embed"], "'embed', which is no pair: write"),
+    ([("embd", "data")], "for 'embd', and no parameter .* mean 'embed'"),
+    ([("embed", "modle")], "cuts 'embed' along 'modle'; the mesh has the axes 'data'"),
+    ([("batch", None)], "rows of a batch are always dealt out along 'data'"),
+  ],
+)
+def test_rules_that_mean_nothing_are_refused(rules, message):
+  with pytest.raises(UserError, match=message):
+    partitioning.merged(rules)
 
 
 WITH_AXES = [
@@ -95,7 +160,7 @@ def test_a_misspelt_axis_of_an_ept_parameter_raises(name, monkeypatch):
   )
   model = SoftPromptModel(network, prompt, None, None)
   with pytest.raises(UserError, match=f"'prompt/{name}' has an axis '{axes[0]}' for"):
-    partitioning.abstract_parameters(model, partitioning.make_mesh())
+    partitioning.layout(model, partitioning.make_mesh())
 
 
 def test_an_axis_without_a_rule_is_refused():
@@ -115,7 +180,7 @@ def test_a_mesh_that_the_devices_do_not_fill_is_refused():
   count = jax.device_count()
   with pytest.raises(UserError, match=f"does not divide the {count} devices"):
     partitioning.make_mesh(model_parallel=count + 1)
-  with pytest.raises(UserError, match="model_parallel=0"):
+  with pytest.raises(UserError, match="MODEL_PARALLEL=0"):
     partitioning.make_mesh(model_parallel=0)
 
 

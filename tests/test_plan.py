@@ -18,7 +18,7 @@ from tpv_jax import plan
 )
 def test_a_pod_of_4_by_8_cuts_every_large_parameter_into_eight(size, parameters):
   found = [
-    leaf for leaf in plan.leaves(size, 4, 8) if not leaf.path.startswith("prompt/")
+    leaf for leaf in plan.make(size, 4, 8).leaves if not leaf.path.startswith("prompt/")
   ]
   assert sum(math.prod(leaf.shape) for leaf in found) == parameters
   for leaf in found:
@@ -33,7 +33,7 @@ def test_a_pod_of_4_by_8_cuts_every_large_parameter_into_eight(size, parameters)
 def test_the_prompt_is_on_every_chip_whole():
   (prompt,) = [
     leaf
-    for leaf in plan.leaves("t5_v1_1_small", 2, 2)
+    for leaf in plan.make("t5_v1_1_small", 2, 2).leaves
     if leaf.path.startswith("prompt/")
   ]
   assert prompt.shape == prompt.share == (100, 512)
@@ -46,11 +46,30 @@ def test_the_table_counts_bytes_of_a_chip(capsys):
   assert f"{76_961_152 * 4 / 2**20:.1f} MiB" in text
 
 
+def test_what_has_the_width_of_an_ept_prompt_is_cut_over_the_chips():
+  made = plan.make("t5_v1_1_small", 2, 4, ept=True)
+  leaves = [leaf for leaf in made.leaves if leaf.path.startswith("prompt/")]
+  assert len(leaves) == 10 and not [x for x in made.kept_whole if "prompt" in x]
+  for leaf in leaves:
+    assert leaf.share == tuple(128 if size == 512 else size for size in leaf.shape)
+
+
+def test_what_the_chips_do_not_divide_is_said(capsys):
+  arguments = ["t5_v1_1_small", "--mesh", "3x5", "--ept", "--bank", "4"]
+  assert plan.main(arguments) == 0
+  text = capsys.readouterr().out
+  for axis, size, chips in (("prompt_embed", 512, 5), ("heads", 6, 5), ("bank", 4, 3)):
+    assert f"'{axis}' of size {size} is replicated: the {chips} devices" in text
+  assert plan.main(["t5_v1_1_small", "--mesh", "3x1"]) == 0
+  assert "replicated" not in capsys.readouterr().out
+
+
 def test_the_prompts_of_a_bank_are_counted(capsys):
+  """Each of two chips has half of them."""
   assert plan.main(["t5_v1_1_small", "--mesh", "2x1", "--bank", "32"]) == 0
   text = capsys.readouterr().out
   assert "32 prompts" in text and f"{32 * 100 * 512:,}" in text
-  assert f"{32 * 100 * 512 * 16 / 2**20:.1f} MiB" in text
+  assert f"{16 * 100 * 512 * 16 / 2**20:.1f} MiB" in text
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,61 @@ def have_coordinates(devices: Sequence[Any]) -> bool:
   return all(len(getattr(device, "coords", None) or ()) == 3 for device in devices)
 
 
+def block(
+  devices: Sequence[Any], model_parallel: int = 1, submesh: Any = None
+) -> Block:
+  """Returns the block of devices over which parameters are cut, given or the best one.
+
+  Devices without coordinates are a row, of which it is a part: (1, 1, 1, n).
+
+  Args:
+    devices: all of them.
+    model_parallel: MODEL_PARALLEL, devices in the block; 1: as `submesh` says.
+    submesh: MODEL_PARALLEL_SUBMESH, the block; None: `best_block`.
+
+  Raises:
+    UserError: neither is possible here, or they are of different sizes.
+  """
+  count = len(devices)
+  if submesh is None:
+    size = model_parallel
+    if size < 1 or count % size:
+      raise UserError(
+        f"MODEL_PARALLEL={size} does not divide the {count} devices here. Choose one of "
+        f"{_divisors(count)}."
+      )
+    return best_block(devices, size) if have_coordinates(devices) else (1, 1, 1, size)
+  sides = tuple(submesh) if isinstance(submesh, list | tuple) else ()
+  if len(sides) != 4 or not all(type(side) is int and side > 0 for side in sides):
+    raise UserError(
+      f"MODEL_PARALLEL_SUBMESH={submesh!r} is no block of devices: write (x, y, z, "
+      "cores), such as (2, 2, 1, 1), or None to have it chosen."
+    )
+  size = math.prod(sides)
+  if model_parallel not in (1, size):
+    raise UserError(
+      f"MODEL_PARALLEL_SUBMESH={sides} is a block of {size} devices, and "
+      f"MODEL_PARALLEL={model_parallel}. Give one of them."
+    )
+  x, y, z, cores = sides
+  if not have_coordinates(devices):
+    if (x, y, z) != (1, 1, 1) or count % cores:
+      raise UserError(
+        f"MODEL_PARALLEL_SUBMESH={sides} says where TPU chips lie, and the {count} "
+        f"devices here are a row. Set MODEL_PARALLEL instead, to one of {_divisors(count)}."
+      )
+  else:
+    bounds, tile = _slice(devices)
+    if not _tiles((x, y, z, cores), bounds, tile):
+      raise UserError(
+        f"MODEL_PARALLEL_SUBMESH={sides} does not tile this slice of {_text(bounds)} "
+        f"devices (x, y, z, cores of a chip), of which a host has {_text(tile)}: each "
+        "number must divide the slice's, and divide the host's or be a multiple of it. "
+        "With MODEL_PARALLEL instead a block is chosen."
+      )
+  return x, y, z, cores
+
+
 def best_block(devices: Sequence[Any], size: int) -> Block:
   """Returns the shape of the block of `size` devices over which parameters are cut.
 
@@ -38,18 +93,10 @@ def best_block(devices: Sequence[Any], size: int) -> Block:
   Raises:
     UserError: no block of that size tiles the slice, or there are several slices.
   """
-  bounds, tile = _bounds(devices), _tile(devices)
-  if math.prod(bounds) != len(devices):
-    raise UserError(
-      f"The {len(devices)} devices do not fill one slice of {_text(bounds)}. Several "
-      "slices at once are not supported: start the run on one."
-    )
+  bounds, tile = _slice(devices)
 
   def fits(block: Block) -> bool:
-    return math.prod(block) == size and all(
-      own % at_host == 0 or at_host % own == 0
-      for own, at_host in zip(block, tile, strict=True)
-    )
+    return math.prod(block) == size and _tiles(block, bounds, tile)
 
   def cost(block: Block) -> tuple[int, ...]:
     return -block[3], -math.prod(map(min, block, tile)), sum(block), block[2], block[1]
@@ -57,10 +104,9 @@ def best_block(devices: Sequence[Any], size: int) -> Block:
   x, y, z, core = ([n for n in range(1, side + 1) if side % n == 0] for side in bounds)
   blocks = sorted(filter(fits, itertools.product(x, y, z, core)), key=cost)
   if not blocks:
-    sizes = (n for n in range(1, len(devices) + 1) if len(devices) % n == 0)
     raise UserError(
       f"No block of {size} devices tiles this slice of {_text(bounds)} (x, y, z, cores of "
-      f"a chip). Set MODEL_PARALLEL to another one of {', '.join(map(str, sizes))}."
+      f"a chip). Set MODEL_PARALLEL to another one of {_divisors(len(devices))}."
     )
   return blocks[0]
 
@@ -81,6 +127,33 @@ def arrange(devices: Sequence[Any], block: Block) -> np.ndarray:
     parts += [side // max(own, at_host), at_host // shared, own // shared, shared]
   order = [axis for part in range(4) for axis in range(part, 16, 4)]
   return placed.reshape(parts).transpose(order).reshape(-1, math.prod(block))
+
+
+def _slice(devices: Sequence[Any]) -> tuple[Block, Block]:
+  """Returns the shapes of the slice and of a host's tile of it.
+
+  Raises:
+    UserError: the devices do not fill one slice.
+  """
+  bounds = _bounds(devices)
+  if math.prod(bounds) != len(devices):
+    raise UserError(
+      f"The {len(devices)} devices do not fill one slice of {_text(bounds)}. Several "
+      "slices at once are not supported: start the run on one."
+    )
+  return bounds, _tile(devices)
+
+
+def _tiles(block: Block, bounds: Block, tile: Block) -> bool:
+  """Returns whether blocks of the shape fill the slice, and hosts hold blocks of the mesh."""
+  return all(
+    side % own == 0 and (own % at_host == 0 or at_host % own == 0)
+    for own, side, at_host in zip(block, bounds, tile, strict=True)
+  )
+
+
+def _divisors(count: int) -> str:
+  return ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
 
 
 def _place(device: Any) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ TensorFlow. A batch is a mapping of arrays with T5X's feature names:
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from clu import metrics as clu_metrics
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from tpv_jax import identity
+from tpv_jax import identity, partitioning
 from tpv_jax.backbone import decoding, network
 from tpv_jax.checks import BelowOne, NotNegative, Size, checked
 from tpv_jax.errors import UserError, near_misses
@@ -170,12 +170,23 @@ class SoftPromptModel:
     return jnp.sum(jnp.asarray(batch["decoder_loss_weights"]).astype(jnp.float32))
 
   def loss_sums(
-    self, params: Params, batch: Batch, dropout_rng: Array | None = None
+    self,
+    params: Params,
+    batch: Batch,
+    dropout_rng: Array | None = None,
+    folded: Folded | None = None,
   ) -> tuple[Float[Array, "..."], Float[Array, "..."], Metrics]:
     """Returns the weighted loss and the weights, each summed over target tokens (fp32).
 
     Sums add up over devices and micro-batches where means do not. Here they are scalars;
     a bank has one of each prompt.
+
+    Args:
+      params: the backbone's parameters and the prompt's.
+      batch: see the module.
+      dropout_rng: None for no dropout.
+      folded: what the prompt's parameters amount to, where that was computed before;
+        they are not read then.
     """
     flat = identity.flatten(params)
     params = identity.unflatten(
@@ -184,7 +195,11 @@ class SoftPromptModel:
         for path, leaf in flat.items()
       }
     )
-    states = self._states(params, batch, dropout_rng)
+    if folded is None:
+      folded = self.fold(params)
+    # Once more, that its gradient, too, does.
+    folded = _on_every_device(folded)
+    states = self._states_behind(folded, params, batch, dropout_rng)
     targets = jnp.asarray(batch["decoder_target_tokens"]).astype(jnp.int32)
     weights = jnp.asarray(batch["decoder_loss_weights"]).astype(jnp.float32)
     losses, hits = self._losses(
@@ -204,8 +219,45 @@ class SoftPromptModel:
     }
     return loss_sum, weight_sum, metrics
 
+  def fold(self, params: Params) -> Folded | None:
+    """Returns what the prompt's parameters amount to, None without a prompt.
+
+    Its arrays lie whole on each device, however the parameters are cut.
+    """
+    return _on_every_device(self._fold(params))
+
+  def fold_once(
+    self, trainable: Leaves, frozen: Leaves
+  ) -> tuple[tuple[Folded | None, Leaves], Callable[[tuple[Any, Leaves]], Leaves]]:
+    """Returns the folded prompt beside the other trainable leaves, and a gradient's way back.
+
+    So the prompt is folded, and the gradient of its parameters taken, once a step,
+    whatever the number of micro-batches; and of a prompt that is cut over devices only
+    the folded arrays are ever brought together.
+
+    Args:
+      trainable: leaves, see `split`.
+      frozen: leaves.
+
+    Returns:
+      What a loss is to be differentiated by; and the function from such a gradient to
+      that of the trainable leaves.
+    """
+    prompt = {p: leaf for p, leaf in trainable.items() if p.startswith(f"{PROMPT}/")}
+    others = {p: leaf for p, leaf in trainable.items() if p not in prompt}
+    folded, pull_back = jax.vjp(lambda own: self._fold(self.merge(own, frozen)), prompt)
+
+    def back(gradient: tuple[Any, Leaves]) -> Leaves:
+      of_folded, of_others = gradient
+      return {**of_others, **pull_back(of_folded)[0]}
+
+    return (_on_every_device(folded), others), back
+
   def fold_bank(self, prompts: Params) -> Folded:
-    """Returns what the parameters of N prompts, stacked, amount to: [N, S, D] and deltas."""
+    """Returns what the parameters of N prompts, stacked, amount to: [N, S, D] and deltas.
+
+    Its arrays are cut over devices as the parameters are.
+    """
     prompt = self.prompt
     assert prompt is not None
     folded: Any = jax.vmap(lambda one: prompt.apply({"params": one}))(prompts)
@@ -231,6 +283,7 @@ class SoftPromptModel:
         their places in the bank as `prompt_ids` [B].
     """
     batch = {name: jnp.asarray(values) for name, values in batch.items()}
+    folded = _on_every_device(folded)
     backbone = jax.lax.stop_gradient(backbone)
     targets = batch["decoder_target_tokens"].astype(jnp.int32)
     weights = batch["decoder_loss_weights"].astype(jnp.float32)
@@ -388,8 +441,8 @@ class SoftPromptModel:
   def _trains(self, path: str) -> bool:
     return re.fullmatch(self.trainable, path) is not None
 
-  def _folded_prompt(self, params: Params) -> Folded | None:
-    """Returns what the prompt's parameters amount to, None without a prompt."""
+  def _fold(self, params: Params) -> Folded | None:
+    """Returns what `fold` does, its arrays cut over devices as the parameters are."""
     if self.prompt is not None:
       folded: Any = self.prompt.apply({"params": params[PROMPT]})
       return folded
@@ -401,7 +454,7 @@ class SoftPromptModel:
   def _encode(
     self, params: Params, tokens: Num[network.AnyArray, "B T"]
   ) -> Float[Array, "B joined D"]:
-    prompt = self._folded_prompt(params)
+    prompt = self.fold(params)
     leaves = {} if prompt is None else prompt.leaves()
     return self._apply(params, tokens, method=self.network.encode, **leaves)
 
@@ -448,7 +501,7 @@ class SoftPromptModel:
     self, params: Params, batch: Batch, dropout_rng: Array | None
   ) -> Float[Array, "B L D"]:
     """Returns the decoder's states, which the network's `logits` maps to logits."""
-    return self._states_behind(self._folded_prompt(params), params, batch, dropout_rng)
+    return self._states_behind(self.fold(params), params, batch, dropout_rng)
 
   def _states_behind(
     self,
@@ -540,6 +593,14 @@ def token_losses(
   if z_loss:
     losses = losses + z_loss * jnp.square(log_z)
   return losses
+
+
+def _on_every_device(folded: Any) -> Any:
+  """Returns the arrays of a folded prompt whole on each device, where rules are in force.
+
+  Their gradient lies so, too. Otherwise XLA would cut activations as the prompt is cut.
+  """
+  return jax.tree.map(lambda x: partitioning.lie(x, *[None] * x.ndim), folded)
 
 
 def _rows(folded: Folded, ids: Int[Array, " B"]) -> Folded:

@@ -1,16 +1,23 @@
 """Where parameters and batches lie on the devices: a mesh of two axes, and named rules.
 
 Every parameter names its axes ("embed", "mlp", ...); a rule says for each name along
-which axis of the mesh it is cut. The rules are T5X's for one parameter and one
-activation dimension; the names that T5X leaves out, and so replicates silently, are
-written down.
+which axis of the mesh it is cut. Those of the backbone are T5X's for one parameter and
+one activation dimension; the names that T5X leaves out, and so replicates silently, are
+written down. What is trained of an EPT prompt has a name of its own for the width, so
+that it is cut while the backbone's "embed" is not. An axis whose size the mesh does not
+divide is replicated.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+import contextvars
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from flax.linen import partitioning as flax_partitioning
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
@@ -23,8 +30,17 @@ DATA = "data"
 MODEL = "model"
 """Axis of the mesh along which parameters are cut."""
 
-LOGICAL_AXIS_RULES: tuple[tuple[str, str | None], ...] = (
-  ("batch", DATA),
+BATCH = "batch"
+"""Logical axis of a batch's rows."""
+
+Rules = tuple[tuple[str, str | None], ...]
+"""(logical axis, axis of the mesh or None for replicated), as T5X takes them too.
+
+The first rule counts whose axis of the mesh the parameter does not use already.
+"""
+
+LOGICAL_AXIS_RULES: Rules = (
+  (BATCH, DATA),
   ("vocab", MODEL),
   ("mlp", MODEL),
   ("heads", MODEL),
@@ -33,15 +49,23 @@ LOGICAL_AXIS_RULES: tuple[tuple[str, str | None], ...] = (
   ("embed", None),
   ("relpos_buckets", None),
   ("length", None),
-  ("bank", None),
+  ("bank", DATA),
   ("prompt", None),
+  ("prompt_embed", MODEL),
   ("source_position", None),
   ("rank", None),
   ("fusion", None),
   ("space", None),
   ("bottleneck", None),
 )
-"""(logical axis, axis of the mesh or None for replicated), as T5X takes them too."""
+"""Where each axis lies of a parameter of ours."""
+
+_ONLY_IN_T5X = ("abspos_buckets", "layers", "stack", "mlp_activations")
+"""Names for which T5X's standard rules have one, and that no parameter of ours has."""
+
+_PAIRS = (
+  "write [('embed', 'data'), ...], the name of an axis and 'data', 'model' or None"
+)
 
 _AXES_SUFFIX = "_axes"
 
@@ -52,19 +76,49 @@ def make_mesh(model_parallel: int = 1) -> Mesh:
   Raises:
     UserError: the number of devices is no multiple of `model_parallel`.
   """
-  count = jax.device_count()
-  if model_parallel < 1 or count % model_parallel:
-    fits = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
-    raise UserError(
-      f"model_parallel={model_parallel} does not divide the {count} devices here. "
-      f"Choose one of {fits}."
-    )
   devices = jax.devices()
+  block = meshes.block(devices, model_parallel)
   if meshes.have_coordinates(devices):
-    arranged = meshes.arrange(devices, meshes.best_block(devices, model_parallel))
+    arranged = meshes.arrange(devices, block)
   else:
-    arranged = mesh_utils.create_device_mesh((count // model_parallel, model_parallel))
+    arranged = mesh_utils.create_device_mesh((len(devices) // block[3], block[3]))
   return Mesh(arranged, (DATA, MODEL))
+
+
+def merged(rules: Any) -> Rules:
+  """Returns the rules of a user's, and ours for all names that these do not mention.
+
+  Args:
+    rules: AXIS_RULES, pairs as in `Rules`.
+
+  Raises:
+    UserError: what is no pair; a name that no parameter has; an axis that no mesh has.
+  """
+  known = [*dict(LOGICAL_AXIS_RULES), *_ONLY_IN_T5X]
+  if not isinstance(rules, list | tuple):
+    raise UserError(f"AXIS_RULES={rules!r} is no list of pairs: {_PAIRS}.")
+  for rule in rules:
+    if not (isinstance(rule, list | tuple) and len(rule) == 2):
+      raise UserError(f"AXIS_RULES has {rule!r}, which is no pair: {_PAIRS}.")
+    name, cut = rule
+    if name not in known:
+      raise UserError(
+        f"AXIS_RULES has a rule for '{name}', and no parameter has an axis of that name."
+        f"{near_misses(str(name), known)} The names are {', '.join(known)}."
+      )
+    if cut not in (None, DATA, MODEL):
+      raise UserError(
+        f"AXIS_RULES cuts '{name}' along {cut!r}; the mesh has the axes '{DATA}' and "
+        f"'{MODEL}'. Write one of them, or None to replicate it."
+      )
+    if name == BATCH and cut != DATA:
+      raise UserError(
+        f"AXIS_RULES cuts '{BATCH}' along {cut!r}: the rows of a batch are always dealt "
+        f"out along '{DATA}'. Leave that rule out."
+      )
+  own = {name for name, _ in rules}
+  ours = (rule for rule in LOGICAL_AXIS_RULES if rule[0] not in own)
+  return (*((name, cut) for name, cut in rules), *ours)
 
 
 def param_shardings(
@@ -75,60 +129,198 @@ def param_shardings(
   """Returns the tree of parameters with a `NamedSharding` for each.
 
   Args:
-    params_axes: as the model's `get_initial_variables` gives it: at each parameter's
-      place, `<name>_axes` with the names of its axes.
+    params_axes: as in `axis_names`.
     mesh: from `make_mesh`, or an abstract one, which needs no devices.
     params: the parameters or their shapes. With them, an axis whose size the mesh does
-      not divide is replicated (a vocabulary of 335 words on two devices); without, JAX
-      refuses to place such a parameter.
+      not divide is replicated; without, JAX refuses to place such a parameter.
 
   Raises:
     UserError: an axis name without a rule.
   """
-  flat = None if params is None else identity.flatten(params)
-  rules = dict(LOGICAL_AXIS_RULES)
-  shardings = {}
-  for axes_path, axes in identity.flatten(params_axes).items():
-    path = axes_path.removesuffix(_AXES_SUFFIX)
-    cuts = []
-    for number, name in enumerate(axes.names):
-      if name not in rules:
-        raise UserError(
-          f"Parameter '{path}' has an axis '{name}' for which there is no rule."
-          f"{near_misses(str(name), rules)} Add it to "
-          "tpv_jax.partitioning.LOGICAL_AXIS_RULES, with None to replicate it."
-        )
-      cut = rules[name]
-      if cut and flat is not None and flat[path].shape[number] % mesh.shape[cut]:
-        cut = None
-      cuts.append(cut)
-    shardings[path] = NamedSharding(mesh, PartitionSpec(*cuts))
-  return identity.unflatten(shardings)
+  names = axis_names(params_axes)
+  shapes = {path: (0,) * len(axes) for path, axes in names.items()}
+  if params is not None:
+    shapes = {path: leaf.shape for path, leaf in identity.flatten(params).items()}
+  rules, _ = that_divide(LOGICAL_AXIS_RULES, names, shapes, mesh)
+  return identity.unflatten(
+    {path: _sharding(axes, rules, mesh) for path, axes in names.items()}
+  )
 
 
-def abstract_parameters(
-  model: Any, mesh: Mesh | AbstractMesh
-) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns the form of a model's parameters by path, each with where it lies.
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Where the parameters of a model lie on a mesh.
 
-  Nothing is computed or placed.
+  Attributes:
+    mesh: the devices, or an abstract one, which needs none.
+    rules: those by which the parameters are cut, see `that_divide`.
+    parameters: the form of each parameter by path, with its sharding.
+    axes: the names of its axes.
+    kept_whole: a line for each axis that would be cut if the mesh divided it.
+  """
+
+  mesh: Mesh | AbstractMesh
+  rules: Rules
+  parameters: dict[str, jax.ShapeDtypeStruct]
+  axes: dict[str, tuple[str, ...]]
+  kept_whole: list[str]
+
+
+_IN_FORCE: contextvars.ContextVar[tuple[Mesh, Rules] | None] = contextvars.ContextVar(
+  "axis rules", default=None
+)
+
+
+@contextlib.contextmanager
+def in_force(mesh: Mesh, rules: Rules) -> Iterator[None]:
+  """Has `lie` act on what is traced within it."""
+  token = _IN_FORCE.set((mesh, rules))
+  try:
+    yield
+  finally:
+    _IN_FORCE.reset(token)
+
+
+def lie(x: jax.Array, *axes: str | None) -> jax.Array:
+  """Returns the array, and its gradient, cut as the rules say that are in force.
+
+  Where none are, as it is. XLA would choose itself how to cut what is computed, and
+  bring together parameters instead of what is made of them.
+
+  Args:
+    x: the array.
+    axes: their names; None for one that is whole on each device.
+  """
+  found = _IN_FORCE.get()
+  if found is None:
+    return x
+  mesh, rules = found
+  return jax.lax.with_sharding_constraint(x, _sharding(axes, rules, mesh))
+
+
+def layout(model: Any, mesh: Mesh | AbstractMesh) -> Layout:
+  """Returns where a model's parameters lie; nothing is computed or placed.
 
   Args:
     model: with `get_initial_variables`, such as `model.SoftPromptModel`.
-    mesh: as in `param_shardings`.
+    mesh: from `make_mesh`, or an abstract one.
 
   Raises:
     UserError: an axis name without a rule.
   """
   # No parameter depends on the shapes of a batch.
   variables = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), {}))
-  shardings = identity.flatten(
-    param_shardings(variables["params_axes"], mesh, variables["params"])
+  params, names = (
+    identity.flatten(variables["params"]),
+    axis_names(variables["params_axes"]),
   )
-  return {
-    path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
-    for path, leaf in identity.flatten(variables["params"]).items()
+  shapes = {path: leaf.shape for path, leaf in params.items()}
+  rules, kept_whole = that_divide(LOGICAL_AXIS_RULES, names, shapes, mesh)
+  return Layout(
+    mesh,
+    rules,
+    {
+      path: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=_sharding(names[path], rules, mesh)
+      )
+      for path, leaf in params.items()
+    },
+    names,
+    kept_whole,
+  )
+
+
+def that_divide(
+  rules: Rules,
+  names: Mapping[str, Sequence[str]],
+  shapes: Mapping[str, Sequence[int]],
+  mesh: Mesh | AbstractMesh,
+) -> tuple[Rules, list[str]]:
+  """Returns the rules that cut an axis where its size allows it, and a line for each other.
+
+  A vocabulary of 335 words lies whole on each of two devices. A name has one size in all
+  parameters of a model.
+
+  Args:
+    rules: in their order.
+    names: of the axes of each parameter.
+    shapes: of the parameters.
+    mesh: of the devices.
+
+  Raises:
+    UserError: an axis name without a rule.
+  """
+  sizes: dict[str, int] = {}
+  for path, axes in names.items():
+    _refuse_unknown(path, axes, rules)
+    sizes |= dict(zip(axes, shapes[path], strict=True))
+  kept: list[tuple[str, str | None]] = []
+  whole: list[tuple[str, str | None]] = []
+  lines = []
+  for name, cut in rules:
+    if cut and sizes.get(name, 0) % mesh.shape[cut]:
+      whole.append((name, None))
+      lines.append(
+        f"'{name}' of size {sizes[name]} is replicated: the {mesh.shape[cut]} devices "
+        f"along '{cut}' do not divide it."
+      )
+    else:
+      kept.append((name, cut))
+  return (*kept, *whole), lines
+
+
+def axes_of_moment(
+  shape: Sequence[int], parameter: Sequence[int], axes: Sequence[Any]
+) -> tuple[Any, ...] | None:
+  """Returns which of a parameter's axes an optimizer's moment of it has.
+
+  All of them, or, of a factored one, those that are left. None where its shape tells no
+  single answer.
+
+  Args:
+    shape: of the moment.
+    parameter: the parameter's shape.
+    axes: what stands for each of the parameter's axes: its name, or how it is cut.
+  """
+  if tuple(shape) == tuple(parameter):
+    return tuple(axes)
+  found = {
+    tuple(axes[axis] for axis in left)
+    for left in itertools.combinations(range(len(parameter)), len(shape))
+    if [parameter[axis] for axis in left] == list(shape)
   }
+  return found.pop() if len(found) == 1 else None
+
+
+def axis_names(params_axes: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+  """Returns the names of each parameter's axes, by its path.
+
+  Args:
+    params_axes: as the model's `get_initial_variables` gives it: at each parameter's
+      place, `<name>_axes` with the names of its axes.
+  """
+  return {
+    path.removesuffix(_AXES_SUFFIX): tuple(axes.names)
+    for path, axes in identity.flatten(params_axes).items()
+  }
+
+
+def _sharding(
+  names: Sequence[str | None], rules: Rules, mesh: Mesh | AbstractMesh
+) -> NamedSharding:
+  spec = flax_partitioning.logical_to_mesh_axes(names, rules)
+  return NamedSharding(mesh, spec or PartitionSpec())
+
+
+def _refuse_unknown(path: str, axes: Sequence[str], rules: Rules) -> None:
+  known = [name for name, _ in rules]
+  for name in axes:
+    if name not in known:
+      raise UserError(
+        f"Parameter '{path}' has an axis '{name}' for which there is no rule."
+        f"{near_misses(str(name), known)} Add it to "
+        "tpv_jax.partitioning.LOGICAL_AXIS_RULES, with None to replicate it."
+      )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from tpv_jax import screen
 from tpv_jax.errors import (
@@ -23,7 +24,8 @@ EXAMPLES = """\
 examples:
   python -m tpv_jax.plan t5_v1_1_xxl --mesh 4x8
   python -m tpv_jax.plan t5_v1_1_base --mesh 8x1 --storage float32 --leaves
-  python -m tpv_jax.plan t5_v1_1_base --mesh 1x1 --bank 32
+  python -m tpv_jax.plan t5_v1_1_base --mesh 8x1 --bank 32
+  python -m tpv_jax.plan t5_v1_1_xl --mesh 4x8 --ept --leaves
 """
 
 
@@ -46,19 +48,49 @@ class Leaf:
   share: tuple[int, ...]
 
 
-def leaves(size: str, data: int, model: int, prompt_length: int = 100) -> list[Leaf]:
-  """Returns every parameter of a size in `sizes.SIZES` on a mesh of data x model chips.
+class Plan(NamedTuple):
+  """What lies where.
+
+  Attributes:
+    leaves: every parameter.
+    kept_whole: a line for each axis that the mesh would cut if it divided it.
+  """
+
+  leaves: list[Leaf]
+  kept_whole: list[str]
+
+
+def make(
+  size: str,
+  data: int,
+  model: int,
+  prompt_length: int = 100,
+  ept: bool = False,
+  short_length: int = 40,
+  source_length: int = 256,
+) -> Plan:
+  """Returns the parameters of a size in `sizes.SIZES` on a mesh of data x model chips.
+
+  Args:
+    size: of the backbone.
+    data: chips along the axis over which rows are dealt out.
+    model: chips over which a parameter is cut.
+    prompt_length: P.
+    ept: an EPT prompt with the parameters of a plain one of P tokens, as ept.gin makes
+      it, instead of that.
+    short_length: S of it.
+    source_length: M of it.
 
   Raises:
-    UserError: no such size.
+    UserError: no such size, or no such prompt.
   """
-  import jax
   from jax.sharding import AbstractMesh
 
-  from tpv_jax import identity, partitioning
+  from tpv_jax import partitioning
   from tpv_jax.backbone import network, sizes
   from tpv_jax.model import SoftPromptModel
-  from tpv_jax.prompts import plain
+  from tpv_jax.prompts import budget, plain
+  from tpv_jax.prompts.ept import EPT
 
   if size not in sizes.SIZES:
     raise UserError(
@@ -66,26 +98,35 @@ def leaves(size: str, data: int, model: int, prompt_length: int = 100) -> list[L
       f"{', '.join(sizes.SIZES)}."
     )
   numbers = sizes.SIZES[size]
-  prompt = plain.Prompt(length=prompt_length, features=numbers["emb_dim"])
-  soft_prompt = SoftPromptModel(network.Transformer(**numbers), prompt, None, None)
-  shapes = jax.eval_shape(
-    lambda: soft_prompt.get_initial_variables(jax.random.key(0), {})
-  )
-  mesh = AbstractMesh((data, model), (partitioning.DATA, partitioning.MODEL))
-  shardings = identity.flatten(
-    partitioning.param_shardings(shapes["params_axes"], mesh, shapes["params"])
-  )
-  axes = identity.flatten(shapes["params_axes"])
-  return [
-    Leaf(
-      path=path,
-      shape=leaf.shape,
-      axes=tuple(axes[f"{path}_axes"].names),
-      cut=tuple(shardings[path].spec),
-      share=shardings[path].shard_shape(leaf.shape),
+  features = numbers["emb_dim"]
+  prompt: plain.Prompt | EPT = plain.Prompt(length=prompt_length, features=features)
+  if ept:
+    fusion_width, spaces, bottleneck = 4, 4, 1
+    rank = budget.rank(
+      *(prompt_length, short_length, features, source_length),
+      *(fusion_width, spaces, bottleneck),
     )
-    for path, leaf in identity.flatten(shapes["params"]).items()
-  ]
+    prompt = EPT(
+      *(short_length, features, source_length, rank),
+      *(fusion_width, spaces, bottleneck),
+    )
+  layout = partitioning.layout(
+    SoftPromptModel(network.Transformer(**numbers), prompt, None, None),
+    AbstractMesh((data, model), (partitioning.DATA, partitioning.MODEL)),
+  )
+  return Plan(
+    [
+      Leaf(
+        path=path,
+        shape=leaf.shape,
+        axes=layout.axes[path],
+        cut=tuple(leaf.sharding.spec),
+        share=leaf.sharding.shard_shape(leaf.shape),
+      )
+      for path, leaf in layout.parameters.items()
+    ],
+    layout.kept_whole,
+  )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,6 +145,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     help="dtype in which the frozen backbone lies on the chips (bfloat16)",
   )
   parser.add_argument("--prompt_length", type=int, default=100, help="P (100)")
+  parser.add_argument(
+    "--ept",
+    action="store_true",
+    help="an EPT prompt of P's budget, as ept.gin makes it",
+  )
+  parser.add_argument("--short_length", type=int, default=40, help="S of it (40)")
+  parser.add_argument("--source_length", type=int, default=256, help="M of it (256)")
   parser.add_argument("--bank", type=int, default=1, help="N, prompts at once (1)")
   parser.add_argument("--leaves", action="store_true", help="a line for each parameter")
   parser.add_argument("--debug", action="store_true", help="show traces of errors")
@@ -120,7 +168,19 @@ def _print_plan(flags: argparse.Namespace) -> None:
   data, _, model = flags.mesh.partition("x")
   if not (data.isdigit() and model.isdigit() and int(data) and int(model)):
     raise UserError(f"'{flags.mesh}' is no mesh: write DATAxMODEL, such as 4x8.")
-  found = leaves(flags.size, int(data), int(model), flags.prompt_length)
+  at_least("--bank", flags.bank, 1)
+  found, kept_whole = make(
+    *(flags.size, int(data), int(model), flags.prompt_length),
+    *(flags.ept, flags.short_length, flags.source_length),
+  )
+  here = flags.bank
+  if flags.bank % int(data) == 0:
+    here //= int(data)
+  elif flags.bank > 1:
+    kept_whole.append(
+      f"'bank' of size {flags.bank} is replicated: the {data} devices along 'data' do "
+      "not divide it."
+    )
   width = {"bfloat16": 2, "float32": 4}[flags.storage]
   console = screen.console()
   if flags.leaves:
@@ -135,15 +195,16 @@ def _print_plan(flags: argparse.Namespace) -> None:
   table = Table("part", "parameters", "cut over chips", "bytes on a chip")
   frozen = [leaf for leaf in found if not leaf.path.startswith("prompt/")]
   trained = [leaf for leaf in found if leaf.path.startswith("prompt/")]
-  at_least("--bank", flags.bank, 1)
   prompts = "prompt" if flags.bank == 1 else f"{flags.bank} prompts"
-  for name, part, size, times in (
-    ("frozen backbone", frozen, width, 1),
-    (f"{prompts}, gradient and AdamW's two moments", trained, 4 * 4, flags.bank),
+  for name, part, size, times, held in (
+    ("frozen backbone", frozen, width, 1, 1),
+    (f"{prompts}, gradient and AdamW's two moments", trained, 4 * 4, flags.bank, here),
   ):
     whole = times * sum(math.prod(leaf.shape) for leaf in part)
-    cut = times * sum(math.prod(leaf.shape) for leaf in part if any(leaf.cut))
-    share = times * sum(math.prod(leaf.share) for leaf in part)
+    cut = times * sum(
+      math.prod(leaf.shape) for leaf in part if held < times or any(leaf.cut)
+    )
+    share = held * sum(math.prod(leaf.share) for leaf in part)
     table.add_row(
       name, f"{whole:,}", f"{100 * cut / whole:.1f} %", memory.text(share * size)
     )
@@ -151,6 +212,8 @@ def _print_plan(flags: argparse.Namespace) -> None:
     f"{flags.size} on {data} x {model} chips (data x model), {flags.storage}"
   )
   console.print(table)
+  for line in kept_whole:
+    console.print(line)
   console.print(
     "Activations come on top; they grow with the rows a chip has. A bank says before it "
     "starts what its compiled steps need (train_bank)."

@@ -574,12 +574,9 @@ def test_a_bank_that_does_not_fit_says_how_many_prompts_would_before_it_writes(
 def test_a_bank_that_is_cut_is_made_smaller_by_as_many_prompts_as_devices(tiny):
   made = []
 
-  class Steps:
-    stacked = types.SimpleNamespace(is_fully_replicated=False)
-
   class Plan(bank._Plan):
     _devices, need, available = 4, types.SimpleNamespace(total=1600), 900
-    steps, size = Steps(), 16
+    cut, size = True, 16
 
     def __init__(self):
       pass

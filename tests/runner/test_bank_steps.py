@@ -112,7 +112,7 @@ def together(model, mesh, shard_bank=False):
   }
   state = steps.initialise(
     {
-      path: processes.put(np.stack([one[path] for one in prompts]), steps.stacked)
+      path: processes.put(np.stack([one[path] for one in prompts]), steps.stacked[path])
       for path in prompts[0]
     }
   )

@@ -61,7 +61,7 @@ def test_the_need_of_a_bank_is_counted_and_its_calls_are_compiled_once(tiny):
   placed = {path: processes.put(x, steps.frozen[path]) for path, x in frozen.items()}
   stacked = {path: np.stack([leaf] * 2) for path, leaf in trainable.items()}
   state = steps.initialise(
-    {path: processes.put(leaf, steps.stacked) for path, leaf in stacked.items()}
+    {path: processes.put(leaf, steps.stacked[path]) for path, leaf in stacked.items()}
   )
   jax.block_until_ready((placed, state))
   jax.monitoring.register_event_duration_secs_listener(hear)

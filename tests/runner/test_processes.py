@@ -88,6 +88,30 @@ def test_several_processes_give_the_numbers_of_one(alone, tmp_path, count):
   np.testing.assert_array_equal(one["prompt"], other["prompt"])
 
 
+@pytest.mark.slow
+def test_an_ept_prompt_that_is_cut_over_two_processes_is_saved_whole(tmp_path):
+  leaves = {}
+  for count in (1, 2):
+    run = tmp_path / str(count)
+    flags = (
+      "--gin_file=gin_configs/runs/embedded.gin",
+      "--gin_file=gin_configs/prompts/ept.gin",
+      *("--gin.PROMPT_LENGTH=32", "--gin.SHORT_LENGTH=8", "--gin.SOURCE_LENGTH=24"),
+      *("--gin.TASK_NAME='sentiment'", f"--gin.RUN_DIR='{run}'"),
+      *("--gin.TRAIN_STEPS=4", "--gin.EVAL_PERIOD=2", f"--gin.MODEL_PARALLEL={count}"),
+    )
+    finish(start_all("tpv_jax.train", count, *flags))
+    assert json.loads((run / "manifest.json").read_text())["mesh"] == {
+      "data": 1,
+      "model": count,
+    }
+    leaves[count], _ = store.read(run / "best_prompt.safetensors")
+  assert len(leaves[1]) == 10
+  for name, leaf in leaves[1].items():
+    # fp32 sums over processes round differently, and Adam amplifies it.
+    np.testing.assert_allclose(leaves[2][name], leaf, atol=2e-3, err_msg=name)
+
+
 def test_evaluation_of_many_prompts_by_two_processes_has_the_numbers_of_one(
   alone, tmp_path
 ):

@@ -13,8 +13,8 @@ import subprocess
 import sys
 import types
 
+import device_programs
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -94,31 +94,6 @@ def trained(parts, rate, batches, microbatches=None):
   return metrics, after
 
 
-def without_t5x(tiny, model):
-  """Returns the training of one prompt in a few lines of JAX, on one device."""
-  backbone, made = tiny.backbone.params, model.optimizer_def.transformation
-
-  @jax.jit
-  def step(leaves, state, batch, rate):
-    def loss(leaves):
-      return model.loss_fn({**backbone, **identity.unflatten(leaves)}, batch, None)[0]
-
-    value, gradient = jax.value_and_grad(loss)(leaves)
-    direction, state = made.update(gradient, state, leaves)
-    moved = {path: leaf + rate * direction[path] for path, leaf in leaves.items()}
-    return moved, state, value
-
-  def train(start, rate, batches):
-    leaves = {f"prompt/{name}": jnp.asarray(leaf) for name, leaf in start.items()}
-    state, losses = made.init(leaves), []
-    for number, batch in enumerate(batches):
-      leaves, state, value = step(leaves, state, batch, rate(number))
-      losses.append(float(value))
-    return losses, {path.removeprefix("prompt/"): leaves[path] for path in leaves}
-
-  return train
-
-
 @pytest.mark.parametrize(
   ("kind", "name", "microbatches"),
   [("plain", "adamw", 3), ("plain", "adafactor", None), ("ept", "adamw", 2)],
@@ -137,7 +112,7 @@ def test_a_bank_equals_the_runs_of_its_prompts_on_fixed_batches(
     microbatches,
   )
   model = model_of(tiny, kind, made)
-  train = without_t5x(tiny, model)
+  train = device_programs.on_one_device(tiny, model)
   for place, member in enumerate(MEMBERS):
     solo = parts(member.name, model, initial_seed=member.initial_seed)
     own_rate = functools.partial(lambda by, step: by * rate(step), member.rate)

@@ -1,10 +1,14 @@
 """T5X's own mesh over the block that we choose for it, on stand-ins for TPU slices."""
 
+import types
+
 import jax
+import numpy as np
 import pytest
-from fake_tpus import SLICES, devices
+from fake_tpus import SLICES, V5E, devices
 
 from tpv_jax import meshes
+from tpv_jax.errors import UserError
 
 
 @pytest.mark.parametrize("model_parallel", [1, 2, 4, 8, 16])
@@ -31,3 +35,44 @@ def test_t5x_arranges_every_slice_as_we_do(monkeypatch, t5x, model_parallel):
       made.devices != ours
     ).any()  # T5X turns whole rings along z; else the same.
     assert not rings or set(map(frozenset, made.devices)) == set(map(frozenset, ours))
+    assert_every_process_has_its_chunk(partitioning, made)
+
+
+def assert_every_process_has_its_chunk(partitioning, made):
+  """T5X's `LocalChunker` accepts each process's devices, and together they are the mesh."""
+  processes = {device.process_index for device in made.devices.flat}
+  chunks = set()
+  for process in processes:
+    seen = types.SimpleNamespace(
+      devices=made.devices,
+      shape=made.shape,
+      local_mesh=made._local_mesh(process),  # Raises unless they form a subcube.
+    )
+    chunker = partitioning.LocalChunker(seen)
+    assert np.prod(list(chunker.num_chunks.values())) == len(processes)
+    chunks.add(tuple(chunker.chunk_ids.values()))
+  assert len(chunks) == len(processes)
+
+
+def test_a_submesh_of_the_users_is_obeyed(monkeypatch, t5x):
+  from tpv_jax.t5x import mesh
+
+  found = devices(V5E, (4, 4, 1), (2, 2, 1))
+  monkeypatch.setattr(jax, "devices", lambda *_: found)
+  made = mesh.partitioner(submesh=[4, 1, 1, 1], batch_size=16, microbatches=4)
+  assert made._model_parallel_submesh == (4, 1, 1, 1)
+  with pytest.raises(UserError, match="over 4 data-parallel devices x 8 microb"):
+    mesh.partitioner(submesh=(4, 1, 1, 1), batch_size=16, microbatches=8)
+
+
+@pytest.mark.parametrize(("platform", "spelt_out"), [("cpu", True), ("gpu", False)])
+def test_other_devices_get_the_number_as_t5x_takes_it(
+  monkeypatch, t5x, platform, spelt_out
+):
+  from tpv_jax.t5x import mesh
+
+  found = [types.SimpleNamespace(platform=platform) for _ in range(8)]
+  monkeypatch.setattr(jax, "devices", lambda *_: found)
+  for made in (mesh.partitioner(2), mesh.partitioner(submesh=(1, 1, 1, 2))):
+    assert made._model_parallel_submesh == ((1, 1, 1, 2) if spelt_out else None)
+    assert made._num_partitions == (None if spelt_out else 2)

@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 from flax.linen.partitioning import param_with_axes
 
-from tpv_jax import identity
+from tpv_jax import identity, partitioning
 from tpv_jax.checks import Size, SizeOrNone, check_fields
 from tpv_jax.errors import UserError
 from tpv_jax.prompts import equations, plain
@@ -64,13 +64,18 @@ class EPT(nn.Module):
   def __call__(self) -> Folded:
     """Returns the folded prompt, computed in fp32 whatever the backbone's dtype."""
     leaves = {
-      name: jnp.asarray(
-        param_with_axes(name, _initializer(name, form), form.shape, axes=form.axes)
+      name: partitioning.lie(
+        jnp.asarray(
+          param_with_axes(name, _initializer(name, form), form.shape, axes=form.axes)
+        ),
+        *form.axes,
       )
       for name, form in self.parameters().items()
     }
     with jax.default_matmul_precision("float32"):
-      return equations.fold(leaves, self.alpha)
+      folded = equations.fold(leaves, self.alpha)
+    # Where the parameters are cut over devices, these are computed in the same parts.
+    return jax.tree.map(lambda x: partitioning.lie(x, None, "prompt_embed"), folded)
 
   def parameters(self) -> dict[str, equations.Parameter]:
     """Returns the form of every parameter by name."""

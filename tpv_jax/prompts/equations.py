@@ -200,31 +200,33 @@ def parameters(
     bottleneck: Q.
   """
   wide = 1 / math.sqrt(features)
-  found = {"short_prompt": Parameter("prompt", ("prompt", "embed"), (length, features))}
+  found = {
+    "short_prompt": Parameter("prompt", ("prompt", "prompt_embed"), (length, features))
+  }
   if rank:
     found["low_rank_a"] = Parameter(
       "low_rank", ("source_position", "rank"), (source_length, rank)
     )
     found["low_rank_b"] = Parameter(
-      "low_rank", ("rank", "embed"), (rank, features), std=wide
+      "low_rank", ("rank", "prompt_embed"), (rank, features), std=wide
     )
   if fusion_width:
-    axes, shape = ("embed", "fusion"), (features, fusion_width)
+    axes, shape = ("prompt_embed", "fusion"), (features, fusion_width)
     found["fusion_query"] = Parameter("fusion", axes, shape, std=wide)
     found["fusion_key"] = Parameter("fusion", axes, shape, std=wide)
     found["fusion_gamma"] = Parameter("fusion", (), (), constant=1.0)
   if spaces:
     found["space_down"] = Parameter(
       "spaces",
-      ("space", "embed", "bottleneck"),
+      ("space", "prompt_embed", "bottleneck"),
       (spaces, features, bottleneck),
       std=wide,
     )
     found["space_up"] = Parameter(
-      "spaces", ("space", "bottleneck", "embed"), (spaces, bottleneck, features)
+      "spaces", ("space", "bottleneck", "prompt_embed"), (spaces, bottleneck, features)
     )
     found["gate_kernel"] = Parameter(
-      "spaces", ("embed", "space"), (features, spaces), std=0.02
+      "spaces", ("prompt_embed", "space"), (features, spaces), std=0.02
     )
     found["gate_bias"] = Parameter("spaces", ("space",), (spaces,))
   return found

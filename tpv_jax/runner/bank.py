@@ -147,7 +147,7 @@ def train_bank(
   patience: Steps | None = None,
   size: Size | None = None,
   model_parallel: Size = 1,
-  shard_bank: bool = False,
+  shard_bank: bool | None = None,
   split: bool = False,
   block_positions: Size | None = None,
   memory_gib: Positive | None = None,
@@ -186,7 +186,8 @@ def train_bank(
     patience: a prompt ends after so many validations without a better one; None: never.
     size: prompts trained at once at most, the others after them; None: all.
     model_parallel: devices over which each parameter of the backbone is cut.
-    shard_bank: cut the bank itself over the data-parallel devices.
+    shard_bank: cut the bank itself over the data-parallel devices; None: where they
+      divide the number of its prompts.
     split: train a bank that does not fit into memory as several, one after the other,
       and where one prompt alone does not fit, in smaller blocks of rows.
     block_positions: source positions of a block of rows at most; by default
@@ -222,7 +223,8 @@ def train_bank(
     progress=progress,
     patience=patience,
   )
-  steps = bank_steps.build(model, learning_rate, runs[0].mesh, shard_bank)
+  build = functools.partial(bank_steps.build, model, learning_rate, runs[0].mesh)
+  build(False)  # Says what is no bank before a folder is touched.
   settings = [run.settings for run in runs]
   with alone(*(run.folder for run in runs)):
     found = [
@@ -250,7 +252,9 @@ def train_bank(
     over = [overwrite and bool(other or not begun) for _, other in found]
     plan: _Plan | None = None
     if any(over) or unfinished:
-      plan = _Plan(runs, steps, size or len(runs), block_positions, memory_gib)
+      plan = _Plan(
+        runs, build, shard_bank, size or len(runs), block_positions, memory_gib
+      )
       plan.make_fit(split, [one["bank"] for one in begun if "bank" in one])
     processes.wait_for_all("the bank is planned")
     manifests = [
@@ -264,7 +268,8 @@ def train_bank(
       _say(f"All {len(runs)} prompts are finished; nothing to do.")
       return manifests
     _say(str(plan))
-    for line in sorted({line for run in runs for line in run.data.losses()}):
+    losses = sorted({line for run in runs for line in run.data.losses()})
+    for line in [*losses, *runs[0].steps.kept_whole]:
       _say(line)
     frozen = runs[0].place_frozen()
     rates = np.asarray([entry.rate for entry in entries], np.float32)
@@ -462,13 +467,15 @@ class _Plan:
   def __init__(
     self,
     runs: Sequence[Run],
-    steps: bank_steps.BankSteps,
+    build: Callable[[bool], bank_steps.BankSteps],
+    shard: bool | None,
     size: int,
     positions: int | None,
     limit: float | None,
   ):
     self.runs = runs
-    self.steps = steps
+    self.build = build
+    self.shard = shard
     self.size = min(size, len(runs))
     self.positions = positions or bank_steps.wide_positions()
     self.available = memory.available(runs[0].mesh.local_devices, limit)
@@ -531,8 +538,16 @@ class _Plan:
     return (
       f"{len(self.runs)} prompts{f' in {groups} banks' if groups > 1 else ''}: rows x "
       f"positions {rows}, {self.padding:.1%} padding in a sample; needs {self.need} of "
-      f"{memory.text(self.available)}"
+      f"{memory.text(self.available)}{self._where()}"
     )
+
+  def _where(self) -> str:
+    """Returns where the prompts lie, '' on one data-parallel device."""
+    if self._devices == 1:
+      return ""
+    if self.cut:
+      return f"; {self._devices} devices hold a part of the prompts each"
+    return f"; each of {self._devices} data-parallel devices holds all of the prompts"
 
   @property
   def _devices(self) -> int:
@@ -541,17 +556,19 @@ class _Plan:
   @property
   def _grain(self) -> int:
     """Of which the number of prompts is a multiple: the devices that cut the bank."""
-    return 1 if self.steps.stacked.is_fully_replicated else self._devices
+    return self._devices if self.cut else 1
 
   def _choose(self) -> None:
     """Chooses shapes for all groups, and measures the first."""
-    for group in self.groups():
-      if len(group) % self._grain:
-        raise UserError(
-          f"{len(group)} prompts cannot be cut over {self._devices} data-parallel "
-          f"devices. Set SHARD_BANK = False, or BANK_SIZE so that {self._devices} "
-          "divides it and what is left."
-        )
+    odd = [len(group) for group in self.groups() if len(group) % self._devices]
+    if odd and self.shard:
+      raise UserError(
+        f"{odd[0]} prompts cannot be cut over {self._devices} data-parallel devices. Set "
+        f"SHARD_BANK = False, or BANK_SIZE so that {self._devices} divides it and what "
+        "is left."
+      )
+    self.cut = self.shard is not False and not odd
+    self.steps = self.build(self.cut)
     self.shapes = self._shapes(self.positions)
     self.padding = packing.padding_share(self._steps(), self.shapes)
     self.need = self._measure(self.size)
@@ -676,7 +693,7 @@ class _Bank:
       state, at = self._begin(stack, config)
       if at:
         state = self._loop(state, at, stop_requested)
-        whole = self._on_host(state)
+        whole = processes.on_host(state)
         for index in sorted(self.active):
           self._finish("finished", index, whole, time.time() - began)
         _say(
@@ -731,7 +748,7 @@ class _Bank:
         state, self.best[index] = run.begin(self.frozen, state, config)
         stack.callback(run.close)
         at[index] = int(state.step)
-      states.append(jax.device_get(state))
+      states.append(processes.on_host(state))
     for index in at:
       run = self.runs[index]
       run.manifest["bank"] = self._note(counted)
@@ -745,8 +762,7 @@ class _Bank:
         self._finish("finished", index, whole)
         self.active.discard(index)
         del at[index]
-    state = jax.tree.map(lambda leaf: processes.put(leaf, self.steps.stacked), whole)
-    return state, at
+    return jax.tree.map(processes.put, whole, self.steps.state), at
 
   def _loop(
     self,
@@ -777,7 +793,7 @@ class _Bank:
         saves = stop % run.checkpoint_period == 0 or stop == total or number
         tired = set()
         if validates or saves or diverged:
-          whole = self._on_host(state)
+          whole = processes.on_host(state)
         if validates:
           tired = self._validate(state, whole, stop, indices)
         if saves or diverged or tired:
@@ -955,11 +971,6 @@ class _Bank:
     """Counts what is compiled in a step that is not the first."""
     if self.listening and event == COMPILED:
       self.recompiled += 1
-
-  def _on_host(self, state: TrainState) -> TrainState:
-    """Returns the state of all prompts as NumPy arrays."""
-    whole = self.steps.stacked.is_fully_replicated
-    return jax.device_get(state if whole else self.steps.gather(state))
 
 
 def _one(whole: TrainState, index: int) -> TrainState:

@@ -30,7 +30,13 @@ from tpv_jax.model import PROMPT, Batch, SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts.equations import Folded
 from tpv_jax.runner import processes
-from tpv_jax.runner.steps import Leaves, TrainState, descend, fresh_state
+from tpv_jax.runner.steps import (
+  Leaves,
+  TrainState,
+  descend,
+  fresh_state,
+  state_shardings,
+)
 
 
 @struct.dataclass
@@ -60,9 +66,10 @@ class BankSteps(NamedTuple):
   accumulate: Wrapped  # (sums, folded, frozen, call) -> sums
   update: Wrapped  # (state, sums, rates) -> (state, report by prompt)
   measure: Wrapped  # (folded, frozen, call) -> sums by name and prompt
-  gather: Wrapped  # (state) -> state, on every device whole
-  stacked: NamedSharding  # of the bank's leaves
+  stacked: Mapping[str, NamedSharding]  # of the bank's leaves
+  state: TrainState  # of shardings
   whole: NamedSharding  # of the folded prompts
+  by_prompt: NamedSharding  # of what each prompt has one of, such as a loss
   frozen: Mapping[str, NamedSharding]
   rows: NamedSharding  # of a call's features
 
@@ -80,14 +87,14 @@ def build(
     model: with a trainable prompt; the bank's prompts all have its form.
     learning_rate: step of a prompt, from 0, to learning rate.
     mesh: of the devices.
-    shard_bank: cut the bank over the data axis instead of replicating it; its size must
-      be a multiple of that axis.
+    shard_bank: cut the bank over the data axis too; its size must be a multiple of that
+      axis.
 
   Raises:
     UserError: the model has no prompt, trains something else, or has dropout.
   """
-  parameters = partitioning.abstract_parameters(model, mesh)
-  trainable, frozen = model.split(identity.unflatten(parameters))
+  layout = partitioning.layout(model, mesh)
+  trainable, frozen = model.split(identity.unflatten(layout.parameters))
   if model.prompt is None or any(
     not path.startswith(f"{PROMPT}/") for path in trainable
   ):
@@ -102,12 +109,23 @@ def build(
     )
   replicated = partitioning.replicated(mesh)
   bank_axis = partitioning.DATA if shard_bank else None
-  stacked = NamedSharding(mesh, PartitionSpec(bank_axis))
 
-  initialise = jax.vmap(functools.partial(fresh_state, model.optimizer_def))
+  def stack(sharding: NamedSharding) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(bank_axis, *sharding.spec))
+
+  one = functools.partial(fresh_state, model.optimizer_def)
+  shardings = jax.tree.map(
+    stack,
+    state_shardings(
+      model.optimizer_def, jax.eval_shape(one, trainable), trainable, replicated
+    ),
+  )
+  by_prompt = stack(replicated)
+  initialise = jax.vmap(one)
 
   def fold(trainable: Leaves) -> Folded:
-    return model.fold_bank(identity.unflatten(trainable)[PROMPT])
+    with partitioning.in_force(mesh, layout.rules):
+      return model.fold_bank(identity.unflatten(trainable)[PROMPT])
 
   def zeros(folded: Folded) -> Sums:
     none = jnp.zeros(len(folded.prompt), jnp.float32)
@@ -119,7 +137,8 @@ def build(
       losses, counts = model.bank_loss_sums(folded, identity.unflatten(frozen), call)
       return losses.sum(), (losses, counts)
 
-    gradient, measured = jax.grad(loss, has_aux=True)(folded)
+    with partitioning.in_force(mesh, layout.rules):
+      gradient, measured = jax.grad(loss, has_aux=True)(folded)
     return jax.tree.map(jnp.add, sums, Sums(gradient, *measured))
 
   def update(
@@ -166,16 +185,17 @@ def build(
     return {"loss": losses, **counts}
 
   return BankSteps(
-    initialise=jax.jit(initialise, out_shardings=stacked),
+    initialise=jax.jit(initialise, out_shardings=shardings),
     # Every call reads every prompt.
     fold=jax.jit(fold, out_shardings=replicated),
-    zeros=jax.jit(zeros, out_shardings=stacked),
-    accumulate=jax.jit(accumulate, donate_argnums=0, out_shardings=stacked),
-    update=jax.jit(update, donate_argnums=0, out_shardings=(stacked, replicated)),
+    zeros=jax.jit(zeros, out_shardings=by_prompt),
+    accumulate=jax.jit(accumulate, donate_argnums=0, out_shardings=by_prompt),
+    update=jax.jit(update, donate_argnums=0, out_shardings=(shardings, replicated)),
     measure=jax.jit(measure, out_shardings=replicated),
-    gather=jax.jit(lambda state: state, out_shardings=replicated),
-    stacked=stacked,
+    stacked=shardings.trainable,
+    state=shardings,
     whole=replicated,
+    by_prompt=by_prompt,
     frozen={path: leaf.sharding for path, leaf in frozen.items()},
     rows=partitioning.batch_sharding(mesh),
   )

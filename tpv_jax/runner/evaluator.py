@@ -184,7 +184,7 @@ class Evaluator:
     # A last call is filled up anyway, so any size is rounded up to suit the devices.
     self._grain = mesh.shape[partitioning.DATA]
     self.batch_size = self._to_grain(batch_size)
-    parameters = partitioning.abstract_parameters(model, mesh)
+    parameters = partitioning.layout(model, mesh).parameters
     self._backbone = identity.unflatten(
       {
         path: processes.put(

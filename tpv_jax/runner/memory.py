@@ -75,13 +75,13 @@ def need(
   """
   stacked = {
     path: jax.ShapeDtypeStruct(
-      (prompts, *leaf.shape), leaf.dtype, sharding=steps.stacked
+      (prompts, *leaf.shape), leaf.dtype, sharding=steps.stacked[path]
     )
     for path, leaf in trainable.items()
   }
-  state = jax.eval_shape(steps.initialise, stacked)
+  state = jax.tree.map(_placed, jax.eval_shape(steps.initialise, stacked), steps.state)
   folded = _placed(jax.eval_shape(steps.fold, stacked), steps.whole)
-  sums = _placed(jax.eval_shape(steps.zeros, folded), steps.stacked)
+  sums = _placed(jax.eval_shape(steps.zeros, folded), steps.by_prompt)
   placed = {
     path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=steps.frozen[path])
     for path, leaf in frozen.items()
@@ -101,7 +101,7 @@ def need(
         + found.temp_size_in_bytes
         - backbone,
       )
-  return Need(backbone, _bytes(jax.tree.leaves(_placed(state, steps.stacked))), largest)
+  return Need(backbone, _bytes(jax.tree.leaves(state)), largest)
 
 
 def available(devices: Sequence[Any], limit: float | None = None) -> int:

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -141,6 +142,22 @@ def put_all(
 ) -> dict[str, jax.Array]:
   """Returns each array of the mapping as `put` lays it out."""
   return {name: put(value, sharding) for name, value in values.items()}
+
+
+def on_host(tree: Any) -> Any:
+  """Returns the tree's arrays as NumPy arrays, whole on every process.
+
+  All of them call it together; an array that is cut over their devices is gathered.
+  """
+
+  def whole(leaf: Any) -> Any:
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+      return leaf
+    if leaf.is_fully_replicated:
+      return leaf.addressable_data(0)
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+  return jax.device_get(jax.tree.map(whole, tree))
 
 
 @contextlib.contextmanager

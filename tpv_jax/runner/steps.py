@@ -52,6 +52,7 @@ class Steps(NamedTuple):
   validate: Wrapped  # (trainable, frozen, batch) -> metrics
   param_shardings: Mapping[str, NamedSharding]
   batch_sharding: NamedSharding
+  kept_whole: list[str]  # see `partitioning.Layout`
 
 
 @functools.lru_cache(maxsize=32)
@@ -59,8 +60,8 @@ def build(
   model: SoftPromptModel, learning_rate: LearningRate, microbatches: int, mesh: Mesh
 ) -> Steps:
   """Returns the compiled steps; the same arguments give the same compiled functions."""
-  parameters = partitioning.abstract_parameters(model, mesh)
-  trainable, _ = model.split(identity.unflatten(parameters))
+  layout = partitioning.layout(model, mesh)
+  trainable, _ = model.split(identity.unflatten(layout.parameters))
   replicated = partitioning.replicated(mesh)
 
   initialise = functools.partial(fresh_state, model.optimizer_def)
@@ -84,20 +85,23 @@ def build(
       )
       return state, report
 
-    return jax.lax.scan(one_step, state, batches)
+    with partitioning.in_force(mesh, layout.rules):
+      return jax.lax.scan(one_step, state, batches)
 
   def validate(trainable: Leaves, frozen: Leaves, batch: dict[str, Array]) -> Any:
-    return model.eval_fn(model.merge(trainable, frozen), batch)[1]
+    with partitioning.in_force(mesh, layout.rules):
+      return model.eval_fn(model.merge(trainable, frozen), batch)[1]
 
-  shardings = _state_shardings(
+  shardings = state_shardings(
     model.optimizer_def, jax.eval_shape(initialise, trainable), trainable, replicated
   )
   return Steps(
     initialise=jax.jit(initialise, out_shardings=shardings),
     train=jax.jit(train, donate_argnums=0, out_shardings=(shardings, replicated)),
     validate=jax.jit(validate, out_shardings=replicated),
-    param_shardings={path: leaf.sharding for path, leaf in parameters.items()},
+    param_shardings={p: leaf.sharding for p, leaf in layout.parameters.items()},
     batch_sharding=partitioning.batch_sharding(mesh),
+    kept_whole=layout.kept_whole,
   )
 
 
@@ -112,7 +116,7 @@ def fresh_state(
   )
 
 
-def _state_shardings(
+def state_shardings(
   transformation: optax.GradientTransformation,
   state: TrainState,
   trainable: Leaves,
@@ -120,13 +124,18 @@ def _state_shardings(
 ) -> TrainState:
   """Returns where the state lies: moments as their parameters, all else replicated.
 
-  Factored and scalar moments, which have another shape than their parameter, too.
+  A factored moment is cut along the axes that are left of its parameter's.
   """
+
+  def as_parameter(moment: Any, parameter: Any) -> NamedSharding:
+    axes = partitioning.axes_of_moment(
+      moment.shape, parameter.shape, tuple(parameter.sharding.spec)
+    )
+    return NamedSharding(replicated.mesh, PartitionSpec(*(axes or ())))
+
   optimizer = optax.tree.map_params(
     transformation,
-    lambda moment, parameter: (
-      parameter.sharding if moment.shape == parameter.shape else replicated
-    ),
+    as_parameter,
     state.optimizer,
     trainable,
     transform_non_params=lambda _: replicated,
@@ -147,19 +156,21 @@ def _gradients(
 
   Microbatches run one after the other; what is added up are sums, not means.
   """
+  folded, back = model.fold_once(trainable, frozen)
 
   def loss(
-    trainable: Leaves, microbatch: dict[str, Array], rng: Array
+    folded: Any, microbatch: dict[str, Array], rng: Array
   ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Metrics]]:
-    params = model.merge(trainable, frozen)
-    loss_sum, weight_sum, metrics = model.loss_sums(params, microbatch, rng)
+    prompt, others = folded
+    params = model.merge(others, frozen)
+    loss_sum, weight_sum, metrics = model.loss_sums(params, microbatch, rng, prompt)
     return loss_sum, (weight_sum, metrics)
 
   gradient = jax.grad(loss, has_aux=True)
 
   def accumulate(sums: Any, part: tuple[Array, dict[str, Array]]) -> tuple[Any, None]:
     index, microbatch = part
-    new = gradient(trainable, microbatch, jax.random.fold_in(rng, index))
+    new = gradient(folded, microbatch, jax.random.fold_in(rng, index))
     return jax.tree.map(jnp.add, sums, new), None
 
   parts = jax.tree.map(
@@ -170,12 +181,13 @@ def _gradients(
   )  # Rows are dealt out in turn, so that each device keeps its own.
   one = jax.tree.map(lambda x: x[0], parts)
   zeros = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, trainable, one, rng)
+    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, folded, one, rng)
   )
   (gradients, (weight, metrics)), _ = jax.lax.scan(
     accumulate, zeros, (jnp.arange(microbatches), parts)
   )
-  return jax.tree.map(lambda g: g / jnp.maximum(weight, 1.0), gradients), metrics
+  mean = jax.tree.map(lambda g: g / jnp.maximum(weight, 1.0), gradients)
+  return back(mean), metrics
 
 
 def descend(

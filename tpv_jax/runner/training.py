@@ -129,7 +129,7 @@ def train(
     if manifest.get("status") == "finished":
       tqdm.write(f"{run.folder.path} is finished; nothing to do.")
       return manifest
-    for line in data.losses():
+    for line in [*data.losses(), *run.steps.kept_whole]:
       tqdm.write(line)
     with stop_signals() as stop_requested, processes.one_clear_line_if_one_is_lost():
       manifest = run.execute(stop_requested, config)
@@ -626,7 +626,7 @@ class Run:
     value = values[self.best_metric]
     sign = 1.0 if HIGHER_IS_BETTER[self.best_metric] else -1.0
     if math.isfinite(value) and (best is None or sign * value > sign * best.metric):
-      best = Best(step, value, jax.device_get(state.trainable))
+      best = Best(step, value, processes.on_host(state.trainable))
       if self.model.prompt is not None:
         self._write_prompt("best", self._prompt_leaves(best.trainable), step)
     return best
@@ -634,7 +634,7 @@ class Run:
   def _prompt_leaves(self, trainable: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {
       path.removeprefix("prompt/"): np.asarray(leaf, np.float32)
-      for path, leaf in jax.device_get(trainable).items()
+      for path, leaf in processes.on_host(trainable).items()
       if path.startswith("prompt/")
     }
 

@@ -23,6 +23,7 @@ from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.errors import UserError
 from tpv_jax.model import PROMPT, Batch, Metrics, Params, SoftPromptModel
+from tpv_jax.prompts.equations import Folded
 from tpv_jax.runner.grid import check_lists, name_of
 from tpv_jax.t5x import tasks as tasks_of_t5x
 from tpv_jax.t5x.optimizer import TransformationOptimizer
@@ -181,14 +182,18 @@ class Bank(SoftPromptModel):
     return jax.ops.segment_sum(weights.sum(axis=-1), ids, len(self.members))
 
   def loss_sums(
-    self, params: Params, batch: Batch, dropout_rng: Array | None = None
+    self,
+    params: Params,
+    batch: Batch,
+    dropout_rng: Array | None = None,
+    folded: Folded | None = None,
   ) -> tuple[Float[Array, " N"], Float[Array, " N"], Metrics]:
     """Returns each prompt's loss and weights, summed over its own target tokens (fp32).
 
     Each metric is there over all rows, and as <metric>/<member> over those of a prompt.
     """
     del dropout_rng  # There is none.
-    folded = self.fold_bank(params[PROMPT])
+    folded = self._fold(params) if folded is None else folded
     losses, counts = self.bank_loss_sums(folded, params, batch)
     weights = counts["target_tokens"]
     metrics: Metrics = {}
@@ -204,9 +209,16 @@ class Bank(SoftPromptModel):
         )
     return losses, weights, metrics
 
-  def _folded_prompt(self, params: Params) -> NoReturn:
+  def _fold(self, params: Params) -> Folded:
+    return self.fold_bank(params[PROMPT])
+
+  def _encode(self, params: Params, tokens: Any) -> NoReturn:
     """Raises `UserError`: rows of T5X's inference do not say whose they are."""
     raise UserError(
       "A bank under T5X neither generates nor scores. Leave infer_eval_dataset_cfg None, "
       "and evaluate each prompt by its folder: --gin.PROMPT_PATH='\"MODEL_DIR/<prompt>\"'."
     )
+
+  def _states(self, params: Params, batch: Batch, dropout_rng: Any) -> NoReturn:
+    """Raises `UserError` as `_encode` does."""
+    self._encode(params, None)

@@ -1,62 +1,99 @@
 """The partitioner of T5X for a number of devices, checked before anything is compiled."""
 
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax
 import jax
+from absl import logging
 from t5x import partitioning
 
 from tpv_jax import meshes
 from tpv_jax.checks import Size
 from tpv_jax.errors import UserError
-from tpv_jax.partitioning import LOGICAL_AXIS_RULES
+from tpv_jax.partitioning import Rules, in_force, merged, that_divide
+
+
+class Partitioner(partitioning.PjitPartitioner):
+  """T5X's partitioner, whose rules have a name for every axis and cut what they can.
+
+  T5X replicates an axis of a name that it doesn't know without a word, and fails on one
+  whose size the devices do not divide. Here the former is refused; the latter is
+  replicated, and the log says so.
+  """
+
+  _logical_axis_rules: Rules
+
+  def get_mesh_axes(self, train_state: Any) -> Any:
+    """Returns T5X's `PartitionSpec`s; from then on the rules are those that divide.
+
+    Raises:
+      UserError: an axis name without a rule.
+    """
+    names, shapes = (
+      flax.traverse_util.flatten_dict(flax.core.unfreeze(tree), sep="/")
+      for tree in (
+        self.get_logical_axes(train_state).state_dict()["target"],
+        train_state.state_dict()["target"],
+      )
+    )
+    self._logical_axis_rules, kept_whole = that_divide(
+      self._logical_axis_rules,
+      {path: tuple(axes) for path, axes in names.items()},
+      {path: leaf.shape for path, leaf in shapes.items()},
+      self.mesh,
+    )
+    for line in kept_whole:
+      logging.warning("%s", line)
+    return super().get_mesh_axes(train_state)
+
+  def partition(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Returns T5X's partitioned function, in which our model's axes lie by the rules."""
+
+    @functools.wraps(fn)
+    def placed(*inputs: Any) -> Any:
+      with in_force(self.mesh, self._logical_axis_rules):
+        return fn(*inputs)
+
+    return super().partition(placed, *args, **kwargs)
 
 
 def partitioner(
   model_parallel: Size = 1,
   batch_size: Size | None = None,
   microbatches: Size | None = None,
-) -> partitioning.PjitPartitioner:
-  """Returns T5X's partitioner: data parallel times `model_parallel`.
-
-  The rules are `tpv_jax.partitioning.LOGICAL_AXIS_RULES`, in which every axis is named;
-  T5X would replicate an unknown one silently.
+  submesh: Sequence[Size] | None = None,
+  axis_rules: Sequence[Sequence[str | None]] = (),
+) -> Partitioner:
+  """Returns T5X's partitioner: data parallel times model parallel.
 
   Args:
     model_parallel: devices over which each parameter is cut.
     batch_size: of all devices together, checked to divide.
     microbatches: parts of a batch, checked to divide; None for one.
+    submesh: the block of a TPU slice over which parameters are cut; None: the best one.
+    axis_rules: in place of ours for the names that they mention.
 
   Raises:
-    UserError: devices, batch or micro-batches that do not divide.
+    UserError: devices, batch or micro-batches that do not divide; rules that mean
+      nothing.
   """
-  count = jax.device_count()
-  if model_parallel < 1 or count % model_parallel:
-    fits = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
-    raise UserError(
-      f"MODEL_PARALLEL={model_parallel} does not divide the {count} devices here. "
-      f"Choose one of {fits}."
-    )
-  rows = count // model_parallel * (microbatches or 1)
+  devices = jax.devices()
+  block = meshes.block(devices, model_parallel, submesh)
+  size = math.prod(block)
+  rows = len(devices) // size * (microbatches or 1)
   if batch_size is not None and batch_size % rows:
     raise UserError(
-      f"A batch of {batch_size} rows does not divide over {count // model_parallel} data-"
+      f"A batch of {batch_size} rows does not divide over {len(devices) // size} data-"
       f"parallel devices x {microbatches or 1} microbatches. Set BATCH_SIZE to a "
       f"multiple of {rows}."
     )
-  block = _block(model_parallel)
-  return partitioning.PjitPartitioner(
-    num_partitions=None if block else model_parallel,
-    model_parallel_submesh=block,
-    logical_axis_rules=LOGICAL_AXIS_RULES,
+  # T5X takes `num_partitions` on GPUs, ignores it on CPUs, and knows no TPU after v4.
+  spelt_out = devices[0].platform == "cpu" or meshes.have_coordinates(devices)
+  return Partitioner(
+    num_partitions=None if spelt_out else size,
+    model_parallel_submesh=block if spelt_out else None,
+    logical_axis_rules=merged(axis_rules),
   )
-
-
-def _block(model_parallel: int) -> meshes.Block | None:
-  """Returns the submesh to be spelled out for T5X, None where it finds its own.
-
-  T5X takes `num_partitions` on GPUs, ignores it on CPUs, and knows no TPU after v4.
-  """
-  devices = jax.devices()
-  if devices[0].platform == "cpu":
-    return 1, 1, 1, model_parallel
-  if meshes.have_coordinates(devices):
-    return meshes.best_block(devices, model_parallel)
-  return None

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from tpv_jax import identity
+from tpv_jax import identity, partitioning
 
 Leaves = dict[str, Any]
 """Parameters, gradients or axis names by path, as in 'prompt/prompt'."""
@@ -163,23 +164,26 @@ class TransformationOptimizer:
   ) -> Optimizer:
     """Returns the optimizer with names of axes for leaves, None where replicated.
 
-    Moments lie as their parameters do; factored and scalar ones are replicated.
+    Moments lie as their parameters do; a factored one along the axes that are left.
     """
     shapes = self.trainable_leaves(optimizer.target)
     axes = self.trainable_leaves(param_logical_axes)
     state = jax.eval_shape(self.init, shapes)
     names = optax.tree.map_params(
       self.transformation,
-      lambda moment, shape, names: _Axes(
-        names if moment.shape == shape.shape else None
+      lambda moment, parameter, names: _Axes(
+        partitioning.axes_of_moment(moment.shape, parameter.shape, tuple(names))
       ),
       state,
       shapes,
       axes,
       transform_non_params=lambda _: _Axes(None),
-      is_leaf=lambda leaf: isinstance(leaf, jax.sharding.PartitionSpec),
+      is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
     )
-    param_states = {name: leaf.names for name, leaf in _named(names).items()}
+    param_states = {
+      name: None if leaf.names is None else PartitionSpec(*leaf.names)
+      for name, leaf in _named(names).items()
+    }
     return Optimizer(
       self, OptimizerState(None, param_states), flax.core.freeze(param_logical_axes)
     )

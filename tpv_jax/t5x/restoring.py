@@ -34,6 +34,7 @@ from tpv_jax.prompts.initial import Initial, Which
 from tpv_jax.runner import candidates, processes
 from tpv_jax.t5x import datasets, preemption, saving
 from tpv_jax.t5x.bank import Bank
+from tpv_jax.t5x.mesh import Partitioner
 from tpv_jax.t5x.optimizer import replace_leaves
 from tpv_jax.vectors import algebra
 from tpv_jax.vectors.algebra import Loaded
@@ -85,6 +86,12 @@ class Initializer(utils.TrainStateInitializer):
       UserError: the backbone does not fit the network, what is in `model_dir` the prompt
         or the bank that is trained, or the data the model.
     """
+    if not isinstance(partitioner, Partitioner):
+      raise UserError(
+        f"The partitioner is {type(partitioner).__name__}, which replicates what it has no "
+        "rule for. Leave `partitioner = @mesh.partitioner()` as our gin files have it: "
+        "MODEL_PARALLEL, MODEL_PARALLEL_SUBMESH and AXIS_RULES set it."
+      )
     super().__init__(
       optimizer_def=optimizer_def,
       init_fn=init_fn,
@@ -113,7 +120,6 @@ class Initializer(utils.TrainStateInitializer):
       else loading.beside(files.to_path(self.backbone))
     )
     self._check_backbone()
-    self._check_mesh()
     self._check_model_dir()
     self._check_data(input_shapes)
     self._kept = {path for path in self._shapes if path.startswith(f"{PROMPT}/")}
@@ -327,18 +333,6 @@ class Initializer(utils.TrainStateInitializer):
         if not path.startswith(f"{PROMPT}/")
       }
       loading.check(leaves, self.model.network, self.backbone)
-
-  def _check_mesh(self) -> None:
-    mesh = self._partitioner.mesh
-    for path, shape in self._shapes.items():
-      sharding = NamedSharding(mesh, self._axes[path])
-      try:
-        sharding.shard_shape(shape.shape)
-      except ValueError:
-        raise UserError(
-          f"Parameter '{path}' of shape {shape.shape} cannot be cut as {self._axes[path]} "
-          f"over the mesh {dict(mesh.shape)}. Choose another MODEL_PARALLEL."
-        ) from None
 
   def _check_data(self, input_shapes: Mapping[str, Any]) -> None:
     """Has the model say what it has against the data, before anything is written."""

@@ -78,6 +78,10 @@ INSTEAD = {
   "JSON_WRITE_N_RESULTS": "Only t5x.eval reads it.",
   "PjitPartitioner.num_partitions": "Write MODEL_PARALLEL.",
   "PjitPartitioner.model_parallel_submesh": "Write MODEL_PARALLEL_SUBMESH.",
+  "PjitPartitioner.logical_axis_rules": "Write AXIS_RULES, with the rules that differ from "
+  "tpv_jax.partitioning.LOGICAL_AXIS_RULES.",
+  "standard_logical_axis_rules": "Write AXIS_RULES, with the rules that differ from "
+  "tpv_jax.partitioning.LOGICAL_AXIS_RULES.",
   "trainer.Trainer.num_microbatches": "Write MICROBATCHES.",
   "create_learning_rate_scheduler.base_learning_rate": "Write LEARNING_RATE.",
   "create_learning_rate_scheduler.warmup_steps": "Write WARMUP_STEPS.",

@@ -118,9 +118,10 @@ class Trainer(trainer.Trainer):
   def _partitioned_train_step(self) -> Any:
     def train_step(train_state: Any, batch: dict[str, jax.Array]) -> Any:
       trainable, frozen = self._model.split(train_state.params)
+      folded, back = self._model.fold_once(trainable, frozen)
       gradients, metrics, _ = trainer.accumulate_grads_microbatched(
         _PartOfBatch(self._model, frozen, self._model.weight_sums(batch)),
-        types.SimpleNamespace(params=trainable, flax_mutables=None),
+        types.SimpleNamespace(params=folded, flax_mutables=None),
         batch,
         self._get_step_rng(train_state.step),
         self._num_microbatches,
@@ -128,7 +129,7 @@ class Trainer(trainer.Trainer):
       )
       return trainer.apply_grads(
         train_state,
-        identity.unflatten(gradients),
+        identity.unflatten(back(gradients)),
         metrics,
         self._learning_rate_fn(train_state.step),
         weight_metrics_computer=None,
@@ -150,7 +151,7 @@ def _step_of(state: Any) -> int:
 
 
 class _PartOfBatch:
-  """The model's loss, of the trainable leaves, on a part of a batch.
+  """The model's loss, of what `fold_once` gives, on a part of a batch.
 
   The weights of the whole batch add up to `total`, in a bank to one for each prompt.
   """
@@ -160,7 +161,8 @@ class _PartOfBatch:
     self._frozen = frozen
     self._total = jnp.maximum(total, 1.0)
 
-  def loss_fn(self, trainable: dict[str, Any], batch: Any, dropout_rng: Any) -> Any:
-    params = self._model.merge(trainable, self._frozen)
-    loss_sum, _, metrics = self._model.loss_sums(params, batch, dropout_rng)
+  def loss_fn(self, folded: Any, batch: Any, dropout_rng: Any) -> Any:
+    prompt, others = folded
+    params = self._model.merge(others, self._frozen)
+    loss_sum, _, metrics = self._model.loss_sums(params, batch, dropout_rng, prompt)
     return jnp.sum(loss_sum / self._total), metrics

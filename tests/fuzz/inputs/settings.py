@@ -185,8 +185,8 @@ def stop_where_work_begins() -> None:
       getattr(vocabulary, "digest", vocabulary),
     ),
   )
-  partitioning.abstract_parameters = remembered(
-    partitioning.abstract_parameters,
+  partitioning.layout = remembered(
+    partitioning.layout,
     lambda model, mesh: (model.network, model.prompt, mesh),
   )
   training.Run._trace = remembered(  # type: ignore[method-assign]
