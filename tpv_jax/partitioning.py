@@ -181,7 +181,7 @@ def in_force(mesh: Mesh, rules: Rules) -> Iterator[None]:
     _IN_FORCE.reset(token)
 
 
-def lie(x: jax.Array, *axes: str | None) -> jax.Array:
+def lie(x: Any, *axes: str | None) -> Any:
   """Returns the array, and its gradient, cut as the rules say that are in force.
 
   Where none are, as it is. XLA would choose itself how to cut what is computed, and
