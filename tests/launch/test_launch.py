@@ -154,8 +154,8 @@ def test_a_script_that_is_stopped_ends_its_processes_before_itself(tmp_path, num
   script = subprocess.Popen(
     [LAUNCH / "local_multiprocess.sh", "2", "bash", "-c", code, "bash"],
     cwd=tmp_path,
-    # A shell that began these tests with '&' has it ignored.
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    # Where these tests were started with '&' or nohup, it would be ignored.
+    preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
   )
   for index in range(2):
     wait_for(tmp_path / f"started--process_index={index}")
