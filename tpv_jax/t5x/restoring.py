@@ -164,7 +164,7 @@ class Initializer(utils.TrainStateInitializer):
       self._check_same_run(state, leaves, name, fingerprint)
     frozen = {path: leaf for path, leaf in leaves.items() if path not in self._kept}
     state = state.replace_params(replace_leaves(state.params, frozen))
-    step = int(saving.whole(state.step))
+    step = int(processes.on_host(state.step))
     if self.model_dir is None or step != datasets.steps_done(self.model_dir):
       return state
     told = preemption.last_boundary(step)
@@ -216,12 +216,12 @@ class Initializer(utils.TrainStateInitializer):
     of each checkpoint as a file.
     """
     restored = {
-      path.removeprefix(f"{PROMPT}/"): saving.whole(leaf)  # All hosts take part.
+      path.removeprefix(f"{PROMPT}/"): processes.on_host(leaf)  # All hosts take part.
       for path, leaf in identity.flatten(state.params).items()
       if path.startswith(f"{PROMPT}/")
     }
-    table = saving.whole(leaves["token_embedder/embedding"]).astype(np.float32)
-    step = int(saving.whole(state.step))
+    table = processes.on_host(leaves["token_embedder/embedding"]).astype(np.float32)
+    step = int(processes.on_host(state.step))
     for place, folder in enumerate(self._folders()):
       seed = self.members[place].initial_seed if self.members else self.initial_seed
       if restored and self.initial_prompt is not None:
@@ -240,7 +240,7 @@ class Initializer(utils.TrainStateInitializer):
         "A new run needs INITIAL_PROMPT, the prompt it starts from, and MODEL_DIR. "
         "Include a file of gin_configs/prompts/, such as plain.gin."
       )
-    table = saving.whole(leaves["token_embedder/embedding"]).astype(np.float32)
+    table = processes.on_host(leaves["token_embedder/embedding"]).astype(np.float32)
     saving.write_members(self.model_dir, self.members)
     if self.members is None:
       return self._draw(table, name, fingerprint, self.initial_seed, self.model_dir)
@@ -406,7 +406,7 @@ class _OneByOne(Mapping):
     self._leaves = leaves
 
   def __getitem__(self, path: str) -> np.ndarray:
-    return saving.whole(self._leaves[path])
+    return processes.on_host(self._leaves[path])
 
   def __iter__(self) -> Any:
     return iter(self._leaves)

@@ -19,9 +19,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from tpv_jax import files, identity
 from tpv_jax.errors import UserError
@@ -40,15 +38,6 @@ INITIAL = "initial_prompt.safetensors"
 LAST = "last_prompt.safetensors"
 BEST = "best_prompt.safetensors"
 BANK = "bank.json"
-
-
-def whole(leaf: Any) -> np.ndarray:
-  """Returns an array on this host, all of it, however it lies on the devices of all."""
-  if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-    if leaf.is_fully_replicated:
-      return np.asarray(leaf.addressable_data(0))
-    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
-  return np.asarray(leaf)
 
 
 def versions() -> dict[str, str]:
@@ -119,7 +108,7 @@ class SavePrompt:
 
   def __call__(self, state_dict: Any, parameter_infos: Any) -> tuple[Any, Any]:
     """Writes the prompt of `state_dict`; returns both trees as they are."""
-    step = int(whole(state_dict["state"]["step"]))
+    step = int(processes.on_host(state_dict["state"]["step"]))
     leaves = prompt_leaves(state_dict["target"])  # All hosts take part.
     if step > 0 and processes.is_writer():
       for one in _prompts(self.model_dir, self.task, self.members, leaves):
@@ -192,7 +181,7 @@ class BestPrompt:
         "actions of 'TRAIN_EVAL' only. Name it there, and leave train.trainer_cls as "
         "gin_configs/t5x/train.gin has it."
       )
-    step = int(whole(train_state.step))
+    step = int(processes.on_host(train_state.step))
     prompts = _prompts(self.model_dir, self.task, self.members, metrics_by_task.prompt)
     for one in prompts:
       values = [
@@ -359,7 +348,7 @@ def _prompts(
 def prompt_leaves(target: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """Returns the leaves of the prompt, whole on this process; all of them take part."""
   return {
-    path.removeprefix(f"{PROMPT}/"): whole(leaf).astype(np.float32)
+    path.removeprefix(f"{PROMPT}/"): processes.on_host(leaf).astype(np.float32)
     for path, leaf in identity.flatten(target).items()
     if path.startswith(f"{PROMPT}/")
   }
