@@ -216,7 +216,7 @@ def test_orbax_checkpoints_are_read_from_a_bucket(bucket, runs, tiny):
   assert orbax_io.shapes(checkpoint) == {"prompt": prompt.shape}
   backbone = loading.load_backbone(checkpoint, tiny.network, tiny.vocabulary)
   assert backbone.fingerprint == tiny.backbone.fingerprint
-  assert backbone.name == "checkpoint_7"
+  assert backbone.name == "rte/checkpoint_7"
   with pytest.raises(UserError, match=r"does not exist. Did you mean 'checkpoint_7'"):
     orbax_io.read_leaves(f"{bucket}/runs/rte/checkpoint_8")
   arrays = [name for name in ObjectStore.objects if "/state/d/" in name]
