@@ -56,11 +56,18 @@ def t5x_settings():
   def save(period=None):
     pass
 
-  for function, name, module in (
-    (train, "train", "__main__"),
-    (save, "SaveCheckpointConfig", "t5x.utils"),
-  ):
-    gin.external_configurable(function, name=name, module=module)
+  known = gin.config._REGISTRY
+  names = {"__main__.train": train, "t5x.utils.SaveCheckpointConfig": save}
+  before = {name: known[name] for name in names if name in known}
+  with gin.config.interactive_mode():  # Which lets another function have a name.
+    for name, function in names.items():
+      module, _, own = name.rpartition(".")
+      gin.external_configurable(function, name=own, module=module)
+  yield
+  for name in names:
+    known.pop(name)
+  for name, found in before.items():
+    known[name] = found
 
 
 PERIODS = """
