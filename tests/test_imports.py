@@ -37,16 +37,22 @@ def modules():
 
 def loaded_by(*names):
   """Returns the top-level packages that importing the modules loads."""
+  return set(
+    behind(names, "print(*{name.split('.')[0] for name in sys.modules})").split()
+  )
+
+
+def behind(names, line):
+  """Returns what a line prints in a fresh process that has imported the modules."""
   code = (
-    "import importlib, sys\n"
-    f"for name in {names!r}: importlib.import_module(name)\n"
-    "print(*{name.split('.')[0] for name in sys.modules})"
+    "import importlib, logging, sys\n"
+    f"for name in {names!r}: importlib.import_module(name)\n{line}"
   )
   done = subprocess.run(
     [sys.executable, "-c", code], capture_output=True, text=True, check=False
   )
   assert done.returncode == 0, done.stderr
-  return set(done.stdout.split())
+  return done.stdout
 
 
 def test_no_module_but_the_seqio_room_imports_tensorflow_or_seqio():
@@ -74,15 +80,8 @@ def test_the_numpy_rooms_import_neither_jax_nor_anything_heavy():
 
 def test_the_t5x_room_leaves_t5xs_log_as_it_is():
   names = [name for name in modules() if name.startswith("tpv_jax.t5x")]
-  code = (
-    "import importlib, logging\n"
-    f"for name in {names!r}: importlib.import_module(name)\n"
-    "print(logging.getLogger('absl').getEffectiveLevel())"
-  )
-  done = subprocess.run(
-    [sys.executable, "-c", code], capture_output=True, text=True, check=True
-  )
-  assert int(done.stdout) <= 30  # WARNING
+  level = behind(names, "print(logging.getLogger('absl').getEffectiveLevel())")
+  assert int(level) <= 30  # WARNING
 
 
 def test_importing_the_package_alone_loads_no_library():

@@ -2,12 +2,10 @@
 
 import dataclasses
 import json
-import os
 import pathlib
-import subprocess
-import sys
 import types
 
+import device_programs
 import jax
 import numpy as np
 import pytest
@@ -260,16 +258,7 @@ print(json.dumps(results))
 
 @pytest.mark.parametrize("prompt", ["plain", "ept"])
 def test_one_device_and_eight_give_equal_loss_gradients_and_tokens(prompt):
-  flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-  environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-  done = subprocess.run(
-    [sys.executable, "-c", EIGHT_DEVICES, prompt],
-    capture_output=True,
-    text=True,
-    env=environment,
-  )
-  assert done.returncode == 0, done.stderr
-  results = json.loads(done.stdout)
+  results = json.loads(device_programs.on_eight_devices("-c", EIGHT_DEVICES, prompt))
   assert results["devices"] == 8
   assert results["8x1 shard"] == [16, 24] and results["8x1 rows"] == [1, 6]
   assert results["4x2 shard"] == [16, 12] and results["4x2 rows"] == [2, 6]

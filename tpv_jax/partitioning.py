@@ -260,13 +260,18 @@ def that_divide(
   for name, cut in rules:
     if cut and sizes.get(name, 0) % mesh.shape[cut]:
       whole.append((name, None))
-      lines.append(
-        f"'{name}' of size {sizes[name]} is replicated: the {mesh.shape[cut]} devices "
-        f"along '{cut}' do not divide it."
-      )
+      lines.append(why_replicated(name, sizes[name], cut, mesh.shape[cut]))
     else:
       kept.append((name, cut))
   return (*kept, *whole), lines
+
+
+def why_replicated(name: str, size: int, cut: str, devices: int) -> str:
+  """Returns the line about an axis whose size the devices along `cut` do not divide."""
+  return (
+    f"'{name}' of size {size} is replicated: the {devices} devices along '{cut}' do not "
+    "divide it."
+  )
 
 
 def axes_of_moment(

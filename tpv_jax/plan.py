@@ -163,6 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _print_plan(flags: argparse.Namespace) -> None:
   from rich.table import Column, Table
 
+  from tpv_jax import partitioning
   from tpv_jax.runner import memory
 
   data, _, model = flags.mesh.partition("x")
@@ -178,8 +179,7 @@ def _print_plan(flags: argparse.Namespace) -> None:
     here //= int(data)
   elif flags.bank > 1:
     kept_whole.append(
-      f"'bank' of size {flags.bank} is replicated: the {data} devices along 'data' do "
-      "not divide it."
+      partitioning.why_replicated("bank", flags.bank, partitioning.DATA, int(data))
     )
   width = {"bfloat16": 2, "float32": 4}[flags.storage]
   console = screen.console()

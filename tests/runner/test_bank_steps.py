@@ -2,11 +2,8 @@
 
 import functools
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
+import device_programs
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -315,16 +312,8 @@ def main():
 
 
 def test_eight_devices_train_a_bank_as_one_does_whether_it_is_cut_or_not():
-  flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-  done = subprocess.run(
-    [sys.executable, str(pathlib.Path(__file__))],
-    env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr[-3000:]
-  results = json.loads(done.stdout.splitlines()[-1])
+  printed = device_programs.on_eight_devices(__file__)
+  results = json.loads(printed.splitlines()[-1])
   assert len(results) == 4
   state, losses = together(made_model(EPT, ADAMW()), partitioning.make_mesh())
   for name, found in results.items():

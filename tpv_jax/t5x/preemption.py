@@ -18,8 +18,9 @@ import gin
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
+from tpv_jax import partitioning
 from tpv_jax.runner import processes
 
 
@@ -60,10 +61,8 @@ class Notice:
 
 def at_step(state: Any, step: int, mesh: Mesh) -> Any:
   """Returns a state of T5X that says it is at `step`, and is the same otherwise."""
-  replicated = NamedSharding(mesh, PartitionSpec())
-  return state.replace_step(
-    processes.put(np.asarray(step, state.step.dtype), replicated)
-  )
+  told = np.asarray(step, state.step.dtype)
+  return state.replace_step(processes.put(told, partitioning.replicated(mesh)))
 
 
 def last_boundary(step: int) -> int:
