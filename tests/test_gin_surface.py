@@ -5,6 +5,7 @@ package's gin files import it, what it offers under that name and their macros d
 """
 
 import ast
+import functools
 import importlib.util
 import json
 import pathlib
@@ -36,6 +37,7 @@ def parameters(node):
   return [one.target.id for one in fields if not one.target.id.startswith("_")]
 
 
+@functools.cache
 def offered(module):
   """Returns the public functions and classes of a module, read without importing it."""
   spec = importlib.util.find_spec(module)
@@ -47,6 +49,7 @@ def offered(module):
   }
 
 
+@functools.cache
 def surface():
   """Returns what today's gin files use, comments included, in the form of the file.
 
