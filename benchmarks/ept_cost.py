@@ -17,9 +17,10 @@ import jax
 import numpy as np
 import record
 
-from tpv_jax import files, optimizers
+from tpv_jax import optimizers
 from tpv_jax.backbone import network, sizes
-from tpv_jax.errors import ArgumentParser, at_least, run_command
+from tpv_jax.core import files
+from tpv_jax.core.errors import ArgumentParser, at_least, run_command
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import budget, ept, plain
 from tpv_jax.runner import cost

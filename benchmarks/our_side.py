@@ -71,8 +71,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
-from tpv_jax import identity, optimizers, partitioning  # noqa: E402
+from tpv_jax import optimizers, partitioning  # noqa: E402
 from tpv_jax.backbone import network  # noqa: E402
+from tpv_jax.core import identity  # noqa: E402
 from tpv_jax.data import batches, packing  # noqa: E402
 from tpv_jax.model import SoftPromptModel  # noqa: E402
 from tpv_jax.prompts import plain  # noqa: E402

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import record
 
-from tpv_jax import files
+from tpv_jax.core import files
 from tpv_jax.vectors import store
 from tpv_jax.vectors.provenance import Provenance, Term
 

@@ -23,11 +23,12 @@ import our_side  # noqa: F401  Stands in for clu where that is not installed.
 import record
 from jax.sharding import Mesh
 
-from tpv_jax import files, identity, optimizers, partitioning
 from tpv_jax import model as model_lib
+from tpv_jax import optimizers, partitioning
 from tpv_jax.backbone import network, sizes
+from tpv_jax.core import files, identity
+from tpv_jax.core.errors import ArgumentParser, UserError, at_least, run_command
 from tpv_jax.data import batches
-from tpv_jax.errors import ArgumentParser, UserError, at_least, run_command
 from tpv_jax.prompts import plain
 from tpv_jax.runner import processes, steps
 

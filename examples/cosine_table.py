@@ -14,7 +14,7 @@ import sys
 
 import numpy as np
 
-from tpv_jax import errors, files
+from tpv_jax.core import errors, files
 from tpv_jax.formats import arrays
 from tpv_jax.vectors import algebra, commands, sources
 

@@ -89,8 +89,9 @@ class Tiny:
     import jax
     import numpy as np
 
-    from tpv_jax import identity, optimizers
+    from tpv_jax import optimizers
     from tpv_jax.backbone import loading, network
+    from tpv_jax.core import identity
     from tpv_jax.data import tasks, vocabularies
 
     words = [f"word{i}" for i in range(29)]

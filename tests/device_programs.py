@@ -52,7 +52,7 @@ def on_one_device(tiny, model):
   import jax
   import jax.numpy as jnp
 
-  from tpv_jax import identity
+  from tpv_jax.core import identity
 
   backbone, made = tiny.backbone.params, model.optimizer_def.transformation
 

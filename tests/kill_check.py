@@ -40,8 +40,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 from conftest import Tiny  # noqa: E402
 
 # Imported once, here, for all processes; no device is asked for before they fork.
-from tpv_jax import cli, errors, identity  # noqa: E402
+from tpv_jax import cli  # noqa: E402
 from tpv_jax.backbone import loading  # noqa: E402
+from tpv_jax.core import errors, identity  # noqa: E402
 from tpv_jax.prompts import initial  # noqa: E402
 from tpv_jax.runner import bank, evaluation, few_shot, study  # noqa: E402
 from tpv_jax.runner.task_data import TaskData  # noqa: E402

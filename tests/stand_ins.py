@@ -75,7 +75,8 @@ def parse(module: str, arguments: list[str]) -> int:
   """
   import gin
 
-  from tpv_jax import cli, errors
+  from tpv_jax import cli
+  from tpv_jax.core import errors
   from tpv_jax.runner import command_line
 
   if module.startswith(("t5x.", "tpv_jax.t5x.")):
@@ -84,7 +85,7 @@ def parse(module: str, arguments: list[str]) -> int:
     arguments = ["--help"]
   if module == "tpv_jax.cli":
     parser = cli.build_parser()
-    with unittest.mock.patch("tpv_jax.errors.ArgumentParser.error", _refuse):
+    with unittest.mock.patch("tpv_jax.core.errors.ArgumentParser.error", _refuse):
       parser.parse_args(arguments)
     return 0
   ends = importlib.import_module(module)

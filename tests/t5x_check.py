@@ -30,8 +30,8 @@ import documents  # noqa: E402
 import stand_ins  # noqa: E402
 import warm_python  # noqa: E402
 
-from tpv_jax import files  # noqa: E402
-from tpv_jax.errors import EXIT_USER_ERROR  # noqa: E402
+from tpv_jax.core import files  # noqa: E402
+from tpv_jax.core.errors import EXIT_USER_ERROR  # noqa: E402
 
 DOCUMENTS = (
   *("README.md", "docs/t5x.md"),

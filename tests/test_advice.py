@@ -13,7 +13,7 @@ import pytest
 import stand_ins
 
 from tpv_jax import cli
-from tpv_jax.errors import UserError
+from tpv_jax.core.errors import UserError
 from tpv_jax.vectors import algebra, sources, store
 
 ALLOW = r"pass (--[\w-]+)"

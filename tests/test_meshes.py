@@ -9,7 +9,7 @@ import pytest
 from fake_tpus import SLICES, V5E, V5P, V7X, devices
 
 from tpv_jax import meshes, partitioning
-from tpv_jax.errors import UserError
+from tpv_jax.core.errors import UserError
 
 PARALLEL = (1, 2, 4, 8, 16)
 CASES = [

@@ -13,9 +13,10 @@ import pytest
 from clu import metrics as clu_metrics
 from flax.linen import partitioning as flax_partitioning
 
-from tpv_jax import identity, model, optimizers, partitioning
+from tpv_jax import model, optimizers, partitioning
 from tpv_jax.backbone import network
-from tpv_jax.errors import UserError
+from tpv_jax.core import identity
+from tpv_jax.core.errors import UserError
 from tpv_jax.prompts import ept, equations, plain
 from tpv_jax.runner import steps
 

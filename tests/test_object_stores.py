@@ -13,10 +13,11 @@ import pytest
 import safetensors.numpy
 from object_store import ObjectStore
 
-from tpv_jax import cli, files, identity, orbax_io
+from tpv_jax import cli, orbax_io
 from tpv_jax.backbone import loading
+from tpv_jax.core import files, identity
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import text_files, vocabularies
-from tpv_jax.errors import UserError
 from tpv_jax.runner import evaluation, run_folder
 from tpv_jax.runner.run_folder import RunFolder
 from tpv_jax.t5x import saving

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from tpv_jax import optimizers
-from tpv_jax.errors import UserError
+from tpv_jax.core.errors import UserError
 from tpv_jax.prompts import equations
 from tpv_jax.runner import gin_files
 

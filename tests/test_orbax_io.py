@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tpv_jax import orbax_io
-from tpv_jax.errors import UserError
+from tpv_jax.core.errors import UserError
 
 WRITE = """
 import sys, jax, jax.numpy as jnp, numpy as np, orbax.checkpoint as ocp

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from tpv_jax import identity, partitioning
+from tpv_jax import partitioning
 from tpv_jax.backbone.network import Transformer
-from tpv_jax.errors import UserError
+from tpv_jax.core import identity
+from tpv_jax.core.errors import UserError
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import ept, equations
 
@@ -187,7 +188,8 @@ import json
 import sys
 import jax
 import numpy as np
-from tpv_jax import identity, partitioning
+from tpv_jax.core import identity
+from tpv_jax import partitioning
 from tpv_jax.backbone.network import Transformer
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts.ept import EPT

@@ -10,7 +10,7 @@ import safetensors
 import safetensors.numpy
 
 from tpv_jax import safetensors_io
-from tpv_jax.errors import UserError
+from tpv_jax.core.errors import UserError
 
 RNG = np.random.default_rng(0)
 LEAVES = {

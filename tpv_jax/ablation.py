@@ -4,7 +4,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from tpv_jax.errors import run_program
+from tpv_jax.core.errors import run_program
 
 EXAMPLES = """\
   the ablation of the README: embedded tasks, three initial prompts, all in the package:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from tpv_jax.errors import ArgumentParser
+from tpv_jax.core.errors import ArgumentParser
 
 
 class Parser(ArgumentParser):

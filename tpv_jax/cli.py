@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import tpv_jax
-from tpv_jax.errors import (
+from tpv_jax.core.errors import (
   EXIT_USER_ERROR,
   end_at_once_on_interrupt,
   raise_on_interrupt,

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from tpv_jax.errors import run_program
+from tpv_jax.core.errors import run_program
 
 EXAMPLES = """\
   python -m tpv_jax.infer --gin_file=gin_configs/runs/infer_embedded.gin \\

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tpv_jax.errors import UserError
+from tpv_jax.core.errors import UserError
 
 Block = tuple[int, int, int, int]
 """Devices along x, y and z, and within a chip; T5X's `HardwareMesh`."""

@@ -12,8 +12,15 @@ from typing import Any
 import jax
 import optax
 
-from tpv_jax.checks import BelowOne, NotNegative, Positive, Steps, StepsOrNone, checked
-from tpv_jax.errors import UserError, near_misses
+from tpv_jax.core.checks import (
+  BelowOne,
+  NotNegative,
+  Positive,
+  Steps,
+  StepsOrNone,
+  checked,
+)
+from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.prompts import equations
 
 LearningRate = Callable[[jax.Array | int], jax.Array]

@@ -18,10 +18,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from tpv_jax import errors, files
-from tpv_jax.errors import UserError
-from tpv_jax.identity import is_floating, unflatten
-from tpv_jax.leaves import Leaf, read_all
+from tpv_jax.core import errors, files
+from tpv_jax.core.errors import UserError
+from tpv_jax.core.identity import is_floating, unflatten
+from tpv_jax.core.leaves import Leaf, read_all
 
 _METADATA = "_METADATA"
 """The file in which Orbax describes a PyTree; a folder without it is none."""

@@ -21,8 +21,9 @@ from flax.linen import partitioning as flax_partitioning
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from tpv_jax import identity, meshes
-from tpv_jax.errors import UserError, near_misses
+from tpv_jax import meshes
+from tpv_jax.core import identity
+from tpv_jax.core.errors import UserError, near_misses
 
 DATA = "data"
 """Axis of the mesh along which the rows of a batch are dealt out."""

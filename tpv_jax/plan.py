@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tpv_jax import screen
-from tpv_jax.errors import (
+from tpv_jax.core import screen
+from tpv_jax.core.errors import (
   ArgumentParser,
   UserError,
   at_least,

@@ -24,9 +24,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from tpv_jax import errors, files
-from tpv_jax.errors import UserError
-from tpv_jax.leaves import Leaf, read_all
+from tpv_jax.core import errors, files
+from tpv_jax.core.errors import UserError
+from tpv_jax.core.leaves import Leaf, read_all
 
 MAX_HEADER_BYTES = 1 << 24
 """A thousand leaves need a hundredth of it; a length beyond it is damage."""

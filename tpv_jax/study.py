@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from tpv_jax.errors import run_program
+from tpv_jax.core.errors import run_program
 
 EXAMPLES = """\
   the job of `make demo`: embedded tasks, three initial prompts, all in the package:

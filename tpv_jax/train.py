@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from tpv_jax.errors import run_program
+from tpv_jax.core.errors import run_program
 
 EXAMPLES = """\
   one embedded task, everything in the package:

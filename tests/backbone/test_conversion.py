@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tpv_jax import cli, identity, orbax_io, safetensors_io
+from tpv_jax import cli, orbax_io, safetensors_io
 from tpv_jax.backbone import conversion, loading, network
-from tpv_jax.errors import UserError
+from tpv_jax.core import identity
+from tpv_jax.core.errors import UserError
 from tpv_jax.formats import hugging_face
 
 OUTPUTS = {
@@ -408,7 +409,8 @@ def test_loading_holds_about_one_leaf_above_the_result(larger):
 
 SHARDED = """
 import sys, jax, numpy as np
-from tpv_jax import identity, partitioning
+from tpv_jax.core import identity
+from tpv_jax import partitioning
 from tpv_jax.backbone import loading, network
 import hf_references as references
 assert jax.device_count() == 2

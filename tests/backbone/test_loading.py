@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tpv_jax import identity
 from tpv_jax.backbone import loading, network
-from tpv_jax.errors import UserError
+from tpv_jax.core import identity
+from tpv_jax.core.errors import UserError
 
 NETWORK = network.Transformer(
   vocab_size=12,
@@ -314,7 +314,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(
 def test_bytes_do_not_depend_on_the_process(flat, path, tmp_path):
   # The library's own writer orders its metadata by a hash that differs each time.
   code = (
-    "import sys; from tpv_jax import identity; from tpv_jax.backbone import loading; "
+    "import sys; from tpv_jax.core import identity; from tpv_jax.backbone import loading; "
     "b = loading.load_backbone(sys.argv[1]); "
     "loading.save_backbone(sys.argv[2], identity.flatten(b.params), b.name, b.vocabulary)"
   )

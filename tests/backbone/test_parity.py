@@ -16,8 +16,8 @@ import jax
 import numpy as np
 import pytest
 
-from tpv_jax import identity
 from tpv_jax.backbone import decoding, loading, network
+from tpv_jax.core import identity
 from tpv_jax.formats import hugging_face
 
 FAMILIES = references.FAMILIES

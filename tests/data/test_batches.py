@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import batches
 from tpv_jax.data.batches import Batches, Losses, Tokenized
 from tpv_jax.data.tasks import Example
 from tpv_jax.data.vocabularies import WordVocabulary
-from tpv_jax.errors import UserError
 
 VOCABULARY = WordVocabulary(["a", "b", "c", "d"])  # ids 3 to 6
 

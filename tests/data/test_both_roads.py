@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import (
   batches,
   exported,
@@ -20,7 +21,6 @@ from tpv_jax.data import (
   vocabularies,
 )
 from tpv_jax.data.registry import DEFINITIONS
-from tpv_jax.errors import UserError
 
 seqio = pytest.importorskip("seqio", reason="seqio is not installed (extra 'data')")
 tfds = pytest.importorskip("tensorflow_datasets", reason="TFDS is not installed")

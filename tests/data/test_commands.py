@@ -6,9 +6,9 @@ import gin
 import pytest
 
 from tpv_jax import cli
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import commands, exported
 from tpv_jax.data.registry import DEFINITIONS
-from tpv_jax.errors import UserError
 from tpv_jax.runner import gin_files
 
 REPOSITORY = pathlib.Path(__file__).parents[2]

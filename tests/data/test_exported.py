@@ -4,9 +4,9 @@ import os
 
 import pytest
 
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import exported, sources, tasks
 from tpv_jax.data.registry import DEFINITIONS
-from tpv_jax.errors import UserError
 
 COLA = DEFINITIONS["glue_cola"]
 

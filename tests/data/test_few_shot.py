@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import few_shot, suite, tasks
 from tpv_jax.data.tasks import Example, Task
-from tpv_jax.errors import UserError
 
 
 def examples(sizes):

@@ -2,10 +2,10 @@
 
 import pytest
 
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import labels
 from tpv_jax.data.tasks import Example, Task
 from tpv_jax.data.vocabularies import WordVocabulary
-from tpv_jax.errors import UserError
 
 VOCABULARY = WordVocabulary(["not", "sure", "yes", "no"])
 LENGTHS = {"inputs": 4, "targets": 3}

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import metrics
-from tpv_jax.errors import UserError
 
 LABELS = ("yes", "no", "maybe")
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import batches, packing
-from tpv_jax.errors import UserError
 
 SHAPES = packing.Shapes(packing.Shape(2, 24, 12), packing.Shape(1, 16, 8), 4)
 

@@ -5,9 +5,9 @@ import pathlib
 import numpy as np
 import pytest
 
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import metrics, registry, sources
 from tpv_jax.data.registry import DEFINITIONS, EPT, TPV
-from tpv_jax.errors import UserError
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden_pairs.json").read_text())
 

@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import registry, sources
 from tpv_jax.data.registry import DEFINITIONS
-from tpv_jax.errors import UserError
 
 SST2 = DEFINITIONS["glue_sst2"]
 

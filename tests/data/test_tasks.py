@@ -2,9 +2,9 @@ import hashlib
 
 import pytest
 
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import tasks
 from tpv_jax.data.tasks import Example, Task
-from tpv_jax.errors import UserError
 
 
 def task(labels=("good", "bad"), metric="exact_match", **splits):

@@ -4,10 +4,10 @@ import json
 import gin
 import pytest
 
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import tasks, text_files
 from tpv_jax.data.tasks import Example
 from tpv_jax.data.text_files import text_file_task
-from tpv_jax.errors import UserError
 
 ROWS = [
   ("the food was fine", "1"),

@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from tpv_jax import files
+from tpv_jax.core import files
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import tokenizer_files, vocabularies
-from tpv_jax.errors import UserError
 
 TEXT = "the quick brown fox \uff21 ½ <extra_id_3> dog"
 SENTINELS = [f"<extra_id_{number}>" for number in range(5)]

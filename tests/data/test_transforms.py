@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import suite, transforms
 from tpv_jax.data.tasks import SPLITS, Example, Task, overlaps
-from tpv_jax.errors import UserError
 
 
 def task(name, labels, count=3):

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import vocabularies
 from tpv_jax.data.vocabularies import (
   HuggingFaceVocabulary,
   SentencePieceVocabulary,
   WordVocabulary,
 )
-from tpv_jax.errors import UserError
 
 TEXTS = (
   "the quick brown fox",

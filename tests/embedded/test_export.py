@@ -4,11 +4,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tpv_jax import identity
 from tpv_jax.backbone import loading
+from tpv_jax.core import identity
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import vocabularies
 from tpv_jax.embedded import export
-from tpv_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tpv_jax import cli, identity
-from tpv_jax.errors import UserError
+from tpv_jax import cli
+from tpv_jax.core import identity
+from tpv_jax.core.errors import UserError
 from tpv_jax.formats import arrays
 from tpv_jax.vectors import algebra, sources, store
 from tpv_jax.vectors.algebra import Loaded

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tpv_jax import cli, identity
+from tpv_jax import cli
 from tpv_jax.backbone import loading, network
-from tpv_jax.errors import UserError
+from tpv_jax.core import identity
+from tpv_jax.core.errors import UserError
 from tpv_jax.formats import hugging_face
 
 UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"

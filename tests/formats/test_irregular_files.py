@@ -11,10 +11,11 @@ import pytest
 from fuzz.inputs import backbones, prompts
 from fuzz.inputs import vocabularies as tokenizers
 
-from tpv_jax import files, safetensors_io
+from tpv_jax import safetensors_io
 from tpv_jax.backbone import loading
+from tpv_jax.core import files
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import vocabularies
-from tpv_jax.errors import UserError
 from tpv_jax.vectors import sources
 
 

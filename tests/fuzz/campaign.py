@@ -23,7 +23,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from fuzz import mutations
-from tpv_jax.errors import MOST_TEXT
+from tpv_jax.core.errors import MOST_TEXT
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies
 
 from tpv_jax import cli
-from tpv_jax.errors import UserError
+from tpv_jax.core.errors import UserError
 from tpv_jax.prompts import budget, ept, plain
 from tpv_jax.runner import command_line, gin_files
 

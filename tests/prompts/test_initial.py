@@ -5,8 +5,8 @@ import functools
 import numpy as np
 import pytest
 
-from tpv_jax import identity
-from tpv_jax.errors import UserError
+from tpv_jax.core import identity
+from tpv_jax.core.errors import UserError
 from tpv_jax.prompts import ept, initial, plain
 from tpv_jax.vectors import store
 from tpv_jax.vectors.provenance import Provenance, Term

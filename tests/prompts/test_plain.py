@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from tpv_jax.errors import UserError
+from tpv_jax.core.errors import UserError
 from tpv_jax.prompts import plain
 from tpv_jax.vectors.algebra import Loaded
 from tpv_jax.vectors.provenance import Provenance

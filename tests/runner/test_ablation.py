@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from tpv_jax import ablation as command
-from tpv_jax import identity, optimizers
+from tpv_jax import optimizers
 from tpv_jax.backbone import loading
-from tpv_jax.errors import UserError
+from tpv_jax.core import identity
+from tpv_jax.core.errors import UserError
 from tpv_jax.prompts import initial
 from tpv_jax.runner import ablation, ablation_report, cost
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tpv_jax import train_bank
-from tpv_jax.errors import UserError
+from tpv_jax.core.errors import UserError
 from tpv_jax.prompts import initial
 from tpv_jax.runner import bank, gin_files, training
 from tpv_jax.runner.run_folder import RunFolder

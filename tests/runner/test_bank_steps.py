@@ -11,8 +11,8 @@ import pytest
 
 from tpv_jax import optimizers, partitioning
 from tpv_jax.backbone import network
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import batches, packing
-from tpv_jax.errors import UserError
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import ept, plain
 from tpv_jax.runner import bank_steps, processes

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from tpv_jax import identity, optimizers, partitioning
+from tpv_jax import optimizers, partitioning
 from tpv_jax.backbone import network
+from tpv_jax.core import identity
 from tpv_jax.data import batches
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import ept, plain

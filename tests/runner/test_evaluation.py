@@ -14,10 +14,11 @@ import pytest
 from conftest import Tiny
 from tqdm import tqdm
 
-from tpv_jax import identity, optimizers, orbax_io
+from tpv_jax import optimizers, orbax_io
 from tpv_jax.backbone import loading
+from tpv_jax.core import identity
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import batches, metrics, packing, tasks, vocabularies
-from tpv_jax.errors import UserError
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts.equations import Folded
 from tpv_jax.runner import candidates as candidates_of

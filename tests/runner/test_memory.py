@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from tpv_jax import identity, partitioning
+from tpv_jax import partitioning
+from tpv_jax.core import identity
 from tpv_jax.data import packing
 from tpv_jax.runner import bank_steps, memory, processes
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from tpv_jax.errors import UserError
+from tpv_jax.core.errors import UserError
 from tpv_jax.runner.run_folder import RunFolder
 from tpv_jax.vectors import store
 

@@ -224,7 +224,7 @@ def test_a_signal_to_one_process_stops_a_bank_on_all_at_the_same_step(tmp_path):
 
 
 def test_a_process_that_waits_for_nobody_says_so(capsys):
-  from tpv_jax.errors import UserError
+  from tpv_jax.core.errors import UserError
   from tpv_jax.runner import processes
 
   parser = argparse.ArgumentParser()

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from tpv_jax.errors import UserError
+from tpv_jax.core.errors import UserError
 from tpv_jax.runner import processes, run_folder
 from tpv_jax.runner.run_folder import FORMAT, RunFolder
 from tpv_jax.runner.run_settings import Settings

@@ -8,8 +8,8 @@ import re
 import gin
 import pytest
 
-from tpv_jax import checks
-from tpv_jax.errors import UserError
+from tpv_jax.core import checks
+from tpv_jax.core.errors import UserError
 from tpv_jax.runner import (
   ablation,
   bank,

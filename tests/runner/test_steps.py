@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
-from tpv_jax import identity, optimizers, partitioning
+from tpv_jax import optimizers, partitioning
+from tpv_jax.core import identity
 from tpv_jax.runner import steps
 
 

@@ -1,8 +1,8 @@
 import pytest
 
+from tpv_jax.core.errors import UserError
 from tpv_jax.data.tasks import Example, Task
 from tpv_jax.data.vocabularies import WordVocabulary
-from tpv_jax.errors import UserError
 from tpv_jax.runner.task_data import TaskData
 
 VOCABULARY = WordVocabulary(["a", "b", "yes", "no"])

@@ -20,8 +20,9 @@ import numpy as np
 import optax
 import pytest
 
-from tpv_jax import cli, identity, optimizers
-from tpv_jax.errors import UserError
+from tpv_jax import cli, optimizers
+from tpv_jax.core import identity
+from tpv_jax.core.errors import UserError
 from tpv_jax.prompts import initial, plain
 from tpv_jax.runner import training
 from tpv_jax.runner.checkpoints import Checkpoints

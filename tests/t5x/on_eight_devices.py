@@ -5,8 +5,9 @@ import jax
 import numpy as np
 import pytest
 
-from tpv_jax import identity, optimizers
-from tpv_jax.errors import UserError
+from tpv_jax import optimizers
+from tpv_jax.core import identity
+from tpv_jax.core.errors import UserError
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import plain
 from tpv_jax.t5x import saving

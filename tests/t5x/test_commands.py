@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pytest
 
-from tpv_jax import identity
+from tpv_jax.core import identity
 from tpv_jax.vectors import sources
 
 pytestmark = pytest.mark.slow

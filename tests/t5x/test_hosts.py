@@ -18,7 +18,7 @@ import time
 import numpy as np
 import pytest
 
-from tpv_jax.errors import UserError, run_command
+from tpv_jax.core.errors import UserError, run_command
 from tpv_jax.vectors import store
 
 FLAGS = ("--multiprocess_gpu", "--coordinator_address=h:1", "--process_count=2")
@@ -176,7 +176,7 @@ def test_flags_of_several_processes_alone_are_refused(monkeypatch):
 ENDINGS = """
 import sys
 from tpv_jax import t5x
-from tpv_jax.errors import Interrupted, UserError
+from tpv_jax.core.errors import Interrupted, UserError
 t5x.as_command()
 raise {}
 """

@@ -8,7 +8,7 @@ import pytest
 from fake_tpus import SLICES, V5E, devices
 
 from tpv_jax import meshes
-from tpv_jax.errors import UserError
+from tpv_jax.core.errors import UserError
 
 
 @pytest.mark.parametrize("model_parallel", [1, 2, 4, 8, 16])

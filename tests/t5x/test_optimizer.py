@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from tpv_jax import identity, optimizers
+from tpv_jax import optimizers
+from tpv_jax.core import identity
 from tpv_jax.prompts import equations
 from tpv_jax.t5x import optimizer
 

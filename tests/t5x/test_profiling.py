@@ -2,7 +2,7 @@
 
 import pytest
 
-from tpv_jax.errors import UserError
+from tpv_jax.core.errors import UserError
 from tpv_jax.t5x import profiling
 
 

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from tpv_jax import identity, optimizers, orbax_io
+from tpv_jax import optimizers, orbax_io
 from tpv_jax.backbone import conversion, loading
+from tpv_jax.core import identity
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import vocabularies
-from tpv_jax.errors import UserError
 from tpv_jax.prompts import ept, equations, initial, plain
 from tpv_jax.t5x import saving
 from tpv_jax.vectors import algebra, sources, store

@@ -17,8 +17,9 @@ import numpy as np
 import optax
 import pytest
 
-from tpv_jax import identity, optimizers, partitioning
+from tpv_jax import optimizers, partitioning
 from tpv_jax.backbone import loading
+from tpv_jax.core import identity
 from tpv_jax.data import suite, vocabularies
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import ept, initial, plain

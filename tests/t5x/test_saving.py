@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpv_jax import identity
-from tpv_jax.errors import UserError
+from tpv_jax.core import identity
+from tpv_jax.core.errors import UserError
 from tpv_jax.t5x import saving
 from tpv_jax.t5x.bank import Member
 from tpv_jax.vectors import sources, store

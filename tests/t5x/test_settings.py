@@ -10,8 +10,8 @@ import time
 import gin
 import pytest
 
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import sources
-from tpv_jax.errors import UserError
 from tpv_jax.runner import run_folder
 from tpv_jax.t5x import settings
 

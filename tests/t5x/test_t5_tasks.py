@@ -17,8 +17,8 @@ import pytest
 
 from tpv_jax import optimizers
 from tpv_jax.backbone import loading
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import vocabularies
-from tpv_jax.errors import UserError
 
 LENGTHS = {"inputs": 64, "targets": 16}
 VOCABULARY_SIZE = 300
@@ -64,7 +64,7 @@ def parts(under_t5x, tiny, vocabulary, tmp_path):
   """T5X's parts around a tiny random network with this vocabulary."""
   import jax
 
-  from tpv_jax import identity
+  from tpv_jax.core import identity
   from tpv_jax.model import SoftPromptModel
   from tpv_jax.prompts import plain
   from tpv_jax.t5x.optimizer import TransformationOptimizer

@@ -6,8 +6,8 @@ import shutil
 import gin
 import pytest
 
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import registry, sources, suite, vocabularies
-from tpv_jax.errors import UserError
 from tpv_jax.t5x import tasks
 
 seqio = pytest.importorskip("seqio", reason="the extra 'data' is not installed")

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from tpv_jax import identity
+from tpv_jax.core import identity
 from tpv_jax.prompts import equations
 from tpv_jax.vectors import store
 from tpv_jax.vectors.algebra import Loaded

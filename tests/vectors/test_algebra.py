@@ -6,8 +6,8 @@ import itertools
 import numpy as np
 import pytest
 
-from tpv_jax import identity
-from tpv_jax.errors import UserError
+from tpv_jax.core import identity
+from tpv_jax.core.errors import UserError
 from tpv_jax.vectors import algebra
 from tpv_jax.vectors.algebra import Loaded
 from tpv_jax.vectors.provenance import Provenance, Term

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpv_jax import identity
-from tpv_jax.errors import UserError
+from tpv_jax.core import identity
+from tpv_jax.core.errors import UserError
 from tpv_jax.vectors import algebra, store
 from tpv_jax.vectors.algebra import Loaded
 from tpv_jax.vectors.provenance import SPACES, Provenance, Term

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tpv_jax.errors import UserError
+from tpv_jax.core.errors import UserError
 from tpv_jax.vectors import arithmetic
 
 U = Fraction(1, 2**24)

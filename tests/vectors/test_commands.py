@@ -13,7 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from tpv_jax import cli, identity
+from tpv_jax import cli
+from tpv_jax.core import identity
 from tpv_jax.vectors import commands, store
 from tpv_jax.vectors.provenance import Provenance, Term
 

@@ -8,8 +8,8 @@ import struct
 import numpy as np
 import pytest
 
-from tpv_jax import identity
-from tpv_jax.errors import UserError
+from tpv_jax.core import identity
+from tpv_jax.core.errors import UserError
 from tpv_jax.vectors import algebra, inspection
 
 NORMS = ("short_prompt", "fused", "projected", "prompt", "delta")

@@ -15,8 +15,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from tpv_jax import cli, identity, safetensors_io
-from tpv_jax.errors import UserError
+from tpv_jax import cli, safetensors_io
+from tpv_jax.core import identity
+from tpv_jax.core.errors import UserError
 from tpv_jax.vectors import algebra, sources, store
 from tpv_jax.vectors.provenance import Provenance, Term
 

@@ -18,11 +18,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from tpv_jax import files, identity, orbax_io, safetensors_io
+from tpv_jax import orbax_io, safetensors_io
 from tpv_jax.backbone import loading
-from tpv_jax.errors import UserError
+from tpv_jax.core import files, identity
+from tpv_jax.core.errors import UserError
+from tpv_jax.core.leaves import Leaf
 from tpv_jax.formats import hugging_face
-from tpv_jax.leaves import Leaf
 
 TARGETS = ("hugging-face", "t5x", "safetensors")
 

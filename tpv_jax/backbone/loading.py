@@ -22,13 +22,14 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from tpv_jax import errors, files, identity, orbax_io, safetensors_io
+from tpv_jax import orbax_io, safetensors_io
 from tpv_jax.backbone.network import Transformer
+from tpv_jax.core import errors, files, identity
+from tpv_jax.core.errors import UserError
+from tpv_jax.core.leaves import Leaf, misfits
 from tpv_jax.data import vocabularies
 from tpv_jax.data.vocabularies import Vocabulary
-from tpv_jax.errors import UserError
 from tpv_jax.formats import hugging_face
-from tpv_jax.leaves import Leaf, misfits
 
 EMBEDDED = "embedded"
 """The path that stands for the backbone inside the package."""

@@ -27,8 +27,8 @@ from flax import struct
 from flax.linen.partitioning import param_with_axes
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from tpv_jax.checks import BelowOne, NotEmpty, OneOf, Size, check_fields
-from tpv_jax.errors import UserError, near_misses
+from tpv_jax.core.checks import BelowOne, NotEmpty, OneOf, Size, check_fields
+from tpv_jax.core.errors import UserError, near_misses
 
 AnyArray = Array | np.ndarray
 """What a caller outside of `jit` may pass as well: a NumPy array."""

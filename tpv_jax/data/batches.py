@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 from jaxtyping import Int, Int32
 
+from tpv_jax.core.errors import UserError
 from tpv_jax.data.labels import check_labels, check_lengths
 from tpv_jax.data.tasks import Example
 from tpv_jax.data.vocabularies import Vocabulary
-from tpv_jax.errors import UserError
 
 Features = dict[str, np.ndarray]
 """encoder_input_tokens [B, T], decoder_target_tokens, decoder_input_tokens [B, L] as

@@ -168,8 +168,8 @@ def _show(options: argparse.Namespace) -> None:
 
 def _prepare(options: argparse.Namespace) -> None:
   """Downloads the data of tasks and writes their examples as JSON lines."""
+  from tpv_jax.core.errors import UserError
   from tpv_jax.data import exported, registry, sources
-  from tpv_jax.errors import UserError
 
   chosen = [registry.definition(name) for name in options.names]
   if options.folder is not None and len(chosen) > 1:

@@ -10,8 +10,11 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tpv_jax import files
-from tpv_jax.checks import checked
+from tpv_jax.core import files
+from tpv_jax.core.checks import checked
+from tpv_jax.core.errors import UserError, at_least, near_misses
+from tpv_jax.core.files import Path, PathLike
+from tpv_jax.core.screen import Bar
 from tpv_jax.data import registry, sources
 from tpv_jax.data.registry import Definition
 from tpv_jax.data.sources import ABOUT, Say
@@ -23,9 +26,6 @@ from tpv_jax.data.tasks import (
   collapsed_source,
   digest,
 )
-from tpv_jax.errors import UserError, at_least, near_misses
-from tpv_jax.files import Path, PathLike
-from tpv_jax.screen import Bar
 
 
 @checked

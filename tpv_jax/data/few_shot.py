@@ -9,10 +9,10 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from tpv_jax.checks import Seed, checked
+from tpv_jax.core.checks import Seed, checked
+from tpv_jax.core.errors import UserError, at_least
 from tpv_jax.data.batches import order
 from tpv_jax.data.tasks import Example, Task
-from tpv_jax.errors import UserError, at_least
 
 MOST = 1_000
 """The most examples that count as few; more are a training set."""

@@ -9,9 +9,9 @@ targets that only sometimes can't, `batches.Tokenized` counts how many.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tpv_jax.core.errors import UserError
 from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
-from tpv_jax.errors import UserError
 
 
 def check_task(

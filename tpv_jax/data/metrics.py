@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from tpv_jax.errors import UserError, near_misses
+from tpv_jax.core.errors import UserError, near_misses
 
 NOT_A_NUMBER = -1.0
 """What a prediction counts as that is no finite number (T5's `string_to_float`)."""

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from tpv_jax.core.errors import UserError
 from tpv_jax.data.batches import Features
-from tpv_jax.errors import UserError
 
 WIDE_POSITIONS, WIDE_POSITIONS_ON_CPU = 16_384, 2_048
 """Source positions of a wide block at most (ours).

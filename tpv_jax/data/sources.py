@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from tpv_jax import files
+from tpv_jax.core import files
+from tpv_jax.core.errors import UserError, near_misses
+from tpv_jax.core.files import Path, PathLike
+from tpv_jax.core.screen import Bar
 from tpv_jax.data.batches import order
 from tpv_jax.data.registry import Definition, Row, check_classes
 from tpv_jax.data.text_files import json_row
-from tpv_jax.errors import UserError, near_misses
-from tpv_jax.files import Path, PathLike
-from tpv_jax.screen import Bar
 
 ABOUT = "about.json"
 """The file that is written last and says what lies beside it."""

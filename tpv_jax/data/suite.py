@@ -11,10 +11,10 @@ import hashlib
 import random
 from collections.abc import Sequence
 
-from tpv_jax.checks import checked
+from tpv_jax.core.checks import checked
+from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.data.tasks import Example, Task
 from tpv_jax.embedded import grammar, lexicon
-from tpv_jax.errors import UserError, near_misses
 
 TASKS = tuple(lexicon.LABEL_SETS)
 """The names of the tasks."""

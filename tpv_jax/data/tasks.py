@@ -5,8 +5,8 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.data import metrics
-from tpv_jax.errors import UserError, near_misses
 
 SPLITS = ("train", "validation", "test")
 

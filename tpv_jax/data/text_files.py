@@ -16,11 +16,11 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from tpv_jax.checks import Positive, Seed, checked
+from tpv_jax.core.checks import Positive, Seed, checked
+from tpv_jax.core.errors import UserError, near_misses
+from tpv_jax.core.files import PathLike, read_bytes, to_path
 from tpv_jax.data.batches import order
 from tpv_jax.data.tasks import SPLITS, Example, Task, deduplicate
-from tpv_jax.errors import UserError, near_misses
-from tpv_jax.files import PathLike, read_bytes, to_path
 
 MOST_LETTERS = 2**31 - 1
 """Of a cell of a CSV file: what a C long holds everywhere."""

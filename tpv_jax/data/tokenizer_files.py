@@ -24,8 +24,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tpv_jax.errors import UserError, some
-from tpv_jax.files import (
+from tpv_jax.core.errors import UserError, some
+from tpv_jax.core.files import (
   Path,
   PathLike,
   cache_folder,

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from tpv_jax.checks import checked
+from tpv_jax.core.checks import checked
+from tpv_jax.core.errors import UserError
 from tpv_jax.data.tasks import Example, Task
-from tpv_jax.errors import UserError
 
 
 @checked

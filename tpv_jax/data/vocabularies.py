@@ -18,11 +18,11 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
-from tpv_jax.checks import checked
+from tpv_jax.core.checks import checked
+from tpv_jax.core.errors import UserError, at_least
+from tpv_jax.core.files import Path, PathLike, inside, read_bytes, to_path
 from tpv_jax.data import tokenizer_files
 from tpv_jax.data.tokenizer_files import EOS, MAX_BYTES, PAD, SPIECE, TOKENIZER, UNK
-from tpv_jax.errors import UserError, at_least
-from tpv_jax.files import Path, PathLike, inside, read_bytes, to_path
 
 SPECIAL = (PAD, EOS, UNK)
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import ml_dtypes
 import numpy as np
 
-from tpv_jax import errors, files, identity, orbax_io
+from tpv_jax import orbax_io
+from tpv_jax.core import errors, files, identity
+from tpv_jax.core.errors import UserError, raise_on_interrupt, run_program
 from tpv_jax.data import vocabularies
-from tpv_jax.errors import UserError, raise_on_interrupt, run_program
 
 
 def export(

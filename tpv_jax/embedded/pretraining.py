@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tpv_jax.checks import (
+from tpv_jax.core.checks import (
   Fraction,
   Lengths,
   NotNegative,
@@ -38,9 +38,9 @@ from tpv_jax.checks import (
   check_fields,
   checked,
 )
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import batches, vocabularies
 from tpv_jax.embedded import grammar, lexicon
-from tpv_jax.errors import UserError
 
 T = TypeVar("T")
 

@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from tpv_jax import errors, files, safetensors_io
-from tpv_jax.errors import UserError, near_misses
+from tpv_jax import safetensors_io
+from tpv_jax.core import errors, files
+from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.formats import sidecar
 from tpv_jax.prompts import equations
 from tpv_jax.vectors import store

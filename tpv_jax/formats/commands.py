@@ -7,7 +7,7 @@ import argparse
 from typing import Any
 
 from tpv_jax.arguments import add_command
-from tpv_jax.errors import UserError, printable
+from tpv_jax.core.errors import UserError, printable
 from tpv_jax.formats import arrays, peft
 from tpv_jax.vectors import algebra, sources, store
 from tpv_jax.vectors import commands as vectors
@@ -212,7 +212,7 @@ def _convert(options: argparse.Namespace) -> None:
   the same on both sides: vectors and prompts of the one belong to the other.
   """
   from tpv_jax.backbone import conversion
-  from tpv_jax.screen import Bar
+  from tpv_jax.core.screen import Bar
 
   to = conversion.target_of(options.output, options.to)
   conversion.check_output(options.output, to)

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from tpv_jax import errors, files, safetensors_io
-from tpv_jax.errors import UserError
-from tpv_jax.leaves import Leaf, misfits
+from tpv_jax import safetensors_io
+from tpv_jax.core import errors, files
+from tpv_jax.core.errors import UserError
+from tpv_jax.core.leaves import Leaf, misfits
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from tpv_jax import errors, files, safetensors_io
-from tpv_jax.errors import UserError
+from tpv_jax import safetensors_io
+from tpv_jax.core import errors, files
+from tpv_jax.core.errors import UserError
 from tpv_jax.formats import arrays, sidecar
 from tpv_jax.vectors import algebra
 from tpv_jax.vectors.algebra import Loaded

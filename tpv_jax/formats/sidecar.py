@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tpv_jax import files, identity
-from tpv_jax.errors import UserError
+from tpv_jax.core import files, identity
+from tpv_jax.core.errors import UserError
 from tpv_jax.vectors import store
 from tpv_jax.vectors.provenance import Provenance
 

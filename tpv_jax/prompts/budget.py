@@ -12,8 +12,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tpv_jax.checks import Size, SizeOrNone, checked
-from tpv_jax.errors import UserError, at_least
+from tpv_jax.core.checks import Size, SizeOrNone, checked
+from tpv_jax.core.errors import UserError, at_least
 from tpv_jax.prompts import equations
 
 PARTS = ("prompt", "low_rank", "fusion", "spaces")

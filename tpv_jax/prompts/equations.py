@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from tpv_jax.errors import UserError, at_least, near_misses
+from tpv_jax.core.errors import UserError, at_least, near_misses
 
 Leaves = Mapping[str, Any]
 """Parameters by name, NumPy or JAX arrays."""

@@ -10,8 +10,8 @@ from flax import linen as nn
 from flax.linen.partitioning import param_with_axes
 from jaxtyping import Array, Float
 
-from tpv_jax.checks import Size, SizeOrNone, check_fields
-from tpv_jax.errors import UserError
+from tpv_jax.core.checks import Size, SizeOrNone, check_fields
+from tpv_jax.core.errors import UserError
 from tpv_jax.prompts.equations import Folded
 from tpv_jax.prompts.initial import Start
 

@@ -22,10 +22,11 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from tpv_jax import files, optimizers
+from tpv_jax import optimizers
 from tpv_jax.backbone import loading
 from tpv_jax.backbone.network import Transformer
-from tpv_jax.checks import (
+from tpv_jax.core import files
+from tpv_jax.core.checks import (
   Lengths,
   NotNegative,
   Seed,
@@ -35,11 +36,12 @@ from tpv_jax.checks import (
   check_fields,
   checked,
 )
+from tpv_jax.core.errors import UserError, at_least, near_misses
+from tpv_jax.core.screen import Bar
 from tpv_jax.data import transforms
 from tpv_jax.data.labels import check_task
 from tpv_jax.data.tasks import SPLITS, Task
 from tpv_jax.data.vocabularies import Vocabulary
-from tpv_jax.errors import UserError, at_least, near_misses
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import budget, ept, plain
 from tpv_jax.prompts.initial import Initial
@@ -55,7 +57,6 @@ from tpv_jax.runner.evaluator import Evaluator
 from tpv_jax.runner.run_folder import open_output, versions, write_results
 from tpv_jax.runner.task_data import TaskData
 from tpv_jax.runner.training import Metric
-from tpv_jax.screen import Bar
 from tpv_jax.vectors import algebra, sources
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tpv_jax import files
+from tpv_jax.core import files
 from tpv_jax.runner.report import (
   Results,
   Rows,

@@ -21,9 +21,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from tpv_jax import files, identity, partitioning
+from tpv_jax import partitioning
 from tpv_jax.backbone import loading
-from tpv_jax.checks import (
+from tpv_jax.core import files, identity
+from tpv_jax.core.checks import (
   Lengths,
   NotNegative,
   Positive,
@@ -33,10 +34,11 @@ from tpv_jax.checks import (
   check_fields,
   checked,
 )
+from tpv_jax.core.errors import UserError
+from tpv_jax.core.screen import Bar
 from tpv_jax.data import packing
 from tpv_jax.data.batches import Features
 from tpv_jax.data.vocabularies import Vocabulary
-from tpv_jax.errors import UserError
 from tpv_jax.model import PROMPT, SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts.initial import Initial
@@ -47,7 +49,6 @@ from tpv_jax.runner.run_folder import RunFolder, alone
 from tpv_jax.runner.steps import Leaves, TrainState
 from tpv_jax.runner.task_data import TaskData, TrainingData
 from tpv_jax.runner.training import Metric, Run, Stopped, chunks, stop_signals
-from tpv_jax.screen import Bar
 
 SAMPLED_STEPS = 20
 """Steps whose examples decide on the shapes of the packed rows."""

@@ -19,8 +19,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tpv_jax import errors, files, identity, orbax_io
-from tpv_jax.errors import UserError
+from tpv_jax import orbax_io
+from tpv_jax.core import errors, files, identity
+from tpv_jax.core.errors import UserError
 from tpv_jax.runner import processes
 from tpv_jax.runner.steps import TrainState
 

@@ -13,8 +13,13 @@ from typing import Any
 
 import gin
 
-from tpv_jax import files
-from tpv_jax.errors import ArgumentParser, UserError, raise_on_interrupt, run_command
+from tpv_jax.core import files
+from tpv_jax.core.errors import (
+  ArgumentParser,
+  UserError,
+  raise_on_interrupt,
+  run_command,
+)
 from tpv_jax.runner import gin_files, processes, settings
 
 _FLAGS = """\

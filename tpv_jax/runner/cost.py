@@ -14,12 +14,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from tpv_jax import identity, optimizers, partitioning
-from tpv_jax.errors import at_least
+from tpv_jax import optimizers, partitioning
+from tpv_jax.core import identity
+from tpv_jax.core.errors import at_least
+from tpv_jax.core.screen import Bar
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.runner import processes
 from tpv_jax.runner import steps as compiled
-from tpv_jax.screen import Bar
 
 AGAIN = "again"
 """Ends the name under which the first prompt's second timing is found."""

@@ -19,15 +19,15 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from tpv_jax import files
 from tpv_jax.backbone import loading
-from tpv_jax.checks import Lengths, Seed, Size, Steps, check_fields, checked
+from tpv_jax.core import files
+from tpv_jax.core.checks import Lengths, Seed, Size, Steps, check_fields, checked
+from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.data import few_shot as sampling
 from tpv_jax.data.batches import Tokenized
 from tpv_jax.data.labels import check_task
 from tpv_jax.data.tasks import SPLITS, Task
 from tpv_jax.data.vocabularies import Vocabulary
-from tpv_jax.errors import UserError, near_misses
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts import initial

@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from tpv_jax import files
+from tpv_jax.core import files
 from tpv_jax.runner.report import (
   Results,
   Rows,

@@ -22,7 +22,7 @@ from typing import Any
 import gin
 from gin import config, config_parser
 
-from tpv_jax.errors import UserError, near_misses
+from tpv_jax.core.errors import UserError, near_misses
 
 Key = tuple[str, str, str]
 """What is bound: scope, complete selector, parameter; of a macro, (name, *`MACRO`)."""

@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from tpv_jax.core.errors import UserError, at_least, near_misses
 from tpv_jax.data.suite import TASKS
 from tpv_jax.data.tasks import Task
-from tpv_jax.errors import UserError, at_least, near_misses
 
 
 def check_lists(

@@ -16,8 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
-from tpv_jax import files
-from tpv_jax.errors import UserError
+from tpv_jax.core import files
+from tpv_jax.core.errors import UserError
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

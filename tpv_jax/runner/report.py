@@ -8,7 +8,7 @@ import numpy as np
 from rich.box import SIMPLE
 from rich.table import Column, Table
 
-from tpv_jax import files, screen
+from tpv_jax.core import files, screen
 
 Results = Mapping[str, Any]
 Rows = Sequence[Sequence[str]]

@@ -43,8 +43,9 @@ from tensorboardX.record_writer import RecordWriter, register_writer_factory
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
-from tpv_jax import __version__, files, locks
-from tpv_jax.errors import UserError
+from tpv_jax import __version__
+from tpv_jax.core import files, locks
+from tpv_jax.core.errors import UserError
 from tpv_jax.runner import processes, run_settings
 from tpv_jax.runner.run_settings import Settings
 from tpv_jax.vectors import sources, store

@@ -16,8 +16,8 @@ from typing import Any
 
 from gin import config
 
-from tpv_jax import checks
-from tpv_jax.errors import UserError, near_misses
+from tpv_jax.core import checks
+from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.runner import gin_files
 from tpv_jax.runner.gin_files import MACRO, Key, Setting, Settings
 

@@ -20,14 +20,15 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from tpv_jax import files, identity
 from tpv_jax.backbone import loading
-from tpv_jax.checks import Lengths, NotEmpty, Seed, Size, Steps, checked
+from tpv_jax.core import files, identity
+from tpv_jax.core.checks import Lengths, NotEmpty, Seed, Size, Steps, checked
+from tpv_jax.core.errors import UserError
+from tpv_jax.core.screen import Bar
 from tpv_jax.data.batches import Tokenized
 from tpv_jax.data.labels import check_task
 from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
-from tpv_jax.errors import UserError
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts.initial import Initial
@@ -36,7 +37,6 @@ from tpv_jax.runner.evaluator import Evaluator, Prompt
 from tpv_jax.runner.run_folder import open_output, versions, write_results
 from tpv_jax.runner.run_settings import defaults_of, same
 from tpv_jax.runner.training import Metric
-from tpv_jax.screen import Bar
 from tpv_jax.vectors import algebra, sources, store
 from tpv_jax.vectors.algebra import Loaded
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
-from tpv_jax.checks import Lengths, Seed, Size, checked
+from tpv_jax.core.checks import Lengths, Seed, Size, checked
 from tpv_jax.data import batches
 from tpv_jax.data.batches import Features
 from tpv_jax.data.labels import check_task

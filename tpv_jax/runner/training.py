@@ -17,11 +17,13 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from tpv_jax import files, identity, partitioning
+from tpv_jax import partitioning
 from tpv_jax.backbone import loading
-from tpv_jax.checks import OneOf, Seed, Size, Steps, checked
+from tpv_jax.core import files, identity
+from tpv_jax.core.checks import OneOf, Seed, Size, Steps, checked
+from tpv_jax.core.errors import Interrupted, UserError
+from tpv_jax.core.screen import Bar
 from tpv_jax.data.batches import Features
-from tpv_jax.errors import Interrupted, UserError
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts import initial
@@ -32,7 +34,6 @@ from tpv_jax.runner.checkpoints import Best, Checkpoints
 from tpv_jax.runner.run_folder import FORMAT, Events, RunFolder, alone, versions
 from tpv_jax.runner.run_settings import Settings, as_json, defaults_of, fields
 from tpv_jax.runner.task_data import TrainingData
-from tpv_jax.screen import Bar
 from tpv_jax.vectors import store
 from tpv_jax.vectors.provenance import Term
 

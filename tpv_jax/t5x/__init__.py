@@ -26,7 +26,7 @@ import signal
 import sys
 from typing import Any
 
-from tpv_jax.errors import EXIT_USER_ERROR, UserError
+from tpv_jax.core.errors import EXIT_USER_ERROR, UserError
 
 
 def as_command() -> None:

@@ -11,7 +11,7 @@ import tensorflow as tf
 from absl import logging
 from t5x import checkpoints, utils
 
-from tpv_jax.errors import UserError
+from tpv_jax.core.errors import UserError
 from tpv_jax.runner import processes
 from tpv_jax.t5x.bank import Member
 

@@ -11,8 +11,8 @@ from absl import logging
 from t5x import partitioning
 
 from tpv_jax import meshes
-from tpv_jax.checks import Size
-from tpv_jax.errors import UserError
+from tpv_jax.core.checks import Size
+from tpv_jax.core.errors import UserError
 from tpv_jax.partitioning import Rules, in_force, merged, that_divide
 
 

@@ -18,7 +18,8 @@ from flax import struct
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from tpv_jax import identity, partitioning
+from tpv_jax import partitioning
+from tpv_jax.core import identity
 
 Leaves = dict[str, Any]
 """Parameters, gradients or axis names by path, as in 'prompt/prompt'."""

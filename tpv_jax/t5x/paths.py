@@ -5,7 +5,7 @@ folder named `~`. So the gin files pass them through here, and nothing below see
 spelling of the same folder.
 """
 
-from tpv_jax import files
+from tpv_jax.core import files
 
 
 def make_absolute(path: files.PathLike) -> str:

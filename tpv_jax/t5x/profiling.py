@@ -6,8 +6,8 @@ from typing import Any
 import jax
 from absl import logging
 
-from tpv_jax import files
-from tpv_jax.errors import UserError
+from tpv_jax.core import files
+from tpv_jax.core.errors import UserError
 
 
 class Profile:

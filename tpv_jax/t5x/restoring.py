@@ -21,11 +21,12 @@ from jax.sharding import NamedSharding
 from t5x import train_state as train_state_lib
 from t5x import utils
 
-from tpv_jax import files, identity, orbax_io
+from tpv_jax import orbax_io
 from tpv_jax.backbone import loading
-from tpv_jax.checks import Seed
+from tpv_jax.core import files, identity
+from tpv_jax.core.checks import Seed
+from tpv_jax.core.errors import UserError
 from tpv_jax.data.vocabularies import Vocabulary
-from tpv_jax.errors import UserError
 from tpv_jax.formats import hugging_face
 from tpv_jax.model import PROMPT, SoftPromptModel
 from tpv_jax.prompts import equations, initial, plain

@@ -21,8 +21,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from tpv_jax import files, identity
-from tpv_jax.errors import UserError
+from tpv_jax.core import files, identity
+from tpv_jax.core.errors import UserError
 from tpv_jax.model import PROMPT
 from tpv_jax.runner import processes, run_folder, run_settings
 from tpv_jax.t5x.bank import Member

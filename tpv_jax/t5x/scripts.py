@@ -8,7 +8,7 @@ import runpy
 import sys
 
 from tpv_jax import t5x
-from tpv_jax.errors import ArgumentParser
+from tpv_jax.core.errors import ArgumentParser
 from tpv_jax.runner import processes
 
 

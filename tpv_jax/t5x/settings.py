@@ -19,8 +19,8 @@ from absl import app, flags
 from gin import config
 
 from tpv_jax import t5x
-from tpv_jax.checks import Lengths, Seed, Size, Steps, StepsOrNone
-from tpv_jax.errors import UserError
+from tpv_jax.core.checks import Lengths, Seed, Size, Steps, StepsOrNone
+from tpv_jax.core.errors import UserError
 from tpv_jax.runner import gin_files, processes, run_folder, settings
 
 COMMANDS = ("train", "evaluate", "infer")

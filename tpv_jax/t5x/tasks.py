@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import gin
 
+from tpv_jax.core.errors import UserError, near_misses
+from tpv_jax.core.files import PathLike
 from tpv_jax.data import registry
 from tpv_jax.data.labels import check_labels
 from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
-from tpv_jax.errors import UserError, near_misses
-from tpv_jax.files import PathLike
 
 PREFIX = "tpv_"
 """Before the names of our tasks among seqio's."""

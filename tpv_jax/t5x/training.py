@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from t5x import trainer, utils
 
-from tpv_jax import identity, t5x
-from tpv_jax.checks import Steps
-from tpv_jax.errors import Interrupted, UserError
+from tpv_jax import t5x
+from tpv_jax.core import identity
+from tpv_jax.core.checks import Steps
+from tpv_jax.core.errors import Interrupted, UserError
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.t5x import datasets, preemption, profiling, saving
 

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from tpv_jax import identity
-from tpv_jax.errors import UserError, option
+from tpv_jax.core import identity
+from tpv_jax.core.errors import UserError, option
 from tpv_jax.prompts import equations
 from tpv_jax.vectors import arithmetic
 from tpv_jax.vectors.provenance import (

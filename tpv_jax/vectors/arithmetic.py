@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from tpv_jax.errors import UserError
+from tpv_jax.core.errors import UserError
 
 _AT_ONCE = 1 << 22
 """Values that are widened to fp64 at a time."""

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from tpv_jax import identity
 from tpv_jax.arguments import add_command, number
-from tpv_jax.errors import UserError, printable, to_json
+from tpv_jax.core import identity
+from tpv_jax.core.errors import UserError, printable, to_json
 from tpv_jax.prompts import budget
 from tpv_jax.vectors import algebra, arithmetic, inspection, sources, store
 from tpv_jax.vectors.algebra import Loaded

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from tpv_jax import files, identity
-from tpv_jax.errors import UserError
+from tpv_jax.core import files, identity
+from tpv_jax.core.errors import UserError
 from tpv_jax.prompts import equations
 from tpv_jax.vectors import algebra
 from tpv_jax.vectors.algebra import Loaded

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tpv_jax import errors
+from tpv_jax.core import errors
 
 KINDS = ("prompt", "vector")
 

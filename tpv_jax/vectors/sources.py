@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tpv_jax import files, identity, orbax_io
-from tpv_jax.errors import UserError, option
+from tpv_jax import orbax_io
+from tpv_jax.core import files, identity
+from tpv_jax.core.errors import UserError, option
 from tpv_jax.formats import arrays, peft
 from tpv_jax.prompts import equations
 from tpv_jax.vectors import algebra, arithmetic, store

@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 import tpv_jax
-from tpv_jax import errors, files, identity, safetensors_io
-from tpv_jax.errors import UserError
+from tpv_jax import safetensors_io
+from tpv_jax.core import errors, files, identity
+from tpv_jax.core.errors import UserError
 from tpv_jax.prompts import equations
 from tpv_jax.vectors.provenance import Provenance, canonical_json, of_leaves
 

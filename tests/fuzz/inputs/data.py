@@ -29,7 +29,7 @@ def _make_table(separator: str, path: str) -> None:
 
 def _reads(path: str):
   def run(rng: random.Random) -> int:
-    from tpv_jax import errors
+    from tpv_jax.core import errors
     from tpv_jax.data import text_files
 
     free = rng.random() < 0.3
@@ -133,7 +133,7 @@ def _make_prepared() -> None:
 
 
 def _read_exported(rng: random.Random) -> int:
-  from tpv_jax import errors
+  from tpv_jax.core import errors
   from tpv_jax.data import exported
 
   if rng.random() < 0.6:

@@ -77,7 +77,7 @@ def _make_factors() -> None:
   """EPT prompts as runs write them: an initial one, and one tuned from it."""
   import dataclasses
 
-  from tpv_jax import identity
+  from tpv_jax.core import identity
   from tpv_jax.prompts import equations
   from tpv_jax.vectors.provenance import Term
 

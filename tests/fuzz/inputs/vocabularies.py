@@ -71,7 +71,7 @@ def _reads(path: str):
     assert len(vocabulary.digest) == 64
 
   def run(_: random.Random) -> int:
-    from tpv_jax import errors
+    from tpv_jax.core import errors
 
     return errors.run_command(body)
 

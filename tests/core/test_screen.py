@@ -5,7 +5,7 @@ import sys
 
 from rich.table import Table
 
-from tpv_jax import screen
+from tpv_jax.core import screen
 
 
 def test_a_bar_in_a_log_is_a_few_lines(monkeypatch):

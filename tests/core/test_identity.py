@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpv_jax import identity
-from tpv_jax.errors import UserError
+from tpv_jax.core import identity
+from tpv_jax.core.errors import UserError
 
 KEYS = st.text("abc_0", min_size=1, max_size=3)
 TREES = st.recursive(

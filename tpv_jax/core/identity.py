@@ -17,7 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from tpv_jax.errors import UserError
+from tpv_jax.core.errors import UserError
 
 _CHUNK = 1 << 22
 """Values converted at a time, so that hashing a leaf needs no second copy of it."""

@@ -8,10 +8,18 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pytest
 
-from tpv_jax import checks
-from tpv_jax.checks import BelowOne, Lengths, NotNegative, OneOf, Scalar, Seed, Size
-from tpv_jax.errors import UserError
-from tpv_jax.files import PathLike
+from tpv_jax.core import checks
+from tpv_jax.core.checks import (
+  BelowOne,
+  Lengths,
+  NotNegative,
+  OneOf,
+  Scalar,
+  Seed,
+  Size,
+)
+from tpv_jax.core.errors import UserError
+from tpv_jax.core.files import PathLike
 
 WHICH = Annotated[str, OneOf(("best", "last"))]
 

@@ -1,6 +1,6 @@
 """Paths here and in object stores, and atomic writes: the old file, the new, or none.
 
-Imports the standard library and `tpv_jax.errors`; etils, which costs 70 ms, only for a
+Imports the standard library and `tpv_jax.core.errors`; etils, which costs 70 ms, only for a
 path like 'gs://bucket/file'.
 """
 
@@ -18,9 +18,9 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from tpv_jax import errors
-from tpv_jax.checks import NotEmpty
-from tpv_jax.errors import UserError
+from tpv_jax.core import errors
+from tpv_jax.core.checks import NotEmpty
+from tpv_jax.core.errors import UserError
 
 PathLike = Annotated[str, NotEmpty()] | os.PathLike[str]
 

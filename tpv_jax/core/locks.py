@@ -20,8 +20,8 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from tpv_jax import files
-from tpv_jax.errors import EXIT_USER_ERROR, UserError
+from tpv_jax.core import files
+from tpv_jax.core.errors import EXIT_USER_ERROR, UserError
 
 RENEWED_S = 15.0
 """After so many seconds a lease is written again."""

@@ -2,7 +2,7 @@
 
 `checked` and `check_fields` hold a function or a dataclass to it when Python calls them,
 and the commands hold gin's settings to it before anything runs. Imports nothing but the
-standard library and `tpv_jax.errors`.
+standard library and `tpv_jax.core.errors`.
 """
 
 import collections.abc
@@ -17,7 +17,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
-from tpv_jax.errors import UserError, near_misses
+from tpv_jax.core.errors import UserError, near_misses
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

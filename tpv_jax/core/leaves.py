@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tpv_jax import errors
+from tpv_jax.core import errors
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tpv_jax import errors
+from tpv_jax.core import errors
 
 
 def raising(error):
@@ -79,7 +79,7 @@ def test_near_misses_are_only_the_near_ones():
 
 def test_a_command_whose_output_nobody_reads_ends_without_a_word():
   code = (
-    "import sys; from tpv_jax import errors\n"
+    "import sys; from tpv_jax.core import errors\n"
     "sys.exit(errors.run_command(lambda: print('line\\n' * 10**6)))"
   )
   with subprocess.Popen(

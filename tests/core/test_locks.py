@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from tpv_jax import locks
-from tpv_jax.errors import UserError
+from tpv_jax.core import locks
+from tpv_jax.core.errors import UserError
 
 
 def test_who_comes_second_is_told_who_holds_the_lock_and_gets_it_afterwards(tmp_path):
@@ -28,7 +28,7 @@ def test_who_comes_second_is_told_who_holds_the_lock_and_gets_it_afterwards(tmp_
 
 def test_a_killed_process_holds_no_lock(tmp_path):
   code = (
-    "import os, signal; from tpv_jax import locks\n"
+    "import os, signal; from tpv_jax.core import locks\n"
     "with locks.held('.lock', 'x'): os.kill(os.getpid(), signal.SIGKILL)"
   )
   killed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)

@@ -7,8 +7,8 @@ import pathlib
 
 import pytest
 
-from tpv_jax import files
-from tpv_jax.errors import UserError
+from tpv_jax.core import files
+from tpv_jax.core.errors import UserError
 
 
 def test_a_file_is_written_and_replaced_only_when_told(tmp_path):
