@@ -19,9 +19,8 @@ T5X_ROOM = {
 """What imports T5X, which is not on PyPI; the other modules of its room do not."""
 
 NUMPY_ONLY = (
-  *("arguments", "cli", "errors", "files", "identity", "leaves", "orbax_io"),
-  "safetensors_io",
-  *("vectors", "data", "embedded", "formats"),
+  *("core", "io", "vectors", "data", "embedded", "formats"),
+  *("arguments", "cli"),
 )
 """Modules and rooms that know no JAX either."""
 

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tpv_jax import cli, orbax_io, safetensors_io
+from tpv_jax import cli
 from tpv_jax.backbone import conversion, loading, network
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.formats import hugging_face
+from tpv_jax.io import orbax as orbax_io
+from tpv_jax.io import safetensors as safetensors_io
 
 OUTPUTS = {
   "hugging-face": "folder",

@@ -11,11 +11,11 @@ import pytest
 from fuzz.inputs import backbones, prompts
 from fuzz.inputs import vocabularies as tokenizers
 
-from tpv_jax import safetensors_io
 from tpv_jax.backbone import loading
 from tpv_jax.core import files
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import vocabularies
+from tpv_jax.io import safetensors
 from tpv_jax.vectors import sources
 
 
@@ -78,7 +78,7 @@ def test_a_pipe_in_a_folder_is_refused_or_not_read(tmp_path, monkeypatch, kind):
     *((f"x{ending}", sources.load) for ending in (".safetensors", ".npy", ".npz", "")),
     ("adapter_model.safetensors", sources.load),
     ("x.safetensors", loading.load_backbone),
-    ("x.safetensors", safetensors_io.read_header),
+    ("x.safetensors", safetensors.read_header),
     ("tokenizer.json", vocabularies.load),
     ("words.txt", vocabularies.load),
     ("spiece.model", vocabularies.load),

@@ -14,11 +14,12 @@ import pytest
 from conftest import Tiny
 from tqdm import tqdm
 
-from tpv_jax import optimizers, orbax_io
+from tpv_jax import optimizers
 from tpv_jax.backbone import loading
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import batches, metrics, packing, tasks, vocabularies
+from tpv_jax.io import orbax
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts.equations import Folded
 from tpv_jax.runner import candidates as candidates_of
@@ -44,7 +45,7 @@ def tiny(tmp_path_factory):
     eval_period=50,
     log_period=50,
   )
-  flat = orbax_io.read_leaves(run / "checkpoints" / "checkpoint_50", prefix="target")
+  flat = orbax.read_leaves(run / "checkpoints" / "checkpoint_50", prefix="target")
   tiny.backbone = loading.Backbone(
     identity.unflatten(flat), "taught", identity.backbone_fingerprint(flat)
   )

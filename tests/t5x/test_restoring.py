@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from tpv_jax import optimizers, orbax_io
+from tpv_jax import optimizers
 from tpv_jax.backbone import conversion, loading
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import vocabularies
+from tpv_jax.io import orbax
 from tpv_jax.prompts import ept, equations, initial, plain
 from tpv_jax.t5x import saving
 from tpv_jax.vectors import algebra, sources, store
@@ -208,7 +209,7 @@ def test_what_an_ept_run_writes_is_folded_for_eval_and_says_its_origin(
   assert_same(subject.leaves, expected.leaves())
   folded = restoring.model_of(subject, parts.model).prompt
   assert folded == plain.Prompt(3, 16, source_length=8)
-  saved = orbax_io.read_leaves(restoring.checkpoint_of(subject, str(tmp_path / "out")))
+  saved = orbax.read_leaves(restoring.checkpoint_of(subject, str(tmp_path / "out")))
   assert_same(saved, subject.leaves)
 
 
@@ -247,7 +248,7 @@ def test_a_checkpoint_of_a_run_holds_no_backbone_and_tpv_reads_it(
   manager.save(state, hooks(parts))
   manager.close()
   path = tmp_path / "run" / "checkpoint_3"
-  assert set(orbax_io.shapes(path, "target")) == {"prompt/prompt"}
+  assert set(orbax.shapes(path, "target")) == {"prompt/prompt"}
   loaded = sources.load(path)
   np.testing.assert_array_equal(
     loaded.leaves["prompt"], state.params["prompt"]["prompt"]
@@ -307,7 +308,7 @@ def test_eval_uses_a_vector_on_an_initial_prompt_and_keeps_what_it_was(
   run, file, _, start = vector
   subject = restoring.subject(vector=str(file), initial=str(run), coefficient=0.5)
   path = restoring.checkpoint_of(subject, str(tmp_path / "out"))
-  saved = orbax_io.read_leaves(path)["prompt"]
+  saved = orbax.read_leaves(path)["prompt"]
   expected = start.leaves["prompt"] + 0.5 * store.read(file)[0]["prompt"]
   np.testing.assert_allclose(saved, expected, atol=1e-6)
   leaves, provenance = store.read(tmp_path / "out" / restoring.SUBJECT)

@@ -15,9 +15,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from tpv_jax import cli, safetensors_io
+from tpv_jax import cli
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
+from tpv_jax.io import safetensors
 from tpv_jax.vectors import algebra, sources, store
 from tpv_jax.vectors.provenance import Provenance, Term
 
@@ -339,10 +340,10 @@ def test_a_file_of_ours_with_other_leaves_than_it_states_is_refused(
 def test_a_file_of_ours_whose_provenance_nests_too_deeply_is_refused(tmp_path):
   path = tmp_path / "x.safetensors"
   store.write(path, {"prompt": np.ones((2, 3), np.float32)}, Provenance(kind="prompt"))
-  metadata, leaves = safetensors_io.read(path)
+  metadata, leaves = safetensors.read(path)
   metadata["provenance"] = '{"x":' + "[" * 5000 + "]" * 5000 + "}"
   metadata["content_digest"] = "0" * 64
-  content = bytearray(safetensors_io.encode(leaves, metadata))
+  content = bytearray(safetensors.encode(leaves, metadata))
   digest = hashlib.sha256(content).hexdigest().encode()
   path.write_bytes(bytes(content).replace(b"0" * 64, digest, 1))
   with pytest.raises(UserError, match=r"cannot be read by tpv_jax .* recursion"):

@@ -18,12 +18,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from tpv_jax import orbax_io, safetensors_io
 from tpv_jax.backbone import loading
 from tpv_jax.core import files, identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.core.leaves import Leaf
 from tpv_jax.formats import hugging_face
+from tpv_jax.io import orbax, safetensors
 
 TARGETS = ("hugging-face", "t5x", "safetensors")
 
@@ -79,7 +79,7 @@ def target_of(output: files.PathLike, to: str | None) -> str:
       f"'{files.to_path(output) / 'checkpoint_0'}'."
     )
   if to == "safetensors":
-    safetensors_io.check_suffix(output)
+    safetensors.check_suffix(output)
   if to == "hugging-face" and told is not None:
     raise UserError(
       f"The name '{output}' tells another form ({told}) than --to {to}. Leave out --to, "
@@ -132,7 +132,7 @@ def convert(
   """
   check_output(output, plan.to)
   source = plan.source
-  digest = safetensors_io.ContentDigest()
+  digest = safetensors.ContentDigest()
 
   def look(name: str, values: np.ndarray) -> None:
     _refuse(str(path), name, values)
@@ -153,13 +153,13 @@ def convert(
     if plan.to == "safetensors":
       metadata = {name: text for name, text in noted.items() if text is not None}
       stated = digest.stated_in(leaves, {**metadata, "format": loading.FORMAT})
-      safetensors_io.write(there, leaves, stated)
+      safetensors.write(there, leaves, stated)
     elif plan.to == "hugging-face":
       files.write_json(there / loading.BESIDE, noted)
       hugging_face.save(there, plan.config, leaves)
     else:
-      step = orbax_io.checkpoint_step(output)
-      orbax_io.save_checkpoint(there, leaves, step or 0)
+      step = orbax.checkpoint_step(output)
+      orbax.save_checkpoint(there, leaves, step or 0)
       files.write_json(there / loading.BESIDE, noted)
     with loading.opened(there) as result:
       read_back = identity.backbone_fingerprint(

@@ -2,7 +2,7 @@
 
 Our file holds the leaves under their T5X paths ("encoder/layers_0/mlp/wo/kernel"), in
 fp32 or bf16, and as metadata `format`, `name`, `fingerprint`, the `content_digest` (see
-`safetensors_io.ContentDigest`: no byte can change unseen) and, where known, the digest of
+`safetensors.ContentDigest`: no byte can change unseen) and, where known, the digest of
 the vocabulary. Any reader of safetensors opens it. Leaves are read one by one from every
 form, so that the host needs little more than what it keeps.
 """
@@ -22,7 +22,6 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from tpv_jax import orbax_io, safetensors_io
 from tpv_jax.backbone.network import Transformer
 from tpv_jax.core import errors, files, identity
 from tpv_jax.core.errors import UserError
@@ -30,6 +29,7 @@ from tpv_jax.core.leaves import Leaf, misfits
 from tpv_jax.data import vocabularies
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.formats import hugging_face
+from tpv_jax.io import orbax, safetensors
 
 EMBEDDED = "embedded"
 """The path that stands for the backbone inside the package."""
@@ -153,7 +153,7 @@ def opened(path: files.PathLike) -> Iterator[Opened]:
   path = EMBEDDED_PATH if str(path) == EMBEDDED else files.to_path(path)
   with contextlib.ExitStack() as stack:
     if path.is_file() and path.name != "checkpoint":
-      yield _of_file(path, *stack.enter_context(safetensors_io.opened(path)))
+      yield _of_file(path, *stack.enter_context(safetensors.opened(path)))
       return
     if not path.exists():
       raise UserError(
@@ -165,7 +165,7 @@ def opened(path: files.PathLike) -> Iterator[Opened]:
       config, leaves = stack.enter_context(hugging_face.opened(path))
       kind, stated = "hugging-face", {"model_type": config.model_type, **beside(path)}
     else:
-      leaves = orbax_io.lazy_leaves(path, prefix="target")
+      leaves = orbax.lazy_leaves(path, prefix="target")
       kind, stated = "t5x", beside(path)
     leaves = {
       name: leaf.cast(_STORED[0]) if leaf.dtype == np.float16 else leaf
@@ -221,14 +221,14 @@ def save_backbone(
     metadata: further strings, such as the recipe, kept for people.
     overwrite: whether an existing file may be replaced.
   """
-  safetensors_io.check_suffix(path)
+  safetensors.check_suffix(path)
   for leaf in flat:
     if flat[leaf].dtype not in _STORED:
       raise UserError(
         f"Leaf '{leaf}' is {flat[leaf].dtype}; a backbone is stored in float32 or "
         "bfloat16. Convert it first."
       )
-  digest = safetensors_io.ContentDigest()
+  digest = safetensors.ContentDigest()
 
   def look(leaf: str) -> np.ndarray:
     values = np.asarray(flat[leaf])
@@ -247,7 +247,7 @@ def save_backbone(
   if vocabulary is not None:
     stated["vocabulary"] = vocabulary
   stated = digest.stated_in(flat, {**(metadata or {}), **stated})
-  safetensors_io.write(path, flat, stated, overwrite)
+  safetensors.write(path, flat, stated, overwrite)
   return fingerprint
 
 
@@ -285,17 +285,17 @@ def _of_file(
       "T5X checkpoint, 'embedded', or the whole folder of a model of Hugging Face."
     )
   _check_dtypes(leaves, path)
-  for name in ("name", "fingerprint", safetensors_io.DIGEST):
+  for name in ("name", "fingerprint", safetensors.DIGEST):
     if name not in metadata:
       raise UserError(f"'{path}' does not state its {name}. Take another copy.")
   if not _is_known(leaves, path):
-    digest = safetensors_io.ContentDigest()
+    digest = safetensors.ContentDigest()
     for name in sorted(leaves):
       digest.add(np.asarray(leaves[name]))
     found, stated = (
-      m[safetensors_io.DIGEST] for m in (digest.stated_in(leaves, metadata), metadata)
+      m[safetensors.DIGEST] for m in (digest.stated_in(leaves, metadata), metadata)
     )
-    if found != stated or not safetensors_io.is_as_written(path):
+    if found != stated or not safetensors.is_as_written(path):
       raise UserError(
         f"'{path}' was truncated, damaged or changed after it was written: its content "
         f"has the digest {found[:12]}… and it states {stated[:12]!r}…. Make "

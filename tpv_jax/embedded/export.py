@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import ml_dtypes
 import numpy as np
 
-from tpv_jax import orbax_io
 from tpv_jax.core import errors, files, identity
 from tpv_jax.core.errors import UserError, raise_on_interrupt, run_program
 from tpv_jax.data import vocabularies
+from tpv_jax.io import orbax
 
 
 def export(
@@ -35,7 +35,7 @@ def export(
   """
   from tpv_jax.backbone import loading  # JAX, which this room does without otherwise
 
-  checkpoints = orbax_io.checkpoints_in(run)
+  checkpoints = orbax.checkpoints_in(run)
   if not checkpoints:
     raise UserError(
       f"'{run}' has no checkpoint, so there are no weights to export. Give the RUN_DIR "
@@ -53,7 +53,7 @@ def export(
     flat,
     name,
     vocabulary=vocabulary.digest,
-    metadata={"steps": str(orbax_io.checkpoint_step(checkpoints[-1]))},
+    metadata={"steps": str(orbax.checkpoint_step(checkpoints[-1]))},
     overwrite=overwrite,
   )
 

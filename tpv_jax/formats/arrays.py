@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from tpv_jax import safetensors_io
 from tpv_jax.core import errors, files
 from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.formats import sidecar
+from tpv_jax.io import safetensors
 from tpv_jax.prompts import equations
 from tpv_jax.vectors import store
 from tpv_jax.vectors.algebra import Loaded
@@ -92,7 +92,7 @@ def holds_arrays(path: files.PathLike) -> bool:
   if suffix != ".safetensors" or not file.is_file():
     return file.is_file() and _begins_as_npy(file)
   try:
-    metadata = safetensors_io.read_header(file).metadata
+    metadata = safetensors.read_header(file).metadata
   except UserError:
     return False  # What is wrong with it `store.read` says.
   # Any of them: a byte of ours that was changed does not make it another tool's.
@@ -208,7 +208,7 @@ def beside(path: files.Path) -> files.Path:
 
 def refuse_pickle(path: files.Path) -> None:
   """Raises `UserError`, which says how a pickle is made safe."""
-  raise UserError(f"'{path}' {safetensors_io.pickle_advice(path)}")
+  raise UserError(f"'{path}' {safetensors.pickle_advice(path)}")
 
 
 def refuse_large(values: int, shown: str) -> None:
@@ -298,7 +298,7 @@ def _opened(path: files.Path) -> Iterator[dict[str, _Array]]:
       raise UserError(files.missing(path))
     refuse_pickle(path)
   if suffix == ".safetensors":
-    with safetensors_io.opened(path) as (_, leaves):
+    with safetensors.opened(path) as (_, leaves):
       yield {
         name: _Array(
           functools.partial(math.prod, leaf.shape), functools.partial(np.asarray, leaf)
@@ -538,5 +538,5 @@ def _is_shape(shape: Any) -> bool:
     isinstance(shape, tuple)
     and len(shape) <= 32
     and all(type(size) is int and size >= 0 for size in shape)
-    and safetensors_io.is_countable(shape)
+    and safetensors.is_countable(shape)
   )

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from tpv_jax import safetensors_io
 from tpv_jax.core import errors, files
 from tpv_jax.core.errors import UserError
 from tpv_jax.core.leaves import Leaf, misfits
+from tpv_jax.io import safetensors
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -299,7 +299,7 @@ def opened(path: files.PathLike) -> Iterator[tuple[Config, dict[str, Leaf]]]:
   with contextlib.ExitStack() as stack:
     found: dict[str, Leaf] = {}
     for file in _weight_files(folder):
-      _, leaves = stack.enter_context(safetensors_io.opened(file))
+      _, leaves = stack.enter_context(safetensors.opened(file))
       if twice := sorted(found.keys() & leaves.keys()):
         raise UserError(
           f"'{folder}' holds the leaf '{twice[0]}' in two files, one of them '{file}'. "
@@ -345,7 +345,7 @@ def save(
       for number in range(1, len(groups) + 1)
     ]
   for name, group in zip(names, groups, strict=True):
-    safetensors_io.write(path / name, group, {"format": "pt"}, overwrite)
+    safetensors.write(path / name, group, {"format": "pt"}, overwrite)
   if len(groups) > 1:
     total = sum(
       int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in ours.values()

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from tpv_jax import safetensors_io
 from tpv_jax.core import errors, files
 from tpv_jax.core.errors import UserError
 from tpv_jax.formats import arrays, sidecar
+from tpv_jax.io import safetensors
 from tpv_jax.vectors import algebra
 from tpv_jax.vectors.algebra import Loaded
 from tpv_jax.vectors.provenance import Provenance, of_leaves
@@ -54,7 +54,7 @@ def is_adapter(path: files.PathLike) -> bool:
     return path.is_file()
   if path.suffix.lower() == ".safetensors" and path.is_file():
     try:
-      return set(safetensors_io.read_header(path).entries) == {LEAF}
+      return set(safetensors.read_header(path).entries) == {LEAF}
     except UserError:
       return False  # What is wrong with it `arrays` or `store` says.
   return any((path / name).is_file() for name in (CONFIG, WEIGHTS, _PICKLE))
@@ -152,7 +152,7 @@ def write(
   rows = np.concatenate([values, np.zeros_like(values)])
   contents = {
     CONFIG: files.json_bytes(config),
-    WEIGHTS: safetensors_io.encode({LEAF: rows}, {"format": "pt"}),
+    WEIGHTS: safetensors.encode({LEAF: rows}, {"format": "pt"}),
     PROVENANCE: sidecar.encode({"prompt": values}, folded.provenance),
   }
   filled = (
@@ -209,8 +209,8 @@ def _refuse_other_kind(config: Mapping[str, Any], folder: files.Path) -> None:
     path, tokens = _weights(folder), config.get("num_virtual_tokens")
     tokens = tokens if type(tokens) is int else 0  # It stands in a command.
     code = (
-      f"import numpy as np; from tpv_jax import safetensors_io; task = 0; "
-      f"w = safetensors_io.read({json.dumps(str(path))})[1]; "
+      "import numpy as np; from tpv_jax.io import safetensors; task = 0; "
+      f"w = safetensors.read({json.dumps(str(path))})[1]; "
       'np.save("OUT.npy", (w["prompt_embeddings"] * (w["prefix_task_cols"][task] @ '
       f'w["prefix_task_rows"][task]))[:{tokens}])'
     )
@@ -241,7 +241,7 @@ def _values(path: files.Path, config: Mapping[str, Any]) -> dict[str, np.ndarray
   due = {LEAF: "prompt"}
   if config.get("peft_type") == DEPT:
     due |= _LOW_RANK
-  with safetensors_io.opened(path) as (_, leaves):
+  with safetensors.opened(path) as (_, leaves):
     if set(leaves) != set(due):
       held = errors.some(sorted(leaves), 5) or "nothing"
       kind = "DePT" if len(due) > 1 else "prompt tuning"

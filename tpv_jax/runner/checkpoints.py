@@ -19,9 +19,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tpv_jax import orbax_io
 from tpv_jax.core import errors, files, identity
 from tpv_jax.core.errors import UserError
+from tpv_jax.io import orbax
 from tpv_jax.runner import processes
 from tpv_jax.runner.steps import TrainState
 
@@ -91,7 +91,7 @@ class Checkpoints:
       self._manager.save(
         step,
         args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree)),
-        custom_metadata=None if self.run is None else {orbax_io.RUN: self.run},
+        custom_metadata=None if self.run is None else {orbax.RUN: self.run},
       )
     except Exception as error:
       for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
@@ -116,7 +116,7 @@ class Checkpoints:
     """Raises `UserError` if one of them states another run, before any is deleted."""
     for step in self.steps():
       path = self.folder / f"checkpoint_{step}"
-      stated = orbax_io.run_of_checkpoint(path)
+      stated = orbax.run_of_checkpoint(path)
       if stated and self.run and stated != self.run:
         raise _foreign(
           path, f"it states the run {stated[:12]}…, this is {self.run[:12]}…"
@@ -168,11 +168,11 @@ class Checkpoints:
       why: what speaks against it.
     """
     path = self.folder / f"checkpoint_{self.latest_step()}"
-    if orbax_io.run_of_checkpoint(path) is None:
+    if orbax.run_of_checkpoint(path) is None:
       raise _foreign(path, why)
 
   def _read(self, step: int | None) -> dict[str, Any]:
-    orbax_io.refuse_foreign_files(self.folder / f"checkpoint_{step}")
+    orbax.refuse_foreign_files(self.folder / f"checkpoint_{step}")
     metadata = self._manager.item_metadata(step)["state"].tree
     restore_args = jax.tree.map(
       lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata

@@ -21,13 +21,13 @@ from jax.sharding import NamedSharding
 from t5x import train_state as train_state_lib
 from t5x import utils
 
-from tpv_jax import orbax_io
 from tpv_jax.backbone import loading
 from tpv_jax.core import files, identity
 from tpv_jax.core.checks import Seed
 from tpv_jax.core.errors import UserError
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.formats import hugging_face
+from tpv_jax.io import orbax
 from tpv_jax.model import PROMPT, SoftPromptModel
 from tpv_jax.prompts import equations, initial, plain
 from tpv_jax.prompts.equations import Folded
@@ -180,7 +180,7 @@ class Initializer(utils.TrainStateInitializer):
         "too. Leave the dtype of SaveCheckpointConfig and RestoreCheckpointConfig at "
         "'float32'; BACKBONE_DTYPE and DTYPE are those of the model."
       )
-    if self.model_dir is not None and not orbax_io.checkpoints_in(self.model_dir):
+    if self.model_dir is not None and not orbax.checkpoints_in(self.model_dir):
       raise UserError(
         f"T5X restored a checkpoint that is not of the run in '{self.model_dir}', so where "
         "its prompt comes from would not be known. Leave CheckpointConfig.restore None, "
@@ -326,8 +326,8 @@ class Initializer(utils.TrainStateInitializer):
         f"There is no backbone '{self.backbone}'. Give 'embedded', a .safetensors file, "
         "a folder of Hugging Face or a T5X checkpoint folder (checkpoint_<step>)."
       )
-    if orbax_io.state_folder(self.backbone) is not None:
-      saved = orbax_io.shapes(self.backbone, prefix="target")
+    if orbax.state_folder(self.backbone) is not None:
+      saved = orbax.shapes(self.backbone, prefix="target")
       leaves = {
         path: jax.ShapeDtypeStruct(shape, self.dtype)
         for path, shape in saved.items()
@@ -348,7 +348,7 @@ class Initializer(utils.TrainStateInitializer):
     """Raises `UserError` if another run is in `model_dir`, or the prompts of one."""
     if self.model_dir is None:
       return
-    saved = orbax_io.checkpoints_in(self.model_dir)
+    saved = orbax.checkpoints_in(self.model_dir)
     for folder in dict.fromkeys((self.model_dir, *self._folders())):
       for name in ("manifest.json", *(() if saved else (saving.LAST, saving.BEST))):
         if (files.to_path(folder) / name).exists():
@@ -373,7 +373,7 @@ class Initializer(utils.TrainStateInitializer):
       )
 
   def _check_same_form(self, newest: files.Path) -> None:
-    there = orbax_io.shapes(newest, prefix=f"target/{PROMPT}")
+    there = orbax.shapes(newest, prefix=f"target/{PROMPT}")
     here = {
       path.removeprefix(f"{PROMPT}/"): tuple(leaf.shape)
       for path, leaf in self._shapes.items()

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tpv_jax import orbax_io
 from tpv_jax.core import files, identity
 from tpv_jax.core.errors import UserError, option
 from tpv_jax.formats import arrays, peft
+from tpv_jax.io import orbax
 from tpv_jax.prompts import equations
 from tpv_jax.vectors import algebra, arithmetic, store
 from tpv_jax.vectors.algebra import Loaded
@@ -88,7 +88,7 @@ def run_of(path: files.PathLike) -> files.Path | None:
     run = path.parent
   elif path.parent.name == "checkpoints":
     run = path.parent.parent
-  elif orbax_io.checkpoint_step(path) is not None:
+  elif orbax.checkpoint_step(path) is not None:
     run = path.parent  # T5X's checkpoints lie in the run folder itself.
   else:
     return None
@@ -137,7 +137,7 @@ def _from_run(run: files.Path, which: str) -> Loaded:
 
 
 def _from_checkpoint(path: files.Path) -> Loaded:
-  if orbax_io.state_folder(path) is None and not orbax_io.checkpoints_in(path):
+  if orbax.state_folder(path) is None and not orbax.checkpoints_in(path):
     arrays_there = arrays.npy_files(path)
     if len(arrays_there) == 1:
       return arrays.read(path / arrays_there[0])
@@ -166,10 +166,10 @@ def _saved_prompt(path: files.Path) -> tuple[dict[str, np.ndarray], int | None]:
   counts those of pre-training, too.
   """
   try:
-    return orbax_io.read_leaves(path), orbax_io.checkpoint_step(path)
+    return orbax.read_leaves(path), orbax.checkpoint_step(path)
   except UserError:
     with contextlib.suppress(UserError):
-      theirs = orbax_io.read_leaves(path, "target/encoder/prompt")
+      theirs = orbax.read_leaves(path, "target/encoder/prompt")
       if len(theirs) == 1:
         return {"prompt": next(iter(theirs.values()))}, None
     raise
@@ -213,8 +213,8 @@ def _of_step(
   Raises:
     UserError: the checkpoint is of another run than the one in whose folder it lies.
   """
-  step = orbax_io.checkpoint_step(path)
-  stated, known_run = orbax_io.run_of_checkpoint(path), _manifest(run).get("run")
+  step = orbax.checkpoint_step(path)
+  stated, known_run = orbax.run_of_checkpoint(path), _manifest(run).get("run")
   if stated is not None and known_run not in (None, stated):
     raise _foreign(run, path, f"it states the run {stated[:12]}…")
   for which in ("last", "best", "initial"):

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 import tpv_jax
-from tpv_jax import safetensors_io
 from tpv_jax.core import errors, files, identity
 from tpv_jax.core.errors import UserError
+from tpv_jax.io import safetensors
 from tpv_jax.prompts import equations
 from tpv_jax.vectors.provenance import Provenance, canonical_json, of_leaves
 
@@ -64,7 +64,7 @@ def write(
 
 def check_output(path: files.PathLike, overwrite: bool = False) -> None:
   """Raises `UserError` if `write` could not write to `path`, whatever the content."""
-  safetensors_io.check_suffix(path)
+  safetensors.check_suffix(path)
   files.check_output(path, overwrite)
 
 
@@ -85,7 +85,7 @@ def read(path: files.PathLike) -> tuple[dict[str, np.ndarray], Provenance]:
       f"has the digest {digest.hexdigest()[:12]}… and it states "
       f"{_show(content[_DIGEST][:12])}…. Make it again or take another copy."
     )
-  metadata, leaves = safetensors_io.decode(content, str(path), ("F32",))
+  metadata, leaves = safetensors.decode(content, str(path), ("F32",))
   try:
     if metadata["format"] != FORMAT:
       raise ValueError(f"its format is {metadata['format']!r}, not {FORMAT!r}")
@@ -110,7 +110,7 @@ def encode(leaves: Mapping[str, np.ndarray], provenance: Provenance) -> bytes:
     "provenance": canonical_json(provenance.to_json()),
     "written_by": f"tpv_jax {tpv_jax.__version__}",
   }
-  content = bytearray(safetensors_io.encode(arrays, metadata))
+  content = bytearray(safetensors.encode(arrays, metadata))
   length = int.from_bytes(content[:8], "little")
   if length > MAX_HEADER_BYTES:
     raise UserError(

@@ -68,9 +68,9 @@ def _make_sharded() -> None:
 
 
 def _make_orbax() -> None:
-  from tpv_jax import orbax_io
+  from tpv_jax.io import orbax
 
-  orbax_io.save_checkpoint(pathlib.Path("checkpoint_1").absolute(), leaves())
+  orbax.save_checkpoint(pathlib.Path("checkpoint_1").absolute(), leaves())
 
 
 def _make_legacy() -> None:

@@ -125,9 +125,9 @@ def _make_run() -> None:
 
 def _make_checkpoint() -> None:
   """An Orbax checkpoint of a prompt, as a run of ours or T5X's leaves it."""
-  from tpv_jax import orbax_io
+  from tpv_jax.io import orbax
 
-  orbax_io.save_checkpoint(
+  orbax.save_checkpoint(
     pathlib.Path("checkpoint_1").absolute(),
     {f"prompt/{name}": leaf for name, leaf in leaves().items()},
   )

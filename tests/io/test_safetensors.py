@@ -9,8 +9,8 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from tpv_jax import safetensors_io
 from tpv_jax.core.errors import UserError
+from tpv_jax.io import safetensors as safetensors_io
 
 RNG = np.random.default_rng(0)
 LEAVES = {

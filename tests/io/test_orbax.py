@@ -11,8 +11,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tpv_jax import orbax_io
 from tpv_jax.core.errors import UserError
+from tpv_jax.io import orbax
 
 WRITE = """
 import sys, jax, jax.numpy as jnp, numpy as np, orbax.checkpoint as ocp
@@ -58,7 +58,7 @@ def copied(model_dir, tmp_path) -> pathlib.Path:
 
 def test_a_prompt_written_on_four_devices_is_read_on_one(model_dir):
   for path in (model_dir / "checkpoint_10", model_dir / "checkpoint_10" / "state"):
-    leaves = orbax_io.read_leaves(path)
+    leaves = orbax.read_leaves(path)
     assert list(leaves) == ["prompt"]
     assert leaves["prompt"].dtype == np.float32
     np.testing.assert_array_equal(leaves["prompt"], PROMPT)
@@ -71,11 +71,11 @@ def test_a_relative_path_works(model_dir, monkeypatch):
     f"../{model_dir.name}/checkpoint_10",
     "checkpoint_10/../checkpoint_10",
   ):
-    np.testing.assert_array_equal(orbax_io.read_leaves(path)["prompt"], PROMPT)
+    np.testing.assert_array_equal(orbax.read_leaves(path)["prompt"], PROMPT)
 
 
 def test_a_whole_backbone_keeps_its_paths_and_dtypes(model_dir):
-  leaves = orbax_io.read_leaves(model_dir / "checkpoint_10", "target")
+  leaves = orbax.read_leaves(model_dir / "checkpoint_10", "target")
   assert {name: (leaf.shape, leaf.dtype) for name, leaf in leaves.items()} == {
     "decoder/logits/kernel": ((3, 5), ml_dtypes.bfloat16),
     "prompt/prompt": ((8, 4), np.float32),
@@ -86,17 +86,17 @@ def test_a_whole_backbone_keeps_its_paths_and_dtypes(model_dir):
 
 
 def test_a_none_in_the_optimizer_state_is_left_out(model_dir):
-  leaves = orbax_io.read_leaves(model_dir / "checkpoint_10", "state/param_states")
+  leaves = orbax.read_leaves(model_dir / "checkpoint_10", "state/param_states")
   assert list(leaves) == ["prompt/m"]
   np.testing.assert_array_equal(leaves["prompt/m"], PROMPT / 2)
 
 
 def test_steps_and_checkpoints_are_found_in_numerical_order(model_dir):
-  found = orbax_io.checkpoints_in(model_dir)
+  found = orbax.checkpoints_in(model_dir)
   assert [path.name for path in found] == ["checkpoint_10", "checkpoint_200"]
-  assert [orbax_io.checkpoint_step(path) for path in found] == [10, 200]
-  assert orbax_io.checkpoint_step(found[0] / "state") == 10
-  assert orbax_io.checkpoint_step(model_dir) is None
+  assert [orbax.checkpoint_step(path) for path in found] == [10, 200]
+  assert orbax.checkpoint_step(found[0] / "state") == 10
+  assert orbax.checkpoint_step(model_dir) is None
 
 
 def test_a_model_folder_is_refused_with_its_checkpoints(model_dir):
@@ -104,17 +104,17 @@ def test_a_model_folder_is_refused_with_its_checkpoints(model_dir):
     r"folder of checkpoints \(checkpoint_10, checkpoint_200\). Give one of them"
   )
   with pytest.raises(UserError, match=expected):
-    orbax_io.read_leaves(model_dir)
+    orbax.read_leaves(model_dir)
 
 
 def test_a_wrong_prefix_is_refused_with_what_there_is(model_dir):
   with pytest.raises(UserError, match=r"nothing under 'target/promt'.*target/prompt"):
-    orbax_io.read_leaves(model_dir / "checkpoint_10", "target/promt")
+    orbax.read_leaves(model_dir / "checkpoint_10", "target/promt")
 
 
 def test_a_missing_checkpoint_is_refused_with_near_misses(model_dir):
   with pytest.raises(UserError, match=r"does not exist. Did you mean.*'checkpoint_10'"):
-    orbax_io.read_leaves(model_dir / "checkpoint_11")
+    orbax.read_leaves(model_dir / "checkpoint_11")
 
 
 @pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt", "d/*"])
@@ -134,7 +134,7 @@ def test_a_damaged_checkpoint_is_one_line(
   with pytest.raises(
     UserError, match=r"truncated or damaged|lost its _METADATA"
   ) as bad:
-    orbax_io.read_leaves(checkpoint, prefix)
+    orbax.read_leaves(checkpoint, prefix)
   assert str(checkpoint) in str(bad.value)
   assert "\n" not in str(bad.value)
   assert capfd.readouterr().err == ""
@@ -145,7 +145,7 @@ def test_metadata_of_another_shape_is_a_damaged_checkpoint(model_dir, tmp_path):
   for text in ("[]", "{}", '{"tree_metadata": 3}', '{"tree_metadata": {"a": {}}}'):
     (checkpoint / "state" / "_METADATA").write_text(text)
     with pytest.raises(UserError, match="truncated or damaged"):
-      orbax_io.read_leaves(checkpoint)
+      orbax.read_leaves(checkpoint)
 
 
 def test_what_is_no_checkpoint_is_named(model_dir, tmp_path):
@@ -163,13 +163,13 @@ def test_what_is_no_checkpoint_is_named(model_dir, tmp_path):
     "empty": "is no Orbax checkpoint",
   }.items():
     with pytest.raises(UserError, match=expected):
-      orbax_io.read_leaves(tmp_path / name)
-    assert orbax_io.checkpoints_in(tmp_path / name) == []
+      orbax.read_leaves(tmp_path / name)
+    assert orbax.checkpoints_in(tmp_path / name) == []
 
 
 def test_importing_it_imports_neither_jax_nor_orbax():
   code = (
-    "import sys, tpv_jax.orbax_io; print({'jax', 'orbax', 'flax'} & set(sys.modules))"
+    "import sys, tpv_jax.io.orbax; print({'jax', 'orbax', 'flax'} & set(sys.modules))"
   )
   result = subprocess.run(
     [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -229,7 +229,7 @@ def legacy(tmp_path):
 
 def test_the_layout_from_before_orbax_is_read(legacy):
   for path in (legacy, legacy / "checkpoint"):
-    leaves = orbax_io.read_leaves(path, "target")
+    leaves = orbax.read_leaves(path, "target")
     assert list(leaves) == [
       "decoder/logits/kernel",
       "norm/scale",
@@ -241,8 +241,8 @@ def test_the_layout_from_before_orbax_is_read(legacy):
       expected = LEGACY["decoder"]["logits"] if "logits" in first else LEGACY[first]
       assert leaf.dtype == expected[second].dtype
       np.testing.assert_array_equal(leaf, expected[second])
-  np.testing.assert_array_equal(orbax_io.read_leaves(legacy)["prompt"], PROMPT)
-  assert orbax_io.shapes(legacy) == {"prompt": (8, 4)}
+  np.testing.assert_array_equal(orbax.read_leaves(legacy)["prompt"], PROMPT)
+  assert orbax.shapes(legacy) == {"prompt": (8, 4)}
 
 
 def test_the_layout_from_before_orbax_is_read_from_a_bucket(legacy, bucket):
@@ -252,7 +252,7 @@ def test_the_layout_from_before_orbax_is_read_from_a_bucket(legacy, bucket):
     if path.is_file():
       name = f"bucket/run/checkpoint_7/{path.relative_to(legacy)}"
       ObjectStore.objects[name] = path.read_bytes()
-  leaves = orbax_io.read_leaves(f"{bucket}/run/checkpoint_7")
+  leaves = orbax.read_leaves(f"{bucket}/run/checkpoint_7")
   np.testing.assert_array_equal(leaves["prompt"], PROMPT)
 
 
@@ -261,16 +261,16 @@ def test_every_damage_of_the_old_layout_is_one_line(legacy, capfd):
   for kept in range(0, len(content), 7):
     (legacy / "checkpoint").write_bytes(content[:kept])
     with pytest.raises(UserError, match="truncated or damaged") as bad:
-      orbax_io.read_leaves(legacy, "target")
+      orbax.read_leaves(legacy, "target")
     assert "\n" not in str(bad.value)
   (legacy / "checkpoint").write_bytes(content)
   zarr = legacy / "target.prompt.prompt"
   (zarr / "0.0").rename(zarr / "9.9")  # A chunk that is lost is not read as zeros.
   with pytest.raises(UserError, match="truncated or damaged"):
-    orbax_io.read_leaves(legacy)
+    orbax.read_leaves(legacy)
   (zarr / ".zarray").unlink()
   with pytest.raises(UserError, match="truncated or damaged"):
-    orbax_io.read_leaves(legacy)
+    orbax.read_leaves(legacy)
   assert capfd.readouterr().err == ""
 
 
@@ -280,7 +280,7 @@ def test_arrays_that_claim_terabytes_are_refused_before_they_are_read(legacy):
   with pytest.raises(
     UserError, match="states arrays of 17592186044416 bytes and holds"
   ):
-    orbax_io.read_leaves(legacy)
+    orbax.read_leaves(legacy)
 
 
 def test_an_inline_array_that_claims_more_than_it_has_is_refused(legacy):
@@ -292,7 +292,7 @@ def test_an_inline_array_that_claims_more_than_it_has_is_refused(legacy):
   assert content.count(inline) == 1
   path.write_bytes(content.replace(inline, inline[:2] + b"\x7f"))
   with pytest.raises(UserError, match="truncated or damaged"):
-    orbax_io.read_leaves(legacy, "target")
+    orbax.read_leaves(legacy, "target")
 
 
 @pytest.mark.parametrize("linked", ("state", "state/manifest.ocdbt"))
@@ -301,12 +301,12 @@ def test_a_link_out_of_the_checkpoint_is_not_followed(model_dir, tmp_path, linke
   (checkpoint / linked).rename(tmp_path / "elsewhere")
   (checkpoint / linked).symlink_to(tmp_path / "elsewhere")
   with pytest.raises(UserError, match=r"symbolic link out of its folder, to '.*elsew"):
-    orbax_io.read_leaves(checkpoint)
+    orbax.read_leaves(checkpoint)
   # The checkpoint as a whole may be one, and links inside of it are as good as files.
   whole = copied(model_dir, tmp_path / "whole")
   (whole / "state" / "again").symlink_to("_METADATA")
   (tmp_path / "checkpoint_9").symlink_to(whole)
-  assert "prompt" in orbax_io.read_leaves(tmp_path / "checkpoint_9")
+  assert "prompt" in orbax.read_leaves(tmp_path / "checkpoint_9")
 
 
 def test_a_checkpoint_from_the_hub_is_links_to_its_blobs(legacy, tmp_path):
@@ -318,7 +318,7 @@ def test_a_checkpoint_from_the_hub_is_links_to_its_blobs(legacy, tmp_path):
       there = snapshot / path.relative_to(legacy)
       there.parent.mkdir(parents=True, exist_ok=True)
       there.symlink_to(path.rename(blobs / str(number)))
-  np.testing.assert_array_equal(orbax_io.read_leaves(snapshot)["prompt"], PROMPT)
+  np.testing.assert_array_equal(orbax.read_leaves(snapshot)["prompt"], PROMPT)
 
 
 def test_what_is_written_for_t5x_orbax_itself_reads(tmp_path):
@@ -329,23 +329,23 @@ def test_what_is_written_for_t5x_orbax_itself_reads(tmp_path):
     "b/scale": np.ones(3, ml_dtypes.bfloat16),
     "c/gate": np.array(2.5, np.float32),
   }
-  orbax_io.save_checkpoint(tmp_path / "checkpoint_5", flat, step=5)
+  orbax.save_checkpoint(tmp_path / "checkpoint_5", flat, step=5)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     tree = checkpointer.restore(tmp_path / "checkpoint_5" / "state")
   np.testing.assert_array_equal(tree["target"]["a"]["kernel"], PROMPT)
   assert tree["target"]["b"]["scale"].dtype == ml_dtypes.bfloat16
   assert tree["state"] == {"step": 5}
-  leaves = orbax_io.read_leaves(tmp_path / "checkpoint_5", "target")
+  leaves = orbax.read_leaves(tmp_path / "checkpoint_5", "target")
   assert leaves.keys() == flat.keys() and leaves["c/gate"] == 2.5
 
 
 def test_leaves_are_read_when_they_are_asked_for(model_dir, monkeypatch):
   read = []
-  real = orbax_io._read
+  real = orbax._read
   monkeypatch.setattr(
-    orbax_io, "_read", lambda store, shown: read.append(1) or real(store, shown)
+    orbax, "_read", lambda store, shown: read.append(1) or real(store, shown)
   )
-  leaves = orbax_io.lazy_leaves(model_dir / "checkpoint_10", "target")
+  leaves = orbax.lazy_leaves(model_dir / "checkpoint_10", "target")
   assert leaves["prompt/prompt"].shape == (8, 4) and not read
   np.testing.assert_array_equal(leaves["prompt/prompt"], PROMPT)
   assert len(read) == 1

@@ -13,11 +13,12 @@ import pytest
 import safetensors.numpy
 from object_store import ObjectStore
 
-from tpv_jax import cli, orbax_io
+from tpv_jax import cli
 from tpv_jax.backbone import loading
 from tpv_jax.core import files, identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import text_files, vocabularies
+from tpv_jax.io import orbax
 from tpv_jax.runner import evaluation, run_folder
 from tpv_jax.runner.run_folder import RunFolder
 from tpv_jax.t5x import saving
@@ -214,12 +215,12 @@ def test_orbax_checkpoints_are_read_from_a_bucket(bucket, runs, tiny):
   assert loaded.provenance.steps == 7
   assert loaded.provenance.terms == (Term("rte", 1.0),)  # as the run around it says
   assert str(sources.run_of(checkpoint)) == f"{bucket}/runs/rte"
-  assert orbax_io.shapes(checkpoint) == {"prompt": prompt.shape}
+  assert orbax.shapes(checkpoint) == {"prompt": prompt.shape}
   backbone = loading.load_backbone(checkpoint, tiny.network, tiny.vocabulary)
   assert backbone.fingerprint == tiny.backbone.fingerprint
   assert backbone.name == "rte/checkpoint_7"
   with pytest.raises(UserError, match=r"does not exist. Did you mean 'checkpoint_7'"):
-    orbax_io.read_leaves(f"{bucket}/runs/rte/checkpoint_8")
+    orbax.read_leaves(f"{bucket}/runs/rte/checkpoint_8")
   arrays = [name for name in ObjectStore.objects if "/state/d/" in name]
   for name in arrays:
     ObjectStore.objects[name] = ObjectStore.objects[name][:-9]
@@ -234,7 +235,7 @@ def test_a_checkpoint_that_a_bucket_holds_in_part_is_refused(bucket):
   with pytest.raises(
     UserError, match=r"checkpoint_3' is a checkpoint whose writing was"
   ):
-    orbax_io.read_leaves(path)
+    orbax.read_leaves(path)
 
 
 def test_evaluation_writes_its_results_and_predictions_to_a_bucket(bucket, tiny):
@@ -376,13 +377,13 @@ def test_a_run_in_a_bucket_stops_and_resumes_to_the_same_bits(
     with pytest.raises(Killed):
       tiny.train(f"{bucket}/run", **settings)
   # The newest checkpoint was being written: its last file is not there yet.
-  newest = str(orbax_io.checkpoints_in(f"{bucket}/run")[-1])
+  newest = str(orbax.checkpoints_in(f"{bucket}/run")[-1])
   assert newest == f"{bucket}/run/checkpoints/checkpoint_10"
   del ObjectStore.objects[newest.removeprefix("gs://") + "/commit_success.txt"]
   tiny.train(f"{bucket}/run", **settings)
   for name, content in local.items():
     assert ObjectStore.objects[f"bucket/run/{name}"] == content, name
-  kept = [path.name for path in orbax_io.checkpoints_in(f"{bucket}/run")]
+  kept = [path.name for path in orbax.checkpoints_in(f"{bucket}/run")]
   assert kept == ["checkpoint_15", "checkpoint_20"]
   (events, *_) = [name for name in ObjectStore.objects if "events.out.tfevents" in name]
   assert b"validation/exact_match" in ObjectStore.objects[events]

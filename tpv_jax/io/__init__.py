@@ -1,0 +1,1 @@
+"""Arrays in files: safetensors and Orbax checkpoints, read and written leaf by leaf."""
