@@ -71,13 +71,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
-from tpv_jax import optimizers, partitioning  # noqa: E402
+from tpv_jax import optimizers  # noqa: E402
 from tpv_jax.backbone import network  # noqa: E402
 from tpv_jax.core import identity  # noqa: E402
 from tpv_jax.data import batches, packing  # noqa: E402
+from tpv_jax.devices import partitioning, processes  # noqa: E402
 from tpv_jax.model import SoftPromptModel  # noqa: E402
 from tpv_jax.prompts import plain  # noqa: E402
-from tpv_jax.runner import bank_steps, processes  # noqa: E402
+from tpv_jax.runner import bank_steps  # noqa: E402
 from tpv_jax.runner import steps as solo_steps  # noqa: E402
 from tpv_jax.runner.evaluator import Evaluator  # noqa: E402
 

@@ -24,13 +24,14 @@ import record
 from jax.sharding import Mesh
 
 from tpv_jax import model as model_lib
-from tpv_jax import optimizers, partitioning
+from tpv_jax import optimizers
 from tpv_jax.backbone import network, sizes
 from tpv_jax.core import files, identity
 from tpv_jax.core.errors import ArgumentParser, UserError, at_least, run_command
 from tpv_jax.data import batches
+from tpv_jax.devices import partitioning, processes
 from tpv_jax.prompts import plain
-from tpv_jax.runner import processes, steps
+from tpv_jax.runner import steps
 
 EXAMPLES = """\
 examples:

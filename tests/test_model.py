@@ -13,10 +13,11 @@ import pytest
 from clu import metrics as clu_metrics
 from flax.linen import partitioning as flax_partitioning
 
-from tpv_jax import model, optimizers, partitioning
+from tpv_jax import model, optimizers
 from tpv_jax.backbone import network
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
+from tpv_jax.devices import partitioning
 from tpv_jax.prompts import ept, equations, plain
 from tpv_jax.runner import steps
 
@@ -138,7 +139,7 @@ def test_the_feature_converter_is_that_of_seqio():
 
 def test_importing_the_model_loads_neither_seqio_nor_tensorflow_nor_t5x():
   code = (
-    "import sys; from tpv_jax import model, partitioning; "
+    "import sys; from tpv_jax import model; from tpv_jax.devices import partitioning; "
     "from tpv_jax.backbone import loading, sizes; from tpv_jax.prompts import initial; "
     "print(sorted({'seqio', 'tensorflow', 't5x', 'torch'} & set(sys.modules)))"
   )

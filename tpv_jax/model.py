@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from clu import metrics as clu_metrics
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from tpv_jax import partitioning
 from tpv_jax.backbone import decoding, network
 from tpv_jax.core import identity
 from tpv_jax.core.checks import BelowOne, NotNegative, Size, checked
 from tpv_jax.core.errors import UserError, near_misses
+from tpv_jax.devices import partitioning
 from tpv_jax.prompts import ept, plain
 from tpv_jax.prompts.equations import Folded
 

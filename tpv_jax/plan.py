@@ -86,8 +86,8 @@ def make(
   """
   from jax.sharding import AbstractMesh
 
-  from tpv_jax import partitioning
   from tpv_jax.backbone import network, sizes
+  from tpv_jax.devices import partitioning
   from tpv_jax.model import SoftPromptModel
   from tpv_jax.prompts import budget, plain
   from tpv_jax.prompts.ept import EPT
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _print_plan(flags: argparse.Namespace) -> None:
   from rich.table import Column, Table
 
-  from tpv_jax import partitioning
+  from tpv_jax.devices import partitioning
   from tpv_jax.runner import memory
 
   data, _, model = flags.mesh.partition("x")

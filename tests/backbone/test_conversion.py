@@ -412,7 +412,7 @@ def test_loading_holds_about_one_leaf_above_the_result(larger):
 SHARDED = """
 import sys, jax, numpy as np
 from tpv_jax.core import identity
-from tpv_jax import partitioning
+from tpv_jax.devices import partitioning
 from tpv_jax.backbone import loading, network
 import hf_references as references
 assert jax.device_count() == 2

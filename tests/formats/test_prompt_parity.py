@@ -21,10 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpv_jax import cli, optimizers, partitioning
+from tpv_jax import cli, optimizers
 from tpv_jax.backbone import decoding, network
 from tpv_jax.core import identity
 from tpv_jax.core.leaves import read_all
+from tpv_jax.devices import partitioning
 from tpv_jax.formats import hugging_face, peft
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import ept, equations, plain

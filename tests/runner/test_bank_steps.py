@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpv_jax import optimizers, partitioning
+from tpv_jax import optimizers
 from tpv_jax.backbone import network
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import batches, packing
+from tpv_jax.devices import partitioning, processes
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import ept, plain
-from tpv_jax.runner import bank_steps, processes
+from tpv_jax.runner import bank_steps
 from tpv_jax.runner import steps as solo_steps
 
 PROMPTS, ROWS, STEPS, WIDTH = 8, 4, 6, 16

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from tpv_jax import optimizers, partitioning
+from tpv_jax import optimizers
 from tpv_jax.backbone import network
 from tpv_jax.core import identity
 from tpv_jax.data import batches
+from tpv_jax.devices import partitioning, processes
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import ept, plain
-from tpv_jax.runner import processes, steps
+from tpv_jax.runner import steps
 
 WIDTH, SHORT, SOURCE = 48, 5, 13
 STEPS, ROWS = 3, 8

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from tpv_jax import partitioning
 from tpv_jax.core import identity
 from tpv_jax.data import packing
-from tpv_jax.runner import bank_steps, memory, processes
+from tpv_jax.devices import partitioning, processes
+from tpv_jax.runner import bank_steps, memory
 
 SHAPES = packing.Shapes(packing.Shape(4, 32, 8), packing.Shape(1, 16, 4), 4)
 

@@ -7,7 +7,8 @@ import pathlib
 import pytest
 
 from tpv_jax.core.errors import UserError
-from tpv_jax.runner import processes, run_folder
+from tpv_jax.devices import processes
+from tpv_jax.runner import run_folder
 from tpv_jax.runner.run_folder import FORMAT, RunFolder
 from tpv_jax.runner.run_settings import Settings
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
-from tpv_jax import optimizers, partitioning
+from tpv_jax import optimizers
 from tpv_jax.core import identity
+from tpv_jax.devices import partitioning
 from tpv_jax.runner import steps
 
 

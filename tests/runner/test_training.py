@@ -147,7 +147,7 @@ def test_microbatches_change_nothing_but_rounding(tiny, tmp_path):
 
 def test_accumulated_gradients_are_weighted_by_target_tokens(tiny):
   """A batch whose rows have 1 and 2 target tokens: the mean is over tokens, not rows."""
-  from tpv_jax import partitioning
+  from tpv_jax.devices import partitioning
   from tpv_jax.runner import steps
 
   model = tiny.model(optimizer=optimizers.adamw())
@@ -828,7 +828,7 @@ def test_eight_devices_give_the_numbers_of_one(tiny, tmp_path, model, tolerance)
 
 
 def test_a_run_compiles_each_function_once(tiny, tmp_path):
-  from tpv_jax import partitioning
+  from tpv_jax.devices import partitioning
   from tpv_jax.runner import steps
 
   model, schedule = tiny.model(), optimizers.constant(0.3)

@@ -157,7 +157,7 @@ def test_rules_of_the_user_are_merged_over_ours(tiny, parts):
 
 
 def test_an_axis_without_a_rule_is_refused_by_its_name(tiny, parts, monkeypatch):
-  from tpv_jax import partitioning
+  from tpv_jax.devices import partitioning
 
   rules = tuple(rule for rule in partitioning.LOGICAL_AXIS_RULES if rule[0] != "rank")
   monkeypatch.setattr(partitioning, "LOGICAL_AXIS_RULES", rules)

@@ -75,7 +75,7 @@ def one_of_two(flags, folder):
   import jax
   from jax.sharding import NamedSharding, PartitionSpec
 
-  from tpv_jax.runner import processes
+  from tpv_jax.devices import processes
   from tpv_jax.t5x import saving
 
   processes.join(flags)
@@ -98,7 +98,7 @@ def stopped_before_it_goes_on(flags):
   """What each process of the test below does: one gets SIGTERM before the first step."""
   import jax
 
-  from tpv_jax.runner import processes
+  from tpv_jax.devices import processes
   from tpv_jax.t5x import preemption
 
   processes.join(flags, preemption=True)
@@ -133,7 +133,7 @@ def test_a_script_of_t5x_gets_its_own_flags_after_the_others_are_joined(
   monkeypatch, script
 ):
   from tpv_jax import t5x
-  from tpv_jax.runner import processes
+  from tpv_jax.devices import processes
 
   did = []
   monkeypatch.setattr(t5x, "as_command", lambda: did.append("hook"))
@@ -345,7 +345,7 @@ def test_sigterm_saves_and_the_same_command_ends_with_the_bits_of_an_unbroken_ru
 if __name__ == "__main__":
   import argparse
 
-  from tpv_jax.runner import processes
+  from tpv_jax.devices import processes
 
   parser = argparse.ArgumentParser()
   parser.add_argument("--folder", type=pathlib.Path)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from fake_tpus import SLICES, V5E, devices
 
-from tpv_jax import meshes
 from tpv_jax.core.errors import UserError
+from tpv_jax.devices import meshes
 
 
 @pytest.mark.parametrize("model_parallel", [1, 2, 4, 8, 16])

@@ -12,10 +12,10 @@ import numpy as np
 from flax import linen as nn
 from flax.linen.partitioning import param_with_axes
 
-from tpv_jax import partitioning
 from tpv_jax.core import identity
 from tpv_jax.core.checks import Size, SizeOrNone, check_fields
 from tpv_jax.core.errors import UserError
+from tpv_jax.devices import partitioning
 from tpv_jax.prompts import equations, plain
 from tpv_jax.prompts.equations import Folded
 from tpv_jax.prompts.initial import Start

@@ -42,17 +42,11 @@ from tpv_jax.data import transforms
 from tpv_jax.data.labels import check_task
 from tpv_jax.data.tasks import SPLITS, Task
 from tpv_jax.data.vocabularies import Vocabulary
+from tpv_jax.devices import processes
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import budget, ept, plain
 from tpv_jax.prompts.initial import Initial
-from tpv_jax.runner import (
-  ablation_report,
-  candidates,
-  cost,
-  processes,
-  report,
-  training,
-)
+from tpv_jax.runner import ablation_report, candidates, cost, report, training
 from tpv_jax.runner.evaluator import Evaluator
 from tpv_jax.runner.run_folder import open_output, versions, write_results
 from tpv_jax.runner.task_data import TaskData

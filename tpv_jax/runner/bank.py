@@ -21,7 +21,6 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from tpv_jax import partitioning
 from tpv_jax.backbone import loading
 from tpv_jax.core import files, identity
 from tpv_jax.core.checks import (
@@ -39,10 +38,11 @@ from tpv_jax.core.screen import Bar
 from tpv_jax.data import packing
 from tpv_jax.data.batches import Features
 from tpv_jax.data.vocabularies import Vocabulary
+from tpv_jax.devices import partitioning, processes
 from tpv_jax.model import PROMPT, SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts.initial import Initial
-from tpv_jax.runner import bank_steps, memory, processes
+from tpv_jax.runner import bank_steps, memory
 from tpv_jax.runner.checkpoints import Best
 from tpv_jax.runner.grid import check_lists, name_of
 from tpv_jax.runner.run_folder import RunFolder, alone

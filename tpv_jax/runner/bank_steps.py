@@ -21,16 +21,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Wrapped
 from jaxtyping import Array, Float
 
-from tpv_jax import partitioning
 from tpv_jax.backbone.network import AnyArray
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import packing
 from tpv_jax.data.batches import Features
+from tpv_jax.devices import partitioning, processes
 from tpv_jax.model import PROMPT, Batch, SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts.equations import Folded
-from tpv_jax.runner import processes
 from tpv_jax.runner.steps import (
   Leaves,
   TrainState,

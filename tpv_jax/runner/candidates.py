@@ -15,7 +15,7 @@ from tpv_jax.backbone import loading
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.data.tasks import Task
-from tpv_jax.runner import processes
+from tpv_jax.devices import processes
 from tpv_jax.vectors import algebra, sources
 from tpv_jax.vectors.provenance import Provenance
 

@@ -21,8 +21,8 @@ import orbax.checkpoint as ocp
 
 from tpv_jax.core import errors, files, identity
 from tpv_jax.core.errors import UserError
+from tpv_jax.devices import processes
 from tpv_jax.io import orbax
-from tpv_jax.runner import processes
 from tpv_jax.runner.steps import TrainState
 
 # The threads of Orbax log the traces of what it raises as well.

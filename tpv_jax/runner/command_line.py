@@ -20,7 +20,8 @@ from tpv_jax.core.errors import (
   raise_on_interrupt,
   run_command,
 )
-from tpv_jax.runner import gin_files, processes, settings
+from tpv_jax.devices import processes
+from tpv_jax.runner import gin_files, settings
 
 _FLAGS = """\
 flags, spelled as T5X spells them:

@@ -14,12 +14,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from tpv_jax import optimizers, partitioning
+from tpv_jax import optimizers
 from tpv_jax.core import identity
 from tpv_jax.core.errors import at_least
 from tpv_jax.core.screen import Bar
+from tpv_jax.devices import partitioning, processes
 from tpv_jax.model import SoftPromptModel
-from tpv_jax.runner import processes
 from tpv_jax.runner import steps as compiled
 
 AGAIN = "again"

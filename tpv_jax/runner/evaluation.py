@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from tpv_jax import partitioning
 from tpv_jax.backbone import loading
 from tpv_jax.core import files, screen
 from tpv_jax.core.checks import Lengths, OneOf, Size, checked
@@ -19,9 +18,10 @@ from tpv_jax.data import suite, text_files
 from tpv_jax.data.labels import check_labels, check_task
 from tpv_jax.data.tasks import SPLITS, Example, Task
 from tpv_jax.data.vocabularies import Vocabulary
+from tpv_jax.devices import partitioning, processes
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts.initial import Which
-from tpv_jax.runner import candidates, processes
+from tpv_jax.runner import candidates
 from tpv_jax.runner.candidates import Candidate
 from tpv_jax.runner.evaluator import AT_ONCE, Evaluator, Prompt, Result
 from tpv_jax.runner.run_folder import alone_at_output, versions

@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
-from tpv_jax import partitioning
 from tpv_jax.backbone import network
 from tpv_jax.core import identity
 from tpv_jax.core.errors import at_least
@@ -24,9 +23,9 @@ from tpv_jax.data import batches, metrics, packing
 from tpv_jax.data.labels import spelling
 from tpv_jax.data.tasks import Example, Task
 from tpv_jax.data.vocabularies import Vocabulary
+from tpv_jax.devices import partitioning, processes
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts.equations import Folded
-from tpv_jax.runner import processes
 
 Prompt = Mapping[str, np.ndarray] | None
 """The leaves of a folded prompt: 'prompt' [P, D] and perhaps 'delta' [M, D].

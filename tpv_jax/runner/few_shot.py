@@ -28,11 +28,12 @@ from tpv_jax.data.batches import Tokenized
 from tpv_jax.data.labels import check_task
 from tpv_jax.data.tasks import SPLITS, Task
 from tpv_jax.data.vocabularies import Vocabulary
+from tpv_jax.devices import processes
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts import initial
 from tpv_jax.prompts.initial import Initial
-from tpv_jax.runner import bank, few_shot_report, processes, report
+from tpv_jax.runner import bank, few_shot_report, report
 from tpv_jax.runner.evaluator import Evaluator
 from tpv_jax.runner.run_folder import RunFolder, open_output, versions, write_results
 from tpv_jax.runner.task_data import TaskData

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Sharding
 
 from tpv_jax.data import packing
-from tpv_jax.runner import processes
+from tpv_jax.devices import processes
 from tpv_jax.runner.bank_steps import BankSteps
 from tpv_jax.runner.steps import Leaves
 

@@ -7,11 +7,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from tpv_jax import partitioning
 from tpv_jax.backbone.network import Transformer
 from tpv_jax.data.batches import Features
+from tpv_jax.devices import partitioning, processes
 from tpv_jax.prompts import equations
-from tpv_jax.runner import processes
 from tpv_jax.vectors import algebra
 from tpv_jax.vectors.algebra import Loaded
 

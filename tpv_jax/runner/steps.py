@@ -17,12 +17,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Wrapped
 from jaxtyping import Array, Float
 
-from tpv_jax import partitioning
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
+from tpv_jax.devices import partitioning, processes
 from tpv_jax.model import Metrics, SoftPromptModel
 from tpv_jax.optimizers import LearningRate
-from tpv_jax.runner import processes
 
 Leaves = dict[str, Any]
 """Parameters, their shapes or their shardings by path, as in 'prompt/prompt'."""

@@ -29,10 +29,11 @@ from tpv_jax.data.batches import Tokenized
 from tpv_jax.data.labels import check_task
 from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
+from tpv_jax.devices import processes
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts.initial import Initial
-from tpv_jax.runner import bank, candidates, processes, report, training
+from tpv_jax.runner import bank, candidates, report, training
 from tpv_jax.runner.evaluator import Evaluator, Prompt
 from tpv_jax.runner.run_folder import open_output, versions, write_results
 from tpv_jax.runner.run_settings import defaults_of, same

@@ -17,18 +17,18 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from tpv_jax import partitioning
 from tpv_jax.backbone import loading
 from tpv_jax.core import files, identity
 from tpv_jax.core.checks import OneOf, Seed, Size, Steps, checked
 from tpv_jax.core.errors import Interrupted, UserError
 from tpv_jax.core.screen import Bar
 from tpv_jax.data.batches import Features
+from tpv_jax.devices import partitioning, processes
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts import initial
 from tpv_jax.prompts.initial import Drawn, Initial
-from tpv_jax.runner import processes, refactoring
+from tpv_jax.runner import refactoring
 from tpv_jax.runner import steps as compiled
 from tpv_jax.runner.checkpoints import Best, Checkpoints
 from tpv_jax.runner.run_folder import FORMAT, Events, RunFolder, alone, versions

@@ -12,7 +12,7 @@ from absl import logging
 from t5x import checkpoints, utils
 
 from tpv_jax.core.errors import UserError
-from tpv_jax.runner import processes
+from tpv_jax.devices import processes
 from tpv_jax.t5x.bank import Member
 
 COUNTED = 10_000

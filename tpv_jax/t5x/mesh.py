@@ -10,10 +10,10 @@ import jax
 from absl import logging
 from t5x import partitioning
 
-from tpv_jax import meshes
 from tpv_jax.core.checks import Size
 from tpv_jax.core.errors import UserError
-from tpv_jax.partitioning import Rules, in_force, merged, that_divide
+from tpv_jax.devices import meshes
+from tpv_jax.devices.partitioning import Rules, in_force, merged, that_divide
 
 
 class Partitioner(partitioning.PjitPartitioner):

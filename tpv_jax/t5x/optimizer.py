@@ -18,8 +18,8 @@ from flax import struct
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from tpv_jax import partitioning
 from tpv_jax.core import identity
+from tpv_jax.devices import partitioning
 
 Leaves = dict[str, Any]
 """Parameters, gradients or axis names by path, as in 'prompt/prompt'."""

@@ -20,8 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from tpv_jax import partitioning
-from tpv_jax.runner import processes
+from tpv_jax.devices import partitioning, processes
 
 
 class Notice:

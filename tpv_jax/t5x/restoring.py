@@ -26,13 +26,14 @@ from tpv_jax.core import files, identity
 from tpv_jax.core.checks import Seed
 from tpv_jax.core.errors import UserError
 from tpv_jax.data.vocabularies import Vocabulary
+from tpv_jax.devices import processes
 from tpv_jax.formats import hugging_face
 from tpv_jax.io import orbax
 from tpv_jax.model import PROMPT, SoftPromptModel
 from tpv_jax.prompts import equations, initial, plain
 from tpv_jax.prompts.equations import Folded
 from tpv_jax.prompts.initial import Initial, Which
-from tpv_jax.runner import candidates, processes
+from tpv_jax.runner import candidates
 from tpv_jax.t5x import datasets, preemption, saving
 from tpv_jax.t5x.bank import Bank
 from tpv_jax.t5x.mesh import Partitioner

@@ -9,7 +9,7 @@ import sys
 
 from tpv_jax import t5x
 from tpv_jax.core.errors import ArgumentParser
-from tpv_jax.runner import processes
+from tpv_jax.devices import processes
 
 
 def run(script: str) -> None:

@@ -21,7 +21,8 @@ from gin import config
 from tpv_jax import t5x
 from tpv_jax.core.checks import Lengths, Seed, Size, Steps, StepsOrNone
 from tpv_jax.core.errors import UserError
-from tpv_jax.runner import gin_files, processes, run_folder, settings
+from tpv_jax.devices import processes
+from tpv_jax.runner import gin_files, run_folder, settings
 
 COMMANDS = ("train", "evaluate", "infer")
 """The functions of T5X that gin configures, one in each of its commands."""
@@ -79,9 +80,9 @@ INSTEAD = {
   "PjitPartitioner.num_partitions": "Write MODEL_PARALLEL.",
   "PjitPartitioner.model_parallel_submesh": "Write MODEL_PARALLEL_SUBMESH.",
   "PjitPartitioner.logical_axis_rules": "Write AXIS_RULES, with the rules that differ from "
-  "tpv_jax.partitioning.LOGICAL_AXIS_RULES.",
+  "tpv_jax.devices.partitioning.LOGICAL_AXIS_RULES.",
   "standard_logical_axis_rules": "Write AXIS_RULES, with the rules that differ from "
-  "tpv_jax.partitioning.LOGICAL_AXIS_RULES.",
+  "tpv_jax.devices.partitioning.LOGICAL_AXIS_RULES.",
   "trainer.Trainer.num_microbatches": "Write MICROBATCHES.",
   "create_learning_rate_scheduler.base_learning_rate": "Write LEARNING_RATE.",
   "create_learning_rate_scheduler.warmup_steps": "Write WARMUP_STEPS.",

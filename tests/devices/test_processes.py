@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tpv_jax import train_bank
-from tpv_jax.runner import processes
+from tpv_jax.devices import processes
 from tpv_jax.vectors import algebra, sources, store
 
 STEPS = 40
@@ -225,7 +225,7 @@ def test_a_signal_to_one_process_stops_a_bank_on_all_at_the_same_step(tmp_path):
 
 def test_a_process_that_waits_for_nobody_says_so(capsys):
   from tpv_jax.core.errors import UserError
-  from tpv_jax.runner import processes
+  from tpv_jax.devices import processes
 
   parser = argparse.ArgumentParser()
   processes.add_flags(parser)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from fake_tpus import SLICES, V5E, V5P, V7X, devices
 
-from tpv_jax import meshes, partitioning
 from tpv_jax.core.errors import UserError
+from tpv_jax.devices import meshes, partitioning
 
 PARALLEL = (1, 2, 4, 8, 16)
 CASES = [

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from tpv_jax import partitioning
 from tpv_jax.backbone.network import Transformer
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
+from tpv_jax.devices import partitioning
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import ept, equations
 
 T5X = json.loads(
-  (pathlib.Path(__file__).parent / "references" / "t5x_tree.json").read_text()
+  (pathlib.Path(__file__).parents[1] / "references" / "t5x_tree.json").read_text()
 )
 
 TOLERANCE = 1e-5
@@ -189,7 +189,7 @@ import sys
 import jax
 import numpy as np
 from tpv_jax.core import identity
-from tpv_jax import partitioning
+from tpv_jax.devices import partitioning
 from tpv_jax.backbone.network import Transformer
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts.ept import EPT

@@ -21,9 +21,9 @@ from flax.linen import partitioning as flax_partitioning
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from tpv_jax import meshes
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError, near_misses
+from tpv_jax.devices import meshes
 
 DATA = "data"
 """Axis of the mesh along which the rows of a batch are dealt out."""
@@ -325,7 +325,7 @@ def _refuse_unknown(path: str, axes: Sequence[str], rules: Rules) -> None:
       raise UserError(
         f"Parameter '{path}' has an axis '{name}' for which there is no rule."
         f"{near_misses(str(name), known)} Add it to "
-        "tpv_jax.partitioning.LOGICAL_AXIS_RULES, with None to replicate it."
+        "tpv_jax.devices.partitioning.LOGICAL_AXIS_RULES, with None to replicate it."
       )
 
 

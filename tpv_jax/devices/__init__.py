@@ -1,0 +1,1 @@
+"""Where arrays lie: meshes of devices, how parameters are cut over them, several processes."""
