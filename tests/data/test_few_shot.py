@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpv_jax.core.errors import UserError
-from tpv_jax.data import few_shot, suite, tasks
+from tpv_jax.data import few_shot, tasks
 from tpv_jax.data.tasks import Example, Task
+from tpv_jax.embedded import suite
 
 
 def examples(sizes):
@@ -162,7 +163,7 @@ def test_batch_sizes_are_the_papers():
 
 def test_sampling_needs_neither_jax_nor_tensorflow():
   code = (
-    "import sys; from tpv_jax.data import few_shot, suite; "
+    "import sys; from tpv_jax.data import few_shot; from tpv_jax.embedded import suite; "
     "few_shot.few_shot(suite.task('topic'), 5).examples('train'); "
     "print({'jax', 'tensorflow', 'sklearn', 'scipy'} & set(sys.modules))"
   )

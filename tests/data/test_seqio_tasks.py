@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 
 from tpv_jax.core.errors import UserError
-from tpv_jax.data import batches, suite, vocabularies
+from tpv_jax.data import batches, vocabularies
 from tpv_jax.data.tasks import Example, Task
 from tpv_jax.data.vocabularies import WordVocabulary
+from tpv_jax.embedded import suite
 
 seqio = pytest.importorskip("seqio", reason="seqio is not installed (extra 'data')")
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 
 from tpv_jax.core.errors import UserError
-from tpv_jax.data import suite, transforms
+from tpv_jax.data import transforms
 from tpv_jax.data.tasks import SPLITS, Example, Task, overlaps
+from tpv_jax.embedded import suite
 
 
 def task(name, labels, count=3):

@@ -10,8 +10,8 @@ import pytest
 
 from tpv_jax import embedded
 from tpv_jax.backbone import loading, network
-from tpv_jax.data import suite, vocabularies
-from tpv_jax.embedded import lexicon
+from tpv_jax.data import vocabularies
+from tpv_jax.embedded import lexicon, suite
 from tpv_jax.runner import gin_files
 
 HERE = pathlib.Path(embedded.__file__).parent

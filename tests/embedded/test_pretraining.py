@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tpv_jax.core.errors import UserError
-from tpv_jax.data import suite, vocabularies
-from tpv_jax.embedded import grammar, lexicon, pretraining
+from tpv_jax.data import vocabularies
+from tpv_jax.embedded import grammar, lexicon, pretraining, suite
 from tpv_jax.runner.task_data import TrainingData
 
 LENGTHS = {"inputs": 32, "targets": 4}

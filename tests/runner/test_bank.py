@@ -691,7 +691,7 @@ def test_gin_takes_any_list_of_entries_as_bank_gin_says(tmp_path):
   first = lines.index("ENTRIES = [@one/bank.Entry(), @two/bank.Entry()]")
   head = [
     "from __gin__ import dynamic_registration",
-    "from tpv_jax.data import suite",
+    "from tpv_jax.embedded import suite",
     "from tpv_jax.runner import bank",
     "from tpv_jax.runner import task_data",
   ]

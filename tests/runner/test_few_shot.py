@@ -13,7 +13,8 @@ from tpv_jax.backbone import loading
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import few_shot as sampling
-from tpv_jax.data import suite, tasks
+from tpv_jax.data import tasks
+from tpv_jax.embedded import suite
 from tpv_jax.prompts import initial
 from tpv_jax.runner import few_shot, few_shot_report, gin_files
 from tpv_jax.runner.evaluation import Evaluator

@@ -262,7 +262,7 @@ def test_the_later_of_the_users_own_files_wins(checked):
 def test_what_a_file_names_the_run_does_not_reach_need_not_be_given(checked):
   mine = (
     "from __gin__ import dynamic_registration\n"
-    "from tpv_jax.data import suite\n"
+    "from tpv_jax.embedded import suite\n"
     "from tpv_jax.runner import bank\n"
     "ENTRIES = [@one/bank.Entry()]\n"
     "from tpv_jax.runner import task_data\n"

@@ -15,9 +15,9 @@ from tpv_jax import study as study_command
 from tpv_jax.backbone import loading
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
-from tpv_jax.data import suite
 from tpv_jax.data.batches import Tokenized
 from tpv_jax.data.tasks import Example, Task
+from tpv_jax.embedded import suite
 from tpv_jax.runner import gin_files, report, study
 from tpv_jax.runner.evaluator import Evaluator, Result
 from tpv_jax.vectors import algebra, sources, store

@@ -18,7 +18,8 @@ import pytest
 from tpv_jax import optimizers
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
-from tpv_jax.data import suite, vocabularies
+from tpv_jax.data import vocabularies
+from tpv_jax.embedded import suite
 from tpv_jax.t5x import bank, saving
 from tpv_jax.t5x.bank import Bank, Member
 from tpv_jax.t5x.optimizer import TransformationOptimizer

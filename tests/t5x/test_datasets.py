@@ -5,7 +5,8 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from tpv_jax.data import suite, vocabularies
+from tpv_jax.data import vocabularies
+from tpv_jax.embedded import suite
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ import pytest
 from tpv_jax import optimizers
 from tpv_jax.backbone import loading
 from tpv_jax.core import identity
-from tpv_jax.data import suite, vocabularies
+from tpv_jax.data import vocabularies
 from tpv_jax.devices import partitioning
+from tpv_jax.embedded import suite
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import ept, initial, plain
 from tpv_jax.runner import evaluation, steps, task_data

@@ -7,7 +7,8 @@ import gin
 import pytest
 
 from tpv_jax.core.errors import UserError
-from tpv_jax.data import registry, sources, suite, vocabularies
+from tpv_jax.data import registry, sources, vocabularies
+from tpv_jax.embedded import suite
 from tpv_jax.t5x import tasks
 
 seqio = pytest.importorskip("seqio", reason="the extra 'data' is not installed")

@@ -16,12 +16,13 @@ import tensorflow as tf
 
 from tpv_jax.core.errors import UserError
 from tpv_jax.core.files import PathLike
-from tpv_jax.data import exported, registry, sources, suite, vocabularies
+from tpv_jax.data import exported, registry, sources, vocabularies
 from tpv_jax.data.batches import order, source_ids
 from tpv_jax.data.labels import check_labels, check_task, spelling
 from tpv_jax.data.registry import Definition
 from tpv_jax.data.tasks import SPLITS, Example, Task, collapsed_source
 from tpv_jax.data.vocabularies import Vocabulary
+from tpv_jax.embedded import suite
 
 PREFIX = "tpv_embedded_"
 """Of the names of the embedded suite among seqio's tasks."""

@@ -14,11 +14,12 @@ from tpv_jax.backbone import loading
 from tpv_jax.core import files, screen
 from tpv_jax.core.checks import Lengths, OneOf, Size, checked
 from tpv_jax.core.errors import UserError, near_misses
-from tpv_jax.data import suite, text_files
+from tpv_jax.data import text_files
 from tpv_jax.data.labels import check_labels, check_task
 from tpv_jax.data.tasks import SPLITS, Example, Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.devices import partitioning, processes
+from tpv_jax.embedded import suite
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts.initial import Which
 from tpv_jax.runner import candidates

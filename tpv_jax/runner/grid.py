@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tpv_jax.core.errors import UserError, at_least, near_misses
-from tpv_jax.data.suite import TASKS
 from tpv_jax.data.tasks import Task
+from tpv_jax.embedded.suite import TASKS
 
 
 def check_lists(

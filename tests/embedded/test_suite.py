@@ -7,8 +7,8 @@ import time
 import pytest
 
 from tpv_jax.core.errors import UserError
-from tpv_jax.data import suite, tasks, vocabularies
-from tpv_jax.embedded import lexicon
+from tpv_jax.data import tasks, vocabularies
+from tpv_jax.embedded import lexicon, suite
 
 DIGESTS = {
   "sentiment": "711d741505fc",
