@@ -11,7 +11,7 @@ TENSORFLOW = {"tensorflow", "tensorflow_datasets", "seqio", "t5x", "t5"}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 HEAVY = {"torch", "transformers", "sklearn", "matplotlib"}
 
-SEQIO_ROOM = "tpv_jax.data.seqio_tasks"
+SEQIO = {"tpv_jax.data.seqio_tasks", "tpv_jax.embedded.seqio_tasks"}
 
 T5X_ROOM = {
   f"tpv_jax.t5x.{name}" for name in ("datasets", "mesh", "restoring", "training")
@@ -30,7 +30,7 @@ def modules():
   for path in sorted(PACKAGE.rglob("*.py")):
     parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
     name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-    if name != SEQIO_ROOM and name not in T5X_ROOM:
+    if name not in SEQIO | T5X_ROOM:
       yield name
 
 

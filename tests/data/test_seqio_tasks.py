@@ -2,10 +2,9 @@ import numpy as np
 import pytest
 
 from tpv_jax.core.errors import UserError
-from tpv_jax.data import batches, vocabularies
+from tpv_jax.data import batches
 from tpv_jax.data.tasks import Example, Task
 from tpv_jax.data.vocabularies import WordVocabulary
-from tpv_jax.embedded import suite
 
 seqio = pytest.importorskip("seqio", reason="seqio is not installed (extra 'data')")
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
@@ -44,20 +43,6 @@ def small():
   task = Task("small", None, "macro_f1", lambda split: examples.get(split, ()))
   yield task, seqio_tasks.register(task, WORDS, "tpv_small")
   seqio.TaskRegistry.remove("tpv_small")
-
-
-@pytest.mark.parametrize("name", suite.TASKS)
-def test_both_roads_give_the_embedded_suite_token_by_token(name):
-  split = "validation"
-  tokenized = batches.tokenize(
-    suite.task(name).examples(split), vocabularies.embedded(), suite.LENGTHS
-  )
-  size = len(tokenized)
-  (ours,) = batches.eval_batches(tokenized, size)
-  (theirs,) = seqio_batches(
-    f"tpv_embedded_{name}", split, suite.LENGTHS, size
-  ).as_numpy_iterator()
-  assert_equal(theirs, ours)
 
 
 def test_both_roads_trim_and_miss_words_alike(small):
@@ -140,12 +125,6 @@ def test_shuffled_data_follow_the_seed_and_reach_across_the_whole_split():
   assert max(first) > 3000
 
 
-def test_importing_registers_the_suite_and_again_changes_nothing():
-  names = seqio_tasks.register_suite()
-  assert names == tuple(f"tpv_embedded_{name}" for name in suite.TASKS)
-  assert set(names) <= seqio.TaskRegistry.names()
-
-
 def test_a_taken_name_is_refused(small):
   task, _ = small
   with pytest.raises(
@@ -187,16 +166,3 @@ def test_wrapped_vocabularies_are_equal_when_their_words_are():
   assert one == same
   assert hash(one) == hash(same)
   assert one != seqio_tasks.SeqioVocabulary(WORDS)
-
-
-def test_tasks_of_the_suite_can_be_mixed():
-  names = seqio_tasks.register_suite()[:2]
-  seqio.MixtureRegistry.add("tpv_mixture", names, default_rate=1.0)
-  try:
-    dataset = seqio_batches("tpv_mixture", "validation", suite.LENGTHS, 3)
-    assert next(dataset.as_numpy_iterator())["encoder_input_tokens"].shape == (
-      3,
-      suite.LENGTHS["inputs"],
-    )
-  finally:
-    seqio.MixtureRegistry.remove("tpv_mixture")

@@ -420,7 +420,7 @@ def test_a_grid_of_what_is_none_is_refused(t5x, change, message):
 
 
 def test_a_grid_has_a_member_for_each_task_initial_prompt_and_rate(t5x):
-  modules = ["tpv_jax.data.seqio_tasks"]
+  modules = ["tpv_jax.embedded.seqio_tasks"]
   names = ["tpv_embedded_topic"]
   vocabulary = vocabularies.embedded()
   found = bank.grid(names, vocabulary, [0, 4], [0.1, 3], modules)

@@ -32,7 +32,7 @@ def test_one_of_our_tasks_is_registered_once_and_found_again():
 
 def test_a_task_of_seqio_is_found_after_its_module_is_imported():
   name = tasks.named(
-    "tpv_embedded_topic", vocabularies.embedded(), ["tpv_jax.data.seqio_tasks"]
+    "tpv_embedded_topic", vocabularies.embedded(), ["tpv_jax.embedded.seqio_tasks"]
   )
   assert name == "tpv_embedded_topic"
 
@@ -132,7 +132,7 @@ def test_an_unknown_task_and_an_unknown_module_are_said():
   with pytest.raises(
     UserError, match=r"no task or mixture 'tpv_embedded_topik'.*topic"
   ):
-    tasks.named("tpv_embedded_topik", vocabulary, ["tpv_jax.data.seqio_tasks"])
+    tasks.named("tpv_embedded_topik", vocabulary, ["tpv_jax.embedded.seqio_tasks"])
   with pytest.raises(UserError, match=r"Cannot import 'not_there\.mixtures'"):
     tasks.named("x", vocabulary, ["not_there.mixtures"])
 

@@ -1,8 +1,6 @@
 """Our tasks as seqio tasks, for T5X: the one module that imports TensorFlow and seqio.
 
-Importing it registers the embedded suite as `tpv_embedded_<task>` (T5X's
-`MIXTURE_OR_TASK_MODULE` expects tasks to be there after an import). Token ids are those
-of `batches.tokenize`. Needs the extra `data`.
+Token ids are those of `batches.tokenize`. Needs the extra `data`.
 """
 
 import functools
@@ -22,10 +20,6 @@ from tpv_jax.data.labels import check_labels, check_task, spelling
 from tpv_jax.data.registry import Definition
 from tpv_jax.data.tasks import SPLITS, Example, Task, collapsed_source
 from tpv_jax.data.vocabularies import Vocabulary
-from tpv_jax.embedded import suite
-
-PREFIX = "tpv_embedded_"
-"""Of the names of the embedded suite among seqio's tasks."""
 
 
 class SeqioVocabulary(seqio.Vocabulary):
@@ -343,14 +337,3 @@ def _streamed(
     .filter(lambda row: row["kept"])
     .map(lambda row: {key: row[key] for key in FEATURES})
   )
-
-
-def register_suite() -> tuple[str, ...]:
-  """Registers the embedded tasks that are not yet, and returns the names of all."""
-  for name in suite.TASKS:
-    if PREFIX + name not in seqio.TaskRegistry.names():
-      register(suite.task(name), vocabularies.embedded(), PREFIX + name)
-  return tuple(PREFIX + name for name in suite.TASKS)
-
-
-register_suite()

@@ -100,6 +100,7 @@ def named(name: str, vocabulary: Vocabulary, modules: Sequence[str] = ()) -> str
   import seqio
   import tensorflow as tf
 
+  import tpv_jax.embedded.seqio_tasks  # noqa: F401  (registers its tasks)
   from tpv_jax.data import seqio_tasks
 
   for module in modules:
