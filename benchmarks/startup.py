@@ -95,7 +95,7 @@ def tpv_command() -> list[str]:
   installed = pathlib.Path(sys.executable).with_name("tpv")
   if installed.exists():
     return [str(installed)]
-  return [sys.executable, "-m", "tpv_jax.cli"]
+  return [sys.executable, "-m", "tpv_jax"]
 
 
 def summary(

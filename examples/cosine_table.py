@@ -14,9 +14,10 @@ import sys
 
 import numpy as np
 
+from tpv_jax.cli import vectors
 from tpv_jax.core import errors, files
 from tpv_jax.formats import arrays
-from tpv_jax.vectors import algebra, commands, sources
+from tpv_jax.vectors import algebra, sources
 
 FILE = "thunlp_t5_base.npz"
 
@@ -47,7 +48,7 @@ def main() -> None:
   tasks += [task for task in arrays.prompts(path) if task not in tasks]
   matrix = algebra.cosine([sources.load(f"{path}:{task}") for task in tasks])
 
-  print(commands.cosine_table([task[:9] for task in tasks], matrix))
+  print(vectors.cosine_table([task[:9] for task in tasks], matrix))
   of_kind = {task: kind for kind, some in KINDS.items() for task in some.split()}
   kinds = np.array([of_kind.get(task, task) for task in tasks])
   same = kinds[:, None] == kinds[None, :]

@@ -83,7 +83,7 @@ def parse(module: str, arguments: list[str]) -> int:
     return _check_names(arguments)
   if "--gin_file=..." in arguments or not arguments:
     arguments = ["--help"]
-  if module == "tpv_jax.cli":
+  if module == "tpv_jax":
     parser = cli.build_parser()
     with unittest.mock.patch("tpv_jax.core.errors.ArgumentParser.error", _refuse):
       parser.parse_args(arguments)

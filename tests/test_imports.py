@@ -20,7 +20,7 @@ T5X_ROOM = {
 
 NUMPY_ONLY = (
   *("core", "io", "vectors", "data", "embedded", "formats"),
-  *("arguments", "cli"),
+  "cli",
 )
 """Modules and rooms that know no JAX either."""
 

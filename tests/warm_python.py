@@ -126,7 +126,7 @@ def run() -> int:
   name, *arguments = sys.argv
   parsed = os.environ.get("DOCUMENTS") == "parse"
   if name == "tpv":
-    arguments = ["-m", "tpv_jax.cli", *arguments]
+    arguments = ["-m", "tpv_jax", *arguments]
   try:
     if arguments[0] == "-m":
       module, arguments = arguments[1], stand_ins.complete(*arguments[1:])

@@ -147,7 +147,7 @@ def test_a_killed_run_ends_with_the_same_bits_and_both_runners_score_it_alike(
   right = [row["prediction"] == row["inputs"]["targets_pretokenized"] for row in rows]
   assert np.mean(right) == score
 
-  shell.run("tpv_jax.cli", "fold", whole, "-o", f"{prompt}.safetensors")
+  shell.run("tpv_jax", "fold", whole, "-o", f"{prompt}.safetensors")
   used, folded = (
     shell.load(path).leaves
     for path in ("eval/prompt.safetensors", f"{prompt}.safetensors")
@@ -165,10 +165,10 @@ def test_the_runners_prompts_are_of_one_start_and_their_vectors_add_up(shell):
   starts = [shell.load(run, "initial").provenance for run in (whole, "own")]
   assert len({start.initial_digest for start in starts}) == 1
   assert len({start.backbone_fingerprint for start in starts}) == 1
-  shell.run("tpv_jax.cli", "diff", whole, "-o", "a.safetensors")
-  shell.run("tpv_jax.cli", "diff", "own", "-o", "b.safetensors")
+  shell.run("tpv_jax", "diff", whole, "-o", "a.safetensors")
+  shell.run("tpv_jax", "diff", "own", "-o", "b.safetensors")
   both = ("a.safetensors", "b.safetensors", "-o", "sum.safetensors")
-  shell.run("tpv_jax.cli", "sum", *both)
+  shell.run("tpv_jax", "sum", *both)
   score, by_own = shell.evaluate(
     *("--gin.VECTOR='sum.safetensors'", f"--gin.INITIAL='{whole}'"),
     "--gin.COEFFICIENT=0.5",
@@ -201,7 +201,7 @@ def test_a_killed_bank_ends_with_the_same_bits_and_near_the_run_of_one_prompt(sh
 
 def test_bad_input_is_one_line_before_the_first_step(shell):
   whole = shell.trained("plain", 1)
-  shell.run("tpv_jax.cli", "diff", whole, "-o", "v.safetensors")
+  shell.run("tpv_jax", "diff", whole, "-o", "v.safetensors")
   evaluate = ("t5x.eval", f"{GIN}/t5x/eval_embedded.gin", TASK)
   new = "--gin.MODEL_DIR='new'"
   for call, told in (

@@ -1,6 +1,6 @@
-"""The console command `tpv`: the commands of all rooms behind one name.
+"""The console command `tpv`: all verbs behind one name.
 
-Thin: each room adds its own. JAX and TensorFlow are imported by the commands that need
+Thin: each module adds its own. JAX and TensorFlow are imported by the commands that need
 them, when they run.
 """
 
@@ -53,10 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
   """Returns the parser; `command` of what it returns is the function to call."""
-  from tpv_jax.arguments import Parser
-  from tpv_jax.data import commands as tasks
-  from tpv_jax.formats import commands as formats
-  from tpv_jax.vectors import commands as vectors
+  from tpv_jax.cli import formats, tasks, vectors
+  from tpv_jax.cli.arguments import Parser
 
   parser = Parser(
     prog="tpv",
@@ -74,7 +72,3 @@ def build_parser() -> argparse.ArgumentParser:
   tasks.add(commands)
   formats.add(commands)
   return parser
-
-
-if __name__ == "__main__":
-  sys.exit(main())

@@ -6,11 +6,11 @@ Thin: it loads, calls `formats`, writes and says so.
 import argparse
 from typing import Any
 
-from tpv_jax.arguments import add_command
+from tpv_jax.cli import vectors
+from tpv_jax.cli.arguments import add_command
 from tpv_jax.core.errors import UserError, printable
 from tpv_jax.formats import arrays, peft
 from tpv_jax.vectors import algebra, sources, store
-from tpv_jax.vectors import commands as vectors
 from tpv_jax.vectors.algebra import Loaded
 from tpv_jax.vectors.provenance import describe_terms
 

@@ -6,8 +6,9 @@ import gin
 import pytest
 
 from tpv_jax import cli
+from tpv_jax.cli import tasks
 from tpv_jax.core.errors import UserError
-from tpv_jax.data import commands, exported
+from tpv_jax.data import exported
 from tpv_jax.data.registry import DEFINITIONS
 from tpv_jax.runner import gin_files
 
@@ -109,13 +110,13 @@ def test_help_of_every_command_has_examples_that_parse(command, capsys):
 def test_gin_files_are_those_of_the_table(name):
   path = REPOSITORY / "gin_configs" / "tasks" / f"{name}.gin"
   # If not: tpv tasks show NAME --gin > gin_configs/tasks/NAME.gin
-  assert path.read_text() == commands.gin_text(DEFINITIONS[name])
+  assert path.read_text() == tasks.gin_text(DEFINITIONS[name])
 
 
 def test_the_tables_of_the_documentation_are_current():
   text = (REPOSITORY / "docs" / "tasks.md").read_text()
   _, tables = text.split("<!-- from here on: tpv tasks list --markdown -->\n\n")
-  assert tables == commands.tables(list(DEFINITIONS.values())) + "\n"
+  assert tables == tasks.tables(list(DEFINITIONS.values())) + "\n"
 
 
 @pytest.mark.parametrize("run", ["paper_tpv", "paper_dept", "paper_ept", "few_shot"])
@@ -159,7 +160,7 @@ def test_several_tasks_go_into_a_bank():
       "TASK_NAMES=['glue_sst2', 'glue_rte']",
     ],
   )
-  tasks = gin.get_configurable(exported.tasks)()
-  assert [task.name for task in tasks] == ["glue_sst2", "glue_rte"]
+  found = gin.get_configurable(exported.tasks)()
+  assert [task.name for task in found] == ["glue_sst2", "glue_rte"]
   with pytest.raises(UserError, match="names is 'glue_rte'; it must be a list"):
     exported.tasks("glue_rte")

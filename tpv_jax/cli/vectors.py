@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from tpv_jax.arguments import add_command, number
+from tpv_jax.cli.arguments import add_command, number
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError, printable, to_json
 from tpv_jax.prompts import budget

@@ -1,4 +1,4 @@
-"""`python -m tpv_jax.plan`: what each chip holds of a backbone on a mesh, without weights.
+"""`python -m tpv_jax.cli.plan`: what each chip holds of a backbone on a mesh, without weights.
 
 Shapes come from abstract evaluation, shardings from `partitioning`'s rules; nothing is
 allocated and no device is needed, so a pod can be planned on a laptop.
@@ -22,10 +22,10 @@ from tpv_jax.core.errors import (
 
 EXAMPLES = """\
 examples:
-  python -m tpv_jax.plan t5_v1_1_xxl --mesh 4x8
-  python -m tpv_jax.plan t5_v1_1_base --mesh 8x1 --storage float32 --leaves
-  python -m tpv_jax.plan t5_v1_1_base --mesh 8x1 --bank 32
-  python -m tpv_jax.plan t5_v1_1_xl --mesh 4x8 --ept --leaves
+  python -m tpv_jax.cli.plan t5_v1_1_xxl --mesh 4x8
+  python -m tpv_jax.cli.plan t5_v1_1_base --mesh 8x1 --storage float32 --leaves
+  python -m tpv_jax.cli.plan t5_v1_1_base --mesh 8x1 --bank 32
+  python -m tpv_jax.cli.plan t5_v1_1_xl --mesh 4x8 --ept --leaves
 """
 
 

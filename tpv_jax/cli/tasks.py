@@ -6,7 +6,7 @@ Thin: it calls `registry`, `sources` and `exported`, which it imports when it ru
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from tpv_jax.arguments import Parser, add_command
+from tpv_jax.cli.arguments import Parser, add_command
 
 if TYPE_CHECKING:
   from tpv_jax.data.registry import Definition

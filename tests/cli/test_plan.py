@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tpv_jax import plan
+from tpv_jax.cli import plan
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tpv_jax import cli
+from tpv_jax.cli.vectors import short_names
 from tpv_jax.core import identity
-from tpv_jax.vectors import commands, store
+from tpv_jax.vectors import store
 from tpv_jax.vectors.provenance import Provenance, Term
 
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -77,7 +78,7 @@ def terms(path):
 
 def python(*arguments, **environment):
   """Runs the interpreter in a process of its own that finds this package."""
-  package = str(pathlib.Path(cli.__file__).parents[1])
+  package = str(pathlib.Path(cli.__file__).parents[2])
   return subprocess.run(
     [sys.executable, *map(str, arguments)],
     capture_output=True,
@@ -88,8 +89,8 @@ def python(*arguments, **environment):
 
 
 def fresh(*arguments, **environment):
-  """Runs `python -m tpv_jax.cli` in a process of its own."""
-  return python("-m", "tpv_jax.cli", *arguments, **environment)
+  """Runs `python -m tpv_jax` in a process of its own."""
+  return python("-m", "tpv_jax", *arguments, **environment)
 
 
 def test_diff_of_a_run_needs_no_second_path(make_run, tpv):
@@ -219,7 +220,7 @@ def test_cosine_gives_json(vectors, tpv):
   ],
 )
 def test_names_are_as_short_as_they_can_be_and_differ(names, expected):
-  assert commands.short_names(names) == expected
+  assert short_names(names) == expected
 
 
 def test_show_tells_all_that_is_known(vectors, tpv):
