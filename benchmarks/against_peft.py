@@ -41,7 +41,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import record  # noqa: E402
 from record import quartiles  # noqa: E402
 
-from tpv_jax.backbone import sizes  # noqa: E402
+from tpv_jax.backbones.t5 import sizes  # noqa: E402
 from tpv_jax.core import files  # noqa: E402
 from tpv_jax.core.errors import (  # noqa: E402
   ArgumentParser,

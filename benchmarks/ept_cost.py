@@ -18,7 +18,7 @@ import numpy as np
 import record
 
 from tpv_jax import optimizers
-from tpv_jax.backbone import network, sizes
+from tpv_jax.backbones.t5 import network, sizes
 from tpv_jax.core import files
 from tpv_jax.core.errors import ArgumentParser, at_least, run_command
 from tpv_jax.model import SoftPromptModel
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     action="append",
     choices=sorted(sizes.SIZES),
     metavar="SIZE",
-    help="a backbone of tpv_jax.backbone.sizes (repeatable); by default t5_v1_0_small "
+    help="a backbone of tpv_jax.backbones.t5.sizes (repeatable); by default t5_v1_0_small "
     "and t5_v1_0_base",
   )
   defaults = "; by default {cpu} on the CPU and {other} elsewhere"

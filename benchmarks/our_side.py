@@ -72,7 +72,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
 from tpv_jax import optimizers  # noqa: E402
-from tpv_jax.backbone import network  # noqa: E402
+from tpv_jax.backbones.t5 import network  # noqa: E402
 from tpv_jax.core import identity  # noqa: E402
 from tpv_jax.data import batches, packing  # noqa: E402
 from tpv_jax.devices import partitioning, processes  # noqa: E402

@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 
 from tpv_jax import model as model_lib
 from tpv_jax import optimizers
-from tpv_jax.backbone import network, sizes
+from tpv_jax.backbones.t5 import network, sizes
 from tpv_jax.core import files, identity
 from tpv_jax.core.errors import ArgumentParser, UserError, at_least, run_command
 from tpv_jax.data import batches

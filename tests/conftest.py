@@ -90,7 +90,8 @@ class Tiny:
     import numpy as np
 
     from tpv_jax import optimizers
-    from tpv_jax.backbone import loading, network
+    from tpv_jax.backbones import loading
+    from tpv_jax.backbones.t5 import network
     from tpv_jax.core import identity
     from tpv_jax.data import tasks, vocabularies
 

@@ -41,7 +41,7 @@ from conftest import Tiny  # noqa: E402
 
 # Imported once, here, for all processes; no device is asked for before they fork.
 from tpv_jax import cli  # noqa: E402
-from tpv_jax.backbone import loading  # noqa: E402
+from tpv_jax.backbones import loading  # noqa: E402
 from tpv_jax.core import errors, identity  # noqa: E402
 from tpv_jax.prompts import initial  # noqa: E402
 from tpv_jax.runner import bank, evaluation, few_shot, study  # noqa: E402

@@ -59,7 +59,7 @@ def test_no_module_but_the_seqio_room_imports_tensorflow_or_seqio():
   assert not loaded_by(*modules()) & TENSORFLOW
 
 
-@pytest.mark.parametrize("name", ["tpv_jax.model", "tpv_jax.backbone.network"])
+@pytest.mark.parametrize("name", ["tpv_jax.model", "tpv_jax.backbones.t5.network"])
 def test_the_model_imports_jax_but_neither_tensorflow_nor_torch(name):
   loaded = loaded_by(name)
   assert "jax" in loaded

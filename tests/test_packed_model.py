@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpv_jax.backbone import network
+from tpv_jax.backbones.t5 import network
 from tpv_jax.data import batches, packing
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts.equations import Folded

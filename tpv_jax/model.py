@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from clu import metrics as clu_metrics
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from tpv_jax.backbone import decoding, network
+from tpv_jax.backbones import decoding
+from tpv_jax.backbones.t5 import network
 from tpv_jax.core import identity
 from tpv_jax.core.checks import BelowOne, NotNegative, Size, checked
 from tpv_jax.core.errors import UserError, near_misses

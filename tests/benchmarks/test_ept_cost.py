@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from tpv_jax.backbone import network, sizes
+from tpv_jax.backbones.t5 import network, sizes
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import ept, plain
 

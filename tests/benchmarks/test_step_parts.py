@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from tpv_jax.backbone import sizes
+from tpv_jax.backbones.t5 import sizes
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "benchmarks" / "step_parts.py"
 TINY = {

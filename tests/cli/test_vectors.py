@@ -439,7 +439,7 @@ def test_inspect_says_where_there_is_nothing_to_see(ept_runs, make_run, tpv, ref
 
 
 def test_a_backbone_file_names_the_backbone_of_a_checkpoint(tpv, refused, monkeypatch):
-  from tpv_jax.backbone import loading
+  from tpv_jax.backbones import loading
 
   real, kept = loading.load_backbone, []
 
@@ -469,7 +469,7 @@ def test_a_backbone_file_names_the_backbone_of_a_checkpoint(tpv, refused, monkey
 def test_a_backbone_of_another_width_is_refused_wherever_one_is_named(
   make_run, refused
 ):
-  from tpv_jax.backbone import loading
+  from tpv_jax.backbones import loading
 
   prompt = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
   np.save("start.npy", prompt)

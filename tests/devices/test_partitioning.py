@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from tpv_jax.backbone.network import Transformer
+from tpv_jax.backbones.t5.network import Transformer
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.devices import partitioning
@@ -190,7 +190,7 @@ import jax
 import numpy as np
 from tpv_jax.core import identity
 from tpv_jax.devices import partitioning
-from tpv_jax.backbone.network import Transformer
+from tpv_jax.backbones.t5.network import Transformer
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts.ept import EPT
 from tpv_jax.prompts.plain import Prompt

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tpv_jax import embedded
-from tpv_jax.backbone import loading, network
+from tpv_jax.backbones import loading
+from tpv_jax.backbones.t5 import network
 from tpv_jax.data import vocabularies
 from tpv_jax.embedded import lexicon, suite
 from tpv_jax.runner import gin_files

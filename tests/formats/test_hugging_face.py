@@ -18,7 +18,8 @@ import pytest
 import safetensors.numpy
 
 from tpv_jax import cli
-from tpv_jax.backbone import loading, network
+from tpv_jax.backbones import loading
+from tpv_jax.backbones.t5 import network
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.formats import hugging_face

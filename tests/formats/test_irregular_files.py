@@ -11,7 +11,7 @@ import pytest
 from fuzz.inputs import backbones, prompts
 from fuzz.inputs import vocabularies as tokenizers
 
-from tpv_jax.backbone import loading
+from tpv_jax.backbones import loading
 from tpv_jax.core import files
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import vocabularies

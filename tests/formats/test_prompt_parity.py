@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 
 from tpv_jax import cli, optimizers
-from tpv_jax.backbone import decoding, network
+from tpv_jax.backbones import decoding
+from tpv_jax.backbones.t5 import network
 from tpv_jax.core import identity
 from tpv_jax.core.leaves import read_all
 from tpv_jax.devices import partitioning

@@ -14,7 +14,7 @@ import safetensors.numpy
 from object_store import ObjectStore
 
 from tpv_jax import cli
-from tpv_jax.backbone import loading
+from tpv_jax.backbones import loading
 from tpv_jax.core import files, identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import text_files, vocabularies

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tpv_jax import model, optimizers
-from tpv_jax.backbone import network
+from tpv_jax.backbones.t5 import network
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.prompts import ept, equations, initial, plain

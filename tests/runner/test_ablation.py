@@ -8,7 +8,7 @@ import pytest
 
 from tpv_jax import ablation as command
 from tpv_jax import optimizers
-from tpv_jax.backbone import loading
+from tpv_jax.backbones import loading
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.prompts import initial

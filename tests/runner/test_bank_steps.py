@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tpv_jax import optimizers
-from tpv_jax.backbone import network
+from tpv_jax.backbones.t5 import network
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import batches, packing
 from tpv_jax.devices import partitioning, processes

@@ -159,7 +159,7 @@ def test_a_file_of_the_users_own_comes_from_the_search_path(tmp_path):
   ],
 )
 def test_gin_files_of_public_backbones_have_the_sizes_of_the_table(backbone):
-  from tpv_jax.backbone import network, sizes
+  from tpv_jax.backbones.t5 import network, sizes
 
   gin_files.parse(
     [

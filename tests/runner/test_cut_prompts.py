@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh
 
 from tpv_jax import optimizers
-from tpv_jax.backbone import network
+from tpv_jax.backbones.t5 import network
 from tpv_jax.core import identity
 from tpv_jax.data import batches
 from tpv_jax.devices import partitioning, processes

@@ -15,7 +15,7 @@ from conftest import Tiny
 from tqdm import tqdm
 
 from tpv_jax import optimizers
-from tpv_jax.backbone import loading
+from tpv_jax.backbones import loading
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import batches, metrics, packing, tasks, vocabularies
@@ -357,7 +357,7 @@ sys.path[:0] = {[str(pathlib.Path(__file__).parents[i]) for i in (0, 1)]}
 import jax
 from conftest import Tiny
 import test_evaluation
-from tpv_jax.backbone import loading
+from tpv_jax.backbones import loading
 tiny = Tiny()
 path = str(folder / "backbone.safetensors")
 tiny.backbone = loading.load_backbone(path, tiny.network, tiny.vocabulary)

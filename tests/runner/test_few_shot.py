@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tpv_jax import few_shot as command
-from tpv_jax.backbone import loading
+from tpv_jax.backbones import loading
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import few_shot as sampling

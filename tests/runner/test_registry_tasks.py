@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tpv_jax import optimizers
-from tpv_jax.backbone import loading
+from tpv_jax.backbones import loading
 from tpv_jax.core import identity
 from tpv_jax.data import exported, registry, sources, vocabularies
 from tpv_jax.data.registry import DEFINITIONS

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tpv_jax import study as study_command
-from tpv_jax.backbone import loading
+from tpv_jax.backbones import loading
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.data.batches import Tokenized

@@ -23,7 +23,7 @@ def t5x():
 @pytest.fixture(scope="session")
 def tiny_file(tiny, tmp_path_factory):
   """The tiny backbone as one of our files."""
-  from tpv_jax.backbone import loading
+  from tpv_jax.backbones import loading
   from tpv_jax.core import identity
 
   path = tmp_path_factory.mktemp("backbone") / "tiny.safetensors"

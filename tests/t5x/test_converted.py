@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from tpv_jax.backbone import conversion, loading
+from tpv_jax.backbones import conversion, loading
 from tpv_jax.core import identity
 
 FAMILIES = ("t5", "t5_1_1")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tpv_jax import optimizers
-from tpv_jax.backbone import conversion, loading
+from tpv_jax.backbones import conversion, loading
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import vocabularies

@@ -18,7 +18,7 @@ import optax
 import pytest
 
 from tpv_jax import optimizers
-from tpv_jax.backbone import loading
+from tpv_jax.backbones import loading
 from tpv_jax.core import identity
 from tpv_jax.data import vocabularies
 from tpv_jax.devices import partitioning
@@ -70,7 +70,7 @@ def network():
   """The network of gin_configs/backbones/embedded.gin."""
   import gin
 
-  from tpv_jax.backbone.network import Transformer
+  from tpv_jax.backbones.t5.network import Transformer
   from tpv_jax.runner import gin_files
 
   gin_files.parse(["gin_configs/backbones/embedded.gin"])

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tpv_jax import optimizers
-from tpv_jax.backbone import loading
+from tpv_jax.backbones import loading
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import vocabularies
 

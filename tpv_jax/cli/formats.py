@@ -211,7 +211,7 @@ def _convert(options: argparse.Namespace) -> None:
   No value changes but by --dtype. The fingerprint, over the values rounded to bf16, is
   the same on both sides: vectors and prompts of the one belong to the other.
   """
-  from tpv_jax.backbone import conversion
+  from tpv_jax.backbones import conversion
   from tpv_jax.core.screen import Bar
 
   to = conversion.target_of(options.output, options.to)

@@ -86,7 +86,7 @@ def make(
   """
   from jax.sharding import AbstractMesh
 
-  from tpv_jax.backbone import network, sizes
+  from tpv_jax.backbones.t5 import network, sizes
   from tpv_jax.devices import partitioning
   from tpv_jax.model import SoftPromptModel
   from tpv_jax.prompts import budget, plain

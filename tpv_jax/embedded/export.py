@@ -33,7 +33,7 @@ def export(
     UserError: the folder has no checkpoint, or one of another vocabulary; `output`
       exists.
   """
-  from tpv_jax.backbone import loading  # JAX, which this room does without otherwise
+  from tpv_jax.backbones import loading  # JAX, which this room does without otherwise
 
   checkpoints = orbax.checkpoints_in(run)
   if not checkpoints:

@@ -23,8 +23,8 @@ import optax
 from tqdm import tqdm
 
 from tpv_jax import optimizers
-from tpv_jax.backbone import loading
-from tpv_jax.backbone.network import Transformer
+from tpv_jax.backbones import loading
+from tpv_jax.backbones.t5.network import Transformer
 from tpv_jax.core import files
 from tpv_jax.core.checks import (
   Lengths,

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from tpv_jax.backbone import loading
+from tpv_jax.backbones import loading
 from tpv_jax.core import files, identity
 from tpv_jax.core.checks import (
   Lengths,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from tpv_jax.backbone import loading
+from tpv_jax.backbones import loading
 from tpv_jax.core import files, screen
 from tpv_jax.core.checks import Lengths, OneOf, Size, checked
 from tpv_jax.core.errors import UserError, near_misses

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
-from tpv_jax.backbone import network
+from tpv_jax.backbones.t5 import network
 from tpv_jax.core import identity
 from tpv_jax.core.errors import at_least
 from tpv_jax.core.screen import Bar

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from tpv_jax.backbone import loading
+from tpv_jax.backbones import loading
 from tpv_jax.core import files
 from tpv_jax.core.checks import Lengths, Seed, Size, Steps, check_fields, checked
 from tpv_jax.core.errors import UserError, near_misses

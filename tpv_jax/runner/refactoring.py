@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from tpv_jax.backbone.network import Transformer
+from tpv_jax.backbones.t5.network import Transformer
 from tpv_jax.data.batches import Features
 from tpv_jax.devices import partitioning, processes
 from tpv_jax.prompts import equations

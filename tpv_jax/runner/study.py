@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from tpv_jax.backbone import loading
+from tpv_jax.backbones import loading
 from tpv_jax.core import files, identity
 from tpv_jax.core.checks import Lengths, NotEmpty, Seed, Size, Steps, checked
 from tpv_jax.core.errors import UserError

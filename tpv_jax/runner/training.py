@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from tpv_jax.backbone import loading
+from tpv_jax.backbones import loading
 from tpv_jax.core import files, identity
 from tpv_jax.core.checks import OneOf, Seed, Size, Steps, checked
 from tpv_jax.core.errors import Interrupted, UserError

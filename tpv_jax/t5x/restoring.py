@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding
 from t5x import train_state as train_state_lib
 from t5x import utils
 
-from tpv_jax.backbone import loading
+from tpv_jax.backbones import loading
 from tpv_jax.core import files, identity
 from tpv_jax.core.checks import Seed
 from tpv_jax.core.errors import UserError

@@ -267,7 +267,7 @@ def backbone(text: str) -> Backbone:
       return Backbone(
         known.backbone_fingerprint, known.backbone_name, _width(item.leaves)
       )
-  from tpv_jax.backbone import loading
+  from tpv_jax.backbones import loading
 
   # Keeps the leaves' shapes only.
   found = loading.load_backbone(text, place=lambda name, leaf: leaf.shape)

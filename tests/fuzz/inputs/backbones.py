@@ -37,7 +37,7 @@ def leaves() -> dict[str, np.ndarray]:
 
 
 def _make_ours() -> None:
-  from tpv_jax.backbone import loading
+  from tpv_jax.backbones import loading
 
   loading.save_backbone("b.safetensors", leaves(), "small")
 

@@ -57,7 +57,7 @@ def _without_compiling() -> None:
 
 
 def _keep_backbone() -> None:
-  from tpv_jax.backbone import loading
+  from tpv_jax.backbones import loading
 
   loading.load_backbone = settings.remembered(
     loading.load_backbone, lambda source, *_, **__: source

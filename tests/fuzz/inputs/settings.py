@@ -162,7 +162,7 @@ def stop_where_work_begins() -> None:
   """Has this process raise `Reached` where it would train or decode."""
   import flax.linen  # noqa: F401 (so that no mutation pays for it)
 
-  from tpv_jax.backbone import loading
+  from tpv_jax.backbones import loading
   from tpv_jax.devices import partitioning
   from tpv_jax.runner import bank, evaluator, training
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpv_jax.backbone import decoding, network
+from tpv_jax.backbones import decoding
+from tpv_jax.backbones.t5 import network
 
 SOURCE = np.array([[5, 9, 4, 1, 0], [7, 1, 0, 0, 0], [8, 3, 6, 11, 1], [2, 1, 0, 0, 0]])
 LENGTH = 7
@@ -188,7 +189,8 @@ sys.path[:0] = {[str(pathlib.Path(__file__).parents[i]) for i in (0, 1, 2)]}
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import test_decoding
-from tpv_jax.backbone import decoding, network
+from tpv_jax.backbones import decoding
+from tpv_jax.backbones.t5 import network
 net = network.Transformer(16, 12, 2, 5, 1, 1, 20)
 params = test_decoding.random_params(net, 1)
 source = np.random.default_rng(0).integers(2, 16, (8, 5))

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tpv_jax.backbone import loading, network
+from tpv_jax.backbones import loading
+from tpv_jax.backbones.t5 import network
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 
@@ -314,7 +315,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(
 def test_bytes_do_not_depend_on_the_process(flat, path, tmp_path):
   # The library's own writer orders its metadata by a hash that differs each time.
   code = (
-    "import sys; from tpv_jax.core import identity; from tpv_jax.backbone import loading; "
+    "import sys; from tpv_jax.core import identity; from tpv_jax.backbones import loading; "
     "b = loading.load_backbone(sys.argv[1]); "
     "loading.save_backbone(sys.argv[2], identity.flatten(b.params), b.name, b.vocabulary)"
   )

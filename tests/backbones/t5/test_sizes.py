@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from tpv_jax.backbone import network, sizes
+from tpv_jax.backbones.t5 import network, sizes
 
 # Counted in the public checkpoints (Hugging Face: t5-*, google/t5-v1_1-*, google/mt5-*).
 PUBLISHED = {
@@ -51,7 +51,7 @@ def test_a_size_has_the_published_number_of_parameters(name):
   ],
 )
 def test_a_gin_file_has_the_numbers_of_the_table(file, name):
-  folder = pathlib.Path(__file__).parents[2] / "gin_configs" / "backbones"
+  folder = pathlib.Path(__file__).parents[3] / "gin_configs" / "backbones"
   text = (folder / f"{file}.gin").read_text()
   for field, value in sizes.SIZES[name].items():
     shown = "EMB_DIM" if field == "emb_dim" else field

@@ -16,7 +16,8 @@ import pytest
 import safetensors.numpy
 
 from tpv_jax import cli
-from tpv_jax.backbone import conversion, loading, network
+from tpv_jax.backbones import conversion, loading
+from tpv_jax.backbones.t5 import network
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.formats import hugging_face
@@ -413,7 +414,8 @@ SHARDED = """
 import sys, jax, numpy as np
 from tpv_jax.core import identity
 from tpv_jax.devices import partitioning
-from tpv_jax.backbone import loading, network
+from tpv_jax.backbones import loading
+from tpv_jax.backbones.t5 import network
 import hf_references as references
 assert jax.device_count() == 2
 net = network.Transformer(**references.numbers("t5_1_1"))

@@ -16,7 +16,8 @@ import jax
 import numpy as np
 import pytest
 
-from tpv_jax.backbone import decoding, loading, network
+from tpv_jax.backbones import decoding, loading
+from tpv_jax.backbones.t5 import network
 from tpv_jax.core import identity
 from tpv_jax.formats import hugging_face
 

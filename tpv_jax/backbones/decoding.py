@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
-from tpv_jax.backbone import network as network_lib
+from tpv_jax.backbones.t5 import network as network_lib
 
 
 def decode(

@@ -18,7 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from tpv_jax.backbone import loading
+from tpv_jax.backbones import loading
 from tpv_jax.core import files, identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.core.leaves import Leaf

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpv_jax.backbone import network
+from tpv_jax.backbones.t5 import network
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 
 T5X = json.loads(
-  (pathlib.Path(__file__).parents[1] / "references" / "t5x_tree.json").read_text()
+  (pathlib.Path(__file__).parents[2] / "references" / "t5x_tree.json").read_text()
 )
 VERSIONS = ("v1_0", "v1_1")
 

@@ -22,7 +22,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from tpv_jax.backbone.network import Transformer
+from tpv_jax.backbones.t5.network import Transformer
 from tpv_jax.core import errors, files, identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.core.leaves import Leaf, misfits

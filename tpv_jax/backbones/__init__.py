@@ -1,0 +1,4 @@
+"""Frozen language models: loading, conversion and decoding; a folder each family.
+
+`t5` has T5's network in Flax and its sizes.
+"""
