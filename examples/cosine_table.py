@@ -16,8 +16,8 @@ import numpy as np
 
 from tpv_jax.cli import vectors
 from tpv_jax.core import errors, files
-from tpv_jax.formats import arrays
-from tpv_jax.vectors import algebra, sources
+from tpv_jax.formats import arrays, sources
+from tpv_jax.vectors import algebra
 
 FILE = "thunlp_t5_base.npz"
 

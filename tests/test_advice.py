@@ -14,7 +14,8 @@ import stand_ins
 
 from tpv_jax import cli
 from tpv_jax.core.errors import UserError
-from tpv_jax.vectors import algebra, sources, store
+from tpv_jax.formats import sources
+from tpv_jax.vectors import algebra, store
 
 ALLOW = r"pass (--[\w-]+)"
 LEAVE_OUT = r"[Ll]eave out (--[\w-]+)"

@@ -1,6 +1,6 @@
 """Prompts, vectors and runs for the tests of this room."""
 
-from prompt_fixtures import (  # noqa: F401
+from prompt_fixtures import (
   ept_initial,
   ept_tuned,
   initial_prompt,
@@ -8,3 +8,12 @@ from prompt_fixtures import (  # noqa: F401
   numpy_fold,
   tuned_prompt,
 )
+
+__all__ = [
+  "ept_initial",
+  "ept_tuned",
+  "initial_prompt",
+  "make_run",
+  "numpy_fold",
+  "tuned_prompt",
+]

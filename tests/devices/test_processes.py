@@ -15,7 +15,8 @@ import pytest
 
 from tpv_jax import train_bank
 from tpv_jax.devices import processes
-from tpv_jax.vectors import algebra, sources, store
+from tpv_jax.formats import sources
+from tpv_jax.vectors import algebra, store
 
 STEPS = 40
 

@@ -1,11 +1,19 @@
-"""The runs and prompts of the vectors' tests serve here too."""
+"""Prompts, vectors and runs for the tests of this room."""
 
-from vectors.conftest import (
+from prompt_fixtures import (
   ept_initial,
   ept_tuned,
   initial_prompt,
   make_run,
+  numpy_fold,
   tuned_prompt,
 )
 
-__all__ = ["ept_initial", "ept_tuned", "initial_prompt", "make_run", "tuned_prompt"]
+__all__ = [
+  "ept_initial",
+  "ept_tuned",
+  "initial_prompt",
+  "make_run",
+  "numpy_fold",
+  "tuned_prompt",
+]

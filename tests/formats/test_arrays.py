@@ -19,8 +19,8 @@ import safetensors.numpy
 from tpv_jax import cli
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
-from tpv_jax.formats import arrays
-from tpv_jax.vectors import algebra, sources, store
+from tpv_jax.formats import arrays, sources
+from tpv_jax.vectors import algebra, store
 from tpv_jax.vectors.algebra import Loaded
 from tpv_jax.vectors.provenance import Provenance, Term
 

@@ -15,8 +15,8 @@ from tpv_jax.backbones import loading
 from tpv_jax.core import files
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import vocabularies
+from tpv_jax.formats import sources
 from tpv_jax.io import safetensors
-from tpv_jax.vectors import sources
 
 
 @contextlib.contextmanager

@@ -17,9 +17,9 @@ import safetensors.numpy
 from tpv_jax import cli
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
-from tpv_jax.formats import peft
+from tpv_jax.formats import peft, sources
 from tpv_jax.io import safetensors as safetensors_io
-from tpv_jax.vectors import algebra, sources, store
+from tpv_jax.vectors import algebra, store
 from tpv_jax.vectors.algebra import Loaded
 from tpv_jax.vectors.provenance import Provenance, Term
 

@@ -27,11 +27,11 @@ from tpv_jax.backbones.t5 import network
 from tpv_jax.core import identity
 from tpv_jax.core.leaves import read_all
 from tpv_jax.devices import partitioning
-from tpv_jax.formats import hugging_face, peft
+from tpv_jax.formats import hugging_face, peft, sources
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import ept, equations, plain
 from tpv_jax.runner import steps
-from tpv_jax.vectors import sources, store
+from tpv_jax.vectors import store
 
 FOLDER = hf_references.FOLDER
 INITIAL, TUNED = FOLDER / "peft_initial", FOLDER / "peft_tuned"

@@ -17,11 +17,11 @@ import pytest
 
 from tpv_jax import train_bank
 from tpv_jax.core.errors import UserError
+from tpv_jax.formats import sources
 from tpv_jax.prompts import initial
 from tpv_jax.runner import bank, gin_files, training
 from tpv_jax.runner.run_folder import RunFolder
 from tpv_jax.runner.task_data import TaskData
-from tpv_jax.vectors import sources
 
 COUNT = 3
 START = functools.partial(initial.sampled_vocabulary, length=4)

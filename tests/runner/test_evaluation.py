@@ -19,13 +19,14 @@ from tpv_jax.backbones import loading
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import batches, metrics, packing, tasks, vocabularies
+from tpv_jax.formats import sources
 from tpv_jax.io import orbax
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts.equations import Folded
 from tpv_jax.runner import candidates as candidates_of
 from tpv_jax.runner import evaluation
 from tpv_jax.runner import evaluator as evaluator_of
-from tpv_jax.vectors import algebra, sources, store
+from tpv_jax.vectors import algebra, store
 from tpv_jax.vectors.provenance import Provenance, Term
 
 

@@ -23,12 +23,13 @@ import pytest
 from tpv_jax import cli, optimizers
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
+from tpv_jax.formats import sources
 from tpv_jax.prompts import initial, plain
 from tpv_jax.runner import training
 from tpv_jax.runner.checkpoints import Checkpoints
 from tpv_jax.runner.run_folder import RunFolder
 from tpv_jax.runner.task_data import TaskData
-from tpv_jax.vectors import algebra, sources, store
+from tpv_jax.vectors import algebra, store
 from tpv_jax.vectors.algebra import Loaded
 
 TESTS = pathlib.Path(__file__).parents[1]

@@ -8,12 +8,12 @@ import pytest
 from tpv_jax import optimizers
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
+from tpv_jax.formats import sources
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import plain
 from tpv_jax.t5x import saving
 from tpv_jax.t5x.bank import Bank, Member
 from tpv_jax.t5x.optimizer import TransformationOptimizer
-from tpv_jax.vectors import sources
 
 RATE = optimizers.constant(0.3)
 RATES = {"prompt": 1.0, "low_rank": 0.02, "fusion": 0.1, "spaces": 0.1}

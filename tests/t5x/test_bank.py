@@ -20,10 +20,10 @@ from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import vocabularies
 from tpv_jax.embedded import suite
+from tpv_jax.formats import sources
 from tpv_jax.t5x import bank, saving
 from tpv_jax.t5x.bank import Bank, Member
 from tpv_jax.t5x.optimizer import TransformationOptimizer
-from tpv_jax.vectors import sources
 from tpv_jax.vectors.provenance import Term
 
 BATCH = 8

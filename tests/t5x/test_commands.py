@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tpv_jax.core import identity
-from tpv_jax.vectors import sources
+from tpv_jax.formats import sources
 
 pytestmark = pytest.mark.slow
 

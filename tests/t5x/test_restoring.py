@@ -14,10 +14,11 @@ from tpv_jax.backbones import conversion, loading
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import vocabularies
+from tpv_jax.formats import sources
 from tpv_jax.io import orbax
 from tpv_jax.prompts import ept, equations, initial, plain
 from tpv_jax.t5x import saving
-from tpv_jax.vectors import algebra, sources, store
+from tpv_jax.vectors import algebra, store
 
 RATE = 0.3
 

@@ -23,11 +23,12 @@ from tpv_jax.core import identity
 from tpv_jax.data import vocabularies
 from tpv_jax.devices import partitioning
 from tpv_jax.embedded import suite
+from tpv_jax.formats import sources
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import ept, initial, plain
 from tpv_jax.runner import evaluation, steps, task_data
 from tpv_jax.t5x.optimizer import TransformationOptimizer
-from tpv_jax.vectors import algebra, sources, store
+from tpv_jax.vectors import algebra, store
 
 TASK = "sentiment"
 LENGTH = 8

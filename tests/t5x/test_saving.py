@@ -9,9 +9,10 @@ import pytest
 
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
+from tpv_jax.formats import sources
 from tpv_jax.t5x import saving
 from tpv_jax.t5x.bank import Member
-from tpv_jax.vectors import sources, store
+from tpv_jax.vectors import store
 from tpv_jax.vectors.provenance import Provenance, Term
 
 FINGERPRINT = "ab" * 32

@@ -9,8 +9,8 @@ from typing import Any
 from tpv_jax.cli import vectors
 from tpv_jax.cli.arguments import add_command
 from tpv_jax.core.errors import UserError, printable
-from tpv_jax.formats import arrays, peft
-from tpv_jax.vectors import algebra, sources, store
+from tpv_jax.formats import arrays, peft, sources
+from tpv_jax.vectors import algebra, store
 from tpv_jax.vectors.algebra import Loaded
 from tpv_jax.vectors.provenance import describe_terms
 

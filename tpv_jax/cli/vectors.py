@@ -15,8 +15,9 @@ from jaxtyping import Float64
 from tpv_jax.cli.arguments import add_command, number
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError, printable, to_json
+from tpv_jax.formats import sources
 from tpv_jax.prompts import budget
-from tpv_jax.vectors import algebra, arithmetic, inspection, sources, store
+from tpv_jax.vectors import algebra, arithmetic, inspection, store
 from tpv_jax.vectors.algebra import Loaded
 from tpv_jax.vectors.provenance import SPACES, describe_terms
 

@@ -17,7 +17,8 @@ from jaxtyping import Float
 from tpv_jax.core import files, identity
 from tpv_jax.core.checks import OneOf, Positive, Size, SizeOrNone, checked
 from tpv_jax.core.errors import UserError
-from tpv_jax.vectors import algebra, arithmetic, sources
+from tpv_jax.formats import sources
+from tpv_jax.vectors import algebra, arithmetic
 from tpv_jax.vectors.algebra import Loaded
 from tpv_jax.vectors.provenance import Provenance
 

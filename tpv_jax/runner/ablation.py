@@ -43,6 +43,7 @@ from tpv_jax.data.labels import check_task
 from tpv_jax.data.tasks import SPLITS, Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.devices import processes
+from tpv_jax.formats import sources
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import budget, ept, plain
 from tpv_jax.prompts.initial import Initial
@@ -51,7 +52,7 @@ from tpv_jax.runner.evaluator import Evaluator
 from tpv_jax.runner.run_folder import open_output, versions, write_results
 from tpv_jax.runner.task_data import TaskData
 from tpv_jax.runner.training import Metric
-from tpv_jax.vectors import algebra, sources
+from tpv_jax.vectors import algebra
 
 
 @dataclasses.dataclass(frozen=True)

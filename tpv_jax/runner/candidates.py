@@ -16,7 +16,8 @@ from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.data.tasks import Task
 from tpv_jax.devices import processes
-from tpv_jax.vectors import algebra, sources
+from tpv_jax.formats import sources
+from tpv_jax.vectors import algebra
 from tpv_jax.vectors.provenance import Provenance
 
 GRID = tuple(round(0.05 * step, 2) for step in range(21))

@@ -47,9 +47,10 @@ from tpv_jax import __version__
 from tpv_jax.core import files, locks
 from tpv_jax.core.errors import UserError
 from tpv_jax.devices import processes
+from tpv_jax.formats import sources
 from tpv_jax.runner import run_settings
 from tpv_jax.runner.run_settings import Settings
-from tpv_jax.vectors import sources, store
+from tpv_jax.vectors import store
 from tpv_jax.vectors.provenance import Provenance
 
 P = ParamSpec("P")

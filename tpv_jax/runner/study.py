@@ -30,6 +30,7 @@ from tpv_jax.data.labels import check_task
 from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.devices import processes
+from tpv_jax.formats import sources
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.optimizers import LearningRate
 from tpv_jax.prompts.initial import Initial
@@ -38,7 +39,7 @@ from tpv_jax.runner.evaluator import Evaluator, Prompt
 from tpv_jax.runner.run_folder import open_output, versions, write_results
 from tpv_jax.runner.run_settings import defaults_of, same
 from tpv_jax.runner.training import Metric
-from tpv_jax.vectors import algebra, sources, store
+from tpv_jax.vectors import algebra, store
 from tpv_jax.vectors.algebra import Loaded
 
 GRID = tuple(round(0.1 * tenth, 1) for tenth in range(1, 11))

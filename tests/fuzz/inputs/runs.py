@@ -84,7 +84,7 @@ def _continue(_: random.Random) -> int:
 
 def _check_run() -> None:
   """Raises unless the run ended as an unbroken one ends."""
-  from tpv_jax.vectors import sources
+  from tpv_jax.formats import sources
 
   manifest = json.loads(pathlib.Path("run/manifest.json").read_text())
   assert manifest["status"] == "finished", manifest["status"]
@@ -158,7 +158,7 @@ def _continue_bank(_: random.Random) -> int:
 
 def _check_bank() -> None:
   """Raises unless both runs ended as unbroken ones end."""
-  from tpv_jax.vectors import sources
+  from tpv_jax.formats import sources
 
   for folder in ("out/sentiment-0", "out/sentiment-1"):
     manifest = json.loads(pathlib.Path(folder, "manifest.json").read_text())

@@ -18,8 +18,9 @@ import pytest
 from tpv_jax import cli
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
+from tpv_jax.formats import sources
 from tpv_jax.io import safetensors
-from tpv_jax.vectors import algebra, sources, store
+from tpv_jax.vectors import algebra, store
 from tpv_jax.vectors.provenance import Provenance, Term
 
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -306,7 +307,7 @@ def test_a_manifest_that_is_no_json_does_not_hide_the_reason(make_run):
 
 def test_reading_files_and_runs_imports_no_jax(make_run):
   code = (
-    "import sys; from tpv_jax.vectors import sources; sources.load(sys.argv[1])\n"
+    "import sys; from tpv_jax.formats import sources; sources.load(sys.argv[1])\n"
     "print({'jax', 'orbax', 'flax', 'tensorflow'} & set(sys.modules))"
   )
   result = subprocess.run(
