@@ -296,7 +296,7 @@ def prompts(task: str):
 
   All have one initial prompt, but for the tasks 'far' and 'ept_far'.
   """
-  from vectors import conftest as small
+  import prompt_fixtures as small
 
   if task.startswith("ept_"):
     initial = small._ept_initial(
@@ -327,7 +327,7 @@ def vector(path):
 
 def initial_prompt(path):
   """Writes an initial prompt of another seed than the runs have."""
-  from vectors import conftest as small
+  import prompt_fixtures as small
 
   from tpv_jax.vectors import store
 
@@ -338,7 +338,7 @@ def initial_prompt(path):
 def prompt_checkpoint(path):
   """Writes a prompt, or with 'ept' in its path EPT's parameters, as T5X checkpoints do."""
   import orbax.checkpoint as ocp
-  from vectors import conftest as small
+  import prompt_fixtures as small
 
   seed = int(path.name.rsplit("_", 1)[1])
   leaves = {"prompt": np.random.default_rng(seed).normal(size=(5, 16))}
@@ -440,7 +440,7 @@ def own_tasks(path):
 
 def own_run(path):
   """Writes an untrained run whose prompts have the width of the tiny T5s."""
-  from vectors import conftest as small
+  import prompt_fixtures as small
 
   from tpv_jax.vectors import store
 

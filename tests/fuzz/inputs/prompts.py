@@ -68,9 +68,9 @@ def _make_prompt() -> None:
 
 def factors(seed: int) -> dict[str, np.ndarray]:
   """Returns the parameters of a small EPT prompt."""
-  from vectors import conftest
+  import prompt_fixtures
 
-  return conftest._ept_leaves(np.random.default_rng(seed))
+  return prompt_fixtures._ept_leaves(np.random.default_rng(seed))
 
 
 def _make_factors() -> None:
