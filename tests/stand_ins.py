@@ -77,7 +77,7 @@ def parse(module: str, arguments: list[str]) -> int:
 
   from tpv_jax import cli
   from tpv_jax.core import errors
-  from tpv_jax.runner import command_line
+  from tpv_jax.settings import command_line
 
   if module.startswith(("t5x.", "tpv_jax.t5x.")):
     return _check_names(arguments)
@@ -133,7 +133,7 @@ def _refuse(parser, message):
 
 def _check_names(arguments: list[str]) -> int:
   """Returns 0 if the gin files of a call exist and define the macros that it binds."""
-  from tpv_jax.runner import gin_files
+  from tpv_jax.settings import gin_files
 
   texts, left = (
     [],

@@ -13,7 +13,7 @@ import re
 
 import pytest
 
-from tpv_jax.runner import gin_files
+from tpv_jax.settings import gin_files
 
 SURFACE = json.loads(pathlib.Path(__file__).with_name("gin_surface.json").read_text())
 

@@ -12,7 +12,7 @@ import pytest
 from tpv_jax import optimizers
 from tpv_jax.core.errors import UserError
 from tpv_jax.prompts import equations
-from tpv_jax.runner import gin_files
+from tpv_jax.settings import gin_files
 
 
 def follow(transform, learning_rate, gradients, start):

@@ -21,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs `runner.ablation.ablation` as gin says; returns the exit code."""
   import gin
 
-  from tpv_jax.runner import ablation, command_line
+  from tpv_jax.runner import ablation
+  from tpv_jax.settings import command_line
 
   argv = sys.argv[1:] if argv is None else argv
   return command_line.main(

@@ -24,7 +24,8 @@ EXAMPLES = """\
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs `runner.evaluation.evaluate` as gin says; returns the exit code."""
-  from tpv_jax.runner import command_line, evaluation
+  from tpv_jax.runner import evaluation
+  from tpv_jax.settings import command_line
 
   return command_line.main(
     evaluation.evaluate,

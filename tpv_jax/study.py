@@ -16,7 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs `runner.study.study` as gin says; returns the exit code."""
   import gin
 
-  from tpv_jax.runner import command_line, study
+  from tpv_jax.runner import study
+  from tpv_jax.settings import command_line
 
   return command_line.main(
     study.study,

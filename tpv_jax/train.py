@@ -22,7 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs `runner.training.train` as gin says; returns the exit code."""
   import gin
 
-  from tpv_jax.runner import command_line, training
+  from tpv_jax.runner import training
+  from tpv_jax.settings import command_line
 
   return command_line.main(
     training.train,

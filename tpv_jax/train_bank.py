@@ -21,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs `runner.bank.train_bank` as gin says; returns the exit code."""
   import gin
 
-  from tpv_jax.runner import bank, command_line
+  from tpv_jax.runner import bank
+  from tpv_jax.settings import command_line
 
   return command_line.main(
     bank.train_bank,

@@ -10,7 +10,7 @@ from tpv_jax.cli import tasks
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import exported
 from tpv_jax.data.registry import DEFINITIONS
-from tpv_jax.runner import gin_files
+from tpv_jax.settings import gin_files
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ from tpv_jax.backbones import loading
 from tpv_jax.backbones.t5 import network
 from tpv_jax.data import vocabularies
 from tpv_jax.embedded import lexicon, suite
-from tpv_jax.runner import gin_files
+from tpv_jax.settings import gin_files
 
 HERE = pathlib.Path(embedded.__file__).parent
 

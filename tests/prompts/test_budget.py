@@ -13,7 +13,7 @@ from hypothesis import strategies
 from tpv_jax import cli
 from tpv_jax.core.errors import UserError
 from tpv_jax.prompts import budget, ept, plain
-from tpv_jax.runner import command_line, gin_files
+from tpv_jax.settings import command_line, gin_files
 
 FOLDER = pathlib.Path(__file__).parents[2] / "gin_configs" / "prompts"
 

@@ -19,9 +19,10 @@ from tpv_jax import train_bank
 from tpv_jax.core.errors import UserError
 from tpv_jax.formats import sources
 from tpv_jax.prompts import initial
-from tpv_jax.runner import bank, gin_files, training
+from tpv_jax.runner import bank, training
 from tpv_jax.runner.run_folder import RunFolder
 from tpv_jax.runner.task_data import TaskData
+from tpv_jax.settings import gin_files
 
 COUNT = 3
 START = functools.partial(initial.sampled_vocabulary, length=4)

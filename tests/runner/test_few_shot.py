@@ -16,9 +16,10 @@ from tpv_jax.data import few_shot as sampling
 from tpv_jax.data import tasks
 from tpv_jax.embedded import suite
 from tpv_jax.prompts import initial
-from tpv_jax.runner import few_shot, few_shot_report, gin_files
+from tpv_jax.runner import few_shot, few_shot_report
 from tpv_jax.runner.evaluation import Evaluator
 from tpv_jax.runner.task_data import TaskData
+from tpv_jax.settings import gin_files
 from tpv_jax.vectors import store
 
 

@@ -19,8 +19,9 @@ from tpv_jax.data.batches import Tokenized
 from tpv_jax.data.tasks import Example, Task
 from tpv_jax.embedded import suite
 from tpv_jax.formats import sources
-from tpv_jax.runner import gin_files, report, study
+from tpv_jax.runner import report, study
 from tpv_jax.runner.evaluator import Evaluator, Result
+from tpv_jax.settings import gin_files
 from tpv_jax.vectors import algebra, store
 from tpv_jax.vectors.provenance import Provenance, Term
 

@@ -72,7 +72,7 @@ def network():
   import gin
 
   from tpv_jax.backbones.t5.network import Transformer
-  from tpv_jax.runner import gin_files
+  from tpv_jax.settings import gin_files
 
   gin_files.parse(["gin_configs/backbones/embedded.gin"])
   made = gin.get_configurable(Transformer)()

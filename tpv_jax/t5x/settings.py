@@ -2,7 +2,7 @@
 
 T5X has gin parse the files and lock its configuration. Just before it is locked they are
 parsed once more by `gin_files`, which knows whose each setting is and where it stands,
-and `runner.settings` refuses what nothing reads, what is missing and what is of another
+and `settings.refusals` refuses what nothing reads, what is missing and what is of another
 kind. So a mistake costs one line, before anything is built or written. Nothing of T5X is
 imported.
 """
@@ -22,7 +22,8 @@ from tpv_jax import t5x
 from tpv_jax.core.checks import Lengths, Seed, Size, Steps, StepsOrNone
 from tpv_jax.core.errors import UserError
 from tpv_jax.devices import processes
-from tpv_jax.runner import gin_files, run_folder, settings
+from tpv_jax.runner import run_folder
+from tpv_jax.settings import gin_files, refusals
 
 COMMANDS = ("train", "evaluate", "infer")
 """The functions of T5X that gin configures, one in each of its commands."""
@@ -127,7 +128,7 @@ def check(
     What to tell of settings that are left aside.
 
   Raises:
-    UserError: see `gin_files.parse` and `runner.settings.check`. Where T5X's own files
+    UserError: see `gin_files.parse` and `settings.refusals.check`. Where T5X's own files
       call something otherwise, the error says what to write.
   """
   try:
@@ -137,8 +138,8 @@ def check(
     raise UserError(" ".join([str(error), *known])) from error
   _refuse_a_mixtures_name(found)
   _refuse_what_is_not_here(found)
-  lines = settings.check(entry, found, others=_OF_T5X, instead=INSTEAD)
-  settings.forget_unread(
+  lines = refusals.check(entry, found, others=_OF_T5X, instead=INSTEAD)
+  refusals.forget_unread(
     entry, found
   )  # Or config.gin, which T5X writes, would have it.
   return lines

@@ -18,8 +18,8 @@ from gin import config
 
 from tpv_jax.core import checks
 from tpv_jax.core.errors import UserError, near_misses
-from tpv_jax.runner import gin_files
-from tpv_jax.runner.gin_files import MACRO, Key, Setting, Settings
+from tpv_jax.settings import gin_files
+from tpv_jax.settings.gin_files import MACRO, Key, Setting, Settings
 
 SUBJECTS = {
   *("TASK", "TASKS", "TASK_NAME", "TASK_NAMES", "TASK_MODULES", "TUNING_TASKS"),

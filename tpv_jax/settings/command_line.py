@@ -21,7 +21,7 @@ from tpv_jax.core.errors import (
   run_command,
 )
 from tpv_jax.devices import processes
-from tpv_jax.runner import gin_files, settings
+from tpv_jax.settings import gin_files, refusals
 
 _FLAGS = """\
 flags, spelled as T5X spells them:
@@ -77,7 +77,7 @@ def main(
           "command takes a file of gin_configs/runs."
         )
     given = gin_files.parse(flags.gin_file, flags.gin_bindings, search_paths)
-    for line in settings.check(function, given, arguments):
+    for line in refusals.check(function, given, arguments):
       if not flags.process_index:
         print(line, file=sys.stderr)
     processes.keep_compiled_programs()

@@ -11,7 +11,7 @@ from tpv_jax import infer as infer_command
 from tpv_jax import study as study_command
 from tpv_jax import train as train_command
 from tpv_jax import train_bank as train_bank_command
-from tpv_jax.runner import gin_files
+from tpv_jax.settings import gin_files
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 EMBEDDED = "--gin_file=gin_configs/runs/embedded.gin"

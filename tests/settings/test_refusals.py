@@ -10,16 +10,8 @@ import pytest
 
 from tpv_jax.core import checks
 from tpv_jax.core.errors import UserError
-from tpv_jax.runner import (
-  ablation,
-  bank,
-  evaluation,
-  few_shot,
-  gin_files,
-  settings,
-  study,
-  training,
-)
+from tpv_jax.runner import ablation, bank, evaluation, few_shot, study, training
+from tpv_jax.settings import gin_files, refusals
 
 RUNS = "gin_configs/runs/"
 TASK = ("TASK_NAME='topic'", "RUN_DIR='r'")
@@ -59,7 +51,7 @@ def checked(tmp_path):
     arguments = ("config", "command")
     return [
       line.replace(f"{tmp_path}/", "")
-      for line in settings.check(entry, parsed, arguments)
+      for line in refusals.check(entry, parsed, arguments)
     ]
 
   return check
@@ -394,12 +386,12 @@ def test_macros_in_a_librarys_own_files_that_nothing_reads_are_none_of_the_users
   (tmp_path / "a_library" / "configs" / "own.gin").write_text("DROPOUT = 0.1\n")
   monkeypatch.syspath_prepend(tmp_path)
   files = ["a_library/configs/own.gin", f"{RUNS}embedded.gin"]
-  settings.check(training.train, gin_files.parse(files, TASK, libraries=["a_library"]))
+  refusals.check(training.train, gin_files.parse(files, TASK, libraries=["a_library"]))
   with pytest.raises(UserError, match=r"DROPOUT .*is read by nothing"):
-    settings.check(training.train, gin_files.parse(files, TASK))
+    refusals.check(training.train, gin_files.parse(files, TASK))
   found = gin_files.parse([*files], [*TASK, "DROPOUT=0.2"], libraries=["a_library"])
   with pytest.raises(UserError, match=r"DROPOUT \(--gin\) is read by nothing"):
-    settings.check(training.train, found)
+    refusals.check(training.train, found)
 
 
 def test_what_a_module_decorates_for_gin_reads_its_settings_whoever_calls_it(
@@ -417,7 +409,7 @@ def test_a_name_that_means_something_elsewhere_is_refused_with_what_to_write():
   instead = {"Trainer.steps": "Write STEPS.", "MODEL_DIR": "Write RUN_DIR."}
   found = gin_files.parse([f"{RUNS}embedded.gin"], [*TASK, "MODEL_DIR='m'"])
   with pytest.raises(UserError, match=r"that this command runs\. Write RUN_DIR\.$"):
-    settings.check(training.train, found, instead=instead)
+    refusals.check(training.train, found, instead=instead)
 
 
 def test_the_parameters_of_other_packages_are_held_to_what_they_may_be(
@@ -432,7 +424,7 @@ def test_the_parameters_of_other_packages_are_held_to_what_they_may_be(
   monkeypatch.syspath_prepend(tmp_path)
   files = [f"{RUNS}embedded.gin", str(tmp_path / "mine.gin")]
   others = {f"{name}.pad": {"rows": checks.Size}}
-  settings.check(training.train, gin_files.parse(files, TASK), others=others)
+  refusals.check(training.train, gin_files.parse(files, TASK), others=others)
   found = gin_files.parse(files, [*TASK, "ROWS=-1"])
   with pytest.raises(UserError, match=r"ROWS is -1; it must be a whole number of at"):
-    settings.check(training.train, found, others=others)
+    refusals.check(training.train, found, others=others)

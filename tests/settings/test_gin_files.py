@@ -8,7 +8,7 @@ import gin
 import pytest
 
 from tpv_jax.core.errors import UserError
-from tpv_jax.runner import gin_files
+from tpv_jax.settings import gin_files
 
 FOLDER = pathlib.Path(__file__).parents[2] / "gin_configs"
 
