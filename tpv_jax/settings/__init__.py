@@ -1,4 +1,4 @@
-"""What the user sets: gin files and bindings read, and refused by name where nothing reads them.
+"""What the user sets: gin files and bindings, refused by name where nothing reads them.
 
-The only room, with `t5x`, that imports gin.
+The only room, with `cli` and `t5x`, that imports gin.
 """
