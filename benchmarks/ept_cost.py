@@ -17,13 +17,12 @@ import jax
 import numpy as np
 import record
 
-from tpv_jax import optimizers
 from tpv_jax.backbones.t5 import network, sizes
 from tpv_jax.core import files
 from tpv_jax.core.errors import ArgumentParser, at_least, run_command
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import budget, ept, plain
-from tpv_jax.runner import cost
+from tpv_jax.training import cost, optimizers
 
 EXAMPLES = """\
 examples:

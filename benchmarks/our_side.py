@@ -45,7 +45,7 @@ def stand_in_for_clu() -> None:
 
 
 def stand_in_for_tqdm() -> None:
-  """Gives `tpv_jax.runner.evaluator` a progress bar that shows nothing, if none is there."""
+  """Gives `evaluation.evaluator` a progress bar that shows nothing, if none is there."""
   try:
     import tqdm  # noqa: F401
   except ModuleNotFoundError:
@@ -71,16 +71,16 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
-from tpv_jax import optimizers  # noqa: E402
 from tpv_jax.backbones.t5 import network  # noqa: E402
+from tpv_jax.banks import bank_steps  # noqa: E402
 from tpv_jax.core import identity  # noqa: E402
 from tpv_jax.data import batches, packing  # noqa: E402
 from tpv_jax.devices import partitioning, processes  # noqa: E402
+from tpv_jax.evaluation.evaluator import Evaluator  # noqa: E402
 from tpv_jax.model import SoftPromptModel  # noqa: E402
 from tpv_jax.prompts import plain  # noqa: E402
-from tpv_jax.runner import bank_steps  # noqa: E402
-from tpv_jax.runner import steps as solo_steps  # noqa: E402
-from tpv_jax.runner.evaluator import Evaluator  # noqa: E402
+from tpv_jax.training import optimizers  # noqa: E402
+from tpv_jax.training import steps as solo_steps  # noqa: E402
 
 TRAINED = "prompt/prompt"
 

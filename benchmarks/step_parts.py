@@ -1,6 +1,6 @@
 """Measures what each part of the fast training step brings, one changed at a time.
 
-A step is the runner's own (`runner.steps`): forward, backward and AdamW's update of a
+A step is the runner's own (`training.steps`): forward, backward and AdamW's update of a
 prompt of P tokens before random sources without padding; the backbone has random
 weights. Each variant changes one thing of the step as it is; all take turns in one
 process, and the ratio is taken within a round. Memory and flops are what the compiled
@@ -24,14 +24,13 @@ import record
 from jax.sharding import Mesh
 
 from tpv_jax import model as model_lib
-from tpv_jax import optimizers
 from tpv_jax.backbones.t5 import network, sizes
 from tpv_jax.core import files, identity
 from tpv_jax.core.errors import ArgumentParser, UserError, at_least, run_command
 from tpv_jax.data import batches
 from tpv_jax.devices import partitioning, processes
 from tpv_jax.prompts import plain
-from tpv_jax.runner import steps
+from tpv_jax.training import optimizers, steps
 
 EXAMPLES = """\
 examples:

@@ -89,11 +89,11 @@ class Tiny:
     import jax
     import numpy as np
 
-    from tpv_jax import optimizers
     from tpv_jax.backbones import loading
     from tpv_jax.backbones.t5 import network
     from tpv_jax.core import identity
     from tpv_jax.data import tasks, vocabularies
+    from tpv_jax.training import optimizers
 
     words = [f"word{i}" for i in range(29)]
     self.vocabulary = vocabularies.WordVocabulary(words)
@@ -135,9 +135,9 @@ class Tiny:
 
   def model(self, prompt="plain", optimizer=None, trainable="prompt/.*", **parts):
     """Returns a model with the prompt 'plain', 'ept' (with other `parts`) or None."""
-    from tpv_jax import optimizers
     from tpv_jax.model import SoftPromptModel
     from tpv_jax.prompts import ept, plain
+    from tpv_jax.training import optimizers
 
     sizes = {"length": 3, "source_length": 8, "rank": 2, "fusion_width": 2, "spaces": 2}
     prompts = {
@@ -155,7 +155,7 @@ class Tiny:
     )
 
   def data(self, batch_size=8, seed=0):
-    from tpv_jax.runner.task_data import TaskData
+    from tpv_jax.training.task_data import TaskData
 
     return TaskData(self.task, self.vocabulary, self.lengths, batch_size, seed)
 
@@ -163,8 +163,7 @@ class Tiny:
     """Runs 20 steps, by default with the plain prompt; 'ept' is `ept_model`."""
     import functools
 
-    from tpv_jax.prompts import initial
-    from tpv_jax.runner import training
+    from tpv_jax.training import initial, training
 
     defaults = {
       "total_steps": 20,

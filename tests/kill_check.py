@@ -42,10 +42,12 @@ from conftest import Tiny  # noqa: E402
 # Imported once, here, for all processes; no device is asked for before they fork.
 from tpv_jax import cli  # noqa: E402
 from tpv_jax.backbones import loading  # noqa: E402
+from tpv_jax.banks import bank  # noqa: E402
 from tpv_jax.core import errors, identity  # noqa: E402
-from tpv_jax.prompts import initial  # noqa: E402
-from tpv_jax.runner import bank, evaluation, few_shot, study  # noqa: E402
-from tpv_jax.runner.task_data import TaskData  # noqa: E402
+from tpv_jax.evaluation import evaluation  # noqa: E402
+from tpv_jax.studies import few_shot, study  # noqa: E402
+from tpv_jax.training import initial  # noqa: E402
+from tpv_jax.training.task_data import TaskData  # noqa: E402
 
 IN_A_ROW = 4
 VOLATILE = ("seconds", "seconds_since_start", "recompiled", "date", "work")

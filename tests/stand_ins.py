@@ -107,7 +107,9 @@ class Reached(Exception):
 
 def begin(module: str, arguments: list[str]) -> int:
   """Runs a command with gin files up to where its work begins; returns its exit code."""
-  from tpv_jax.runner import bank, evaluation, training
+  from tpv_jax.banks import bank
+  from tpv_jax.evaluation import evaluation
+  from tpv_jax.training import training
 
   def work(*_, **__):
     raise Reached

@@ -228,8 +228,8 @@ def test_the_settings_in_the_headers_of_gin_files_are_read(
 
 IMPORTS = """\
 from __gin__ import dynamic_registration
-from tpv_jax import optimizers
+from tpv_jax.training import optimizers
 from tpv_jax.embedded import suite
-from tpv_jax.prompts import initial
-from tpv_jax.runner import bank
-from tpv_jax.runner import task_data"""
+from tpv_jax.training import initial
+from tpv_jax.banks import bank
+from tpv_jax.training import task_data"""

@@ -13,13 +13,13 @@ import pytest
 from clu import metrics as clu_metrics
 from flax.linen import partitioning as flax_partitioning
 
-from tpv_jax import model, optimizers
+from tpv_jax import model
 from tpv_jax.backbones.t5 import network
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.devices import partitioning
 from tpv_jax.prompts import ept, equations, plain
-from tpv_jax.runner import steps
+from tpv_jax.training import optimizers, steps
 
 ROUNDING = 1e-5
 """fp32 against NumPy in fp64, sums of a few terms near 3."""
@@ -141,7 +141,7 @@ def test_importing_the_model_loads_neither_seqio_nor_tensorflow_nor_t5x():
   code = (
     "import sys; from tpv_jax import model; from tpv_jax.devices import partitioning; "
     "from tpv_jax.backbones import loading; from tpv_jax.backbones.t5 import sizes; "
-    "from tpv_jax.prompts import initial; "
+    "from tpv_jax.training import initial; "
     "print(sorted({'seqio', 'tensorflow', 't5x', 'torch'} & set(sys.modules)))"
   )
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

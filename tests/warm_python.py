@@ -70,7 +70,10 @@ def serve(address: str) -> None:
   import rich.table
 
   from tpv_jax import cli
-  from tpv_jax.runner import ablation, bank, evaluation, few_shot, study, training
+  from tpv_jax.banks import bank
+  from tpv_jax.evaluation import evaluation
+  from tpv_jax.studies import ablation, few_shot, study
+  from tpv_jax.training import training
 
   loaded = matplotlib.figure, orbax.checkpoint, rich.table, cli, ablation, bank
   loaded += evaluation, few_shot, study, training

@@ -18,11 +18,11 @@ EXAMPLES = """\
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs `runner.ablation.ablation` as gin says; returns the exit code."""
+  """Runs `studies.ablation.ablation` as gin says; returns the exit code."""
   import gin
 
-  from tpv_jax.runner import ablation
   from tpv_jax.settings import command_line
+  from tpv_jax.studies import ablation
 
   argv = sys.argv[1:] if argv is None else argv
   return command_line.main(

@@ -23,8 +23,8 @@ EXAMPLES = """\
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs `runner.evaluation.evaluate` as gin says; returns the exit code."""
-  from tpv_jax.runner import evaluation
+  """Runs `evaluation.evaluation.evaluate` as gin says; returns the exit code."""
+  from tpv_jax.evaluation import evaluation
   from tpv_jax.settings import command_line
 
   return command_line.main(

@@ -16,11 +16,11 @@ EXAMPLES = """\
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs `runner.few_shot.compare_starts` as gin says; returns the exit code."""
+  """Runs `studies.few_shot.compare_starts` as gin says; returns the exit code."""
   import gin
 
-  from tpv_jax.runner import few_shot
   from tpv_jax.settings import command_line
+  from tpv_jax.studies import few_shot
 
   argv = sys.argv[1:] if argv is None else argv
   return command_line.main(

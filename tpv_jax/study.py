@@ -13,11 +13,11 @@ EXAMPLES = """\
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs `runner.study.study` as gin says; returns the exit code."""
+  """Runs `studies.study.study` as gin says; returns the exit code."""
   import gin
 
-  from tpv_jax.runner import study
   from tpv_jax.settings import command_line
+  from tpv_jax.studies import study
 
   return command_line.main(
     study.study,

@@ -19,11 +19,11 @@ EXAMPLES = """\
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs `runner.training.train` as gin says; returns the exit code."""
+  """Runs `training.training.train` as gin says; returns the exit code."""
   import gin
 
-  from tpv_jax.runner import training
   from tpv_jax.settings import command_line
+  from tpv_jax.training import training
 
   return command_line.main(
     training.train,

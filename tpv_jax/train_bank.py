@@ -18,10 +18,10 @@ EXAMPLES = """\
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs `runner.bank.train_bank` as gin says; returns the exit code."""
+  """Runs `banks.bank.train_bank` as gin says; returns the exit code."""
   import gin
 
-  from tpv_jax.runner import bank
+  from tpv_jax.banks import bank
   from tpv_jax.settings import command_line
 
   return command_line.main(

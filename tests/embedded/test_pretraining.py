@@ -6,7 +6,7 @@ import pytest
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import vocabularies
 from tpv_jax.embedded import grammar, lexicon, pretraining, suite
-from tpv_jax.runner.task_data import TrainingData
+from tpv_jax.training.task_data import TrainingData
 
 LENGTHS = {"inputs": 32, "targets": 4}
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpv_jax import cli, optimizers
+from tpv_jax import cli
 from tpv_jax.backbones import decoding
 from tpv_jax.backbones.t5 import network
 from tpv_jax.core import identity
@@ -30,7 +30,7 @@ from tpv_jax.devices import partitioning
 from tpv_jax.formats import hugging_face, peft, sources
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import ept, equations, plain
-from tpv_jax.runner import steps
+from tpv_jax.training import optimizers, steps
 from tpv_jax.vectors import store
 
 FOLDER = hf_references.FOLDER

@@ -18,10 +18,11 @@ from tpv_jax.backbones import loading
 from tpv_jax.core import files, identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import text_files, vocabularies
+from tpv_jax.evaluation import evaluation
 from tpv_jax.formats import sources
 from tpv_jax.io import orbax
-from tpv_jax.runner import evaluation, run_folder
-from tpv_jax.runner.run_folder import RunFolder
+from tpv_jax.runs import run_folder
+from tpv_jax.runs.run_folder import RunFolder
 from tpv_jax.t5x import saving
 from tpv_jax.vectors import store
 from tpv_jax.vectors.provenance import Provenance, Term

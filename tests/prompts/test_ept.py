@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpv_jax import model, optimizers
+from tpv_jax import model
 from tpv_jax.backbones.t5 import network
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
-from tpv_jax.prompts import ept, equations, initial, plain
+from tpv_jax.prompts import ept, equations, plain
+from tpv_jax.training import initial, optimizers
 from tpv_jax.vectors.algebra import Loaded
 from tpv_jax.vectors.provenance import Provenance
 

@@ -42,8 +42,8 @@ def clean_gin():
     ("import broken\n", "mine.gin:1: NameError: name 'undefined' is not defined"),
     ("import leaving\n", "mine.gin:1: SystemExit: 3"),
     (
-      "from tpv_jax.runner import trainning\n",
-      "no module 'tpv_jax.runner.trainning'. Did you mean 'training'",
+      "from tpv_jax.training import trainning\n",
+      "no module 'tpv_jax.training.trainning'. Did you mean 'training'",
     ),
     ("from __gin__ import dynamic\n", "mine.gin:1: Unrecognized __gin__ feature"),
     ("training.train.total_steps = 1\n", "mine.gin:2: .*'from tpv_jax.+ training'"),
@@ -59,7 +59,7 @@ def test_a_broken_file_is_one_line_with_its_place(tmp_path, monkeypatch, text, m
     text = f"from __gin__ import dynamic_registration\n{text}"
   if "evaluation" in text:
     text = (
-      "from __gin__ import dynamic_registration\nfrom tpv_jax.runner import evaluation\n"
+      "from __gin__ import dynamic_registration\nfrom tpv_jax.evaluation import evaluation\n"
       + text
     )
   (tmp_path / "folder").mkdir()

@@ -8,10 +8,13 @@ import re
 import gin
 import pytest
 
+from tpv_jax.banks import bank
 from tpv_jax.core import checks
 from tpv_jax.core.errors import UserError
-from tpv_jax.runner import ablation, bank, evaluation, few_shot, study, training
+from tpv_jax.evaluation import evaluation
 from tpv_jax.settings import gin_files, refusals
+from tpv_jax.studies import ablation, few_shot, study
+from tpv_jax.training import training
 
 RUNS = "gin_configs/runs/"
 TASK = ("TASK_NAME='topic'", "RUN_DIR='r'")
@@ -255,9 +258,9 @@ def test_what_a_file_names_the_run_does_not_reach_need_not_be_given(checked):
   mine = (
     "from __gin__ import dynamic_registration\n"
     "from tpv_jax.embedded import suite\n"
-    "from tpv_jax.runner import bank\n"
+    "from tpv_jax.banks import bank\n"
     "ENTRIES = [@one/bank.Entry()]\n"
-    "from tpv_jax.runner import task_data\n"
+    "from tpv_jax.training import task_data\n"
     "bank.Entry.data = @task_data.TaskData()\n"
     "task_data.TaskData.task = %TASK\n"
     "task_data.TaskData.vocabulary = %VOCABULARY\n"

@@ -41,8 +41,8 @@ class _Parts:
   """A model with T5X's partitioner, initialiser and trainer around it."""
 
   def __init__(self, tiny, tiny_file, model_dir, model=None, backbone=None, **settings):
-    from tpv_jax.prompts import initial
     from tpv_jax.t5x import mesh, restoring
+    from tpv_jax.training import initial
 
     self.model = model or t5x_model(tiny.model())
     length = settings.pop("length", self.model.prompt.length)

@@ -5,7 +5,6 @@ import jax
 import numpy as np
 import pytest
 
-from tpv_jax import optimizers
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.formats import sources
@@ -14,6 +13,7 @@ from tpv_jax.prompts import plain
 from tpv_jax.t5x import saving
 from tpv_jax.t5x.bank import Bank, Member
 from tpv_jax.t5x.optimizer import TransformationOptimizer
+from tpv_jax.training import optimizers
 
 RATE = optimizers.constant(0.3)
 RATES = {"prompt": 1.0, "low_rank": 0.02, "fusion": 0.1, "spaces": 0.1}

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 import pytest
 
-from tpv_jax import optimizers
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import vocabularies
@@ -24,6 +23,7 @@ from tpv_jax.formats import sources
 from tpv_jax.t5x import bank, saving
 from tpv_jax.t5x.bank import Bank, Member
 from tpv_jax.t5x.optimizer import TransformationOptimizer
+from tpv_jax.training import optimizers
 from tpv_jax.vectors.provenance import Term
 
 BATCH = 8

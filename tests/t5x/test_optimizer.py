@@ -7,10 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from tpv_jax import optimizers
 from tpv_jax.core import identity
 from tpv_jax.prompts import equations
 from tpv_jax.t5x import optimizer
+from tpv_jax.training import optimizers
 
 RATE = 0.3
 

@@ -9,15 +9,15 @@ import jax
 import numpy as np
 import pytest
 
-from tpv_jax import optimizers
 from tpv_jax.backbones import conversion, loading
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import vocabularies
 from tpv_jax.formats import sources
 from tpv_jax.io import orbax
-from tpv_jax.prompts import ept, equations, initial, plain
+from tpv_jax.prompts import ept, equations, plain
 from tpv_jax.t5x import saving
+from tpv_jax.training import initial, optimizers
 from tpv_jax.vectors import algebra, store
 
 RATE = 0.3

@@ -17,17 +17,17 @@ import numpy as np
 import optax
 import pytest
 
-from tpv_jax import optimizers
 from tpv_jax.backbones import loading
 from tpv_jax.core import identity
 from tpv_jax.data import vocabularies
 from tpv_jax.devices import partitioning
 from tpv_jax.embedded import suite
+from tpv_jax.evaluation import evaluation
 from tpv_jax.formats import sources
 from tpv_jax.model import SoftPromptModel
-from tpv_jax.prompts import ept, initial, plain
-from tpv_jax.runner import evaluation, steps, task_data
+from tpv_jax.prompts import ept, plain
 from tpv_jax.t5x.optimizer import TransformationOptimizer
+from tpv_jax.training import initial, optimizers, steps, task_data
 from tpv_jax.vectors import algebra, store
 
 TASK = "sentiment"
@@ -245,8 +245,8 @@ def evaluated_by_t5x(embedded_parts, tmp_path):
 def test_a_prompt_trained_by_either_is_evaluated_by_the_other(
   embedded_parts, evaluated_by_t5x, kind, embedded, data, tmp_path, trained_by
 ):
-  from tpv_jax.runner import training
   from tpv_jax.t5x import saving
+  from tpv_jax.training import training
 
   adamw, rate, count = optimizers.adamw(), optimizers.constant(0.3), 20
   if trained_by == "standalone":

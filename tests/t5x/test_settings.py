@@ -12,7 +12,7 @@ import pytest
 
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import sources
-from tpv_jax.runner import run_folder
+from tpv_jax.runs import run_folder
 from tpv_jax.t5x import settings
 
 T5X = "gin_configs/t5x/"

@@ -15,10 +15,10 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from tpv_jax import optimizers
 from tpv_jax.backbones import loading
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import vocabularies
+from tpv_jax.training import optimizers
 
 LENGTHS = {"inputs": 64, "targets": 16}
 VOCABULARY_SIZE = 300

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from tpv_jax import optimizers
+from tpv_jax.training import optimizers
 
 
 @pytest.fixture

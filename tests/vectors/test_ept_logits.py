@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tpv_jax.evaluation import candidates
 from tpv_jax.formats import sources
-from tpv_jax.runner import candidates
 from tpv_jax.vectors import algebra, store
 
 ALPHA, LONGEST, WIDTH = 8.0, 8, 16

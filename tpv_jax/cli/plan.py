@@ -163,8 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _print_plan(flags: argparse.Namespace) -> None:
   from rich.table import Column, Table
 
+  from tpv_jax.banks import memory
   from tpv_jax.devices import partitioning
-  from tpv_jax.runner import memory
 
   data, _, model = flags.mesh.partition("x")
   if not (data.isdigit() and model.isdigit() and int(data) and int(model)):

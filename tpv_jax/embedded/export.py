@@ -24,7 +24,7 @@ def export(
   fingerprint names, whatever a reader computes in.
 
   Args:
-    run: a run folder of `runner.training.train` in which everything was trained.
+    run: a run folder of `training.training.train` in which everything was trained.
     output: the `.safetensors` file.
     name: of the backbone, for people.
     overwrite: whether an existing file may be replaced.

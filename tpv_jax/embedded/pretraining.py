@@ -91,7 +91,7 @@ class _Phase:
 class PretrainingData:
   """An endless row of batches, each a pure function of the seed and its step.
 
-  It has the members of `runner.task_data.TrainingData`, so the ordinary runner trains a
+  It has the members of `training.task_data.TrainingData`, so the ordinary runner trains a
   backbone on it.
   """
 

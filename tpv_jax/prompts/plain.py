@@ -13,13 +13,13 @@ from jaxtyping import Array, Float
 from tpv_jax.core.checks import Size, SizeOrNone, check_fields
 from tpv_jax.core.errors import UserError
 from tpv_jax.prompts.equations import Folded
-from tpv_jax.prompts.initial import Start
+from tpv_jax.training.initial import Start
 
 
 class Prompt(nn.Module):
   """One trainable matrix `prompt` [P, D] in fp32, and perhaps a `delta` [M, D].
 
-  Untold otherwise the prompt starts uniform in [-0.5, 0.5); `tpv_jax.prompts.initial`
+  Untold otherwise the prompt starts uniform in [-0.5, 0.5); `tpv_jax.training.initial`
   has the other starts, which need the embedding table.
 
   Attributes:

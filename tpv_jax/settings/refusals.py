@@ -63,7 +63,7 @@ class Call:
   @property
   def name(self) -> str:
     """How a user writes it: 'training.train'."""
-    return self.selector.removeprefix("tpv_jax.").split("runner.")[-1]
+    return ".".join(self.selector.split(".")[-2:])
 
   @property
   def shown(self) -> str:

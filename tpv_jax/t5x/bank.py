@@ -19,12 +19,12 @@ from clu import metrics as clu_metrics
 from flax.linen.partitioning import AxisMetadata
 from jaxtyping import Array, Float
 
+from tpv_jax.banks.grid import check_lists, name_of
 from tpv_jax.core.errors import UserError
 from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.model import PROMPT, Batch, Metrics, Params, SoftPromptModel
 from tpv_jax.prompts.equations import Folded
-from tpv_jax.runner.grid import check_lists, name_of
 from tpv_jax.t5x import tasks as tasks_of_t5x
 from tpv_jax.t5x.optimizer import TransformationOptimizer
 

@@ -27,17 +27,18 @@ from tpv_jax.core.checks import Seed
 from tpv_jax.core.errors import UserError
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.devices import processes
+from tpv_jax.evaluation import candidates
 from tpv_jax.formats import hugging_face
 from tpv_jax.io import orbax
 from tpv_jax.model import PROMPT, SoftPromptModel
-from tpv_jax.prompts import equations, initial, plain
+from tpv_jax.prompts import equations, plain
 from tpv_jax.prompts.equations import Folded
-from tpv_jax.prompts.initial import Initial, Which
-from tpv_jax.runner import candidates
 from tpv_jax.t5x import datasets, preemption, saving
 from tpv_jax.t5x.bank import Bank
 from tpv_jax.t5x.mesh import Partitioner
 from tpv_jax.t5x.optimizer import replace_leaves
+from tpv_jax.training import initial
+from tpv_jax.training.initial import Initial, Which
 from tpv_jax.vectors import algebra
 from tpv_jax.vectors.algebra import Loaded
 
@@ -78,7 +79,7 @@ class Initializer(utils.TrainStateInitializer):
         devices hold; of a `.safetensors` file or a folder of Hugging Face, all of it,
         leaf by leaf.
       vocabulary: checked against the backbone's.
-      initial_prompt: a function of `prompts.initial`; required to train a prompt.
+      initial_prompt: a function of `training.initial`; required to train a prompt.
       initial_seed: of the initial prompt.
       model_dir: the folder of a training run.
       output_dir: the folder of an evaluation or inference job.

@@ -25,7 +25,7 @@ from tpv_jax.core import files, identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.devices import processes
 from tpv_jax.model import PROMPT
-from tpv_jax.runner import run_folder, run_settings
+from tpv_jax.runs import run_folder, run_settings
 from tpv_jax.t5x.bank import Member
 from tpv_jax.vectors import store
 from tpv_jax.vectors.provenance import (

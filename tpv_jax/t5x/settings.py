@@ -22,7 +22,7 @@ from tpv_jax import t5x
 from tpv_jax.core.checks import Lengths, Seed, Size, Steps, StepsOrNone
 from tpv_jax.core.errors import UserError
 from tpv_jax.devices import processes
-from tpv_jax.runner import run_folder
+from tpv_jax.runs import run_folder
 from tpv_jax.settings import gin_files, refusals
 
 COMMANDS = ("train", "evaluate", "infer")

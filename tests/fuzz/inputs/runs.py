@@ -25,7 +25,7 @@ _STUDY = (
 
 def _without_compiling() -> None:
   """Has training in this process add 1 to the prompt instead of a compiled step."""
-  from tpv_jax.runner import steps, training
+  from tpv_jax.training import steps, training
 
   def loop(run, state, frozen, best, stop_requested):
     for step in range(int(state.step) + 1, run.total_steps + 1):
@@ -109,7 +109,8 @@ _BANK = (
 
 def _make_bank() -> None:
   from tpv_jax import train_bank
-  from tpv_jax.runner import bank, training
+  from tpv_jax.banks import bank
+  from tpv_jax.training import training
 
   _without_compiling()
   _keep_backbone()
@@ -170,7 +171,7 @@ def _check_bank() -> None:
 
 def _make_study() -> None:
   from tpv_jax import study
-  from tpv_jax.runner import report
+  from tpv_jax.studies import report
 
   _without_compiling()
   _keep_backbone()
@@ -183,7 +184,7 @@ def _make_study() -> None:
 
 def _answer_without_computing() -> None:
   """Has evaluation in this process score the first label highest and write nothing."""
-  from tpv_jax.runner import evaluator
+  from tpv_jax.evaluation import evaluator
 
   def score(self, requests):
     counts = [(len(rows), 1 if c is None else len(c)) for _, rows, c in requests]

@@ -18,8 +18,8 @@ _FILES = {
 # One task on the embedded backbone.
 from __gin__ import dynamic_registration
 from tpv_jax import model
-from tpv_jax import optimizers
-from tpv_jax.runner import training
+from tpv_jax.training import optimizers
+from tpv_jax.training import training
 include 'gin_configs/runs/embedded.gin'
 
 TASK_NAME = 'sentiment'
@@ -163,8 +163,10 @@ def stop_where_work_begins() -> None:
   import flax.linen  # noqa: F401 (so that no mutation pays for it)
 
   from tpv_jax.backbones import loading
+  from tpv_jax.banks import bank
   from tpv_jax.devices import partitioning
-  from tpv_jax.runner import bank, evaluator, training
+  from tpv_jax.evaluation import evaluator
+  from tpv_jax.training import training
 
   def reached(*_: object, **__: object) -> None:
     raise Reached

@@ -1,0 +1,280 @@
+"""The comparison of starts: its arithmetic by hand, and a tiny one from end to end."""
+
+import dataclasses
+import functools
+import json
+
+import gin
+import numpy as np
+import pytest
+
+from tpv_jax import few_shot as command
+from tpv_jax.backbones import loading
+from tpv_jax.core import identity
+from tpv_jax.core.errors import UserError
+from tpv_jax.data import few_shot as sampling
+from tpv_jax.data import tasks
+from tpv_jax.embedded import suite
+from tpv_jax.evaluation.evaluation import Evaluator
+from tpv_jax.settings import gin_files
+from tpv_jax.studies import few_shot, few_shot_report
+from tpv_jax.training import initial
+from tpv_jax.training.task_data import TaskData
+from tpv_jax.vectors import store
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny, tmp_path_factory):
+  """Of a comparison of one target on a random backbone: its numbers mean nothing."""
+  backbone = tmp_path_factory.mktemp("backbone") / "tiny.safetensors"
+  loading.save_backbone(backbone, identity.flatten(tiny.backbone.params), "tiny")
+  named = {
+    name: dataclasses.replace(tiny.task, name=name) for name in ("a", "b", "c", "d")
+  }
+  return {
+    "model": tiny.plain_model,
+    "backbone": str(backbone),
+    "source_tasks": [named["a"], named["b"], named["c"]],
+    "targets": [few_shot.Target(named["d"], "a", "b", "c", "Of copied words.")],
+    "vocabulary": tiny.vocabulary,
+    "lengths": tiny.lengths,
+    "initial_prompt": functools.partial(initial.sampled_vocabulary, length=4),
+    "learning_rate": tiny.schedule,
+    "shots": [0, 30],
+    "source_steps": 4,
+    "source_batch_size": 8,
+    "source_eval_period": 4,
+    "total_steps": 4,
+    "eval_period": 2,
+    "initial_seeds": (0, 1),
+    "coefficient": 0.5,
+    "validation_examples": 8,
+    "test_examples": 40,
+    "progress": False,
+  }
+
+
+@pytest.fixture(scope="module")
+def finished(arguments, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("few_shot") / "out"
+  results = few_shot.compare_starts(
+    **arguments, output_dir=folder, config=lambda: "x = 1\n", command="python -m x"
+  )
+  return folder, results
+
+
+def manifest(folder, name):
+  return json.loads((folder / "runs" / name / "manifest.json").read_text())
+
+
+def prompt(path):
+  return store.read(path)[0]["prompt"]
+
+
+def test_every_start_is_trained_on_every_target_number_and_initial_prompt(finished):
+  folder, results = finished
+  assert json.loads((folder / "results.json").read_text()) == results
+  assert len(list((folder / "runs").iterdir())) == 4 * 2
+  assert len(list((folder / "sources").iterdir())) == 3 * 2
+  assert list(results["scores"]) == ["0", "30"]
+  for starts in results["scores"].values():
+    assert list(starts) == list(few_shot.STARTS)
+    for by_target in starts.values():
+      assert {name: len(scores) for name, scores in by_target.items()} == {"d": 2}
+
+
+def test_the_starts_are_the_initial_prompt_plus_the_vectors_that_they_name(finished):
+  folder, _ = finished
+  for seed in (0, 1):
+    begin, moved = {}, {}
+    for name in ("a", "b", "c"):
+      run = folder / "sources" / f"{name}-{seed}"
+      begin[name] = prompt(run / "initial_prompt.safetensors")
+      moved[name] = prompt(run / "best_prompt.safetensors") - begin[name]
+    np.testing.assert_array_equal(begin["a"], begin["b"])
+    expected = {
+      "random": 0.0,
+      "related": moved["a"],
+      "sum": moved["a"] + moved["b"],
+      "unrelated": moved["c"],
+    }
+    for start, vector in expected.items():
+      run = folder / "runs" / f"d-{start}-30-{seed}"
+      np.testing.assert_allclose(
+        prompt(run / "initial_prompt.safetensors"),
+        begin["a"] + 0.5 * vector,
+        atol=1e-6,  # A few roundings of numbers of size 1 in fp32.
+      )
+
+
+def test_all_starts_see_one_sample_and_manifests_and_results_name_it(
+  finished, arguments
+):
+  folder, results = finished
+  task = arguments["targets"][0].task
+  for seed in (0, 1):
+    drawn = sampling.few_shot(task, 30, seed).examples("train")
+    assert results["samples"]["30"]["d"][seed] == tasks.digest(drawn)
+    for start in few_shot.STARTS:
+      data = manifest(folder, f"d-{start}-30-{seed}")["data"]
+      assert data["train_digest"] == tasks.digest(drawn)
+      assert data["batch_size"] == 8 and data["seed"] == seed
+      assert data["train"].startswith("30 examples")
+      assert data["validation"].startswith("8 examples")
+
+
+class Sums(Evaluator):
+  """A prompt's score is the sum of its numbers, more for more examples."""
+
+  def __init__(self):
+    pass
+
+  def tokenize(self, examples, what=None):
+    return len(examples)
+
+  def exact_matches(self, pairs):
+    return [float(leaves["prompt"].sum()) + 100 * test for leaves, test in pairs]
+
+
+def test_scores_are_of_the_best_prompts_and_of_the_starts_themselves(
+  finished, arguments, tiny
+):
+  folder, _ = finished
+  jobs = few_shot._jobs(
+    folder, arguments["targets"], (0, 1), arguments["initial_prompt"], 0.5
+  )
+  starts = few_shot._drawn(jobs, tiny.plain_model, tiny.backbone)
+  found = few_shot._scores(Sums(), jobs, [0, 30], 25, starts)
+  for start in few_shot.STARTS:
+    for number, which in (("30", "best"), ("0", "initial")):
+      expected = [
+        prompt(
+          folder / "runs" / f"d-{start}-30-{seed}" / f"{which}_prompt.safetensors"
+        ).sum()
+        + 2500
+        for seed in (0, 1)
+      ]
+      assert found[number][start]["d"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_report_has_its_tables_and_its_plot(finished, capsys):
+  folder, results = finished
+  few_shot_report.write(folder, results)
+  text = (folder / "report.md").read_text()
+  assert results["date"] in text and "python -m x" in text
+  for label in few_shot.STARTS.values():
+    assert text.count(f"| {label} |") >= 3
+  assert "batches of 8 for 30" in text and "P + 0.5 v" in text
+  assert "Of copied words. Related: a; the sum: a + b; unrelated: c." in text
+  assert (folder / "scores.png").read_bytes().startswith(b"\x89PNG")
+  assert (folder / "config.gin").read_text() == "x = 1\n"
+  assert "Report: " in capsys.readouterr().out
+
+
+def test_the_report_says_which_start_is_best_and_what_the_control_gains(finished):
+  _, results = finished
+
+  def scores(value):
+    return {"d": [value, value], "e": [value, value + 0.2]}
+
+  made_up = {"random": 0.1, "related": 0.3, "sum": 0.2, "unrelated": 0.4}
+  summary = few_shot.summarise({"5": {s: scores(v) for s, v in made_up.items()}})
+  assert summary["5"]["related"]["mean"] == pytest.approx(0.35)
+  text = few_shot_report.markdown({**results, "summary": summary})
+  assert (
+    "5 examples: an unrelated vector **45.0**, one related vector **35.0**, sum of two "
+    "vectors **25.0**, random **15.0**"
+  ) in text
+  assert "one related vector minus random: +20.0 ± 0.0 (4 : 0) at 5" in text
+  assert "sum of two vectors minus one related vector: -10.0 ± 0.0 (0 : 4) at 5" in text
+  assert "an unrelated vector minus random: +30.0 ± 0.0 (4 : 0) at 5" in text
+
+
+def test_a_second_call_trains_nothing_and_finds_the_same_scores(finished, arguments):
+  folder, results = finished
+  before = {p: p.stat().st_mtime_ns for p in folder.glob("*/*/*.safetensors")}
+  again = few_shot.compare_starts(**arguments, output_dir=folder)
+  assert again["scores"] == results["scores"]
+  assert again["curves"] == results["curves"]
+  assert before and before == {
+    p: p.stat().st_mtime_ns for p in folder.glob("*/*/*.safetensors")
+  }
+
+
+def test_curves_are_means_over_initial_prompts(finished):
+  folder, results = finished
+  values = []
+  for seed in (0, 1):
+    text = (folder / "runs" / f"d-sum-30-{seed}" / "metrics.jsonl").read_text()
+    for line in map(json.loads, text.splitlines()):
+      if line["kind"] == "validation" and line["step"] == 2:
+        values.append(line["exact_match"])
+  assert len(values) == 2
+  assert results["curves"]["30"]["sum"]["2"] == pytest.approx(np.mean(values))
+  assert list(results["curves"]["30"]["sum"]) == ["2", "4"]
+
+
+@pytest.mark.parametrize(
+  ("changed", "message"),
+  [
+    ({"shots": []}, r"SHOTS is \[\]"),
+    ({"shots": [2, 2]}, "Two numbers in SHOTS are '2'"),
+    ({"shots": [1001]}, "SHOTS is 1001"),
+    ({"shots": [41]}, "has 40 training examples, of which 41 were"),
+    ({"targets": []}, r"TARGETS is \[\]"),
+    ({"initial_seeds": (3,)}, r"at least two INITIAL_SEEDS \(now \[3\]\)"),
+    ({"test_examples": 0}, "test_examples is 0"),
+    ({"output_dir": "gs://bucket/x"}, "needs a folder of this machine"),
+  ],
+)
+def test_settings_that_compare_nothing_are_refused_before_anything_is_written(
+  arguments, tmp_path, changed, message
+):
+  folder = tmp_path / "out"
+  with pytest.raises(UserError, match=message):
+    few_shot.compare_starts(**{**arguments, "output_dir": folder, **changed})
+  assert not folder.exists()
+
+
+def test_sources_that_do_not_fit_their_targets_are_refused(arguments, tmp_path):
+  task = arguments["targets"][0].task
+
+  def refused(message, **changed):
+    with pytest.raises(UserError, match=message):
+      few_shot.compare_starts(**{**arguments, "output_dir": tmp_path / "x", **changed})
+
+  twice = [arguments["source_tasks"][0]] * 2
+  refused("Two source tasks are 'a'", source_tasks=twice)
+  refused("Two targets are 'd'", targets=[arguments["targets"][0]] * 2)
+  refused(
+    "the vector of 'aa', which is none of the sources a, b, c. Did you mean 'a'",
+    targets=[few_shot.Target(task, "aa", "b", "c")],
+  )
+  refused("one source in two roles", targets=[few_shot.Target(task, "a", "b", "a")])
+
+
+def test_the_command_refuses_a_folder_of_something_else(tmp_path, capsys):
+  (tmp_path / "mine.txt").write_text("mine")
+  flags = [
+    "--gin_file=gin_configs/runs/few_shot_embedded.gin",
+    f"--gin.OUTPUT_DIR='{tmp_path}'",
+    "--gin.SHOTS=[0]",  # So that no examples are made.
+  ]
+  assert command.main(flags) == 2
+  assert "holds no few-shot comparison of tpv_jax" in capsys.readouterr().err
+  assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_protocols_file_samples_the_task_and_sets_its_batch_size():
+  gin_files.parse(
+    ["gin_configs/runs/embedded.gin", "gin_configs/runs/few_shot.gin"],
+    ["TASK_NAME='topic'", "RUN_DIR='x'", "SHOTS=50", "SHOT_SEED=3"],
+  )
+  assert gin.query_parameter("%TRAIN_STEPS") == 1000
+  assert gin.query_parameter("%WARMUP_STEPS") == 500
+  assert gin.query_parameter("%EVAL_PERIOD") == 100
+  data = gin.get_configurable(TaskData)()
+  drawn = sampling.few_shot(suite.task("topic"), 50, 3)
+  assert data.batch_size == 8
+  assert data.describe()["train_digest"] == drawn.split_digest("train")
+  assert data.name == "topic_50shot_seed3"

@@ -1,0 +1,1 @@
+"""Banks: many prompts trained in one step on one frozen backbone."""

@@ -1,0 +1,289 @@
+"""The compiled parts of training a bank: many prompts at once on one frozen backbone.
+
+Each prompt's loss is the mean over its own target tokens; their sum is differentiated,
+and since no prompt's loss depends on another's parameters, each gets the gradient that
+it would get alone. The optimizer is `vmap`ped over the bank, so that clipping by a
+global norm, Adafactor's factored moments, schedules and weight decay act on each prompt
+alone, and a prompt without examples in a step keeps its parameters and its state
+(methods.md, end of section 5).
+"""
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Wrapped
+from jaxtyping import Array, Float
+
+from tpv_jax.backbones.t5.network import AnyArray
+from tpv_jax.core import identity
+from tpv_jax.core.errors import UserError
+from tpv_jax.data import packing
+from tpv_jax.data.batches import Features
+from tpv_jax.devices import partitioning, processes
+from tpv_jax.model import PROMPT, Batch, SoftPromptModel
+from tpv_jax.prompts.equations import Folded
+from tpv_jax.training.optimizers import LearningRate
+from tpv_jax.training.steps import (
+  Leaves,
+  TrainState,
+  descend,
+  fresh_state,
+  state_shardings,
+)
+
+
+@struct.dataclass
+class Sums:
+  """What the calls of one step add up to, by prompt.
+
+  Attributes:
+    gradient: of the summed losses, with respect to the folded prompts.
+    loss: [N] summed over target tokens, in nats.
+    counts: [N] by name, see `SoftPromptModel.bank_loss_sums`.
+  """
+
+  gradient: Folded
+  loss: Any
+  counts: Any
+
+
+class BankSteps(NamedTuple):
+  """The compiled functions of a bank, and where what they take lies.
+
+  The state's leaves, steps included, have a leading axis: the bank.
+  """
+
+  initialise: Wrapped  # (stacked trainable leaves) -> state
+  fold: Wrapped  # (stacked trainable leaves) -> Folded, [N, S, D] and [N, M, D]
+  zeros: Wrapped  # (folded) -> sums
+  accumulate: Wrapped  # (sums, folded, frozen, call) -> sums
+  update: Wrapped  # (state, sums, rates) -> (state, report by prompt)
+  measure: Wrapped  # (folded, frozen, call) -> sums by name and prompt
+  stacked: Mapping[str, NamedSharding]  # of the bank's leaves
+  state: TrainState  # of shardings
+  whole: NamedSharding  # of the folded prompts
+  by_prompt: NamedSharding  # of what each prompt has one of, such as a loss
+  frozen: Mapping[str, NamedSharding]
+  rows: NamedSharding  # of a call's features
+
+
+@functools.lru_cache(maxsize=32)
+def build(
+  model: SoftPromptModel,
+  learning_rate: LearningRate,
+  mesh: Mesh,
+  shard_bank: bool = False,
+) -> BankSteps:
+  """Returns the compiled steps; the same arguments give the same compiled functions.
+
+  Args:
+    model: with a trainable prompt; the bank's prompts all have its form.
+    learning_rate: step of a prompt, from 0, to learning rate.
+    mesh: of the devices.
+    shard_bank: cut the bank over the data axis too; its size must be a multiple of that
+      axis.
+
+  Raises:
+    UserError: the model has no prompt, trains something else, or has dropout.
+  """
+  layout = partitioning.layout(model, mesh)
+  trainable, frozen = model.split(identity.unflatten(layout.parameters))
+  if model.prompt is None or any(
+    not path.startswith(f"{PROMPT}/") for path in trainable
+  ):
+    raise UserError(
+      "A bank trains prompts on one frozen backbone. Give the model a prompt, and a "
+      f"'trainable' pattern that matches the prompt alone (now '{model.trainable}')."
+    )
+  if model.network.dropout_rate:
+    raise UserError(
+      "A bank trains without dropout: the prompts of a row would share its mask. Set "
+      "Transformer.dropout_rate to 0."
+    )
+  replicated = partitioning.replicated(mesh)
+  bank_axis = partitioning.DATA if shard_bank else None
+
+  def stack(sharding: NamedSharding) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(bank_axis, *sharding.spec))
+
+  one = functools.partial(fresh_state, model.optimizer_def)
+  shardings = jax.tree.map(
+    stack,
+    state_shardings(
+      model.optimizer_def, jax.eval_shape(one, trainable), trainable, replicated
+    ),
+  )
+  by_prompt = stack(replicated)
+  initialise = jax.vmap(one)
+
+  def fold(trainable: Leaves) -> Folded:
+    with partitioning.in_force(mesh, layout.rules):
+      return model.fold_bank(identity.unflatten(trainable)[PROMPT])
+
+  def zeros(folded: Folded) -> Sums:
+    none = jnp.zeros(len(folded.prompt), jnp.float32)
+    counts = ("target_tokens", "accuracy", "examples", "exact_match")
+    return Sums(jax.tree.map(jnp.zeros_like, folded), none, dict.fromkeys(counts, none))
+
+  def accumulate(sums: Sums, folded: Folded, frozen: Leaves, call: Batch) -> Sums:
+    def loss(folded: Folded) -> tuple[Float[Array, ""], tuple[Any, Any]]:
+      losses, counts = model.bank_loss_sums(folded, identity.unflatten(frozen), call)
+      return losses.sum(), (losses, counts)
+
+    with partitioning.in_force(mesh, layout.rules):
+      gradient, measured = jax.grad(loss, has_aux=True)(folded)
+    return jax.tree.map(jnp.add, sums, Sums(gradient, *measured))
+
+  def update(
+    state: TrainState, sums: Sums, rates: Float[Array, " N"]
+  ) -> tuple[TrainState, dict[str, Array]]:
+    counted = jnp.maximum(sums.counts["target_tokens"], 1.0)
+    _, pull_back = jax.vjp(fold, state.trainable)
+    (gradients,) = pull_back(
+      jax.tree.map(lambda g: g / counted[:, None, None], sums.gradient)
+    )
+    rate = rates * jax.vmap(learning_rate)(state.step)
+    moved = jax.vmap(functools.partial(descend, model.optimizer_def))(
+      state, gradients, rate
+    )
+    # What is not finite would reach the other prompts of its rows: 0 * NaN is NaN. The
+    # product of finite factors may be infinite.
+    finite = jnp.all(
+      jnp.stack(
+        [
+          jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
+          for leaf in jax.tree.leaves((moved.trainable, fold(moved.trainable)))
+        ]
+      ),
+      axis=0,
+    )
+    active = (sums.counts["target_tokens"] > 0) & finite
+    state = jax.tree.map(
+      lambda new, old: jnp.where(active.reshape(-1, *(1,) * (new.ndim - 1)), new, old),
+      moved,
+      state,
+    )
+    return state, {
+      "loss": sums.loss / counted,
+      "accuracy": sums.counts["accuracy"] / counted,
+      "exact_match": sums.counts["exact_match"]
+      / jnp.maximum(sums.counts["examples"], 1.0),
+      "gradient_norm": jax.vmap(optax.tree.norm)(gradients),
+      "learning_rate": rate,
+      "finite_parameters": finite,
+    }
+
+  def measure(folded: Folded, frozen: Leaves, call: Batch) -> dict[str, Array]:
+    losses, counts = model.bank_loss_sums(folded, identity.unflatten(frozen), call)
+    return {"loss": losses, **counts}
+
+  return BankSteps(
+    initialise=jax.jit(initialise, out_shardings=shardings),
+    # Every call reads every prompt.
+    fold=jax.jit(fold, out_shardings=replicated),
+    zeros=jax.jit(zeros, out_shardings=by_prompt),
+    accumulate=jax.jit(accumulate, donate_argnums=0, out_shardings=by_prompt),
+    update=jax.jit(update, donate_argnums=0, out_shardings=(shardings, replicated)),
+    measure=jax.jit(measure, out_shardings=replicated),
+    stacked=shardings.trainable,
+    state=shardings,
+    whole=replicated,
+    by_prompt=by_prompt,
+    frozen={path: leaf.sharding for path, leaf in frozen.items()},
+    rows=partitioning.batch_sharding(mesh),
+  )
+
+
+def wide_positions() -> int:
+  """Returns how many source positions a block has here at most, if nobody says else."""
+  if jax.default_backend() == "cpu":
+    return packing.WIDE_POSITIONS_ON_CPU
+  return packing.WIDE_POSITIONS
+
+
+def call_positions() -> int:
+  """Returns how many source positions take as long as starting a call does here."""
+  if jax.default_backend() == "cpu":
+    return packing.CALL_POSITIONS_ON_CPU
+  return packing.CALL_POSITIONS
+
+
+def train_step(
+  steps: BankSteps,
+  state: TrainState,
+  frozen: Leaves,
+  calls: Iterable[Features],
+  rates: Float[AnyArray, " N"],
+) -> tuple[TrainState, dict[str, Array]]:
+  """Returns the state after one step of every prompt that has examples in `calls`.
+
+  Args:
+    steps: the compiled parts.
+    state: is used up.
+    frozen: the backbone's leaves on the devices.
+    calls: packed features, see `data.packing.pack`.
+    rates: by which each prompt's learning rate is multiplied.
+
+  Raises:
+    UserError: an example is one of a prompt that the bank does not have.
+  """
+  folded = steps.fold(state.trainable)
+  sums = steps.zeros(folded)
+  for call in calls:
+    _refuse_unknown_prompts(call, len(rates))
+    placed = processes.put_all(call, steps.rows)
+    sums = steps.accumulate(sums, folded, frozen, placed)
+  return steps.update(state, sums, rates)
+
+
+def validate(
+  steps: BankSteps, state: TrainState, frozen: Leaves, calls: Iterable[Features]
+) -> dict[str, Float[np.ndarray, " N"]]:
+  """Returns the metrics of each prompt on its examples in `calls`, as a solo run's.
+
+  `loss` and `accuracy` are means over target tokens, `exact_match` over examples; NaN
+  for a prompt that has none.
+
+  Args:
+    steps: the compiled parts.
+    state: of the bank.
+    frozen: the backbone's leaves on the devices.
+    calls: packed features, see `data.packing.pack`.
+  """
+  folded = steps.fold(state.trainable)
+  found = jax.device_get(
+    [
+      steps.measure(folded, frozen, processes.put_all(call, steps.rows))
+      for call in calls
+    ]
+  )
+  sums: dict[str, Any] = {
+    name: np.sum([one[name] for one in found], axis=0, dtype=np.float64)
+    for name in found[0]
+  }
+  with np.errstate(invalid="ignore"):
+    return {
+      "loss": sums["loss"] / sums["target_tokens"],
+      "accuracy": sums["accuracy"] / sums["target_tokens"],
+      "exact_match": sums["exact_match"] / sums["examples"],
+    }
+
+
+def _refuse_unknown_prompts(call: Features, prompts: int) -> None:
+  for part in ("encoder", "decoder"):
+    ids = call[f"{part}_prompt_ids"]
+    if ids.min() < 0 or ids.max() >= prompts:
+      row = int(np.argmax(((ids < 0) | (ids >= prompts)).any(axis=1)))
+      found = int(ids.min() if ids.min() < 0 else ids.max())
+      raise UserError(
+        f"Row {row} of a packed call has an example for prompt {found}, and the bank has "
+        f"the prompts 0 to {prompts - 1}. Give `packing.items` each prompt's place in "
+        "the bank."
+      )

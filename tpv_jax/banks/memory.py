@@ -1,0 +1,148 @@
+"""What a bank's step needs of a device's memory, and what the device has."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Sharding
+
+from tpv_jax.banks.bank_steps import BankSteps
+from tpv_jax.data import packing
+from tpv_jax.devices import processes
+from tpv_jax.training.steps import Leaves
+
+GIBIBYTE = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+  """Bytes on one device while a bank trains.
+
+  Attributes:
+    backbone: the frozen leaves.
+    prompts: the trained leaves of all prompts and their optimizer states.
+    step: what the larger of the two calls holds beside: folded prompts, their
+      gradients, features, activations and XLA's workspace, as the compiled call says.
+  """
+
+  backbone: int
+  prompts: int
+  step: int
+
+  @property
+  def total(self) -> int:
+    """Returns the sum."""
+    return self.backbone + self.prompts + self.step
+
+  def __str__(self) -> str:
+    return (
+      f"{text(self.total)} (backbone {text(self.backbone)}, prompts and their optimizer "
+      f"{text(self.prompts)}, a step {text(self.step)})"
+    )
+
+
+def text(count: float) -> str:
+  """Returns the bytes in the unit that suits them."""
+  for unit in ("B", "KiB", "MiB"):
+    if count < 1024:
+      return f"{count:.1f} {unit}"
+    count /= 1024
+  return f"{count:.2f} GiB"
+
+
+def need(
+  steps: BankSteps,
+  trainable: Leaves,
+  frozen: Leaves,
+  prompts: int,
+  shapes: packing.Shapes,
+) -> Need:
+  """Returns what a bank of `prompts` needs, by compiling the calls that it would make.
+
+  These are kept: the bank's first step does not compile them again. Updates and
+  validation are not looked at; they hold no activations for a gradient.
+
+  Args:
+    steps: of the bank.
+    trainable: the leaves of one prompt.
+    frozen: of the backbone, as they lie on the devices; or their shapes.
+    prompts: N.
+    shapes: of the calls.
+  """
+  stacked = {
+    path: jax.ShapeDtypeStruct(
+      (prompts, *leaf.shape), leaf.dtype, sharding=steps.stacked[path]
+    )
+    for path, leaf in trainable.items()
+  }
+  state = jax.tree.map(_placed, jax.eval_shape(steps.initialise, stacked), steps.state)
+  folded = _placed(jax.eval_shape(steps.fold, stacked), steps.whole)
+  sums = _placed(jax.eval_shape(steps.zeros, folded), steps.by_prompt)
+  placed = {
+    path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=steps.frozen[path])
+    for path, leaf in frozen.items()
+  }
+  backbone = _bytes(placed.values())
+  largest = 0
+  for shape in {shapes.wide, shapes.short}:
+    features = _placed(packing.empty(shape), steps.rows)
+    compiled = steps.accumulate.lower(sums, folded, placed, features).compile()
+    found = compiled.memory_analysis()
+    if found is not None:  # A backend may not say.
+      largest = max(
+        largest,
+        found.argument_size_in_bytes
+        + found.output_size_in_bytes
+        - found.alias_size_in_bytes
+        + found.temp_size_in_bytes
+        - backbone,
+      )
+  return Need(backbone, _bytes(jax.tree.leaves(state)), largest)
+
+
+def available(devices: Sequence[Any], limit: float | None = None) -> int:
+  """Returns the bytes that are free on the device of all processes that has fewest.
+
+  An accelerator says so itself; devices of a CPU share what the machine has left.
+
+  Args:
+    devices: JAX's, of this process.
+    limit: in GiB, taken instead.
+  """
+  if limit is not None:
+    return int(limit * GIBIBYTE)
+  stats = [device.memory_stats() or {} for device in devices]
+  if all("bytes_limit" in one for one in stats):
+    free = min(one["bytes_limit"] - one.get("bytes_in_use", 0) for one in stats)
+  else:
+    free = _free_memory() // len(stats)
+  return processes.least(free // 2**20) * 2**20
+
+
+def _free_memory() -> int:
+  """Returns the bytes that this machine can give without swapping."""
+  try:
+    with open("/proc/meminfo") as file:
+      lines = dict(line.split(":", 1) for line in file)
+    return int(lines["MemAvailable"].split()[0]) * 1024
+  except (OSError, KeyError):  # Not Linux: all there is.
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _placed(tree: Any, sharding: Sharding) -> Any:
+  """Returns the tree's shapes, laid out so."""
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+  )
+
+
+def _bytes(leaves: Iterable[jax.ShapeDtypeStruct]) -> int:
+  """Returns the bytes of the leaves' parts on one device."""
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+    for leaf in leaves
+  )

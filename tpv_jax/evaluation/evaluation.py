@@ -1,0 +1,489 @@
+"""Evaluation of prompts on tasks: what is generated, and which label scores highest."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+
+from tpv_jax.backbones import loading
+from tpv_jax.core import files, screen
+from tpv_jax.core.checks import Lengths, OneOf, Size, checked
+from tpv_jax.core.errors import UserError, near_misses
+from tpv_jax.data import text_files
+from tpv_jax.data.labels import check_labels, check_task
+from tpv_jax.data.tasks import SPLITS, Example, Task
+from tpv_jax.data.vocabularies import Vocabulary
+from tpv_jax.devices import partitioning, processes
+from tpv_jax.embedded import suite
+from tpv_jax.evaluation import candidates
+from tpv_jax.evaluation.candidates import Candidate
+from tpv_jax.evaluation.evaluator import AT_ONCE, Evaluator, Prompt, Result
+from tpv_jax.model import SoftPromptModel
+from tpv_jax.runs.run_folder import alone_at_output, versions
+from tpv_jax.training.initial import Which
+
+_COLUMNS = ("task", "split", "examples")
+_SEARCH_METRICS = ("exact_match", "label_accuracy", "own")
+_SEARCH_DEFAULTS = ("validation", None, "exact_match")
+
+Split = Annotated[str, OneOf(SPLITS)]
+
+
+@checked
+@processes.one_clear_line_if_memory_is_short(
+  "Lower BATCH_SIZE or PROMPTS_AT_ONCE, shorten LENGTHS, set DTYPE = 'bfloat16', or cut "
+  "the backbone over devices (MODEL_PARALLEL)."
+)
+@alone_at_output
+def evaluate(
+  model: SoftPromptModel,
+  backbone: str,
+  tasks: Sequence[Any],
+  vocabulary: Vocabulary,
+  lengths: Lengths,
+  splits: Sequence[Split] = ("test",),
+  prompt: str | Sequence[str | None] | None = None,
+  vector: candidates.Vector | Sequence[candidates.Vector] | None = None,
+  initial: str | Sequence[str] | None = None,
+  coefficient: float | Sequence[float] = 1.0,
+  which: Which = "best",
+  search: bool | Sequence[float] = False,
+  search_split: Split = "validation",
+  search_examples: Size | None = None,
+  search_metric: Annotated[str, OneOf(_SEARCH_METRICS)] = "exact_match",
+  own_tasks: bool = False,
+  batch_size: Size = 64,
+  at_once: Size = AT_ONCE,
+  output: files.PathLike | None = None,
+  predictions: bool = False,
+  overwrite: bool = False,
+  model_parallel: Size = 1,
+  progress: bool = True,
+) -> dict[str, Any]:
+  """Evaluates prompts, and vectors on initial prompts, in one pass; prints a table.
+
+  Those of one form (equal shapes) share calls; others have calls of their own.
+
+  Args:
+    model: owns prediction and scoring.
+    backbone: what `load_backbone` takes.
+    tasks: the tasks to evaluate on.
+    vocabulary: the backbone's.
+    lengths: `{'inputs': T, 'targets': L}` in tokens, EOS included.
+    splits: of each task.
+    prompt: one or a list, see `candidates.read`, as for the next three.
+    vector: one or a list, each of them perhaps a sum.
+    initial: one or a list.
+    coefficient: a number or a list of them, for all vectors.
+    which: the 'best', 'last' or 'initial' prompt of a run folder given as `prompt`.
+    search: choose the coefficient of each vector on each initial prompt, instead of
+      `coefficient`: of `candidates.GRID` (True), or of those given.
+    search_split: on which the coefficients are tried.
+    search_examples: so many of its first examples of each task; None: all.
+    search_metric: 'exact_match' with the target, of greedy decoding, whatever `num_beams`
+      is; 'label_accuracy' of the chosen label; or 'own', of what is decoded, each task's
+      own metric, which takes longer. The mean over the tasks decides, the smaller
+      coefficient wins a tie.
+    own_tasks: evaluate each candidate on the tasks that it was trained on only.
+    batch_size: examples a call.
+    at_once: prompts on the devices at once; give fewer if they do not fit.
+    output: a JSON file for the results; nothing is written by default.
+    predictions: write a line for each example beside `output`, as `<output>.predictions.jsonl`.
+    overwrite: replace outputs that exist.
+    model_parallel: devices over which each parameter is split.
+    progress: show a progress bar.
+
+  Raises:
+    UserError: inputs that do not belong together, or an output that exists.
+  """
+  lines_path = f"{output}.predictions.jsonl"
+  if output is not None:
+    files.check_together([output, lines_path][: 1 + predictions], overwrite)
+  elif predictions:
+    raise UserError("Predictions need a place: give --gin.OUTPUT as well.")
+  _check_tasks(tasks, splits)
+  if search is not False:
+    _check_search(tasks, coefficient, vector, search_metric)
+    coefficient = candidates.GRID if search is True else search
+  elif (search_split, search_examples, search_metric) != _SEARCH_DEFAULTS:
+    raise UserError(
+      "SEARCH_SPLIT, SEARCH_EXAMPLES and SEARCH_METRIC say how a coefficient is searched "
+      "for, and SEARCH is False. Set SEARCH = True, or leave them out."
+    )
+  asked = {*splits, search_split} if search is not False else splits
+  for task in tasks:
+    check_task(task, vocabulary, lengths, sorted(asked))
+  coefficients: Any = (
+    coefficient if isinstance(coefficient, list | tuple) else [coefficient]
+  )
+  processes.wait_for_all("the outputs are checked")
+  loaded = loading.load_backbone(backbone, model.network, vocabulary)
+  groups = candidates.read(prompt, vector, initial, coefficients, which)
+  for one in itertools.chain(*groups):
+    if one.leaves is not None and one.provenance is not None:
+      candidates.check_fits(one.leaves, one.provenance, loaded)
+  evaluator = Evaluator(
+    model,
+    loaded.params,
+    vocabulary,
+    lengths,
+    batch_size,
+    partitioning.make_mesh(model_parallel),
+    at_once,
+    progress,
+  )
+
+  def tasks_of(candidate: Candidate) -> Sequence[Task]:
+    return candidates.tasks_of(candidate, tasks) if own_tasks else tasks
+
+  searches: dict[int, dict[str, Any]] = {}
+  if search is not False:
+    evaluator.title = "search"
+    groups, searches = _search(
+      evaluator, groups, tasks_of, search_split, search_examples, search_metric
+    )
+  evaluator.title = ""
+  chosen = list(itertools.chain(*groups))
+  cells = [
+    (one, task, split) for one in chosen for task in tasks_of(one) for split in splits
+  ]
+  results = evaluator.evaluate_all(
+    [(one.leaves, task, split) for one, task, split in cells]
+  )
+  names = [one.name for one, _, _ in cells] if len(chosen) > 1 else None
+  report = {
+    **({} if names else _described(chosen[0])),
+    "candidates": [
+      one.to_json() | ({"search": searches[i]} if i in searches else {})
+      for i, one in enumerate(chosen)
+    ],
+    "backbone": {"name": loaded.name, "fingerprint": loaded.fingerprint},
+    "results": [
+      {
+        **({"candidate": names[index]} if names else {}),
+        "task": result.task,
+        "split": result.split,
+        "examples": result.examples,
+        "trimmed": result.trimmed,
+        "unknown": result.unknown,
+        **result.scores,
+      }
+      for index, result in enumerate(results)
+    ],
+    "work": evaluator.work.to_json(),
+    "versions": versions(),
+  }
+  if processes.is_writer():
+    numbers = None
+    if names:
+      for number, one in enumerate(chosen, 1):
+        print(f"{number:>3}  {one.name}")
+      places = {one.name: number for number, one in enumerate(chosen, 1)}
+      numbers = [places[name] for name in names]
+    print_table(results, numbers)
+    print(f"{len(results)} results in {evaluator.work}")
+    if output is not None:
+      beside = {}
+      if predictions:
+        lines = _prediction_lines(results, tasks, names).encode()
+        report["predictions_sha256"] = hashlib.sha256(lines).hexdigest()
+        beside[files.to_path(lines_path)] = lines
+      results_json = {files.to_path(output): files.json_bytes(report)}
+      files.write_together(results_json | beside, overwrite)
+  return report
+
+
+def _described(candidate: Candidate) -> dict[str, Any]:
+  """Returns what a report of a single candidate says of it at its top."""
+  known = candidate.to_json()
+  return {name: known[name] for name in ("prompt", "prompt_digest")}
+
+
+def _check_tasks(tasks: Sequence[Any], splits: Sequence[str]) -> None:
+  if not isinstance(tasks, list | tuple) or not tasks or not splits:
+    raise UserError(
+      f"TASKS is {tasks!r} and EVAL_SPLITS {splits!r}. Give a list of at least one each."
+    )
+  for task in tasks:
+    if not isinstance(task, Task):
+      raise UserError(
+        f"TASKS has {task!r}, which is no task.{near_misses(str(task), suite.TASKS)} Bind "
+        "tasks, such as @suite.task() or @text_files.text_file_task(); "
+        "eval_embedded.gin takes names as TASK_NAMES."
+      )
+  names = [task.name for task in tasks]
+  for index, name in enumerate(names):
+    if name in names[:index]:
+      raise UserError(f"TASKS has '{name}' twice. Give each task once.")
+
+
+def _check_search(
+  tasks: Sequence[Task], coefficient: Any, vector: Any, metric: str
+) -> None:
+  if coefficient != 1.0:
+    raise UserError(
+      f"COEFFICIENT is {coefficient!r}, and SEARCH chooses it. Give the coefficients to "
+      "be tried as SEARCH, or one of the two."
+    )
+  if not vector:
+    raise UserError(
+      "SEARCH chooses the coefficient of a vector, and no vector was given: give "
+      "--gin.VECTOR and --gin.INITIAL as well."
+    )
+  for task in tasks:
+    if metric == "label_accuracy" and task.labels is None:
+      raise UserError(
+        f"The task '{task.name}' has no labels among which one could be chosen. Give it "
+        "labels, or set SEARCH_METRIC = 'own'."
+      )
+    if metric == "exact_match" and task.labels is None and task.metric != metric:
+      raise UserError(
+        f"Exact match with the target says little of the free texts of '{task.name}', "
+        f"whose metric is {task.metric}. Set SEARCH_METRIC = 'own', which decodes them."
+      )
+
+
+def _search(
+  evaluator: Evaluator,
+  groups: Sequence[Sequence[Candidate]],
+  tasks_of: Callable[[Candidate], Sequence[Task]],
+  split: str,
+  most: int | None,
+  metric: str,
+) -> tuple[list[list[Candidate]], dict[int, dict[str, Any]]]:
+  """Returns the best candidate of each group, and how those of several did.
+
+  All candidates of all groups are tried in one pass.
+  """
+  cells = [
+    (number, one, task)
+    for number, group in enumerate(groups)
+    for one in (group if len(group) > 1 else ())
+    for task in tasks_of(one)
+  ]
+  scores = _tried(
+    evaluator, [(one.leaves, task) for _, one, task in cells], split, most, metric
+  )
+  tried: dict[int, dict[str, list[float]]] = {}
+  for (number, _, task), score in zip(cells, scores, strict=True):
+    tried.setdefault(number, {}).setdefault(task.name, []).append(score)
+  best, searches = [], {}
+  for number, group in enumerate(groups):
+    if number not in tried:
+      best.append(list(group))
+      continue
+    means = np.mean(list(tried[number].values()), axis=0)
+    ranked = zip(means, group, strict=True)
+    winner = max(ranked, key=lambda one: (one[0], -(one[1].coefficient or 0.0)))[1]
+    searches[len(best)] = {
+      "split": split,
+      "metric": metric,
+      "coefficients": [one.coefficient for one in group],
+      "scores": tried[number],
+    }
+    candidates.say_equal_scores(
+      f"Search on {split} by {metric}, {winner.name.partition(' * ')[2]}",
+      means.tolist(),
+      f"{winner.coefficient:g}, the smallest coefficient",
+    )
+    best.append([winner])
+  return best, searches
+
+
+def _tried(
+  evaluator: Evaluator,
+  cells: Sequence[tuple[Prompt, Task]],
+  split: str,
+  most: int | None,
+  metric: str,
+) -> list[float]:
+  """Returns the metric of each prompt on the first examples of its task's split."""
+  tasks = {task.name: task for _, task in cells}
+  examples = {name: task.examples(split)[:most] for name, task in tasks.items()}
+  if metric == "own":
+
+    def first(task: Task) -> Task:
+      return dataclasses.replace(task, load=lambda _: examples[task.name])
+
+    shorter = {name: first(task) for name, task in tasks.items()}
+    results = evaluator.evaluate_all(
+      [(leaves, shorter[task.name], split) for leaves, task in cells]
+    )
+    return [result.scores[tasks[result.task].metric] for result in results]
+  tokenized = {
+    name: evaluator.tokenize(some, f"{name}, {split}")
+    for name, some in examples.items()
+  }
+  if metric == "label_accuracy":
+    right = {
+      name: np.asarray([(tasks[name].labels or ()).index(one.targets) for one in some])
+      for name, some in examples.items()
+    }
+    return evaluator.label_accuracies(
+      [
+        (leaves, tokenized[task.name], task.labels or (), right[task.name])
+        for leaves, task in cells
+      ]
+    )
+  return evaluator.exact_matches(
+    [(leaves, tokenized[task.name]) for leaves, task in cells]
+  )
+
+
+def print_table(
+  results: Sequence[Result], numbers: Sequence[int] | None = None
+) -> None:
+  """Prints the scores as a table, one row a task and split, in percent.
+
+  Args:
+    results: its rows.
+    numbers: of the candidate of each, where there are several.
+  """
+  from rich.table import Column, Table
+
+  names = list(dict.fromkeys(name for result in results for name in result.scores))
+  headers = [*([""] if numbers else []), *_COLUMNS, *names]
+  table = Table(*(Column(header, overflow="fold") for header in headers))
+  for index, result in enumerate(results):
+    scores = [
+      f"{100 * result.scores[name]:.1f}" if name in result.scores else ""
+      for name in names
+    ]
+    own = [str(numbers[index])] if numbers else []
+    table.add_row(*own, result.task, result.split, str(result.examples), *scores)
+  screen.console().print(table)
+
+
+def _prediction_lines(
+  results: Sequence[Result], tasks: Sequence[Task], names: Sequence[str] | None
+) -> str:
+  """Returns a line of JSON for each example."""
+  by_name = {task.name: task for task in tasks}
+  lines = [
+    _json_line(
+      {
+        **({"candidate": names[number]} if names else {}),
+        "task": result.task,
+        "split": result.split,
+        "inputs": example.inputs,
+        "target": example.targets,
+        "generated": generated,
+        "label": None if result.chosen is None else result.chosen[index],
+      }
+    )
+    for number, result in enumerate(results)
+    for index, (example, generated) in enumerate(
+      zip(by_name[result.task].examples(result.split), result.generated, strict=True)
+    )
+  ]
+  return "".join(lines)
+
+
+@checked
+@processes.one_clear_line_if_memory_is_short(
+  "Lower BATCH_SIZE, shorten LENGTHS, set DTYPE = 'bfloat16', or cut the backbone over "
+  "devices (MODEL_PARALLEL)."
+)
+@alone_at_output
+def infer(
+  model: SoftPromptModel,
+  backbone: str,
+  vocabulary: Vocabulary,
+  lengths: Lengths,
+  input_file: files.PathLike,
+  output: files.PathLike,
+  prompt: str | None = None,
+  which: Which = "best",
+  vector: candidates.Vector | None = None,
+  initial: str | None = None,
+  coefficient: float = 1.0,
+  labels: Any = None,
+  batch_size: Size = 64,
+  overwrite: bool = False,
+  model_parallel: Size = 1,
+) -> int:
+  """Writes one JSON line for each line of a text file: what the prompt makes of it.
+
+  Args:
+    input_file: UTF-8 text, one source a line, which ends with a line feed (perhaps after
+      a carriage return). It is read as it is: no template is applied.
+    output: JSON lines `{"inputs", "generated"}`, with labels also `"label"` (the one
+      that scores highest) and `"scores"` (log-probabilities by label).
+    labels: score these instead of leaving the choice to generation: a list of words, or
+      a task's mapping of values to words.
+    See `evaluate` for the others.
+
+  Returns: 0, the exit code.
+
+  Raises:
+    UserError: an input that is empty or holds no lines of text, an output that exists,
+      labels that can't be written, or a prompt of another backbone.
+  """
+  files.check_output(output, overwrite)
+  words = None
+  if labels is not None:
+    words = tuple(dict.fromkeys(text_files.label_words(labels).values()))
+    check_labels(words, vocabulary, lengths["targets"], "LABELS")
+  processes.wait_for_all("the output is checked")
+  lines = _lines(input_file)
+  loaded = loading.load_backbone(backbone, model.network, vocabulary)
+  leaves, provenance = candidates.subject(prompt, vector, initial, coefficient, which)
+  if provenance is not None:
+    candidates.check_fits(leaves, provenance, loaded)
+  evaluator = Evaluator(
+    model,
+    loaded.params,
+    vocabulary,
+    lengths,
+    batch_size,
+    partitioning.make_mesh(model_parallel),
+  )
+  tokenized = evaluator.tokenize([Example(line, "") for line in lines])
+  generated, scored = evaluator.answer(leaves or None, tokenized, words)
+  rows: list[dict[str, Any]] = [
+    {"inputs": line, "generated": text}
+    for line, text in zip(lines, generated, strict=True)
+  ]
+  if words is not None and scored is not None:
+    for row, row_scores in zip(rows, scored, strict=True):
+      row["label"] = words[int(row_scores.argmax())]
+      row["scores"] = dict(zip(words, map(float, row_scores), strict=True))
+  if processes.is_writer():
+    files.write_text(output, "".join(map(_json_line, rows)), overwrite)
+    print(
+      f"Wrote {len(rows)} lines to {output}; each was read as it is, without a template. "
+      f"Sources: {tokenized.sources}."
+    )
+  return 0
+
+
+_TABLES = (*text_files.FORMATS, ".parquet", ".xlsx")
+
+
+def _lines(path: files.PathLike) -> list[str]:
+  """Returns the lines of a text file: what ends with a line feed, or with the file."""
+  if (suffix := pathlib.PurePath(path).suffix.lower()) in _TABLES:
+    raise UserError(
+      f"'{path}' is a table ({suffix}), and INPUT_FILE has one source a line, which is "
+      "read as it is. Write the sources, with the words of the task's template, to a .txt "
+      "file; or evaluate the file as a task (gin_configs/tasks/text_files.gin with "
+      "runs/eval.gin), with PREDICTIONS = True."
+    )
+  text = text_files.read_text(path, "INPUT_FILE")
+  if not text:
+    raise UserError(f"'{path}' is empty. Give a text file with one source a line.")
+  lines = text.removesuffix("\n").split("\n")
+  return [line.removesuffix("\r") for line in lines]
+
+
+_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+
+
+def _json_line(row: Mapping[str, Any]) -> str:
+  """Returns the row as one line of JSON, whatever a reader takes for a line's end."""
+  return json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS) + "\n"

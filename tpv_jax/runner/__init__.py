@@ -1,1 +1,0 @@
-"""The standalone runner: training, evaluation and inference on any single host."""

@@ -1,0 +1,1 @@
+"""Studies: what is trained, compared and reported to answer a question of a paper."""

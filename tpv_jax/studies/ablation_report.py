@@ -1,0 +1,253 @@
+"""The report of an ablation: `report.md`, PNG plots and the lines on the terminal."""
+
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from tpv_jax.core import files
+from tpv_jax.studies.report import (
+  Results,
+  Rows,
+  difference,
+  draw_bars,
+  markdown_table,
+  mean_and_deviation,
+  new_figure,
+  percent,
+  save_figure,
+)
+
+
+def write(folder: pathlib.Path, results: Results) -> None:
+  """Writes report and plots to `folder`, prints the summary and where the report is."""
+  _plot_tasks(folder / "tasks.png", results)
+  _plot_lengths(folder / "lengths.png", results)
+  files.write_text(folder / "report.md", markdown(results))
+  print("\n".join(line.replace("**", "") for line in _in_short(results)))
+  print(f"Report: {folder / 'report.md'}")
+
+
+def markdown(results: Results) -> str:
+  """Returns the report: what was done, tables, plots, and what the numbers do not show."""
+  seeds, tuning = results["initial_seeds"], results["tuning"]
+  backbone, form, steps = results["backbone"], results["form"], results["total_steps"]
+  labels = (
+    "Each class is called by the next class's label word (positive means negative), which "
+    "a prompt has to teach: with the suite's own words plain tuning is at its ceiling within "
+    "20 steps, and nothing could be told apart. "
+    if results["rotated_labels"]
+    else ""
+  )
+  command = [f"```\n{results['command']}\n```"] if results["command"] else []
+  known = ", ".join(f"{name} {v}" for name, v in results["versions"].items())
+  parts = [
+    "# Plain tuning, DePT, EPT and its parts: an ablation",
+    f"{results['date']}, {results['device']}, {results['seconds']:.0f} s for this call; "
+    f"{known}.",
+    *command,
+    f"{len(results['tasks'])} tasks x {len(seeds)} initial prompts (seeds "
+    f"{', '.join(map(str, seeds))}) on the backbone `{backbone['name']}` (fingerprint "
+    f"`{backbone['fingerprint'][:12]}`), {steps} steps of {results['batch_size']} examples, "
+    f"the best prompt by {results['best_metric']} on validation. {labels}Scores are exact "
+    "match in percent on the test split, mean ± sample standard deviation over the initial "
+    "prompts, unless it says otherwise.",
+    "## In short",
+    "\n".join(f"- {line}" for line in _in_short(results)),
+    f"## (a) At the budget of {results['prompt_length']} plain prompt tokens",
+    markdown_table(*_main_table(results)),
+    "*Spread across tasks*: sample standard deviation of the tasks' means, small where a "
+    "method does equally well on all (the paper's consistency). *Worst task*: the lowest of "
+    "these means. *Minus plain*: difference of the means over tasks, mean ± deviation over "
+    "the initial prompts, and in how many pairs of task and initial prompt it is "
+    "higher : lower.",
+    markdown_table(*_tasks_table(results)),
+    "![scores by task](tasks.png)",
+    "## (b) Accuracy against prompt length",
+    markdown_table(*_lengths_table(results)),
+    f"Means over tasks; at P = {results['prompt_length']} over the initial prompts above, "
+    f"otherwise over {', '.join(map(str, results['length_seeds']))}. All methods "
+    "have at most P x D parameters, with the rates that were chosen at "
+    f"P = {results['prompt_length']}. DePT and EPT have S = P / 2 prompt tokens and the "
+    "largest rank that the rest leaves (at most M, the longest source).",
+    "![accuracy against prompt length](lengths.png)",
+    "## (c) Parameters and the cost of a step",
+    markdown_table(*_cost_table(results)),
+    f"At P = {results['prompt_length']}, H = {form['fusion_width']}, K = {form['spaces']}, "
+    f"Q = {form['bottleneck']}. Steps take turns, round after round; the ratio is within a "
+    "round, with its quartiles. *Again* is the same compiled step timed a second time: what "
+    "lies within its quartiles is noise. At the size of T5: `benchmarks/ept_cost.py`.",
+    "## (d) Learning rates",
+    markdown_table(*_rates_table(results)),
+    f"Chosen by mean {results['best_metric']} on the validation splits of "
+    f"{', '.join(tuning['tasks'])}, with initial prompt {tuning['seed']}, which is not in the "
+    "comparison; as many tries for each method. *Others*: low-rank matrices, fusion and "
+    "spaces.",
+    "## What this does not show",
+    _LIMITS,
+    "All numbers: `results.json`.",
+  ]
+  return "\n\n".join(parts) + "\n"
+
+
+_LIMITS = (
+  "- Anything about real language: backbone and tasks are made up, the width is 128 and "
+  "sources have at most 24 tokens, so that a low-rank update is nearly of full rank, and a "
+  "budget has little room for fusion and spaces.\n"
+  "- The methods at their end: the number of steps is small, so that what is compared is "
+  "partly how fast they learn.\n"
+  "- Another division of the budget: S, H, K and Q were set beforehand and not searched."
+)
+
+
+def _in_short(results: Results) -> list[str]:
+  rows = results["summary"][str(results["prompt_length"])]
+  ranking = sorted(rows, key=lambda name: -rows[name]["mean"])
+  steadiest = min(rows, key=lambda name: rows[name]["spread"])
+  ept_row, place = rows["ept"], ranking.index("ept") + 1
+  wins = "has the highest mean here" if place == 1 else "does **not** win here"
+  lines = [
+    "mean over tasks: "
+    + ", ".join(
+      f"{results['labels'][m]} **{percent(rows[m]['mean'])}**" for m in ranking
+    ),
+    f"EPT {wins} (place {place} of {len(rows)}): minus plain tuning "
+    f"{difference(ept_row['minus_plain'])}, minus DePT "
+    f"{difference(ept_row['minus_dept'])} (pairs higher : lower)",
+  ]
+  for method, row in rows.items():
+    if method.startswith("ept_without_"):
+      more = 100 * (row["mean"] - ept_row["mean"])
+      lines.append(
+        f"{results['labels'][method]}: {abs(more):.1f} points {'more' if more > 0 else 'less'}"
+        " than EPT (its parameters go to the rank instead)"
+      )
+  lines.append(
+    f"spread across tasks: {percent(ept_row['spread'])} with EPT, "
+    f"{percent(rows['plain']['spread'])} with plain tuning, "
+    f"{percent(rows['dept']['spread'])} with DePT; least with {results['labels'][steadiest]} "
+    f"({percent(rows[steadiest]['spread'])})"
+  )
+  noise = max(row["deviation"] for row in rows.values())
+  lines.append(
+    f"another initial prompt moves a method's mean by up to {percent(noise)} points (one "
+    f"standard deviation), {len(results['initial_seeds'])} were tried: differences of that "
+    "size show nothing"
+  )
+  return lines
+
+
+def _main_table(results: Results) -> tuple[list[str], Rows]:
+  tokens = str(results["prompt_length"])
+  header = ["method", "parameters", "S, R", "mean", "spread across tasks", "worst task"]
+  rows = []
+  for method, row in results["summary"][tokens].items():
+    size = results["methods"][method][tokens]
+    rows.append(
+      [
+        results["labels"][method],
+        f"{size['parameters']:,}",
+        f"{size['prompt_tokens']}, {size['rank']}",
+        f"{percent(row['mean'])} ± {percent(row['deviation'])}",
+        percent(row["spread"]),
+        percent(row["worst"]),
+        "" if method == "plain" else difference(row["minus_plain"]),
+      ]
+    )
+  return [*header, "minus plain"], rows
+
+
+def _tasks_table(results: Results) -> tuple[list[str], Rows]:
+  scores = results["scores"][str(results["prompt_length"])]
+  rows = [
+    [task, *(mean_and_deviation(by_task[task]) for by_task in scores.values())]
+    for task in results["tasks"]
+  ]
+  return ["task", *(results["labels"][method] for method in scores)], rows
+
+
+def _lengths_table(results: Results) -> tuple[list[str], Rows]:
+  rows = []
+  for method, label in results["labels"].items():
+    cells = []
+    for tokens in map(str, results["prompt_lengths"]):
+      row, size = results["summary"][tokens][method], results["methods"][method][tokens]
+      cells.append(
+        f"{percent(row['mean'])} ± {percent(row['deviation'])} ({size['parameters']:,}; "
+        f"{size['prompt_tokens']}, {size['rank']})"
+      )
+    rows.append([label, *cells])
+  header = [f"P = {n}: mean (parameters; S, R)" for n in results["prompt_lengths"]]
+  return ["method", *header], rows
+
+
+def _cost_table(results: Results) -> tuple[list[str], Rows]:
+  tokens, rows = str(results["prompt_length"]), []
+  for name, row in results["cost"].items():
+    method, _, again = name.partition(", ")
+    parts = results["methods"][method][tokens]["parts"]
+    time_ratio = row["time_ratio"]
+    rows.append(
+      [
+        results["labels"][method] + (f", {again}" if again else ""),
+        ", ".join(f"{part.replace('_', ' ')} {n:,}" for part, n in parts.items()),
+        f"{1000 * row['seconds']['median']:.2f}",
+        f"{time_ratio['median']:.2f} ({time_ratio['lower_quartile']:.2f} to "
+        f"{time_ratio['upper_quartile']:.2f})",
+        f"{row['flops_ratio']:.2f}",
+      ]
+    )
+  header = ["method", "parameters by part", "ms a step", "time ratio", "flops ratio"]
+  return header, rows
+
+
+def _rates_table(results: Results) -> tuple[list[str], Rows]:
+  rows = []
+  for method, found in results["tuning"]["methods"].items():
+
+    def text(rates: Mapping[str, float]) -> str:
+      others = f", {rates['low_rank']:g}" if "low_rank" in rates else ""
+      return f"{rates['prompt']:g}{others}"
+
+    tried = "; ".join(
+      f"{text(one['rates'])}: {one['mean']:.3f}" for one in found["tries"]
+    )
+    rows.append([results["labels"][method], text(found["rates"]), tried])
+  return ["method", "chosen (prompt, others)", "all tries: mean on validation"], rows
+
+
+def _plot_tasks(path: pathlib.Path, results: Results) -> None:
+  tasks = results["tasks"]
+  scores = results["scores"][str(results["prompt_length"])]
+  figure, axes = new_figure(2 + 1.4 * len(tasks), 4.2)
+  draw_bars(
+    axes,
+    tasks,
+    {
+      results["labels"][m]: [by_task[t] for t in tasks] for m, by_task in scores.items()
+    },
+  )
+  save_figure(path, figure)
+
+
+def _plot_lengths(path: pathlib.Path, results: Results) -> None:
+  lengths = np.asarray(results["prompt_lengths"], float)
+  figure, axes = new_figure(8.5, 4.2)
+  labels = results["labels"]
+  for number, (method, label) in enumerate(labels.items()):
+    rows = [results["summary"][str(n)][method] for n in results["prompt_lengths"]]
+    beside = 0.6 * (number - (len(labels) - 1) / 2)  # so that no bar hides another
+    axes.errorbar(
+      lengths + beside,
+      [100 * row["mean"] for row in rows],
+      yerr=[100 * row["deviation"] for row in rows],
+      label=label,
+      marker="osD^vX"[number],
+      capsize=3,
+    )
+  axes.set_xticks(lengths, [str(n) for n in results["prompt_lengths"]])
+  axes.set_xlabel("budget: P, tokens of a plain prompt with as many parameters")
+  axes.set_ylabel("exact match on test (%), mean over tasks")
+  axes.spines[["top", "right"]].set_visible(False)
+  axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+  save_figure(path, figure)

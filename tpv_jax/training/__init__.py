@@ -1,0 +1,1 @@
+"""Training of one prompt: what it starts from, optimizers, the step, the loop, checkpoints."""

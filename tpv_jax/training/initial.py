@@ -1,0 +1,257 @@
+"""What a soft prompt starts from: functions (embedding table, seed) -> start, in NumPy.
+
+Gin binds the other arguments; a run calls `initial(table, seed)` and hands what comes to
+the prompt's module, which makes its parameters of it (`initial_leaves`). The same table
+and seed give the same bits, whatever the number of devices.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from tpv_jax.core import files, identity
+from tpv_jax.core.checks import OneOf, Positive, Size, SizeOrNone, checked
+from tpv_jax.core.errors import UserError
+from tpv_jax.formats import sources
+from tpv_jax.vectors import algebra, arithmetic
+from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.provenance import Provenance
+
+Which = Annotated[str, OneOf(sources.WHICH)]
+"""A prompt of a run folder."""
+
+Table = Float[np.ndarray, "V D"]
+Start = np.ndarray | Loaded
+"""A prompt [P, D] in fp32, or what was loaded from a file."""
+
+Initial = Callable[[np.ndarray, int], Start]
+"""(embedding table [V, D], seed) -> start."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn(Loaded):
+  """The parameters that a run starts from, and the start that they were made of."""
+
+  start: Start = dataclasses.field(kw_only=True)
+
+  @property
+  def refactored(self) -> Loaded | None:
+    """The folded prompt with a delta of which these are the factors; None if of none."""
+    given = self.start
+    if isinstance(given, np.ndarray) or "low_rank_a" not in self.leaves:
+      return None
+    return given if "delta" in given.leaves else None
+
+
+def draw(
+  module: Any,
+  initial: Initial,
+  table: Table,
+  seed: int,
+  backbone_name: str | None,
+  fingerprint: str | None,
+) -> Drawn:
+  """Returns the parameters that a run starts from (fp32), with their provenance.
+
+  What both runners do with an initial prompt. The seed is stated only where the
+  parameters depend on it, which those from a file do not. A start that does not state
+  its backbone is noted.
+
+  Args:
+    module: the soft prompt that is trained, `plain.Prompt` or `ept.EPT`.
+    initial: a function of this module. One that takes a `fingerprint` is held to the
+      backbone's.
+    table: the backbone's embeddings.
+    seed: of the initial prompt.
+    backbone_name: for the provenance.
+    fingerprint: of the backbone.
+
+  Raises:
+    UserError: the start does not fit the module or the backbone.
+  """
+  start: Callable[..., Start] = initial
+  if "fingerprint" in inspect.signature(start).parameters:
+    start = functools.partial(start, fingerprint=fingerprint)
+  begin = start(table, seed)
+  leaves = module.initial_leaves(begin, seed)
+  others = module.initial_leaves(start(table, seed + 1), seed + 1)
+  notes: tuple[str, ...] = ()
+  if isinstance(begin, Loaded) and begin.provenance.backbone_fingerprint is None:
+    notes = (
+      "that the prompt or vector from which it starts is of its backbone is the user's "
+      "word",
+    )
+  from_seed = any(not np.array_equal(leaves[name], others[name]) for name in leaves)
+  provenance = Provenance(
+    kind="prompt",
+    backbone_name=backbone_name,
+    backbone_fingerprint=fingerprint,
+    initial_digest=identity.prompt_digest(leaves),
+    initial_seed=seed if from_seed else None,
+    steps=0,
+    notes=notes,
+    **module.provenance(leaves),
+  )
+  return Drawn(leaves, provenance, "the initial prompt", start=begin)
+
+
+@checked
+def uniform(
+  table: Table, seed: int, length: Size, scale: Positive = 0.5
+) -> Float[np.ndarray, "P D"]:
+  """Returns `length` rows uniform in [-scale, scale) (Lester et al. 2021: 0.5)."""
+  rng = np.random.default_rng(seed)
+  return rng.uniform(-scale, scale, (length, table.shape[1])).astype(np.float32)
+
+
+@checked
+def sampled_vocabulary(
+  table: Table, seed: int, length: Size, most_common: Size = 5000, first: SizeOrNone = 3
+) -> Float[np.ndarray, "P D"]:
+  """Returns the embeddings of `length` different tokens, drawn from the most common.
+
+  Vocabularies list tokens by frequency, so the most common ones are the `most_common`
+  rows from `first` on (after padding, end and unknown), or what the table has of them.
+
+  Raises:
+    UserError: there are fewer such tokens than rows to fill.
+  """
+  last = min(first + most_common, len(table))
+  if last - first < length:
+    raise UserError(
+      f"Cannot draw {length} different tokens from ids {first} to {last - 1} of a "
+      f"table with {len(table)} rows. Set PROMPT_LENGTH to at most "
+      f"{max(last - first, 0)}, raise most_common, or set INITIAL_PROMPT to "
+      "@initial.uniform."
+    )
+  rng = np.random.default_rng(seed)
+  ids = first + rng.choice(last - first, size=length, replace=False)
+  return table[ids].astype(np.float32)
+
+
+@checked
+def class_labels(
+  table: Table,
+  seed: int,
+  length: Size,
+  label_token_ids: Sequence[Sequence[int]],
+  most_common: Size = 5000,
+  first: SizeOrNone = 3,
+) -> Float[np.ndarray, "P D"]:
+  """Returns the mean embedding of each label's tokens, then sampled vocabulary.
+
+  Lester et al. 2021, section 3.2. `label_token_ids` has one sequence of ids for each
+  label, without end tokens.
+
+  Raises:
+    UserError: more labels than rows, a label without tokens, or an id out of range.
+  """
+  if len(label_token_ids) > length:
+    raise UserError(
+      f"{len(label_token_ids)} labels do not fit in a prompt of {length} rows. Set "
+      f"length to at least {len(label_token_ids)}, or use sampled_vocabulary."
+    )
+  rows = []
+  for number, ids in enumerate(label_token_ids):
+    if not len(ids) or min(ids) < 0 or max(ids) >= len(table):
+      raise UserError(
+        f"Label {number} has the token ids {list(ids)}; each label needs at least one, "
+        f"from 0 to {len(table) - 1}. Encode the labels with the backbone's vocabulary."
+      )
+    rows.append(table[list(ids)].astype(np.float32).mean(axis=0))
+  left = length - len(rows)
+  if left:
+    rows.extend(sampled_vocabulary(table, seed, left, most_common, first))
+  return np.asarray(rows, np.float32)
+
+
+@checked
+def from_file(
+  table: Table,
+  seed: int,
+  path: files.PathLike,
+  which: Which = "best",
+  fingerprint: str | None = None,
+) -> Loaded:
+  """Returns a saved prompt: from a run folder, an Orbax checkpoint or a `tpv` file.
+
+  Table and seed are not used. A run gives the `fingerprint` of its backbone, which the
+  prompt must not contradict; the prompt's module checks the shapes.
+
+  Raises:
+    UserError: no prompt is there, it is a vector, or it belongs to another backbone.
+  """
+  del table, seed
+  return _load(path, "prompt", which, fingerprint)
+
+
+@checked
+def from_vector(
+  table: Table,
+  seed: int,
+  path: files.PathLike,
+  initial: Initial,
+  coefficient: float = 1.0,
+  fingerprint: str | None = None,
+) -> Loaded:
+  """Returns the folded prompt `initial(table, seed) + coefficient * vector`, in fp32.
+
+  Belanec et al., section 3: training of a target task starts from a source's vector,
+  or from a sum that `tpv sum` wrote. `initial` is another function of this module,
+  bound by gin; another one than the vector's own makes it the cross-origin case. Of a
+  vector that updates the source's embeddings, it is added to what a DePT or EPT prompt
+  does at step 0: the first rows of the initial prompt, and no update.
+
+  Raises:
+    UserError: no vector of the effective space is there, it is a prompt, the initial
+      prompt has another shape, or the vector belongs to another backbone than the one
+      with this `fingerprint`.
+  """
+  start = initial(table, seed)
+  vector = _load(path, "vector", "best", fingerprint)
+  if vector.provenance.space != "effective":
+    raise UserError(
+      f"'{path}' is a vector of the factor space, which means something on its own "
+      "initial parameters only. Apply it to them (tpv apply) and start from the result "
+      "with training.initial.from_file."
+    )
+  delta = vector.leaves.get("delta")
+  if not isinstance(start, np.ndarray):
+    leaves = dict(algebra.fold(start).leaves)
+  elif delta is None:
+    leaves = {"prompt": start}
+  else:
+    rows = len(vector.leaves["prompt"])
+    leaves = {"prompt": start[:rows], "delta": np.zeros_like(delta)}
+  arithmetic.refuse_unequal(vector.leaves, leaves, f"'{path}'", "the initial prompt")
+  return Loaded(
+    arithmetic.linear([leaves, vector.leaves], [1.0, coefficient]),
+    dataclasses.replace(vector.provenance, kind="prompt"),
+    f"{vector.name} on the initial prompt",
+  )
+
+
+def _load(
+  path: files.PathLike, kind: str, which: str, fingerprint: str | None
+) -> Loaded:
+  loaded = sources.load(path, which=which)
+  if loaded.provenance.kind != kind:
+    other = loaded.provenance.kind
+    use = {"prompt": "from_file", "vector": "from_vector"}[other]
+    raise UserError(
+      f"'{path}' holds a {other}, and a {kind} is due here. Use training.initial.{use}, "
+      f"or give a {kind}."
+    )
+  stated = loaded.provenance.backbone_fingerprint
+  if fingerprint and stated and stated != fingerprint:
+    raise UserError(
+      f"'{path}' belongs to the backbone '{loaded.provenance.backbone_name}' "
+      f"({stated[:12]}…), and this run has another one ({fingerprint[:12]}…). Give one "
+      "that was made on this run's backbone."
+    )
+  return loaded
