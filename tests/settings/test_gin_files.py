@@ -45,6 +45,14 @@ def clean_gin():
       "from tpv_jax.training import trainning\n",
       "no module 'tpv_jax.training.trainning'. Did you mean 'training'",
     ),
+    (
+      "from tpv_jax.runner import checkpoints\n",
+      "'tpv_jax.runner.checkpoints'. What has its name: 'from tpv_jax.training import check",
+    ),
+    (
+      "from tpv_jax.prompts import initial\n",
+      "'tpv_jax.prompts.initial'. What has its name: 'from tpv_jax.training import initial'",
+    ),
     ("from __gin__ import dynamic\n", "mine.gin:1: Unrecognized __gin__ feature"),
     ("training.train.total_steps = 1\n", "mine.gin:2: .*'from tpv_jax.+ training'"),
     ("A = @training.train()\n", "mine.gin:2: 'training' is not imported"),

@@ -224,7 +224,12 @@ class _Reader:
   ) -> None:
     match statement:
       case config_parser.ImportStatement():
-        context.process_import(statement)
+        try:
+          context.process_import(statement)
+        except ModuleNotFoundError as error:
+          if statement.module.startswith(f"{error.name}."):
+            error.name = statement.module  # not of the folder that it would lie in
+          raise
         config._IMPORTS.update(context.imports)
       case config_parser.IncludeStatement():
         self.read_file(statement.filename)
@@ -358,9 +363,10 @@ def explain(error: BaseException) -> str:
   if isinstance(error, ImportError):
     return _explain_import(error, text)
   if missing := re.match(r"'(\w+)' was not provided by an import", text):
+    places = " or ".join(_places(missing[1])) or f"from ... import {missing[1]}"
     return (
       f"'{missing[1]}' is not imported: a gin file that begins with 'from __gin__ import "
-      f"dynamic_registration' needs a line such as 'from tpv_jax import {missing[1]}'."
+      f"dynamic_registration' needs the line {places}."
     )
   if parameter := re.search(
     r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", text
@@ -403,6 +409,8 @@ def _explain_import(error: ImportError, text: str) -> str:
     )
   if name.startswith("tpv_jax"):
     parent, _, last = name.rpartition(".")
+    if places := _places(last):
+      return f"there is no module '{name}'. What has its name: {' or '.join(places)}."
     return f"there is no module '{name}'.{near_misses(last, _public(parent))}"
   if name and isinstance(error, ModuleNotFoundError):
     return (
@@ -410,6 +418,14 @@ def _explain_import(error: ImportError, text: str) -> str:
       "run the command in its folder or name that in PYTHONPATH."
     )
   return f"{text}."
+
+
+def _places(module: str) -> list[str]:
+  """Returns the lines that import the modules of this package with such a short name."""
+  folder = pathlib.Path(__file__).parents[1]
+  found = sorted(folder.rglob(f"{module}.py"))
+  rooms = [".".join(path.relative_to(folder.parent).parent.parts) for path in found]
+  return [f"'from {room} import {module}'" for room in rooms]
 
 
 def _public(module: str) -> list[str]:
