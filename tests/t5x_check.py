@@ -128,10 +128,11 @@ def _told(
   folder: pathlib.Path, step: documents.Step, done: subprocess.CompletedProcess
 ) -> Iterator[str]:
   """Yields what a command printed, and of T5X, which logs much, what it measured."""
-  yield from done.stdout.splitlines()
-  logged = re.findall(
-    r"\[(\d+)\] collection=training_eval/\S+ (.*loss=.*)", done.stderr
-  )
+  # A launcher that starts several processes prints their logs, too, behind [0], [1].
+  parts = [re.match(r"(\[\d+\] )?(.*)", line) for line in done.stdout.splitlines()]
+  yield from (part[2] for part in parts if not part[1])
+  log = done.stderr + "\n".join(part[2] for part in parts if part[1] == "[0] ")
+  logged = re.findall(r"\[(\d+)\] collection=training_eval/\S+ (.*loss=.*)", log)
   yield from (f"step {number}: {values}" for number, values in logged)
   if not documents.T5X.search(step.text):
     return
