@@ -23,9 +23,9 @@ from tpv_jax.embedded import suite
 from tpv_jax.evaluation import candidates
 from tpv_jax.evaluation.candidates import Candidate
 from tpv_jax.evaluation.evaluator import AT_ONCE, Evaluator, Prompt, Result
+from tpv_jax.formats.sources import Which
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.runs.run_folder import alone_at_output, versions
-from tpv_jax.training.initial import Which
 
 _COLUMNS = ("task", "split", "examples")
 _SEARCH_METRICS = ("exact_match", "label_accuracy", "own")

@@ -11,11 +11,12 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
 from tpv_jax.core import files, identity
+from tpv_jax.core.checks import OneOf
 from tpv_jax.core.errors import UserError, option
 from tpv_jax.formats import arrays, peft
 from tpv_jax.io import orbax
@@ -26,6 +27,9 @@ from tpv_jax.vectors.provenance import Provenance, of_leaves
 
 WHICH = ("best", "last", "initial")
 """The prompts that a run folder holds, as `<which>_prompt.safetensors`."""
+
+Which = Annotated[str, OneOf(WHICH)]
+"""One of them."""
 
 
 def load(path: files.PathLike, which: str = "best") -> Loaded:

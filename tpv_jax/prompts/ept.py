@@ -18,7 +18,7 @@ from tpv_jax.core.errors import UserError
 from tpv_jax.devices import partitioning
 from tpv_jax.prompts import equations, plain
 from tpv_jax.prompts.equations import Folded
-from tpv_jax.training.initial import Start
+from tpv_jax.prompts.protocol import Start
 
 
 class EPT(nn.Module):

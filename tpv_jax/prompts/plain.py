@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from tpv_jax.core.checks import Size, SizeOrNone, check_fields
 from tpv_jax.core.errors import UserError
 from tpv_jax.prompts.equations import Folded
-from tpv_jax.training.initial import Start
+from tpv_jax.prompts.protocol import Start
 
 
 class Prompt(nn.Module):

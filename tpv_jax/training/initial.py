@@ -9,27 +9,22 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from tpv_jax.core import files, identity
-from tpv_jax.core.checks import OneOf, Positive, Size, SizeOrNone, checked
+from tpv_jax.core.checks import Positive, Size, SizeOrNone, checked
 from tpv_jax.core.errors import UserError
 from tpv_jax.formats import sources
+from tpv_jax.formats.sources import Which
 from tpv_jax.vectors import algebra, arithmetic
 from tpv_jax.vectors.algebra import Loaded
 from tpv_jax.vectors.provenance import Provenance
 
-Which = Annotated[str, OneOf(sources.WHICH)]
-"""A prompt of a run folder."""
-
 Table = Float[np.ndarray, "V D"]
-Start = np.ndarray | Loaded
-"""A prompt [P, D] in fp32, or what was loaded from a file."""
-
-Initial = Callable[[np.ndarray, int], Start]
+Initial = Callable[[np.ndarray, int], np.ndarray | Loaded]
 """(embedding table [V, D], seed) -> start."""
 
 
@@ -37,7 +32,7 @@ Initial = Callable[[np.ndarray, int], Start]
 class Drawn(Loaded):
   """The parameters that a run starts from, and the start that they were made of."""
 
-  start: Start = dataclasses.field(kw_only=True)
+  start: np.ndarray | Loaded = dataclasses.field(kw_only=True)
 
   @property
   def refactored(self) -> Loaded | None:
@@ -74,7 +69,7 @@ def draw(
   Raises:
     UserError: the start does not fit the module or the backbone.
   """
-  start: Callable[..., Start] = initial
+  start: Callable[..., np.ndarray | Loaded] = initial
   if "fingerprint" in inspect.signature(start).parameters:
     start = functools.partial(start, fingerprint=fingerprint)
   begin = start(table, seed)
