@@ -7,8 +7,8 @@ import setuptools
 HERE = pathlib.Path(__file__).parent
 VERSION = next(
   line.split('"')[1]
-  for line in (HERE / "tpv_jax" / "__init__.py").read_text().splitlines()
-  if line.startswith("__version__")
+  for line in (HERE / "tpv_jax" / "core" / "version.py").read_text().splitlines()
+  if line.startswith("VERSION")
 )
 
 # The top-level folder gin_configs/ is shipped as the package tpv_jax.gin_configs, so that

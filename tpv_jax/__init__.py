@@ -1,3 +1,5 @@
 """Soft prompts on frozen language models in JAX: task prompt vectors and EPT."""
 
-__version__ = "0.1.0"
+from tpv_jax.core.version import VERSION as __version__
+
+__all__ = ["__version__"]

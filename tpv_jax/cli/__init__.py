@@ -9,13 +9,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-import tpv_jax
 from tpv_jax.core.errors import (
   EXIT_USER_ERROR,
   end_at_once_on_interrupt,
   raise_on_interrupt,
   run_command,
 )
+from tpv_jax.core.version import VERSION
 
 _EXAMPLES = """\
   tpv diff runs/sst2 -o sst2.safetensors           a vector from a run folder
@@ -62,9 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     epilog=f"examples:\n{_EXAMPLES}\n\n'tpv COMMAND --help' tells more.",
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument(
-    "--version", action="version", version=f"tpv_jax {tpv_jax.__version__}"
-  )
+  parser.add_argument("--version", action="version", version=f"tpv_jax {VERSION}")
   commands = parser.add_subparsers(
     title="commands", metavar="COMMAND", required=True, parser_class=Parser
   )

@@ -43,9 +43,9 @@ from tensorboardX.record_writer import RecordWriter, register_writer_factory
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
-from tpv_jax import __version__
 from tpv_jax.core import files, locks
 from tpv_jax.core.errors import UserError
+from tpv_jax.core.version import VERSION
 from tpv_jax.devices import processes
 from tpv_jax.formats import sources
 from tpv_jax.runs import run_settings
@@ -71,7 +71,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 def versions() -> dict[str, str]:
   """Returns the versions that a run's numbers depend on."""
   found = {name: importlib.metadata.version(name) for name in PACKAGES}
-  return {"tpv_jax": __version__, "python": platform.python_version(), **found}
+  return {"tpv_jax": VERSION, "python": platform.python_version(), **found}
 
 
 class RunFolder:

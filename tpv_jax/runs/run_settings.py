@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tpv_jax import __version__
 from tpv_jax.vectors.provenance import canonical_json
 
 VERSION = 2
@@ -80,7 +79,7 @@ def difference(manifest: Mapping[str, Any], now: Settings) -> str | None:
   if version not in range(1, VERSION + 1):
     return (
       f"version of its settings: {version} there, written by {writer}; this one "
-      f"({__version__}) knows those up to {VERSION}"
+      f"({PACKAGE_VERSION}) knows those up to {VERSION}"
     )
   here, defaults = flatten(as_json(now.values)), flatten(now.defaults)
   there = _upgraded(flatten(manifest["settings"]), version, here)

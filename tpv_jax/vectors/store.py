@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-import tpv_jax
 from tpv_jax.core import errors, files, identity
 from tpv_jax.core.errors import UserError
+from tpv_jax.core.version import VERSION
 from tpv_jax.io import safetensors
 from tpv_jax.prompts import equations
 from tpv_jax.vectors.provenance import Provenance, canonical_json, of_leaves
@@ -92,7 +92,7 @@ def read(path: files.PathLike) -> tuple[dict[str, np.ndarray], Provenance]:
     provenance = Provenance.from_json(json.loads(metadata["provenance"]))
   except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise UserError(
-      f"'{path}' cannot be read by tpv_jax {tpv_jax.__version__}: {error}. Read it "
+      f"'{path}' cannot be read by tpv_jax {VERSION}: {error}. Read it "
       "with the version that wrote it."
     ) from error
   check_provenance(leaves, provenance, str(path))
@@ -108,7 +108,7 @@ def encode(leaves: Mapping[str, np.ndarray], provenance: Provenance) -> bytes:
     "content_digest": _ZEROS.decode(),
     "format": FORMAT,
     "provenance": canonical_json(provenance.to_json()),
-    "written_by": f"tpv_jax {tpv_jax.__version__}",
+    "written_by": f"tpv_jax {VERSION}",
   }
   content = bytearray(safetensors.encode(arrays, metadata))
   length = int.from_bytes(content[:8], "little")
