@@ -6,6 +6,7 @@ Thin: it loads, calls `formats`, writes and says so.
 import argparse
 from typing import Any
 
+from tpv_jax.backbones import naming
 from tpv_jax.cli import vectors
 from tpv_jax.cli.arguments import add_command
 from tpv_jax.core.errors import UserError, printable
@@ -144,7 +145,7 @@ def _import(options: argparse.Namespace) -> None:
   if options.alpha is not None:
     item = sources.with_alpha(item, options.alpha)
   if options.backbone is not None:
-    item = sources.with_backbone(item, sources.backbone(options.backbone))
+    item = sources.with_backbone(item, naming.named(options.backbone))
   if options.initial is not None:
     item = sources.with_initial(item, sources.load(options.initial, "initial"))
   if options.task is not None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from tpv_jax.backbones import naming
 from tpv_jax.cli.arguments import add_command, number
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError, printable, to_json
@@ -215,7 +216,7 @@ def _add(
 
 
 def add_backbone(command: argparse.ArgumentParser, what: str) -> None:
-  """Adds `--backbone`, for `sources.backbone`."""
+  """Adds `--backbone`, for `naming.named`."""
   command.add_argument(
     "--backbone",
     metavar="BACKBONE",
@@ -267,7 +268,7 @@ def _diff(options: argparse.Namespace) -> None:
   tuned = sources.load(options.tuned, options.which)
   initial = _initial_of(options)
   if options.backbone is not None:
-    backbone = sources.backbone(options.backbone)
+    backbone = naming.named(options.backbone)
     tuned = sources.with_backbone(tuned, backbone)
     initial = sources.with_backbone(initial, backbone)
   if options.alpha is not None:

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
@@ -260,32 +259,13 @@ class Backbone(NamedTuple):
   width: int | None = None
 
 
-def backbone(text: str) -> Backbone:
-  """Returns the backbone that the user means by a fingerprint, a prompt, or itself."""
-  if re.fullmatch("[0-9a-f]{64}", text):
-    return Backbone(text)
-  with contextlib.suppress(UserError):  # Then it is no prompt, but a backbone.
-    item = load(text)
-    known = item.provenance
-    if known.backbone_fingerprint is not None:
-      return Backbone(
-        known.backbone_fingerprint, known.backbone_name, _width(item.leaves)
-      )
-  from tpv_jax.backbones import loading
-
-  # Keeps the leaves' shapes only.
-  found = loading.load_backbone(text, place=lambda name, leaf: leaf.shape)
-  tokens = identity.flatten(found.params).get("token_embedder/embedding")
-  return Backbone(found.fingerprint, found.name, tokens and tokens[1])
-
-
 def with_backbone(item: Loaded, known: Backbone) -> Loaded:
   """Returns the item with a backbone that it did not state; one that it did stays.
 
   Raises:
     UserError: it states another backbone, or has another width than this one's tokens.
   """
-  stated, width = item.provenance.backbone_fingerprint, _width(item.leaves)
+  stated, width = item.provenance.backbone_fingerprint, width_of(item.leaves)
   if stated not in (None, known.fingerprint):
     raise UserError(
       f"'{item.name}' states another backbone ({stated[:12]}…) than --backbone "
@@ -305,7 +285,7 @@ def with_backbone(item: Loaded, known: Backbone) -> Loaded:
   return dataclasses.replace(item, provenance=provenance)
 
 
-def _width(leaves: Mapping[str, np.ndarray]) -> int | None:
+def width_of(leaves: Mapping[str, np.ndarray]) -> int | None:
   """Returns the features of a prompt's or vector's rows."""
   rows = leaves.get("prompt", leaves.get("short_prompt"))
   return None if rows is None or rows.ndim != 2 else rows.shape[1]

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from tpv_jax.core.version import VERSION as PACKAGE_VERSION
 from tpv_jax.vectors.provenance import canonical_json
 
 VERSION = 2
