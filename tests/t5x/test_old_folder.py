@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from tpv_jax import cli, orbax_io
-from tpv_jax.errors import UserError
+from tpv_jax import cli
+from tpv_jax.core.errors import UserError
+from tpv_jax.io import orbax
 from tpv_jax.t5x import saving
 from tpv_jax.vectors import store
 
@@ -57,9 +58,9 @@ def test_its_prompts_checkpoint_and_vector_are_read_bit_by_bit():
 
 def test_the_state_of_its_optimizer_is_read_bit_by_bit():
   assert_same_bits(write_t5x.state(KILLED), stored("state"))
-  steps = [path.name for path in orbax_io.checkpoints_in(KILLED)]
+  steps = [path.name for path in orbax.checkpoints_in(KILLED)]
   assert steps == ["checkpoint_0", "checkpoint_20"]
-  assert orbax_io.run_of_checkpoint(KILLED / steps[-1]) is None
+  assert orbax.run_of_checkpoint(KILLED / steps[-1]) is None
 
 
 def test_saving_knows_it_as_the_run_that_it_is_and_as_no_other():

@@ -1,13 +1,14 @@
 """What a prompt method is to the model, the runners and the vectors."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from tpv_jax.prompts.equations import Folded
 
 
+@runtime_checkable
 class Stated(Protocol):
   """What a saved prompt says of itself; `vectors.provenance.Provenance` says it."""
 
@@ -16,6 +17,7 @@ class Stated(Protocol):
     """Numerator of the low-rank update's scale, None if there is none or it is unknown."""
 
 
+@runtime_checkable
 class Saved(Protocol):
   """A prompt from a file; `vectors.algebra.Loaded` is one."""
 
@@ -36,6 +38,7 @@ Start = np.ndarray | Saved
 """What a run begins with: a prompt [P, D] in fp32, or one from a file."""
 
 
+@runtime_checkable
 class SoftPrompt(Protocol):
   """A prompt method: a Flax module whose parameters are all that is trained.
 

@@ -6,8 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from tpv_jax import identity, orbax_io
-from tpv_jax.backbone import loading
+from tpv_jax.backbones import loading
+from tpv_jax.core import identity
+from tpv_jax.io import orbax
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 sys.path.append(str(FIXTURES))
@@ -55,9 +56,7 @@ def test_converting_it_again_writes_the_bytes_of_then(tmp_path):
   write_backbone.convert(FOLDER / "tiny_t5", tmp_path / name, "t5x")
   noted = f"{name}/{loading.BESIDE}"
   assert (tmp_path / noted).read_bytes() == (FOLDER / noted).read_bytes()
-  now, then = (
-    orbax_io.read_leaves(root / name, "target") for root in (tmp_path, FOLDER)
-  )
+  now, then = (orbax.read_leaves(root / name, "target") for root in (tmp_path, FOLDER))
   assert now.keys() == then.keys()
   for path, leaf in then.items():
     assert now[path].dtype == leaf.dtype
