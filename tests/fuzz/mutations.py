@@ -435,7 +435,12 @@ _LINES = (
     "import tpv_jax.nothing",
     "import a.b.c",
   ),
-  *("from tpv_jax import nothing", "from tpv_jax.training import nothing", "X = 1", "X"),
+  *(
+    "from tpv_jax import nothing",
+    "from tpv_jax.training import nothing",
+    "X = 1",
+    "X",
+  ),
   *("TRAIN_STEP = 5", "training.train.steps = 5", "training.trains.total_steps = 5"),
   *("train.total_steps = 5", "a/b/training.train.seed = 1", "= 5", "X =", "X == 1"),
   *("training.train:", "training.train:\n  seed = 1", "  seed = 1", "\tseed = 1"),
