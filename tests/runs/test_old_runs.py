@@ -23,12 +23,11 @@ WRITERS = {
 }
 """What wrote each folder, and goes on with a copy of it."""
 
-TOLERANCES = {"runs": (5e-3, 1e-2), "v0_1_0/runs": (1e-5, 1e-4)}
+TOLERANCES = {"runs": (5e-3, 1e-2), "v0_1_0/runs": (1e-5, 1e-5)}
 """Of prompts and metrics, by folder. The same bits where the one was written; another
 processor or JAX rounds otherwise, and a few steps of AdamW at 0.3 make some 1e-4 of it.
-In the later runs a step is smooth in the gradient (see `TinyRuns`), and twelve of them
-make no more of a rounding, some 1e-7, than the gradient does; a norm of gradients is a
-small difference of large numbers."""
+In the later runs a step is smooth in the gradient (see `TinyRuns`): six of them make 3e-7
+of it, with SSE4.2 in place of AVX-512 and with jax 0.12 in place of 0.10."""
 
 
 @pytest.fixture(params=WRITERS)
@@ -71,7 +70,9 @@ def ended_alike(resumed, unbroken, folder):
   [
     ("runs", "plain"),
     pytest.param("runs", "ept", marks=pytest.mark.slow),
-    *(("v0_1_0/runs", method) for method in write_runs.TinyRuns.methods),
+    ("v0_1_0/runs", "plain"),
+    pytest.param("v0_1_0/runs", "dept", marks=pytest.mark.slow),
+    ("v0_1_0/runs", "ept"),
   ],
 )
 def test_a_stopped_run_goes_on_and_ends_as_it_would_have(runs, writer, folder, method):
