@@ -1,9 +1,8 @@
 """The model that both runners call: it owns loss, prediction and scoring.
 
 It has the members that T5X calls (by duck typing) and imports neither T5X nor seqio nor
-TensorFlow. A batch is a mapping of arrays with T5X's feature names:
-`encoder_input_tokens` [B, T]; `decoder_input_tokens`, `decoder_target_tokens` and
-`decoder_loss_weights` [B, L]; packed ones have `*_segment_ids` and `*_positions` too.
+TensorFlow. What a batch holds, and how a prompt stands before it, is the matter of the
+backbone's architecture (`encoder_decoder`).
 """
 
 import functools
@@ -15,14 +14,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from clu import metrics as clu_metrics
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int
 
-from tpv_jax.backbones import decoding
-from tpv_jax.backbones.t5 import network
+from tpv_jax.backbones.protocol import Network
 from tpv_jax.core import identity
 from tpv_jax.core.checks import BelowOne, NotNegative, Size, checked
 from tpv_jax.core.errors import UserError, near_misses
+from tpv_jax.data.batches import is_padding
 from tpv_jax.devices import partitioning
+from tpv_jax.encoder_decoder import EncoderDecoder
 from tpv_jax.prompts import ept, plain
 from tpv_jax.prompts.equations import Folded
 
@@ -35,12 +35,17 @@ Leaves = dict[str, Any]
 LOGITS_AT_ONCE = 2**23
 """Logits that the loss makes at a time at most, 32 MiB of fp32 (ours)."""
 
+ARCHITECTURES: dict[str, Callable[[Any], EncoderDecoder]] = {
+  "encoder_decoder": EncoderDecoder
+}
+"""By the name that a network gives as its ARCHITECTURE."""
+
 PROMPT = "prompt"
 """Top-level key of the soft prompt's parameters, beside the backbone's."""
 
 
 class SoftPromptModel:
-  """A T5 backbone with a soft prompt of which `trainable` leaves are trained.
+  """A frozen backbone with a soft prompt of which `trainable` leaves are trained.
 
   Its hash is its identity, so that jitted functions may close over its methods.
 
@@ -63,7 +68,7 @@ class SoftPromptModel:
   @checked
   def __init__(
     self,
-    network: network.Transformer,
+    network: Network,
     prompt: plain.Prompt | ept.EPT | None,
     input_vocabulary: Any,
     output_vocabulary: Any,
@@ -101,11 +106,14 @@ class SoftPromptModel:
     self._unk_id = getattr(output_vocabulary, "unk_id", None)
 
   @property
-  def FEATURE_CONVERTER_CLS(self) -> Any:
-    """seqio's converter for encoder-decoders; call it with `pack=False`."""
-    import seqio
+  def architecture(self) -> EncoderDecoder:
+    """What feeds batches to the network."""
+    return ARCHITECTURES[self.network.ARCHITECTURE](self.network)
 
-    return seqio.EncDecFeatureConverter
+  @property
+  def FEATURE_CONVERTER_CLS(self) -> Any:
+    """seqio's converter for this architecture; call it with `pack=False`."""
+    return self.architecture.feature_converter()
 
   def get_initial_variables(
     self,
@@ -115,14 +123,13 @@ class SoftPromptModel:
   ) -> dict[str, Any]:
     """Returns fresh `params` and their logical axes, `params_axes`.
 
-    Neither depends on the shapes of a batch (T5 has no absolute positions), so
+    Neither depends on the shapes of a batch (no backbone has absolute positions), so
     `input_shapes` and `input_types`, which T5X passes, are not read. The prompt depends
     on `rng` only, not on the backbone or the number of devices.
     """
     del input_shapes, input_types
     network_rng, prompt_rng = jax.random.split(rng)
-    token = jnp.ones((1, 1), jnp.int32)
-    variables = self.network.init(network_rng, token, token, token)
+    variables = self.network.init(network_rng, *self.network.init_inputs())
     params, axes = dict(variables["params"]), dict(variables["params_axes"])
     if self.prompt is not None:
       variables = self.prompt.init(prompt_rng)
@@ -169,7 +176,7 @@ class SoftPromptModel:
 
   def weight_sums(self, batch: Batch) -> Float[Array, "..."]:
     """Returns the weights that `loss_sums` would return, without computing a loss."""
-    return jnp.sum(jnp.asarray(batch["decoder_loss_weights"]).astype(jnp.float32))
+    return jnp.sum(self.architecture.targets(batch).weights)
 
   def loss_sums(
     self,
@@ -201,9 +208,8 @@ class SoftPromptModel:
       folded = self.fold(params)
     # Once more, that its gradient, too, does.
     folded = _on_every_device(folded)
-    states = self._states_behind(folded, params, batch, dropout_rng)
-    targets = jnp.asarray(batch["decoder_target_tokens"]).astype(jnp.int32)
-    weights = jnp.asarray(batch["decoder_loss_weights"]).astype(jnp.float32)
+    states = self.architecture.states(_backbone(params), folded, batch, dropout_rng)
+    targets, weights, *_ = self.architecture.targets(batch)
     losses, hits = self._losses(
       params, states, targets, self.label_smoothing, self.z_loss
     )
@@ -286,17 +292,16 @@ class SoftPromptModel:
     """
     batch = {name: jnp.asarray(values) for name, values in batch.items()}
     folded = _on_every_device(folded)
-    backbone = jax.lax.stop_gradient(backbone)
-    targets = batch["decoder_target_tokens"].astype(jnp.int32)
-    weights = batch["decoder_loss_weights"].astype(jnp.float32)
+    backbone = jax.lax.stop_gradient(_backbone(backbone))
+    targets, weights, segments, prompt = self.architecture.targets(batch)
     if "prompt_ids" in batch:
       ids = batch["prompt_ids"].astype(jnp.int32)
-      states = self._states_behind(_rows(folded, ids), backbone, batch, None)
+      states = self.architecture.states(backbone, _rows(folded, ids), batch)
       segments = (weights > 0).astype(jnp.int32)
       prompt = jnp.broadcast_to(ids[:, None], targets.shape)
     else:
-      states = self._packed_states(folded, backbone, batch)
-      segments, prompt = batch["decoder_segment_ids"], batch["decoder_prompt_ids"]
+      states = self.architecture.packed_states(backbone, folded, batch)
+    assert segments is not None and prompt is not None  # of packed rows
     losses, hits = self._losses(
       backbone, states, targets, self.label_smoothing, self.z_loss
     )
@@ -338,9 +343,8 @@ class SoftPromptModel:
     Greedy decoding writes a choice if and only if each of its tokens is the arg max
     after the ones before it; never one without EOS or with unknown tokens. A choice is a
     segment of a target row, its number is its column; column 0 and those beyond a row's
-    last choice mean nothing. The choices of an example share its encoder positions, which
-    are computed once: to each of them all is as in a target row of its own, since T5
-    knows relative positions only.
+    last choice mean nothing. The choices of an example share its source, which is computed
+    once: to each of them all is as in a target row of its own.
 
     Args:
       folded: the prompts of a bank [N, S, D], and perhaps deltas [N, M, D].
@@ -348,10 +352,11 @@ class SoftPromptModel:
       batch: packed rows, see `data.packing.pack_choices`.
     """
     batch = {name: jnp.asarray(values) for name, values in batch.items()}
-    targets, segments = batch["decoder_target_tokens"], batch["decoder_segment_ids"]
-    states = self._packed_states(folded, backbone, batch)
+    targets, _, segments, _ = self.architecture.targets(batch)
+    states = self.architecture.packed_states(_backbone(backbone), folded, batch)
     losses, hits = self._losses(backbone, states, targets)
-    counted = targets > 0
+    assert segments is not None  # of packed rows
+    counted = ~is_padding(targets)
 
     def by_choice(values: Array) -> Array:
       add = functools.partial(jax.ops.segment_sum, num_segments=targets.shape[1] + 1)
@@ -373,13 +378,11 @@ class SoftPromptModel:
     Args:
       folded: the prompts of a bank [N, S, D], and perhaps deltas [N, M, D].
       backbone: the backbone's parameters.
-      batch: `encoder_input_tokens` [B, T] and `prompt_ids` [B], places in the bank.
+      batch: sources, and `prompt_ids` [B], places in the bank.
       target_length: L, the most tokens to write.
     """
     rows = _rows(folded, jnp.asarray(batch["prompt_ids"]))
-    source = jnp.asarray(batch["encoder_input_tokens"])
-    encoded = self._apply(backbone, source, method=self.network.encode, **rows.leaves())
-    return self._decode(backbone, encoded, source, target_length)[0]
+    return self._decode(backbone, rows, batch, target_length)[0]
 
   def eval_fn(self, params: Params, batch: Batch) -> tuple[Float[Array, ""], Metrics]:
     """Returns loss and metrics as `loss_fn` does, without dropout."""
@@ -402,13 +405,7 @@ class SoftPromptModel:
     have room for. `rng`, which T5X passes, is not used: both are deterministic.
     """
     del rng
-    source = batch["encoder_input_tokens"]
-    tokens, scores = self._decode(
-      _backbone(params),
-      self._encode(params, source),
-      source,
-      batch["decoder_input_tokens"].shape[1],
-    )
+    tokens, scores = self._decode(params, self._folded_alone(params), batch)
     return tokens, {"scores": scores}
 
   def score_batch(
@@ -420,16 +417,15 @@ class SoftPromptModel:
     {'target_tokens', 'loss_weights', 'token_scores'}}`, each in a tuple of one.
     """
     states = self._states(params, batch, None)
-    targets = jnp.asarray(batch["decoder_target_tokens"]).astype(jnp.int32)
-    weights = jnp.asarray(batch["decoder_loss_weights"]).astype(jnp.float32)
+    targets, weights, *_ = self.architecture.targets(batch)
     token_scores = -self._losses(params, states, targets)[0] * weights
     scores = jnp.sum(token_scores, axis=-1)
     if not return_intermediates:
       return scores
     return scores, {
       "decoder": {
-        "target_tokens": (batch["decoder_target_tokens"],),
-        "loss_weights": (batch["decoder_loss_weights"],),
+        "target_tokens": (targets,),
+        "loss_weights": (weights,),
         "token_scores": (token_scores,),
       }
     }
@@ -453,78 +449,40 @@ class SoftPromptModel:
   def _apply(self, params: Params, *inputs: Any, **options: Any) -> Any:
     return self.network.apply({"params": _backbone(params)}, *inputs, **options)
 
-  def _encode(
-    self, params: Params, tokens: Num[network.AnyArray, "B T"]
-  ) -> Float[Array, "B joined D"]:
-    prompt = self.fold(params)
-    leaves = {} if prompt is None else prompt.leaves()
-    return self._apply(params, tokens, method=self.network.encode, **leaves)
+  def target_logits(
+    self, folded: Folded, backbone: Params, batch: Batch
+  ) -> Float[Array, "B L V"]:
+    """Returns the fp32 logits of the target tokens behind a folded prompt."""
+    states = self.architecture.states(backbone, folded, batch)
+    return self._apply(backbone, states, method=self.network.logits)
+
+  def _folded_alone(self, params: Params) -> Folded | None:
+    """Returns the folded prompt where there is but one, which all rows stand behind."""
+    return self.fold(params)
 
   def _decode(
     self,
-    backbone: Params,
-    encoded: Float[Array, "B joined D"],
-    source: Num[network.AnyArray, "B T"],
-    target_length: int,
+    params: Params,
+    folded: Folded | None,
+    batch: Batch,
+    target_length: int | None = None,
   ) -> tuple[Int[Array, "B L"], Float[Array, " B"]]:
-    return decoding.decode(
-      self.network,
-      backbone,
-      encoded,
-      source,
+    return self.architecture.decode(
+      _backbone(params),
+      folded,
+      batch,
       target_length,
       self._eos_id,
       self.num_beams,
       self.length_penalty,
     )
 
-  def _packed_states(
-    self, folded: Folded, backbone: Params, batch: Mapping[str, Array]
-  ) -> Float[Array, "B L D"]:
-    """Returns the decoder's states of packed rows, each example behind its prompt."""
-    return self._apply(
-      backbone,
-      batch["encoder_input_tokens"],
-      batch["decoder_input_tokens"],
-      batch["decoder_target_tokens"],
-      encoder_segment_ids=batch["encoder_segment_ids"],
-      decoder_segment_ids=batch["decoder_segment_ids"],
-      source_segment_ids=batch.get("source_segment_ids"),
-      places=network.Places(
-        batch["encoder_prompt_ids"],
-        batch["prompt_positions"],
-        batch["encoder_positions"],
-      ),
-      outputs="states",
-      **folded.leaves(),
-    )
-
   def _states(
     self, params: Params, batch: Batch, dropout_rng: Array | None
   ) -> Float[Array, "B L D"]:
-    """Returns the decoder's states, which the network's `logits` maps to logits."""
-    return self._states_behind(self.fold(params), params, batch, dropout_rng)
-
-  def _states_behind(
-    self,
-    prompt: Folded | None,
-    params: Params,
-    batch: Batch,
-    dropout_rng: Array | None,
-  ) -> Float[Array, "B L D"]:
-    """Returns the decoder's states of rows behind one prompt, or each behind its own."""
-    return self._apply(
-      params,
-      batch["encoder_input_tokens"],
-      batch["decoder_input_tokens"],
-      batch["decoder_target_tokens"],
-      encoder_segment_ids=batch.get("encoder_segment_ids"),
-      decoder_segment_ids=batch.get("decoder_segment_ids"),
-      enable_dropout=dropout_rng is not None,
-      rngs=None if dropout_rng is None else {"dropout": dropout_rng},
-      outputs="states",
-      **({} if prompt is None else prompt.leaves()),
-    )
+    """Returns the states before the targets, which the network's `logits` maps to logits."""
+    folded = self._folded_alone(params)
+    return self.architecture.states(_backbone(params), folded, batch, dropout_rng)
 
   def _losses(
     self,

@@ -17,10 +17,9 @@ import safetensors.numpy
 
 from tpv_jax import cli
 from tpv_jax.backbones import conversion, loading
-from tpv_jax.backbones.t5 import network
+from tpv_jax.backbones.t5 import hugging_face, network
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
-from tpv_jax.formats import hugging_face
 from tpv_jax.io import orbax as orbax_io
 from tpv_jax.io import safetensors as safetensors_io
 
@@ -371,7 +370,7 @@ def larger(tmp_path_factory):
   }
   config = {**references.config("t5"), **numbers, "num_layers": 8}
   (root / "config.json").write_text(json.dumps(config))
-  places = hugging_face.mapping(hugging_face.read_config(root))
+  places = hugging_face.places(hugging_face.read_config(root))
   rng = np.random.default_rng(0)
   weights = {p.name: rng.standard_normal(p.shape).astype(np.float32) for p in places}
   safetensors.numpy.save_file(weights, root / "model.safetensors")

@@ -22,12 +22,12 @@ import numpy as np
 import pytest
 
 from tpv_jax import cli
-from tpv_jax.backbones import decoding
+from tpv_jax.backbones import decoding, loading
 from tpv_jax.backbones.t5 import network
 from tpv_jax.core import identity
 from tpv_jax.core.leaves import read_all
 from tpv_jax.devices import partitioning
-from tpv_jax.formats import hugging_face, peft, sources
+from tpv_jax.formats import peft, sources
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import ept, equations, plain
 from tpv_jax.training import optimizers, steps
@@ -75,8 +75,8 @@ def backbone():
   )
   with tempfile.TemporaryDirectory() as folder:
     path = hf_references.write_folder(pathlib.Path(folder) / "t5", FAMILY)
-    with hugging_face.opened(path) as (_, leaves):
-      return read_all(leaves)
+    with loading.opened(path) as source:
+      return read_all(source.leaves)
 
 
 @functools.cache

@@ -18,7 +18,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from tpv_jax.backbones import loading
+from tpv_jax.backbones import loading, registry
+from tpv_jax.backbones.protocol import Config, Family
 from tpv_jax.core import files, identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.core.leaves import Leaf
@@ -43,13 +44,15 @@ class Plan:
   Attributes:
     source: what is converted, its leaves in the dtype of the result.
     to: one of `TARGETS`.
+    family: whose network it is.
     config: what Hugging Face calls the network's numbers.
     names: of each leaf by T5X path: in the source, and in the result.
   """
 
   source: loading.Opened
   to: str
-  config: hugging_face.Config
+  family: Family
+  config: Config
   names: dict[str, tuple[str, str]]
 
   @property
@@ -101,8 +104,9 @@ def planned(path: files.PathLike, to: str, dtype: str | None = None) -> Iterator
     UserError: as `load_backbone`; the leaves are no T5, T5 1.1, Flan-T5 or mT5.
   """
   with loading.opened(path) as source:
-    config = hugging_face.config_of(source.leaves, str(path), source.model_type)
-    theirs = {place.path: place.name for place in hugging_face.mapping(config)}
+    family = registry.of_leaves(source.leaves, str(path))
+    config = family.config_of(source.leaves, str(path), source.model_type)
+    theirs = {place.path: place.name for place in family.places(config)}
     leaves = {
       name: leaf.cast(DTYPES[dtype]) if dtype else leaf
       for name, leaf in sorted(source.leaves.items())
@@ -115,6 +119,7 @@ def planned(path: files.PathLike, to: str, dtype: str | None = None) -> Iterator
     yield Plan(
       dataclasses.replace(source, leaves=leaves),
       to,
+      family,
       config,
       {name: (leaf.source, made[name]) for name, leaf in leaves.items()},
     )
@@ -156,7 +161,9 @@ def convert(
       safetensors.write(there, leaves, stated)
     elif plan.to == "hugging-face":
       files.write_json(there / loading.BESIDE, noted)
-      hugging_face.save(there, plan.config, leaves)
+      dtype = str(source.leaves[plan.family.table].dtype)
+      places = plan.family.places(plan.config)
+      hugging_face.save(there, plan.config.to_json(dtype), places, leaves)
     else:
       step = orbax.checkpoint_step(output)
       orbax.save_checkpoint(there, leaves, step or 0)

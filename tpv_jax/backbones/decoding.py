@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
-from tpv_jax.backbones.t5 import network as network_lib
+from tpv_jax.backbones.protocol import AnyArray, EncoderDecoderNetwork
 
 
 def decode(
-  network: network_lib.Transformer,
+  network: EncoderDecoderNetwork,
   backbone: Mapping[str, Any],
   encoded: Float[Array, "B joined D"],
-  encoder_input_tokens: Num[network_lib.AnyArray, "B T"],
+  source: Num[AnyArray, "B T"],
   target_length: int,
   eos_id: int = 1,
   num_beams: int = 1,
@@ -25,7 +25,7 @@ def decode(
   The score of one beam is a sum of log-probabilities, of several it is divided by the
   length as in `beam_search`.
   """
-  inputs = (network, backbone, encoded, encoder_input_tokens, target_length, eos_id)
+  inputs = (network, backbone, encoded, source, target_length, eos_id)
   if num_beams == 1:
     return greedy(*inputs)
   tokens, scores = beam_search(*inputs, num_beams, length_penalty)
@@ -33,10 +33,10 @@ def decode(
 
 
 def greedy(
-  network: network_lib.Transformer,
+  network: EncoderDecoderNetwork,
   backbone: Mapping[str, Any],
   encoded: Float[Array, "B joined D"],
-  encoder_input_tokens: Num[network_lib.AnyArray, "B T"],
+  source: Num[AnyArray, "B T"],
   target_length: int,
   eos_id: int = 1,
 ) -> tuple[Int[Array, "B L"], Float[Array, " B"]]:
@@ -51,7 +51,7 @@ def greedy(
     network: whose method `decode_step` is called.
     backbone: its parameters.
     encoded: from `network.encode`, with the prompt's positions if it had one.
-    encoder_input_tokens: the source, for its padding.
+    source: the source, for its padding.
     target_length: L, the most tokens to write.
     eos_id: the end token.
   """
@@ -59,7 +59,7 @@ def greedy(
   cache: Any = network.apply(
     variables,
     encoded,
-    encoder_input_tokens,
+    source,
     target_length,
     method=network.start_decoding,
   )
@@ -90,7 +90,7 @@ def greedy(
   start = (
     jnp.zeros((), jnp.int32),
     jnp.zeros((rows,), jnp.int32),
-    jnp.all(jnp.asarray(encoder_input_tokens) == 0, axis=1),
+    jnp.all(jnp.asarray(source) == 0, axis=1),
     jnp.zeros((rows, target_length), jnp.int32),
     jnp.zeros((rows,), jnp.float32),
     cache.self_keys_values,
@@ -100,10 +100,10 @@ def greedy(
 
 
 def beam_search(
-  network: network_lib.Transformer,
+  network: EncoderDecoderNetwork,
   backbone: Mapping[str, Any],
   encoded: Float[Array, "B joined D"],
-  encoder_input_tokens: Num[network_lib.AnyArray, "B T"],
+  source: Num[AnyArray, "B T"],
   target_length: int,
   eos_id: int = 1,
   num_beams: int = 4,
@@ -141,7 +141,7 @@ def beam_search(
   cache: Any = network.apply(
     variables,
     encoded,
-    encoder_input_tokens,
+    source,
     target_length,
     method=network.start_decoding,
   )
@@ -195,7 +195,7 @@ def beam_search(
     tokens = of_beams(tokens, chosen)
     return index + 1, still_open, tokens, scores, best, best_scores, kept
 
-  full = ~jnp.all(jnp.asarray(encoder_input_tokens) == 0, axis=1)
+  full = ~jnp.all(jnp.asarray(source) == 0, axis=1)
   none = jnp.full((rows, num_beams), -jnp.inf)
   empty = jnp.zeros((rows, num_beams, target_length), jnp.int32)
   start = (

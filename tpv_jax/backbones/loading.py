@@ -22,7 +22,8 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from tpv_jax.backbones.t5.network import Transformer
+from tpv_jax.backbones import registry
+from tpv_jax.backbones.protocol import Network
 from tpv_jax.core import errors, files, identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.core.leaves import Leaf, misfits
@@ -58,7 +59,7 @@ class Backbone:
   """A backbone's weights and identity.
 
   Attributes:
-    params: nested dict of NumPy arrays, the tree of `network.Transformer`.
+    params: nested dict of NumPy arrays, the tree of its network.
     name: what it calls itself, for people.
     fingerprint: what it is, for programs; see `identity.backbone_fingerprint`.
     vocabulary: digest of the vocabulary it was trained with, or None if unknown.
@@ -68,6 +69,12 @@ class Backbone:
   name: str
   fingerprint: str
   vocabulary: str | None = None
+
+  @property
+  def table(self) -> Any:
+    """The token embeddings [V, D], as they are kept."""
+    flat = identity.flatten(self.params)
+    return flat[registry.of_leaves(flat, self.name).table]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +100,7 @@ class Opened:
 
 def load_backbone(
   path: files.PathLike,
-  network: Transformer | None = None,
+  network: Network | None = None,
   vocabulary: Vocabulary | None = None,
   place: Place | None = None,
 ) -> Backbone:
@@ -162,7 +169,10 @@ def opened(path: files.PathLike) -> Iterator[Opened]:
         + errors.near_misses(str(path), [EMBEDDED])
       )
     if hugging_face.is_folder(path):
-      config, leaves = stack.enter_context(hugging_face.opened(path))
+      family = registry.of_folder(path)
+      config = family.read_config(path)
+      found = stack.enter_context(hugging_face.stored_leaves(path))
+      leaves = family.by_path(str(path), config, found)
       kind, stated = "hugging-face", {"model_type": config.model_type, **beside(path)}
     else:
       leaves = orbax.lazy_leaves(path, prefix="target")
@@ -251,10 +261,9 @@ def save_backbone(
   return fingerprint
 
 
-def check(flat: Mapping[str, Any], network: Transformer, source: str) -> None:
+def check(flat: Mapping[str, Any], network: Network, source: str) -> None:
   """Raises `UserError` unless the leaves are, by name and shape, those of `network`."""
-  token = jax.ShapeDtypeStruct((1, 1), np.int32)
-  variables = jax.eval_shape(network.init, jax.random.key(0), token, token, token)
+  variables = jax.eval_shape(network.init, jax.random.key(0), *network.init_inputs())
   expected = {
     path: leaf.shape for path, leaf in identity.flatten(variables["params"]).items()
   }
@@ -321,12 +330,7 @@ def beside(folder: files.Path) -> dict[str, str]:
 
 
 def _rows(leaves: Mapping[str, Any], source: str) -> int:
-  if "token_embedder/embedding" not in leaves:
-    raise UserError(
-      f"The backbone '{source}' has no 'token_embedder/embedding', so it is no T5. Give "
-      "another one."
-    )
-  return leaves["token_embedder/embedding"].shape[0]
+  return leaves[registry.of_leaves(leaves, source).table].shape[0]
 
 
 def _read(

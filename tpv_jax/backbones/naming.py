@@ -3,7 +3,6 @@
 import contextlib
 import re
 
-from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.formats import sources
 from tpv_jax.formats.sources import Backbone
@@ -24,5 +23,4 @@ def named(text: str) -> Backbone:
 
   # Keeps the leaves' shapes only.
   found = loading.load_backbone(text, place=lambda name, leaf: leaf.shape)
-  tokens = identity.flatten(found.params).get("token_embedder/embedding")
-  return Backbone(found.fingerprint, found.name, tokens and tokens[1])
+  return Backbone(found.fingerprint, found.name, found.table[1])

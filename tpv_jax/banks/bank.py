@@ -37,7 +37,7 @@ from tpv_jax.core.checks import (
 )
 from tpv_jax.core.errors import UserError
 from tpv_jax.core.screen import Bar
-from tpv_jax.data import packing
+from tpv_jax.data import batches, packing
 from tpv_jax.data.batches import Features
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.devices import partitioning, processes
@@ -593,8 +593,8 @@ class _Plan:
       self._steps(),
       prompt.length,
       {
-        "inputs": max(batch["encoder_input_tokens"].shape[1] for batch in first),
-        "targets": max(batch["decoder_target_tokens"].shape[1] for batch in first),
+        name: max(batches.widths(batch)[name] for batch in first)
+        for name in ("inputs", "targets")
       },
       rows_multiple=self._devices,
       most_positions=positions,
@@ -832,9 +832,7 @@ class _Bank:
       ]
       calls = packing.pack(items, self.plan.shapes, self.names)
       self.positions += sum(shape.positions for shape, _ in calls)
-      self.used += sum(
-        int(np.count_nonzero(features["encoder_segment_ids"])) for _, features in calls
-      )
+      self.used += sum(packing.used_positions(features) for _, features in calls)
       self.listening = self.stepped
       # Dispatched at once: the next step is packed while the devices work on this one.
       state, report = bank_steps.train_step(

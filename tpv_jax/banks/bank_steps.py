@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Wrapped
 from jaxtyping import Array, Float
 
-from tpv_jax.backbones.t5.network import AnyArray
+from tpv_jax.backbones.protocol import AnyArray
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import packing

@@ -69,7 +69,7 @@ def make(
   short_length: int = 40,
   source_length: int = 256,
 ) -> Plan:
-  """Returns the parameters of a size in `sizes.SIZES` on a mesh of data x model chips.
+  """Returns the parameters of a size in `registry.sizes` on a mesh of data x model chips.
 
   Args:
     size: of the backbone.
@@ -86,18 +86,19 @@ def make(
   """
   from jax.sharding import AbstractMesh
 
-  from tpv_jax.backbones.t5 import network, sizes
+  from tpv_jax.backbones import registry
   from tpv_jax.devices import partitioning
   from tpv_jax.model import SoftPromptModel
   from tpv_jax.prompts import budget, plain
   from tpv_jax.prompts.ept import EPT
 
-  if size not in sizes.SIZES:
+  sizes = registry.sizes()
+  if size not in sizes:
     raise UserError(
-      f"There is no size '{size}'.{near_misses(size, sizes.SIZES)} The sizes are "
-      f"{', '.join(sizes.SIZES)}."
+      f"There is no size '{size}'.{near_misses(size, sizes)} The sizes are "
+      f"{', '.join(sizes)}."
     )
-  numbers = sizes.SIZES[size]
+  family, numbers = sizes[size]
   features = numbers["emb_dim"]
   prompt: plain.Prompt | EPT = plain.Prompt(length=prompt_length, features=features)
   if ept:
@@ -111,7 +112,7 @@ def make(
       *(fusion_width, spaces, bottleneck),
     )
   layout = partitioning.layout(
-    SoftPromptModel(network.Transformer(**numbers), prompt, None, None),
+    SoftPromptModel(family.network(**numbers), prompt, None, None),
     AbstractMesh((data, model), (partitioning.DATA, partitioning.MODEL)),
   )
   return Plan(

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int32
@@ -17,6 +18,24 @@ Features = dict[str, np.ndarray]
 """encoder_input_tokens [B, T], decoder_target_tokens, decoder_input_tokens [B, L] as
 int32, and decoder_loss_weights [B, L] as float32: 1 at target tokens (EOS included), 0
 at padding, so a row of padding weighs nothing."""
+
+PADDING = 0
+"""Fills up rows of token ids; no token of any vocabulary has this id."""
+
+
+def is_padding(tokens: Any) -> Any:
+  """Returns where an array of token ids, of NumPy or JAX, holds padding."""
+  return tokens == PADDING
+
+
+def token_counts(rows: Int[np.ndarray, "N X"]) -> Int[np.ndarray, " N"]:
+  """Returns how many tokens each row has, padding left out."""
+  return np.count_nonzero(~is_padding(rows), axis=1)
+
+
+def without_padding(row: Int[np.ndarray, " X"]) -> Int[np.ndarray, " x"]:
+  """Returns the tokens of a row."""
+  return row[~is_padding(row)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +97,7 @@ class Tokenized:
 
   def report(self) -> str:
     """Returns one line: how many examples, and what was trimmed or unknown."""
-    longest = np.count_nonzero(self.inputs, axis=1).max(initial=0)
+    longest = token_counts(self.inputs).max(initial=0)
     wrong = " (never an exact match)" if self.answers else ""
     return (
       f"{len(self)} examples, {self.tokens} tokens (longest source {longest} of "
@@ -115,7 +134,7 @@ def tokenize(
     lengths["targets"],
     vocabulary.unk_id,
   )
-  tokens = int(np.count_nonzero(sources) + np.count_nonzero(targets))
+  tokens = int(token_counts(sources).sum() + token_counts(targets).sum())
   return Tokenized(sources, targets, of_sources, of_targets, tokens)
 
 
@@ -169,7 +188,7 @@ def target_ids(
 def _rows(
   found: Sequence[tuple[list[int], int]], longest: int, unknown: int
 ) -> tuple[Int32[np.ndarray, "N X"], Losses]:
-  rows = np.zeros((len(found), longest), np.int32)
+  rows = np.full((len(found), longest), PADDING, np.int32)
   for row, (ids, _) in zip(rows, found, strict=True):
     row[: len(ids)] = ids
   lost = [more for _, more in found if more]
@@ -193,8 +212,26 @@ def features(
     "encoder_input_tokens": inputs,
     "decoder_target_tokens": targets,
     "decoder_input_tokens": decoder_inputs,
-    "decoder_loss_weights": (targets != 0).astype(np.float32),
+    "decoder_loss_weights": (~is_padding(targets)).astype(np.float32),
   }
+
+
+def sources(
+  rows: Int[np.ndarray, "B T"], prompt_ids: Int[np.ndarray, " B"]
+) -> Features:
+  """Returns the batch of padded sources whose answers are to be written.
+
+  Args:
+    rows: the sources.
+    prompt_ids: of each row, the place of its prompt in a bank.
+  """
+  return {"encoder_input_tokens": rows, "prompt_ids": prompt_ids}
+
+
+def widths(batch: Features) -> dict[str, int]:
+  """Returns the lengths to which a batch is padded, {'inputs': T, 'targets': L}."""
+  names = {"inputs": "encoder_input_tokens", "targets": "decoder_target_tokens"}
+  return {name: batch[feature].shape[1] for name, feature in names.items()}
 
 
 def order(count: int, seed: int, epoch: int = 0) -> Int[np.ndarray, "N"]:
@@ -285,4 +322,5 @@ def label_tokens(
 def _filled(
   rows: Int32[np.ndarray, "A X"], batch_size: int
 ) -> Int32[np.ndarray, "B X"]:
-  return np.pad(rows, ((0, batch_size - len(rows)), (0, 0)))
+  empty = batch_size - len(rows)
+  return np.pad(rows, ((0, empty), (0, 0)), constant_values=PADDING)

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from tpv_jax.core.errors import UserError
-from tpv_jax.data.batches import Features
+from tpv_jax.data.batches import Features, is_padding, without_padding
 
 WIDE_POSITIONS, WIDE_POSITIONS_ON_CPU = 16_384, 2_048
 """Source positions of a wide block at most (ours).
@@ -129,9 +129,14 @@ def items(features: Features, prompt_id: int) -> list[Item]:
     features["decoder_loss_weights"],
   )
   return [
-    Item(prompt_id, source[source != 0], target[target != 0], weight[target != 0])
+    Item(
+      prompt_id,
+      without_padding(source),
+      without_padding(target),
+      weight[~is_padding(target)],
+    )
     for source, target, weight in zip(sources, targets, weights, strict=True)
-    if target.any()
+    if not is_padding(target).all()
   ]
 
 
@@ -243,6 +248,22 @@ def with_prompts(rows: Features, prompt_ids: Sequence[int]) -> Features:
   return {**rows, "encoder_prompt_ids": np.where(used, ids, 0)}
 
 
+def used_positions(rows: Features) -> int:
+  """Returns how many source positions of packed rows hold a prompt or a token."""
+  return int(np.count_nonzero(rows["encoder_segment_ids"]))
+
+
+def example_count(features: Features) -> int:
+  """Returns how many examples the rows of a call hold, packed or one each."""
+  used = ~is_padding(features["encoder_input_tokens"])
+  return int(features.get("encoder_segment_ids", used).max(axis=1).sum())
+
+
+def row_count(features: Features) -> int:
+  """Returns how many rows a call has."""
+  return len(features["encoder_input_tokens"])
+
+
 def blocks(parts: Iterable[Features], rows: int) -> Iterator[Features]:
   """Yields all rows of the parts in blocks of `rows`, the last filled with padding.
 
@@ -252,7 +273,7 @@ def blocks(parts: Iterable[Features], rows: int) -> Iterator[Features]:
   waiting: list[Features] = []
   room = rows
   for part in parts:
-    start, count = 0, len(part["encoder_input_tokens"])
+    start, count = 0, row_count(part)
     while count - start >= room:
       yield _joined([*waiting, _rows(part, start, start + room)])
       start, room, waiting = start + room, rows, []

@@ -345,8 +345,7 @@ def placer(network: Any, mesh: Mesh) -> Callable[[str, np.ndarray], jax.Array]:
   Each device gets its part of the host's leaf, which can go then: the backbone is never
   on the host as a whole.
   """
-  token = jax.ShapeDtypeStruct((1, 1), np.int32)
-  variables = jax.eval_shape(network.init, jax.random.key(0), token, token, token)
+  variables = jax.eval_shape(network.init, jax.random.key(0), *network.init_inputs())
   shardings = identity.flatten(
     param_shardings(variables["params_axes"], mesh, variables["params"])
   )

@@ -221,7 +221,7 @@ def check_fits(
       f"The prompt was trained on the backbone '{provenance.backbone_name}' ({known[:12]}"
       f"…), not on '{backbone.name}' ({backbone.fingerprint[:12]}…). Choose that backbone."
     )
-  width = backbone.params["token_embedder"]["embedding"].shape[1]
+  width = backbone.table.shape[1]
   if leaves["prompt"].shape[1] != width:
     raise UserError(
       f"The prompt has width {leaves['prompt'].shape[1]}, the backbone {width}. "

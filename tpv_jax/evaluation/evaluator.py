@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
-from tpv_jax.backbones.t5 import network
 from tpv_jax.core import identity
 from tpv_jax.core.errors import at_least
 from tpv_jax.core.screen import Bar
@@ -25,6 +24,7 @@ from tpv_jax.data.tasks import Example, Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.devices import partitioning, processes
 from tpv_jax.model import SoftPromptModel
+from tpv_jax.prompts import equations
 from tpv_jax.prompts.equations import Folded
 
 Prompt = Mapping[str, np.ndarray] | None
@@ -383,10 +383,8 @@ class Evaluator:
             (index, start, first)
             for (index, _), first in zip(layer, firsts, strict=True)
           ]
-          start += len(rows["encoder_input_tokens"])
-        self.work.used += sum(
-          int((rows["encoder_segment_ids"] > 0).sum()) for rows, _ in parts
-        )
+          start += packing.row_count(rows)
+        self.work.used += sum(packing.used_positions(rows) for rows, _ in parts)
         size = self._to_grain(
           self.batch_size * (length + self.lengths["inputs"]) // shape.width
         )
@@ -420,7 +418,7 @@ class Evaluator:
         sources = np.concatenate([requests[i][1] for i in owners])
         counts = [len(requests[i][1]) for i in owners]
         places = np.repeat([place for _, place in members], counts).astype(np.int32)
-        tokens = np.count_nonzero(sources, axis=1)
+        tokens = batches.token_counts(sources)
         written = np.zeros((len(sources), most), np.int32)
         left = np.ones(len(sources), bool)
         for width in self._row_widths(length, tokens):
@@ -503,7 +501,7 @@ class Evaluator:
 
   def _refuse_short_delta(self, leaves: Mapping[str, np.ndarray]) -> None:
     if "delta" in leaves and len(leaves["delta"]) < self.lengths["inputs"]:
-      network.refuse_short_delta(self.lengths["inputs"], len(leaves["delta"]))
+      equations.refuse_short_delta(self.lengths["inputs"], len(leaves["delta"]))
 
   def _bar(self, what: str, examples: Sequence[Sized]) -> tqdm:
     """Returns a progress bar over the examples of all prompts."""
@@ -530,7 +528,7 @@ class Evaluator:
       answers.append(function(folded, self._backbone, placed))
       if len(answers) > _AHEAD:
         answers[-_AHEAD - 1] = jax.device_get(answers[-_AHEAD - 1])
-      bar.update(_examples(features))
+      bar.update(packing.example_count(features))
     return jax.device_get(answers)
 
   def _row_shape(
@@ -546,11 +544,11 @@ class Evaluator:
     for tokenized, choices in {
       (id(one), id(other)): (one, other) for one, other in examples
     }.values():
-      sources = np.count_nonzero(tokenized.inputs, axis=1)
+      sources = batches.token_counts(tokenized.inputs)
       targets = (
-        np.count_nonzero(tokenized.targets, axis=1)
+        batches.token_counts(tokenized.targets)
         if choices is None
-        else np.full(len(sources), np.count_nonzero(choices))
+        else np.full(len(sources), batches.token_counts(choices).sum())
       )
       sizes += zip(sources.tolist(), targets.tolist(), strict=True)
     key = (length, all(choices is None for _, choices in examples))
@@ -572,12 +570,6 @@ class Evaluator:
       worth = costs and costs[width] < _SAVED * (length + longest) * len(tokens)
       self._widths[length] = [width, longest] if worth else [longest]
     return self._widths[length]
-
-
-def _examples(features: batches.Features) -> int:
-  """Returns how many examples the rows of a call hold."""
-  used = features["encoder_input_tokens"] > 0
-  return int(features.get("encoder_segment_ids", used).max(axis=1).sum())
 
 
 def _layers(
@@ -604,11 +596,11 @@ def _pack(
   choices: list[list[np.ndarray]] = []
   counts = [len(tokenized) for tokenized, _ in examples]
   for tokenized, common in examples:
-    sources += [row[row != 0] for row in tokenized.inputs]
+    sources += map(batches.without_padding, tokenized.inputs)
     if common is None:
-      choices += [[row[row != 0]] for row in tokenized.targets]
+      choices += [[batches.without_padding(row)] for row in tokenized.targets]
     else:
-      choices += [[row[row != 0] for row in common]] * len(tokenized)
+      choices += [list(map(batches.without_padding, common))] * len(tokenized)
   owners = np.repeat(np.arange(len(examples)), counts).tolist()
   rows, first = packing.pack_choices(sources, choices, owners, shape, length)
   return rows, np.split(first, np.cumsum(counts)[:-1])
@@ -620,7 +612,7 @@ def _in_blocks(
   for start in range(0, len(sources), size):
     rows = sources[start : start + size], places[start : start + size]
     empty = size - len(rows[0])
-    yield {
-      "encoder_input_tokens": np.pad(rows[0], ((0, empty), (0, 0))),
-      "prompt_ids": np.pad(rows[1], (0, empty)),
-    }
+    yield batches.sources(
+      np.pad(rows[0], ((0, empty), (0, 0)), constant_values=batches.PADDING),
+      np.pad(rows[1], (0, empty)),
+    )

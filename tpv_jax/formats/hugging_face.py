@@ -1,16 +1,15 @@
-"""Backbones in Hugging Face's form: T5, T5 1.1, Flan-T5 and mT5 of `transformers`.
+"""Backbones in the folders of Hugging Face: config.json and weights in safetensors.
 
 A folder with `config.json` and `model.safetensors`, or with several files that
-`model.safetensors.index.json` names. Hugging Face stores a linear map as [out, in] and
-T5X as [in, out], and so every matrix but the token table is turned; no value changes,
-for both scale the tied logits of v1.0 by D^-0.5 when they compute. NumPy only.
+`model.safetensors.index.json` names. What the config means and how the leaves are named
+is each family's own (`backbones`). NumPy only.
 """
 
 import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,166 +28,7 @@ ADAPTER = "adapter_config.json"
 FILE_BYTES = 5 * 10**9
 """What a file of `save` may hold; `transformers` splits at the same size."""
 
-_DEFAULTS: dict[str, Any] = {
-  "vocab_size": 32_128,
-  "d_model": 512,
-  "d_kv": 64,
-  "d_ff": 2_048,
-  "num_layers": 6,
-  "num_heads": 8,
-  "feed_forward_proj": "relu",
-  "tie_word_embeddings": True,
-}
-"""What `transformers` takes for T5 where a config.json is silent."""
-
-_MT5_DEFAULTS = {
-  **_DEFAULTS,
-  "vocab_size": 250_112,
-  "d_ff": 1_024,
-  "num_layers": 8,
-  "num_heads": 6,
-  "feed_forward_proj": "gated-gelu",
-  "tie_word_embeddings": False,
-}
-
-_FIXED: dict[str, tuple[Any, str]] = {
-  "relative_attention_num_buckets": (32, "T5's relative bias"),
-  "relative_attention_max_distance": (128, "T5's relative bias"),
-  "layer_norm_epsilon": (1e-6, "T5's layer norm"),
-  "pad_token_id": (0, "padding"),
-  "eos_token_id": (1, "the end of a text"),
-  "decoder_start_token_id": (0, "the start of decoding"),
-  "is_encoder_decoder": (True, "an encoder and a decoder"),
-}
-"""What the network is built on: the one value it knows, and of what."""
-
-_UNKNOWN = {
-  "quantization_config": "weights that are quantised",
-  "pruned_heads": "attention heads that are left out",
-  "tie_encoder_decoder": "one stack for encoder and decoder",
-  "per_layer_config": "layers of different forms",
-  "transformers_weights": "weights in a file of another name",
-  "auto_map": "a network in Python code of its own",
-}
-"""What `transformers` obeys and the network does not know, where it is not empty."""
-
-_ALIASES = {
-  "hidden_size": "d_model",
-  "num_hidden_layers": "num_layers",
-  "num_attention_heads": "num_heads",
-  "head_dim": "d_kv",
-}
-"""Second names, which override the first in `transformers`."""
-
-_TOKEN_RULES: dict[str, Any] = {
-  "forced_bos_token_id": None,
-  "forced_eos_token_id": None,
-  "suppress_tokens": None,
-  "begin_suppress_tokens": None,
-  "bad_words_ids": None,
-  "force_words_ids": None,
-  "constraints": None,
-  "sequence_bias": None,
-  "stop_strings": None,
-  "min_length": 0,
-  "min_new_tokens": None,
-  "no_repeat_ngram_size": 0,
-  "encoder_no_repeat_ngram_size": 0,
-  "repetition_penalty": 1.0,
-  "encoder_repetition_penalty": 1.0,
-  "exponential_decay_length_penalty": None,
-  "guidance_scale": None,
-  "num_beam_groups": 1,
-  "penalty_alpha": None,
-  "dola_layers": None,
-  "watermarking_config": None,
-}
-"""What forbids, forces or reweights tokens when `transformers` generates, and its default.
-
-Here nothing does. How long and with how many beams to search, or whether to sample, is
-the user's to say on either side, and is not looked at.
-"""
-
-_GELU = ("gelu_new", "gelu_pytorch_tanh")
-"""Names of the tanh approximation of GELU, which is what 'gated-gelu' means, too."""
-
-_SHARED = "shared.weight"
-_TABLES = (_SHARED, "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-"""Names under which the one token table may be stored, also more than once."""
-
-_HEAD = "lm_head.weight"
-
-_UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
-"""In the files of T5 1.0, and read by no one: `transformers` leaves it out as well."""
-
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-  """What config.json says of the network; the names are Hugging Face's.
-
-  Attributes:
-    model_type: 't5' or 'mt5'.
-    vocab_size: rows of the token table.
-    d_model: D.
-    d_kv: width of a head.
-    d_ff: hidden width of the feed-forward block.
-    num_layers: of the encoder.
-    num_decoder_layers: of the decoder.
-    num_heads: attention heads.
-    gated: whether the feed-forward block is 'gated-gelu' rather than 'relu'.
-    tied: whether logits come from the token table, scaled.
-    head_is_table: whether a head that is not stored is the token table, unscaled:
-      `transformers` 5 makes and saves such models of the untied families.
-  """
-
-  model_type: str
-  vocab_size: int
-  d_model: int
-  d_kv: int
-  d_ff: int
-  num_layers: int
-  num_decoder_layers: int
-  num_heads: int
-  gated: bool
-  tied: bool
-  head_is_table: bool = False
-
-  @property
-  def numbers(self) -> dict[str, Any]:
-    """Returns the arguments of `network.Transformer`."""
-    return {
-      "vocab_size": self.vocab_size,
-      "emb_dim": self.d_model,
-      "num_heads": self.num_heads,
-      "head_dim": self.d_kv,
-      "num_encoder_layers": self.num_layers,
-      "num_decoder_layers": self.num_decoder_layers,
-      "mlp_dim": self.d_ff,
-      "mlp_activations": ("gelu", "linear") if self.gated else ("relu",),
-      "logits_via_embedding": self.tied,
-    }
-
-  def to_json(self, dtype: str) -> dict[str, Any]:
-    """Returns the content of config.json, for weights stored in `dtype`."""
-    name = "MT5" if self.model_type == "mt5" else "T5"
-    fixed = {key: value for key, (value, _) in _FIXED.items()}
-    return {
-      "architectures": [f"{name}ForConditionalGeneration"],
-      "d_ff": self.d_ff,
-      "d_kv": self.d_kv,
-      "d_model": self.d_model,
-      "dtype": dtype,
-      "feed_forward_proj": "gated-gelu" if self.gated else "relu",
-      "model_type": self.model_type,
-      "num_decoder_layers": self.num_decoder_layers,
-      "num_heads": self.num_heads,
-      "num_layers": self.num_layers,
-      "tie_word_embeddings": self.tied,
-      "vocab_size": self.vocab_size,
-      **fixed,
-    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,64 +48,6 @@ class Place:
   turned: bool
 
 
-def mapping(config: Config) -> list[Place]:
-  """Returns every leaf of the network, where it lies on either side, and its shape."""
-  places = [
-    Place(
-      _SHARED, "token_embedder/embedding", (config.vocab_size, config.d_model), False
-    )
-  ]
-  width, joined = config.d_model, config.num_heads * config.d_kv
-
-  def matrix(name: str, path: str, outputs: int, inputs: int) -> None:
-    places.append(Place(f"{name}.weight", f"{path}/kernel", (outputs, inputs), True))
-
-  def norm(name: str, path: str) -> None:
-    places.append(Place(f"{name}.weight", f"{path}/scale", (width,), False))
-
-  def attention(name: str, path: str) -> None:
-    for theirs, ours in (("q", "query"), ("k", "key"), ("v", "value")):
-      matrix(f"{name}.{theirs}", f"{path}/{ours}", joined, width)
-    matrix(f"{name}.o", f"{path}/out", width, joined)
-
-  for stack, depth, parts in (
-    ("encoder", config.num_layers, (("attention", "attention"),)),
-    (
-      "decoder",
-      config.num_decoder_layers,
-      (
-        ("self_attention", "self_attention"),
-        ("cross_attention", "encoder_decoder_attention"),
-      ),
-    ),
-  ):
-    places.append(
-      Place(
-        f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-        f"{stack}/relpos_bias/rel_embedding",
-        (_FIXED["relative_attention_num_buckets"][0], config.num_heads),
-        True,
-      )
-    )
-    for number in range(depth):
-      theirs, ours = f"{stack}.block.{number}.layer", f"{stack}/layers_{number}"
-      for index, (normed, part) in enumerate(parts):
-        norm(f"{theirs}.{index}.layer_norm", f"{ours}/pre_{normed}_layer_norm")
-        kind = "EncDecAttention" if index else "SelfAttention"
-        attention(f"{theirs}.{index}.{kind}", f"{ours}/{part}")
-      last = f"{theirs}.{len(parts)}"
-      norm(f"{last}.layer_norm", f"{ours}/pre_mlp_layer_norm")
-      for wi in ("wi_0", "wi_1") if config.gated else ("wi",):
-        matrix(f"{last}.DenseReluDense.{wi}", f"{ours}/mlp/{wi}", config.d_ff, width)
-      matrix(f"{last}.DenseReluDense.wo", f"{ours}/mlp/wo", width, config.d_ff)
-    norm(f"{stack}.final_layer_norm", f"{stack}/{stack}_norm")
-  if not config.tied:
-    places.append(
-      Place(_HEAD, "decoder/logits_dense/kernel", (config.vocab_size, width), True)
-    )
-  return places
-
-
 def is_folder(path: files.PathLike) -> bool:
   """Returns whether `path` looks like a folder of Hugging Face."""
   path = files.to_path(path)
@@ -275,21 +57,18 @@ def is_folder(path: files.PathLike) -> bool:
 
 
 @contextlib.contextmanager
-def opened(path: files.PathLike) -> Iterator[tuple[Config, dict[str, Leaf]]]:
-  """Yields the config of a folder and its leaves by T5X path, to be read one by one.
+def stored_leaves(folder: files.Path) -> Iterator[dict[str, Leaf]]:
+  """Yields the leaves of a folder by the names that they have there, to be read one by one.
 
-  A leaf's `source` is the name it has there. It can be read while the folder is open.
+  They can be read while the folder is open.
 
   Args:
-    path: folder, here or on gs://.
+    folder: here or on gs://.
 
   Raises:
-    UserError: the folder has no config.json or no safetensors; the config is of another
-      model or has a value the network does not know; the weights do not fit it; a file
-      lies elsewhere (behind a symbolic link), is truncated or damaged.
+    UserError: the folder has no safetensors, or an adapter beside them; a file lies
+      elsewhere (behind a symbolic link), is truncated or damaged.
   """
-  folder = files.to_path(path)
-  config = read_config(folder)
   if (folder / ADAPTER).exists():
     raise UserError(
       f"'{folder}' holds an {ADAPTER} beside its weights, and transformers applies that "
@@ -306,12 +85,54 @@ def opened(path: files.PathLike) -> Iterator[tuple[Config, dict[str, Leaf]]]:
           "Take another copy of the folder."
         )
       found |= leaves
-    yield config, _by_path(str(folder), config, found)
+    yield found
+
+
+def by_path(
+  source: str, places: Sequence[Place], found: Mapping[str, Leaf]
+) -> dict[str, Leaf]:
+  """Returns the leaves by T5X path, after a check of their names and shapes.
+
+  A leaf's `source` is the name that it has in the folder.
+  """
+  faults = misfits({place.name: place.shape for place in places}, found)
+  if faults:
+    raise UserError(
+      f"The weights of '{source}' do not fit its {CONFIG}: {faults}. Give config and "
+      "weights of one model."
+    )
+  return {
+    place.path: found[place.name].transposed() if place.turned else found[place.name]
+    for place in places
+  }
+
+
+def check_leaves(
+  source: str, places: Sequence[Place], flat: Mapping[str, Any], what: str
+) -> None:
+  """Raises `UserError` unless the leaves by T5X path are those of `places`.
+
+  Args:
+    source: where they are from.
+    places: of one network.
+    flat: the leaves.
+    what: the network, for people: "one T5".
+  """
+  expected = {
+    place.path: place.shape[::-1] if place.turned else place.shape for place in places
+  }
+  faults = misfits(expected, flat)
+  if faults:
+    raise UserError(
+      f"The leaves of '{source}' are not those of {what}: {faults}. Give a backbone of a "
+      "family that is known."
+    )
 
 
 def save(
   path: files.Path,
-  config: Config,
+  config: Mapping[str, Any],
+  places: Sequence[Place],
   flat: Mapping[str, Any],
   overwrite: bool = False,
 ) -> None:
@@ -321,13 +142,14 @@ def save(
 
   Args:
     path: folder; may be on gs://. config.json is written last.
-    config: that fits the leaves, see `config_of`.
+    config: content of config.json.
+    places: of the leaves.
     flat: arrays or `Leaf`s by T5X path.
     overwrite: whether existing files may be replaced.
   """
   ours = {
     place.name: _turned(flat[place.path]) if place.turned else flat[place.path]
-    for place in mapping(config)
+    for place in places
   }
   groups: list[dict[str, Any]] = [{}]
   size = 0
@@ -357,273 +179,7 @@ def save(
       },
     }
     files.write_json(path / INDEX, index, overwrite)
-  dtype = str(np.dtype(ours[_SHARED].dtype))
-  files.write_json(path / CONFIG, config.to_json(dtype), overwrite)
-
-
-def config_of(
-  flat: Mapping[str, Any], source: str, model_type: str | None = None
-) -> Config:
-  """Returns the config that leaves by T5X path tell by their names and shapes.
-
-  T5 1.1 and mT5 are one network: without `model_type`, the size of the table decides. One
-  with scaled logits is called T5, for `transformers` 5 knows no such mT5.
-
-  Raises:
-    UserError: they are no T5 that Hugging Face knows.
-  """
-  try:
-    heads = flat["encoder/relpos_bias/rel_embedding"].shape[0]
-    rows, width = flat["token_embedder/embedding"].shape
-    joined = flat["encoder/layers_0/attention/query/kernel"].shape[1]
-    gated = "encoder/layers_0/mlp/wi_0/kernel" in flat
-    first = flat[f"encoder/layers_0/mlp/{'wi_0' if gated else 'wi'}/kernel"]
-    tied = "decoder/logits_dense/kernel" not in flat
-    config = Config(
-      model_type=_model_type(model_type, rows, tied),
-      vocab_size=rows,
-      d_model=width,
-      d_kv=joined // heads,
-      d_ff=first.shape[1],
-      num_layers=_depth(flat, "encoder"),
-      num_decoder_layers=_depth(flat, "decoder"),
-      num_heads=heads,
-      gated=gated,
-      tied=tied,
-    )
-  except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
-    raise UserError(
-      f"'{source}' does not hold the leaves of a T5 (looking at {error}). Give a "
-      "backbone of the family T5, T5 1.1, Flan-T5 or mT5."
-    ) from error
-  expected = {
-    place.path: place.shape[::-1] if place.turned else place.shape
-    for place in mapping(config)
-  }
-  faults = misfits(expected, flat)
-  if faults:
-    raise UserError(
-      f"The leaves of '{source}' are not those of one T5: {faults}. Give a backbone of "
-      "the family T5, T5 1.1, Flan-T5 or mT5."
-    )
-  return config
-
-
-def read_config(folder: files.Path) -> Config:
-  """Returns what the config.json of a folder says; see `opened` for what is refused.
-
-  It is obeyed as `transformers` 4 and 5 obey it, or refused where the network can't, and
-  so is generation_config.json. Fields that no code of T5 there reads mean nothing here.
-  """
-  content = _read_json(folder, CONFIG)
-  path = folder / CONFIG
-  kind = content.get("model_type")
-  if kind not in ("t5", "mt5"):
-    why = " (its layers have a relative bias each)" if kind == "umt5" else ""
-    raise UserError(
-      f"'{path}' is of the model_type {_short(kind)}{why}; what is read is 't5' (T5, "
-      "T5 1.1, Flan-T5) and 'mt5'. Choose one of these."
-    )
-  _refuse_unknown(content, path)
-  _refuse_token_rules(content, path)
-  if (folder / GENERATION).exists():
-    generation = _read_json(folder, GENERATION)
-    _refuse_token_rules(generation, folder / GENERATION)
-    ids = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
-    _refuse_other_values(
-      {key: generation[key] for key in ids if generation.get(key) is not None},
-      folder / GENERATION,
-    )
-  stated = {**(_MT5_DEFAULTS if kind == "mt5" else _DEFAULTS), **content}
-  sizes = _sizes(stated, path)
-  tied = _is_tied(content, kind, path)
-  return Config(
-    model_type=kind,
-    gated=_is_gated(stated, path),
-    tied=tied,
-    head_is_table=not tied and content.get("tie_word_embeddings") is True,
-    **sizes,
-  )
-
-
-def _refuse_unknown(content: Mapping[str, Any], path: files.Path) -> None:
-  """Raises `UserError` about a field that the network cannot obey."""
-  for key, what in _UNKNOWN.items():
-    if content.get(key):
-      raise UserError(
-        f"'{path}' states {key} {_short(content[key])}: {what}, which the network does "
-        "not know. Choose a T5, T5 1.1, Flan-T5 or mT5 in float32, float16 or bfloat16 "
-        "without."
-      )
-  _refuse_other_values(content, path)
-  if content.get("decoder_start_token_id") is None and content.get("bos_token_id"):
-    raise UserError(
-      f"'{path}' states bos_token_id {_short(content['bos_token_id'])} and no "
-      "decoder_start_token_id, so transformers starts decoding from it; the network "
-      "knows only 0. State decoder_start_token_id 0 there if it was trained so."
-    )
-
-
-def _refuse_other_values(content: Mapping[str, Any], path: files.Path) -> None:
-  for key, (value, what) in _FIXED.items():
-    stated = content.get(key, value)
-    if key == "eos_token_id" and stated == [value]:
-      stated = value
-    if key == "decoder_start_token_id" and stated is None:
-      continue
-    if isinstance(stated, bool) is not isinstance(value, bool) or stated != value:
-      raise UserError(
-        f"'{path}' states {key} {_short(stated)}; the network knows only {value} "
-        f"({what}). Choose a T5, T5 1.1, Flan-T5 or mT5."
-      )
-
-
-def _refuse_token_rules(content: Mapping[str, Any], path: files.Path) -> None:
-  for key, default in _TOKEN_RULES.items():
-    stated = content.get(key)
-    if stated is not None and stated != default and stated not in ([], {}):
-      raise UserError(
-        f"'{path}' states {key} {_short(stated)}, with which transformers generates "
-        "other tokens; decoding here has no such rule. Remove it there if answers "
-        "without it are meant."
-      )
-
-
-def _sizes(stated: dict[str, Any], path: files.Path) -> dict[str, int]:
-  """Returns the numbers of a `Config`, checked."""
-  sizes: dict[str, int] = {}
-  if stated.get("num_decoder_layers") is None:
-    stated["num_decoder_layers"] = stated["num_layers"]
-  for alias, key in _ALIASES.items():
-    if alias in stated and stated[alias] != stated[key]:
-      raise UserError(
-        f"'{path}' states {alias} {_short(stated[alias])}, another name of {key}, which "
-        f"is {_short(stated[key])} there. Remove the one that is wrong."
-      )
-  for key in (
-    *("vocab_size", "d_model", "d_kv", "d_ff"),
-    *("num_layers", "num_decoder_layers", "num_heads"),
-  ):
-    number = stated[key]
-    if (
-      not isinstance(number, int) or isinstance(number, bool) or not 0 < number < 2**31
-    ):
-      raise UserError(
-        f"'{path}' states {key} {_short(number)}; it must be a whole number of at least "
-        "1. Take another copy."
-      )
-    sizes[key] = number
-  if max(sizes["num_layers"], sizes["num_decoder_layers"]) > 1_000:
-    raise UserError(
-      f"'{path}' states {sizes['num_layers']} layers; no T5 has over 1000. Take another "
-      "copy."
-    )
-  return sizes
-
-
-def _is_gated(stated: Mapping[str, Any], path: files.Path) -> bool:
-  """Returns whether the feed-forward block is 'gated-gelu' rather than 'relu'.
-
-  `feed_forward_proj` says so in `transformers`, and `dense_act_fn` and `is_gated_act`
-  override it.
-  """
-  said = stated["feed_forward_proj"]
-  gate, _, activation = said.rpartition("-") if isinstance(said, str) else ("", "", "")
-  if said == "gated-gelu":
-    activation = "gelu_new"
-  gated = stated.get("is_gated_act", gate == "gated")
-  activation = stated.get("dense_act_fn", activation)
-  if gate in ("", "gated"):
-    if gated is True and activation in _GELU:
-      return True
-    if gated is False and activation == "relu":
-      return False
-  overriding = "".join(
-    f" with {key} {_short(stated[key])}, which overrides it"
-    for key in ("dense_act_fn", "is_gated_act")
-    if key in stated
-  )
-  raise UserError(
-    f"'{path}' states feed_forward_proj {_short(said)}{overriding}; the network knows "
-    "'relu' (T5 1.0) and 'gated-gelu' with 'gelu_new' (T5 1.1, Flan-T5, mT5). Choose "
-    "such a model."
-  )
-
-
-def _is_tied(content: Mapping[str, Any], kind: str, path: files.Path) -> bool:
-  """Returns whether logits are those of the token table, scaled.
-
-  `transformers` 4 goes by `tie_word_embeddings`. 5 writes that as true whatever the
-  model, never scales mT5's logits, and says of T5's whether it does by
-  `scale_decoder_outputs`.
-  """
-  keys = ("tie_word_embeddings", "scale_decoder_outputs")
-  for key in keys:
-    if not isinstance(content.get(key, True), bool):
-      raise UserError(
-        f"'{path}' states {key} {_short(content[key])}; it is true or false. Take "
-        "another copy."
-      )
-  tied, scaled = (content.get(key) for key in keys)
-  if kind == "mt5":
-    written_by = str(content.get("transformers_version", ""))
-    return tied is True and written_by.startswith(("3.", "4."))
-  if tied is False and scaled:
-    raise UserError(
-      f"'{path}' states tie_word_embeddings false and scale_decoder_outputs true, as "
-      "transformers 5.0 wrote by mistake: 4 goes by the first, and 5 by the second. Set "
-      f"{_AS_TRAINED}."
-    )
-  return tied is not False if scaled is None else scaled
-
-
-_AS_TRAINED = (
-  "both to true for T5 1.0, or both to false for T5 1.1, LM-adapted and Flan-T5"
-)
-
-
-def _by_path(source: str, config: Config, found: Mapping[str, Leaf]) -> dict[str, Leaf]:
-  """Returns the leaves by T5X path, after a check of their names and shapes."""
-  places = mapping(config)
-  expected = {place.name: place.shape for place in places}
-  stored = dict(found)
-  stored.pop(_UNUSED, None)
-  copies = [name for name in _TABLES if name in stored]
-  if config.tied and _HEAD in stored:
-    copies.append(_HEAD)
-  if copies:
-    table = stored[copies[0]]
-    for name in copies[1:]:
-      other = stored.pop(name)
-      if other.shape != table.shape or not np.array_equal(other, table):
-        raise UserError(
-          f"'{source}' holds '{name}' with other values than '{copies[0]}', and "
-          + (
-            f"its {CONFIG} makes one table of them (tie_word_embeddings, and "
-            "scale_decoder_outputs where it is stated). Set "
-            + (
-              f"{_AS_TRAINED}."
-              if config.model_type == "t5"
-              else "tie_word_embeddings to false."
-            )
-            if name == _HEAD
-            else "the network has one table for both. Choose a T5, T5 1.1, Flan-T5 or "
-            "mT5 as it was published."
-          )
-        )
-    stored[_SHARED] = stored.pop(copies[0])
-    if config.head_is_table:
-      stored.setdefault(_HEAD, stored[_SHARED])
-  faults = misfits(expected, stored)
-  if faults:
-    raise UserError(
-      f"The weights of '{source}' do not fit its {CONFIG}: {faults}. Give config and "
-      "weights of one model."
-    )
-  return {
-    place.path: stored[place.name].transposed() if place.turned else stored[place.name]
-    for place in places
-  }
+  files.write_json(path / CONFIG, config, overwrite)
 
 
 def _weight_files(folder: files.Path) -> list[files.Path]:
@@ -646,7 +202,7 @@ def _weight_files(folder: files.Path) -> list[files.Path]:
       f"'{folder}' holds neither {WEIGHTS} nor {INDEX}. Give the whole folder of a "
       "model."
     )
-  stated = _read_json(folder, INDEX).get("weight_map")
+  stated = read_json(folder, INDEX).get("weight_map")
   if not isinstance(stated, dict) or not stated:
     raise UserError(
       f"'{folder / INDEX}' states no weight_map. Take another copy of the folder."
@@ -655,7 +211,7 @@ def _weight_files(folder: files.Path) -> list[files.Path]:
   for name in names:
     if not name.endswith(".safetensors") or name != os.path.basename(name):
       raise UserError(
-        f"'{folder / INDEX}' names the file {_short(name)}, and only .safetensors "
+        f"'{folder / INDEX}' names the file {short(name)}, and only .safetensors "
         "files beside it are read. Take another copy of the folder."
       )
   missing = sorted(name for name in names if not (folder / name).exists())
@@ -671,7 +227,8 @@ def _strings(values: Any) -> bool:
   return all(isinstance(value, str) for value in values)
 
 
-def _read_json(folder: files.Path, name: str) -> dict[str, Any]:
+def read_json(folder: files.Path, name: str) -> dict[str, Any]:
+  """Returns the content of a JSON file of a folder of Hugging Face."""
   path = folder / name
   if not path.exists():
     raise UserError(
@@ -688,22 +245,11 @@ def _pickles(folder: files.Path) -> list[str]:
   return [name for name in names if os.path.splitext(name)[1] in _PICKLES]
 
 
-def _model_type(stated: str | None, rows: int, tied: bool) -> str:
-  if tied:
-    return "t5"
-  return stated or ("mt5" if rows == _MT5_DEFAULTS["vocab_size"] else "t5")
-
-
 def _turned(leaf: Any) -> Any:
   return leaf.transposed() if isinstance(leaf, Leaf) else np.ascontiguousarray(leaf.T)
 
 
-def _depth(flat: Mapping[str, Any], stack: str) -> int:
-  return len(
-    {path.split("/")[1] for path in flat if path.startswith(f"{stack}/layers_")}
-  )
-
-
-def _short(value: Any, most: int = 60) -> str:
+def short(value: Any, most: int = 60) -> str:
+  """Returns a value as a message shows it."""
   text = str(value) if isinstance(value, Exception) else repr(value)
   return text if len(text) <= most else text[: most - 1] + "…"

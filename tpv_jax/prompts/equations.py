@@ -15,7 +15,7 @@ fusion's attention, K subspaces, Q width of a subspace's bottleneck.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 from jaxtyping import Float
@@ -142,6 +142,15 @@ def fold(leaves: Leaves, alpha: float) -> Folded:
       spaces(leaves["short_prompt"], leaves["space_down"], leaves["space_up"]),
     )
   return Folded(prompt, delta)
+
+
+def refuse_short_delta(source: int, delta: int) -> NoReturn:
+  """Raises `UserError`: sources are longer than what a delta updates."""
+  raise UserError(
+    f"The sources have up to {source} tokens, and the prompt updates only the first "
+    f"{delta}. Set the sources' length (LENGTHS) to at most {delta}, or train with a "
+    "larger SOURCE_LENGTH."
+  )
 
 
 def fold_exactly(leaves: Leaves, alpha: float) -> Folded:

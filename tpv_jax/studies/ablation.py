@@ -23,7 +23,7 @@ import optax
 from tqdm import tqdm
 
 from tpv_jax.backbones import loading
-from tpv_jax.backbones.t5.network import Transformer
+from tpv_jax.backbones.protocol import Network
 from tpv_jax.core import files
 from tpv_jax.core.checks import (
   Lengths,
@@ -136,7 +136,7 @@ class Form:
 
 @checked
 def ablation(
-  network: Transformer,
+  network: Network,
   backbone: str,
   tasks: Sequence[Task],
   vocabulary: Vocabulary,
@@ -352,7 +352,7 @@ class _Runs:
   loaded: loading.Backbone
   folder: pathlib.Path
   modules: Mapping[tuple[str, int], plain.Prompt | ept.EPT]
-  network: Transformer
+  network: Network
   vocabulary: Vocabulary
   lengths: Mapping[str, int]
   batch_size: int
@@ -456,7 +456,7 @@ class _Runs:
     progress: bool,
   ) -> dict[str, Any]:
     """Returns what a step of each method costs (`cost.summary`)."""
-    table = self.loaded.params["token_embedder"]["embedding"]
+    table = self.loaded.table
     start = self._start(tokens)(np.asarray(table, np.float32), 0)
     prompts = {
       method: (

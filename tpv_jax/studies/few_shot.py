@@ -418,7 +418,7 @@ def _drawn(
   jobs: Sequence[_Job], model: SoftPromptModel, backbone: loading.Backbone
 ) -> list[Loaded]:
   """Returns the folded prompt that each job begins with."""
-  table = np.asarray(backbone.params["token_embedder"]["embedding"], np.float32)
+  table = np.asarray(backbone.table, np.float32)
   return [
     algebra.fold(
       initial.draw(

@@ -177,7 +177,7 @@ class Bank(SoftPromptModel):
 
   def weight_sums(self, batch: Batch) -> Float[Array, " N"]:
     """Returns the weights of each prompt's target tokens."""
-    weights = jnp.asarray(batch["decoder_loss_weights"]).astype(jnp.float32)
+    weights = self.architecture.targets(batch).weights
     ids = jnp.asarray(batch["prompt_ids"]).astype(jnp.int32)
     return jax.ops.segment_sum(weights.sum(axis=-1), ids, len(self.members))
 
@@ -212,13 +212,9 @@ class Bank(SoftPromptModel):
   def _fold(self, params: Params) -> Folded:
     return self.fold_bank(params[PROMPT])
 
-  def _encode(self, params: Params, tokens: Any) -> NoReturn:
+  def _folded_alone(self, params: Params) -> NoReturn:
     """Raises `UserError`: rows of T5X's inference do not say whose they are."""
     raise UserError(
       "A bank under T5X neither generates nor scores. Leave infer_eval_dataset_cfg None, "
       "and evaluate each prompt by its folder: --gin.PROMPT_PATH='\"MODEL_DIR/<prompt>\"'."
     )
-
-  def _states(self, params: Params, batch: Batch, dropout_rng: Any) -> NoReturn:
-    """Raises `UserError` as `_encode` does."""
-    self._encode(params, None)

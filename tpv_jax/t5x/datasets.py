@@ -156,6 +156,6 @@ def _side_by_side(datasets: Sequence[tf.data.Dataset]) -> tf.data.Dataset:
     }
     return features | {"prompt_ids": tf.constant(ids)}
 
-  rows = datasets[0].element_spec["decoder_target_tokens"].shape[0]
+  rows = next(iter(datasets[0].element_spec.values())).shape[0]
   ids = np.repeat(np.arange(len(datasets), dtype=np.int32), rows)
   return tf.data.Dataset.zip(tuple(datasets)).map(join)

@@ -223,7 +223,7 @@ class Initializer(utils.TrainStateInitializer):
       for path, leaf in identity.flatten(state.params).items()
       if path.startswith(f"{PROMPT}/")
     }
-    table = processes.on_host(leaves["token_embedder/embedding"]).astype(np.float32)
+    table = processes.on_host(leaves[self.model.network.TABLE]).astype(np.float32)
     step = int(processes.on_host(state.step))
     for place, folder in enumerate(self._folders()):
       seed = self.members[place].initial_seed if self.members else self.initial_seed
@@ -243,7 +243,7 @@ class Initializer(utils.TrainStateInitializer):
         "A new run needs INITIAL_PROMPT, the prompt it starts from, and MODEL_DIR. "
         "Include a file of gin_configs/prompts/, such as plain.gin."
       )
-    table = processes.on_host(leaves["token_embedder/embedding"]).astype(np.float32)
+    table = processes.on_host(leaves[self.model.network.TABLE]).astype(np.float32)
     saving.write_members(self.model_dir, self.members)
     if self.members is None:
       return self._draw(table, name, fingerprint, self.initial_seed, self.model_dir)
@@ -318,7 +318,7 @@ class Initializer(utils.TrainStateInitializer):
   def _check_backbone(self) -> None:
     """Raises `UserError` if the backbone is not there or has other leaves or tokens."""
     if self.vocabulary is not None:
-      rows = self._shapes["token_embedder/embedding"].shape[0]
+      rows = self._shapes[self.model.network.TABLE].shape[0]
       digest = self._noted.get("vocabulary")
       loading.check_vocabulary(self.vocabulary, self.backbone, digest, rows)
     if self.backbone == loading.EMBEDDED:

@@ -7,16 +7,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from tpv_jax.backbones.t5.network import Transformer
 from tpv_jax.data.batches import Features
 from tpv_jax.devices import partitioning, processes
+from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import equations
+from tpv_jax.prompts.equations import Folded
 from tpv_jax.vectors import algebra
 from tpv_jax.vectors.algebra import Loaded
 
 
 def errors(
-  network: Transformer,
+  model: SoftPromptModel,
   backbone: Mapping[str, Any],
   given: Loaded,
   made: Loaded,
@@ -26,7 +27,7 @@ def errors(
   """Returns the relative errors, in Frobenius' norm, of prompt, delta and logits.
 
   Args:
-    network: the backbone's.
+    model: the run's.
     backbone: its nested parameters, on the devices.
     given: the folded prompt.
     made: the parameters that it was refactored to.
@@ -34,21 +35,12 @@ def errors(
     mesh: of the devices.
   """
 
-  def logits(folded: dict[str, Any], backbone: Any, batch: Any) -> Any:
-    return network.apply(
-      {"params": backbone},
-      batch["encoder_input_tokens"],
-      batch["decoder_input_tokens"],
-      batch["decoder_target_tokens"],
-      **folded,
-    )
-
-  compute = jax.jit(logits, out_shardings=partitioning.replicated(mesh))
+  compute = jax.jit(model.target_logits, out_shardings=partitioning.replicated(mesh))
   placed = processes.put_all(batch, partitioning.batch_sharding(mesh))
   folded = algebra.fold(made).leaves
-  target = batch["decoder_loss_weights"] > 0
+  target = np.asarray(model.architecture.targets(batch).weights) > 0
   ours, exact = (
-    np.asarray(compute(dict(leaves), backbone, placed))[target]
+    np.asarray(compute(Folded.of(leaves), backbone, placed))[target]
     for leaves in (folded, given.leaves)
   )
   return {

@@ -443,7 +443,7 @@ class Run:
     return initial.draw(
       self.model.prompt,
       self.initial_prompt,
-      np.asarray(self.backbone.params["token_embedder"]["embedding"], np.float32),
+      np.asarray(self.backbone.table, np.float32),
       self.initial_seed,
       self.backbone.name,
       self.backbone.fingerprint,
@@ -459,7 +459,7 @@ class Run:
     params = self.model.merge(trainable, frozen)
     params.pop("prompt")
     errors = refactoring.errors(
-      self.model.network,
+      self.model,
       params,
       given,
       made,

@@ -17,9 +17,8 @@ import numpy as np
 import pytest
 
 from tpv_jax.backbones import decoding, loading
-from tpv_jax.backbones.t5 import network
+from tpv_jax.backbones.t5 import hugging_face, network
 from tpv_jax.core import identity
-from tpv_jax.formats import hugging_face
 
 FAMILIES = references.FAMILIES
 NAMES = {"t5": "T5", "t5_1_1": "T5 1.1", "flan_t5": "Flan-T5", "mt5": "mT5"}

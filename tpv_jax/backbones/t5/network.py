@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +27,10 @@ from flax import struct
 from flax.linen.partitioning import param_with_axes
 from jaxtyping import Array, Bool, Float, Int, Num
 
+from tpv_jax.backbones.protocol import AnyArray, Places
 from tpv_jax.core.checks import BelowOne, NotEmpty, OneOf, Size, check_fields
 from tpv_jax.core.errors import UserError, near_misses
-
-AnyArray = Array | np.ndarray
-"""What a caller outside of `jit` may pass as well: a NumPy array."""
+from tpv_jax.prompts import equations
 
 MASKED = -1e10
 """Attention logit of a hidden key. Finite: a row that sees nothing gives no NaN."""
@@ -59,21 +58,6 @@ class DecodingCache:
   cross_keys_values: tuple[tuple[Array, Array], ...]
   cross_mask: Array
   bias: Array
-
-
-@struct.dataclass
-class Places:
-  """Where the soft prompts of a bank stand in packed rows.
-
-  Attributes:
-    prompt_ids: [B, W], each position's prompt, its place in the bank.
-    prompt_positions: [B, W], 1 to P where a prompt stands, 0 elsewhere.
-    source_positions: [B, W], of a source token within its source.
-  """
-
-  prompt_ids: Int[AnyArray, "B W"]
-  prompt_positions: Int[AnyArray, "B W"]
-  source_positions: Int[AnyArray, "B W"]
 
 
 def relative_buckets(
@@ -655,9 +639,17 @@ class Transformer(nn.Module):
   dtype: Annotated[str, OneOf(("float32", "bfloat16"))] = "float32"
   remat: bool = False
 
+  ARCHITECTURE: ClassVar[str] = "encoder_decoder"
+  TABLE: ClassVar[str] = "token_embedder/embedding"
+
   def __post_init__(self) -> None:
     super().__post_init__()
     check_fields(self)
+
+  def init_inputs(self) -> tuple[Any, ...]:
+    """Returns the smallest inputs of `__call__`: a token each."""
+    token = np.ones((1, 1), np.int32)
+    return token, token, token
 
   def stored(self, path: str, dtype: Any) -> Any:
     """Returns the dtype in which a frozen leaf of `dtype` may lie on the devices.
@@ -887,17 +879,8 @@ def _update(
   """Returns what a delta adds to each token; nothing to padding."""
   length = tokens.shape[1]
   if length > delta.shape[-2]:
-    refuse_short_delta(length, delta.shape[-2])
+    equations.refuse_short_delta(length, delta.shape[-2])
   return jnp.where((tokens > 0)[:, :, None], delta[..., :length, :], 0)
-
-
-def refuse_short_delta(source: int, delta: int) -> NoReturn:
-  """Raises `UserError`: sources are longer than what a delta updates."""
-  raise UserError(
-    f"The sources have up to {source} tokens, and the prompt updates only the first "
-    f"{delta}. Set the sources' length (LENGTHS) to at most {delta}, or train with a "
-    "larger SOURCE_LENGTH."
-  )
 
 
 def _place(

@@ -1,6 +1,6 @@
 """Folders of Hugging Face: every form in which a T5 comes, and what is refused.
 
-That the numbers are right is shown in tests/backbone/test_parity.py.
+That the numbers are right is shown in test_parity.py.
 """
 
 import json
@@ -19,10 +19,10 @@ import safetensors.numpy
 
 from tpv_jax import cli
 from tpv_jax.backbones import loading
-from tpv_jax.backbones.t5 import network
+from tpv_jax.backbones.t5 import hugging_face, network
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
-from tpv_jax.formats import hugging_face
+from tpv_jax.formats import hugging_face as folders
 
 UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 WO = "encoder.block.0.layer.1.DenseReluDense.wo.weight"
@@ -254,8 +254,8 @@ def test_a_network_with_scaled_logits_is_written_as_a_t5(tmp_path):
   assert cli.main(["convert", str(folder), "-o", str(output), "--to=hugging-face"]) == 0
   content = json.loads((output / "config.json").read_text())
   assert (content["model_type"], content["tie_word_embeddings"]) == ("t5", True)
-  with hugging_face.opened(output) as (config, _):
-    assert config.tied and config.gated
+  config = hugging_face.read_config(output)
+  assert config.tied and config.gated
 
 
 def test_a_file_inside_a_snapshot_of_the_hub_is_a_link_to_its_blobs(tmp_path, expected):
@@ -280,9 +280,10 @@ def test_a_folder_in_a_bucket_is_read(bucket, tmp_path, expected):
 def test_a_written_model_is_split_like_theirs_and_read_again(
   tmp_path, expected, monkeypatch
 ):
-  monkeypatch.setattr(hugging_face, "FILE_BYTES", 20_000)
+  monkeypatch.setattr(folders, "FILE_BYTES", 20_000)
   config = hugging_face.config_of(expected, "model")
-  hugging_face.save(tmp_path, config, expected)
+  places = hugging_face.places(config)
+  folders.save(tmp_path, config.to_json("float32"), places, expected)
   names = sorted(path.name for path in tmp_path.glob("*.safetensors"))
   assert names[0] == f"model-00001-of-0000{len(names)}.safetensors" and len(names) > 2
   stored = {}

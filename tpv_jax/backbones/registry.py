@@ -1,0 +1,74 @@
+"""The families of backbones, each a folder of this room and one line here."""
+
+import functools
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tpv_jax.core import files
+from tpv_jax.core.errors import UserError
+from tpv_jax.formats import hugging_face
+
+if TYPE_CHECKING:
+  from tpv_jax.backbones.protocol import Family
+
+FAMILIES = {
+  "t5": "tpv_jax.backbones.t5.family:FAMILY",
+}
+"""Name -> module:attribute of a `protocol.Family`, imported when it is asked for."""
+
+
+@functools.cache
+def family(name: str) -> "Family":
+  """Returns the family of that name."""
+  module, attribute = FAMILIES[name].split(":")
+  found: Family = getattr(importlib.import_module(module), attribute)
+  return found
+
+
+def families() -> Iterable["Family"]:
+  """Yields all of them."""
+  return map(family, FAMILIES)
+
+
+def of_leaves(leaves: Mapping[str, Any], source: str) -> "Family":
+  """Returns the family whose token embeddings are among the leaves of `source`.
+
+  Raises:
+    UserError: no family has them.
+  """
+  for one in families():
+    if one.table in leaves:
+      return one
+  tables = " or ".join(f"'{one.table}' ({one.name})" for one in families())
+  raise UserError(
+    f"The backbone '{source}' has no {tables}, so it is of no family that is known. Give "
+    "another one."
+  )
+
+
+def of_folder(folder: files.Path) -> "Family":
+  """Returns the family of a folder of Hugging Face, told by its config's model_type.
+
+  Raises:
+    UserError: there is none.
+  """
+  kind = hugging_face.read_json(folder, hugging_face.CONFIG).get("model_type")
+  read: dict[str, str] = {}
+  why = ""
+  for one in families():
+    if isinstance(kind, str) and kind in one.model_types:
+      return one
+    read |= one.model_types
+    if isinstance(kind, str) and kind in one.not_read:
+      why = f" ({one.not_read[kind]})"
+  known = " and ".join(f"'{name}' ({what})" for name, what in read.items())
+  raise UserError(
+    f"'{folder / hugging_face.CONFIG}' is of the model_type {hugging_face.short(kind)}"
+    f"{why}; what is read is {known}. Choose one of these."
+  )
+
+
+def sizes() -> dict[str, tuple["Family", Mapping[str, Any]]]:
+  """Returns the public sizes of all families: name -> (family, numbers)."""
+  return {name: (one, one.sizes[name]) for one in families() for name in one.sizes}

@@ -1,0 +1,153 @@
+"""Encoder-decoders behind `model.SoftPromptModel`: their batches, and what runs on them.
+
+A batch is a mapping of arrays with T5X's feature names: `encoder_input_tokens` [B, T];
+`decoder_input_tokens`, `decoder_target_tokens` and `decoder_loss_weights` [B, L]; packed
+ones have `*_segment_ids` and `*_positions` too (`data.batches`, `data.packing`).
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from tpv_jax.backbones import decoding
+from tpv_jax.backbones.protocol import EncoderDecoderNetwork, Places
+from tpv_jax.data.batches import is_padding
+from tpv_jax.prompts.equations import Folded
+
+Params = Mapping[str, Any]
+Batch = Mapping[str, Any]
+
+
+class Targets(NamedTuple):
+  """The target tokens of a batch.
+
+  Attributes:
+    tokens: [B, L].
+    weights: [B, L], of their losses, 0 at padding.
+    segments: [B, L], 1, 2, ... for the targets of a packed row; None of others.
+    prompts: [B, L], the bank's prompt behind which each is packed; None of others.
+  """
+
+  tokens: Int[Array, "B L"]
+  weights: Float[Array, "B L"]
+  segments: Int[Array, "B L"] | None = None
+  prompts: Int[Array, "B L"] | None = None
+
+
+class EncoderDecoder:
+  """What `SoftPromptModel` asks of an architecture, for a network of this one.
+
+  Attributes:
+    network: the backbone.
+  """
+
+  def __init__(self, network: EncoderDecoderNetwork):
+    self.network = network
+
+  def feature_converter(self) -> Any:
+    """Returns seqio's converter; call it with `pack=False`."""
+    import seqio
+
+    return seqio.EncDecFeatureConverter
+
+  def targets(self, batch: Batch) -> Targets:
+    """Returns the targets of a batch."""
+    tokens = jnp.asarray(batch["decoder_target_tokens"]).astype(jnp.int32)
+    weights = batch.get("decoder_loss_weights")
+    return Targets(
+      tokens,
+      jnp.asarray(~is_padding(tokens) if weights is None else weights).astype(
+        jnp.float32
+      ),
+      batch.get("decoder_segment_ids"),
+      batch.get("decoder_prompt_ids"),
+    )
+
+  def states(
+    self,
+    backbone: Params,
+    folded: Folded | None,
+    batch: Batch,
+    dropout_rng: Array | None = None,
+  ) -> Float[Array, "B L D"]:
+    """Returns the states before each target of rows behind one prompt, or each its own."""
+    return self._apply(
+      backbone,
+      batch["encoder_input_tokens"],
+      batch["decoder_input_tokens"],
+      batch["decoder_target_tokens"],
+      encoder_segment_ids=batch.get("encoder_segment_ids"),
+      decoder_segment_ids=batch.get("decoder_segment_ids"),
+      enable_dropout=dropout_rng is not None,
+      rngs=None if dropout_rng is None else {"dropout": dropout_rng},
+      outputs="states",
+      **_leaves(folded),
+    )
+
+  def packed_states(
+    self, backbone: Params, folded: Folded, batch: Batch
+  ) -> Float[Array, "B L D"]:
+    """Returns the states before each target of packed rows, each behind its prompt."""
+    return self._apply(
+      backbone,
+      batch["encoder_input_tokens"],
+      batch["decoder_input_tokens"],
+      batch["decoder_target_tokens"],
+      encoder_segment_ids=batch["encoder_segment_ids"],
+      decoder_segment_ids=batch["decoder_segment_ids"],
+      source_segment_ids=batch.get("source_segment_ids"),
+      places=Places(
+        batch["encoder_prompt_ids"],
+        batch["prompt_positions"],
+        batch["encoder_positions"],
+      ),
+      outputs="states",
+      **_leaves(folded),
+    )
+
+  def decode(
+    self,
+    backbone: Params,
+    folded: Folded | None,
+    batch: Batch,
+    target_length: int | None,
+    eos_id: int,
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+  ) -> tuple[Int[Array, "B L"], Float[Array, " B"]]:
+    """Returns the decoded tokens of each row, see `decoding.decode`, and their scores.
+
+    Args:
+      backbone: its parameters.
+      folded: one prompt for all rows, or [B, P, D] with one for each.
+      batch: its `encoder_input_tokens`.
+      target_length: L, the most tokens to write; None for what the targets have room for.
+      eos_id: the end token.
+      num_beams: 1 for greedy decoding.
+      length_penalty: of several beams.
+    """
+    source = jnp.asarray(batch["encoder_input_tokens"])
+    if target_length is None:
+      target_length = batch["decoder_input_tokens"].shape[1]
+    encoded = self._apply(
+      backbone, source, method=self.network.encode, **_leaves(folded)
+    )
+    return decoding.decode(
+      self.network,
+      backbone,
+      encoded,
+      source,
+      target_length,
+      eos_id,
+      num_beams,
+      length_penalty,
+    )
+
+  def _apply(self, backbone: Params, *inputs: Any, **options: Any) -> Any:
+    return self.network.apply({"params": backbone}, *inputs, **options)
+
+
+def _leaves(folded: Folded | None) -> dict[str, Any]:
+  return {} if folded is None else folded.leaves()
