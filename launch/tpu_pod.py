@@ -59,11 +59,12 @@ RUNTIMES = {
   **dict.fromkeys(("v2", "v3", "v4"), "tpu-ubuntu2204-base"),
 }
 # The states in which a pod is lost, so that `keep` may delete it. Where gcloud fails for any
-# other reason (no network, no login), the pod may be running a job.
+# other reason (no network, no login), the pod may be running a job. A request that is not
+# found was deleted by someone: Google itself keeps those that it ends.
 LOST = {
   *("SUSPENDING", "SUSPENDED", "FAILED"),  # the request
   *("PREEMPTED", "TERMINATED"),  # the pod
-  *("NOT_FOUND", "ACTIVE, NOT_FOUND"),  # the request; the pod of an active request
+  "ACTIVE, NOT_FOUND",  # the pod of an active request
 }
 # Attempts at a step that does not reach all workers; gcloud itself connects up to ten times
 # in each.
@@ -213,8 +214,12 @@ class Pod:
     return dataclasses.replace(state, word=word, workers=self.workers)
 
   def check_alive(self, state: State | None = None) -> State:
-    """Returns the state; raises Lost if the pod is lost, Failed if it is being deleted."""
+    """Returns the state; raises Lost if the pod is lost, Failed if someone deleted it."""
     state = state or self.look()
+    if state.word == "NOT_FOUND":
+      raise Failed(
+        f"There is no {self.name}, or no longer. `create` or `keep` requests one."
+      )
     if state.word in LOST:
       raise Lost(f"{state.word} {state.reason}".strip())
     if state.word == "DELETING":
@@ -274,7 +279,7 @@ class Pod:
     asked, failed, told = False, 0, State("")
     while True:
       state = self.look()
-      if state.word == "NOT_FOUND" and not asked:
+      if state.word == "NOT_FOUND" and not asked and not told.word:
         self.say(f"requesting {self.name}, a {kind}")
         failed, asked = self.gcloud(*request, live=True).returncode, True
         continue  # Also if gcloud failed: its request may have arrived.

@@ -234,7 +234,7 @@ def test_a_pod_is_created_installed_and_given_the_command(cloud):
   assert len(cloud.pythons(cloud.homes()[0])) == 5
 
 
-@pytest.mark.parametrize("state", ["SUSPENDED", "PREEMPTED", "NOT_FOUND"])
+@pytest.mark.parametrize("state", ["SUSPENDED", "PREEMPTED"])
 def test_a_pod_that_is_taken_away_is_made_again_and_given_the_command(cloud, state):
   code = "if mkdir $CLOUD/first; then touch $CLOUD/taken; sleep 50; fi"
   call = cloud.gcloud.call
@@ -243,8 +243,6 @@ def test_a_pod_that_is_taken_away_is_made_again_and_given_the_command(cloud, sta
     if (cloud.folder / "taken").exists():
       (cloud.folder / "taken").unlink()
       (cloud.folder / "lost").write_text(state)
-      if state == "NOT_FOUND":
-        cloud.gcloud.take_away()
     return call(argv)
 
   cloud.gcloud.call = taken_away
@@ -253,7 +251,7 @@ def test_a_pod_that_is_taken_away_is_made_again_and_given_the_command(cloud, sta
   assert result.code == 0, result.errors
   assert f"attempt 1 of 10: pod is lost: {state}" in result.errors
   verbs = [verb for verb in cloud.verbs() if verb in ("create", "delete")]
-  assert verbs == ["create", *["delete"] * (state != "NOT_FOUND"), "create"]
+  assert verbs == ["create", "delete", "create"]
 
 
 def test_a_job_that_fails_because_its_pod_is_going_has_not_failed(cloud):
@@ -423,6 +421,25 @@ def test_a_pod_that_its_user_deletes_is_not_made_again(cloud):
   assert cloud.verbs() == ["describe"]
 
 
+@pytest.mark.parametrize("while_it", ["waits for the pod", "runs the command"])
+def test_a_pod_that_was_deleted_between_two_looks_is_not_made_again(cloud, while_it):
+  call, request = cloud.gcloud.call, cloud.gcloud.request
+  waits = while_it.startswith("waits")
+
+  def deleted_elsewhere(argv):
+    if request.exists():
+      looked = len(json.loads(request.read_text())["states"]) < 5
+      if looked if waits else (cloud.folder / "runs").exists():
+        cloud.gcloud.take_away()
+    return call(argv)
+
+  cloud.gcloud.call = deleted_elsewhere
+  cloud.plan(workers=1, states=["WAITING_FOR_RESOURCES"] * 5 if waits else [])
+  result = cloud.keep("bash", "-c", "touch $CLOUD/runs; sleep 50")
+  assert result.code == 1 and "There is no pod, or no longer" in result.errors
+  assert "delete" not in cloud.verbs() and cloud.verbs().count("create") == 1
+
+
 def test_an_installation_leaves_nothing_of_the_one_before_but_what_jobs_wrote(
   cloud, repository
 ):
@@ -495,7 +512,7 @@ ABSENT = (
   [
     *[(word, "", False) for word in ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES")],
     ("PROVISIONING", "", False),
-    *[(word, "", True) for word in ("SUSPENDING", "SUSPENDED", "FAILED", ABSENT)],
+    *[(word, "", True) for word in ("SUSPENDING", "SUSPENDED", "FAILED")],
     *[
       ("ACTIVE", word, False) for word in ("READY", "REPAIRING", "CREATING", "STOPPED")
     ],
