@@ -101,6 +101,27 @@ def test_a_run_goes_on_from_where_an_unbroken_one_evaluated_or_saved_last(
   gin.clear_config()
 
 
+@pytest.mark.parametrize(
+  ("more", "evaluated"),
+  [
+    ("", [50, 100, 170]),
+    ("PERIOD = 25", [25, 50, 75, 100, 170]),  # and saves less often.
+    ("PERIOD = 0", []),
+    ("PERIOD = None", []),
+  ],
+)
+def test_a_run_is_evaluated_at_its_period_and_at_its_end_but_not_before_its_first_step(
+  t5x_settings, more, evaluated
+):
+  gin.clear_config()
+  gin.parse_config(PERIODS + "__main__.train.total_steps = 170\n" + more)
+  found = [
+    step for step in (0, 25, 50, 75, 99, 100, 170) if preemption.is_evaluated(step)
+  ]
+  assert found == evaluated
+  gin.clear_config()
+
+
 def test_without_gins_settings_t5x_is_told_the_step_itself():
   gin.clear_config()
   assert preemption.last_boundary(170) == 170

@@ -81,6 +81,13 @@ def last_boundary(step: int) -> int:
   return step - step % min(periods, default=1)
 
 
+def is_evaluated(step: int) -> bool:
+  """Returns whether an unbroken run evaluates at `step`: by its period, and at its end."""
+  period = _bound("__main__.train.eval_period")
+  at_the_end = step == _bound("__main__.train.total_steps")
+  return step > 0 and bool(period) and (at_the_end or step % period == 0)
+
+
 def _bound(name: str) -> Any:
   """Returns what gin binds to a parameter, None without a binding."""
   try:

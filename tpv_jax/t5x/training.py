@@ -147,6 +147,15 @@ class Trainer(trainer.Trainer):
     )
 
 
+def evaluates_first(model_dir: str) -> bool:
+  """Returns whether a run in this folder begins with the evaluation of its last save.
+
+  T5X saves before it evaluates: a run that was killed between the two lacks that
+  evaluation, and maybe the best prompt. One that had it finds the same once more.
+  """
+  return preemption.is_evaluated(datasets.steps_done(model_dir))
+
+
 def _step_of(state: Any) -> int:
   return int(utils.get_local_data(state.step))
 
