@@ -199,7 +199,8 @@ def test_a_killed_bank_ends_with_the_same_bits_and_near_the_run_of_one_prompt(sh
   assert score == by_own and score > 0.9
   other = ("--gin.MODEL_DIR='bank'", "--gin.TASK_NAMES=['topic', 'sentiment']")
   line = shell.run(*call, *other, code=2, devices=8)
-  assert line.startswith("error: The run in ") and "'sentiment-0' there" in line
+  assert line.startswith("error: The run in ")
+  assert "name: sentiment-0 there, topic-0 now" in line
 
 
 def test_bad_input_is_one_line_before_the_first_step(shell):
