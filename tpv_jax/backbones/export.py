@@ -1,13 +1,11 @@
-"""`python -m tpv_jax.embedded.export RUN OUTPUT`: a pre-training run as one file."""
-
-import argparse
-from collections.abc import Sequence
+"""A pre-training run as one file, which holds exactly what its fingerprint names."""
 
 import ml_dtypes
 import numpy as np
 
-from tpv_jax.core import errors, files, identity
-from tpv_jax.core.errors import UserError, raise_on_interrupt, run_program
+from tpv_jax.backbones import loading
+from tpv_jax.core import files, identity
+from tpv_jax.core.errors import UserError
 from tpv_jax.data import vocabularies
 from tpv_jax.io import orbax
 
@@ -33,8 +31,6 @@ def export(
     UserError: the folder has no checkpoint, or one of another vocabulary; `output`
       exists.
   """
-  from tpv_jax.backbones import loading  # JAX, which this room does without otherwise
-
   checkpoints = orbax.checkpoints_in(run)
   if not checkpoints:
     raise UserError(
@@ -56,24 +52,3 @@ def export(
     metadata={"steps": str(orbax.checkpoint_step(checkpoints[-1]))},
     overwrite=overwrite,
   )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-  """Exports as the command line says; returns the exit code."""
-  parser = argparse.ArgumentParser(prog="tpv_jax.embedded.export", description=__doc__)
-  parser.add_argument("run", help="the RUN_DIR of a pre-training run")
-  parser.add_argument("output", help="the .safetensors file to write")
-  parser.add_argument("--name", default="tpv_jax embedded", help="for people")
-  parser.add_argument("--overwrite", action="store_true", help="replace the output")
-  parser.add_argument("--debug", action="store_true", help="show the trace of an error")
-  options = parser.parse_args(argv)
-
-  def run() -> None:
-    raise_on_interrupt()
-    print(export(options.run, options.output, options.name, options.overwrite))
-
-  return errors.run_command(run, debug=options.debug)
-
-
-if __name__ == "__main__":
-  run_program(main)

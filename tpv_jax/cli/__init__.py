@@ -1,72 +1,112 @@
-"""The console command `tpv`: all verbs behind one name.
+"""The console command `tpv`: all verbs behind one name, see `verbs`.
 
-Thin: each module adds its own. JAX and TensorFlow are imported by the commands that need
-them, when they run.
+A verb's module is imported when it is called, and imports JAX and TensorFlow, where it
+needs them, when it runs.
 """
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
+from tpv_jax.cli import gin_verb, verbs
+from tpv_jax.cli.arguments import Parser
 from tpv_jax.core.errors import (
   EXIT_USER_ERROR,
+  UserError,
   end_at_once_on_interrupt,
+  near_misses,
   raise_on_interrupt,
   run_command,
 )
 from tpv_jax.core.version import VERSION
 
 _EXAMPLES = """\
+  tpv train --gin_file=gin_configs/runs/embedded.gin \\
+      --gin.TASK_NAME='"topic"' --gin.RUN_DIR='"runs/topic"'
+  tpv eval --gin_file=gin_configs/runs/eval_embedded.gin \\
+      --gin.PROMPT_PATH='"runs/topic"' --gin.TASK_NAMES='["topic"]'
   tpv diff runs/sst2 -o sst2.safetensors           a vector from a run folder
   tpv sum sst2.safetensors rte.safetensors -o both.safetensors
   tpv apply both.safetensors runs/sst2 -o prompt.safetensors
-  tpv cosine *.safetensors
-  tpv inspect runs/ept_* -o pictures               what EPT's gates and fusion do
+  tpv import peft_adapter -o other.safetensors     another tool's prompt
   tpv tasks prepare glue_sst2 --data-dir data      a paper's task, ready to train on
-  tpv import peft_adapter -o sst2.safetensors      another tool's prompt
-  tpv export runs/sst2 --to peft -o adapter        a prompt for another tool
-  tpv convert flan-t5-base -o t5x/checkpoint_0     a backbone for another tool"""
+  tpv plan t5_v1_1_xxl --mesh 4x8                  what a pod's chips would hold"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Runs one command and returns its exit code: 0, 2 for bad input, 130 for Ctrl-C."""
+  """Runs one verb and returns its exit code: 0, 2 for bad input, 130 for Ctrl-C."""
   if arguments is None:
     end_at_once_on_interrupt()
     arguments = sys.argv[1:]
-  # Orbax brings JAX, which would claim a GPU to read a few kilobytes.
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")
   try:
-    parser = build_parser()
-    if list(arguments).count("--") > 1:  # Of which argparse would make an empty list.
-      parser.error("'--' is given twice; after the first one no word is an option")
-    options = parser.parse_args(arguments)
+    verb, options = parse(arguments)
   except SystemExit as stop:  # --help, --version, or a wrong call, which is printed.
     return stop.code if isinstance(stop.code, int) else EXIT_USER_ERROR
+  if verb.ON_CPU:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  with_gin = "gin_file" in options
 
-  def run() -> None:
-    raise_on_interrupt()
-    options.command(options)
+  def run() -> int | None:
+    if not with_gin:  # Such a verb has much to import first, and asks for it itself.
+      raise_on_interrupt()
+    return verb.run(options)
 
-  return run_command(run, options.debug)
+  code = run_command(run, options.debug, "--gin." if with_gin else "--")
+  if code and with_gin and options.multiprocess_gpu:
+    # Leave at once: JAX's own way out waits for the processes that are lost.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  return code
 
 
-def build_parser() -> argparse.ArgumentParser:
-  """Returns the parser; `command` of what it returns is the function to call."""
-  from tpv_jax.cli import formats, tasks, vectors
-  from tpv_jax.cli.arguments import Parser
+def parse(arguments: Sequence[str]) -> tuple[verbs.Verb, argparse.Namespace]:
+  """Returns the verb that is called, and its options; `call` of them is the whole call.
 
+  Raises:
+    SystemExit: help was asked for, or the call is wrong, which is printed.
+  """
+  name, *rest = arguments or [""]
+  if name not in verbs.VERBS:
+    _without_verb(arguments)
+  parser = verbs.parser_of(name)
+  if rest.count("--") > 1:  # Of which argparse would make an empty list.
+    parser.error("'--' is given twice; after the first one no word is an option")
+  if parser.get_default("gin_file") is not None:
+    rest = gin_verb.rewrite(rest)
+  options = parser.parse_args(rest)
+  options.call = shlex.join(["tpv", *arguments])
+  return verbs.load(name), options
+
+
+def _without_verb(arguments: Sequence[str]) -> None:
+  """Exits: with the help or the version if that is asked for, or with what is wrong."""
   parser = Parser(
     prog="tpv",
-    description=f"Task prompt vectors.\n\n{vectors.SOURCES}",
-    epilog=f"examples:\n{_EXAMPLES}\n\n'tpv COMMAND --help' tells more.",
+    usage="tpv VERB ...",
+    description=f"Soft prompts on frozen language models, and task vectors.\n\n{_verbs()}",
+    epilog=f"examples:\n{_EXAMPLES}\n\n'tpv VERB --help' tells more.",
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("--version", action="version", version=f"tpv_jax {VERSION}")
-  commands = parser.add_subparsers(
-    title="commands", metavar="COMMAND", required=True, parser_class=Parser
+  if not arguments:
+    wrong = "No verb was given."
+  elif arguments[0].startswith("-"):
+    parser.parse_args(arguments)
+    wrong = "A verb comes first."
+  else:
+    close = near_misses(arguments[0], verbs.VERBS)
+    wrong = f"There is no verb '{arguments[0]}'.{close}"
+  parser.exit(EXIT_USER_ERROR, f"error: {UserError(wrong)} 'tpv --help' lists them.\n")
+
+
+def _verbs() -> str:
+  """Returns the lines of the help on all verbs, in groups."""
+  return "\n\n".join(
+    "\n".join(
+      [f"{group}:", *(f"  {name:<10}{line}" for name, (_, line) in its.items())]
+    )
+    for group, its in verbs.GROUPS.items()
   )
-  vectors.add(commands)
-  tasks.add(commands)
-  formats.add(commands)
-  return parser

@@ -1,39 +1,31 @@
-"""`python -m tpv_jax.ablation --gin_file=...`: plain tuning, DePT, EPT and EPT's parts."""
+"""Compares plain tuning, DePT, EPT and EPT without its parts, at one budget."""
 
-import shlex
-import sys
-from collections.abc import Sequence
+import argparse
 
-from tpv_jax.core.errors import run_program
+from tpv_jax.cli import gin_verb
 
 EXAMPLES = """\
   the ablation of the README: embedded tasks, three initial prompts, all in the package:
-    python -m tpv_jax.ablation --gin_file=gin_configs/runs/ablation.gin \\
+    tpv ablation --gin_file=gin_configs/runs/ablation.gin \\
       --gin.OUTPUT_DIR='"ablation_out"'
   a quick look at two tasks and one length:
-    python -m tpv_jax.ablation --gin_file=gin_configs/runs/ablation.gin \\
+    tpv ablation --gin_file=gin_configs/runs/ablation.gin \\
       --gin.OUTPUT_DIR='"quick"' --gin.TASK_NAMES='["topic", "nli"]' \\
       --gin.TUNING_TASKS='["topic"]' --gin.PROMPT_LENGTHS='[]'
 """
+ON_CPU = False
+add_arguments = gin_verb.add_arguments
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs `studies.ablation.ablation` as gin says; returns the exit code."""
+def run(options: argparse.Namespace) -> int | None:
+  """Runs `ablation.ablation` as gin says."""
   import gin
 
-  from tpv_jax.settings import command_line
   from tpv_jax.studies import ablation
 
-  argv = sys.argv[1:] if argv is None else argv
-  return command_line.main(
+  return gin_verb.run(
     ablation.ablation,
-    description="Compare plain tuning, DePT, EPT and EPT without its parts, at one budget.",
-    examples=EXAMPLES,
-    argv=argv,
+    options,
     config=gin.operative_config_str,
-    command=shlex.join(["python", "-m", "tpv_jax.ablation", *argv]),
+    command=options.call,
   )
-
-
-if __name__ == "__main__":
-  run_program(main)

@@ -1,12 +1,17 @@
-"""What the commands of `tpv` share: how one is added, and how a number is read."""
+"""The arguments that verbs share: parsers, numbers, prompts of a path, outputs."""
 
 import argparse
-import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 from tpv_jax.core.errors import ArgumentParser
+
+SOURCES = """\
+A PATH is a run folder of 'tpv train' (its best prompt; see --which), an Orbax
+checkpoint 'checkpoint_<step>' of 'tpv train' or of T5X, a .safetensors file that tpv
+or a run wrote, or another tool's prompt (see 'tpv import --help'). Outputs are
+.safetensors files with their provenance inside. All of them may be on gs://."""
 
 
 class Parser(ArgumentParser):
@@ -19,41 +24,69 @@ class Parser(ArgumentParser):
     )
 
 
-def add_command(
-  commands: Any,
-  name: str,
-  function: Callable[[argparse.Namespace], None],
-  summary: str,
-  examples: str,
-  more: str = "",
-) -> argparse.ArgumentParser:
-  """Returns the parser of a new command, which has `--debug` and shows examples.
-
-  Args:
-    commands: what `add_subparsers` returned.
-    name: of the command.
-    function: what it calls; its docstring describes it.
-    summary: one line about it, without a full stop.
-    examples: indented lines.
-    more: further text for the description.
-  """
-  command = commands.add_parser(
-    name,
-    help=summary,
-    description="\n\n".join(filter(None, (inspect.getdoc(function), more))),
-    epilog=f"examples:\n{examples}",
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  command.set_defaults(command=function)
-  command.add_argument(
-    "--debug", action="store_true", help="show the trace of an error"
-  )
-  return command
-
-
 def number(text: str) -> float:
   """Returns the number that an argument is, for argparse's `type`."""
   try:
     return float(text)
   except ValueError:
     raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
+
+
+def explain_paths(parser: Parser) -> None:
+  """Says in the help what the path of a prompt or vector may be."""
+  parser.description = f"{parser.description}\n\n{SOURCES}"
+
+
+def add_output(parser: Parser, what: str = "a new .safetensors file") -> None:
+  """Adds `--output` and `--overwrite`."""
+  parser.add_argument("-o", "--output", metavar="OUT", required=True, help=what)
+  parser.add_argument(
+    "--overwrite", action="store_true", help="replace an existing output"
+  )
+
+
+def add_which(parser: Parser, choices: Sequence[str]) -> None:
+  """Adds `--which`, for `sources.load`."""
+  parser.add_argument(
+    "--which",
+    choices=choices,
+    default="best",
+    help="which prompt of a run folder (default: best)",
+  )
+
+
+def add_alpha(parser: Parser) -> None:
+  """Adds `--alpha`, for `sources.with_alpha`."""
+  parser.add_argument(
+    "--alpha",
+    metavar="A",
+    type=number,
+    help="the alpha of DePT or EPT parameters that do not state it (checkpoints outside "
+    "a run; DePT's code: 8); it is recorded as your word",
+  )
+
+
+def add_backbone(parser: Parser, what: str) -> None:
+  """Adds `--backbone`, for `naming.named`."""
+  parser.add_argument(
+    "--backbone",
+    metavar="BACKBONE",
+    help=f"{what}: a fingerprint (64 hex digits), a prompt or vector of that backbone, "
+    "or the backbone itself",
+  )
+
+
+def add_allow_mixed_origin(parser: Parser, what: str) -> None:
+  """Adds `--allow-mixed-origin`."""
+  parser.add_argument(
+    "--allow-mixed-origin", action="store_true", help=f"accept {what}; it is recorded"
+  )
+
+
+def add_allow_unknown_backbone(parser: Parser) -> None:
+  """Adds `--allow-unknown-backbone`."""
+  parser.add_argument(
+    "--allow-unknown-backbone",
+    action="store_true",
+    help="accept parts that do not state their backbone; it is recorded",
+  )

@@ -1,29 +1,20 @@
-"""`python -m tpv_jax.infer --gin_file=...`: answers each line of a text file."""
+"""Writes what a prompt makes of each line of a text file."""
 
-import sys
-from collections.abc import Sequence
+import argparse
 
-from tpv_jax.core.errors import run_program
+from tpv_jax.cli import gin_verb
 
 EXAMPLES = """\
-  python -m tpv_jax.infer --gin_file=gin_configs/runs/infer_embedded.gin \\
+  tpv infer --gin_file=gin_configs/runs/infer_embedded.gin \\
     --gin.PROMPT_PATH='"runs/sentiment"' --gin.INPUT_FILE='"sentences.txt"' \\
     --gin.OUTPUT='"answers.jsonl"'
 """
+ON_CPU = False
+add_arguments = gin_verb.add_arguments
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs `evaluation.evaluation.infer` as gin says; returns the exit code."""
+def run(options: argparse.Namespace) -> int | None:
+  """Runs `evaluation.infer` as gin says."""
   from tpv_jax.evaluation import evaluation
-  from tpv_jax.settings import command_line
 
-  return command_line.main(
-    evaluation.infer,
-    description="Write what a prompt makes of each line of a text file.",
-    examples=EXAMPLES,
-    argv=sys.argv[1:] if argv is None else argv,
-  )
-
-
-if __name__ == "__main__":
-  run_program(main)
+  return gin_verb.run(evaluation.infer, options)

@@ -1,32 +1,25 @@
-"""`python -m tpv_jax.cli.plan`: what each chip holds of a backbone on a mesh, without weights.
+"""Says what each chip holds of a backbone on a mesh, without weights.
 
-Shapes come from abstract evaluation, shardings from `partitioning`'s rules; nothing is
+Shapes come from abstract evaluation, shardings from the rules of training; nothing is
 allocated and no device is needed, so a pod can be planned on a laptop.
 """
 
 import argparse
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
+from tpv_jax.cli.arguments import Parser
 from tpv_jax.core import screen
-from tpv_jax.core.errors import (
-  ArgumentParser,
-  UserError,
-  at_least,
-  near_misses,
-  run_command,
-  run_program,
-)
+from tpv_jax.core.errors import UserError, at_least, near_misses
 
 EXAMPLES = """\
-examples:
-  python -m tpv_jax.cli.plan t5_v1_1_xxl --mesh 4x8
-  python -m tpv_jax.cli.plan t5_v1_1_base --mesh 8x1 --storage float32 --leaves
-  python -m tpv_jax.cli.plan t5_v1_1_base --mesh 8x1 --bank 32
-  python -m tpv_jax.cli.plan t5_v1_1_xl --mesh 4x8 --ept --leaves
+  tpv plan t5_v1_1_xxl --mesh 4x8
+  tpv plan t5_v1_1_base --mesh 8x1 --storage float32 --leaves
+  tpv plan t5_v1_1_base --mesh 8x1 --bank 32
+  tpv plan t5_v1_1_xl --mesh 4x8 --ept --leaves
 """
+ON_CPU = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,14 +123,9 @@ def make(
   )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Prints the plan; returns the exit code."""
-  parser = ArgumentParser(
-    description="What each chip holds of a backbone on a mesh, without weights.",
-    epilog=EXAMPLES,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  parser.add_argument("size", help="a name such as t5_v1_1_xl")
+def add_arguments(parser: Parser) -> None:
+  """Adds the backbone, the mesh, and what is trained on it."""
+  parser.add_argument("size", metavar="SIZE", help="a name such as t5_v1_1_xl")
   parser.add_argument("--mesh", default="4x8", help="data x model chips (4x8)")
   parser.add_argument(
     "--storage",
@@ -145,46 +133,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     default="bfloat16",
     help="dtype in which the frozen backbone lies on the chips (bfloat16)",
   )
-  parser.add_argument("--prompt_length", type=int, default=100, help="P (100)")
+  parser.add_argument("--prompt-length", type=int, default=100, help="P (100)")
   parser.add_argument(
     "--ept",
     action="store_true",
     help="an EPT prompt of P's budget, as ept.gin makes it",
   )
-  parser.add_argument("--short_length", type=int, default=40, help="S of it (40)")
-  parser.add_argument("--source_length", type=int, default=256, help="M of it (256)")
+  parser.add_argument("--short-length", type=int, default=40, help="S of it (40)")
+  parser.add_argument("--source-length", type=int, default=256, help="M of it (256)")
   parser.add_argument("--bank", type=int, default=1, help="N, prompts at once (1)")
   parser.add_argument("--leaves", action="store_true", help="a line for each parameter")
-  parser.add_argument("--debug", action="store_true", help="show traces of errors")
-  flags = parser.parse_args(argv)
-
-  return run_command(lambda: _print_plan(flags), debug=flags.debug)
 
 
-def _print_plan(flags: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
+  """Prints the plan."""
   from rich.table import Column, Table
 
   from tpv_jax.banks import memory
   from tpv_jax.devices import partitioning
 
-  data, _, model = flags.mesh.partition("x")
+  data, _, model = options.mesh.partition("x")
   if not (data.isdigit() and model.isdigit() and int(data) and int(model)):
-    raise UserError(f"'{flags.mesh}' is no mesh: write DATAxMODEL, such as 4x8.")
-  at_least("--bank", flags.bank, 1)
+    raise UserError(f"'{options.mesh}' is no mesh: write DATAxMODEL, such as 4x8.")
+  at_least("--bank", options.bank, 1)
   found, kept_whole = make(
-    *(flags.size, int(data), int(model), flags.prompt_length),
-    *(flags.ept, flags.short_length, flags.source_length),
+    *(options.size, int(data), int(model), options.prompt_length),
+    *(options.ept, options.short_length, options.source_length),
   )
-  here = flags.bank
-  if flags.bank % int(data) == 0:
+  here = options.bank
+  if options.bank % int(data) == 0:
     here //= int(data)
-  elif flags.bank > 1:
+  elif options.bank > 1:
     kept_whole.append(
-      partitioning.why_replicated("bank", flags.bank, partitioning.DATA, int(data))
+      partitioning.why_replicated("bank", options.bank, partitioning.DATA, int(data))
     )
-  width = {"bfloat16": 2, "float32": 4}[flags.storage]
+  width = {"bfloat16": 2, "float32": 4}[options.storage]
   console = screen.console()
-  if flags.leaves:
+  if options.leaves:
     table = Table(Column("parameter", no_wrap=True), "shape", "axes", "on a chip")
     for leaf in found:
       where = " ".join(
@@ -196,10 +181,16 @@ def _print_plan(flags: argparse.Namespace) -> None:
   table = Table("part", "parameters", "cut over chips", "bytes on a chip")
   frozen = [leaf for leaf in found if not leaf.path.startswith("prompt/")]
   trained = [leaf for leaf in found if leaf.path.startswith("prompt/")]
-  prompts = "prompt" if flags.bank == 1 else f"{flags.bank} prompts"
+  prompts = "prompt" if options.bank == 1 else f"{options.bank} prompts"
   for name, part, size, times, held in (
     ("frozen backbone", frozen, width, 1, 1),
-    (f"{prompts}, gradient and AdamW's two moments", trained, 4 * 4, flags.bank, here),
+    (
+      f"{prompts}, gradient and AdamW's two moments",
+      trained,
+      4 * 4,
+      options.bank,
+      here,
+    ),
   ):
     whole = times * sum(math.prod(leaf.shape) for leaf in part)
     cut = times * sum(
@@ -210,16 +201,12 @@ def _print_plan(flags: argparse.Namespace) -> None:
       name, f"{whole:,}", f"{100 * cut / whole:.1f} %", memory.text(share * size)
     )
   console.print(
-    f"{flags.size} on {data} x {model} chips (data x model), {flags.storage}"
+    f"{options.size} on {data} x {model} chips (data x model), {options.storage}"
   )
   console.print(table)
   for line in kept_whole:
     console.print(line)
   console.print(
     "Activations come on top; they grow with the rows a chip has. A bank says before it "
-    "starts what its compiled steps need (train_bank)."
+    "starts what its compiled steps need (tpv bank)."
   )
-
-
-if __name__ == "__main__":
-  run_program(main)

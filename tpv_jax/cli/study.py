@@ -1,32 +1,22 @@
-"""`python -m tpv_jax.study --gin_file=...`: tunes prompts, makes vectors, reports on sums."""
+"""Tunes prompts, makes task vectors, and reports what arithmetic on them does."""
 
-import sys
-from collections.abc import Sequence
+import argparse
 
-from tpv_jax.core.errors import run_program
+from tpv_jax.cli import gin_verb
 
 EXAMPLES = """\
   the job of `make demo`: embedded tasks, three initial prompts, all in the package:
-    python -m tpv_jax.study --gin_file=gin_configs/runs/demo.gin \\
+    tpv study --gin_file=gin_configs/runs/demo.gin \\
       --gin.OUTPUT_DIR='"demo_out"'
 """
+ON_CPU = False
+add_arguments = gin_verb.add_arguments
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs `studies.study.study` as gin says; returns the exit code."""
+def run(options: argparse.Namespace) -> int | None:
+  """Runs `study.study` as gin says."""
   import gin
 
-  from tpv_jax.settings import command_line
   from tpv_jax.studies import study
 
-  return command_line.main(
-    study.study,
-    description="Tune prompts, make task vectors, and report what arithmetic on them does.",
-    examples=EXAMPLES,
-    argv=sys.argv[1:] if argv is None else argv,
-    config=gin.operative_config_str,
-  )
-
-
-if __name__ == "__main__":
-  run_program(main)
+  return gin_verb.run(study.study, options, config=gin.operative_config_str)

@@ -1,12 +1,11 @@
-"""The command `tpv tasks`: lists, shows, prepares and exports the tasks of both papers.
-
-Thin: it calls `registry`, `sources` and `exported`, which it imports when it runs.
-"""
+"""Lists, shows, prepares and exports the tasks of both papers, and their data."""
 
 import argparse
+import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tpv_jax.cli.arguments import Parser, add_command
+from tpv_jax.cli.arguments import Parser
 
 if TYPE_CHECKING:
   from tpv_jax.data.registry import Definition
@@ -36,17 +35,13 @@ Splits of one seed are disjoint: with another seed --overwrite removes all three
 --split says which are written anew.""",
 }
 
+EXAMPLES = "".join(f"{text.splitlines()[0]}\n" for text in _EXAMPLES.values())
+ON_CPU = True
 
-def add(commands: Any) -> None:
-  """Adds the commands of this room to `tpv`; `commands` is a subparsers action."""
-  first = "\n".join(text.splitlines()[0] for text in _EXAMPLES.values())
-  tasks = commands.add_parser(
-    "tasks",
-    help="the tasks of both papers: list, show, prepare, export",
-    description="The tasks of both papers, and their data.",
-    epilog=f"examples:\n{first}",
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  ).add_subparsers(
+
+def add_arguments(parser: Parser) -> None:
+  """Adds a parser for each of list, show, prepare and export."""
+  tasks = parser.add_subparsers(
     title="commands", metavar="COMMAND", required=True, parser_class=Parser
   )
 
@@ -91,20 +86,42 @@ def add(commands: Any) -> None:
 
 
 def _add(
-  commands: Any, name: str, function: Any, summary: str
-) -> argparse.ArgumentParser:
-  return add_command(
-    commands, name, function, summary, _EXAMPLES[name], _MORE.get(name, "")
+  tasks: Any,
+  name: str,
+  function: Callable[[argparse.Namespace], None],
+  summary: str,
+) -> Parser:
+  """Returns the parser of a command, which the docstring of its function describes."""
+  described = (inspect.getdoc(function), _MORE.get(name))
+  command: Parser = tasks.add_parser(
+    name,
+    help=summary,
+    description="\n\n".join(filter(None, described)),
+    epilog=f"examples:\n{_EXAMPLES[name]}",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
+  command.set_defaults(command=function)
+  command.add_argument(  # What stands before the command's name is the verb's.
+    "--debug",
+    action="store_true",
+    default=argparse.SUPPRESS,
+    help="show the trace of an error",
+  )
+  return command
 
 
-def _add_names(command: argparse.ArgumentParser) -> None:
+def _add_names(command: Parser) -> None:
   command.add_argument("names", metavar="NAME", nargs="+", help="a task")
   command.add_argument(
     "--data-dir",
     metavar="DIR",
     help="where data sets are kept (default: $TFDS_DATA_DIR, or ~/tensorflow_datasets)",
   )
+
+
+def run(options: argparse.Namespace) -> None:
+  """Runs the command."""
+  options.command(options)
 
 
 def _list(options: argparse.Namespace) -> None:

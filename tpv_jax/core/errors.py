@@ -180,12 +180,6 @@ def system_error(error: BaseException, path: str | None = None) -> OSError | Non
   return None
 
 
-def run_program(main: Callable[[], int]) -> NoReturn:
-  """Ends the process with the exit code of `main`, which imports what it needs."""
-  end_at_once_on_interrupt()
-  sys.exit(main())
-
-
 def end_at_once_on_interrupt() -> None:
   """Has Ctrl-C end the process at once, until `raise_on_interrupt`.
 

@@ -20,28 +20,13 @@ from tpv_jax.core import files
 from tpv_jax.core.errors import UserError
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags of one of several processes, which T5X's train spells in this way."""
-  parser.add_argument(
-    "--multiprocess_gpu",
-    action="store_true",
-    help="one of several processes (GPU, CPU or TPU hosts); T5X's name for it",
-  )
-  parser.add_argument("--coordinator_address", help="HOST:PORT of process 0")
-  parser.add_argument("--process_count", type=int, help="how many processes")
-  parser.add_argument("--process_index", type=int, help="which one this is, from 0")
-  parser.add_argument(
-    "--initialization_timeout", type=int, help="seconds to wait for the others (300)"
-  )
-
-
 def join(flags: argparse.Namespace, preemption: bool = False) -> None:
   """Joins this process to the others of the run, before JAX looks for devices.
 
   Without an address JAX finds the cluster out by itself (Cloud TPU, SLURM, Open MPI).
 
   Args:
-    flags: those of `add_flags`; without --multiprocess_gpu this process is alone.
+    flags: those of `flags.add`; without --multiprocess_gpu this process is alone.
     preemption: whether JAX catches SIGTERM and tells all processes, for those who ask it.
 
   Raises:

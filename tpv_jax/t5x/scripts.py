@@ -9,6 +9,7 @@ import sys
 
 from tpv_jax import t5x
 from tpv_jax.core.errors import ArgumentParser
+from tpv_jax.devices import flags as process_flags
 from tpv_jax.devices import processes
 
 
@@ -19,7 +20,7 @@ def run(script: str) -> None:
   """
   t5x.as_command()
   parser = ArgumentParser(prog=f"python -m tpv_jax.t5x.{script}", add_help=False)
-  processes.add_flags(parser)
+  process_flags.add(parser)
   flags, rest = parser.parse_known_args()
   if {"--help", "-h", "--helpfull"} & set(rest):
     parser.print_help()

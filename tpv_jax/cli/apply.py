@@ -1,0 +1,53 @@
+"""Writes the prompt INITIAL + C * V, folded unless V is of the factor space.
+
+Another initial prompt than V's own is allowed (the cross-origin test) and recorded, but
+for a vector of the factor space, which only its own initial parameters fit.
+"""
+
+import argparse
+
+from tpv_jax.cli import arguments, results
+from tpv_jax.cli.arguments import Parser
+from tpv_jax.formats import sources
+from tpv_jax.vectors import algebra
+
+EXAMPLES = """\
+  tpv apply both.safetensors runs/sst2 -o prompt.safetensors
+  tpv apply both.safetensors other_init.safetensors -c 0.7 -o prompt.safetensors
+"""
+ON_CPU = True
+
+
+def add_arguments(parser: Parser) -> None:
+  """Adds a vector, an initial prompt, a coefficient, and the output."""
+  arguments.explain_paths(parser)
+  arguments.add_output(parser)
+  parser.add_argument("vector", metavar="V", help="a vector")
+  parser.add_argument(
+    "initial",
+    metavar="INITIAL",
+    help="a prompt, not only V's own; a run folder means its initial prompt",
+  )
+  parser.add_argument(
+    "-c",
+    "--coefficient",
+    metavar="C",
+    type=arguments.number,
+    default=1.0,
+    help="default: 1",
+  )
+  arguments.add_allow_unknown_backbone(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+  """Writes the prompt."""
+  results.refuse_output(options)
+  results.write(
+    options,
+    algebra.apply(
+      sources.load(options.vector),
+      sources.load(options.initial, "initial"),
+      options.coefficient,
+      options.allow_unknown_backbone,
+    ),
+  )

@@ -1,0 +1,65 @@
+"""Prints the cosine similarity of every pair of prompts or vectors.
+
+DePT and EPT prompts are folded first: many parameters may do the same thing.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float64
+
+from tpv_jax.cli import arguments
+from tpv_jax.cli.arguments import Parser
+from tpv_jax.cli.names import short_names
+from tpv_jax.core.errors import printable, to_json
+from tpv_jax.formats import sources
+from tpv_jax.vectors import algebra
+
+EXAMPLES = """\
+  tpv cosine sst2.safetensors rte.safetensors trec.safetensors
+  tpv cosine runs/sst2 runs/rte --which last --json
+"""
+ON_CPU = True
+
+
+def add_arguments(parser: Parser) -> None:
+  """Adds prompts or vectors."""
+  arguments.explain_paths(parser)
+  parser.add_argument("paths", metavar="PATH", nargs="+", help="a prompt or vector")
+  arguments.add_which(parser, sources.WHICH)
+  parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(options: argparse.Namespace) -> None:
+  """Prints the table, or JSON."""
+  items = [sources.load(path, options.which) for path in options.paths]
+  matrix = algebra.cosine(items)
+  names = [printable(name) for name in short_names([item.name for item in items])]
+  if options.json:
+    content = {
+      "names": names,
+      "paths": [str(path) for path in options.paths],
+      "kinds": [item.provenance.kind for item in items],
+      "cosine": [[float(value) for value in row] for row in matrix],
+    }
+    print(to_json(content))
+    return
+  print(cosine_table(names, matrix))
+
+
+def cosine_table(names: Sequence[str], matrix: Float64[np.ndarray, "N N"]) -> str:
+  """Returns a matrix of cosines as text, its columns aligned."""
+  cells = [["", *names]]
+  cells += [
+    [name, *(f"{value:.4f}" for value in row)]
+    for name, row in zip(names, matrix, strict=True)
+  ]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  lines = []
+  for first, *others in cells:
+    aligned = [
+      f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)
+    ]
+    lines.append("  ".join([f"{first:<{widths[0]}}", *aligned]).rstrip())
+  return "\n".join(lines)

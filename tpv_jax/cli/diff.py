@@ -1,0 +1,83 @@
+"""Writes the vector TUNED - INITIAL, with the task of TUNED as its term."""
+
+import argparse
+
+from tpv_jax.backbones import naming
+from tpv_jax.cli import arguments, results
+from tpv_jax.cli.arguments import Parser
+from tpv_jax.core.errors import UserError
+from tpv_jax.formats import sources
+from tpv_jax.vectors import algebra
+from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.provenance import SPACES
+
+EXAMPLES = """\
+  tpv diff runs/sst2 -o sst2.safetensors
+  tpv diff runs/sst2 --which last -o sst2.safetensors
+  tpv diff runs/ept_sst2 --space factor -o factors.safetensors
+  tpv diff t5x/checkpoint_9000 t5x/checkpoint_0 --task sst2 \\
+      --backbone t5_base.safetensors -o sst2.safetensors
+"""
+ON_CPU = True
+
+
+def add_arguments(parser: Parser) -> None:
+  """Adds two prompts, what they may not state, and the output."""
+  arguments.explain_paths(parser)
+  arguments.add_output(parser)
+  parser.add_argument("tuned", metavar="TUNED", help="a tuned prompt")
+  parser.add_argument(
+    "initial",
+    metavar="INITIAL",
+    nargs="?",
+    help="the prompt it was tuned from; a run folder means its initial prompt "
+    "(default: that of the run TUNED)",
+  )
+  arguments.add_which(parser, ("best", "last"))
+  parser.add_argument(
+    "--task", metavar="NAME", help="the task of a checkpoint that does not state it"
+  )
+  arguments.add_backbone(parser, "the backbone of checkpoints that do not state it")
+  parser.add_argument(
+    "--space",
+    choices=SPACES,
+    default="effective",
+    help="of DePT and EPT prompts: 'effective' (default), the difference of what the "
+    "two do, as folded; 'factor', the difference of their parameters, for use on the "
+    "same initial parameters only. For plain prompts both are one",
+  )
+  arguments.add_alpha(parser)
+  arguments.add_allow_mixed_origin(parser, "another prompt than TUNED was tuned from")
+
+
+def run(options: argparse.Namespace) -> None:
+  """Writes the vector."""
+  results.refuse_output(options)
+  tuned = sources.load(options.tuned, options.which)
+  initial = _initial_of(options)
+  if options.backbone is not None:
+    backbone = naming.named(options.backbone)
+    tuned = sources.with_backbone(tuned, backbone)
+    initial = sources.with_backbone(initial, backbone)
+  if options.alpha is not None:
+    tuned = sources.with_alpha(tuned, options.alpha)
+    initial = sources.with_alpha(initial, options.alpha)
+  results.write(
+    options,
+    algebra.diff(
+      tuned, initial, options.allow_mixed_origin, options.task, options.space
+    ),
+  )
+
+
+def _initial_of(options: argparse.Namespace) -> Loaded:
+  """Returns the initial prompt: the second path, or the run's own."""
+  if options.initial is not None:
+    return sources.load(options.initial, "initial")
+  run = sources.run_of(options.tuned)
+  if run is None:
+    raise UserError(
+      f"'{options.tuned}' is no run folder, so its initial prompt must be given: tpv "
+      f"diff {options.tuned} INITIAL -o {options.output}."
+    )
+  return sources.load(run, "initial")

@@ -1,0 +1,122 @@
+"""Writes a prompt as another tool's file, and its provenance as JSON beside it.
+
+DePT and EPT prompts are folded for 'peft' and 'npy', which hold rows that stand before
+a source and no delta: one that has a delta is refused there. 'npz' holds what the
+prompt is, its parameters or what 'tpv fold' makes of them.
+
+'backbone' is for a run that trained a whole backbone: its newest weights become one
+.safetensors file of ours, rounded to bf16 and stored as fp32, so that the file holds
+exactly what its fingerprint names.
+"""
+
+import argparse
+
+from tpv_jax.cli import arguments
+from tpv_jax.cli.arguments import Parser
+from tpv_jax.core.errors import UserError, printable
+from tpv_jax.formats import arrays, peft, sources
+from tpv_jax.vectors import algebra
+from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.provenance import describe_terms
+
+EXAMPLES = """\
+  tpv export runs/sst2 --to peft -o adapter --base-model google/t5-v1_1-base
+  tpv export sst2.safetensors --to npy -o sst2.npy
+  tpv export runs/ept_sst2 --to npz -o ept_sst2.npz
+  tpv export runs/pretraining --to backbone -o backbone.safetensors --name mine
+"""
+ON_CPU = True
+
+TARGETS = ("peft", "npy", "npz", "backbone")
+
+_READERS = {
+  "which": ("peft", "npy", "npz"),
+  "alpha": ("peft", "npy", "npz"),
+  "base_model": ("peft",),
+  "name": ("backbone",),
+}
+"""The targets that read an option."""
+
+
+def add_arguments(parser: Parser) -> None:
+  """Adds a prompt or a run, a target, and the output."""
+  arguments.explain_paths(parser)
+  parser.add_argument(
+    "path", metavar="PATH", help="a prompt; for 'backbone' the RUN_DIR of a run"
+  )
+  parser.add_argument(
+    "--to",
+    choices=TARGETS,
+    required=True,
+    help="'peft': an adapter's folder, which PeftModel.from_pretrained loads; 'npy': one "
+    "array [P, D]; 'npz': every leaf under our names, the one target for a delta; "
+    "'backbone': the weights of a pre-training run",
+  )
+  arguments.add_output(parser, "a new folder (peft) or file")
+  arguments.add_which(parser, sources.WHICH)
+  parser.set_defaults(which=None)
+  arguments.add_alpha(parser)
+  parser.add_argument(
+    "--base-model",
+    metavar="NAME",
+    help="what PEFT shall call the backbone: its name on the hub, or a relative path",
+  )
+  parser.add_argument(
+    "--name", help="what a backbone is called, for people (default: tpv_jax embedded)"
+  )
+
+
+def run(options: argparse.Namespace) -> None:
+  """Writes the file or folder."""
+  for name, readers in _READERS.items():
+    if getattr(options, name) is not None and options.to not in readers:
+      raise UserError(
+        f"--{name.replace('_', '-')} is read with --to {' or '.join(readers)} only, and "
+        f"--to is {options.to}. Leave it out."
+      )
+  if options.to == "backbone":
+    _export_backbone(options)
+  else:
+    _export_prompt(options)
+
+
+def _export_backbone(options: argparse.Namespace) -> None:
+  from tpv_jax.backbones import export
+
+  name = options.name or "tpv_jax embedded"
+  fingerprint = export.export(options.path, options.output, name, options.overwrite)
+  print(
+    f"Wrote the backbone '{printable(name)}' to '{printable(options.output)}'.\n"
+    f"  fingerprint {fingerprint}."
+  )
+
+
+def _export_prompt(options: argparse.Namespace) -> None:
+  checked = peft.check_output if options.to == "peft" else arrays.check_output
+  checked(options.output, options.overwrite)
+  item = sources.load(options.path, options.which or "best")
+  if options.alpha is not None:
+    item = sources.with_alpha(item, options.alpha)
+  if options.to == "peft":
+    peft.write(options.output, item, options.base_model, options.overwrite)
+    beside = f"{options.output}/{peft.PROVENANCE}"
+  else:
+    if options.to == "npy":
+      item = _one_array(item)
+    arrays.write(options.output, item, options.overwrite)
+    beside = f"{options.output}.json"
+  known = item.provenance
+  output = printable(str(options.output))
+  print(
+    f"Wrote the {known.kind} '{output}': {describe_terms(known.terms)}.\n"
+    f"  its provenance lies beside it, in '{printable(beside)}'."
+  )
+
+
+def _one_array(item: Loaded) -> Loaded:
+  """Returns what a `.npy` file holds of an item: a folded prompt without a delta."""
+  if item.provenance.kind == "vector":
+    return item  # What has other leaves `arrays.write` refuses.
+  folded = algebra.fold(item)
+  peft.refuse_delta(folded, "A .npy file")
+  return Loaded({"prompt": folded.leaves["prompt"]}, folded.provenance, folded.name)

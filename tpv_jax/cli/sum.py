@@ -1,0 +1,48 @@
+"""Writes the sum of vectors, each times its weight; equal tasks become one term."""
+
+import argparse
+
+from tpv_jax.cli import arguments, results
+from tpv_jax.cli.arguments import Parser
+from tpv_jax.formats import sources
+from tpv_jax.vectors import algebra
+
+EXAMPLES = """\
+  tpv sum sst2.safetensors rte.safetensors -o both.safetensors
+  tpv sum sst2.safetensors rte.safetensors -w 1 -0.5 -o difference.safetensors
+"""
+ON_CPU = True
+
+
+def add_arguments(parser: Parser) -> None:
+  """Adds vectors, their weights, and the output."""
+  arguments.explain_paths(parser)
+  arguments.add_output(parser)
+  parser.add_argument("vectors", metavar="V", nargs="+", help="a vector")
+  parser.add_argument(
+    "-w",
+    "--weights",
+    metavar="W",
+    nargs="+",
+    type=arguments.number,
+    help="one coefficient for each vector, in their order (default: all 1)",
+  )
+  arguments.add_allow_mixed_origin(
+    parser, "vectors of different or unknown initial prompts"
+  )
+  arguments.add_allow_unknown_backbone(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+  """Writes the sum."""
+  results.refuse_output(options)
+  vectors = [sources.load(path) for path in options.vectors]
+  results.write(
+    options,
+    algebra.sum_vectors(
+      vectors,
+      options.weights,
+      options.allow_mixed_origin,
+      options.allow_unknown_backbone,
+    ),
+  )

@@ -1,0 +1,91 @@
+"""The verbs of `tpv`, each a module of this room that is imported when it is called.
+
+A new verb is a module that is a `Verb`, and a line in `GROUPS`.
+"""
+
+import argparse
+import importlib
+import inspect
+from typing import Protocol, cast
+
+from tpv_jax.cli.arguments import Parser
+
+GROUPS = {
+  "train and evaluate": {
+    "train": ("tpv_jax.cli.train", "tune a soft prompt on a frozen backbone"),
+    "bank": ("tpv_jax.cli.bank", "tune many soft prompts at once"),
+    "eval": ("tpv_jax.cli.eval", "score prompts, vectors or no prompt on tasks"),
+    "infer": ("tpv_jax.cli.infer", "answer each line of a text file"),
+  },
+  "studies": {
+    "study": ("tpv_jax.cli.study", "what arithmetic on task vectors does"),
+    "few-shot": ("tpv_jax.cli.few_shot", "starts of tuning on few examples"),
+    "ablation": ("tpv_jax.cli.ablation", "plain tuning, DePT, EPT and EPT's parts"),
+  },
+  "vectors": {
+    "diff": ("tpv_jax.cli.diff", "the vector TUNED - INITIAL"),
+    "sum": ("tpv_jax.cli.sum", "the sum of vectors"),
+    "negate": ("tpv_jax.cli.negate", "the vector -V, to forget"),
+    "scale": ("tpv_jax.cli.scale", "the vector C * V"),
+    "analogy": ("tpv_jax.cli.analogy", "the vector C + (B - A)"),
+    "apply": ("tpv_jax.cli.apply", "the prompt INITIAL + C * V"),
+    "fold": ("tpv_jax.cli.fold", "what a DePT or EPT prompt does"),
+    "cosine": ("tpv_jax.cli.cosine", "the cosine of every pair"),
+    "inspect": ("tpv_jax.cli.inspect", "heat maps of EPT's gates and fusion"),
+    "show": ("tpv_jax.cli.show", "what a prompt or vector is"),
+  },
+  "files of other tools": {
+    "import": ("tpv_jax.cli.import_", "another tool's prompt, as a file of ours"),
+    "export": ("tpv_jax.cli.export", "a prompt as another tool's file"),
+    "convert": ("tpv_jax.cli.convert", "a backbone in another tool's form"),
+  },
+  "tasks": {
+    "tasks": ("tpv_jax.cli.tasks", "list, show, prepare, export both papers' tasks"),
+  },
+  "planning": {
+    "plan": ("tpv_jax.cli.plan", "what each chip holds of a backbone on a mesh"),
+    "budget": ("tpv_jax.cli.budget", "EPT's parameters and rank for a budget"),
+  },
+}
+"""The groups of the help; in each of them verbs with their module and a line on it."""
+
+VERBS = {name: verb for group in GROUPS.values() for name, verb in group.items()}
+
+
+class Verb(Protocol):
+  """What the module of a verb has; its docstring is the description in its help.
+
+  Attributes:
+    EXAMPLES: calls of it, indented lines.
+    ON_CPU: whether JAX keeps to the CPU, where the user's JAX_PLATFORMS says nothing:
+      True where accelerators would be claimed for nothing.
+  """
+
+  EXAMPLES: str
+  ON_CPU: bool
+
+  def add_arguments(self, parser: Parser) -> None:
+    """Adds its arguments to a parser that has --help and --debug."""
+
+  def run(self, options: argparse.Namespace) -> int | None:
+    """Does what the options say; returns the exit code, None for 0."""
+
+
+def load(name: str) -> Verb:
+  """Returns the module of a verb."""
+  module, _ = VERBS[name]
+  return cast(Verb, importlib.import_module(module))
+
+
+def parser_of(name: str) -> Parser:
+  """Returns the parser of a verb's arguments."""
+  verb = load(name)
+  parser = Parser(
+    prog=f"tpv {name}",
+    description=inspect.cleandoc(verb.__doc__ or ""),
+    epilog=f"examples:\n{verb.EXAMPLES}",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("--debug", action="store_true", help="show the trace of an error")
+  verb.add_arguments(parser)
+  return parser
