@@ -60,7 +60,7 @@ help:
 
 demo: $(VENV)/.installed
 	@echo "== tuning prompts, making vectors, measuring sums; report in $(OUT)/report.md"
-	"$(BIN)" -m tpv_jax.study --gin_file=gin_configs/runs/demo.gin --gin.OUTPUT_DIR="'$(OUT)'" $(ARGS)
+	"$(BIN)" -m tpv_jax study --gin_file=gin_configs/runs/demo.gin --gin.OUTPUT_DIR="'$(OUT)'" $(ARGS)
 
 test: lint
 	@echo "== tests"

@@ -14,7 +14,7 @@ import sys
 
 import numpy as np
 
-from tpv_jax.cli import vectors
+from tpv_jax.cli import cosine
 from tpv_jax.core import errors, files
 from tpv_jax.formats import arrays, sources
 from tpv_jax.vectors import algebra
@@ -48,7 +48,7 @@ def main() -> None:
   tasks += [task for task in arrays.prompts(path) if task not in tasks]
   matrix = algebra.cosine([sources.load(f"{path}:{task}") for task in tasks])
 
-  print(vectors.cosine_table([task[:9] for task in tasks], matrix))
+  print(cosine.cosine_table([task[:9] for task in tasks], matrix))
   of_kind = {task: kind for kind, some in KINDS.items() for task in some.split()}
   kinds = np.array([of_kind.get(task, task) for task in tasks])
   same = kinds[:, None] == kinds[None, :]

@@ -2,7 +2,7 @@
 # Runs one command in several processes on this machine, joined by jax.distributed.
 #
 #   launch/local_multiprocess.sh [--dry-run] [--port=PORT] COUNT COMMAND...
-#   launch/local_multiprocess.sh 2 python -m tpv_jax.train \
+#   launch/local_multiprocess.sh 2 tpv train \
 #     --gin_file=gin_configs/runs/embedded.gin \
 #     --gin.TASK_NAME="'topic'" --gin.RUN_DIR="'runs/topic'"
 #

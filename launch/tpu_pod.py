@@ -25,8 +25,8 @@ examples:
 COMMAND runs detached, in ~/tpv_jax of each worker. It goes on when this script ends or the
 laptop sleeps, and the same `run` or `keep` waits for it again. Only `keep`, while it runs,
 replaces a lost pod, and a pod's disks are lost with it: keep inputs and outputs on gs://.
-`python -m t5x.train` and `python -m tpv_jax...` get --multiprocess_gpu, which joins the
-workers; in a script of your own, write it there.
+`python -m t5x.train`, `python -m tpv_jax.t5x...` and the verbs of tpv that train or evaluate
+get --multiprocess_gpu, which joins the workers; in a script of your own, write it there.
 
 A pod costs money until it is deleted. --dry-run prints the commands and runs none.
 NEVER RUN ON A TPU SO FAR: tested against a stub of gcloud that runs the workers' commands.
@@ -37,6 +37,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import os
 import pathlib
 import re
@@ -72,6 +73,8 @@ TRIES = 5
 # How many times in a row a job must be seen to have failed. When a pod is preempted its
 # processes may end, with any exit code, before its state shows it.
 PATIENCE = 3
+# Those of tpv that take the flags of several processes.
+VERBS = ("train", "bank", "eval", "infer", "study", "few-shot", "ablation")
 SIGTERM_CODE = 128 + signal.SIGTERM
 T = TypeVar("T")
 
@@ -665,6 +668,10 @@ def joined(command: Sequence[str], parser: argparse.ArgumentParser) -> list[str]
   if module in (["t5x.eval"], ["t5x.infer"]):
     parser.error(f"{module[0]} runs in one process only: write -m tpv_jax.{module[0]}")
   ours = module == ["t5x.train"] or any(name.startswith("tpv_jax.") for name in module)
+  ours = ours or any(
+    pathlib.PurePath(word).name in ("tpv", "tpv_jax") and verb in VERBS
+    for word, verb in itertools.pairwise(command)
+  )
   flag = ["--multiprocess_gpu"] if ours and "--multiprocess_gpu" not in command else []
   return [*command, *flag]
 

@@ -8,7 +8,6 @@ under the names that documents give them; and a call completed where a document 
 import contextlib
 import dataclasses
 import functools
-import importlib
 import io
 import json
 import os
@@ -30,13 +29,13 @@ EMBEDDED = "3256aeaeb465605ff79fc6461a5ab3c4f9c63f870b756b6089fbdda97c2b2e0a"
 
 BRIEF = {
   "t5x.train": "--gin.TRAIN_STEPS=4 --gin.EVAL_PERIOD=2",
-  "tpv_jax.train": "--gin.TRAIN_STEPS=4 --gin.EVAL_PERIOD=2",
-  "tpv_jax.train_bank": "--gin.TRAIN_STEPS=4 --gin.EVAL_PERIOD=2",
-  "tpv_jax.study": "--gin.TRAIN_STEPS=4 --gin.EVAL_PERIOD=2 --gin.INITIAL_SEEDS=[0,1]",
-  "tpv_jax.ablation": "--gin.TRAIN_STEPS=2 --gin.EVAL_PERIOD=1 --gin.INITIAL_SEEDS=[0]"
+  "tpv train": "--gin.TRAIN_STEPS=4 --gin.EVAL_PERIOD=2",
+  "tpv bank": "--gin.TRAIN_STEPS=4 --gin.EVAL_PERIOD=2",
+  "tpv study": "--gin.TRAIN_STEPS=4 --gin.EVAL_PERIOD=2 --gin.INITIAL_SEEDS=[0,1]",
+  "tpv ablation": "--gin.TRAIN_STEPS=2 --gin.EVAL_PERIOD=1 --gin.INITIAL_SEEDS=[0]"
   " --gin.TASK_NAMES=['topic'] --gin.TUNING_TASKS=['topic'] --gin.PROMPT_LENGTHS=[]"
   " --gin.PLAIN_RATES=[1.0] --gin.DECOMPOSED_RATES=[(1.0,0.01)]",
-  "tpv_jax.few_shot": "--gin.TRAIN_STEPS=2 --gin.EVAL_PERIOD=1 --gin.SOURCE_STEPS=2"
+  "tpv few-shot": "--gin.TRAIN_STEPS=2 --gin.EVAL_PERIOD=1 --gin.SOURCE_STEPS=2"
   " --gin.SOURCE_EVAL_PERIOD=1 --gin.INITIAL_SEEDS=[10] --gin.SHOTS=[0,5]"
   " --gin.VALIDATION_EXAMPLES=8 --gin.TEST_EXAMPLES=8",
 }
@@ -50,13 +49,14 @@ HOURS = re.compile(
 
 def complete(module: str, *arguments: str) -> list[str]:
   """Returns the arguments of a call, `...` replaced and made brief where it must be."""
+  called = f"tpv {arguments[0]}" if module == "tpv_jax" else module
   given = [argument for argument in arguments if argument != "..."]
   text = " ".join(given)
   if len(given) < len(arguments):
     bound = set(re.findall(r"--gin\.(\w+)=", text))
     if "backbones/" not in text and "_embedded" not in text:
       given.append("--gin_file=gin_configs/backbones/t5_1_0_base.gin")
-    if "train" in module and "prompts/" not in text:
+    if called.endswith(("train", "bank")) and "prompts/" not in text:
       given.append("--gin_file=gin_configs/prompts/plain.gin")
     if "tasks/text_files.gin" in text:
       given.append("--gin_file=my_task.gin")
@@ -64,7 +64,7 @@ def complete(module: str, *arguments: str) -> list[str]:
     for name in {"BACKBONE", "VOCABULARY_FILE"} - bound:
       given.append(f"--gin.{name}='{model}'")
   if os.environ.get("DOCUMENTS") == "brief" or HOURS.search(" ".join(given)):
-    given += BRIEF.get(module, "").split()
+    given += BRIEF.get(called, "").split()
   return given
 
 
@@ -76,37 +76,28 @@ def parse(module: str, arguments: list[str]) -> int:
   import gin
 
   from tpv_jax import cli
-  from tpv_jax.core import errors
-  from tpv_jax.settings import command_line
+  from tpv_jax.devices import processes
 
   if module.startswith(("t5x.", "tpv_jax.t5x.")):
     return _check_names(arguments)
-  if "--gin_file=..." in arguments or not arguments:
-    arguments = ["--help"]
-  if module == "tpv_jax":
-    parser = cli.build_parser()
-    with unittest.mock.patch("tpv_jax.core.errors.ArgumentParser.error", _refuse):
-      parser.parse_args(arguments)
+  with unittest.mock.patch("tpv_jax.core.errors.ArgumentParser.error", _refuse):
+    _, options = cli.parse(arguments)
+  if not getattr(options, "gin_file", None) or "..." in options.gin_file:
     return 0
-  ends = importlib.import_module(module)
-  with contextlib.ExitStack() as patches:
-    for owner, name, nothing in (
-      (ends, "run_command", lambda *called, **options: 0),
-      (errors, "run_command", lambda *called, **options: 0),
-      (gin, "get_configurable", lambda function: lambda **bound: None),
-      (command_line.processes, "keep_compiled_programs", lambda: None),
-    ):
-      if hasattr(owner, name):
-        patches.enter_context(unittest.mock.patch.object(owner, name, nothing))
-    return ends.main(arguments)
+  with (
+    unittest.mock.patch.object(gin, "get_configurable", lambda _: lambda **bound: None),
+    unittest.mock.patch.object(processes, "keep_compiled_programs", lambda: None),
+  ):
+    return cli.main(arguments)
 
 
 class Reached(Exception):
   """Everything was checked, and the work would begin."""
 
 
-def begin(module: str, arguments: list[str]) -> int:
-  """Runs a command with gin files up to where its work begins; returns its exit code."""
+def begin(arguments: list[str]) -> int:
+  """Runs a verb with gin files up to where its work begins; returns its exit code."""
+  from tpv_jax import cli
   from tpv_jax.banks import bank
   from tpv_jax.evaluation import evaluation
   from tpv_jax.training import training
@@ -123,7 +114,7 @@ def begin(module: str, arguments: list[str]) -> int:
     ):
       patches.enter_context(unittest.mock.patch.object(owner, name, work))
     patches.enter_context(contextlib.suppress(Reached))
-    return importlib.import_module(module).main(arguments)
+    return cli.main(arguments)
   return 0
 
 

@@ -12,8 +12,9 @@ import documents
 import pytest
 import stand_ins
 import t5x_check
-import test_cli
 import warm_python
+
+from tpv_jax.cli import verbs
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -128,16 +129,8 @@ def headers(room):
   return [path for path in paths if path not in written[1:]]
 
 
-PROGRAMS = (
-  "ablation",
-  "eval",
-  "few_shot",
-  "infer",
-  "plan",
-  "study",
-  "train",
-  "train_bank",
-)
+LONG = (*verbs.GROUPS["train and evaluate"], *verbs.GROUPS["studies"])
+"""Verbs whose examples take minutes."""
 
 
 def examples(commands, *call):
@@ -153,15 +146,18 @@ def examples(commands, *call):
   )
 
 
-@pytest.mark.parametrize("command", test_cli.parsers())
-def test_the_examples_in_the_help_of_tpv_run(command, commands, check):
-  check(examples(commands, "tpv", *filter(None, [command])))
+@pytest.mark.parametrize("verb", sorted({*verbs.VERBS, ""} - {*LONG}))
+def test_the_examples_in_the_help_of_tpv_run(verb, commands, check):
+  check(
+    dataclasses.replace(step, mark="outside") if step.text.split()[1] in LONG else step
+    for step in examples(commands, "tpv", *filter(None, [verb]))
+  )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_the_examples_in_the_help_of_programs_run(program, commands, check):
-  check(examples(commands, "python", "-m", f"tpv_jax.{program}"))
+@pytest.mark.parametrize("verb", LONG)
+def test_the_examples_in_the_help_of_long_verbs_run(verb, commands, check):
+  check(examples(commands, "tpv", verb))
 
 
 def test_the_commands_in_the_headers_of_scripts_run(check):
@@ -177,7 +173,7 @@ SETTINGS = {
     [[0], [1], [2], [3, 4, 5, 6, 7, 8]],
   ),
   "runs/bank.gin": (
-    "train_bank --gin_file=gin_configs/runs/bank_embedded.gin",
+    "bank --gin_file=gin_configs/runs/bank_embedded.gin",
     [[*range(2, 15)]],
   ),
 }
@@ -217,12 +213,12 @@ def test_the_settings_in_the_headers_of_gin_files_are_read(
   own = re.sub(r"'<a file that[^>]*>'", "'sst2.safetensors'", own).split("\0")
   for number, group in enumerate(groups):
     call = f"{command} --gin.RUN_DIR='{number}'" if command[:6] == "train " else command
-    module, *arguments = call.split(" ")
+    arguments = call.split(" ")
     chosen = [own[index] for index in group]
     arguments += [shlex.split(one)[0] for one in chosen if one.startswith("--gin.")]
     lines = [one for one in chosen if not one.startswith("--gin.")]
     pathlib.Path("own.gin").write_text("\n".join([IMPORTS, *lines, ""]))
-    code = stand_ins.begin(f"tpv_jax.{module}", [*arguments, "--gin_file=own.gin"])
+    code = stand_ins.begin([*arguments, "--gin_file=own.gin"])
     assert code == 0, f"{chosen}\n{capsys.readouterr().err}"
 
 

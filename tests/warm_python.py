@@ -69,14 +69,22 @@ def serve(address: str) -> None:
   import orbax.checkpoint
   import rich.table
 
-  from tpv_jax import cli
   from tpv_jax.banks import bank
+  from tpv_jax.cli import verbs
   from tpv_jax.evaluation import evaluation
+  from tpv_jax.settings import refusals
   from tpv_jax.studies import ablation, few_shot, study
   from tpv_jax.training import training
 
-  loaded = matplotlib.figure, orbax.checkpoint, rich.table, cli, ablation, bank
-  loaded += evaluation, few_shot, study, training
+  loaded = matplotlib.figure, orbax.checkpoint, rich.table, ablation, bank
+  loaded += (
+    tuple(map(verbs.load, verbs.VERBS)),
+    refusals,
+    evaluation,
+    few_shot,
+    study,
+    training,
+  )
   signal.signal(signal.SIGCHLD, signal.SIG_IGN)
   gc.freeze()
   with socket.socket(socket.AF_UNIX) as listener:
@@ -139,9 +147,6 @@ def run() -> int:
         os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
       sys.path[0] = os.getcwd()
       sys.argv = [name, *arguments]
-      sys.modules.pop(
-        module, None
-      )  # As the interpreter, which has not imported it yet.
       runpy.run_module(module, run_name="__main__", alter_sys=True)
     elif parsed:
       return int(not os.path.isfile(arguments[0]))

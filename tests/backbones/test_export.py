@@ -4,11 +4,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tpv_jax.backbones import loading
+from tpv_jax import cli
+from tpv_jax.backbones import export, loading
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import vocabularies
-from tpv_jax.embedded import export
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +55,14 @@ def test_the_file_has_the_newest_weights_rounded_to_bf16(
 def test_a_run_without_a_checkpoint_and_an_existing_file_are_refused(
   tiny, run, tmp_path, capsys, monkeypatch
 ):
+  def tpv_export(run, output):
+    return cli.main(["export", str(run), "--to", "backbone", "-o", str(output)])
+
   output = tmp_path / "backbone.safetensors"
-  assert export.main([str(tmp_path), str(output)]) == 2
+  assert tpv_export(tmp_path, output) == 2
   assert "has no checkpoint" in capsys.readouterr().err
   monkeypatch.setattr(vocabularies, "embedded", lambda: tiny.vocabulary)
   output.write_text("mine")
-  assert export.main([str(run), str(output)]) == 2
+  assert tpv_export(run, output) == 2
   assert "exists" in capsys.readouterr().err
   assert output.read_text() == "mine"

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from tpv_jax import train_bank
+from tpv_jax import cli
 from tpv_jax.banks import bank
 from tpv_jax.core.errors import UserError
 from tpv_jax.formats import sources
@@ -471,8 +471,9 @@ def test_a_name_among_the_tasks_is_refused_with_near_misses(tiny, tmp_path):
 
 
 def test_a_typo_in_the_task_names_is_one_line_with_near_misses(tmp_path, capsys):
-  code = train_bank.main(
+  code = cli.main(
     [
+      "bank",
       "--gin_file=gin_configs/runs/bank_embedded.gin",
       "--gin.TASK_NAMES=['sentiment', 'topics']",
       f"--gin.OUTPUT_DIR='{tmp_path}'",
@@ -643,8 +644,9 @@ def test_a_grid_has_a_run_for_each_task_initial_prompt_and_rate(tiny, tmp_path):
 
 
 def test_the_command_trains_what_gin_names(tmp_path, capsys):
-  code = train_bank.main(
+  code = cli.main(
     [
+      "bank",
       "--gin_file=gin_configs/runs/bank_embedded.gin",
       "--gin.TASK_NAMES=['sentiment', 'topic']",
       f"--gin.OUTPUT_DIR='{tmp_path}'",
@@ -673,8 +675,9 @@ def test_the_command_trains_what_gin_names(tmp_path, capsys):
 def test_a_setting_that_a_bank_does_not_read_is_an_unknown_name(
   tmp_path, capsys, name, meant
 ):
-  code = train_bank.main(
+  code = cli.main(
     [
+      "bank",
       "--gin_file=gin_configs/runs/bank_embedded.gin",
       f"--gin.OUTPUT_DIR='{tmp_path}'",
       f"--gin.{name}=3",

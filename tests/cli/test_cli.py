@@ -1,51 +1,115 @@
-"""What every command of `tpv` has in common; each room tests its own commands."""
+"""What every verb of `tpv` has in common; each verb has its own tests beside."""
 
 import argparse
 import re
+import shlex
 
 import pytest
 
 from tpv_jax import __version__, cli
+from tpv_jax.cli import verbs
+
+COMPUTE = ("train", "bank", "eval", "infer", "study", "few-shot", "ablation")
+"""Verbs that compute where JAX finds an accelerator."""
 
 
-def parsers():
-  """The parser of `tpv` under '', and that of each command under its name."""
-  parser = cli.build_parser()
-  (commands,) = (
-    action
-    for action in parser._actions
-    if isinstance(action, argparse._SubParsersAction)
-  )
-  return {"": parser, **commands.choices}
+def helped(capsys, *arguments):
+  """Returns what --help prints."""
+  assert cli.main([*arguments, "--help"]) == 0
+  return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", parsers())
-def test_help_of_every_command_has_an_example(command, capsys):
-  assert cli.main([*filter(None, [command]), "--help"]) == 0
-  printed = capsys.readouterr().out
-  assert "examples:\n  tpv " in printed
+def examples(text):
+  """The calls of `tpv` among the examples of a help, those of one verb completed."""
+  text = text.split("\nexamples:\n")[1]
+  calls = []
+  for line in re.sub(r" *\\\n *", " ", text).splitlines():
+    line = re.sub(r"(?<=\S)   +\S.*", "", line.strip())
+    if line.startswith("... "):
+      calls.append(calls[-1] + shlex.split(line)[1:])
+    elif line.startswith("tpv "):
+      calls.append(shlex.split(line)[1:])
+  assert calls
+  return calls
+
+
+@pytest.mark.parametrize("verb", verbs.VERBS)
+def test_a_verb_is_a_module_of_its_own_that_describes_itself(verb, capsys):
+  module = verbs.load(verb)
+  assert module.__name__ == verbs.VERBS[verb][0]
+  assert isinstance(module, verbs.Verb) and isinstance(module.ON_CPU, bool)
+  printed = helped(capsys, verb)
+  assert printed.startswith(f"usage: tpv {verb} [-h]")
+  assert module.__doc__.split("\n")[0] in printed
+
+
+@pytest.mark.parametrize("verb", ["", *verbs.VERBS])
+def test_the_examples_of_the_help_are_calls_that_parse(verb, capsys):
+  printed = helped(capsys, *filter(None, [verb]))
   assert max(map(len, printed.splitlines())) <= 96
-  if not command:
-    assert all(f"\n    {name} " in printed for name in parsers() if name)
+  for call in examples(printed):
+    assert not verb or call[0] == verb
+    cli.parse(call)
+
+
+def test_the_help_lists_every_verb_under_its_group(capsys):
+  listed, group = {}, None
+  for line in helped(capsys).split("\noptions:")[0].splitlines():
+    if re.fullmatch(r"[a-z ]+:", line):
+      group = listed.setdefault(line.rstrip(":"), [])
+    elif group is not None and line.startswith("  "):
+      group.append(line.split()[0])
+  assert list(listed) == [
+    *("train and evaluate", "studies", "vectors"),
+    *("files of other tools", "tasks", "planning"),
+  ]
+  assert listed == {name: list(group) for name, group in verbs.GROUPS.items()}
 
 
 def test_descriptions_in_the_help_have_no_margin_whichever_python_shows_them():
   """Python keeps the margin of a docstring up to 3.12, and drops it from 3.13 on."""
-  for parser in parsers().values():
-    lines = parser.description.split("\n\nexamples:")[0].splitlines()
-    assert not [line for line in lines if line.startswith(" ")], parser.prog
+  for verb in verbs.VERBS:
+    lines = verbs.parser_of(verb).description.splitlines()
+    assert not [line for line in lines if line.startswith(" ")], verb
 
 
-def test_the_examples_of_the_help_are_calls_that_parse():
-  calls = [
-    line.strip().split("   ")[0].split()[1:]
-    for parser in parsers().values()
-    for line in re.sub(r" *\\\n *", " ", parser.epilog).splitlines()
-    if line.strip().startswith("tpv ")
-  ]
-  assert {call[0] for call in calls} == {name for name in parsers() if name}
-  for call in calls:
-    cli.build_parser().parse_args(call)
+@pytest.mark.parametrize("verb", verbs.VERBS)
+def test_only_verbs_that_compute_take_an_accelerator(verb, monkeypatch, capsys):
+  """Or a prompt would be trained on the CPU of a machine with a GPU, in silence."""
+  call = next(call for call in examples(helped(capsys, verb)) if call[0] == verb)
+  seen = []
+
+  def run(options):
+    seen.append(cli.os.environ.get("JAX_PLATFORMS"))
+
+  monkeypatch.setattr(verbs.load(verb), "run", run)
+  monkeypatch.setenv("JAX_PLATFORMS", "")  # So that what the verb sets is undone.
+  monkeypatch.delenv("JAX_PLATFORMS")
+  assert cli.main(call) == 0
+  assert seen == [None if verb in COMPUTE else "cpu"]
+  monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+  assert cli.main(call) == 0
+  assert seen[1:] == ["cuda"]
+
+
+@pytest.mark.parametrize(
+  ("arguments", "line"),
+  [
+    ([], "No verb was given."),
+    (["trian"], "There is no verb 'trian'. Did you mean 'train'?"),
+    (["train_bank"], "There is no verb 'train_bank'. Did you mean 'train', 'bank'?"),
+    (["few_shot", "--help"], "There is no verb 'few_shot'. Did you mean 'few-shot', "),
+    (["xyzzy"], "There is no verb 'xyzzy'. 'tpv --help' lists them."),
+    (["--debug", "train"], "unrecognized arguments: --debug train"),
+    ([""], "There is no verb ''."),
+    (["a\nb\x1b[2J"], r"There is no verb 'a b\x1b[2J'."),
+  ],
+)
+def test_what_is_no_verb_is_one_line_with_near_misses(capsys, arguments, line):
+  assert cli.main(arguments) == 2
+  printed = capsys.readouterr()
+  assert printed.err.startswith(f"error: {line}") and printed.err.count("\n") == 1
+  assert "'tpv --help'" in printed.err and not printed.out
 
 
 def test_the_version_is_that_of_the_package(capsys):
@@ -58,3 +122,10 @@ def test_a_second_double_dash_is_refused(capsys):
   assert cli.main(["apply", "-o", "x", "--", "v", "--"]) == 2
   error = capsys.readouterr().err
   assert error.startswith("error: '--' is given twice") and error.count("\n") == 1
+
+
+def test_a_call_is_kept_as_it_can_be_given_again():
+  call = ["few-shot", "--gin_file=a.gin", "--gin.OUTPUT_DIR='a b'"]
+  _, options = cli.parse(call)
+  assert isinstance(options, argparse.Namespace)
+  assert shlex.split(options.call) == ["tpv", *call]

@@ -1,4 +1,4 @@
-"""Command lines: every mistake is one line that says what, why and what next."""
+"""Verbs with gin files: every mistake is one line that says what, why and what next."""
 
 import pathlib
 import re
@@ -6,11 +6,7 @@ import re
 import gin
 import pytest
 
-from tpv_jax import eval as eval_command
-from tpv_jax import infer as infer_command
-from tpv_jax import study as study_command
-from tpv_jax import train as train_command
-from tpv_jax import train_bank as train_bank_command
+from tpv_jax import cli
 from tpv_jax.settings import gin_files
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -23,8 +19,8 @@ def clean_gin():
   gin.clear_config()
 
 
-def run(capsys, main, *arguments):
-  code = main(list(arguments))
+def run(capsys, *arguments):
+  code = cli.main(list(arguments))
   output = capsys.readouterr()
   return code, output.out, output.err
 
@@ -90,7 +86,7 @@ GOOD = (EMBEDDED, "--gin.TASK_NAME='topic'")
 )
 def test_a_mistake_is_one_line_and_exit_code_2(capsys, tmp_path, arguments, message):
   filled = [argument.replace("{run}", str(tmp_path / "run")) for argument in arguments]
-  code, out, err = run(capsys, train_command.main, *filled)
+  code, out, err = run(capsys, "train", *filled)
   assert code == 2
   assert re.fullmatch(f"error: .*{message}.*\n", err), err
   assert not out
@@ -98,28 +94,23 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, tmp_path, arguments, mess
 
 
 def test_a_wrong_flag_is_one_line(capsys):
-  with pytest.raises(SystemExit) as stop:
-    train_command.main(["--overwrite"])
-  assert stop.value.code == 2
-  err = capsys.readouterr().err
+  code, _, err = run(capsys, "train", "--overwrite")
+  assert code == 2
   assert err.count("\n") == 1 and "unrecognized arguments: --overwrite" in err
 
 
 def test_debug_shows_the_trace(capsys):
-  code, _, err = run(capsys, train_command.main, "--debug")
+  code, _, err = run(capsys, "train", "--debug")
   assert code == 2
   assert "Traceback" in err
 
 
 @pytest.mark.parametrize(
-  "command",
-  [train_command, train_bank_command, eval_command, infer_command, study_command],
+  "verb", ["train", "bank", "eval", "infer", "study", "few-shot", "ablation"]
 )
-def test_help_shows_examples_that_parse(capsys, command):
-  with pytest.raises(SystemExit) as stop:
-    command.main(["--help"])
-  assert stop.value.code == 0
-  text = capsys.readouterr().out
+def test_help_shows_examples_that_parse(capsys, verb):
+  code, text, _ = run(capsys, verb, "--help")
+  assert code == 0
   files = re.findall(r"--gin_file=(gin_configs/\S+)", text)
   assert files and all((REPOSITORY / name).is_file() for name in files)
 

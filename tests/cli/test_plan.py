@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from tpv_jax import cli
 from tpv_jax.cli import plan
 
 
@@ -40,7 +41,9 @@ def test_the_prompt_is_on_every_chip_whole():
 
 
 def test_the_table_counts_bytes_of_a_chip(capsys):
-  assert plan.main(["t5_v1_1_small", "--mesh", "1x1", "--storage", "float32"]) == 0
+  assert (
+    cli.main(["plan", "t5_v1_1_small", "--mesh", "1x1", "--storage", "float32"]) == 0
+  )
   text = capsys.readouterr().out
   assert "76,961,152" in text  # Published; 4 bytes each:
   assert f"{76_961_152 * 4 / 2**20:.1f} MiB" in text
@@ -56,17 +59,17 @@ def test_what_has_the_width_of_an_ept_prompt_is_cut_over_the_chips():
 
 def test_what_the_chips_do_not_divide_is_said(capsys):
   arguments = ["t5_v1_1_small", "--mesh", "3x5", "--ept", "--bank", "4"]
-  assert plan.main(arguments) == 0
+  assert cli.main(["plan", *arguments]) == 0
   text = capsys.readouterr().out
   for axis, size, chips in (("prompt_embed", 512, 5), ("heads", 6, 5), ("bank", 4, 3)):
     assert f"'{axis}' of size {size} is replicated: the {chips} devices" in text
-  assert plan.main(["t5_v1_1_small", "--mesh", "3x1"]) == 0
+  assert cli.main(["plan", "t5_v1_1_small", "--mesh", "3x1"]) == 0
   assert "replicated" not in capsys.readouterr().out
 
 
 def test_the_prompts_of_a_bank_are_counted(capsys):
   """Each of two chips has half of them."""
-  assert plan.main(["t5_v1_1_small", "--mesh", "2x1", "--bank", "32"]) == 0
+  assert cli.main(["plan", "t5_v1_1_small", "--mesh", "2x1", "--bank", "32"]) == 0
   text = capsys.readouterr().out
   assert "32 prompts" in text and f"{32 * 100 * 512:,}" in text
   assert f"{16 * 100 * 512 * 16 / 2**20:.1f} MiB" in text
@@ -81,5 +84,5 @@ def test_the_prompts_of_a_bank_are_counted(capsys):
   ],
 )
 def test_mistakes_are_one_line(capsys, arguments, message):
-  assert plan.main(arguments) == 2
+  assert cli.main(["plan", *arguments]) == 2
   assert message in capsys.readouterr().err

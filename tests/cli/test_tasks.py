@@ -103,7 +103,7 @@ def test_help_of_every_command_has_examples_that_parse(command, capsys):
   calls = re.findall(rf"^  tpv (tasks {command}.*?)(?:   .*|>.*)?$", printed, re.M)
   assert calls
   for call in calls:
-    cli.build_parser().parse_args(call.split())
+    cli.parse(call.split())
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tpv_jax import cli
-from tpv_jax.cli.vectors import short_names
+from tpv_jax.cli.names import short_names
 from tpv_jax.core import identity
 from tpv_jax.vectors import store
 from tpv_jax.vectors.provenance import Provenance, Term
@@ -512,8 +512,8 @@ def test_what_does_not_belong_together_is_refused(vectors, refused):
 
 def test_a_wrong_call_is_one_line(vectors, refused):
   for arguments, expected in {
-    (): "required: COMMAND",
-    ("add",): "invalid choice: 'add'",
+    (): "No verb was given",
+    ("add",): "There is no verb 'add'",
     ("negate", "sst2.safetensors"): "required: -o/--output",
     ("scale", "sst2.safetensors", "x", "-o", "o.safetensors"): "'x' is not a number",
     ("show", "sst2.safetensors", "--jsn"): "unrecognized arguments: --jsn",
@@ -580,6 +580,7 @@ FORBIDDEN = ("jax", "jaxlib", "tensorflow", "flax", "orbax", "seqio", "torch", "
   "arguments",
   [
     ["--help"],
+    ["train", "--help"],
     ["diff", "runs/sst2", "-o", "x.safetensors"],
     ["sum", "sst2.safetensors", "rte.safetensors", "-o", "x.safetensors"],
     ["negate", "sst2.safetensors", "-o", "x.safetensors"],

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from tpv_jax import train_bank
+from tpv_jax import cli
 from tpv_jax.devices import processes
 from tpv_jax.formats import sources
 from tpv_jax.vectors import algebra, store
@@ -21,7 +21,7 @@ from tpv_jax.vectors import algebra, store
 STEPS = 40
 
 
-def start_all(module, count, *flags):
+def start_all(verb, count, *flags):
   """Starts `count` processes of one command, joined on loopback."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
@@ -29,7 +29,7 @@ def start_all(module, count, *flags):
   return [
     subprocess.Popen(
       [
-        *(sys.executable, "-m", module, *flags),
+        *(sys.executable, "-m", "tpv_jax", verb, *flags),
         *("--multiprocess_gpu", f"--coordinator_address=localhost:{port}"),
         *(f"--process_count={count}", f"--process_index={index}"),
       ],
@@ -45,7 +45,7 @@ def start_all(module, count, *flags):
 def start(run, count, steps=STEPS):
   """Starts `count` processes of one run on the embedded backbone."""
   return start_all(
-    "tpv_jax.train",
+    "train",
     count,
     "--gin_file=gin_configs/runs/embedded.gin",
     *("--gin.TASK_NAME='sentiment'", f"--gin.RUN_DIR='{run}'"),
@@ -101,7 +101,7 @@ def test_an_ept_prompt_that_is_cut_over_two_processes_is_saved_whole(tmp_path):
       *("--gin.TASK_NAME='sentiment'", f"--gin.RUN_DIR='{run}'"),
       *("--gin.TRAIN_STEPS=4", "--gin.EVAL_PERIOD=2", f"--gin.MODEL_PARALLEL={count}"),
     )
-    finish(start_all("tpv_jax.train", count, *flags))
+    finish(start_all("train", count, *flags))
     assert json.loads((run / "manifest.json").read_text())["mesh"] == {
       "data": 1,
       "model": count,
@@ -124,7 +124,7 @@ def test_evaluation_of_many_prompts_by_two_processes_has_the_numbers_of_one(
   for count in (1, 2):
     output = tmp_path / f"{count}.json"
     processes = start_all(
-      "tpv_jax.eval",
+      "eval",
       count,
       "--gin_file=gin_configs/runs/eval_embedded.gin",
       *("--gin.TASK_NAMES=['sentiment', 'topic']", f"--gin.OUTPUT='{output}'"),
@@ -187,9 +187,9 @@ def bank_flags(folder, steps, *more):
 
 
 def test_two_processes_train_a_bank_as_one_does_each_with_one_of_its_prompts(tmp_path):
-  assert train_bank.main(bank_flags(tmp_path / "one", 8)) == 0
+  assert cli.main(["bank", *bank_flags(tmp_path / "one", 8)]) == 0
   flags = bank_flags(tmp_path / "two", 8, "--gin.SHARD_BANK=True")
-  finish(start_all("tpv_jax.train_bank", 2, *flags))
+  finish(start_all("bank", 2, *flags))
   for name in ("sentiment-0", "topic-0"):
     one, two = tmp_path / "one" / name, tmp_path / "two" / name
     manifest = json.loads((two / "manifest.json").read_text())
@@ -207,7 +207,7 @@ def test_two_processes_train_a_bank_as_one_does_each_with_one_of_its_prompts(tmp
 def test_a_signal_to_one_process_stops_a_bank_on_all_at_the_same_step(tmp_path):
   folder, names = tmp_path / "bank", ("sentiment-0", "topic-0", "nli-0")
   tasks = "--gin.TASK_NAMES=['sentiment', 'topic', 'nli']"  # More than processes.
-  both = start_all("tpv_jax.train_bank", 2, *bank_flags(folder, 100_000, tasks))
+  both = start_all("bank", 2, *bank_flags(folder, 100_000, tasks))
   deadline = time.time() + 200
   while not (folder / "nli-0" / "checkpoints" / "checkpoint_4").exists():
     assert time.time() < deadline and both[0].poll() is None, both[0].communicate()[0]

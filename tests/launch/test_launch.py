@@ -181,7 +181,7 @@ def test_a_process_that_does_not_heed_the_end_is_killed(tmp_path):
 
 def test_slurm_gives_srun_a_process_a_node(stub):
   path = stub("srun")
-  command = ("python", "-m", "tpv_jax.train", "--gin.RUN_DIR='a b'")
+  command = ("tpv", "train", "--gin.RUN_DIR='a b'")
   arguments = ("--nodes=2", "--time=01:00:00", "--setup=source venv", "--", *command)
   dry = run("slurm.sh", "--dry-run", *arguments, path=path)
   assert run("slurm.sh", *arguments, path=path).returncode == 0

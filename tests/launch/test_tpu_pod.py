@@ -16,6 +16,8 @@ from typing import NamedTuple
 import fake_gcloud
 import pytest
 
+from tpv_jax.cli import verbs
+
 LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
 PLACE = ("--name=pod", "--zone=z")
 TYPE = "--type=v5litepod-16"
@@ -671,6 +673,37 @@ def test_what_a_pod_is_not_is_refused_by_its_name(told, arguments, script, capsy
   output, errors = capsys.readouterr()
   assert errors.startswith("error: ") and errors.count("\n") == 1
   assert told in errors and not output
+
+
+@pytest.mark.parametrize(
+  ("command", "joins"),
+  [
+    ("tpv train --gin_file=x", True),
+    ("env A=1 /venv/bin/tpv few-shot", True),
+    ("python -m tpv_jax bank", True),
+    ("python -m tpv_jax.t5x.eval", True),
+    ("python -m t5x.train", True),
+    ("tpv diff train", False),
+    ("python -m tpv_jax show", False),
+    ("python mine.py train", False),
+  ],
+)
+def test_what_takes_the_flags_of_several_processes_gets_the_one_that_joins_them(
+  script, command, joins
+):
+  words = command.split()
+  added = ["--multiprocess_gpu"] * joins
+  assert script.joined(words, None) == [*words, *added]
+  assert script.joined([*words, *added], None) == [*words, *added]
+
+
+def test_the_script_knows_the_verbs_that_take_the_flags_of_several_processes(script):
+  joined = [
+    name
+    for name in verbs.VERBS
+    if verbs.parser_of(name).get_default("multiprocess_gpu") is not None
+  ]
+  assert joined == list(script.VERBS)
 
 
 def test_each_action_says_what_it_takes():

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import strategies
 
 from tpv_jax import cli
+from tpv_jax.cli import gin_verb
 from tpv_jax.core.errors import UserError
 from tpv_jax.prompts import budget, ept, plain
-from tpv_jax.settings import command_line, gin_files
+from tpv_jax.settings import gin_files
 
 FOLDER = pathlib.Path(__file__).parents[2] / "gin_configs" / "prompts"
 
@@ -244,7 +245,7 @@ def test_a_rank_over_the_budget_is_refused_when_a_prompt_file_gives_it():
     try:
       configured("ept_base.gin", "RANK=30")
     except Exception as error:
-      raise command_line._without_gin(error) from None
+      raise gin_verb.without_gin(error) from None
 
 
 def test_the_rank_follows_what_the_command_line_changes():
@@ -254,7 +255,7 @@ def test_the_rank_follows_what_the_command_line_changes():
     try:
       configured("ept_base.gin", "SHORT_LENGTH=98")
     except Exception as error:
-      raise command_line._without_gin(error) from None
+      raise gin_verb.without_gin(error) from None
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from tpv_jax import ablation as command
+from tpv_jax import cli
 from tpv_jax.backbones import loading
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
@@ -223,6 +223,6 @@ def test_unfair_or_impossible_settings_are_refused_before_anything_is_written(
 def test_the_command_refuses_a_folder_of_something_else(tmp_path, capsys):
   (tmp_path / "mine.txt").write_text("mine")
   flags = ["--gin_file=gin_configs/runs/ablation.gin", f"--gin.OUTPUT_DIR='{tmp_path}'"]
-  assert command.main(flags) == 2
+  assert cli.main(["ablation", *flags]) == 2
   assert "holds no ablation of tpv_jax" in capsys.readouterr().err
   assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -8,7 +8,7 @@ import gin
 import numpy as np
 import pytest
 
-from tpv_jax import few_shot as command
+from tpv_jax import cli
 from tpv_jax.backbones import loading
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
@@ -260,7 +260,7 @@ def test_the_command_refuses_a_folder_of_something_else(tmp_path, capsys):
     f"--gin.OUTPUT_DIR='{tmp_path}'",
     "--gin.SHOTS=[0]",  # So that no examples are made.
   ]
-  assert command.main(flags) == 2
+  assert cli.main(["few-shot", *flags]) == 2
   assert "holds no few-shot comparison of tpv_jax" in capsys.readouterr().err
   assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

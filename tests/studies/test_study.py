@@ -11,7 +11,7 @@ import gin
 import numpy as np
 import pytest
 
-from tpv_jax import study as study_command
+from tpv_jax import cli
 from tpv_jax.backbones import loading
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
@@ -336,8 +336,12 @@ def test_other_prompts_tasks_or_coefficients_are_measured_again(arithmetic):
 def demo(tmp_path_factory):
   """The job of `make demo`, whole: about two minutes alone on two cores."""
   folder = tmp_path_factory.mktemp("a demo") / "out put"
-  code = study_command.main(
-    ["--gin_file=gin_configs/runs/demo.gin", f"--gin.OUTPUT_DIR='{folder}'"]
+  code = cli.main(
+    [
+      "study",
+      "--gin_file=gin_configs/runs/demo.gin",
+      f"--gin.OUTPUT_DIR='{folder}'",
+    ]
   )
   assert code == 0
   return folder, json.loads((folder / "results.json").read_text())
@@ -410,7 +414,7 @@ def test_a_finished_demo_is_not_measured_again(demo, monkeypatch):
 
   monkeypatch.setattr(Evaluator, "score", score)
   arguments = ["--gin_file=gin_configs/runs/demo.gin", f"--gin.OUTPUT_DIR='{folder}'"]
-  assert study_command.main(arguments) == 0
+  assert cli.main(["study", *arguments]) == 0
   again = json.loads((folder / "results.json").read_text())
   del again["seconds"]
   assert again == {name: value for name, value in results.items() if name != "seconds"}
@@ -438,14 +442,14 @@ def test_a_study_of_a_task_without_labels_is_refused_before_it_trains(tiny, tmp_
 def test_a_study_does_not_write_into_a_folder_of_something_else(tmp_path, capsys):
   (tmp_path / "report.md").write_text("mine")
   arguments = ["--gin_file=gin_configs/runs/demo.gin", f"--gin.OUTPUT_DIR='{tmp_path}'"]
-  assert study_command.main(arguments) == 2
+  assert cli.main(["study", *arguments]) == 2
   assert "holds no study of tpv_jax" in capsys.readouterr().err
   assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
 
 
 def test_a_study_with_other_settings_does_not_take_the_old_prompts(demo, capsys):
   arguments = ["--gin_file=gin_configs/runs/demo.gin", f"--gin.OUTPUT_DIR='{demo[0]}'"]
-  assert study_command.main([*arguments, "--gin.PROMPT_LENGTH=5"]) == 2
+  assert cli.main(["study", *arguments, "--gin.PROMPT_LENGTH=5"]) == 2
   err = capsys.readouterr().err
   assert (
     "holds a run with another prompt/length: 8 there, 5 now" in err

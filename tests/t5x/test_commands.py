@@ -101,7 +101,7 @@ class Shell:
       devices=devices,
     )
     self.run(
-      *("tpv_jax.eval", f"{GIN}/runs/eval_embedded.gin", *subject),
+      *("tpv_jax", "eval", f"{GIN}/runs/eval_embedded.gin", *subject),
       *("--gin.TASK_NAMES=['sentiment']", "--gin.OUTPUT='own.json'"),
       "--gin.OVERWRITE=True",
     )
@@ -162,7 +162,7 @@ def test_a_killed_run_ends_with_the_same_bits_and_both_runners_score_it_alike(
 def test_the_runners_prompts_are_of_one_start_and_their_vectors_add_up(shell):
   whole = shell.trained("ept", 8)
   shell.run(
-    *("tpv_jax.train", f"{GIN}/runs/embedded.gin", *PROMPTS["ept"], TASK),
+    *("tpv_jax", "train", f"{GIN}/runs/embedded.gin", *PROMPTS["ept"], TASK),
     *("--gin.RUN_DIR='own'", "--gin.TRAIN_STEPS=40"),
   )
   starts = [shell.load(run, "initial").provenance for run in (whole, "own")]

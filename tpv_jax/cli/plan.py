@@ -7,11 +7,15 @@ allocated and no device is needed, so a pod can be planned on a laptop.
 import argparse
 import dataclasses
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from tpv_jax.cli.arguments import Parser
 from tpv_jax.core import screen
 from tpv_jax.core.errors import UserError, at_least, near_misses
+
+if TYPE_CHECKING:
+  from rich.table import Table
 
 EXAMPLES = """\
   tpv plan t5_v1_1_xxl --mesh 4x8
@@ -147,16 +151,13 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> None:
   """Prints the plan."""
-  from rich.table import Column, Table
-
-  from tpv_jax.banks import memory
   from tpv_jax.devices import partitioning
 
   data, _, model = options.mesh.partition("x")
   if not (data.isdigit() and model.isdigit() and int(data) and int(model)):
     raise UserError(f"'{options.mesh}' is no mesh: write DATAxMODEL, such as 4x8.")
   at_least("--bank", options.bank, 1)
-  found, kept_whole = make(
+  leaves, kept_whole = make(
     *(options.size, int(data), int(model), options.prompt_length),
     *(options.ept, options.short_length, options.source_length),
   )
@@ -170,27 +171,51 @@ def run(options: argparse.Namespace) -> None:
   width = {"bfloat16": 2, "float32": 4}[options.storage]
   console = screen.console()
   if options.leaves:
-    table = Table(Column("parameter", no_wrap=True), "shape", "axes", "on a chip")
-    for leaf in found:
-      where = " ".join(
-        f"{axis}/{by}" if by else axis
-        for axis, by in zip(leaf.axes, leaf.cut, strict=True)
-      )
-      table.add_row(leaf.path, str(list(leaf.shape)), where, str(list(leaf.share)))
-    console.print(table)
+    console.print(_table_of_leaves(leaves))
+  console.print(
+    f"{options.size} on {data} x {model} chips (data x model), {options.storage}"
+  )
+  console.print(_table_of_parts(leaves, width, options.bank, here))
+  for line in kept_whole:
+    console.print(line)
+  console.print(
+    "Activations come on top; they grow with the rows a chip has. A bank says before it "
+    "starts what its compiled steps need (tpv bank)."
+  )
+
+
+def _table_of_leaves(leaves: Sequence[Leaf]) -> "Table":
+  """Returns a row for each parameter: its shape, its axes and how they are cut."""
+  from rich.table import Column, Table
+
+  table = Table(Column("parameter", no_wrap=True), "shape", "axes", "on a chip")
+  for leaf in leaves:
+    where = " ".join(
+      f"{axis}/{by}" if by else axis
+      for axis, by in zip(leaf.axes, leaf.cut, strict=True)
+    )
+    table.add_row(leaf.path, str(list(leaf.shape)), where, str(list(leaf.share)))
+  return table
+
+
+def _table_of_parts(
+  leaves: Sequence[Leaf], width: int, prompts: int, here: int
+) -> "Table":
+  """Returns a row each for the backbone, of `width` bytes a number, and for the prompts.
+
+  A chip holds `here` of the prompts, each with its gradient and two moments in fp32.
+  """
+  from rich.table import Table
+
+  from tpv_jax.banks import memory
+
+  frozen = [leaf for leaf in leaves if not leaf.path.startswith("prompt/")]
+  trained = [leaf for leaf in leaves if leaf.path.startswith("prompt/")]
+  what = "prompt" if prompts == 1 else f"{prompts} prompts"
   table = Table("part", "parameters", "cut over chips", "bytes on a chip")
-  frozen = [leaf for leaf in found if not leaf.path.startswith("prompt/")]
-  trained = [leaf for leaf in found if leaf.path.startswith("prompt/")]
-  prompts = "prompt" if options.bank == 1 else f"{options.bank} prompts"
   for name, part, size, times, held in (
     ("frozen backbone", frozen, width, 1, 1),
-    (
-      f"{prompts}, gradient and AdamW's two moments",
-      trained,
-      4 * 4,
-      options.bank,
-      here,
-    ),
+    (f"{what}, gradient and AdamW's two moments", trained, 4 * 4, prompts, here),
   ):
     whole = times * sum(math.prod(leaf.shape) for leaf in part)
     cut = times * sum(
@@ -200,13 +225,4 @@ def run(options: argparse.Namespace) -> None:
     table.add_row(
       name, f"{whole:,}", f"{100 * cut / whole:.1f} %", memory.text(share * size)
     )
-  console.print(
-    f"{options.size} on {data} x {model} chips (data x model), {options.storage}"
-  )
-  console.print(table)
-  for line in kept_whole:
-    console.print(line)
-  console.print(
-    "Activations come on top; they grow with the rows a chip has. A bank says before it "
-    "starts what its compiled steps need (tpv bank)."
-  )
+  return table

@@ -6,7 +6,7 @@ A new verb is a module that is a `Verb`, and a line in `GROUPS`.
 import argparse
 import importlib
 import inspect
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from tpv_jax.cli.arguments import Parser
 
@@ -52,6 +52,7 @@ GROUPS = {
 VERBS = {name: verb for group in GROUPS.values() for name, verb in group.items()}
 
 
+@runtime_checkable
 class Verb(Protocol):
   """What the module of a verb has; its docstring is the description in its help.
 

@@ -75,7 +75,7 @@ def few_shot(task: Task, shots: int, seed: Seed = 0) -> Task:
     if not shots:
       raise UserError(
         f"Task '{task.name}' is to be learnt from 0 examples, so there is nothing to "
-        "train on. Evaluate the start itself (python -m tpv_jax.eval), or set SHOTS to "
+        "train on. Evaluate the start itself (tpv eval), or set SHOTS to "
         "at least 1."
       )
     examples = task.examples("train")

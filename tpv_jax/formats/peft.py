@@ -186,7 +186,7 @@ def refuse_delta(folded: Loaded, what: str) -> None:
       f"{what} puts rows before a source and adds nothing to its embeddings; "
       f"'{folded.name}' adds a delta {list(delta.shape)} to them, and without it would "
       "give other answers. Keep both: fold it and write an .npz file (tpv fold, tpv "
-      "export --to npz), answer with tpv_jax.infer, or train a plain prompt."
+      "export --to npz), answer with 'tpv infer', or train a plain prompt."
     )
 
 

@@ -428,7 +428,7 @@ def _checked_state_folder(path: files.Path, shown: str) -> files.Path:
     advice = "Give the folder 'checkpoint_<step>'"
   else:
     problem = f"is no Orbax checkpoint, or lost its {_METADATA} file"
-    advice = "Give a folder 'checkpoint_<step>' that T5X or tpv_jax.train wrote"
+    advice = "Give a folder 'checkpoint_<step>' that T5X or 'tpv train' wrote"
   raise UserError(f"'{shown}' {problem}. {advice}.")
 
 
@@ -441,7 +441,7 @@ def _is_finished(folder: files.Path) -> bool:
 def _nothing_under(shown: str, prefix: str, saved: Sequence[Keys]) -> str:
   names = sorted({"/".join(keys[:2]) for keys in saved})
   held = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-  wanted = "a soft-prompt run" if prefix == "target/prompt" else "T5X or tpv_jax.train"
+  wanted = "a soft-prompt run" if prefix == "target/prompt" else "T5X or 'tpv train'"
   return (
     f"The Orbax checkpoint '{shown}' holds nothing under '{prefix}'; it holds {held}. "
     f"Give a checkpoint of {wanted}."

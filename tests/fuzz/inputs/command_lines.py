@@ -1,4 +1,4 @@
-"""Argument lines of `tpv` and of the runner's commands."""
+"""Argument lines of the verbs of `tpv` that take no gin files."""
 
 import argparse
 import json
@@ -101,6 +101,11 @@ def _drawn(parser: argparse.ArgumentParser, rng: random.Random) -> list[str]:
   return words
 
 
+def takes_gin_files(parser: argparse.ArgumentParser) -> bool:
+  """Returns whether a verb's settings are those of gin files: see settings.py."""
+  return parser.get_default("gin_file") is not None
+
+
 def _word(action: argparse.Action, rng: random.Random) -> str:
   if action.choices and rng.random() < 0.9:
     return str(rng.choice(list(action.choices)))
@@ -112,9 +117,11 @@ def _word(action: argparse.Action, rng: random.Random) -> str:
 
 
 def _damage(folder: pathlib.Path, rng: random.Random) -> mutations.Done:
-  from tpv_jax import cli
+  from tpv_jax.cli import verbs
 
-  words = _drawn(cli.build_parser(), rng)
+  parsers = {name: verbs.parser_of(name) for name in verbs.VERBS}
+  name = rng.choice([name for name in parsers if not takes_gin_files(parsers[name])])
+  words = [name, *_drawn(parsers[name], rng)]
   kind = rng.randrange(8)
   if kind == 0 and words:
     del words[rng.randrange(len(words))]

@@ -11,11 +11,13 @@ from fuzz.campaign import ROOT, Kind
 from fuzz.inputs import settings
 
 _TRAIN = (
+  "train",
   *("--gin_file=gin_configs/runs/embedded.gin", "--gin.TASK_NAME='sentiment'"),
   *("--gin.RUN_DIR='run'", "--gin.TRAIN_STEPS=4", "--gin.EVAL_PERIOD=2"),
   *("--gin.BATCH_SIZE=4", "--gin.PROMPT_LENGTH=3"),
 )
 _STUDY = (
+  "study",
   *("--gin_file=gin_configs/runs/demo.gin", "--gin.OUTPUT_DIR='out'"),
   *("--gin.TASK_NAMES=['sentiment', 'topic']", "--gin.INITIAL_SEEDS=[0, 1]"),
   *("--gin.TRAIN_STEPS=2", "--gin.EVAL_PERIOD=2", "--gin.BATCH_SIZE=4"),
@@ -65,21 +67,21 @@ def _keep_backbone() -> None:
 
 
 def _make_run() -> None:
-  from tpv_jax import train
+  from tpv_jax import cli
 
   _without_compiling()
   _keep_backbone()
   pathlib.Path("gin_configs").symlink_to(ROOT / "gin_configs")
   pathlib.Path("stop").touch()
-  code = train.main(_TRAIN)
+  code = cli.main(_TRAIN)
   assert code == 130, code
   pathlib.Path("stop").unlink()
 
 
 def _continue(_: random.Random) -> int:
-  from tpv_jax import train
+  from tpv_jax import cli
 
-  return train.main(_TRAIN)
+  return cli.main(_TRAIN)
 
 
 def _check_run() -> None:
@@ -100,6 +102,7 @@ def _check_run() -> None:
 
 
 _BANK = (
+  "bank",
   *("--gin_file=gin_configs/runs/bank_embedded.gin", "--gin.OUTPUT_DIR='out'"),
   *("--gin.TASK_NAMES=['sentiment']", "--gin.INITIAL_SEEDS=[0, 1]"),
   *("--gin.TRAIN_STEPS=4", "--gin.EVAL_PERIOD=2", "--gin.BATCH_SIZE=4"),
@@ -108,7 +111,7 @@ _BANK = (
 
 
 def _make_bank() -> None:
-  from tpv_jax import train_bank
+  from tpv_jax import cli
   from tpv_jax.banks import bank
   from tpv_jax.training import training
 
@@ -146,15 +149,15 @@ def _make_bank() -> None:
     raise training.Stopped(signal.SIGINT, "as asked")
 
   bank._Bank._save = save_and_stop  # type: ignore[method-assign]
-  code = train_bank.main(_BANK)
+  code = cli.main(_BANK)
   assert code == 130, code
   bank._Bank._save = save  # type: ignore[method-assign]
 
 
 def _continue_bank(_: random.Random) -> int:
-  from tpv_jax import train_bank
+  from tpv_jax import cli
 
-  return train_bank.main(_BANK)
+  return cli.main(_BANK)
 
 
 def _check_bank() -> None:
@@ -170,7 +173,7 @@ def _check_bank() -> None:
 
 
 def _make_study() -> None:
-  from tpv_jax import study
+  from tpv_jax import cli
   from tpv_jax.studies import report
 
   _without_compiling()
@@ -179,7 +182,7 @@ def _make_study() -> None:
   pathlib.Path("gin_configs").symlink_to(ROOT / "gin_configs")
   for name in ("_plot_single", "_plot_sums", "_plot_cosine"):
     setattr(report, name, lambda *_: None)
-  assert study.main(_STUDY) == 0
+  assert cli.main(_STUDY) == 0
 
 
 def _answer_without_computing() -> None:
@@ -203,9 +206,9 @@ def _answer_without_computing() -> None:
 
 
 def _study(_: random.Random) -> int:
-  from tpv_jax import study
+  from tpv_jax import cli
 
-  return study.main(_STUDY)
+  return cli.main(_STUDY)
 
 
 def _make_texts() -> None:
@@ -221,13 +224,13 @@ def _make_texts() -> None:
 
 
 def _texts(rng: random.Random) -> int:
-  from tpv_jax import eval as evaluate
-  from tpv_jax import infer
+  from tpv_jax import cli
 
   if rng.random() < 0.5:
     labels = rng.choice(("None", "['positive', 'negative']"))
-    return infer.main(
+    return cli.main(
       [
+        "infer",
         "--gin_file=gin_configs/runs/infer_embedded.gin",
         "--gin.INPUT_FILE='a.txt'",
         "--gin.OUTPUT='out.jsonl'",
@@ -235,8 +238,9 @@ def _texts(rng: random.Random) -> int:
       ]
     )
   path = rng.choice(("a.csv", "a.jsonl"))
-  return evaluate.main(
+  return cli.main(
     [
+      "eval",
       "--gin_file=gin_configs/runs/eval.gin",
       "--gin_file=gin_configs/backbones/embedded.gin",
       "--gin_file=gin_configs/tasks/text_files.gin",

@@ -1,7 +1,6 @@
 """Gin files and bindings of every command of the runner, read up to where work begins."""
 
 import functools
-import importlib
 import json
 import pathlib
 import random
@@ -86,7 +85,7 @@ SHORT_LENGTH = 2
 RANK = 2
 SPACES = 2
 """,
-  "train_bank": """\
+  "bank": """\
 include 'gin_configs/runs/bank_embedded.gin'
 TASK_NAMES = ['sentiment', 'topic']
 INITIAL_SEEDS = [0, 1]
@@ -139,7 +138,7 @@ EVAL_PERIOD = 5
 AS_BANK = True
 OVERWRITE = False
 """,
-  "few_shot": """\
+  "few-shot": """\
 include 'gin_configs/runs/few_shot_embedded.gin'
 OUTPUT_DIR = 'out'
 SHOTS = [0, 5]
@@ -283,15 +282,20 @@ def _damage_bindings(folder: pathlib.Path, rng: random.Random) -> mutations.Done
 
 
 def _run(_: random.Random) -> int:
+  from tpv_jax import cli
+
   name, bindings = json.loads(pathlib.Path("call.json").read_text())
-  command = importlib.import_module(f"tpv_jax.{name.split()[0]}")
-  return command.main(
-    ["--gin_file=mine.gin", *(f"--gin.{binding}" for binding in bindings)]
+  return cli.main(
+    [
+      name.split()[0],
+      "--gin_file=mine.gin",
+      *(f"--gin.{binding}" for binding in bindings),
+    ]
   )
 
 
 _TRAIN = ("train", "train own", "train ept")
-_OTHERS = ("train_bank", "eval", "infer", "study", "few_shot", "ablation")
+_OTHERS = ("bank", "eval", "infer", "study", "few-shot", "ablation")
 
 
 def _kind(names: Sequence[str], damage: Callable) -> Kind:
