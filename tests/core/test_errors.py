@@ -115,3 +115,30 @@ def test_json_for_people_is_harmless_and_reads_back_equal():
   text = errors.to_json(content)
   assert json.loads(text) == content and "é" in text
   assert not set(HOSTILE) & set(text) - set("\n x];0owned[2J31mcody" + "é")
+
+
+@pytest.mark.parametrize(
+  ("spelling", "expected"),
+  [
+    ("--", ["--overwrite", "--which last", "--allow-mixed-origin"]),
+    (
+      "--gin.",
+      [
+        "--gin.OVERWRITE=True",
+        "--gin.WHICH='\"last\"'",
+        "--allow-mixed-origin to 'tpv sum'",  # No gin file has a macro for it.
+      ],
+    ),
+  ],
+)
+def test_an_option_is_named_as_the_command_that_runs_spells_it(spelling, expected):
+  told = []
+
+  def body():
+    told.append(errors.option("overwrite"))
+    told.append(errors.option("which", "last"))
+    told.append(errors.option("allow_mixed_origin", verb="sum"))
+
+  assert errors.run_command(body, spelling=spelling) == 0
+  assert told == expected
+  assert errors.option("overwrite") == "overwrite=True"

@@ -108,17 +108,17 @@ def at_least(name: str, value: Any, least: int) -> None:
     )
 
 
-def option(name: str, value: Any = True, macro: bool = True) -> str:
+def option(name: str, value: Any = True, verb: str | None = None) -> str:
   """Returns how the caller sets an option, such as 'overwrite', for a message.
 
-  `--overwrite` or `--which last` of tpv, `--gin.OVERWRITE=True` of a command with gin
-  files, and otherwise, in Python, `overwrite=True`. What is no `macro` of gin files, tpv
-  does for them.
+  `--overwrite` or `--which last` of tpv, `--gin.OVERWRITE=True` of its verbs with gin
+  files, and otherwise, in Python, `overwrite=True`. What is no macro of gin files, the
+  `verb` that has the option does for them.
   """
   of_tpv = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
   if _spelling == "--gin.":
     quoted = f"'\"{value}\"'" if isinstance(value, str) else value
-    return f"--gin.{name.upper()}={quoted}" if macro else f"{of_tpv} to tpv"
+    return f"{of_tpv} to 'tpv {verb}'" if verb else f"--gin.{name.upper()}={quoted}"
   return of_tpv if _spelling == "--" else f"{name}={value!r}"
 
 

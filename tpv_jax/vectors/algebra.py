@@ -501,10 +501,11 @@ def _common_backbone(
   if not unknown:
     return known[0].provenance.backbone_fingerprint, ()
   if not allow_unknown:
+    verb = "apply" if items[-1].provenance.kind == "prompt" else "sum"
     raise UserError(
       f"'{unknown[0].name}' does not state its backbone, so it cannot be shown to fit "
       "the others. State it when the vector is made (tpv diff --backbone), or "
-      f"{_pass('unknown_backbone')}."
+      f"{_pass('unknown_backbone', verb)}."
     )
   return None, ("that all parts belong to one backbone is the user's word",)
 
@@ -545,8 +546,8 @@ def _other_initial(tuned: Loaded, initial: Loaded, start: str) -> str:
     )
   return (
     f"{problem} Give the prompt that it was tuned from, or "
-    f"{_pass('mixed_origin')}. (To subtract one task from another, use 'tpv sum V1 V2 -w 1 "
-    "-1'.)"
+    f"{_pass('mixed_origin', 'diff')}. (To subtract one task from another, use 'tpv sum "
+    "V1 V2 -w 1 -1'.)"
   )
 
 
@@ -574,8 +575,8 @@ def _origins_differ(vectors: Sequence[Loaded]) -> str:
   )
 
 
-def _pass(what: str) -> str:
-  return f"pass {option(f'allow_{what}', macro=False)}"
+def _pass(what: str, verb: str = "sum") -> str:
+  return f"pass {option(f'allow_{what}', verb=verb)}"
 
 
 def _origin_unknown(item: Loaded) -> bool:
