@@ -71,6 +71,7 @@ def measure(folder: pathlib.Path, rounds: int) -> dict[str, list[tuple[float, fl
   commands = {
     BARE: [sys.executable, "-c", "import numpy"],
     "tpv --help": [*tpv_command(), "--help"],
+    "tpv train --help": [*tpv_command(), "train", "--help"],
     "tpv sum A B -o C": [*tpv_command(), "sum", *inputs, "-o", output, "--overwrite"],
   }
   times: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}

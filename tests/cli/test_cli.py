@@ -3,11 +3,14 @@
 import argparse
 import re
 import shlex
+import signal
+import sys
 
 import pytest
 
 from tpv_jax import __version__, cli
 from tpv_jax.cli import verbs
+from tpv_jax.core import errors
 
 COMPUTE = ("train", "bank", "eval", "infer", "study", "few-shot", "ablation")
 """Verbs that compute where JAX finds an accelerator."""
@@ -129,3 +132,45 @@ def test_a_call_is_kept_as_it_can_be_given_again():
   _, options = cli.parse(call)
   assert isinstance(options, argparse.Namespace)
   assert shlex.split(options.call) == ["tpv", *call]
+
+
+@pytest.mark.parametrize(
+  ("call", "expected"),
+  [
+    (["train", "--gin_file=x"], errors._end_at_once),
+    (["show", "x"], signal.default_int_handler),
+  ],
+)
+def test_ctrl_c_ends_a_verb_with_gin_files_at_once_until_its_work_begins(
+  call, expected, monkeypatch
+):
+  """What such a verb imports first would raise anything if it were interrupted."""
+  seen = []
+  monkeypatch.setattr(
+    verbs.load(call[0]), "run", lambda _: seen.append(signal.getsignal(signal.SIGINT))
+  )
+  monkeypatch.setattr(sys, "argv", ["tpv", *call])
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    assert cli.main() == 0
+  finally:
+    signal.signal(signal.SIGINT, before)
+  assert seen == [expected]
+
+
+def test_a_verb_that_fails_among_several_processes_ends_without_jaxs_own_way_out(
+  monkeypatch, capsys
+):
+  """Which waits for processes that are lost."""
+  codes = []
+  monkeypatch.setattr(cli.os, "_exit", codes.append)
+  flags = ["--multiprocess_gpu", "--gin_file=x"]
+  for error, code in ((errors.UserError("Lost."), 2), (KeyboardInterrupt(), 130)):
+
+    def run(_, error=error):
+      raise error
+
+    monkeypatch.setattr(verbs.load("eval"), "run", run)
+    assert cli.main(["eval", *flags]) == code == codes[-1]
+    assert cli.main(["eval", "--gin_file=x"]) == code
+  assert codes == [2, 130]

@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from tpv_jax.cli import gin_verb, verbs
 from tpv_jax.cli.arguments import Parser
@@ -81,7 +82,7 @@ def parse(arguments: Sequence[str]) -> tuple[verbs.Verb, argparse.Namespace]:
   return verbs.load(name), options
 
 
-def _without_verb(arguments: Sequence[str]) -> None:
+def _without_verb(arguments: Sequence[str]) -> NoReturn:
   """Exits: with the help or the version if that is asked for, or with what is wrong."""
   parser = Parser(
     prog="tpv",

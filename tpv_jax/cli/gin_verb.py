@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tpv_jax.cli.arguments import Parser
-from tpv_jax.core import files
 from tpv_jax.core.errors import UserError, raise_on_interrupt
 from tpv_jax.devices import flags
 
@@ -56,6 +55,7 @@ def run(
   """
   import gin
 
+  from tpv_jax.core import files
   from tpv_jax.devices import processes
   from tpv_jax.settings import gin_files, refusals
 
