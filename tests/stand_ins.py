@@ -264,6 +264,16 @@ def checkpoint(family: str):
   return write
 
 
+def pretraining(path):
+  """Writes what a run has that trained the embedded backbone: its newest checkpoint."""
+  from tpv_jax import cli
+
+  newest = path / "checkpoints" / "checkpoint_4"
+  newest.parent.mkdir(parents=True)
+  with contextlib.redirect_stdout(io.StringIO()):
+    assert cli.main(["convert", "embedded", "-o", str(newest)]) == 0
+
+
 def reference(name: str):
   """Returns a writer of a copy of what lies under tests/references."""
   return lambda path: shutil.copytree(hf_references.FOLDER / name, path)
@@ -503,6 +513,7 @@ FILES = {
   "sentences.txt": lines("review: a fine film", "review: a dull film"),
   "runs/ept_*": lambda path: run(path.with_name("ept_sst2")),
   "runs/mine": own_run,
+  "runs/pretraining": pretraining,
   **{
     f"runs/{task}": run
     for task in ("sst2", "rte", "sentiment", "topic", "ept_sst2", "ept_rte", "ept_far")

@@ -701,7 +701,7 @@ def test_tpv_export_of_an_ept_prompt_refuses_npy_with_the_reason(
   assert [path.name for path in tmp_path.iterdir()] == ["run"]
   arguments = ["export", str(run), "--to", "npz", "-o", str(tmp_path / "out.npz")]
   assert cli.main([*arguments, "--base-model", "x"]) == 2
-  assert "--base-model is PEFT's" in capsys.readouterr().err
+  assert "--base-model is read with --to peft only" in capsys.readouterr().err
   assert cli.main(arguments) == 0
 
 
