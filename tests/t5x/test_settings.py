@@ -52,6 +52,16 @@ def check(entries):
   gin.clear_config()
 
 
+@pytest.mark.parametrize("entry", ["train", "evaluate", "infer"])
+def test_files_none_of_which_runs_are_told_those_that_do(check, entry):
+  with pytest.raises(UserError, match=r"none configures __main__\.") as error:
+    check(entry, ["gin_configs/prompts/plain.gin"])
+  named = str(error.value).partition("--gin_file=...: ")[2]
+  script = {"evaluate": "eval"}.get(entry, entry)
+  assert f"gin_configs/t5x/{script}.gin" in named
+  assert f"gin_configs/t5x/{script}_embedded.gin" in named
+
+
 @pytest.mark.parametrize(
   ("entry", "files", "bindings"),
   [

@@ -166,7 +166,12 @@ def _called_by_name(settings: Settings) -> Iterator[tuple[str, tuple[str, ...], 
 
 def _run_files(name: str) -> list[str]:
   """Returns the run files of this package that configure a function, themselves or not."""
-  texts = {file: text for file, text in gin_files.shipped().items() if "/runs/" in file}
+  texts = {
+    file: text
+    for file, text in gin_files.shipped().items()
+    if re.search("/(runs|t5x)/", file)
+  }
+  name = name.replace("__main__", r"\w+_script")  # As files for T5X call its commands.
   found = {file for file, text in texts.items() if re.search(rf"(?m)^{name}:", text)}
   while including := {
     file
