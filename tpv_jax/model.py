@@ -23,8 +23,8 @@ from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.data.batches import is_padding
 from tpv_jax.devices import partitioning
 from tpv_jax.encoder_decoder import EncoderDecoder
-from tpv_jax.prompts import ept, plain
 from tpv_jax.prompts.equations import Folded
+from tpv_jax.prompts.protocol import SoftPrompt
 
 Params = Mapping[str, Any]
 Batch = Mapping[str, Any]
@@ -69,7 +69,7 @@ class SoftPromptModel:
   def __init__(
     self,
     network: Network,
-    prompt: plain.Prompt | ept.EPT | None,
+    prompt: SoftPrompt | None,
     input_vocabulary: Any,
     output_vocabulary: Any,
     optimizer_def: Any = None,

@@ -161,6 +161,7 @@ class Family(Protocol):
     model_types: what config.json of Hugging Face calls its models -> what they are.
     not_read: model_type of a relative that is not read -> why.
     sizes: name -> numbers, the arguments of the network.
+    tiny: name -> numbers of a network for tests, one of each form that the family has.
   """
 
   name: str
@@ -168,6 +169,7 @@ class Family(Protocol):
   model_types: Mapping[str, str]
   not_read: Mapping[str, str]
   sizes: Mapping[str, Mapping[str, Any]]
+  tiny: Mapping[str, Mapping[str, Any]]
 
   def network(self, **numbers: Any) -> Network:
     """Returns the network of these numbers."""

@@ -19,7 +19,7 @@ from tpv_jax.core.checks import OneOf
 from tpv_jax.core.errors import UserError, option
 from tpv_jax.formats import arrays, peft
 from tpv_jax.io import orbax
-from tpv_jax.prompts import equations
+from tpv_jax.prompts import registry
 from tpv_jax.vectors import algebra, arithmetic, store
 from tpv_jax.vectors.algebra import Loaded
 from tpv_jax.vectors.provenance import Provenance, of_leaves
@@ -200,7 +200,7 @@ def _refuse_folder(path: files.Path) -> None:
 
 def _refuse_bank(path: files.Path, leaves: Mapping[str, np.ndarray]) -> None:
   """Raises `UserError` if a checkpoint holds the prompts of a bank under T5X, stacked."""
-  prompt = leaves.get("prompt", leaves.get("short_prompt"))
+  prompt = _rows(leaves)
   if prompt is not None and prompt.ndim == 3:
     raise UserError(
       f"'{path}' holds the {len(prompt)} prompts of a bank. Each has a folder of its own "
@@ -287,8 +287,14 @@ def with_backbone(item: Loaded, known: Backbone) -> Loaded:
 
 def width_of(leaves: Mapping[str, np.ndarray]) -> int | None:
   """Returns the features of a prompt's or vector's rows."""
-  rows = leaves.get("prompt", leaves.get("short_prompt"))
+  rows = _rows(leaves)
   return None if rows is None or rows.ndim != 2 else rows.shape[1]
+
+
+def _rows(leaves: Mapping[str, np.ndarray]) -> np.ndarray | None:
+  """Returns what stands before a source."""
+  method = registry.of_leaves(leaves)
+  return None if method is None else leaves[method.rows]
 
 
 def with_alpha(item: Loaded, alpha: float) -> Loaded:
@@ -358,7 +364,7 @@ def with_initial(item: Loaded, initial: Loaded) -> Loaded:
     ),
   )
   if known.alpha is not None:
-    folded = equations.fold_exactly(initial.leaves, known.alpha).leaves()
+    folded = algebra.fold(initial).leaves
     known = dataclasses.replace(
       known, initial_folded_digest=identity.prompt_digest(folded)
     )

@@ -1,6 +1,6 @@
 """What a prompt method is to the model, the runners and the vectors."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -39,11 +39,58 @@ Start = np.ndarray | Saved
 
 
 @runtime_checkable
-class SoftPrompt(Protocol):
-  """A prompt method: a Flax module whose parameters are all that is trained.
+class Method(Protocol):
+  """The NumPy half of a prompt method, which the vectors' room knows it by.
 
-  Called, it returns what its parameters do to an encoder.
+  What a method's prompts do must not depend on the source: they are folded once a step in
+  training, once a prompt in evaluation and banks, and vectors are differences of what
+  they fold to. One that reads the source (ATTEMPT's attention over prompts) has no place
+  here yet.
+
+  Attributes:
+    names: what the provenance of its prompts may state as `method`.
+    module: 'module:attribute' of its Flax module, a `SoftPrompt`.
+    space: 'effective' if its parameters are what it does, otherwise 'factor'.
+    rows: the leaf [S, D] that stands before a source; by it its files are told.
+    groups: each leaf -> the group of learning rates that it belongs to.
   """
+
+  names: tuple[str, ...]
+  module: str
+  space: str
+  rows: str
+  groups: Mapping[str, str]
+
+  def name_of(self, leaves: Collection[str]) -> str | None:
+    """Returns which of `names` leaves with these names are, None if they can't tell."""
+
+  def shapes(self, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes that all leaves of one prompt must have, told by those found."""
+
+  def fold(self, leaves: Mapping[str, np.ndarray], alpha: float | None) -> Folded:
+    """Returns what the parameters do, computed in fp64 and rounded to fp32 once."""
+
+
+@runtime_checkable
+class SoftPrompt(Protocol):
+  """The Flax half of a prompt method: a module whose parameters are what is trained.
+
+  Called, it returns what its parameters do to a source. Their logical axes are named with
+  `param_with_axes`; 'prompt_embed' is the one that is cut along the mesh's `model`.
+
+  Attributes:
+    length: rows that stand before a source.
+    features: D, width of the backbone's tokens.
+  """
+
+  length: int
+  features: int
+
+  def init(self, rngs: Any) -> Any:
+    """Returns fresh `params` and their logical axes, `params_axes` (Flax)."""
+
+  def apply(self, variables: Any) -> Any:
+    """Returns the folded prompt of these parameters (Flax)."""
 
   def __call__(self) -> Folded:
     """Returns the folded prompt."""

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -19,6 +18,7 @@ from tpv_jax.core.checks import Positive, Size, SizeOrNone, checked
 from tpv_jax.core.errors import UserError
 from tpv_jax.formats import sources
 from tpv_jax.formats.sources import Which
+from tpv_jax.prompts.protocol import SoftPrompt
 from tpv_jax.vectors import algebra, arithmetic
 from tpv_jax.vectors.algebra import Loaded
 from tpv_jax.vectors.provenance import Provenance
@@ -44,7 +44,7 @@ class Drawn(Loaded):
 
 
 def draw(
-  module: Any,
+  module: SoftPrompt | None,
   initial: Initial,
   table: Table,
   seed: int,
@@ -58,7 +58,7 @@ def draw(
   its backbone is noted.
 
   Args:
-    module: the soft prompt that is trained, `plain.Prompt` or `ept.EPT`.
+    module: the soft prompt that is trained.
     initial: a function of this module. One that takes a `fingerprint` is held to the
       backbone's.
     table: the backbone's embeddings.
@@ -69,6 +69,7 @@ def draw(
   Raises:
     UserError: the start does not fit the module or the backbone.
   """
+  assert module is not None  # A run without a prompt has no initial one.
   start: Callable[..., np.ndarray | Loaded] = initial
   if "fingerprint" in inspect.signature(start).parameters:
     start = functools.partial(start, fingerprint=fingerprint)

@@ -21,23 +21,15 @@ from tpv_jax.core.checks import (
   checked,
 )
 from tpv_jax.core.errors import UserError, near_misses
-from tpv_jax.prompts import equations
+from tpv_jax.prompts import registry
 
 LearningRate = Callable[[jax.Array | int], jax.Array]
 """A schedule: step, counted from 0, to learning rate."""
 
-_PARAMETERS = equations.parameters(1, 1, rank=1, fusion_width=1, spaces=1)
-_GROUP_OF = {
-  "prompt": "prompt",
-  "delta": "low_rank",
-  **{name: form.part for name, form in _PARAMETERS.items()},
-}
+_GROUP_OF = registry.groups()
 
 GROUPS = (*dict.fromkeys(_GROUP_OF.values()), "backbone")
-"""The groups of parameters: the parts of `equations.parameters`, and what is no prompt.
-
-The leaves of a folded prompt, as a plain one is, count as 'prompt' and 'low_rank'.
-"""
+"""The groups of parameters: those of the prompt methods, and what is no prompt."""
 
 
 @checked

@@ -24,7 +24,7 @@ from jaxtyping import Float64
 
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError, option
-from tpv_jax.prompts import equations
+from tpv_jax.prompts import registry
 from tpv_jax.vectors import arithmetic
 from tpv_jax.vectors.provenance import (
   SPACES,
@@ -74,7 +74,9 @@ def fold(prompt: Loaded) -> Loaded:
     applied_to_digest=None if known.applied_to_digest is None else digest,
     initial_folded_digest=None,
   )
-  folded = equations.fold_exactly(prompt.leaves, known.alpha)
+  method = registry.of_leaves(prompt.leaves)
+  assert method is not None  # The file would not have been read.
+  folded = method.fold(prompt.leaves, known.alpha)
   return Loaded(folded.leaves(), provenance, prompt.name)
 
 

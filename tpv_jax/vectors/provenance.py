@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tpv_jax.core import errors
+from tpv_jax.prompts import registry
 
 KINDS = ("prompt", "vector")
 
@@ -207,15 +208,12 @@ def of_leaves(names: Iterable[str]) -> Provenance:
   It counts as one term of an unknown task.
   """
   held = set(names)
-  factor = "short_prompt" in held
-  method: str | None = "plain" if held == {"prompt"} else None
-  if factor:
-    method = "ept" if held & {"fusion_query", "gate_kernel"} else "dept"
+  method = registry.of_leaves(held)
   return Provenance(
     kind="prompt",
     terms=(Term(None, 1.0),),
-    method=method,
-    space="factor" if factor else "effective",
+    method=method.name_of(held) if method else None,
+    space=method.space if method else "effective",
   )
 
 

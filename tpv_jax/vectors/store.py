@@ -25,7 +25,7 @@ from tpv_jax.core import errors, files, identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.core.version import VERSION
 from tpv_jax.io import safetensors
-from tpv_jax.prompts import equations
+from tpv_jax.prompts import registry
 from tpv_jax.vectors.provenance import Provenance, canonical_json, of_leaves
 
 FORMAT = "tpv_jax 1"
@@ -186,28 +186,8 @@ def refuse_shapes(leaves: Mapping[str, np.ndarray], shown: str) -> None:
   """Raises `UserError` unless these are the leaves of one prompt, with fitting shapes."""
   found = {name: leaf.shape for name, leaf in leaves.items()}
 
-  def size(name: str, axis: int) -> int:
-    shape = found.get(name, ())
-    return shape[axis] if axis < len(shape) else 0
-
-  due: dict[str, tuple[int, ...]] = {}
-  if "prompt" in found:
-    due = {"prompt": (size("prompt", 0), size("prompt", 1))}
-    if "delta" in found:
-      due["delta"] = (size("delta", 0), size("prompt", 1))
-  elif size("short_prompt", 1):
-    forms = equations.parameters(
-      length=size("short_prompt", 0),
-      features=size("short_prompt", 1),
-      source_length=size("low_rank_a", 0),
-      rank=size("low_rank_a", 1),
-      fusion_width=size("fusion_query", 1),
-      spaces=size("gate_kernel", 1),
-      bottleneck=size("space_down", 2),
-    )
-    due = {name: form.shape for name, form in forms.items()}
-    if "fusion_query" in due and "low_rank_a" not in due:
-      due |= {"low_rank_a": (0, 0), "low_rank_b": (0, 0)}
+  method = registry.of_leaves(found)
+  due = method.shapes(found) if method else {}
   if found != due or not all(math.prod(shape) for shape in due.values()):
     held = [f"{name} {list(shape)}" for name, shape in sorted(found.items())]
     raise UserError(

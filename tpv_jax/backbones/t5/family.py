@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpv_jax.backbones.t5 import hugging_face
 from tpv_jax.backbones.t5.hugging_face import Config
-from tpv_jax.backbones.t5.sizes import SIZES
+from tpv_jax.backbones.t5.sizes import SIZES, TINY
 from tpv_jax.core import files
 from tpv_jax.core.leaves import Leaf
 from tpv_jax.formats.hugging_face import Place
@@ -22,6 +22,7 @@ class T5:
   model_types: Mapping[str, str] = {"t5": "T5, T5 1.1, Flan-T5", "mt5": "mT5"}
   not_read: Mapping[str, str] = {"umt5": "its layers have a relative bias each"}
   sizes: Mapping[str, Mapping[str, Any]] = SIZES
+  tiny: Mapping[str, Mapping[str, Any]] = TINY
 
   def network(self, **numbers: Any) -> "Transformer":
     """Returns the network of these numbers."""

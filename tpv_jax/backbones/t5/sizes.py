@@ -59,3 +59,9 @@ SIZES: dict[str, dict[str, Any]] = {
   "mt5_xxl": _v1_1(MT5_VOCABULARY, 4_096, 24, 64, 10_240),
 }
 """Name to arguments of `Transformer`; v1.0's xl and xxl are known as 3B and 11B."""
+
+TINY: dict[str, dict[str, Any]] = {
+  "t5_v1_0_tiny": {**_v1_0(8, 2, 2, 6, 16), "vocab_size": 32},
+  "t5_v1_1_tiny": {**_v1_1(32, 8, 2, 2, 16), "head_dim": 6},
+}
+"""Of tests: no public model has these."""
