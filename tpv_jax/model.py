@@ -141,7 +141,8 @@ class SoftPromptModel:
     """Returns the trainable and the frozen leaves, by path.
 
     Raises:
-      UserError: `trainable` matches no leaf.
+      UserError: `trainable` matches no leaf, or a part of the prompt's: its files hold what
+        is trained, and would lack the others.
     """
     flat = identity.flatten(params)
     trainable = {path: leaf for path, leaf in flat.items() if self._trains(path)}
@@ -150,6 +151,14 @@ class SoftPromptModel:
         f"The pattern '{self.trainable}' matches none of the {len(flat)} parameters: "
         "nothing would be trained. SoftPromptModel.trainable must match whole paths, "
         f"such as '{next(iter(flat))}'." + near_misses(self.trainable, flat)
+      )
+    prompt = [path for path in flat if path.startswith(f"{PROMPT}/")]
+    left = [path for path in prompt if path not in trainable]
+    if left and len(left) < len(prompt):
+      raise UserError(
+        f"TRAINABLE = '{self.trainable}' trains a part of the prompt and not '{left[0]}', "
+        "which the prompt's files would lack, as they hold what is trained. Write "
+        "'prompt/.*', and give a group that stays as it is the rate 0 (GROUP_RATES)."
       )
     return trainable, {path: flat[path] for path in flat if path not in trainable}
 

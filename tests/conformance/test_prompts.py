@@ -1,5 +1,6 @@
 """Every registered prompt method keeps its protocol; one is tested by being registered."""
 
+import dataclasses
 import importlib
 import inspect
 
@@ -13,7 +14,7 @@ from tpv_jax.prompts.equations import Folded
 from tpv_jax.training import optimizers
 from tpv_jax.vectors import algebra, store
 from tpv_jax.vectors.algebra import Loaded
-from tpv_jax.vectors.provenance import Provenance, of_leaves
+from tpv_jax.vectors.provenance import Provenance, Term, of_leaves
 
 SIZES = {"length": 3, "features": 8, "source_length": 5, "rank": 2}
 """What a module is made with, as far as it takes it."""
@@ -80,10 +81,8 @@ def test_numpy_and_the_module_fold_alike(name):
 
 def test_a_start_becomes_its_parameters_and_folds_back_to_its_rows(name):
   rng = np.random.default_rng(1)
-  start = rng.standard_normal((6, SIZES["features"])).astype(np.float32)
+  start = rng.standard_normal((SIZES["length"], SIZES["features"])).astype(np.float32)
   module, method = module_of(name), registry.method(name)
-  if method.space == "effective":
-    start = start[: SIZES["length"]]
   leaves = module.initial_leaves(start, seed=0)
   assert leaves.keys() == parameters(name).keys()
   again = module.initial_leaves(start, seed=0)
@@ -91,7 +90,7 @@ def test_a_start_becomes_its_parameters_and_folds_back_to_its_rows(name):
     assert values.dtype == np.float32
     assert values.tobytes() == again[leaf].tobytes()
   folded = method.fold(leaves, getattr(module, "alpha", None))
-  np.testing.assert_allclose(folded.prompt, start[: SIZES["length"]], atol=1e-6)
+  np.testing.assert_allclose(folded.prompt, start, atol=1e-6)
 
 
 def test_a_file_of_it_is_read_folded_and_subtracted(name, tmp_path):
@@ -103,13 +102,14 @@ def test_a_file_of_it_is_read_folded_and_subtracted(name, tmp_path):
     kind="prompt",
     initial_digest=identity.prompt_digest(start),
     steps=3,
+    terms=(Term(None, 1.0),),
     **{"method": registry.method(name).names[0], **module.provenance(start)},
   )
   store.write(tmp_path / "tuned.safetensors", leaves, known)
   tuned = Loaded(*store.read(tmp_path / "tuned.safetensors"))
   folded = algebra.fold(tuned)
   assert folded.provenance.space == "effective"
-  first = Provenance(**{**vars(known), "steps": 0})
+  first = dataclasses.replace(known, steps=0, terms=())
   vector = algebra.diff(tuned, Loaded(start, first), task="one")
   expected = (
     folded.leaves["prompt"] - algebra.fold(Loaded(start, first)).leaves["prompt"]

@@ -27,10 +27,10 @@ from flax import struct
 from flax.linen.partitioning import param_with_axes
 from jaxtyping import Array, Bool, Float, Int, Num
 
+from tpv_jax.backbones import placing
 from tpv_jax.backbones.protocol import AnyArray, Places
 from tpv_jax.core.checks import BelowOne, NotEmpty, OneOf, Size, check_fields
 from tpv_jax.core.errors import UserError, near_misses
-from tpv_jax.prompts import equations
 
 MASKED = -1e10
 """Attention logit of a hidden key. Finite: a row that sees nothing gives no NaN."""
@@ -716,31 +716,15 @@ class Transformer(nn.Module):
       UserError: a prompt or delta together with segment ids but without `places`, or a
         source that is longer than the delta.
     """
+    if encoder_segment_ids is not None and places is None:
+      _refuse_in_packed_rows(prompt, delta)
     tokens = _as_tokens(encoder_input_tokens)
-    x = self.token_embedder(tokens)
+    x = placing.place(self.token_embedder(tokens), tokens, prompt, delta, places)
     if places is not None:
       assert encoder_segment_ids is not None  # What packs rows gives both.
-      x = _place(x, jnp.asarray(prompt), delta, tokens, places)
       mask = _same_segment(encoder_segment_ids, encoder_segment_ids)
       return self.encoder(x, mask, not enable_dropout)
-    if delta is not None:
-      if encoder_segment_ids is not None:
-        raise UserError(
-          "A delta is added by position, which packed rows do not have. Build the "
-          "batches without packing (pack=False)."
-        )
-      x = x + _update(jnp.asarray(delta), tokens).astype(x.dtype)
-    mask = (tokens > 0)[:, None, None, :]
-    if prompt is not None:
-      if encoder_segment_ids is not None:
-        raise UserError(
-          "A soft prompt cannot be prepended to packed rows: every example of a row "
-          "would need its own. Build the batches without packing (pack=False)."
-        )
-      prompt = jnp.asarray(prompt).astype(self.dtype)
-      prompt = jnp.broadcast_to(prompt, (x.shape[0], *prompt.shape[-2:]))
-      x = jnp.concatenate([prompt, x], axis=1)
-      mask = _show_prompt(mask, prompt.shape[1])
+    mask = _show_prompt((tokens > 0)[:, None, None, :], x.shape[1] - tokens.shape[1])
     if encoder_segment_ids is not None:
       mask = mask & _same_segment(encoder_segment_ids, encoder_segment_ids)
     return self.encoder(x, mask, not enable_dropout)
@@ -873,34 +857,18 @@ def _as_tokens(tokens: Num[AnyArray, "B T"]) -> Int[Array, "B T"]:
   return jnp.asarray(tokens).astype(jnp.int32)
 
 
-def _update(
-  delta: Float[Array, "*rows M D"], tokens: Int[Array, "B T"]
-) -> Float[Array, "B T D"]:
-  """Returns what a delta adds to each token; nothing to padding."""
-  length = tokens.shape[1]
-  if length > delta.shape[-2]:
-    equations.refuse_short_delta(length, delta.shape[-2])
-  return jnp.where((tokens > 0)[:, :, None], delta[..., :length, :], 0)
-
-
-def _place(
-  x: Float[Array, "B W D"],
-  prompt: Float[Array, "N P D"],
-  delta: Float[AnyArray, "N M D"] | None,
-  tokens: Int[Array, "B W"],
-  places: Places,
-) -> Float[Array, "B W D"]:
-  """Returns embedded packed rows with each prompt in its place, and its delta added."""
-  length, features = prompt.shape[-2:]
+def _refuse_in_packed_rows(prompt: Any, delta: Any) -> None:
+  """Raises `UserError` where a prompt has no place in packed rows."""
   if delta is not None:
-    index = places.prompt_ids * delta.shape[1] + places.source_positions
-    update = jnp.asarray(delta).reshape(-1, features)[index]
-    x = x + jnp.where((tokens > 0)[..., None], update, 0).astype(x.dtype)
-  if not length:  # The backbone alone, as a prompt without rows.
-    return x
-  index = places.prompt_ids * length + places.prompt_positions - 1
-  stands = (places.prompt_positions > 0)[..., None]
-  return jnp.where(stands, prompt.reshape(-1, features)[index].astype(x.dtype), x)
+    raise UserError(
+      "A delta is added by position, which packed rows do not have. Build the batches "
+      "without packing (pack=False)."
+    )
+  if prompt is not None:
+    raise UserError(
+      "A soft prompt cannot be prepended to packed rows: every example of a row would "
+      "need its own. Build the batches without packing (pack=False)."
+    )
 
 
 def _show_prompt(
