@@ -33,7 +33,9 @@ def test_no_document_is_forgotten():
     for folder in ("docs", "tpv_jax", "gin_configs", "launch", "examples")
     for path in (REPOSITORY / folder).rglob("*.md")
   }
-  assert found | {"README.md"} == {*MARKDOWN, "docs/t5x-check.md"}
+  tried = {name for name in found if name.startswith("docs/extending/")}
+  assert tried  # by tests/extending
+  assert found - tried | {"README.md"} == {*MARKDOWN, "docs/t5x-check.md"}
 
 
 @pytest.fixture(scope="module")
