@@ -226,10 +226,10 @@ def test_a_signal_to_one_process_stops_a_bank_on_all_at_the_same_step(tmp_path):
 
 def test_a_process_that_waits_for_nobody_says_so(capsys):
   from tpv_jax.core.errors import UserError
-  from tpv_jax.devices import processes
+  from tpv_jax.devices import flags, processes
 
   parser = argparse.ArgumentParser()
-  processes.add_flags(parser)
+  flags.add(parser)
   with pytest.raises(UserError, match=r"could not join the others: .*--process_count"):
     processes.join(parser.parse_args(["--multiprocess_gpu"]))
 

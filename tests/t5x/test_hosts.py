@@ -345,12 +345,12 @@ def test_sigterm_saves_and_the_same_command_ends_with_the_bits_of_an_unbroken_ru
 if __name__ == "__main__":
   import argparse
 
-  from tpv_jax.devices import processes
+  from tpv_jax.devices import flags
 
   parser = argparse.ArgumentParser()
   parser.add_argument("--folder", type=pathlib.Path)
   parser.add_argument("--sigterm_before", action="store_true")
-  processes.add_flags(parser)
+  flags.add(parser)
   given = parser.parse_args()
   if given.sigterm_before:
     stopped_before_it_goes_on(given)
