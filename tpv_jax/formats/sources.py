@@ -56,6 +56,15 @@ def load(path: files.PathLike, which: str = "best") -> Loaded:
   return item
 
 
+def save(path: files.PathLike, item: Loaded, overwrite: bool = False) -> None:
+  """Writes a prompt or vector to a `.safetensors` file, its provenance with it.
+
+  Raises:
+    UserError: the file exists, has another suffix, or what would be written is no prompt.
+  """
+  store.write(path, item.leaves, item.provenance, overwrite)
+
+
 def _load(path: files.PathLike, which: str) -> Loaded:
   """Returns what lies at `path`, as it states itself."""
   if peft.is_adapter(path):
