@@ -42,7 +42,7 @@ def export(
     path: np.asarray(leaf).astype(ml_dtypes.bfloat16).astype(np.float32)
     for path, leaf in identity.flatten(backbone.params).items()
   }
-  vocabulary, rows = vocabularies.embedded(), len(flat["token_embedder/embedding"])
+  vocabulary, rows = vocabularies.embedded(), len(backbone.table)
   loading.check_vocabulary(vocabulary, name, None, rows)
   return loading.save_backbone(
     output,

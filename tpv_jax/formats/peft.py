@@ -286,7 +286,7 @@ def _tokens(config: Mapping[str, Any], shape: tuple[int, ...], shown: str) -> in
   width = config.get("token_dim")
   if stacks is None:
     stacks = 2 if config.get("task_type") == "SEQ_2_SEQ_LM" else 1
-  if type(tokens) is int and tokens > 0 and stacks in (1, 2):
+  if type(tokens) is int and tokens >= 1 and stacks in (1, 2):
     rows, columns = shape
     if rows == tokens * stacks and width in (None, columns):
       return tokens
