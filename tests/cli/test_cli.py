@@ -4,6 +4,7 @@ import argparse
 import re
 import shlex
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -174,3 +175,23 @@ def test_a_verb_that_fails_among_several_processes_ends_without_jaxs_own_way_out
     assert cli.main(["eval", *flags]) == code == codes[-1]
     assert cli.main(["eval", "--gin_file=x"]) == code
   assert codes == [2, 130]
+
+
+@pytest.mark.parametrize("call", ["--help", "trian", "negate --help", "train --help"])
+def test_no_module_of_a_verb_is_imported_but_that_of_the_one_that_is_called(call):
+  code = (
+    "import sys\n"
+    "from tpv_jax import cli\n"
+    "cli.main(sys.argv[1:])\n"
+    "print(*sys.modules, file=sys.stderr)\n"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code, *call.split()],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  loaded = set(done.stderr.split())
+  of_verbs = {name for name, (module, _) in verbs.VERBS.items() if module in loaded}
+  assert of_verbs == {call.split()[0]} & set(verbs.VERBS)
+  assert "numpy" not in loaded or call.startswith("negate")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from tpv_jax.cli import arguments, results
+from tpv_jax.cli import arguments, outputs
 from tpv_jax.cli.arguments import Parser
 from tpv_jax.formats import sources
 from tpv_jax.vectors import algebra
@@ -28,8 +28,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> None:
   """Writes the vector."""
-  results.refuse_output(options)
-  results.write(
+  outputs.refuse(options)
+  outputs.write(
     options,
     algebra.analogy(
       sources.load(options.a),

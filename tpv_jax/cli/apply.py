@@ -6,7 +6,7 @@ for a vector of the factor space, which only its own initial parameters fit.
 
 import argparse
 
-from tpv_jax.cli import arguments, results
+from tpv_jax.cli import arguments, outputs
 from tpv_jax.cli.arguments import Parser
 from tpv_jax.formats import sources
 from tpv_jax.vectors import algebra
@@ -41,8 +41,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> None:
   """Writes the prompt."""
-  results.refuse_output(options)
-  results.write(
+  outputs.refuse(options)
+  outputs.write(
     options,
     algebra.apply(
       sources.load(options.vector),

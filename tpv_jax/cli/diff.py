@@ -3,7 +3,7 @@
 import argparse
 
 from tpv_jax.backbones import naming
-from tpv_jax.cli import arguments, results
+from tpv_jax.cli import arguments, outputs
 from tpv_jax.cli.arguments import Parser
 from tpv_jax.core.errors import UserError
 from tpv_jax.formats import sources
@@ -52,7 +52,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> None:
   """Writes the vector."""
-  results.refuse_output(options)
+  outputs.refuse(options)
   tuned = sources.load(options.tuned, options.which)
   initial = _initial_of(options)
   if options.backbone is not None:
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
   if options.alpha is not None:
     tuned = sources.with_alpha(tuned, options.alpha)
     initial = sources.with_alpha(initial, options.alpha)
-  results.write(
+  outputs.write(
     options,
     algebra.diff(
       tuned, initial, options.allow_mixed_origin, options.task, options.space

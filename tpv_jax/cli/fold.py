@@ -7,7 +7,7 @@ they are given. A folded prompt, as every plain one is, is written as it is.
 
 import argparse
 
-from tpv_jax.cli import arguments, results
+from tpv_jax.cli import arguments, outputs
 from tpv_jax.cli.arguments import Parser
 from tpv_jax.formats import sources
 from tpv_jax.vectors import algebra
@@ -30,8 +30,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> None:
   """Writes the folded prompt."""
-  results.refuse_output(options)
+  outputs.refuse(options)
   prompt = sources.load(options.prompt, options.which)
   if options.alpha is not None:
     prompt = sources.with_alpha(prompt, options.alpha)
-  results.write(options, algebra.fold(prompt))
+  outputs.write(options, algebra.fold(prompt))

@@ -11,7 +11,7 @@ read all of these directly as well. Pickles (.bin, .pt, .pkl) are never opened.
 import argparse
 
 from tpv_jax.backbones import naming
-from tpv_jax.cli import arguments, results
+from tpv_jax.cli import arguments, outputs
 from tpv_jax.cli.arguments import Parser
 from tpv_jax.formats import sources
 from tpv_jax.vectors.algebra import Loaded
@@ -45,7 +45,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> None:
   """Writes the file, and says what stays unknown."""
-  results.refuse_output(options)
+  outputs.refuse(options)
   item = sources.load(options.path)
   if options.alpha is not None:
     item = sources.with_alpha(item, options.alpha)
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
     item = sources.with_initial(item, sources.load(options.initial, "initial"))
   if options.task is not None:
     item = sources.with_task(item, options.task)
-  results.write(options, item)
+  outputs.write(options, item)
   if missing := _missing(item):
     print(f"  unknown: {', '.join(missing)}.")
 

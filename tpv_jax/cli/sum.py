@@ -2,7 +2,7 @@
 
 import argparse
 
-from tpv_jax.cli import arguments, results
+from tpv_jax.cli import arguments, outputs
 from tpv_jax.cli.arguments import Parser
 from tpv_jax.formats import sources
 from tpv_jax.vectors import algebra
@@ -35,9 +35,9 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> None:
   """Writes the sum."""
-  results.refuse_output(options)
+  outputs.refuse(options)
   vectors = [sources.load(path) for path in options.vectors]
-  results.write(
+  outputs.write(
     options,
     algebra.sum_vectors(
       vectors,

@@ -8,7 +8,7 @@ from tpv_jax.vectors.algebra import Loaded
 from tpv_jax.vectors.provenance import describe_terms
 
 
-def refuse_output(options: argparse.Namespace) -> None:
+def refuse(options: argparse.Namespace) -> None:
   """Refuses an output that cannot be written before anything is read."""
   store.check_output(options.output, options.overwrite)
 
