@@ -4,12 +4,9 @@ Not a command by itself. Imports neither TensorFlow nor seqio nor gin, and does 
 clu, tqdm, tensorboardX and orbax where they are not installed.
 """
 
-import contextlib
 import dataclasses
-import importlib.util
 import pathlib
 import sys
-import types
 from typing import Any
 
 import jax
@@ -21,52 +18,6 @@ from jax.sharding import Mesh
 PACKAGES = ("tpv_jax", "jax", "jaxlib", "flax", "optax", "numpy", "clu")
 
 
-def stand_in_for_clu() -> None:
-  """Gives `tpv_jax.model` the one class of clu that it uses, where clu is missing.
-
-  So that the benchmark runs on a machine without a package registry.
-  """
-  if importlib.util.find_spec("clu") is not None:
-    return
-  from flax import struct
-
-  @struct.dataclass
-  class Average:
-    total: Any
-    count: Any
-
-    def compute(self) -> Any:
-      return self.total / self.count
-
-  package, metrics = types.ModuleType("clu"), types.ModuleType("clu.metrics")
-  metrics.Average = metrics.Metric = Average
-  package.metrics = metrics
-  sys.modules |= {"clu": package, "clu.metrics": metrics}
-
-
-def stand_in_for_tqdm() -> None:
-  """Gives `evaluation.evaluator` a progress bar that shows nothing, if none is there."""
-  try:
-    import tqdm  # noqa: F401
-  except ModuleNotFoundError:
-    pass
-  else:
-    return
-
-  class Silent(contextlib.nullcontext):
-    def __init__(self, **_: Any):
-      super().__init__(self)
-
-    def update(self, examples: int) -> None:
-      pass
-
-  package = types.ModuleType("tqdm")
-  package.tqdm = Silent
-  sys.modules["tqdm"] = package
-
-
-stand_in_for_clu()
-stand_in_for_tqdm()
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from safetensors.numpy import load_file, save_file  # noqa: E402

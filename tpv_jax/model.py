@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from clu import metrics as clu_metrics
 from jaxtyping import Array, Bool, Float, Int
 
 from tpv_jax.backbones.protocol import Network
@@ -22,13 +21,14 @@ from tpv_jax.core.checks import BelowOne, NotNegative, Size, checked
 from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.data.batches import is_padding
 from tpv_jax.devices import partitioning
+from tpv_jax.devices.averages import Average
 from tpv_jax.encoder_decoder import EncoderDecoder
 from tpv_jax.prompts.equations import Folded
 from tpv_jax.prompts.protocol import SoftPrompt
 
 Params = Mapping[str, Any]
 Batch = Mapping[str, Any]
-Metrics = dict[str, clu_metrics.Metric]
+Metrics = dict[str, Average]
 Leaves = dict[str, Any]
 """Leaves by path, "a/b/c" -> array."""
 
@@ -227,10 +227,10 @@ class SoftPromptModel:
     ended = jnp.any(counted & (targets == self._eos_id), axis=-1)
     right = ended & jnp.all(self._written(targets, hits) | ~counted, axis=-1)
     metrics: Metrics = {
-      "loss": clu_metrics.Average(total=loss_sum, count=weight_sum),
-      "accuracy": clu_metrics.Average(total=jnp.sum(hits * weights), count=weight_sum),
+      "loss": Average(total=loss_sum, count=weight_sum),
+      "accuracy": Average(total=jnp.sum(hits * weights), count=weight_sum),
       # What greedy decoding would get right; see `data.metrics.exact_match`.
-      "exact_match": clu_metrics.Average(
+      "exact_match": Average(
         total=jnp.sum(right), count=jnp.sum(jnp.any(counted, axis=-1))
       ),
     }

@@ -274,14 +274,9 @@ def test_our_side_needs_neither_clu_nor_tensorflow_nor_orbax():
     "    if name.split('.')[0] in ('clu', 'tqdm', 'tensorboardX', 'orbax', 'gin',\n"
     "                              'seqio', 'tensorflow'):\n"
     "      raise ModuleNotFoundError(name)\n"
-    "import importlib.util\n"
-    "found = importlib.util.find_spec\n"
-    "importlib.util.find_spec = lambda n, *a: None if n == 'clu' else found(n, *a)\n"
     "sys.meta_path.insert(0, Missing())\n"
     f"sys.path.insert(0, {str(FOLDER)!r})\n"
     "import our_side, step_parts\n"
-    "average = sys.modules['clu'].metrics.Average(total=6.0, count=4.0)\n"
-    "assert average.compute() == 1.5\n"
     "print(*{name.split('.')[0] for name in sys.modules})"
   )
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

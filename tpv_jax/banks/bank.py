@@ -19,12 +19,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from tpv_jax.backbones import loading
 from tpv_jax.banks import bank_steps, memory
 from tpv_jax.banks.grid import check_lists, name_of
-from tpv_jax.core import files, identity
+from tpv_jax.core import files, identity, screen
 from tpv_jax.core.checks import (
   Lengths,
   NotNegative,
@@ -291,7 +290,7 @@ def train_bank(
           if i in going:
             manifests[i] = bank.runs[place].manifest
     if progress and processes.is_writer():
-      tqdm.write("\n".join(_ending(manifests, runs)))
+      screen.say("\n".join(_ending(manifests, runs)))
     return _without_failed(manifests)
 
 
@@ -390,7 +389,7 @@ def _without_failed(manifests: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _say(line: str) -> None:
   if processes.is_writer():
-    tqdm.write(line)
+    screen.say(line)
 
 
 def _runs(entries: Sequence[Entry], **settings: Any) -> list[Run]:
@@ -850,7 +849,7 @@ class _Bank:
     indices: set[int],
     reports: dict[str, np.ndarray],
     seconds: float,
-    bar: tqdm,
+    bar: Bar,
   ) -> set[int]:
     """Writes what the steps reported, and returns the prompts that have diverged."""
     losses, diverged = [], set()

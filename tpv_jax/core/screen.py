@@ -3,19 +3,61 @@
 import sys
 from typing import Any
 
-from tqdm import tqdm
+try:
+  from tqdm import tqdm
+except ImportError:  # A machine with little more than JAX: no bar is drawn.
+  tqdm = None
 
 LOG_SECONDS = 60.0
 """Between two lines in a log."""
 
 
-class Bar(tqdm):
+def say(text: str) -> None:
+  """Prints lines, beside a bar that is being drawn."""
+  if tqdm is None:
+    print(text, flush=True)
+  else:
+    tqdm.write(text)
+
+
+class _Unseen:
+  """What `Bar` is without tqdm: it counts nothing and shows nothing."""
+
+  def __init__(self, iterable: Any = (), *_: Any, **__: Any):
+    self._iterable = iterable
+
+  def __iter__(self) -> Any:
+    return iter(self._iterable)
+
+  def __enter__(self) -> "_Unseen":
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    pass
+
+  def update(self, count: float = 1) -> None:
+    """Does nothing."""
+
+  def close(self) -> None:
+    """Does nothing."""
+
+  def set_postfix(self, *_: Any, **__: Any) -> None:
+    """Does nothing."""
+
+  def set_description(self, *_: Any, **__: Any) -> None:
+    """Does nothing."""
+
+
+_Drawn: Any = _Unseen if tqdm is None else tqdm
+
+
+class Bar(_Drawn):
   """tqdm's bar, which writes into a file or pipe whole lines, and few of them."""
 
   def __init__(self, *arguments: Any, **options: Any):
     """Takes what `tqdm` takes."""
     self._drawn = sys.stderr.isatty()
-    if not self._drawn:
+    if not self._drawn and tqdm is not None:
       options |= {
         "file": _Lines(sys.stderr),
         "mininterval": LOG_SECONDS,

@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from tpv_jax.backbones import loading
-from tpv_jax.core import identity
+from tpv_jax.core import identity, screen
 from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.data.tasks import Task
 from tpv_jax.devices import processes
@@ -186,7 +185,7 @@ def say_equal_scores(what: str, scores: Sequence[float], chosen: str) -> None:
   """Shows the line of `equal_scores`, if there is one."""
   line = equal_scores(what, scores, chosen)
   if line and processes.is_writer():
-    tqdm.write(line)
+    screen.say(line)
 
 
 def tasks_of(candidate: Candidate, tasks: Sequence[Task]) -> list[Task]:

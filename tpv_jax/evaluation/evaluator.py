@@ -1,6 +1,6 @@
 """Scores and decodes for many prompts on many tasks at once, on one backbone.
 
-Imports no more than the model does beside tqdm: neither gin nor what writes files.
+Imports no more than the model does: neither gin nor what writes files.
 """
 
 import collections
@@ -13,9 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
-from tqdm import tqdm
 
-from tpv_jax.core import identity
+from tpv_jax.core import identity, screen
 from tpv_jax.core.errors import at_least
 from tpv_jax.core.screen import Bar
 from tpv_jax.data import batches, metrics, packing
@@ -449,7 +448,7 @@ class Evaluator:
     tokenized = batches.tokenize(examples, self.vocabulary, self.lengths)
     lost = tokenized.sources or tokenized.answers
     if what and lost and processes.is_writer():
-      tqdm.write(f"{what}: {tokenized.report()}")
+      screen.say(f"{what}: {tokenized.report()}")
     return tokenized
 
   def _spelling(self, target: str) -> str | None:
@@ -503,7 +502,7 @@ class Evaluator:
     if "delta" in leaves and len(leaves["delta"]) < self.lengths["inputs"]:
       equations.refuse_short_delta(self.lengths["inputs"], len(leaves["delta"]))
 
-  def _bar(self, what: str, examples: Sequence[Sized]) -> tqdm:
+  def _bar(self, what: str, examples: Sequence[Sized]) -> Bar:
     """Returns a progress bar over the examples of all prompts."""
     total = sum(map(len, examples))
     return Bar(
@@ -519,7 +518,7 @@ class Evaluator:
     function: Any,
     folded: Folded,
     calls: Iterable[batches.Features],
-    bar: tqdm,
+    bar: Bar,
   ) -> list[Any]:
     """Returns the answers of the calls, some of which are always under way."""
     answers: list[Any] = []

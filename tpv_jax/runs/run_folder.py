@@ -29,21 +29,13 @@ import os
 import pathlib
 import platform
 import shutil
-import threading
-import time
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 from etils import epath
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.record_writer import RecordWriter, register_writer_factory
-from tensorboardX.summary import scalar
-from tqdm import tqdm
 
-from tpv_jax.core import files, locks
+from tpv_jax.core import files, locks, screen
 from tpv_jax.core.errors import UserError
 from tpv_jax.core.version import VERSION
 from tpv_jax.devices import processes
@@ -52,6 +44,9 @@ from tpv_jax.runs import run_settings
 from tpv_jax.runs.run_settings import Settings
 from tpv_jax.vectors import store
 from tpv_jax.vectors.provenance import Provenance
+
+if TYPE_CHECKING:
+  from tpv_jax.runs.events import Events
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -84,6 +79,20 @@ class RunFolder:
     self._begun = False  # By this object, without a step done yet.
     if files.is_remote(path):
       _refuse_without_google_cloud_storage(self.path)
+
+  def events(self, first_step: int) -> "Events | None":
+    """Returns TensorBoard's event file; None, and says so, without tensorboardX.
+
+    Its events from `first_step` on replace those of earlier files.
+    """
+    try:
+      from tpv_jax.runs.events import Events
+    except ImportError:
+      screen.say(
+        "tensorboardX is not installed: no events for TensorBoard are written."
+      )
+      return None
+    return Events(self.path, first_step)
 
   def prompt(self, which: str) -> files.Path:
     """Returns the path of the 'initial', 'best' or 'last' prompt."""
@@ -235,7 +244,7 @@ class RunFolder:
         self._delete()  # What the new run had written.
       for path in RunFolder(aside)._own():
         path.rename(self.path / path.name)
-      tqdm.write(f"{self.path}: the run that was to be replaced is back.")
+      screen.say(f"{self.path}: the run that was to be replaced is back.")
     shutil.rmtree(aside)
 
   def write_manifest(self, manifest: dict[str, Any]) -> None:
@@ -336,74 +345,6 @@ def _metrics_of(line: bytes) -> dict[str, Any] | None:
   except (ValueError, KeyError, TypeError, RecursionError):
     pass
   return None
-
-
-class Events:
-  """TensorBoard's event file of a run, written at once.
-
-  Not tensorboardX's `SummaryWriter`: its thread writes behind our back, so a full device
-  would end in a trace beside the one clear line.
-  """
-
-  def __init__(self, folder: files.Path, first_step: int):
-    """Opens a file whose events from `first_step` on replace those of earlier files."""
-    self._writer = None
-    if processes.is_writer():
-      self._writer = _EventsWriter(folder, first_step)
-      start = SessionLog(status=SessionLog.START)
-      self._writer.write_event(Event(step=first_step, session_log=start))
-
-  def write(self, step: int, kind: str, values: dict[str, float]) -> None:
-    """Writes scalars under `kind/name`."""
-    if self._writer is None:
-      return
-    now = time.time()
-    for name, value in values.items():
-      summary = scalar(f"{kind}/{name}", value)
-      self._writer.write_event(Event(wall_time=now, step=step, summary=summary))
-    self._writer.flush()
-
-  def close(self) -> None:
-    """Closes the file; what is written is on disk already."""
-    if self._writer is not None:
-      self._writer.close()
-
-
-class _EventsWriter(EventsWriter):
-  """tensorboardX's writer of events, which would put the host's name into the file's."""
-
-  def __init__(self, folder: files.Path, first_step: int):
-    now = time.time()
-    name = f"events.out.tfevents.{now:.0f}.from-{first_step}"
-    self._num_outstanding_events = 0
-    self._py_recordio_writer = RecordWriter(str(folder / name))
-    self._lock = threading.Lock()
-    self.write_event(Event(wall_time=now, file_version="brain.Event:2"))
-
-
-class _EventObject:
-  """The file under tensorboardX's event writer where nothing can be appended to.
-
-  Its own one for gs:// would need credentials of another kind than etils.
-  """
-
-  def __init__(self, path: str):
-    self._path = path
-    self._content = b""
-
-  def write(self, content: bytes) -> None:
-    """Adds what the next flush writes."""
-    self._content += content
-
-  def flush(self) -> None:
-    """Writes all events so far."""
-    files.write_bytes(self._path, self._content)
-
-  def close(self) -> None:
-    """Does nothing: the writer flushes before it closes."""
-
-
-register_writer_factory("gs", types.SimpleNamespace(open=_EventObject))
 
 
 def _refuse_without_google_cloud_storage(path: files.Path) -> None:

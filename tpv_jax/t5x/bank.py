@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
-from clu import metrics as clu_metrics
 from flax.linen.partitioning import AxisMetadata
 from jaxtyping import Array, Float
 
@@ -23,6 +22,7 @@ from tpv_jax.banks.grid import check_lists, name_of
 from tpv_jax.core.errors import UserError
 from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
+from tpv_jax.devices.averages import Average
 from tpv_jax.model import PROMPT, Batch, Metrics, Params, SoftPromptModel
 from tpv_jax.prompts.equations import Folded
 from tpv_jax.t5x import tasks as tasks_of_t5x
@@ -202,11 +202,9 @@ class Bank(SoftPromptModel):
       ("accuracy", counts["accuracy"], weights),
       ("exact_match", counts["exact_match"], counts["examples"]),
     ):
-      metrics[name] = clu_metrics.Average(total=totals.sum(), count=counted.sum())
+      metrics[name] = Average(total=totals.sum(), count=counted.sum())
       for i, member in enumerate(self.members):
-        metrics[f"{name}/{member.name}"] = clu_metrics.Average(
-          total=totals[i], count=counted[i]
-        )
+        metrics[f"{name}/{member.name}"] = Average(total=totals[i], count=counted[i])
     return losses, weights, metrics
 
   def _fold(self, params: Params) -> Folded:

@@ -15,17 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
 
 from tpv_jax.backbones import loading
-from tpv_jax.core import files, identity
+from tpv_jax.core import files, identity, screen
 from tpv_jax.core.checks import OneOf, Seed, Size, Steps, checked
 from tpv_jax.core.errors import Interrupted, UserError
 from tpv_jax.core.screen import Bar
 from tpv_jax.data.batches import Features
 from tpv_jax.devices import partitioning, processes
 from tpv_jax.model import SoftPromptModel
-from tpv_jax.runs.run_folder import FORMAT, Events, RunFolder, alone, versions
+from tpv_jax.runs.run_folder import FORMAT, RunFolder, alone, versions
 from tpv_jax.runs.run_settings import Settings, as_json, defaults_of, fields
 from tpv_jax.training import initial, refactoring
 from tpv_jax.training import steps as compiled
@@ -127,14 +126,14 @@ def train(
   with alone(run.folder):
     manifest = run.folder.open(run.settings, overwrite)
     if manifest.get("status") == "finished":
-      tqdm.write(f"{run.folder.path} is finished; nothing to do.")
+      screen.say(f"{run.folder.path} is finished; nothing to do.")
       return manifest
     for line in [*data.losses(), *run.steps.kept_whole]:
-      tqdm.write(line)
+      screen.say(line)
     with stop_signals() as stop_requested, processes.one_clear_line_if_one_is_lost():
       manifest = run.execute(stop_requested, config)
     if progress and processes.is_writer():
-      tqdm.write("\n".join(ending(manifest, run.folder)))
+      screen.say("\n".join(ending(manifest, run.folder)))
     return manifest
 
 
@@ -296,7 +295,7 @@ class Run:
       )
       if problem is None:
         if why is not None and processes.is_writer():
-          tqdm.write(f"{self.folder.path}: {why}; going on from step {step}")
+          screen.say(f"{self.folder.path}: {why}; going on from step {step}")
         processes.wait_for_all("the checkpoints are read")
         self.checkpoints.drop_after(step)
         return
@@ -374,8 +373,12 @@ class Run:
       self._write_prompt("initial", self.initial.leaves, steps=0)
     if resumed is None:
       self.save(state, best)
-    self.events = Events(self.folder.path, first_step=(resumed or 0) + 1)
+    self.events = self.folder.events(first_step=(resumed or 0) + 1)
     return state, best
+
+  def _event(self, step: int, kind: str, values: dict[str, float]) -> None:
+    if self.events is not None:
+      self.events.write(step, kind, values)
 
   def _check_prompts_beside(
     self, state: compiled.TrainState, best: Best | None
@@ -423,7 +426,8 @@ class Run:
 
   def close(self) -> None:
     """Ends the threads and files that the run has opened."""
-    self.events.close()
+    if self.events is not None:
+      self.events.close()
     self.checkpoints.close()
 
   def _draw_prompt(self) -> Drawn | None:
@@ -468,7 +472,7 @@ class Run:
     )
     rank = made.leaves["low_rank_a"].shape[1]
     if processes.is_writer():
-      tqdm.write(
+      screen.say(
         f"Refactored {given.name} to rank {rank}; relative errors (Frobenius): "
         + ", ".join(f"{name} {error:.2g}" for name, error in errors.items())
         + " (logits: of the target tokens of the first validation batch)."
@@ -572,7 +576,7 @@ class Run:
     self.folder.stands()
     metrics = self._check_finite(report, start)
     self.folder.append_metrics(stop, "train", metrics)
-    self.events.write(stop, "train", metrics | {"examples_per_s": examples_per_s})
+    self._event(stop, "train", metrics | {"examples_per_s": examples_per_s})
     return metrics
 
   def save(self, state: compiled.TrainState, best: Best | None) -> None:
@@ -620,7 +624,7 @@ class Run:
       return best
     step = int(state.step)
     self.folder.append_metrics(step, "validation", values)
-    self.events.write(step, "validation", values)
+    self._event(step, "validation", values)
     if self.best_metric is None:
       return None
     value = values[self.best_metric]
@@ -689,7 +693,7 @@ class Run:
     if seconds is not None:
       self.manifest["seconds_since_start"] = round(seconds, 3)
     if self.recompiled:
-      tqdm.write(f"Steps were compiled again {self.recompiled} times.")
+      screen.say(f"Steps were compiled again {self.recompiled} times.")
       self.manifest["recompiled"] = self.recompiled
     self.folder.write_manifest(self.manifest)
     return self.manifest
@@ -757,7 +761,7 @@ class stop_signals:
 
     def note(number: int, frame: Any) -> None:
       received.append(number)
-      tqdm.write("stopping after this call; once more to stop at once")
+      screen.say("stopping after this call; once more to stop at once")
       signal.signal(number, self._previous[number])
 
     if threading.current_thread() is threading.main_thread():

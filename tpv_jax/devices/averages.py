@@ -1,0 +1,33 @@
+"""Averages that merge over batches and devices: clu's, as T5X wants them, or their like."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import struct
+
+
+@struct.dataclass
+class _Average:
+  """A weighted mean that merges, as clu's `metrics.Average` of the same fields.
+
+  Attributes:
+    total: the sum of the values, weighted.
+    count: the sum of the weights.
+  """
+
+  total: Any
+  count: Any
+
+  def merge(self, other: "_Average") -> "_Average":
+    """Returns the mean over what both are of."""
+    return _Average(total=self.total + other.total, count=self.count + other.count)
+
+  def compute(self) -> Any:
+    """Returns the mean, NaN of nothing."""
+    return jnp.asarray(self.total) / self.count
+
+
+try:
+  from clu.metrics import Average
+except ImportError:  # A machine without what T5X brings.
+  Average = _Average
