@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tpv_jax import model
+from tpv_jax.backbones import placing
 from tpv_jax.backbones.t5 import network
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
@@ -234,7 +235,7 @@ def test_every_parameter_has_moved_after_ten_steps(name, decomposition, backbone
 def test_padding_is_not_updated(backbone):
   # At the embedding: the encoder's input is what the prompt and the delta made of it.
   delta = np.random.default_rng(3).normal(size=(M, D)).astype(np.float32)
-  added = network._update(jnp.asarray(delta), jnp.asarray(SOURCE))
+  added = placing._update(jnp.asarray(delta), jnp.asarray(SOURCE))
   for row, tokens in enumerate(SOURCE):
     for position, token in enumerate(tokens):
       expected = delta[position] if token else np.zeros(D)
