@@ -391,7 +391,7 @@ def local_copy(task: str):
     which = registry.definition(task)
     path.mkdir()
     for split in sources.needed_splits(which):
-      rows = registry.example_rows(which) * 12
+      rows = definition.example_rows(which) * 12
       group = (
         which.group
       )  # Of MultiRC's questions 43 to 66 the last becomes validation.

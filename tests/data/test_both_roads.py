@@ -15,11 +15,11 @@ from tpv_jax.data import (
   batches,
   exported,
   labels,
-  registry,
   sources,
   tasks,
   vocabularies,
 )
+from tpv_jax.data.papers import definition
 from tpv_jax.data.registry import DEFINITIONS
 
 seqio = pytest.importorskip("seqio", reason="seqio is not installed (extra 'data')")
@@ -41,7 +41,7 @@ def data_dir(tmp_path_factory):
     rows = {
       split: [numbered(which, row, f"{split} {i}") for i, row in enumerate(golden)]
       for split in sources.needed_splits(which)
-      if (golden := registry.example_rows(which) * (ROWS // 2))
+      if (golden := definition.example_rows(which) * (ROWS // 2))
     }
     if which.tfds:
       builder = tfds.builder(which.tfds, data_dir=str(folder))

@@ -7,7 +7,9 @@ import pytest
 
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import metrics, registry, sources
-from tpv_jax.data.registry import DEFINITIONS, EPT, TPV
+from tpv_jax.data.papers import definition
+from tpv_jax.data.papers.definition import EPT, TPV
+from tpv_jax.data.registry import DEFINITIONS
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden_pairs.json").read_text())
 
@@ -32,7 +34,7 @@ CLASSES = {  # As the sources number them (TFDS 4.9.10; the hub's cards).
 def raw_rows(name):
   """The golden rows of a task, with classes by name."""
   which = DEFINITIONS[name]
-  return [sources.named(row, which.classes) for row in registry.example_rows(which)]
+  return [sources.named(row, which.classes) for row in definition.example_rows(which)]
 
 
 def test_every_data_set_of_both_papers_is_there():
@@ -264,13 +266,13 @@ def test_an_unknown_task_is_refused_with_near_misses():
 
 def test_a_changed_label_set_is_refused():
   which = DEFINITIONS["glue_sst2"]
-  registry.check_classes(which, {"label": ["negative", "positive"], "other": ["a"]})
+  definition.check_classes(which, {"label": ["negative", "positive"], "other": ["a"]})
   with pytest.raises(
     UserError,
     match="label set of TFDS glue/sst2 has changed: it is positive, negative, and task "
     "'glue_sst2' knows negative, positive",
   ):
-    registry.check_classes(which, {"label": ["positive", "negative"]})
+    definition.check_classes(which, {"label": ["positive", "negative"]})
 
 
 def test_lengths_are_the_measured_ones_or_the_papers_limit():
@@ -284,7 +286,7 @@ def test_lengths_are_the_measured_ones_or_the_papers_limit():
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_the_columns_are_found_in_a_source_again(name):
   which = DEFINITIONS[name]
-  row = sources.named(registry.example_rows(which)[0], which.classes)
+  row = sources.named(definition.example_rows(which)[0], which.classes)
   example = which.example(row, "here", "test")
   read = which.change(row, "here") if which.change else row
   expected = [str(read[column]) for column in which.columns]

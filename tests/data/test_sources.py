@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tpv_jax.core.errors import UserError
-from tpv_jax.data import registry, sources
+from tpv_jax.data import sources
+from tpv_jax.data.papers import definition
 from tpv_jax.data.registry import DEFINITIONS
 
 SST2 = DEFINITIONS["glue_sst2"]
@@ -181,7 +182,7 @@ def test_a_variant_shares_the_rows_of_its_data_set(tmp_path):
 def test_classes_by_number_are_named_in_a_variant_without_labels_too(tmp_path):
   # The T5 package's WSC generates nouns; its rows have classes all the same.
   which = DEFINITIONS["super_glue_wsc_t5"]
-  rows = registry.example_rows(which)
+  rows = definition.example_rows(which)
   own = write(tmp_path / "own", train=rows, validation=rows)
   sources.prepare(which, tmp_path, own, str)
   found = [row["label"] for _, row in sources.raw(which, tmp_path).rows("train")]

@@ -18,6 +18,7 @@ import pytest
 from tpv_jax.backbones import loading
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import vocabularies
+from tpv_jax.data.papers import definition
 from tpv_jax.training import optimizers
 
 LENGTHS = {"inputs": 64, "targets": 16}
@@ -189,7 +190,7 @@ def test_streamed_tasks_of_the_registry_train(
     monkeypatch.setattr(sources.Tfds, "counts", {"train": 20, which.held_out: 20})
   else:
     for split in sources.needed_splits(which):
-      rows = registry.example_rows(which) * 4
+      rows = definition.example_rows(which) * 4
       (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     sources.prepare(which, tmp_path, tmp_path, str)
   registered = tasks.streamed(name, vocabulary, tmp_path)

@@ -9,7 +9,8 @@ import pytest
 
 from tpv_jax.backbones import loading
 from tpv_jax.core import identity
-from tpv_jax.data import exported, registry, sources, vocabularies
+from tpv_jax.data import exported, sources, vocabularies
+from tpv_jax.data.papers import definition
 from tpv_jax.data.registry import DEFINITIONS
 from tpv_jax.evaluation import evaluation
 from tpv_jax.model import SoftPromptModel
@@ -30,7 +31,7 @@ def data_dir(tmp_path_factory):
       own = folder / "own" / which.name
       own.mkdir(parents=True)
       for split in sources.needed_splits(which):
-        rows = registry.example_rows(which) * 4
+        rows = definition.example_rows(which) * 4
         text = "\n".join(
           json.dumps(numbered(which, row, split, i)) for i, row in enumerate(rows)
         )

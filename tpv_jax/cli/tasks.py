@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tpv_jax.cli.arguments import Parser
 
 if TYPE_CHECKING:
-  from tpv_jax.data.registry import Definition
+  from tpv_jax.data.papers.definition import Definition
 
 _EXAMPLES = {
   "list": "  tpv tasks list\n  tpv tasks list --paper EPT",
@@ -155,12 +155,13 @@ def _list(options: argparse.Namespace) -> None:
 def _show(options: argparse.Namespace) -> None:
   """Prints what a task is: fields, template, labels, splits, metrics, an example."""
   from tpv_jax.data import registry, sources
+  from tpv_jax.data.papers import definition
 
   which = registry.definition(options.name)
   if options.gin:
     print(gin_text(which), end="")
     return
-  row = sources.named(registry.example_rows(which)[0], which.classes)
+  row = sources.named(definition.example_rows(which)[0], which.classes)
   example = which.example(row, "the example", "test")
   assert example is not None
   lines = {
@@ -172,7 +173,7 @@ def _show(options: argparse.Namespace) -> None:
     "template": which.template,
     "labels": _labels(which),
     "metrics": ", ".join(which.metrics),
-    "splits": f"{which.split_rule} (seed {registry.SEED})",
+    "splits": f"{which.split_rule} (seed {definition.SEED})",
     "rows": f"{which.sizes[0]:,} train, {which.sizes[1]:,} {which.held_out}",
     "lengths": _lengths(which),
     "steps": f"{which.steps:,} ({which.epochs} epochs at batches of 32)",
@@ -233,7 +234,7 @@ def gin_text(which: "Definition") -> str:
   """Returns the gin file of a task."""
   return f"""\
 # {which.title}.
-# Written by 'tpv tasks show {which.name} --gin' from tpv_jax/data/registry.py.
+# Written by 'tpv tasks show {which.name} --gin' from tpv_jax/data/papers.
 #
 #   tpv tasks prepare {which.name} --data-dir data
 #
@@ -274,7 +275,7 @@ def _labels(which: "Definition") -> str:
 
 
 def _lengths(which: "Definition") -> str:
-  from tpv_jax.data.registry import MEASURED
+  from tpv_jax.data.papers.measured import MEASURED
 
   limit = f"{which.lengths['inputs']} tokens"
   if which.name not in MEASURED:

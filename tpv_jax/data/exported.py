@@ -16,7 +16,8 @@ from tpv_jax.core.errors import UserError, at_least, near_misses
 from tpv_jax.core.files import Path, PathLike
 from tpv_jax.core.screen import Bar
 from tpv_jax.data import registry, sources
-from tpv_jax.data.registry import Definition
+from tpv_jax.data.papers import definition
+from tpv_jax.data.papers.definition import Definition
 from tpv_jax.data.sources import ABOUT, Say
 from tpv_jax.data.tasks import (
   SPLITS,
@@ -88,7 +89,7 @@ def folder_of(which: Definition, data_dir: PathLike | None = None) -> Path:
 
 
 def examples(
-  which: Definition, split: str, found: sources.Raw, seed: int = registry.SEED
+  which: Definition, split: str, found: sources.Raw, seed: int = definition.SEED
 ) -> Iterator[Example]:
   """Yields the examples of a split, of the rows that the papers' rule gives it.
 
@@ -116,7 +117,7 @@ def export(
   which: Definition,
   data_dir: PathLike | None = None,
   splits: Sequence[str] = SPLITS,
-  seed: int = registry.SEED,
+  seed: int = definition.SEED,
   overwrite: bool = False,
   say: Say = print,
 ) -> Path:
@@ -235,7 +236,7 @@ def _about(folder: Path) -> dict[str, Any]:
     "template": str,
     "splits": {str: {"examples": int, "digest": str}},
   }
-  return sources.read_about(folder, form, _again(folder, registry.SEED))
+  return sources.read_about(folder, form, _again(folder, definition.SEED))
 
 
 def _damaged(folder: Path) -> bool:

@@ -14,10 +14,11 @@ import tensorflow as tf
 
 from tpv_jax.core.errors import UserError
 from tpv_jax.core.files import PathLike
-from tpv_jax.data import exported, registry, sources, vocabularies
+from tpv_jax.data import exported, sources, vocabularies
 from tpv_jax.data.batches import order, source_ids
 from tpv_jax.data.labels import check_labels, check_task, spelling
-from tpv_jax.data.registry import Definition
+from tpv_jax.data.papers import definition
+from tpv_jax.data.papers.definition import Definition
 from tpv_jax.data.tasks import SPLITS, Example, Task, collapsed_source
 from tpv_jax.data.vocabularies import Vocabulary
 
@@ -148,7 +149,7 @@ def register_streamed(
   which: Definition,
   vocabulary: Vocabulary,
   data_dir: PathLike | None = None,
-  seed: int = registry.SEED,
+  seed: int = definition.SEED,
   name: str | None = None,
 ) -> seqio.Task:
   """Registers a task of the registry over its raw rows, and returns it.

@@ -9,6 +9,7 @@ from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.core.files import PathLike
 from tpv_jax.data import registry
 from tpv_jax.data.labels import check_labels
+from tpv_jax.data.papers import definition
 from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
 
@@ -43,7 +44,7 @@ def streamed(
   name: str,
   vocabulary: Vocabulary,
   data_dir: PathLike | None = None,
-  seed: int = registry.SEED,
+  seed: int = definition.SEED,
 ) -> str:
   """Returns the name under which seqio has a task of the registry over its raw rows.
 

@@ -1,0 +1,67 @@
+"""SuperGLUE in the papers' style."""
+
+from tpv_jax.data.papers import changes
+from tpv_jax.data.papers.definition import EPT, Definition, same
+
+TASKS = (
+  Definition(
+    name="super_glue_multirc",
+    title="MultiRC: whether an answer to a question about a paragraph is right",
+    tfds="super_glue/multirc",
+    template="question: {question} answer: {answer} paragraph: {paragraph}",
+    labels=same("False", "True"),
+    metrics=("f1", "group_exact_match"),
+    papers=(EPT,),
+    licence="research only (see the source)",
+    sizes=(27_243, 4_848),
+    large=True,
+    change=changes.without_markup,
+    group="idx/question",
+  ),
+  Definition(
+    name="super_glue_boolq",
+    title="BoolQ: a question that a passage answers with yes or no",
+    tfds="super_glue/boolq",
+    template="question: {question} passage: {passage}",
+    labels=same("False", "True"),
+    papers=(EPT,),
+    licence="CC BY-SA 3.0",
+    sizes=(9_427, 3_270),
+    large=False,
+  ),
+  Definition(
+    name="super_glue_wic",
+    title="WiC: whether a word means the same in two sentences",
+    tfds="super_glue/wic",
+    template="sentence1: {sentence1} sentence2: {sentence2} word: {word}",
+    labels=same("False", "True"),
+    papers=(EPT,),
+    licence="CC BY-NC 4.0",
+    sizes=(5_428, 638),
+    large=False,
+  ),
+  Definition(
+    name="super_glue_wsc",
+    title="WSC: whether a pronoun (#) means a noun (*)",
+    tfds="super_glue/wsc.fixed",
+    template="text: {text}",
+    labels=same("False", "True"),
+    papers=(EPT,),
+    licence="CC BY 4.0",
+    sizes=(554, 104),
+    large=False,
+    change=changes.marked_wsc,
+  ),
+  Definition(
+    name="super_glue_cb",
+    title="CB: whether the author of a text commits to a hypothesis",
+    tfds="super_glue/cb",
+    template="premise: {premise} hypothesis: {hypothesis}",
+    labels=same("entailment", "contradiction", "neutral"),
+    metrics=("macro_f1", "exact_match"),
+    papers=(EPT,),
+    licence="none stated (research)",
+    sizes=(250, 56),
+    large=False,
+  ),
+)
