@@ -108,7 +108,7 @@ def begin(arguments: list[str]) -> int:
   with contextlib.ExitStack() as patches:
     for owner, name in (
       (training.Run, "execute"),
-      (bank, "_Plan"),
+      (bank, "Plan"),
       (evaluation, "_search"),
       (evaluation.Evaluator, "evaluate_all"),
     ):

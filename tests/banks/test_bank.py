@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tpv_jax import cli
-from tpv_jax.banks import bank
+from tpv_jax.banks import bank, bank_steps, plan
 from tpv_jax.core.errors import UserError
 from tpv_jax.formats import sources
 from tpv_jax.runs.run_folder import RunFolder
@@ -412,7 +412,7 @@ def test_the_log_says_shapes_padding_needs_recompilations_and_every_prompt(
   tiny, finished, tmp_path, capsys, monkeypatch
 ):
   assert finished[1][0]["bank"]["recompiled"] == 0
-  train_step, steps = bank.bank_steps.train_step, []
+  train_step, steps = bank_steps.train_step, []
 
   def compiling(*arguments):
     steps.append(0)
@@ -420,7 +420,7 @@ def test_the_log_says_shapes_padding_needs_recompilations_and_every_prompt(
       jax.jit(lambda x: x + len(steps))(np.ones(7))
     return train_step(*arguments)
 
-  monkeypatch.setattr(bank.bank_steps, "train_step", compiling)
+  monkeypatch.setattr(bank_steps, "train_step", compiling)
   manifests = train(tiny, tmp_path, progress=True)
   text = capsys.readouterr().out
   note = manifests[0]["bank"]
@@ -497,7 +497,7 @@ class Longer:
 
   def batch_at(self, step):
     features = self.data.batch_at(step)
-    if step < bank.SAMPLED_STEPS:
+    if step < plan.SAMPLED_STEPS:
       return features
     return {name: np.tile(values, (1, 9)) for name, values in features.items()}
 
@@ -526,13 +526,13 @@ class LongerValidation(Longer):
 def test_validation_rows_longer_than_the_batches_fit_and_share_calls(
   tiny, tmp_path, monkeypatch
 ):
-  validate, calls = bank.bank_steps.validate, []
+  validate, calls = bank_steps.validate, []
 
   def noted(*arguments):
     calls.append(len(arguments[-1]))
     return validate(*arguments)
 
-  monkeypatch.setattr(bank.bank_steps, "validate", noted)
+  monkeypatch.setattr(bank_steps, "validate", noted)
   made = entries(tiny, tmp_path)
   train(tiny, tmp_path / "short", entries(tiny, tmp_path / "short"), total_steps=10)
   assert calls[0] < len(made) * len(list(made[0].data.validation_batches()))
@@ -576,7 +576,7 @@ def test_a_bank_that_does_not_fit_says_how_many_prompts_would_before_it_writes(
 def test_a_bank_that_is_cut_is_made_smaller_by_as_many_prompts_as_devices(tiny):
   made = []
 
-  class Plan(bank._Plan):
+  class Plan(plan.Plan):
     _devices, need, available = 4, types.SimpleNamespace(total=1600), 900
     cut, size = True, 16
 

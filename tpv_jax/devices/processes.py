@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
-from tpv_jax.core import files
+from tpv_jax.core import files, screen
 from tpv_jax.core.errors import UserError
 
 
@@ -67,6 +67,12 @@ def keep_compiled_programs() -> None:
 def is_writer() -> bool:
   """Returns whether this process writes the run's files."""
   return jax.process_index() == 0
+
+
+def say(line: str) -> None:
+  """Prints a line once, whatever the number of processes."""
+  if is_writer():
+    screen.say(line)
 
 
 def wait_for_all(where: str) -> None:

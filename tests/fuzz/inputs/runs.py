@@ -113,6 +113,7 @@ _BANK = (
 def _make_bank() -> None:
   from tpv_jax import cli
   from tpv_jax.banks import bank
+  from tpv_jax.banks import loop as loops
   from tpv_jax.training import training
 
   _without_compiling()
@@ -131,16 +132,16 @@ def _make_bank() -> None:
         self._save(self._on_host(state), step, set(self.active))
     return state
 
-  bank._Plan.make_fit = make_fit  # type: ignore[method-assign,assignment]
-  bank._Plan.note = lambda plan: {  # type: ignore[method-assign]
+  bank.Plan.make_fit = make_fit  # type: ignore[method-assign,assignment]
+  bank.Plan.note = lambda plan: {  # type: ignore[method-assign]
     "members": [run.folder.path.name for run in plan.runs],
     "size": plan.size,
     "block_positions": plan.positions,
   }
-  bank._Plan.__str__ = lambda _: "a bank"  # type: ignore[method-assign]
-  bank._Bank._loop = loop  # type: ignore[method-assign,assignment]
+  bank.Plan.__str__ = lambda _: "a bank"  # type: ignore[method-assign]
+  loops.BankRun._loop = loop  # type: ignore[method-assign,assignment]
   pathlib.Path("gin_configs").symlink_to(ROOT / "gin_configs")
-  save = bank._Bank._save
+  save = loops.BankRun._save
 
   def save_and_stop(self, whole, step, indices):
     save(self, whole, step, indices)
@@ -148,10 +149,10 @@ def _make_bank() -> None:
       self._finish("stopped", index, whole)
     raise training.Stopped(signal.SIGINT, "as asked")
 
-  bank._Bank._save = save_and_stop  # type: ignore[method-assign]
+  loops.BankRun._save = save_and_stop  # type: ignore[method-assign]
   code = cli.main(_BANK)
   assert code == 130, code
-  bank._Bank._save = save  # type: ignore[method-assign]
+  loops.BankRun._save = save  # type: ignore[method-assign]
 
 
 def _continue_bank(_: random.Random) -> int:
