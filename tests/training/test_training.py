@@ -26,7 +26,7 @@ from tpv_jax.core.errors import UserError
 from tpv_jax.formats import sources
 from tpv_jax.prompts import plain
 from tpv_jax.runs.run_folder import RunFolder
-from tpv_jax.training import initial, optimizers, training
+from tpv_jax.training import initial, loop, optimizers, signals, training
 from tpv_jax.training.checkpoints import Checkpoints
 from tpv_jax.training.task_data import TaskData
 from tpv_jax.vectors import algebra, store
@@ -80,7 +80,7 @@ def test_the_backbone_is_bit_identical_after_training(tiny, tmp_path):
   }
   model = tiny.model()
   placed = {}
-  run = training.Run  # The frozen leaves as the devices hold them, after the last step.
+  run = loop.Run  # The frozen leaves as the devices hold them, after the last step.
   place = run.place_frozen
 
   def keep(self):
@@ -776,11 +776,11 @@ def test_a_finished_run_says_what_it_reached_and_a_command_that_works(
 
 
 def test_chunks_end_at_the_same_steps_from_wherever_they_start():
-  whole = training.chunks(0, 47, (10, 15))
+  whole = loop.chunks(0, 47, (10, 15))
   assert whole == [(0, 10), (10, 15), (15, 20), (20, 30), (30, 40), (40, 45), (45, 47)]
   for start, _ in whole:
-    assert training.chunks(start, 47, (10, 15)) == [c for c in whole if c[0] >= start]
-  assert training.chunks(47, 47, (10, 15)) == []
+    assert loop.chunks(start, 47, (10, 15)) == [c for c in whole if c[0] >= start]
+  assert loop.chunks(47, 47, (10, 15)) == []
 
 
 MESHES = {
@@ -860,7 +860,7 @@ def test_steps_that_are_compiled_again_are_counted(tiny, tmp_path, capsys, monke
 def test_a_backbone_in_bf16_lies_in_bf16_and_computes_the_same(tiny, tmp_path):
   model = tiny.model()
   model.network = tiny.network.copy(dtype="bfloat16")
-  run = training.Run(
+  run = loop.Run(
     model=model,
     data=tiny.data(),
     folder=RunFolder(tmp_path),
@@ -907,7 +907,7 @@ def interruptible():
 
 @pytest.mark.usefixtures("interruptible")
 def test_two_stops_act_at_once_and_one_is_noted():
-  with training.stop_signals() as requested:
+  with signals.stop_signals() as requested:
     assert requested() is None
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.01)

@@ -35,9 +35,10 @@ from tpv_jax.devices import processes
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.runs.run_folder import RunFolder, alone
 from tpv_jax.training.initial import Initial
+from tpv_jax.training.loop import Metric, Run
 from tpv_jax.training.optimizers import LearningRate
+from tpv_jax.training.signals import stop_signals
 from tpv_jax.training.task_data import TaskData, TrainingData
-from tpv_jax.training.training import Metric, Run, stop_signals
 
 _SHOWN = 12
 """Runs that are listed when a bank has ended."""

@@ -20,8 +20,9 @@ from tpv_jax.data import packing
 from tpv_jax.data.batches import Features
 from tpv_jax.devices import processes
 from tpv_jax.training.checkpoints import Best
+from tpv_jax.training.loop import Run, chunks
+from tpv_jax.training.signals import Stopped
 from tpv_jax.training.steps import Leaves, TrainState
-from tpv_jax.training.training import Run, Stopped, chunks
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 """The event by which JAX says that it has compiled something."""

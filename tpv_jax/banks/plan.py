@@ -14,7 +14,7 @@ from tpv_jax.core.errors import UserError
 from tpv_jax.data import batches, packing
 from tpv_jax.devices import partitioning
 from tpv_jax.model import PROMPT
-from tpv_jax.training.training import Run
+from tpv_jax.training.loop import Run
 
 SAMPLED_STEPS = 20
 """Steps whose examples decide on the shapes of the packed rows."""

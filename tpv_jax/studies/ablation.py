@@ -49,10 +49,10 @@ from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import budget, ept, plain
 from tpv_jax.runs.run_folder import open_output, versions, write_results
 from tpv_jax.studies import ablation_report, report
-from tpv_jax.training import cost, optimizers, training
+from tpv_jax.training import cost, loop, optimizers, training
 from tpv_jax.training.initial import Initial
+from tpv_jax.training.loop import Metric
 from tpv_jax.training.task_data import TaskData
-from tpv_jax.training.training import Metric
 from tpv_jax.vectors import algebra
 
 
@@ -299,7 +299,7 @@ def chosen(tries: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float]:
 
   The first of several equal ones wins.
   """
-  sign = 1 if training.HIGHER_IS_BETTER[metric] else -1
+  sign = 1 if loop.HIGHER_IS_BETTER[metric] else -1
   return dict(max(tries, key=lambda one: sign * one["mean"])["rates"])
 
 

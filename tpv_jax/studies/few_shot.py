@@ -37,9 +37,9 @@ from tpv_jax.runs.run_folder import RunFolder, open_output, versions, write_resu
 from tpv_jax.studies import few_shot_report, report
 from tpv_jax.training import initial
 from tpv_jax.training.initial import Initial
+from tpv_jax.training.loop import Metric
 from tpv_jax.training.optimizers import LearningRate
 from tpv_jax.training.task_data import TaskData
-from tpv_jax.training.training import Metric
 from tpv_jax.vectors import algebra, store
 from tpv_jax.vectors.algebra import Loaded
 

@@ -40,8 +40,8 @@ from tpv_jax.runs.run_settings import defaults_of, same
 from tpv_jax.studies import report
 from tpv_jax.training import training
 from tpv_jax.training.initial import Initial
+from tpv_jax.training.loop import Metric
 from tpv_jax.training.optimizers import LearningRate
-from tpv_jax.training.training import Metric
 from tpv_jax.vectors import algebra, store
 from tpv_jax.vectors.algebra import Loaded
 

@@ -27,7 +27,7 @@ _STUDY = (
 
 def _without_compiling() -> None:
   """Has training in this process add 1 to the prompt instead of a compiled step."""
-  from tpv_jax.training import steps, training
+  from tpv_jax.training import signals, steps, training
 
   def loop(run, state, frozen, best, stop_requested):
     for step in range(int(state.step) + 1, run.total_steps + 1):
@@ -41,7 +41,7 @@ def _without_compiling() -> None:
         run.save(state, best)
         if step < run.total_steps and pathlib.Path("stop").exists():
           run.finish("stopped", state, best)
-          raise training.Stopped(signal.SIGINT, "as asked")
+          raise signals.Stopped(signal.SIGINT, "as asked")
     return state, best
 
   training.Run._loop = loop  # type: ignore[method-assign,assignment]
@@ -114,7 +114,7 @@ def _make_bank() -> None:
   from tpv_jax import cli
   from tpv_jax.banks import bank
   from tpv_jax.banks import loop as loops
-  from tpv_jax.training import training
+  from tpv_jax.training import signals
 
   _without_compiling()
   _keep_backbone()
@@ -147,7 +147,7 @@ def _make_bank() -> None:
     save(self, whole, step, indices)
     for index in self.active:
       self._finish("stopped", index, whole)
-    raise training.Stopped(signal.SIGINT, "as asked")
+    raise signals.Stopped(signal.SIGINT, "as asked")
 
   loops.BankRun._save = save_and_stop  # type: ignore[method-assign]
   code = cli.main(_BANK)

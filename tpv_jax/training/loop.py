@@ -1,0 +1,635 @@
+"""One run of training: what it begins with, its steps, validations and checkpoints."""
+
+import dataclasses
+import functools
+import math
+import re
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tpv_jax.backbones import loading
+from tpv_jax.core import identity, screen
+from tpv_jax.core.checks import OneOf
+from tpv_jax.core.errors import UserError
+from tpv_jax.core.screen import Bar
+from tpv_jax.data.batches import Features
+from tpv_jax.devices import partitioning, processes
+from tpv_jax.model import SoftPromptModel
+from tpv_jax.runs.run_folder import FORMAT, RunFolder, versions
+from tpv_jax.runs.run_settings import Settings, as_json, defaults_of, fields
+from tpv_jax.training import initial, refactoring
+from tpv_jax.training import steps as compiled
+from tpv_jax.training.checkpoints import Best, Checkpoints
+from tpv_jax.training.initial import Drawn, Initial
+from tpv_jax.training.optimizers import LearningRate
+from tpv_jax.training.signals import Stopped
+from tpv_jax.training.task_data import TrainingData
+from tpv_jax.vectors import store
+from tpv_jax.vectors.provenance import Term
+
+HIGHER_IS_BETTER = {"loss": False, "accuracy": True, "exact_match": True}
+"""The validation metrics that can choose the best prompt."""
+
+Metric = Annotated[str, OneOf(tuple(HIGHER_IS_BETTER))]
+
+
+@dataclasses.dataclass
+class Run:
+  """The parts of one run while it goes on; the fields are the arguments of `train`.
+
+  `begin`, then `record`, `judge` and `save` as the steps go on, then `finish`: what a
+  run writes is the same whether it is alone (`execute`) or one of a bank.
+  """
+
+  model: SoftPromptModel
+  data: TrainingData
+  folder: RunFolder
+  total_steps: int
+  learning_rate: LearningRate
+  backbone: loading.Backbone | None
+  initial_prompt: Initial | None
+  initial_seed: int
+  seed: int
+  eval_period: int
+  log_period: int
+  checkpoint_period: int
+  best_metric: str | None
+  microbatches: int
+  model_parallel: int
+  progress: bool
+  patience: int | None = None
+
+  def __post_init__(self) -> None:
+    if not callable(getattr(self.model.optimizer_def, "update", None)):
+      raise UserError(
+        f"OPTIMIZER is {self.model.optimizer_def!r}, and training needs an optimizer: "
+        "@optimizers.by_group(), as gin_configs/runs/tuning.gin has it, or "
+        "@optimizers.adamw()."
+      )
+    self.mesh = partitioning.make_mesh(self.model_parallel)
+    compiled.check_batch_size(self.data.batch_size, self.microbatches, self.mesh)
+    self.steps = compiled.build(
+      self.model, self.learning_rate, self.microbatches, self.mesh
+    )
+    self.initial = self._draw_prompt()
+    self.trained = sorted(
+      path
+      for path in self.steps.param_shardings
+      if re.fullmatch(self.model.trainable, path)
+    )
+    self._trace()
+    self.tunes_backbone = any(not path.startswith("prompt/") for path in self.trained)
+    self.recompiled = 0
+
+  def _trace(self) -> None:
+    """Has the model say what it has against the data, before anything is written."""
+    if self.initial is not None and self.backbone is not None:
+      params = {**self.backbone.params, "prompt": dict(self.initial.leaves)}
+      trainable, frozen = self.model.split(params)
+      jax.eval_shape(self.steps.validate, trainable, frozen, self._sample())
+
+  def _sample(self) -> Features:
+    """Returns the first validation batch, or the first training batch without any."""
+    for batch in self.data.validation_batches():
+      return batch
+    return self.data.batch_at(0)
+
+  @functools.cached_property
+  def settings(self) -> Settings:
+    """What must be equal for a run to be continued.
+
+    Schedule and optimizer are functions, so they are stated by what they do: the rate at
+    a few steps, the direction on a fixed gradient (ours).
+    """
+    sampled = (0, 1, self.total_steps // 2, self.total_steps - 1)
+    parts = {"data": self.data, "network": self.model.network}
+    if self.model.prompt is not None:
+      parts["prompt"] = self.model.prompt
+    values = {
+      "total_steps": self.total_steps,
+      "eval_period": self.eval_period,
+      "log_period": self.log_period,
+      "checkpoint_period": self.checkpoint_period,
+      "best_metric": self.best_metric,
+      "patience": self.patience,
+      "microbatches": self.microbatches,
+      "seed": self.seed,
+      "initial_seed": self.initial_seed,
+      "backbone": self._fingerprint(),
+      "data": as_json(self.data.settings()),
+      "trainable": self.model.trainable,
+      "z_loss": self.model.z_loss,
+      "label_smoothing": self.model.label_smoothing,
+      "network": fields(self.model.network),
+      "prompt": None if self.model.prompt is None else fields(self.model.prompt),
+      "learning_rate": as_json(
+        [float(f"{self.learning_rate(step):.5g}") for step in sampled]
+      ),
+      "initial_digest": self._initial_digest(),
+      "optimizer": _directions(self.model.optimizer_def, self.trained, sampled),
+    }
+    return Settings(
+      values,
+      defaults_of(train, Run, type(self.model))
+      | {name: defaults_of(type(part)) for name, part in parts.items()},
+    )
+
+  def _initial_digest(self) -> str | None:
+    return None if self.initial is None else self.initial.provenance.initial_digest
+
+  def _fingerprint(self) -> str | None:
+    return None if self.backbone is None else self.backbone.fingerprint
+
+  def execute(
+    self, stop_requested: Callable[[], int | None], config: Callable[[], str] | None
+  ) -> dict[str, Any]:
+    """Runs all steps that are left and returns the manifest."""
+    frozen = self.place_frozen()
+    started = time.time()
+    self.go_back_to_what_is_whole()
+    state, best = self.begin(frozen, self.fresh_state(), config)
+    try:
+      state, best = self._loop(state, frozen, best, stop_requested)
+    finally:
+      self.close()
+    return self.finish("finished", state, best, seconds=time.time() - started)
+
+  def go_back_to_what_is_whole(self) -> None:
+    """Drops newer checkpoints than the newest one from which going on is exact.
+
+    That one can be read, and metrics.jsonl has all lines up to its step.
+
+    Raises:
+      UserError: there are checkpoints, and no such one, or one of another run.
+    """
+    self.checkpoints.refuse_foreign()
+    steps = self.checkpoints.steps()
+    why = None
+    for step in reversed(steps):
+      problem = self.checkpoints.damage(step) or self.folder.lost_metrics(
+        self._expected_metrics(step)
+      )
+      if problem is None:
+        if why is not None and processes.is_writer():
+          screen.say(f"{self.folder.path}: {why}; going on from step {step}")
+        processes.wait_for_all("the checkpoints are read")
+        self.checkpoints.drop_after(step)
+        return
+      why = why or problem
+    if why is not None:
+      raise UserError(
+        f"The run in '{self.folder.path}' cannot be continued: {why}. Bring the folder "
+        "back from a copy, or remove it to start again."
+      )
+
+  def _expected_metrics(self, step: int) -> list[tuple[int, str]]:
+    """Returns the (step, kind) of the lines of metrics up to a step."""
+    validates = any(True for _ in self.data.validation_batches())
+    ends = [stop for _, stop in chunks(0, self.total_steps, self._periods)]
+    return [
+      (stop, kind)
+      for stop in ends
+      if stop <= step
+      for kind in ("train", "validation")
+      if kind == "train" or (validates and self._validates_at(stop))
+    ]
+
+  @property
+  def _periods(self) -> tuple[int, int, int]:
+    return self.log_period, self.eval_period, self.checkpoint_period
+
+  def _validates_at(self, step: int) -> bool:
+    return step % self.eval_period == 0 or step == self.total_steps
+
+  def begin(
+    self,
+    frozen: compiled.Leaves,
+    state: compiled.TrainState,
+    config: Callable[[], str] | None,
+  ) -> tuple[compiled.TrainState, Best | None]:
+    """Returns the newest saved state, or the fresh one that was given, and the best.
+
+    Writes the manifest, and before the first step the initial prompt and a checkpoint.
+    """
+    best: Best | None = None
+    resumed = self.checkpoints.latest_step()
+    previous = self.folder.manifest()
+    if resumed is not None:
+      state, best = self.checkpoints.restore(state)
+      self._check_prompts_beside(state, best)
+    self.folder.keep_metrics_until(resumed or 0)
+    self.manifest: dict[str, Any] = {
+      "format": FORMAT,
+      "status": "running",
+      "run": self.run_id,
+      **self.settings.saved(),
+      "task": self.data.name,
+      "steps": self.total_steps,
+      "seed": self.seed,
+      "initial_seed": self.initial_seed,
+      "initial_digest": self._initial_digest(),
+      "backbone": None
+      if self.backbone is None
+      else {"name": self.backbone.name, "fingerprint": self.backbone.fingerprint},
+      "data": self.data.describe(),
+      "versions": versions(),
+      "devices": [str(device.device_kind) for device in self.mesh.devices.flat],
+      "mesh": dict(self.mesh.shape),
+    }
+    if "bank" in previous:
+      self.manifest["bank"] = previous["bank"]
+    if self.initial is not None and self.initial.refactored is not None:
+      self.manifest["refactored"] = previous.get("refactored") or self._refactored(
+        frozen, state.trainable
+      )
+    self.folder.write_manifest(self.manifest)
+    if config is not None:
+      self.folder.write_text("config.gin", config())
+    if self.initial is not None and not self._has_initial_prompt():
+      self._write_prompt("initial", self.initial.leaves, steps=0)
+    if resumed is None:
+      self.save(state, best)
+    self.events = self.folder.events(first_step=(resumed or 0) + 1)
+    return state, best
+
+  def _event(self, step: int, kind: str, values: dict[str, float]) -> None:
+    if self.events is not None:
+      self.events.write(step, kind, values)
+
+  def _check_prompts_beside(
+    self, state: compiled.TrainState, best: Best | None
+  ) -> None:
+    """Raises `UserError` if prompts of the restored steps are in the folder, and others.
+
+    Each file is of this run's initial prompt. Where the checkpoint does not state its
+    run, the prompts of its steps are those in it.
+    """
+    if self.initial is None:
+      return
+    restored = {"last": (int(state.step), state.trainable)}
+    if best is not None:
+      restored["best"] = best.step, best.trainable
+    for which, (step, trainable) in restored.items():
+      path = self.folder.prompt(which)
+      try:
+        there, known = store.read(path)
+      except UserError:
+        continue  # Lost or damaged: it is written again from the state.
+      if known.initial_digest != self._initial_digest():
+        raise UserError(
+          f"'{path}' is of another run: it was tuned from the initial prompt "
+          f"{str(known.initial_digest)[:12]}…, and this run from "
+          f"{str(self._initial_digest())[:12]}…. Move it out of the folder; the run "
+          "writes its own."
+        )
+      beside = identity.prompt_digest(there)
+      saved = identity.prompt_digest(self._prompt_leaves(trainable))
+      if known.steps == step and beside != saved:
+        self.checkpoints.refuse_unless_stated(
+          f"after step {step} its prompt is {saved[:12]}…, and that of '{path.name}' "
+          f"{beside[:12]}…"
+        )
+
+  @functools.cached_property
+  def run_id(self) -> str:
+    """What the run's checkpoints state of whose they are: its settings when it began."""
+    return self.folder.manifest().get("run") or self.settings.digest()
+
+  @functools.cached_property
+  def checkpoints(self) -> Checkpoints:
+    """The run's checkpoints; Orbax makes their folder."""
+    return Checkpoints(self.folder.path / "checkpoints", self.run_id)
+
+  def close(self) -> None:
+    """Ends the threads and files that the run has opened."""
+    if self.events is not None:
+      self.events.close()
+    self.checkpoints.close()
+
+  def _draw_prompt(self) -> Drawn | None:
+    """Returns the initial prompt, None if the model has no prompt."""
+    if self.model.prompt is None:
+      return None
+    if self.initial_prompt is None:
+      raise UserError(
+        "The model has a soft prompt and the run no initial prompt. Include a file of "
+        "gin_configs/prompts/, or bind training.train.initial_prompt."
+      )
+    if self.backbone is None:
+      raise UserError(
+        "A soft prompt needs a backbone to stand before. Include a file of "
+        "gin_configs/backbones/, or bind training.train.backbone."
+      )
+    return initial.draw(
+      self.model.prompt,
+      self.initial_prompt,
+      np.asarray(self.backbone.table, np.float32),
+      self.initial_seed,
+      self.backbone.name,
+      self.backbone.fingerprint,
+    )
+
+  def _refactored(
+    self, frozen: compiled.Leaves, trainable: compiled.Leaves
+  ) -> dict[str, Any]:
+    """Returns, and prints, what the start lost by being refactored."""
+    made = self.initial
+    assert made is not None and made.refactored is not None
+    given = made.refactored
+    params = self.model.merge(trainable, frozen)
+    params.pop("prompt")
+    errors = refactoring.errors(
+      self.model,
+      params,
+      given,
+      made,
+      self._sample(),
+      self.mesh,
+    )
+    rank = made.leaves["low_rank_a"].shape[1]
+    if processes.is_writer():
+      screen.say(
+        f"Refactored {given.name} to rank {rank}; relative errors (Frobenius): "
+        + ", ".join(f"{name} {error:.2g}" for name, error in errors.items())
+        + " (logits: of the target tokens of the first validation batch)."
+      )
+    return {"from": given.name, "rank": rank, "relative_errors": errors}
+
+  def place_frozen(self) -> compiled.Leaves:
+    """Returns the frozen leaves, on the devices, as the network stores them."""
+    _, frozen = self.model.split(self._start)
+    stored = self.model.network.stored
+    return self._put(
+      {path: leaf.astype(stored(path, leaf.dtype)) for path, leaf in frozen.items()}
+    )
+
+  def fresh_state(self) -> compiled.TrainState:
+    """Returns the state before the first step, on the devices."""
+    return self.steps.initialise(self._put(self.model.split(self._start)[0]))
+
+  @functools.cached_property
+  def _start(self) -> dict[str, Any]:
+    """The parameters before the first step, on this host."""
+    if self.backbone is None:
+      rng = jax.random.key(self.seed)
+      params = jax.device_get(self.model.get_initial_variables(rng, {})["params"])
+    else:
+      params = dict(self.backbone.params)
+    if self.initial is not None:
+      params["prompt"] = dict(self.initial.leaves)
+    return params
+
+  def _put(self, leaves: compiled.Leaves) -> compiled.Leaves:
+    return {
+      path: processes.put(leaf, self.steps.param_shardings[path])
+      for path, leaf in leaves.items()
+    }
+
+  def _loop(
+    self,
+    state: compiled.TrainState,
+    frozen: compiled.Leaves,
+    best: Best | None,
+    stop_requested: Callable[[], int | None],
+  ) -> tuple[compiled.TrainState, Best | None]:
+    rng = jax.random.key(self.seed)
+    first = int(state.step)
+    parts = chunks(first, self.total_steps, self._periods)
+
+    def batches(start: int, stop: int) -> dict[str, jax.Array]:
+      steps = range(start, stop)
+      return compiled.put_batches(self.steps, [self.data.batch_at(i) for i in steps])
+
+    bar = Bar(
+      total=self.total_steps,
+      initial=first,
+      desc=self.data.name,
+      unit="step",
+      disable=not (self.progress and processes.is_writer()),
+      dynamic_ncols=True,
+    )
+    upcoming = batches(*parts[0]) if parts else None
+    lengths: set[int] = set()  # Of calls so far; each is a program.
+    with bar, compiled.compilations() as compilations:
+      for index, (start, stop) in enumerate(parts):
+        began, before = time.time(), compilations()
+        state, report = self.steps.train(state, frozen, upcoming, rng)
+        if stop - start in lengths:
+          self.recompiled += compilations() - before
+        lengths.add(stop - start)
+        # The next batches are prepared while the devices work on these.
+        if index + 1 < len(parts):
+          upcoming = batches(*parts[index + 1])
+        report = jax.device_get(report)
+        speed = (stop - start) * self.data.batch_size / (time.time() - began)
+        train_metrics = self.record(start, stop, report, speed)
+        bar.update(stop - start)
+        postfix = {"loss": f"{train_metrics['loss']:.3f}", "examples/s": f"{speed:.0f}"}
+        if self._validates_at(stop):
+          best, validation = self.validate(state, frozen, best)
+          postfix |= {f"val_{k}": f"{v:.3f}" for k, v in validation.items()}
+        bar.set_postfix(postfix)
+        number = processes.agreed(stop_requested())
+        if stop % self.checkpoint_period == 0 or stop == self.total_steps or number:
+          self.save(state, best)
+        if number and stop < self.total_steps:
+          self.finish("stopped", state, best)
+          raise Stopped(
+            number,
+            f"stopped by {signal.Signals(number).name} after step {stop}; the same "
+            "command continues",
+          )
+    return state, best
+
+  def record(
+    self, start: int, stop: int, report: dict[str, np.ndarray], examples_per_s: float
+  ) -> dict[str, float]:
+    """Writes, and returns, the means of what steps `start` to `stop` reported.
+
+    Raises:
+      UserError: a loss, gradient or parameter was not finite.
+    """
+    self.folder.stands()
+    metrics = self._check_finite(report, start)
+    self.folder.append_metrics(stop, "train", metrics)
+    self._event(stop, "train", metrics | {"examples_per_s": examples_per_s})
+    return metrics
+
+  def save(self, state: compiled.TrainState, best: Best | None) -> None:
+    """Writes a checkpoint, and the prompt in it as the last one."""
+    self.checkpoints.save(state, best)
+    if self.model.prompt is not None:
+      self._write_prompt("last", self._prompt_leaves(state.trainable), int(state.step))
+
+  def _check_finite(
+    self, report: dict[str, np.ndarray], start: int
+  ) -> dict[str, float]:
+    """Returns the means over the call's steps; stops the run if a loss is not finite."""
+    finite = np.isfinite(report["loss"]) & np.isfinite(report["gradient_norm"])
+    finite &= report.pop("finite_parameters")
+    if not finite.all():
+      step = start + int(np.argmin(finite)) + 1
+      self.manifest["status"] = "failed"
+      self.folder.write_manifest(self.manifest)
+      raise UserError(
+        f"Loss, gradient or prompt became NaN or infinite at step {step}. The last good "
+        f"state is checkpoint {self.checkpoints.latest_step()} in '{self.folder.path}'. "
+        "Lower the learning rate or clip gradients, and start in another RUN_DIR."
+      )
+    return {
+      name: float(np.mean(values, dtype=np.float64)) for name, values in report.items()
+    }
+
+  def validate(
+    self, state: compiled.TrainState, frozen: compiled.Leaves, best: Best | None
+  ) -> tuple[Best | None, dict[str, float]]:
+    """Returns the best so far and the metrics on validation, both also written."""
+    sums = None
+    for batch in self.data.validation_batches():
+      placed = processes.put_all(batch, self.steps.batch_sharding)
+      new = self.steps.validate(state.trainable, frozen, placed)
+      sums = new if sums is None else {k: sums[k].merge(new[k]) for k in new}
+    means = {name: float(metric.compute()) for name, metric in (sums or {}).items()}
+    return self.judge(state, best, means), means
+
+  def judge(
+    self, state: compiled.TrainState, best: Best | None, values: dict[str, float]
+  ) -> Best | None:
+    """Returns the best so far, after a validation with these metrics, which it writes."""
+    if not values:
+      return best
+    step = int(state.step)
+    self.folder.append_metrics(step, "validation", values)
+    self._event(step, "validation", values)
+    if self.best_metric is None:
+      return None
+    value = values[self.best_metric]
+    sign = 1.0 if HIGHER_IS_BETTER[self.best_metric] else -1.0
+    if math.isfinite(value) and (best is None or sign * value > sign * best.metric):
+      best = Best(step, value, processes.on_host(state.trainable))
+      if self.model.prompt is not None:
+        self._write_prompt("best", self._prompt_leaves(best.trainable), step)
+    return best
+
+  def _prompt_leaves(self, trainable: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {
+      path.removeprefix("prompt/"): np.asarray(leaf, np.float32)
+      for path, leaf in processes.on_host(trainable).items()
+      if path.startswith("prompt/")
+    }
+
+  def _has_initial_prompt(self) -> bool:
+    """Returns whether the file of the initial prompt is there and whole."""
+    assert self.initial is not None
+    try:
+      leaves, _ = store.read(self.folder.prompt("initial"))
+    except (UserError, OSError):
+      return False
+    drawn = {k: np.asarray(v, np.float32) for k, v in self.initial.leaves.items()}
+    return identity.prompt_digest(leaves) == identity.prompt_digest(drawn)
+
+  def _write_prompt(
+    self, which: str, leaves: Mapping[str, np.ndarray], steps: int
+  ) -> None:
+    assert self.initial is not None  # There is a prompt, so it started from one.
+    provenance = dataclasses.replace(
+      self.initial.provenance, steps=steps, versions=versions()
+    )
+    if which != "initial":
+      provenance = dataclasses.replace(provenance, terms=(Term(self.data.name, 1.0),))
+      if self.tunes_backbone:
+        note = "the backbone was trained as well, so its fingerprint changed"
+        provenance = dataclasses.replace(
+          provenance, backbone_fingerprint=None, notes=(note,)
+        )
+    self.folder.write_prompt(which, leaves, provenance)
+
+  def finish(
+    self,
+    status: str,
+    state: compiled.TrainState,
+    best: Best | None,
+    seconds: float | None = None,
+  ) -> dict[str, Any]:
+    """Writes the prompts that now stand and the manifest, which it returns."""
+    self.manifest |= {"status": status, "last_step": int(state.step)}
+    if self.model.prompt is not None:
+      last = self._prompt_leaves(state.trainable)
+      self._write_prompt("last", last, int(state.step))
+      self.manifest["last_digest"] = identity.prompt_digest(last)
+      if best is not None:
+        leaves = self._prompt_leaves(best.trainable)
+        self._write_prompt("best", leaves, best.step)
+        self.manifest["best_digest"] = identity.prompt_digest(leaves)
+    if best is not None:
+      self.manifest |= {
+        "best_step": best.step,
+        "best_metric": {self.best_metric: best.metric},
+      }
+    if seconds is not None:
+      self.manifest["seconds_since_start"] = round(seconds, 3)
+    if self.recompiled:
+      screen.say(f"Steps were compiled again {self.recompiled} times.")
+      self.manifest["recompiled"] = self.recompiled
+    self.folder.write_manifest(self.manifest)
+    return self.manifest
+
+
+def _directions(
+  optimizer: optax.GradientTransformation, paths: Sequence[str], steps: Sequence[int]
+) -> dict[str, Any]:
+  """Returns the directions that the optimizer takes on fixed gradients, as text.
+
+  On two in a row; then of one value at each of the `steps`, to which its counters are
+  set, so that schedules inside it are seen. Large parameters make a small weight decay
+  visible; `paths` are those of the leaves, which may be treated differently.
+  """
+  parameters = dict.fromkeys(paths, jnp.asarray([[1e3, -1e3], [0.0, 1e2]]))
+  state = optimizer.init(parameters)
+  first, second = [[1.0, 2.0], [-3.0, 4.0]], [[0.1, 0.0], [0.1, 0.0]]
+
+  def follow(gradient: list[list[float]], state: Any) -> tuple[Any, Any]:
+    gradients = dict.fromkeys(paths, jnp.asarray(gradient))
+    return jax.device_get(optimizer.update(gradients, state, parameters))
+
+  def at(step: int) -> Any:
+    return jax.tree.map(
+      lambda leaf: np.full_like(leaf, step) if _counts(leaf) else leaf, state
+    )
+
+  one, state = follow(first, state)
+  two, state = follow(second, state)
+  later = [follow(first, at(step))[0] for step in steps]
+  values = {
+    path: [*one[path].flat, *two[path].flat, *(taken[path].flat[0] for taken in later)]
+    for path in paths
+  }
+  return identity.unflatten(
+    {path: " ".join(f"{x:.4g}" for x in taken) for path, taken in values.items()}
+  )
+
+
+def _counts(leaf: np.ndarray) -> bool:
+  return leaf.shape == () and np.issubdtype(leaf.dtype, np.integer)
+
+
+def chunks(first: int, total: int, periods: tuple[int, ...]) -> list[tuple[int, int]]:
+  """Returns [start, stop) step ranges that end at each multiple of a period.
+
+  The ends depend on the step alone, so a resumed run makes the same compiled calls.
+  """
+  ends = sorted(
+    {
+      min(end, total)
+      for period in periods
+      for end in range(first - first % period + period, total + period, period)
+    }
+  )
+  return list(zip([first, *ends[:-1]], ends, strict=True)) if first < total else []
