@@ -10,7 +10,8 @@ from tpv_jax import cli
 from tpv_jax.backbones import loading
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
-from tpv_jax.studies import ablation, ablation_report
+from tpv_jax.studies import ablation
+from tpv_jax.studies.report import ablation as ablation_report
 from tpv_jax.training import cost, initial, optimizers
 
 FORM = ablation.Form(fusion_width=2, spaces=2, bottleneck=1)

@@ -17,7 +17,8 @@ from tpv_jax.data import tasks
 from tpv_jax.embedded import suite
 from tpv_jax.evaluation.evaluation import Evaluator
 from tpv_jax.settings import gin_files
-from tpv_jax.studies import few_shot, few_shot_report
+from tpv_jax.studies import few_shot
+from tpv_jax.studies.report import few_shot as few_shot_report
 from tpv_jax.training import initial
 from tpv_jax.training.task_data import TaskData
 from tpv_jax.vectors import store

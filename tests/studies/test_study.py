@@ -21,7 +21,8 @@ from tpv_jax.embedded import suite
 from tpv_jax.evaluation.evaluator import Evaluator, Result
 from tpv_jax.formats import sources
 from tpv_jax.settings import gin_files
-from tpv_jax.studies import report, study
+from tpv_jax.studies import study
+from tpv_jax.studies.report import arithmetic as report
 from tpv_jax.vectors import algebra, store
 from tpv_jax.vectors.provenance import Provenance, Term
 

@@ -48,8 +48,9 @@ from tpv_jax.formats import sources
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import budget, ept, plain
 from tpv_jax.runs.run_folder import open_output, versions, write_results
-from tpv_jax.studies import ablation_report, report
-from tpv_jax.training import cost, loop, optimizers, training
+from tpv_jax.studies.report import ablation as ablation_report
+from tpv_jax.studies.report import arithmetic as report
+from tpv_jax.training import cost, optimizers, training
 from tpv_jax.training.initial import Initial
 from tpv_jax.training.loop import Metric
 from tpv_jax.training.task_data import TaskData

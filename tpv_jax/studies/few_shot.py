@@ -34,7 +34,8 @@ from tpv_jax.evaluation.evaluator import Evaluator
 from tpv_jax.formats import sources
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.runs.run_folder import RunFolder, open_output, versions, write_results
-from tpv_jax.studies import few_shot_report, report
+from tpv_jax.studies.report import arithmetic as report
+from tpv_jax.studies.report import few_shot as few_shot_report
 from tpv_jax.training import initial
 from tpv_jax.training.initial import Initial
 from tpv_jax.training.loop import Metric

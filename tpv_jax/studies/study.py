@@ -37,7 +37,7 @@ from tpv_jax.formats import sources
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.runs.run_folder import open_output, versions, write_results
 from tpv_jax.runs.run_settings import defaults_of, same
-from tpv_jax.studies import report
+from tpv_jax.studies.report import arithmetic as report
 from tpv_jax.training import training
 from tpv_jax.training.initial import Initial
 from tpv_jax.training.loop import Metric

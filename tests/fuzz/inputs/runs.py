@@ -175,7 +175,7 @@ def _check_bank() -> None:
 
 def _make_study() -> None:
   from tpv_jax import cli
-  from tpv_jax.studies import report
+  from tpv_jax.studies.report import arithmetic as report
 
   _without_compiling()
   _keep_backbone()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tpv_jax.core import files
-from tpv_jax.studies.report import (
+from tpv_jax.studies.report.arithmetic import (
   Results,
   Rows,
   difference,

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from tpv_jax.core import files
-from tpv_jax.studies.report import (
+from tpv_jax.studies.report.arithmetic import (
   Results,
   Rows,
   difference,
