@@ -10,8 +10,8 @@ from tpv_jax import cli
 from tpv_jax.backbones import loading
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
-from tpv_jax.studies import ablation
-from tpv_jax.studies.report import ablation as ablation_report
+from tpv_jax.studies import ablation, methods
+from tpv_jax.studies.report import ablation as report
 from tpv_jax.training import cost, initial, optimizers
 
 FORM = ablation.Form(fusion_width=2, spaces=2, bottleneck=1)
@@ -25,7 +25,7 @@ def test_the_summary_is_what_its_words_say():
       "ept": {"a": [0.6, 0.6], "b": [0.7, 1.0]},
     }
   }
-  row = ablation.summarise(scores)["32"]["ept"]
+  row = methods.summarise(scores)["32"]["ept"]
   assert row["mean"] == pytest.approx((0.6 + 0.6 + 0.7 + 1.0) / 4)
   # The means over tasks are 0.65 and 0.8: two numbers lie 0.15 / sqrt(2) from each other.
   assert row["deviation"] == pytest.approx(0.15 / np.sqrt(2))
@@ -44,16 +44,15 @@ def test_the_summary_is_what_its_words_say():
 
 def test_every_method_stays_within_the_budget_and_uses_most_of_it():
   for tokens in (32, 48, 64):
-    for method in ablation.METHODS:
-      sizes = ablation._sizes(FORM.module(method, tokens, 128, 24))
+    for method in methods.METHODS:
+      sizes = methods.sizes(FORM.module(method, tokens, 128, 24))
       assert sizes["parameters"] <= tokens * 128
       if sizes["rank"] < 24:  # Full: DePT at 64 has no use for the rest.
         assert sizes["parameters"] > tokens * 128 - (128 + 24)
       if method != "plain":
         assert sizes["prompt_tokens"] == tokens // 2
   parts = {
-    m: set(ablation._sizes(FORM.module(m, 32, 128, 24))["parts"])
-    for m in ablation.METHODS
+    m: set(methods.sizes(FORM.module(m, 32, 128, 24))["parts"]) for m in methods.METHODS
   }
   assert parts["plain"] == {"prompt"}
   assert parts["dept"] == parts["ept_without_both"] == {"prompt", "low_rank"}
@@ -67,8 +66,8 @@ def test_the_rates_with_the_best_validation_are_chosen():
     {"rates": {"prompt": rate}, "mean": mean}
     for rate, mean in ((0.1, 0.5), (0.3, 0.7), (1.0, 0.7), (3.0, 0.6))
   ]
-  assert ablation.chosen(tries, "exact_match") == {"prompt": 0.3}
-  assert ablation.chosen(tries, "loss") == {"prompt": 0.1}
+  assert methods.chosen(tries, "exact_match") == {"prompt": 0.3}
+  assert methods.chosen(tries, "loss") == {"prompt": 0.1}
 
 
 def test_ratios_are_of_the_times_within_a_round():
@@ -122,8 +121,8 @@ def arguments(tiny, tmp_path_factory):
 def three_methods():
   """Each method takes seconds to compile, so three are left out."""
   with pytest.MonkeyPatch.context() as patch:
-    for name in [name for name in ablation.METHODS if "without" in name]:
-      patch.delitem(ablation.METHODS, name)
+    for name in [name for name in methods.METHODS if "without" in name]:
+      patch.delitem(methods.METHODS, name)
     yield
 
 
@@ -141,7 +140,7 @@ def test_every_method_is_trained_on_every_task_and_initial_prompt(finished):
   assert json.loads((folder / "results.json").read_text()) == results
   assert len(list((folder / "runs").iterdir())) == 3 * 2 * 2
   assert len(list((folder / "tuning").iterdir())) == 3
-  for method in ablation.METHODS:
+  for method in methods.METHODS:
     (tried,) = results["tuning"]["methods"][method]["tries"]
     assert len(tried["validation"]) == 1 and tried["rates"]["prompt"] == 0.3
     for task in ("one", "two"):
@@ -150,14 +149,14 @@ def test_every_method_is_trained_on_every_task_and_initial_prompt(finished):
       (folder / "runs" / f"{method}-16-one-0" / "manifest.json").read_text()
     )
     assert manifest["data"]["seed"] == manifest["initial_seed"] == 0
-  assert list(results["cost"]) == [*ablation.METHODS, "plain, again"]
+  assert list(results["cost"]) == [*methods.METHODS, "plain, again"]
 
 
 def test_the_report_has_its_tables_and_plots(finished):
   folder, results = finished
   text = (folder / "report.md").read_text()
   assert results["date"] in text and "python -m x" in text
-  for label in (method.label for method in ablation.METHODS.values()):
+  for label in (method.label for method in methods.METHODS.values()):
     assert text.count(f"| {label} |") >= 4
   for name in ("tasks", "lengths"):
     assert f"({name}.png)" in text
@@ -178,13 +177,13 @@ def test_the_report_says_so_if_ept_does_not_win(finished):
     "labels": {**results["labels"], name: label},
   }
   made_up = {m: row | {"mean": mean} for m, mean in means.items()}
-  text = ablation_report.markdown({**results, "summary": {"16": made_up}})
+  text = report.markdown({**results, "summary": {"16": made_up}})
   assert "EPT does **not** win here (place 2 of 4)" in text
   assert "minus plain tuning -10.0 ± 0.0 (0 : 4)" in text
   assert "EPT without fusion: 20.0 points less than EPT" in text
   assert "moves a method's mean by up to 5.0 points" in text
   made_up["ept"]["mean"] = 0.95
-  text = ablation_report.markdown({**results, "summary": {"16": made_up}})
+  text = report.markdown({**results, "summary": {"16": made_up}})
   assert "EPT has the highest mean here (place 1 of 4)" in text
 
 
@@ -193,7 +192,7 @@ def test_a_second_call_trains_nothing_and_finds_the_same_scores(
 ):
   folder, results = finished
   # Timing compiles every step again, and is not what is tried here.
-  monkeypatch.setattr(ablation._Runs, "cost", lambda *_: results["cost"])
+  monkeypatch.setattr(methods.Runs, "cost", lambda *_: results["cost"])
   before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")}
   again = ablation.ablation(**arguments, output_dir=folder)
   assert again["scores"] == results["scores"]

@@ -17,8 +17,9 @@ from tpv_jax.data import tasks
 from tpv_jax.embedded import suite
 from tpv_jax.evaluation.evaluation import Evaluator
 from tpv_jax.settings import gin_files
-from tpv_jax.studies import few_shot
-from tpv_jax.studies.report import few_shot as few_shot_report
+from tpv_jax.studies import base, few_shot, starts
+from tpv_jax.studies.report import few_shot as report
+from tpv_jax.studies.report import writer
 from tpv_jax.training import initial
 from tpv_jax.training.task_data import TaskData
 from tpv_jax.vectors import store
@@ -78,9 +79,9 @@ def test_every_start_is_trained_on_every_target_number_and_initial_prompt(finish
   assert len(list((folder / "runs").iterdir())) == 4 * 2
   assert len(list((folder / "sources").iterdir())) == 3 * 2
   assert list(results["scores"]) == ["0", "30"]
-  for starts in results["scores"].values():
-    assert list(starts) == list(few_shot.STARTS)
-    for by_target in starts.values():
+  for by_start in results["scores"].values():
+    assert list(by_start) == list(starts.STARTS)
+    for by_target in by_start.values():
       assert {name: len(scores) for name, scores in by_target.items()} == {"d": 2}
 
 
@@ -116,7 +117,7 @@ def test_all_starts_see_one_sample_and_manifests_and_results_name_it(
   for seed in (0, 1):
     drawn = sampling.few_shot(task, 30, seed).examples("train")
     assert results["samples"]["30"]["d"][seed] == tasks.digest(drawn)
-    for start in few_shot.STARTS:
+    for start in starts.STARTS:
       data = manifest(folder, f"d-{start}-30-{seed}")["data"]
       assert data["train_digest"] == tasks.digest(drawn)
       assert data["batch_size"] == 8 and data["seed"] == seed
@@ -144,9 +145,11 @@ def test_scores_are_of_the_best_prompts_and_of_the_starts_themselves(
   jobs = few_shot._jobs(
     folder, arguments["targets"], (0, 1), arguments["initial_prompt"], 0.5
   )
-  starts = few_shot._drawn(jobs, tiny.plain_model, tiny.backbone)
-  found = few_shot._scores(Sums(), jobs, [0, 30], 25, starts)
-  for start in few_shot.STARTS:
+  begin = starts.drawn(jobs, tiny.plain_model, tiny.backbone)
+  tuned = starts.tuned(jobs, [0, 30], begin)
+  test = base.Split(Sums(), [arguments["targets"][0].task], most=25)
+  found = starts.scores(test, {key: one.leaves for key, one in tuned.items()})
+  for start in starts.STARTS:
     for number, which in (("30", "best"), ("0", "initial")):
       expected = [
         prompt(
@@ -160,10 +163,10 @@ def test_scores_are_of_the_best_prompts_and_of_the_starts_themselves(
 
 def test_the_report_has_its_tables_and_its_plot(finished, capsys):
   folder, results = finished
-  few_shot_report.write(folder, results)
+  writer.write(folder, results, report)
   text = (folder / "report.md").read_text()
   assert results["date"] in text and "python -m x" in text
-  for label in few_shot.STARTS.values():
+  for label in starts.STARTS.values():
     assert text.count(f"| {label} |") >= 3
   assert "batches of 8 for 30" in text and "P + 0.5 v" in text
   assert "Of copied words. Related: a; the sum: a + b; unrelated: c." in text
@@ -179,9 +182,9 @@ def test_the_report_says_which_start_is_best_and_what_the_control_gains(finished
     return {"d": [value, value], "e": [value, value + 0.2]}
 
   made_up = {"random": 0.1, "related": 0.3, "sum": 0.2, "unrelated": 0.4}
-  summary = few_shot.summarise({"5": {s: scores(v) for s, v in made_up.items()}})
+  summary = starts.summarise({"5": {s: scores(v) for s, v in made_up.items()}})
   assert summary["5"]["related"]["mean"] == pytest.approx(0.35)
-  text = few_shot_report.markdown({**results, "summary": summary})
+  text = report.markdown({**results, "summary": summary})
   assert (
     "5 examples: an unrelated vector **45.0**, one related vector **35.0**, sum of two "
     "vectors **25.0**, random **15.0**"

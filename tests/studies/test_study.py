@@ -22,7 +22,10 @@ from tpv_jax.evaluation.evaluator import Evaluator, Result
 from tpv_jax.formats import sources
 from tpv_jax.settings import gin_files
 from tpv_jax.studies import study
+from tpv_jax.studies.arithmetic import Measurements
+from tpv_jax.studies.measured import Measured
 from tpv_jax.studies.report import arithmetic as report
+from tpv_jax.studies.report import writer
 from tpv_jax.vectors import algebra, store
 from tpv_jax.vectors.provenance import Provenance, Term
 
@@ -117,7 +120,7 @@ def test_cosines_are_grouped_by_task_and_initial_prompt():
 def test_the_report_has_every_table_and_plot(tmp_path, capsys):
   results = made_up_results()
   results["summary"] = study.summarise(results)
-  report.write(tmp_path, results)
+  writer.write(tmp_path, results, report)
   text = (tmp_path / "report.md").read_text()
   assert (
     "| a | 0.0 | 90.0 ± 14.1 | 50.0 ± 14.1 | 10.0 ± 0.0 | 50.0 | 95.0 ± 7.1 |" in text
@@ -205,7 +208,7 @@ def arithmetic(tmp_path):
     )
     for name in NAMES
   ]
-  made = study._Arithmetic(Scorer(), tasks, SEEDS, tmp_path, COEFFICIENTS, 2)
+  made = Measurements(Scorer(), tasks, SEEDS, tmp_path, COEFFICIENTS, 2)
   return made, start, best
 
 
@@ -288,7 +291,7 @@ def test_a_killed_study_keeps_what_it_has_measured_of_the_same_prompts(tmp_path)
         raise KeyboardInterrupt
       return {name: [0.1, 1 / 3]}
 
-    kept = study._Measured(path, subject, {"beams": 1}, overwrite)
+    kept = Measured(path, subject, {"beams": 1}, overwrite)
     return [kept.get(n, functools.partial(measure, n)) for n in ("single", "sums")]
 
   with pytest.raises(KeyboardInterrupt):

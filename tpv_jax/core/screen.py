@@ -1,6 +1,7 @@
 """What is shown: drawn over and over on a terminal, whole lines, and few, in a log."""
 
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 try:
@@ -99,3 +100,16 @@ def console() -> Any:
   if not found.is_terminal:
     found.width = 10_000
   return found
+
+
+def print_table(
+  header: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None
+) -> None:
+  """Prints a table; a column that a terminal has no room for is folded, not cut."""
+  from rich.table import Column, Table
+  from rich.text import Text
+
+  table = Table(*(Column(Text(name), overflow="fold") for name in header), title=title)
+  for row in rows:
+    table.add_row(*map(Text, row))  # A task's name may hold what rich takes for marks.
+  console().print(table)

@@ -7,35 +7,28 @@ gains as well is owed to any tuned prompt and not to the source.
 """
 
 import dataclasses
-import datetime
 import functools
 import itertools
 import pathlib
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
 
-import jax
-import numpy as np
-from tqdm import tqdm
-
-from tpv_jax.backbones import loading
 from tpv_jax.banks import bank
 from tpv_jax.core import files
 from tpv_jax.core.checks import Lengths, Seed, Size, Steps, check_fields, checked
 from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.data import few_shot as sampling
-from tpv_jax.data.batches import Tokenized
-from tpv_jax.data.labels import check_task
 from tpv_jax.data.tasks import SPLITS, Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.devices import processes
-from tpv_jax.evaluation.evaluator import Evaluator
 from tpv_jax.formats import sources
 from tpv_jax.model import SoftPromptModel
-from tpv_jax.runs.run_folder import RunFolder, open_output, versions, write_results
-from tpv_jax.studies.report import arithmetic as report
-from tpv_jax.studies.report import few_shot as few_shot_report
+from tpv_jax.runs.run_folder import versions
+from tpv_jax.runs.run_settings import defaults_of
+from tpv_jax.studies import base, starts
+from tpv_jax.studies.measured import describe, digests
+from tpv_jax.studies.report import few_shot as report
+from tpv_jax.studies.starts import Job
 from tpv_jax.training import initial
 from tpv_jax.training.initial import Initial
 from tpv_jax.training.loop import Metric
@@ -43,17 +36,6 @@ from tpv_jax.training.optimizers import LearningRate
 from tpv_jax.training.task_data import TaskData
 from tpv_jax.vectors import algebra, store
 from tpv_jax.vectors.algebra import Loaded
-
-STARTS = {
-  "random": "random",
-  "related": "one related vector",
-  "sum": "sum of two vectors",
-  "unrelated": "an unrelated vector",
-}
-"""The starts, with their names in the report; 'random' is the initial prompt alone."""
-
-Scores = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
-"""[number of examples][start][target][initial prompt]; numbers as text, as JSON has it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +58,11 @@ class Target:
 
   def __post_init__(self) -> None:
     check_fields(self)
+
+  def roles(self) -> dict[str, str]:
+    """Returns the sources by their roles, and the note, for the report."""
+    names = ("related", "second", "unrelated", "note")
+    return {name: getattr(self, name) for name in names}
 
 
 @checked
@@ -149,122 +136,191 @@ def compare_starts(
     UserError: settings that do not fit each other; a folder that holds something else,
       or runs with other settings.
   """
-  started = time.time()
-  _check(source_tasks, targets, shots, initial_seeds)
-  for task in (*source_tasks, *(target.task for target in targets)):
-    check_task(task, vocabulary, lengths, SPLITS)
-  with open_output(output_dir, "few-shot comparison", "vectors") as folder:
-    loaded = loading.load_backbone(backbone, model.network, vocabulary)
-    train = functools.partial(
-      bank.train_bank,
-      model=model,
-      learning_rate=learning_rate,
-      backbone=loaded,
-      initial_prompt=initial_prompt,
-      best_metric=best_metric,
-      size=bank_size,
-      overwrite=overwrite,
-      progress=progress,
-      config=config,
-    )
-    _say("1/3 source prompts", progress)
-    train(
-      entries=bank.grid(
-        source_tasks,
+  tuning = functools.partial(
+    base.Tuning,
+    learning_rate,
+    initial_prompt,
+    best_metric=best_metric,
+    checkpoints=False,
+  )
+  return base.conduct(
+    FewShot(
+      base.Settings(
+        model.network,
+        backbone,
         vocabulary,
         lengths,
-        folder / "sources",
-        source_batch_size,
+        output_dir,
         initial_seeds,
+        overwrite,
+        progress,
+        config,
+        command,
       ),
-      total_steps=source_steps,
-      eval_period=source_eval_period,
-      log_period=source_eval_period,
-      checkpoint_period=source_steps,
+      model,
+      source_tasks,
+      targets,
+      shots,
+      tuning(source_steps, source_eval_period),
+      source_batch_size,
+      tuning(total_steps, eval_period),
+      coefficient,
+      validation_examples,
+      test_examples,
+      bank_size,
     )
-    _write_vectors(folder, targets, initial_seeds)
-    jobs = _jobs(folder, targets, initial_seeds, initial_prompt, coefficient)
-    for number in shots:
-      if number:
-        _say(f"2/3 targets, {number} examples each", progress)
-        data = {
-          (target.task.name, seed): TaskData(
-            sampling.few_shot(target.task, number, seed),
-            vocabulary,
-            lengths,
-            sampling.batch_size(number),
-            seed,
-            validation_examples,
-          )
-          for target, seed in itertools.product(targets, initial_seeds)
-        }
-        train(
-          entries=[
-            bank.Entry(
-              data[job.target.task.name, job.seed],
-              job.run(number),
-              initial_seed=job.seed,
-              seed=job.seed,
-              initial_prompt=job.start,
-            )
-            for job in jobs
-          ],
-          total_steps=total_steps,
-          eval_period=eval_period,
-          log_period=eval_period,
-          checkpoint_period=total_steps,
-        )
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShot:
+  """The comparison of starts; the attributes are described at `compare_starts`.
+
+  `source_tuning` and `target_tuning` have the steps of the two.
+  """
+
+  work: ClassVar = "few-shot comparison"
+  part: ClassVar = "vectors"
+  report: ClassVar = report
+  run: ClassVar = staticmethod(compare_starts)
+
+  settings: base.Settings
+  model: SoftPromptModel
+  source_tasks: Sequence[Task]
+  targets: Sequence[Target]
+  shots: Sequence[int]
+  source_tuning: base.Tuning
+  source_batch_size: int
+  target_tuning: base.Tuning
+  coefficient: float
+  validation_examples: int
+  test_examples: int
+  bank_size: int | None
+
+  def check(self) -> None:
+    """Raises `UserError` for settings with which nothing could be compared."""
+    _check(self.source_tasks, self.targets, self.shots, self.settings.initial_seeds)
+    tasks = (*self.source_tasks, *(target.task for target in self.targets))
+    base.check_tasks(tasks, self.settings, SPLITS)
+
+  def results(self, session: base.Session) -> dict[str, Any]:
+    """Tunes sources and targets, measures them, and returns all numbers."""
+    session.say("1/3 source prompts")
+    self._tune_sources(session)
+    seeds = self.settings.initial_seeds
+    _write_vectors(session.folder, self.targets, seeds)
+    start = self.target_tuning.initial_prompt
+    jobs = _jobs(session.folder, self.targets, seeds, start, self.coefficient)
+    for number in filter(None, self.shots):
+      session.say(f"2/3 targets, {number} examples each")
+      self._tune_targets(session, jobs, number)
     processes.wait_for_all("all prompts are tuned")
-    evaluator = Evaluator(model, loaded.params, vocabulary, lengths, progress=progress)
-    _say("3/3 scores on test", progress)
-    starts = _drawn(jobs, model, loaded)
+    session.say("3/3 scores on test")
+    of_sources, scores = self._measure(session, jobs)
     results = {
-      "command": command,
-      "date": datetime.date.today().isoformat(),
-      "starts": STARTS,
-      "sources": _source_scores(
-        evaluator, folder, source_tasks, initial_seeds, test_examples
+      **session.head(),
+      "starts": starts.STARTS,
+      "sources": of_sources,
+      "targets": {target.task.name: target.roles() for target in self.targets},
+      "shots": list(self.shots),
+      "batch_sizes": {str(n): sampling.batch_size(n) for n in self.shots if n},
+      "initial_seeds": list(seeds),
+      "coefficient": self.coefficient,
+      "source_steps": self.source_tuning.total_steps,
+      "source_batch_size": self.source_batch_size,
+      "total_steps": self.target_tuning.total_steps,
+      "eval_period": self.target_tuning.eval_period,
+      "best_metric": self.target_tuning.best_metric,
+      "test_examples": self.test_examples,
+      "scores": scores,
+      "curves": starts.curves(jobs, self.shots),
+      "samples": starts.samples(jobs, self.shots),
+      "backbone": session.subject(),
+      **session.machine(),
+      "summary": starts.summarise(scores),
+    }
+    return results | {"seconds": session.seconds()}
+
+  def _tune_sources(self, session: base.Session) -> None:
+    settings = self.settings
+    entries = bank.grid(
+      self.source_tasks,
+      settings.vocabulary,
+      settings.lengths,
+      session.folder / "sources",
+      self.source_batch_size,
+      settings.initial_seeds,
+    )
+    session.tune_bank(self.model, entries, self.source_tuning, self.bank_size)
+
+  def _tune_targets(
+    self, session: base.Session, jobs: Sequence[Job], number: int
+  ) -> None:
+    data = {
+      (target.task.name, seed): TaskData(
+        sampling.few_shot(target.task, number, seed),
+        self.settings.vocabulary,
+        self.settings.lengths,
+        sampling.batch_size(number),
+        seed,
+        self.validation_examples,
+      )
+      for target, seed in itertools.product(self.targets, self.settings.initial_seeds)
+    }
+    entries = [
+      bank.Entry(
+        data[job.task.name, job.seed],
+        job.run(number),
+        initial_seed=job.seed,
+        seed=job.seed,
+        initial_prompt=job.start,
+      )
+      for job in jobs
+    ]
+    session.tune_bank(self.model, entries, self.target_tuning, self.bank_size)
+
+  def _measure(
+    self, session: base.Session, jobs: Sequence[Job]
+  ) -> tuple[dict[str, list[float]], dict[str, dict[str, dict[str, list[float]]]]]:
+    """Returns the scores of the sources on their own tasks, and `starts.Scores`."""
+    seeds, settings = self.settings.initial_seeds, self.settings
+    of_sources = {
+      (task.name, seed): algebra.fold(
+        sources.load(str(session.folder / "sources" / f"{task.name}-{seed}"), "best")
+      )
+      for task, seed in itertools.product(self.source_tasks, seeds)
+    }
+    tuned = starts.tuned(
+      jobs, self.shots, starts.drawn(jobs, self.model, session.backbone)
+    )
+    tasks = {task.name: task for task in self.source_tasks}
+    targets = {target.task.name: target.task for target in self.targets}
+    subject = {
+      "sources": digests(
+        {f"{task}-{seed}": p for (task, seed), p in of_sources.items()}
       ),
-      "targets": {
-        target.task.name: {
-          "related": target.related,
-          "second": target.second,
-          "unrelated": target.unrelated,
-          "note": target.note,
-        }
-        for target in targets
-      },
-      "shots": list(shots),
-      "batch_sizes": {str(n): sampling.batch_size(n) for n in shots if n},
-      "initial_seeds": list(initial_seeds),
-      "coefficient": coefficient,
-      "source_steps": source_steps,
-      "source_batch_size": source_batch_size,
-      "total_steps": total_steps,
-      "eval_period": eval_period,
-      "best_metric": best_metric,
-      "test_examples": test_examples,
-      "scores": _scores(evaluator, jobs, shots, test_examples, starts),
-      "curves": _curves(jobs, shots),
-      "samples": _samples(jobs, shots),
-      "backbone": {"name": loaded.name, "fingerprint": loaded.fingerprint},
+      "prompts": digests({"-".join(map(str, key)): p for key, p in tuned.items()}),
+      "source_tasks": describe([*tasks.values()], ("test",)),
+      "targets": describe([*targets.values()], ("test",)),
+      "lengths": settings.lengths,
+      "test_examples": self.test_examples,
       "versions": versions(),
-      "device": jax.devices()[0].device_kind,
     }
-    results["summary"] = summarise(results["scores"])
-    results["seconds"] = round(time.time() - started, 1)
-    write_results(folder, results, few_shot_report.write, config)
-    return results
+    measured = session.measured(subject, defaults_of(compare_starts))
+    evaluator = session.evaluator(self.model)
 
+    def score_sources() -> dict[str, list[float]]:
+      test = base.Split(evaluator, tasks.values(), most=self.test_examples)
+      found = test.scores(
+        {key: (one.leaves, key[0]) for key, one in of_sources.items()}
+      )
+      return {name: [found[name, seed] for seed in seeds] for name in tasks}
 
-def summarise(scores: Scores) -> dict[str, dict[str, dict[str, Any]]]:
-  """Returns `report.compare` of each start, against all of them, by number of examples."""
-  return {
-    number: {
-      start: report.compare(by_target, starts) for start, by_target in starts.items()
-    }
-    for number, starts in scores.items()
-  }
+    def score_targets() -> dict[str, dict[str, dict[str, list[float]]]]:
+      test = base.Split(evaluator, targets.values(), most=self.test_examples)
+      return starts.scores(test, {key: one.leaves for key, one in tuned.items()})
+
+    return measured.get("sources", score_sources), measured.get("scores", score_targets)
 
 
 def _check(
@@ -283,17 +339,10 @@ def _check(
       f"(now {list(seeds)})."
     )
   known = [task.name for task in source_tasks]
-  named: dict[str, list[Any]] = {
-    "source tasks": known,
-    "targets": [target.task.name for target in targets],
-    "numbers in SHOTS": list(shots),
-  }
-  for title, names in named.items():
-    if twice := [name for name in names if names.count(name) > 1]:
-      raise UserError(
-        f"Two {title} are '{twice[0]}', so their runs would share a folder. Name them "
-        "differently, or leave one out."
-      )
+  base.refuse_repeated("source tasks", known)
+  base.refuse_repeated("targets", [target.task.name for target in targets])
+  base.refuse_repeated("numbers in SHOTS", list(shots))
+  base.refuse_repeated("INITIAL_SEEDS", list(seeds))
   for target in targets:
     used = (target.related, target.second, target.unrelated)
     for name in used:
@@ -312,11 +361,6 @@ def _check(
   if most := max(shots):
     for target in targets:
       sampling.few_shot(target.task, most).examples("train")
-
-
-def _say(text: str, progress: bool) -> None:
-  if progress and processes.is_writer():
-    tqdm.write(text)
 
 
 def _vector_file(folder: pathlib.Path, seed: int, *names: str) -> pathlib.Path:
@@ -345,36 +389,20 @@ def _write_vectors(
   processes.wait_for_all("the vectors are written")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Job:
-  """A target, a start and an initial prompt; `start` gives the prompt it begins with."""
-
-  folder: pathlib.Path
-  target: Target
-  start_name: str
-  seed: int
-  start: Initial
-
-  def run(self, number: int) -> pathlib.Path:
-    """Returns the run folder for so many examples."""
-    name = f"{self.target.task.name}-{self.start_name}-{number}-{self.seed}"
-    return self.folder / "runs" / name
-
-
 def _jobs(
   folder: pathlib.Path,
   targets: Sequence[Target],
   seeds: Sequence[int],
   initial_prompt: Initial,
   coefficient: float,
-) -> list[_Job]:
-  def starts(target: Target, seed: int) -> Iterator[tuple[str, Initial]]:
+) -> list[Job]:
+  def of(target: Target, seed: int) -> Iterator[tuple[str, Initial]]:
     names = {
       "related": (target.related,),
       "sum": (target.related, target.second),
       "unrelated": (target.unrelated,),
     }
-    for start in STARTS:
+    for start in starts.STARTS:
       if start == "random":
         yield start, initial_prompt
       else:
@@ -389,102 +417,7 @@ def _jobs(
         )
 
   return [
-    _Job(folder, target, name, seed, start)
+    Job(folder, target.task, name, seed, start)
     for target, seed in itertools.product(targets, seeds)
-    for name, start in starts(target, seed)
+    for name, start in of(target, seed)
   ]
-
-
-def _source_scores(
-  evaluator: Evaluator,
-  folder: pathlib.Path,
-  tasks: Sequence[Task],
-  seeds: Sequence[int],
-  most: int,
-) -> dict[str, list[float]]:
-  """Returns the exact match on test of each source prompt on its own task."""
-  pairs = []
-  for task in tasks:
-    test = evaluator.tokenize(task.examples("test")[:most], f"{task.name}, test")
-    for seed in seeds:
-      tuned = algebra.fold(
-        sources.load(str(folder / "sources" / f"{task.name}-{seed}"), "best")
-      )
-      pairs.append((tuned.leaves, test))
-  found = np.reshape(evaluator.exact_matches(pairs), (len(tasks), len(seeds)))
-  return {task.name: row.tolist() for task, row in zip(tasks, found, strict=True)}
-
-
-def _drawn(
-  jobs: Sequence[_Job], model: SoftPromptModel, backbone: loading.Backbone
-) -> list[Loaded]:
-  """Returns the folded prompt that each job begins with."""
-  table = np.asarray(backbone.table, np.float32)
-  return [
-    algebra.fold(
-      initial.draw(
-        model.prompt, job.start, table, job.seed, backbone.name, backbone.fingerprint
-      )
-    )
-    for job in jobs
-  ]
-
-
-def _scores(
-  evaluator: Evaluator,
-  jobs: Sequence[_Job],
-  shots: Sequence[int],
-  most: int,
-  starts: Sequence[Loaded],
-) -> dict[str, dict[str, dict[str, list[float]]]]:
-  """Returns `Scores`: exact match on test of each best prompt, with 0 of the start."""
-  test: dict[str, Tokenized] = {}
-  keys, pairs = [], []
-  for number in shots:
-    for job, start in zip(jobs, starts, strict=True):
-      task = job.target.task
-      if task.name not in test:
-        test[task.name] = evaluator.tokenize(
-          task.examples("test")[:most], f"{task.name}, test"
-        )
-      best = number and algebra.fold(sources.load(str(job.run(number)), "best"))
-      keys.append((str(number), job.start_name, task.name))
-      pairs.append(((best or start).leaves, test[task.name]))
-  scores: dict[str, dict[str, dict[str, list[float]]]] = {}
-  values = evaluator.exact_matches(pairs)
-  for (shot, start_name, name), value in zip(keys, values, strict=True):
-    by_start = scores.setdefault(shot, {})
-    by_start.setdefault(start_name, {}).setdefault(name, []).append(value)
-  return scores
-
-
-def _samples(
-  jobs: Sequence[_Job], shots: Sequence[int]
-) -> dict[str, dict[str, list[str]]]:
-  """Returns the digest of each sample, [number][target][initial prompt]."""
-  found: dict[str, dict[str, list[str]]] = {}
-  for number, job in itertools.product(filter(None, shots), jobs):
-    if job.start_name == "random":
-      digest = RunFolder(job.run(number)).manifest()["data"]["train_digest"]
-      by_target = found.setdefault(str(number), {})
-      by_target.setdefault(job.target.task.name, []).append(digest)
-  return found
-
-
-def _curves(
-  jobs: Sequence[_Job], shots: Sequence[int]
-) -> dict[str, dict[str, dict[str, float]]]:
-  """Returns exact match on validation, [number][start][step], the mean over the rest."""
-  found: dict[str, dict[str, dict[str, list[float]]]] = {}
-  for number, job in itertools.product(filter(None, shots), jobs):
-    steps = found.setdefault(str(number), {}).setdefault(job.start_name, {})
-    for line in RunFolder(job.run(number)).metrics():
-      if line["kind"] == "validation":
-        steps.setdefault(str(line["step"]), []).append(line["exact_match"])
-  return {
-    shot: {
-      start: {step: float(np.mean(values)) for step, values in steps.items()}
-      for start, steps in starts.items()
-    }
-    for shot, starts in found.items()
-  }

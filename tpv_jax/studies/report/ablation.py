@@ -1,61 +1,40 @@
-"""The report of an ablation: `report.md`, PNG plots and the lines on the terminal."""
+"""The report of an ablation."""
 
-import pathlib
 from collections.abc import Mapping
 
 import numpy as np
 
-from tpv_jax.core import files
-from tpv_jax.studies.report.arithmetic import (
+from tpv_jax.core.figures import Sheet
+from tpv_jax.embedded.suite import TASKS
+from tpv_jax.studies.report import charts
+from tpv_jax.studies.report.charts import Score
+from tpv_jax.studies.report.tables import (
+  EMBEDDED,
   Results,
-  Rows,
+  Table,
   difference,
-  draw_bars,
   markdown_table,
   mean_and_deviation,
-  new_figure,
   percent,
-  save_figure,
+  provenance,
+  subject,
 )
-
-
-def write(folder: pathlib.Path, results: Results) -> None:
-  """Writes report and plots to `folder`, prints the summary and where the report is."""
-  _plot_tasks(folder / "tasks.png", results)
-  _plot_lengths(folder / "lengths.png", results)
-  files.write_text(folder / "report.md", markdown(results))
-  print("\n".join(line.replace("**", "") for line in _in_short(results)))
-  print(f"Report: {folder / 'report.md'}")
 
 
 def markdown(results: Results) -> str:
   """Returns the report: what was done, tables, plots, and what the numbers do not show."""
-  seeds, tuning = results["initial_seeds"], results["tuning"]
-  backbone, form, steps = results["backbone"], results["form"], results["total_steps"]
-  labels = (
-    "Each class is called by the next class's label word (positive means negative), which "
-    "a prompt has to teach: with the suite's own words plain tuning is at its ceiling within "
-    "20 steps, and nothing could be told apart. "
-    if results["rotated_labels"]
-    else ""
-  )
-  command = [f"```\n{results['command']}\n```"] if results["command"] else []
-  known = ", ".join(f"{name} {v}" for name, v in results["versions"].items())
+  tuning, form, steps = results["tuning"], results["form"], results["total_steps"]
   parts = [
     "# Plain tuning, DePT, EPT and its parts: an ablation",
-    f"{results['date']}, {results['device']}, {results['seconds']:.0f} s for this call; "
-    f"{known}.",
-    *command,
-    f"{len(results['tasks'])} tasks x {len(seeds)} initial prompts (seeds "
-    f"{', '.join(map(str, seeds))}) on the backbone `{backbone['name']}` (fingerprint "
-    f"`{backbone['fingerprint'][:12]}`), {steps} steps of {results['batch_size']} examples, "
-    f"the best prompt by {results['best_metric']} on validation. {labels}Scores are exact "
-    "match in percent on the test split, mean ± sample standard deviation over the initial "
-    "prompts, unless it says otherwise.",
+    *provenance(results),
+    f"{len(results['tasks'])} tasks x {subject(results)}, {steps} steps of "
+    f"{results['batch_size']} examples, the best prompt by {results['best_metric']} on "
+    f"validation. {_labels(results)}Scores are exact match in percent on the test split, "
+    "mean ± sample standard deviation over the initial prompts, unless it says otherwise.",
     "## In short",
-    "\n".join(f"- {line}" for line in _in_short(results)),
+    "\n".join(f"- {line}" for line in in_short(results)),
     f"## (a) At the budget of {results['prompt_length']} plain prompt tokens",
-    markdown_table(*_main_table(results)),
+    markdown_table(*table(results)),
     "*Spread across tasks*: sample standard deviation of the tasks' means, small where a "
     "method does equally well on all (the paper's consistency). *Worst task*: the lowest of "
     "these means. *Minus plain*: difference of the means over tasks, mean ± deviation over "
@@ -84,23 +63,44 @@ def markdown(results: Results) -> str:
     "comparison; as many tries for each method. *Others*: low-rank matrices, fusion and "
     "spaces.",
     "## What this does not show",
-    _LIMITS,
+    (_LIMITS_EMBEDDED if _is_of_the_suite(results) else "") + _LIMITS,
     "All numbers: `results.json`.",
   ]
   return "\n\n".join(parts) + "\n"
 
 
-_LIMITS = (
+def _is_of_the_suite(results: Results) -> bool:
+  """Returns whether these are the embedded backbone and tasks, a user's own aside."""
+  return results["backbone"]["name"] == EMBEDDED and {*results["tasks"]} <= {*TASKS}
+
+
+def _labels(results: Results) -> str:
+  """Returns what is said of rotated labels."""
+  if not results["rotated_labels"]:
+    return ""
+  if not _is_of_the_suite(results):
+    return "Each class is called by the next class's label word, which a prompt has to teach. "
+  return (
+    "Each class is called by the next class's label word (positive means negative), which "
+    "a prompt has to teach: with the suite's own words plain tuning is at its ceiling within "
+    "20 steps, and nothing could be told apart. "
+  )
+
+
+_LIMITS_EMBEDDED = (
   "- Anything about real language: backbone and tasks are made up, the width is 128 and "
   "sources have at most 24 tokens, so that a low-rank update is nearly of full rank, and a "
   "budget has little room for fusion and spaces.\n"
+)
+_LIMITS = (
   "- The methods at their end: the number of steps is small, so that what is compared is "
   "partly how fast they learn.\n"
   "- Another division of the budget: S, H, K and Q were set beforehand and not searched."
 )
 
 
-def _in_short(results: Results) -> list[str]:
+def in_short(results: Results) -> list[str]:
+  """Returns who is best, by how much, and what is noise, as text."""
   rows = results["summary"][str(results["prompt_length"])]
   ranking = sorted(rows, key=lambda name: -rows[name]["mean"])
   steadiest = min(rows, key=lambda name: rows[name]["spread"])
@@ -137,7 +137,8 @@ def _in_short(results: Results) -> list[str]:
   return lines
 
 
-def _main_table(results: Results) -> tuple[list[str], Rows]:
+def table(results: Results) -> Table:
+  """Returns the methods at the budget of `prompt_length`."""
   tokens = str(results["prompt_length"])
   header = ["method", "parameters", "S, R", "mean", "spread across tasks", "worst task"]
   rows = []
@@ -157,7 +158,7 @@ def _main_table(results: Results) -> tuple[list[str], Rows]:
   return [*header, "minus plain"], rows
 
 
-def _tasks_table(results: Results) -> tuple[list[str], Rows]:
+def _tasks_table(results: Results) -> Table:
   scores = results["scores"][str(results["prompt_length"])]
   rows = [
     [task, *(mean_and_deviation(by_task[task]) for by_task in scores.values())]
@@ -166,7 +167,7 @@ def _tasks_table(results: Results) -> tuple[list[str], Rows]:
   return ["task", *(results["labels"][method] for method in scores)], rows
 
 
-def _lengths_table(results: Results) -> tuple[list[str], Rows]:
+def _lengths_table(results: Results) -> Table:
   rows = []
   for method, label in results["labels"].items():
     cells = []
@@ -181,7 +182,7 @@ def _lengths_table(results: Results) -> tuple[list[str], Rows]:
   return ["method", *header], rows
 
 
-def _cost_table(results: Results) -> tuple[list[str], Rows]:
+def _cost_table(results: Results) -> Table:
   tokens, rows = str(results["prompt_length"]), []
   for name, row in results["cost"].items():
     method, _, again = name.partition(", ")
@@ -201,7 +202,7 @@ def _cost_table(results: Results) -> tuple[list[str], Rows]:
   return header, rows
 
 
-def _rates_table(results: Results) -> tuple[list[str], Rows]:
+def _rates_table(results: Results) -> Table:
   rows = []
   for method, found in results["tuning"]["methods"].items():
 
@@ -216,38 +217,31 @@ def _rates_table(results: Results) -> tuple[list[str], Rows]:
   return ["method", "chosen (prompt, others)", "all tries: mean on validation"], rows
 
 
-def _plot_tasks(path: pathlib.Path, results: Results) -> None:
-  tasks = results["tasks"]
+def pictures(results: Results) -> Mapping[str, Sheet]:
+  """Returns bars by task, and lines of the means over tasks against the budget."""
+  return {"tasks.png": _draw_tasks(results), "lengths.png": _draw_lengths(results)}
+
+
+def _draw_tasks(results: Results) -> Sheet:
+  tasks, labels = results["tasks"], results["labels"]
   scores = results["scores"][str(results["prompt_length"])]
-  figure, axes = new_figure(2 + 1.4 * len(tasks), 4.2)
-  draw_bars(
-    axes,
-    tasks,
-    {
-      results["labels"][m]: [by_task[t] for t in tasks] for m, by_task in scores.items()
-    },
-  )
-  save_figure(path, figure)
+  series = {
+    labels[method]: [Score.of(by_task[task]) for task in tasks]
+    for method, by_task in scores.items()
+  }
+  return charts.bars(tasks, series, len(results["initial_seeds"]))
 
 
-def _plot_lengths(path: pathlib.Path, results: Results) -> None:
-  lengths = np.asarray(results["prompt_lengths"], float)
-  figure, axes = new_figure(8.5, 4.2)
-  labels = results["labels"]
-  for number, (method, label) in enumerate(labels.items()):
-    rows = [results["summary"][str(n)][method] for n in results["prompt_lengths"]]
-    beside = 0.6 * (number - (len(labels) - 1) / 2)  # so that no bar hides another
-    axes.errorbar(
-      lengths + beside,
-      [100 * row["mean"] for row in rows],
-      yerr=[100 * row["deviation"] for row in rows],
-      label=label,
-      marker="osD^vX"[number],
-      capsize=3,
-    )
-  axes.set_xticks(lengths, [str(n) for n in results["prompt_lengths"]])
-  axes.set_xlabel("budget: P, tokens of a plain prompt with as many parameters")
-  axes.set_ylabel("exact match on test (%), mean over tasks")
-  axes.spines[["top", "right"]].set_visible(False)
-  axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-  save_figure(path, figure)
+def _draw_lengths(results: Results) -> Sheet:
+  lengths = results["prompt_lengths"]
+  of_methods = {
+    label: [
+      Score.of(np.mean(list(results["scores"][str(n)][method].values()), axis=0))
+      for n in lengths
+    ]
+    for method, label in results["labels"].items()
+  }
+  counts = [len(next(iter(of_methods.values()))[i].values) for i in range(len(lengths))]
+  ticks = [f"{n}\nn = {count}" for n, count in zip(lengths, counts, strict=True)]
+  label = "budget: P, tokens of a plain prompt with as many parameters"
+  return charts.lines({"Mean over tasks": of_methods}, ticks, label, max(counts))

@@ -1,36 +1,64 @@
-"""The report of a few-shot comparison: `report.md`, a plot, the lines on the terminal."""
+"""The report of a few-shot comparison."""
 
-import pathlib
+from collections.abc import Mapping
 
-import numpy as np
-
-from tpv_jax.core import files
-from tpv_jax.studies.report.arithmetic import (
+from tpv_jax.core.figures import Sheet
+from tpv_jax.embedded.suite import TASKS
+from tpv_jax.studies.report import charts
+from tpv_jax.studies.report.charts import Score
+from tpv_jax.studies.report.tables import (
+  EMBEDDED,
   Results,
-  Rows,
+  Table,
   difference,
   markdown_table,
   mean_and_deviation,
-  new_figure,
   percent,
-  save_figure,
+  provenance,
+  subject,
 )
-
-
-def write(folder: pathlib.Path, results: Results) -> None:
-  """Writes report and plot to `folder`, prints the summary and where the report is."""
-  _plot(folder / "scores.png", results)
-  files.write_text(folder / "report.md", markdown(results))
-  print("\n".join(line.replace("**", "") for line in _in_short(results)))
-  print(f"Report: {folder / 'report.md'}")
 
 
 def markdown(results: Results) -> str:
   """Returns the report: what was done, tables, a plot, and what the numbers do not show."""
-  seeds, backbone = results["initial_seeds"], results["backbone"]
-  command = [f"```\n{results['command']}\n```"] if results["command"] else []
-  known = ", ".join(f"{name} {v}" for name, v in results["versions"].items())
   batches = ", ".join(f"{b} for {n}" for n, b in results["batch_sizes"].items())
+  parts = [
+    "# Few-shot prompt tuning from random prompts, vectors and sums",
+    *provenance(results),
+    f"{len(results['targets'])} targets x {len(results['starts'])} starts x "
+    f"{subject(results)}. "
+    f"{results['total_steps']} steps on a target whatever the number of examples, in batches "
+    f"of {batches or 'none'}; the best prompt by {results['best_metric']} on validation, "
+    f"every {results['eval_period']} steps. All starts of a target see the same examples "
+    "in the same order; a smaller sample is part of a larger one. *Random* is the initial "
+    f"prompt P, the others are P + {results['coefficient']:g} v, each v made from the same "
+    f"P. Scores are exact match in percent on the first {results['test_examples']} test "
+    "examples, mean ± sample standard deviation over the initial prompts and samples.",
+    "## In short",
+    "\n".join(f"- {line}" for line in in_short(results)),
+    "## (a) Mean over targets",
+    markdown_table(*table(results)),
+    "Minus the random start, mean ± deviation over the initial prompts, and in how many "
+    "pairs of target and initial prompt it is higher : lower:",
+    markdown_table(*_minus_table(results)),
+    "![score against number of examples](scores.png)",
+    "## (b) By target",
+    *_by_target(results),
+    "## (c) How fast",
+    "Exact match on validation after so many steps, mean over targets and initial prompts:",
+    markdown_table(*_steps_table(results)),
+    "## (d) The source prompts",
+    markdown_table(*_sources_table(results)),
+    f"On their own tasks, after {results['source_steps']} steps of "
+    f"{results['source_batch_size']} examples of the whole training split.",
+    "## What this does not show",
+    _LIMITS + (_LIMITS_EMBEDDED if _is_of_the_suite(results) else ""),
+    "All numbers and the digest of each sample: `results.json`.",
+  ]
+  return "\n\n".join(parts) + "\n"
+
+
+def _by_target(results: Results) -> list[str]:
   by_target = []
   for name, target in results["targets"].items():
     related, second, unrelated = (
@@ -44,43 +72,13 @@ def markdown(results: Results) -> str:
       f"{target['note']} {roles}".strip(),
       markdown_table(*_target_table(results, name)),
     ]
-  parts = [
-    "# Few-shot prompt tuning from random prompts, vectors and sums",
-    f"{results['date']}, {results['device']}, {results['seconds']:.0f} s for this call; "
-    f"{known}.",
-    *command,
-    f"{len(results['targets'])} targets x {len(results['starts'])} starts x "
-    f"{len(seeds)} initial prompts (seeds {', '.join(map(str, seeds))}) on the backbone "
-    f"`{backbone['name']}` (fingerprint `{backbone['fingerprint'][:12]}`). "
-    f"{results['total_steps']} steps on a target whatever the number of examples, in batches "
-    f"of {batches or 'none'}; the best prompt by {results['best_metric']} on validation, "
-    f"every {results['eval_period']} steps. All starts of a target see the same examples "
-    "in the same order; a smaller sample is part of a larger one. *Random* is the initial "
-    f"prompt P, the others are P + {results['coefficient']:g} v, each v made from the same "
-    f"P. Scores are exact match in percent on the first {results['test_examples']} test "
-    "examples, mean ± sample standard deviation over the initial prompts and samples.",
-    "## In short",
-    "\n".join(f"- {line}" for line in _in_short(results)),
-    "## (a) Mean over targets",
-    markdown_table(*_mean_table(results)),
-    "Minus the random start, mean ± deviation over the initial prompts, and in how many "
-    "pairs of target and initial prompt it is higher : lower:",
-    markdown_table(*_minus_table(results)),
-    "![score against number of examples](scores.png)",
-    "## (b) By target",
-    *by_target,
-    "## (c) How fast",
-    "Exact match on validation after so many steps, mean over targets and initial prompts:",
-    markdown_table(*_steps_table(results)),
-    "## (d) The source prompts",
-    markdown_table(*_sources_table(results)),
-    f"On their own tasks, after {results['source_steps']} steps of "
-    f"{results['source_batch_size']} examples of the whole training split.",
-    "## What this does not show",
-    _LIMITS + (_LIMITS_EMBEDDED if backbone["name"] == "tpv_jax embedded" else ""),
-    "All numbers and the digest of each sample: `results.json`.",
-  ]
-  return "\n\n".join(parts) + "\n"
+  return by_target
+
+
+def _is_of_the_suite(results: Results) -> bool:
+  """Returns whether these are the embedded backbone and tasks, a user's own aside."""
+  known = {name.removeprefix("turned_") for name in results["sources"]}
+  return results["backbone"]["name"] == EMBEDDED and known <= {*TASKS}
 
 
 _LIMITS = (
@@ -96,7 +94,8 @@ _LIMITS_EMBEDDED = (
 )
 
 
-def _in_short(results: Results) -> list[str]:
+def in_short(results: Results) -> list[str]:
+  """Returns the ranking of the starts and their differences, as text."""
   labels, summary = results["starts"], results["summary"]
   lines = []
   for number, rows in summary.items():
@@ -122,7 +121,8 @@ def _header(results: Results) -> list[str]:
   return ["start", *(f"{number} examples" for number in results["scores"])]
 
 
-def _mean_table(results: Results) -> tuple[list[str], Rows]:
+def table(results: Results) -> Table:
+  """Returns the means over targets, by start and number of examples."""
   rows = [
     [
       label,
@@ -136,7 +136,7 @@ def _mean_table(results: Results) -> tuple[list[str], Rows]:
   return _header(results), rows
 
 
-def _minus_table(results: Results) -> tuple[list[str], Rows]:
+def _minus_table(results: Results) -> Table:
   rows = [
     [
       label,
@@ -150,7 +150,7 @@ def _minus_table(results: Results) -> tuple[list[str], Rows]:
   return _header(results), rows
 
 
-def _target_table(results: Results, target: str) -> tuple[list[str], Rows]:
+def _target_table(results: Results, target: str) -> Table:
   rows = [
     [
       label,
@@ -164,7 +164,7 @@ def _target_table(results: Results, target: str) -> tuple[list[str], Rows]:
   return _header(results), rows
 
 
-def _steps_table(results: Results) -> tuple[list[str], Rows]:
+def _steps_table(results: Results) -> Table:
   rows, steps = [], []
   for number, starts in results["curves"].items():
     for start, curve in starts.items():
@@ -174,35 +174,22 @@ def _steps_table(results: Results) -> tuple[list[str], Rows]:
   return ["examples", "start", *steps], rows
 
 
-def _sources_table(results: Results) -> tuple[list[str], Rows]:
+def _sources_table(results: Results) -> Table:
   rows = [[name, mean_and_deviation(s)] for name, s in results["sources"].items()]
   return ["source", "exact match"], rows
 
 
-def _plot(path: pathlib.Path, results: Results) -> None:
-  """Draws a panel for each target, scores against numbers of examples, a line a start."""
-  targets, numbers = list(results["targets"]), list(results["scores"])
-  figure, panels = new_figure(1 + 3.8 * len(targets), 4, columns=len(targets))
-  for axes, target in zip(np.atleast_1d(panels), targets, strict=True):
-    for place, (start, label) in enumerate(results["starts"].items()):
-      scores = [
-        100 * np.asarray(results["scores"][number][start][target]) for number in numbers
-      ]
-      axes.errorbar(
-        # Beside each other, so that no bar hides another.
-        np.arange(len(numbers)) + 0.08 * (place - 1.5),
-        [values.mean() for values in scores],
-        yerr=[values.std(ddof=1) for values in scores],
-        label=label,
-        marker="osD^"[place],
-        capsize=3,
-      )
-    axes.set_xticks(range(len(numbers)), numbers)
-    axes.set_xlabel("training examples of the target")
-    axes.set_title(target)
-    axes.set_ylim(-2, 105)
-    axes.spines[["top", "right"]].set_visible(False)
-  first = np.atleast_1d(panels)[0]
-  first.set_ylabel("exact match on test (%)")
-  first.legend(frameon=False, fontsize=8)
-  save_figure(path, figure)
+def pictures(results: Results) -> Mapping[str, Sheet]:
+  """Returns a panel for each target: scores against examples, a line a start."""
+  scores = results["scores"]
+  panels = {
+    target: {
+      label: [Score.of(by_start[start][target]) for by_start in scores.values()]
+      for start, label in results["starts"].items()
+    }
+    for target in results["targets"]
+  }
+  ticks, label = list(scores), "training examples of the target"
+  return {
+    "scores.png": charts.lines(panels, ticks, label, len(results["initial_seeds"]))
+  }

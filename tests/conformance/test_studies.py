@@ -1,0 +1,193 @@
+"""What every study of the registry does; a new one is tested by being registered."""
+
+import dataclasses
+import inspect
+import json
+import re
+
+import pictures
+import pytest
+import studies_at_work
+
+from tpv_jax.core import checks
+from tpv_jax.core.errors import UserError
+from tpv_jax.evaluation.evaluator import Evaluator
+from tpv_jax.studies import base, methods, registry
+from tpv_jax.studies.report.writer import Report
+
+every_study = pytest.mark.parametrize("name", registry.STUDIES)
+
+LONG = "super_glue_multirc_turned_{}_beside_a_question_that_means_$nothing$_at_all"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def three_methods():
+  """Each method of an ablation takes seconds to compile, so three are left out."""
+  with pytest.MonkeyPatch.context() as patch:
+    for name in [name for name in methods.METHODS if "without" in name]:
+      patch.delitem(methods.METHODS, name)
+    yield
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny, tmp_path_factory):
+  """Returns the settings of the smallest run of a study, by its name."""
+  found = {}
+
+  def of(name):
+    if name not in found:
+      folder = tmp_path_factory.mktemp("backbone")
+      found[name] = studies_at_work.ARGUMENTS[name](tiny, folder)
+    return found[name]
+
+  return of
+
+
+@pytest.fixture(scope="module")
+def finished(arguments, tmp_path_factory):
+  """Returns the folder and the results of a study that has run, by its name."""
+  found = {}
+
+  def of(name):
+    if name not in found:
+      folder = tmp_path_factory.mktemp(name) / "out"
+      run = registry.study(name).run
+      found[name] = (
+        folder,
+        run(**arguments(name), output_dir=folder, config=lambda: "x = 1\n"),
+      )
+    return found[name]
+
+  return of
+
+
+def test_a_name_that_is_no_study_is_refused_with_the_near_one():
+  with pytest.raises(UserError, match=r"no study 'few_shot'\. Did you mean 'few-shot'"):
+    registry.study("few_shot")
+
+
+@every_study
+def test_it_keeps_the_protocol(name):
+  study = registry.study(name)
+  assert dataclasses.is_dataclass(study) and study.__dataclass_params__.frozen
+  asked = {*vars(base.Study), *base.Study.__annotations__} - {"settings"}
+  assert {one for one in asked if one[0] != "_"} <= set(dir(study))
+  assert "settings" in {field.name for field in dataclasses.fields(study)}
+  assert isinstance(study.report, Report)
+
+
+@every_study
+def test_what_gin_configures_is_flat_and_documented(name):
+  run = registry.study(name).run
+  parameters = inspect.signature(run).parameters
+  shared = {field.name for field in dataclasses.fields(base.Settings)}
+  assert shared - {"network", "command"} <= set(parameters)
+  kinds = {parameter.kind for parameter in parameters.values()}
+  assert kinds == {inspect.Parameter.POSITIONAL_OR_KEYWORD}
+  described = re.findall(
+    r"^    (\w+): ", inspect.getdoc(run).replace("\n", "\n  "), re.M
+  )
+  assert set(parameters) <= set(described)
+  assert set(parameters) <= set(checks.annotations(run))
+
+
+@every_study
+@pytest.mark.parametrize(
+  ("changed", "message"),
+  [
+    ({"output_dir": "gs://bucket/x"}, "needs a folder of this machine"),
+    ({"initial_seeds": (3,)}, "at least two"),
+    ({"initial_seeds": (3, 4, 3)}, "Two INITIAL_SEEDS are '3'"),
+    ({"initial_seeds": (-1, 0)}, r"initial_seeds\[0\] is -1"),
+    ({"lengths": {"inputs": 8}}, "lengths is"),
+    ({"lengths": {"inputs": 8, "targets": 1}}, r"Set LENGTHS\['targets'\]"),
+  ],
+)
+def test_settings_are_refused_before_anything_is_written(
+  arguments, tmp_path, name, changed, message
+):
+  given = {**arguments(name), "output_dir": tmp_path / "out", **changed}
+  with pytest.raises(UserError, match=message):
+    registry.study(name).run(**given)
+  assert not list(tmp_path.iterdir())
+
+
+@every_study
+def test_tasks_of_one_name_are_refused(arguments, tmp_path, name):
+  given = arguments(name)
+  (tasks,) = {"tasks", "source_tasks"} & set(given)
+  twice = [given[tasks][0], *given[tasks]]
+  with pytest.raises(UserError, match=f"Two .* are '{twice[0].name}'"):
+    registry.study(name).run(**{**given, tasks: twice}, output_dir=tmp_path / "out")
+
+
+@every_study
+def test_a_folder_of_something_else_is_left_as_it_is(arguments, tmp_path, name):
+  (tmp_path / "mine.txt").write_text("mine")
+  study = registry.study(name)
+  with pytest.raises(UserError, match=f"holds no {study.work} of tpv_jax"):
+    study.run(**arguments(name), output_dir=tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@every_study
+def test_it_writes_its_results_its_report_and_every_picture_in_that(finished, name):
+  folder, results = finished(name)
+  assert json.loads((folder / "results.json").read_text()) == results
+  assert {"backbone", "initial_seeds", "versions", "device"} <= set(results)
+  assert {"summary", "seconds"} <= set(results)
+  assert (folder / "config.gin").read_text() == "x = 1\n"
+  text = (folder / "report.md").read_text()
+  shown = re.findall(r"!\[[^\]]+\]\((.+)\)", text)
+  assert set(shown) == set(registry.study(name).report.pictures(results))
+  for picture in shown:
+    assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+  assert (folder / registry.study(name).part).is_dir()
+
+
+@every_study
+def test_a_finished_one_trains_and_measures_nothing_again(
+  finished, arguments, monkeypatch, capsys, name
+):
+  folder, results = finished(name)
+
+  def score(*_):
+    raise AssertionError("measured again")
+
+  monkeypatch.setattr(Evaluator, "score", score)
+  monkeypatch.setattr("tpv_jax.training.cost.measure", score)
+  before = {p: p.stat().st_mtime_ns for p in folder.rglob("*_prompt.safetensors")}
+  again = registry.study(name).run(**arguments(name), output_dir=folder)
+  volatile = {"seconds", "date"}
+  assert {k: v for k, v in again.items() if k not in volatile} == {
+    k: v for k, v in results.items() if k not in volatile
+  }
+  assert before and before == {
+    p: p.stat().st_mtime_ns for p in folder.rglob("*_prompt.safetensors")
+  }
+  assert f"Report: {folder / 'report.md'}" in capsys.readouterr().out
+
+
+@every_study
+def test_its_pictures_show_what_was_measured(finished, name):
+  _, results = finished(name)
+  for sheet in registry.study(name).report.pictures(results).values():
+    pictures.check(sheet)
+
+
+@every_study
+@pytest.mark.parametrize(
+  ("count", "form"),
+  [(1, LONG), (2, "t{}"), (2, LONG), (3, "t{}"), (5, LONG), (20, LONG)],
+)
+def test_its_pictures_can_be_read_for_few_and_many_tasks_and_long_names(
+  name, count, form
+):
+  names = [form.format(number) for number in range(count)]
+  results = studies_at_work.DRAWN[name](names, [0, 7, 100])
+  for sheet in registry.study(name).report.pictures(results).values():
+    panels = pictures.check(sheet)
+    written = " ".join(
+      text.get_text() for axes in panels for text in axes.findobj(pictures.TEXT)
+    )
+    assert "n = 3" in written or "Cosine" in written

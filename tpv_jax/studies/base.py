@@ -1,0 +1,331 @@
+"""What every study does: it checks, tunes a grid of prompts, measures them, and reports.
+
+A study is an object that holds its settings and says what differs (`Study`); `conduct` is
+the rest. `registry` names the studies.
+"""
+
+import dataclasses
+import datetime
+import pathlib
+import time
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+
+import jax
+from tqdm import tqdm
+
+from tpv_jax.backbones import loading
+from tpv_jax.backbones.protocol import Network
+from tpv_jax.banks import bank
+from tpv_jax.banks.bank import Entry
+from tpv_jax.core import files
+from tpv_jax.core.errors import UserError
+from tpv_jax.core.screen import Bar
+from tpv_jax.data.batches import Tokenized
+from tpv_jax.data.labels import check_task
+from tpv_jax.data.tasks import Task
+from tpv_jax.data.vocabularies import Vocabulary
+from tpv_jax.devices import processes
+from tpv_jax.evaluation.evaluator import Evaluator, Prompt
+from tpv_jax.model import SoftPromptModel
+from tpv_jax.runs.run_folder import open_output, versions, write_results
+from tpv_jax.studies.measured import NAME, Measured
+from tpv_jax.studies.report.writer import Report, write
+from tpv_jax.training import training
+from tpv_jax.training.initial import Initial
+from tpv_jax.training.optimizers import LearningRate
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """The settings that every study has.
+
+  Attributes:
+    network: the backbone's.
+    backbone: what `load_backbone` takes.
+    vocabulary: the backbone's.
+    lengths: `{'inputs': T, 'targets': L}` in tokens, EOS included.
+    output_dir: the study's folder.
+    initial_seeds: the initial prompts; means and deviations are over them.
+    overwrite: train runs again that are finished or have other settings, and measure all
+      of them again.
+    progress: show progress.
+    config: gives the text for config.gin.
+    command: the command line, for the report.
+  """
+
+  network: Network
+  backbone: str
+  vocabulary: Vocabulary
+  lengths: Mapping[str, int]
+  output_dir: files.PathLike
+  initial_seeds: Sequence[int]
+  overwrite: bool
+  progress: bool
+  config: Callable[[], str] | None
+  command: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+  """How prompts are tuned.
+
+  Attributes:
+    learning_rate: step, from 0, to learning rate.
+    initial_prompt: (embedding table, seed) -> [P, D], for entries without their own.
+    total_steps: optimizer steps of each prompt.
+    eval_period: steps between validations, the best prompt being kept.
+    best_metric: by which a run keeps its best prompt.
+    checkpoints: write some on the way. Without, the runs are so short that one that is
+      killed starts again.
+  """
+
+  learning_rate: LearningRate
+  initial_prompt: Initial | None
+  total_steps: int
+  eval_period: int
+  best_metric: training.Metric
+  checkpoints: bool = True
+
+  def arguments(self) -> dict[str, Any]:
+    """Returns what `training.train` and `bank.train_bank` take."""
+    found = {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+      if field.name != "checkpoints"
+    }
+    if not self.checkpoints:
+      found |= {"log_period": self.eval_period, "checkpoint_period": self.total_steps}
+    return found
+
+
+@runtime_checkable
+class Study(Protocol):
+  """What differs between studies: the fields of a dataclass are its settings.
+
+  Attributes:
+    work: what it is called in messages: 'study', 'ablation'.
+    part: a folder in its output by which that is known again.
+    report: the module that writes on it.
+    run: the function that gin configures, which fills the dataclass and conducts it.
+    settings: those that every study has.
+  """
+
+  work: ClassVar[str]
+  part: ClassVar[str]
+  report: ClassVar[Report]
+  run: ClassVar[Callable[..., dict[str, Any]]]
+
+  @property
+  def settings(self) -> Settings:
+    """Returns the settings that every study has."""
+    ...
+
+  def check(self) -> None:
+    """Raises `UserError` for settings that do not fit each other, before all work."""
+    ...
+
+  def results(self, session: "Session") -> dict[str, Any]:
+    """Tunes and measures the prompts, and returns what becomes `results.json`."""
+    ...
+
+
+def conduct(study: Study) -> dict[str, Any]:
+  """Runs a study and returns its results, which it writes and prints.
+
+  Started again it continues: finished runs are not trained again, and what was measured
+  on their prompts (`measured.json`) is not measured again.
+
+  Raises:
+    UserError: settings that do not fit each other; a folder that holds something else, or
+      runs with other settings.
+  """
+  started, settings = time.time(), study.settings
+  study.check()
+  with open_output(settings.output_dir, study.work, study.part) as folder:
+    backbone = loading.load_backbone(
+      settings.backbone, settings.network, settings.vocabulary
+    )
+    session = Session(settings, folder, backbone, started)
+    results = study.results(session)
+
+    def report(folder: pathlib.Path, results: Mapping[str, Any]) -> None:
+      write(folder, results, study.report)
+
+    write_results(folder, results, report, settings.config)
+    return results
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+  """A study at work: it has its folder and its backbone.
+
+  Attributes:
+    settings: the study's.
+    folder: of its output.
+    backbone: as loaded.
+    started: when, in seconds.
+  """
+
+  settings: Settings
+  folder: pathlib.Path
+  backbone: loading.Backbone
+  started: float
+
+  def tune_bank(
+    self,
+    model: SoftPromptModel,
+    entries: Sequence[Entry],
+    tuning: Tuning,
+    size: int | None = None,
+  ) -> None:
+    """Tunes prompts of one form at once, or `size` of them."""
+    bank.train_bank(
+      model=model,
+      entries=entries,
+      backbone=self.backbone,
+      size=size,
+      progress=self.settings.progress,
+      **self._of_all_runs(tuning),
+    )
+
+  def tune_each(
+    self, jobs: Iterable[tuple[SoftPromptModel, Entry]], tuning: Tuning, title: str
+  ) -> list[dict[str, Any]]:
+    """Tunes prompts one after the other, and returns the manifests of their runs."""
+    shared = self._of_all_runs(tuning)
+    disable = not self.settings.progress
+    return [
+      training.train(
+        model=model,
+        data=entry.data,
+        run_dir=entry.run_dir,
+        backbone=self.backbone,
+        initial_seed=entry.initial_seed,
+        seed=entry.seed,
+        progress=False,
+        **shared | {"initial_prompt": entry.initial_prompt or tuning.initial_prompt},
+      )
+      for model, entry in Bar(list(jobs), desc=title, disable=disable)
+    ]
+
+  def _of_all_runs(self, tuning: Tuning) -> dict[str, Any]:
+    settings = self.settings
+    given = {"overwrite": settings.overwrite, "config": settings.config}
+    return tuning.arguments() | given
+
+  def evaluator(self, model: SoftPromptModel) -> Evaluator:
+    """Returns what evaluates prompts on the backbone."""
+    settings = self.settings
+    return Evaluator(
+      model,
+      self.backbone.params,
+      settings.vocabulary,
+      settings.lengths,
+      progress=settings.progress,
+    )
+
+  def measured(
+    self,
+    subject: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    decoding: SoftPromptModel | None = None,
+  ) -> Measured:
+    """Returns the measurements that were made before, on the same subject.
+
+    Args:
+      subject: what they depend on, backbone and decoding aside.
+      defaults: of what a subject that was written before may lack.
+      decoding: the model that writes texts, if any are measured.
+    """
+    whole = {**subject, "backbone": self.backbone.fingerprint}
+    if decoding is not None:
+      whole |= {"beams": decoding.num_beams, "length_penalty": decoding.length_penalty}
+    overwrite = self.settings.overwrite
+    return Measured(self.folder / NAME, whole, defaults, overwrite)
+
+  def say(self, text: str) -> None:
+    """Shows a line of progress."""
+    if self.settings.progress and processes.is_writer():
+      tqdm.write(text)
+
+  def head(self) -> dict[str, Any]:
+    """Returns the results that say when and by which command the study was run."""
+    today = datetime.date.today().isoformat()
+    return {"command": self.settings.command, "date": today}
+
+  def subject(self) -> dict[str, Any]:
+    """Returns the results that say on what backbone."""
+    return {"name": self.backbone.name, "fingerprint": self.backbone.fingerprint}
+
+  def machine(self) -> dict[str, Any]:
+    """Returns the results that say by what software and device."""
+    return {"versions": versions(), "device": jax.devices()[0].device_kind}
+
+  def seconds(self) -> float:
+    """Returns how long the study has worked."""
+    return round(time.time() - self.started, 1)
+
+
+class Split:
+  """A split of some tasks, each tokenized once, on which prompts are scored."""
+
+  def __init__(
+    self,
+    evaluator: Evaluator,
+    tasks: Iterable[Task],
+    split: str = "test",
+    most: int | None = None,
+  ):
+    """Tokenizes the first `most` examples of each task; says of 'test' what was lost."""
+    self._evaluator = evaluator
+    self._tokenized: dict[str, Tokenized] = {
+      task.name: evaluator.tokenize(
+        task.examples(split)[:most],
+        f"{task.name}, {split}" if split == "test" else None,
+      )
+      for task in tasks
+    }
+
+  def scores(self, asked: Mapping[Key, tuple[Prompt, str]]) -> dict[Key, float]:
+    """Returns the exact match of each prompt on the task that it is asked on.
+
+    One pass for all of them.
+
+    Args:
+      asked: name -> the folded prompt and the task's name.
+    """
+    pairs = [(leaves, self._tokenized[task]) for leaves, task in asked.values()]
+    return dict(zip(asked, self._evaluator.exact_matches(pairs), strict=True))
+
+
+def check_tasks(
+  tasks: Iterable[Task], settings: Settings, splits: Sequence[str]
+) -> None:
+  """Raises `UserError` for tasks that exact match says little of, or can't be answered.
+
+  Args:
+    tasks: of the study.
+    settings: with vocabulary and lengths.
+    splits: whose free targets are looked at.
+  """
+  for task in tasks:
+    if task.labels is None and task.metric != "exact_match":
+      raise UserError(
+        f"TASKS has '{task.name}', whose answers are free texts and whose metric is "
+        f"{task.metric}; a study compares exact matches, which say little of them. Leave "
+        "it out, or give it labels."
+      )
+    check_task(task, settings.vocabulary, settings.lengths, splits)
+
+
+def refuse_repeated(what: str, names: Sequence[Any]) -> None:
+  """Raises `UserError` if two of what has a folder by its name have the same one."""
+  for index, name in enumerate(names):
+    if name in names[:index]:
+      raise UserError(
+        f"Two {what} are '{name}', so their runs would share a folder. Name them "
+        "differently, or leave one out."
+      )

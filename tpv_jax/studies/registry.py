@@ -1,0 +1,32 @@
+"""The studies, each a file like `study.py` and one line here."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from tpv_jax.core.errors import UserError, near_misses
+
+if TYPE_CHECKING:
+  from tpv_jax.studies.base import Study
+
+STUDIES = {
+  "study": "tpv_jax.studies.study:Arithmetic",
+  "few-shot": "tpv_jax.studies.few_shot:FewShot",
+  "ablation": "tpv_jax.studies.ablation:Ablation",
+}
+"""Name -> module:attribute of a `base.Study`, a class; imported when it is asked for."""
+
+
+def study(name: str) -> "type[Study]":
+  """Returns the study of that name.
+
+  Raises:
+    UserError: there is none.
+  """
+  if name not in STUDIES:
+    raise UserError(
+      f"There is no study '{name}'.{near_misses(name, STUDIES)} The studies are "
+      f"{', '.join(STUDIES)}."
+    )
+  module, attribute = STUDIES[name].split(":")
+  found: type[Study] = getattr(importlib.import_module(module), attribute)
+  return found

@@ -1,0 +1,238 @@
+"""Charts of scores: bars by task, lines by number, matrices of tasks; all in percent.
+
+A score is the mean over initial prompts, with its sample standard deviation as an error
+bar, which ends at 0 and 100, and a dot for each initial prompt.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from tpv_jax.core.figures import SIZE, Sheet, line_height, wrapped
+
+SCORE = "exact match on test (%)"
+WIDEST, LEAST = 11.0, 2.4
+"""Of a panel, in inches."""
+
+_BAR, _BETWEEN = 0.19, 0.4
+"""Inches of a bar and between two tasks."""
+
+_LOW, _HIGH = -2.5, 105.0
+"""Where the axis of scores begins and ends: bars of 0 are lines that are seen."""
+
+_MARKERS = "osD^vXP*<>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """The scores of some initial prompts, in percent."""
+
+  values: tuple[float, ...]
+
+  @classmethod
+  def of(cls, fractions: Sequence[float]) -> "Score":
+    """Returns those of fractions."""
+    return cls(tuple(100.0 * float(value) for value in fractions))
+
+  @property
+  def mean(self) -> float:
+    """The mean."""
+    return float(np.mean(self.values))
+
+  @property
+  def error(self) -> tuple[float, float]:
+    """How far the error bar reaches down and up: never below 0 or above 100."""
+    if len(self.values) < 2:
+      return 0.0, 0.0
+    deviation = float(np.std(self.values, ddof=1))
+    return min(deviation, self.mean), min(deviation, 100.0 - self.mean)
+
+
+Series = Mapping[str, Sequence[Score]]
+"""Name -> scores, one of each group."""
+
+
+def bars(groups: Sequence[str], series: Series, seeds: int) -> Sheet:
+  """Returns grouped bars, in several rows where one would be too wide.
+
+  Args:
+    groups: the tasks.
+    series: what is compared on each.
+    seeds: how many initial prompts there are.
+  """
+  each = len(series) * _BAR + _BETWEEN
+  rows = math.ceil(len(groups) / max(1, int(WIDEST / each)))
+  in_row = math.ceil(len(groups) / rows)
+  each = max(each, LEAST / in_row)
+  sheet = Sheet()
+  for first in range(0, len(groups), in_row):
+    some = groups[first : first + in_row]
+    axes = sheet.panel(each * len(some), 3.0)
+    for number, (name, scores) in enumerate(series.items()):
+      beside = (number - (len(series) - 1) / 2) * _BAR / each
+      places = np.arange(len(some)) + beside
+      shown = scores[first : first + in_row]
+      colour = f"C{number}"
+      axes.bar(
+        places,
+        [score.mean for score in shown],
+        0.85 * _BAR / each,
+        label=name,
+        color=colour,
+        edgecolor=colour,  # A bar of 0 is this line.
+        linewidth=1.5,
+      )
+      _spread(axes, places, shown, "black", capsize=2)
+    # Bars of 0.85 and half of what is between two groups stand before the first.
+    axes.set_xlim(-0.5, len(some) - 0.5)
+    labels = [wrapped(name, each - 0.08) for name in some]
+    axes.set_xticks(range(len(some)), labels, fontsize=SIZE, parse_math=False)
+    _scores_axis(axes, seeds)
+    if not first:
+      _legend(axes)
+  return sheet
+
+
+def lines(
+  panels: Mapping[str, Series], ticks: Sequence[str], label: str, seeds: int
+) -> Sheet:
+  """Returns a panel for each name, with a line for each of its series.
+
+  Args:
+    panels: title -> series, with a score for each tick.
+    ticks: what the scores are against, from left to right.
+    label: of the ticks.
+    seeds: how many initial prompts there are.
+  """
+  columns = min(3, len(panels))
+  sheet = Sheet(columns)
+  most = max(len(series) for series in panels.values())
+  each = max(0.09 * most + 0.3, LEAST / len(ticks))
+  for place, (title, series) in enumerate(panels.items()):
+    axes = sheet.panel(each * len(ticks), 3.0, title)
+    for number, (name, scores) in enumerate(series.items()):
+      # Beside each other, so that no error bar hides another.
+      places = np.arange(len(ticks)) + (number - (len(series) - 1) / 2) * 0.09 / each
+      colour = f"C{number}"
+      means = [score.mean for score in scores]
+      marker = _MARKERS[number % len(_MARKERS)]
+      axes.plot(places, means, label=name, color=colour, marker=marker, markersize=5)
+      _spread(axes, places, scores, colour, capsize=3)
+    axes.set_xticks(range(len(ticks)), ticks, fontsize=SIZE)
+    axes.set_xlim(-0.5, len(ticks) - 0.5)
+    axes.set_xlabel(label, fontsize=SIZE + 1)
+    _scores_axis(axes, seeds, labelled=not place % columns)
+    if place == columns - 1:
+      _legend(axes)
+  return sheet
+
+
+def matrix(
+  sheet: Sheet,
+  values: Float[np.ndarray, "R C"],
+  rows: Sequence[str],
+  columns: Sequence[str],
+  bounds: tuple[float, float],
+  colours: str,
+  title: str,
+  cell: float = 0.6,
+  text: str = "",
+  parts: Sequence[str] = (),
+) -> None:
+  """Draws a matrix of coloured cells as a panel of a sheet.
+
+  Args:
+    sheet: is given a panel.
+    values: NaN where there are none.
+    rows: their names, from above. With `parts`, each is the name of as many rows.
+    columns: likewise.
+    bounds: the least and largest value that colours tell.
+    colours: a colour map of matplotlib.
+    title: of the panel.
+    cell: inches of a cell, more where there are few of them.
+    text: the form of the value in a cell; '' shows none.
+    parts: the short names of the rows, and columns, of each name.
+  """
+  high, wide = values.shape
+  cell = max(cell, LEAST / min(high, wide))
+  axes = sheet.panel(cell * wide, cell * high, title)
+  low, top = bounds
+  image = axes.imshow(values, vmin=low, vmax=top, cmap=colours, aspect="auto")
+  sheet.colorbar(axes, image)
+  each = cell * max(1, len(parts))
+  for axis, names in ((axes.xaxis, columns), (axes.yaxis, rows)):
+    _name(axis, names, parts, each)
+  if parts:
+    for border in np.arange(len(parts), high, len(parts)) - 0.5:
+      axes.axhline(border, color="black", linewidth=0.6)
+      axes.axvline(border, color="black", linewidth=0.6)
+  for (row, column), value in np.ndenumerate(values) if text else ():
+    if np.isfinite(value):
+      colour = "white" if value < (low + top) / 2 else "black"
+      centred = {"ha": "center", "va": "center", "fontsize": SIZE}
+      axes.text(column, row, text.format(value), color=colour, **centred)
+
+
+def _name(axis: Any, names: Sequence[str], parts: Sequence[str], each: float) -> None:
+  """Writes the names along an axis, those of columns upright, with their parts."""
+  labels = [
+    wrapped(name, 2.0, lines=max(1, int(each / line_height()))) for name in names
+  ]
+  count = max(1, len(parts))
+  upright = {"rotation": 90} if axis.axis_name == "x" else {}
+  places = np.arange(len(names)) * count + (count - 1) / 2
+  axis.remove_overlapping_locs = False  # Of the parts that stand at a name's middle.
+  axis.set_ticks(places, labels, fontsize=SIZE, parse_math=False, **upright)
+  if parts:
+    longest = max(map(len, parts))
+    every = np.arange(len(names) * count)
+    axis.set_ticks(every, [*parts] * len(names), minor=True)
+    axis.set_tick_params(
+      which="minor", labelsize=SIZE - 2, labelrotation=90 if upright else 0
+    )
+    axis.set_tick_params(which="major", length=0, pad=10 + (SIZE - 2) * 0.7 * longest)
+
+
+def _spread(
+  axes: Any, places: Any, scores: Sequence[Score], colour: str, capsize: int
+) -> None:
+  """Draws error bars, and a dot for each initial prompt."""
+  several = [
+    (place, score)
+    for place, score in zip(places, scores, strict=True)
+    if len(score.values) > 1
+  ]
+  if not several:
+    return
+  at = [place for place, _ in several]
+  axes.errorbar(
+    at,
+    [score.mean for _, score in several],
+    yerr=np.transpose([score.error for _, score in several]),
+    fmt="none",
+    ecolor=colour,
+    elinewidth=1.0,
+    capsize=capsize,
+  )
+  dots = [(place, value) for place, score in several for value in score.values]
+  axes.scatter(
+    *np.transpose(dots), s=5, color="white", edgecolors=colour, linewidths=0.6, zorder=4
+  )
+
+
+def _scores_axis(axes: Any, seeds: int, labelled: bool = True) -> None:
+  axes.set_ylim(_LOW, _HIGH)
+  axes.tick_params(axis="y", labelsize=SIZE)
+  axes.spines[["top", "right"]].set_visible(False)
+  if labelled:
+    axes.set_ylabel(
+      f"{SCORE}\nmean, sd and each of n = {seeds} initial prompts", fontsize=SIZE
+    )
+
+
+def _legend(axes: Any) -> None:
+  axes.legend(frameon=False, fontsize=SIZE, loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -1,0 +1,59 @@
+"""Tables and numbers as reports write them: percent, and mean ± standard deviation."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Results = Mapping[str, Any]
+Rows = Sequence[Sequence[str]]
+Table = tuple[Sequence[str], Rows]
+"""A header and rows of as many cells."""
+
+EMBEDDED = "tpv_jax embedded"
+"""The name of the embedded backbone in results."""
+
+
+def markdown_table(header: Sequence[str], rows: Rows) -> str:
+  """Returns a table in Markdown."""
+  lines = [header, ["---"] * len(header), *rows]
+  return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def percent(value: float | None) -> str:
+  """Returns a fraction in percent, '-' for None."""
+  return "-" if value is None else f"{100 * value:.1f}"
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+  """Returns mean ± sample standard deviation (n - 1) of fractions, in percent."""
+  deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
+  return f"{100 * np.mean(values):.1f} ± {100 * deviation:.1f}"
+
+
+def difference(found: Mapping[str, Any]) -> str:
+  """Returns what `comparison.compare` calls `minus_NAME` as text, in points."""
+  return (
+    f"{100 * found['mean']:+.1f} ± {100 * found['deviation']:.1f} "
+    f"({found['higher']} : {found['lower']})"
+  )
+
+
+def provenance(results: Results) -> list[str]:
+  """Returns the paragraphs that say when, with what and by which command it was made."""
+  known = ", ".join(f"{name} {v}" for name, v in results["versions"].items())
+  command = [f"```\n{results['command']}\n```"] if results["command"] else []
+  return [
+    f"{results['date']}, {results['device']}, {results['seconds']:.0f} s for this call; "
+    f"{known}.",
+    *command,
+  ]
+
+
+def subject(results: Results) -> str:
+  """Returns the words that name the initial prompts and the backbone."""
+  seeds, backbone = results["initial_seeds"], results["backbone"]
+  return (
+    f"{len(seeds)} initial prompts (seeds {', '.join(map(str, seeds))}) on the backbone "
+    f"`{backbone['name']}` (fingerprint `{backbone['fingerprint'][:12]}`)"
+  )
