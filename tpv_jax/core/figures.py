@@ -36,7 +36,7 @@ class Sheet:
     from matplotlib.figure import Figure
 
     self.figure = Figure(dpi=dpi)
-    FigureCanvasAgg(self.figure)
+    self._canvas = FigureCanvasAgg(self.figure)
     self._columns, self._title = columns, title
     self._panels: list[tuple[Any, float, float]] = []
 
@@ -103,7 +103,7 @@ class Sheet:
     """Returns the inches that are needed left, below, right and above a panel."""
     wide, high = self.figure.get_size_inches()
     axes.set_position((0, 0, width / wide, height / high))
-    renderer, dpi = self.figure.canvas.get_renderer(), self.figure.dpi
+    renderer, dpi = self._canvas.get_renderer(), self.figure.dpi
     own, whole = axes.get_window_extent(renderer), axes.get_tightbbox(renderer)
     gaps = (own.x0 - whole.x0, own.y0 - whole.y0, whole.x1 - own.x1, whole.y1 - own.y1)
     left, bottom, right, top = (max(0.0, gap / dpi) for gap in gaps)
