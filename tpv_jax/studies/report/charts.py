@@ -84,7 +84,7 @@ def bars(groups: Sequence[str], series: Series, seeds: int) -> Sheet:
         label=name,
         color=colour,
         edgecolor=colour,  # A bar of 0 is this line.
-        linewidth=1.5,
+        linewidth=2.0,
       )
       _spread(axes, places, shown, "black", capsize=2)
     # Bars of 0.85 and half of what is between two groups stand before the first.
