@@ -17,6 +17,9 @@ INCH = 72.0
 SIZE = 8.0
 """Of letters, in points, where nothing else is said."""
 
+_NARROWEST = 2.4
+"""Of a panel's title, in inches."""
+
 _GAP = 0.25
 """Between two panels and what is written around them, and at the edge half of it."""
 
@@ -45,7 +48,7 @@ class Sheet:
     # Its own label tells it from others of the same place.
     axes = self.figure.add_axes((0, 0, 1, 1), label=str(len(self._panels)))
     if title:
-      text = wrapped(title, max(width, 3.0), SIZE + 1)
+      text = wrapped(title, max(width, _NARROWEST), SIZE + 1)
       axes.set_title(text, fontsize=SIZE + 1, parse_math=False)
     self._panels.append((axes, width, height))
     wide, high = self.figure.get_size_inches()
@@ -132,11 +135,13 @@ def wrapped(
   are none, anywhere.
 
   Args:
-    text: of one line.
+    text: whose own lines stay apart.
     width: of a line, in inches.
     size: of the letters, in points.
-    lines: at most so many; then they are wider where they must be.
+    lines: of each line at most so many; then they are wider where they must be.
   """
+  if "\n" in text:
+    return "\n".join(wrapped(line, width, size, lines) for line in text.split("\n"))
   pieces = re.findall(r"[^\s_\-/+.:]*[\s_\-/+.:]+|[^\s_\-/+.:]+", text)
   found, line = [], ""
   for piece in pieces:

@@ -344,19 +344,16 @@ def print_table(
     results: its rows.
     numbers: of the candidate of each, where there are several.
   """
-  from rich.table import Column, Table
-
   names = list(dict.fromkeys(name for result in results for name in result.scores))
-  headers = [*([""] if numbers else []), *_COLUMNS, *names]
-  table = Table(*(Column(header, overflow="fold") for header in headers))
+  rows = []
   for index, result in enumerate(results):
     scores = [
       f"{100 * result.scores[name]:.1f}" if name in result.scores else ""
       for name in names
     ]
     own = [str(numbers[index])] if numbers else []
-    table.add_row(*own, result.task, result.split, str(result.examples), *scores)
-  screen.console().print(table)
+    rows.append([*own, result.task, result.split, str(result.examples), *scores])
+  screen.print_table([*([""] if numbers else []), *_COLUMNS, *names], rows)
 
 
 def _prediction_lines(

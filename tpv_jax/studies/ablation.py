@@ -36,6 +36,7 @@ from tpv_jax.prompts import budget, ept, plain
 from tpv_jax.studies import base, methods
 from tpv_jax.studies.methods import METHODS
 from tpv_jax.studies.report import ablation as report
+from tpv_jax.studies.report.writer import Report
 from tpv_jax.training.training import Metric
 
 
@@ -205,10 +206,10 @@ def ablation(
 class Ablation:
   """The ablation; the attributes are described at `ablation`, the tasks are `rotated`."""
 
-  work: ClassVar = "ablation"
-  part: ClassVar = "tuning"
-  report: ClassVar = report
-  run: ClassVar = staticmethod(ablation)
+  work: ClassVar[str] = "ablation"
+  part: ClassVar[str] = "tuning"
+  report: ClassVar[Report] = report
+  run: ClassVar[Callable[..., dict[str, Any]]] = staticmethod(ablation)
 
   settings: base.Settings
   tasks: Sequence[Task]

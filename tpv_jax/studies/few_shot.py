@@ -28,6 +28,7 @@ from tpv_jax.runs.run_settings import defaults_of
 from tpv_jax.studies import base, starts
 from tpv_jax.studies.measured import describe, digests
 from tpv_jax.studies.report import few_shot as report
+from tpv_jax.studies.report.writer import Report
 from tpv_jax.studies.starts import Job
 from tpv_jax.training import initial
 from tpv_jax.training.initial import Initial
@@ -136,13 +137,12 @@ def compare_starts(
     UserError: settings that do not fit each other; a folder that holds something else,
       or runs with other settings.
   """
-  tuning = functools.partial(
-    base.Tuning,
-    learning_rate,
-    initial_prompt,
-    best_metric=best_metric,
-    checkpoints=False,
-  )
+
+  def tuning(steps: int, period: int) -> base.Tuning:
+    return base.Tuning(
+      learning_rate, initial_prompt, steps, period, best_metric, checkpoints=False
+    )
+
   return base.conduct(
     FewShot(
       base.Settings(
@@ -158,6 +158,7 @@ def compare_starts(
         command,
       ),
       model,
+      initial_prompt,
       source_tasks,
       targets,
       shots,
@@ -179,13 +180,14 @@ class FewShot:
   `source_tuning` and `target_tuning` have the steps of the two.
   """
 
-  work: ClassVar = "few-shot comparison"
-  part: ClassVar = "vectors"
-  report: ClassVar = report
-  run: ClassVar = staticmethod(compare_starts)
+  work: ClassVar[str] = "few-shot comparison"
+  part: ClassVar[str] = "vectors"
+  report: ClassVar[Report] = report
+  run: ClassVar[Callable[..., dict[str, Any]]] = staticmethod(compare_starts)
 
   settings: base.Settings
   model: SoftPromptModel
+  initial_prompt: Initial
   source_tasks: Sequence[Task]
   targets: Sequence[Target]
   shots: Sequence[int]
@@ -209,8 +211,9 @@ class FewShot:
     self._tune_sources(session)
     seeds = self.settings.initial_seeds
     _write_vectors(session.folder, self.targets, seeds)
-    start = self.target_tuning.initial_prompt
-    jobs = _jobs(session.folder, self.targets, seeds, start, self.coefficient)
+    jobs = _jobs(
+      session.folder, self.targets, seeds, self.initial_prompt, self.coefficient
+    )
     for number in filter(None, self.shots):
       session.say(f"2/3 targets, {number} examples each")
       self._tune_targets(session, jobs, number)

@@ -26,6 +26,7 @@ from tpv_jax.runs.run_settings import defaults_of
 from tpv_jax.studies import base
 from tpv_jax.studies.arithmetic import Measurements
 from tpv_jax.studies.report import arithmetic as report
+from tpv_jax.studies.report.writer import Report
 from tpv_jax.training.initial import Initial
 from tpv_jax.training.loop import Metric
 from tpv_jax.training.optimizers import LearningRate
@@ -118,10 +119,10 @@ def study(
 class Arithmetic:
   """The study of arithmetic on vectors; the attributes are described at `study`."""
 
-  work: ClassVar = "study"
-  part: ClassVar = "vectors"
-  report: ClassVar = report
-  run: ClassVar = staticmethod(study)
+  work: ClassVar[str] = "study"
+  part: ClassVar[str] = "vectors"
+  report: ClassVar[Report] = report
+  run: ClassVar[Callable[..., dict[str, Any]]] = staticmethod(study)
 
   settings: base.Settings
   tuning: base.Tuning

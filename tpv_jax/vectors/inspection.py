@@ -6,7 +6,6 @@ from `equations` in fp64. matplotlib is imported when something is drawn.
 """
 
 import dataclasses
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from jaxtyping import Float64
 
 from tpv_jax.core import files, identity
 from tpv_jax.core.errors import UserError
+from tpv_jax.core.figures import Sheet
 from tpv_jax.prompts import equations
 from tpv_jax.vectors import algebra
 from tpv_jax.vectors.algebra import Loaded
@@ -28,6 +28,8 @@ OUTPUTS = (JSON, GATE, FUSION)
 
 _COLUMNS = 6
 """Heat maps of gates side by side; more begin a new row."""
+
+_DPI = 150
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,24 +256,20 @@ def draw_gates(looks: Sequence[Look]) -> bytes | None:
   if not shown:
     return None
   columns = min(len(shown), _COLUMNS)
-  rows = -(-len(shown) // columns)
   tokens = max(len(gate) for _, gate in shown)
   spaces = max(gate.shape[1] for _, gate in shown)
-  width = max(1.5, 0.3 * spaces + 0.5)
-  height = min(max(2.0, 0.2 * tokens), 8.0)
-  figure, panels = _figure(
-    1.6 + columns * width, 0.9 + rows * (height + 0.7), rows, columns
-  )
-  for (one, gate), panel in zip(shown, panels, strict=False):
+  width, height = max(1.5, 0.3 * spaces + 0.5), min(max(2.0, 0.2 * tokens), 8.0)
+  sheet = Sheet(columns, "Gate of the multi-space projection", dpi=_DPI)
+  for number, (one, gate) in enumerate(shown):
+    panel = sheet.panel(width, height, _title(one))
     image = _heat_map(panel, gate, [gate for _, gate in shown])
-    panel.set_title(_title(one), fontsize=9)
     panel.set_xticks(range(1, gate.shape[1] + 1))
     panel.set_xlabel("subspace")
-  for row in range(rows):
-    panels[row * columns].set_ylabel("prompt token")
-  figure.colorbar(image, ax=panels, label="gate weight (a token's add up to 1)")
-  figure.suptitle("Gate of the multi-space projection", fontsize=11)
-  return _png(figure)
+    if not number % columns:
+      panel.set_ylabel("prompt token")
+    if number == columns - 1:
+      sheet.colorbar(panel, image, "gate weight (a token's add up to 1)")
+  return sheet.png()
 
 
 def draw_fusion(looks: Sequence[Look]) -> bytes | None:
@@ -280,24 +278,21 @@ def draw_fusion(looks: Sequence[Look]) -> bytes | None:
   if not shown:
     return None
   columns = 1 if len(shown) <= 4 else 2
-  rows = -(-len(shown) // columns)
   tokens = max(len(attention) for _, attention in shown)
   height = min(max(1.0, 0.12 * tokens), 4.0)
-  figure, panels = _figure(
-    1.6 + columns * 6.0, 0.7 + rows * (height + 0.8), rows, columns
-  )
-  for (one, attention), panel in zip(shown, panels, strict=False):
-    image = _heat_map(panel, attention, [attention for _, attention in shown])
-    panel.set_title(
+  sheet = Sheet(columns, "Attention of the prompt fusion", dpi=_DPI)
+  for number, (one, attention) in enumerate(shown):
+    title = (
       f"{_title(one, ', ')}: gamma {one.gamma:.3g}, |fused| {one.norms['fused']:.3g}, "
-      f"|short_prompt| {one.norms['short_prompt']:.3g}",
-      fontsize=9,
+      f"|short_prompt| {one.norms['short_prompt']:.3g}"
     )
+    panel = sheet.panel(6.0, height, title)
+    image = _heat_map(panel, attention, [attention for _, attention in shown])
     panel.set_xlabel("source position (row of delta)")
     panel.set_ylabel("prompt token")
-  figure.colorbar(image, ax=panels, label="attention (a token's add up to 1)")
-  figure.suptitle("Attention of the prompt fusion", fontsize=11)
-  return _png(figure)
+    if number == columns - 1:
+      sheet.colorbar(panel, image, "attention (a token's add up to 1)")
+  return sheet.png()
 
 
 def _refuse_other(prompt: Loaded) -> None:
@@ -329,25 +324,8 @@ def _title(one: Look, separator: str = "\n") -> str:
   return one.name if terms in ("none", one.name) else f"{one.name}{separator}{terms}"
 
 
-def _figure(
-  width: float, height: float, rows: int, columns: int
-) -> tuple[Any, list[Any]]:
-  """Returns a figure and its panels, row by row; those without content are hidden."""
-  # Without pyplot: no screen is needed and no global state is touched.
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
-  FigureCanvasAgg(figure)
-  panels = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
-  for panel in panels:
-    panel.set_visible(False)
-  return figure, panels
-
-
 def _heat_map(panel: Any, values: np.ndarray, every: Sequence[np.ndarray]) -> Any:
   """Draws one heat map in the colours that all of them share; tokens count from 1."""
-  panel.set_visible(True)
   rows, columns = values.shape
   return panel.imshow(
     values,
@@ -358,9 +336,3 @@ def _heat_map(panel: Any, values: np.ndarray, every: Sequence[np.ndarray]) -> An
     interpolation="nearest",
     extent=(0.5, columns + 0.5, rows + 0.5, 0.5),
   )
-
-
-def _png(figure: Any) -> bytes:
-  content = io.BytesIO()
-  figure.savefig(content, format="png")
-  return content.getvalue()
