@@ -79,8 +79,12 @@ class Sheet:
       heights[row] = max(heights[row], height)
     wide = sum(lefts) + sum(widths) + sum(rights) + _GAP * self._columns
     high = sum(bottoms) + sum(heights) + sum(tops) + _GAP * rows
-    high += self._write_title(wide)
+    title = wrapped(self._title, wide - _GAP, SIZE + 3)
+    high += _GAP / 2 + (title.count("\n") + 1) * line_height(SIZE + 3) if title else 0.0
     self.figure.set_size_inches(wide, high)
+    if title:
+      top = {"y": 1 - _GAP / 2 / high, "va": "top"}
+      self.figure.suptitle(title, **top, fontsize=SIZE + 3, parse_math=False)
     for number, (axes, width, height) in enumerate(self._panels):
       row, column = divmod(number, self._columns)
       before = slice(column)
@@ -111,14 +115,6 @@ class Sheet:
     gaps = (own.x0 - whole.x0, own.y0 - whole.y0, whole.x1 - own.x1, whole.y1 - own.y1)
     left, bottom, right, top = (max(0.0, gap / dpi) for gap in gaps)
     return left, bottom, right, top
-
-  def _write_title(self, wide: float) -> float:
-    """Writes the title of all panels, and returns the inches that it takes."""
-    if not self._title:
-      return 0.0
-    text = wrapped(self._title, wide - _GAP, SIZE + 3)
-    self.figure.suptitle(text, y=1.0, va="top", fontsize=SIZE + 3, parse_math=False)
-    return (text.count("\n") + 1) * line_height(SIZE + 3)
 
 
 def line_height(size: float = SIZE) -> float:
