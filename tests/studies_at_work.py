@@ -3,10 +3,13 @@
 A study that is registered needs an entry in both, and is tested by `conformance`.
 """
 
+import contextlib
 import dataclasses
 import functools
+import inspect
 
 import numpy as np
+import pytest
 
 
 def _common(tiny, folder):
@@ -98,6 +101,43 @@ def ablation(tiny, folder):
 
 ARGUMENTS = {"study": study, "few-shot": few_shot, "ablation": ablation}
 """Name -> (tiny, an empty folder) -> what its function takes, OUTPUT_DIR aside."""
+
+_FINISHED = {}
+
+
+def finished(name, tiny, make_folder):
+  """Returns the settings, the folder and the results of a study, run once a process."""
+  if name not in _FINISHED:
+    from tpv_jax.studies import registry
+
+    arguments = ARGUMENTS[name](tiny, make_folder("backbone"))
+    folder, run = make_folder(name) / "out", registry.study(name).run
+    more = {"config": lambda: "x = 1\n", "command": "python -m x"}
+    taken = {k: v for k, v in more.items() if k in inspect.signature(run).parameters}
+    with three_methods():
+      results = run(**arguments, output_dir=folder, **taken)
+    _FINISHED[name] = arguments, folder, results
+  return _FINISHED[name]
+
+
+@contextlib.contextmanager
+def kept(folder):
+  """Puts back what another call writes beside the runs, for other tests to read."""
+  before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+  yield
+  for path, content in before.items():
+    path.write_bytes(content)
+
+
+@contextlib.contextmanager
+def three_methods():
+  """Leaves three methods out of an ablation: each takes seconds to compile."""
+  from tpv_jax.studies.methods import METHODS
+
+  with pytest.MonkeyPatch.context() as patch:
+    for name in [name for name in METHODS if "without" in name]:
+      patch.delitem(METHODS, name)
+    yield
 
 
 def drawn_study(names, seeds):

@@ -12,7 +12,7 @@ import studies_at_work
 from tpv_jax.core import checks
 from tpv_jax.core.errors import UserError
 from tpv_jax.evaluation.evaluator import Evaluator
-from tpv_jax.studies import base, methods, registry
+from tpv_jax.studies import base, registry
 from tpv_jax.studies.report.writer import Report
 
 every_study = pytest.mark.parametrize("name", registry.STUDIES)
@@ -20,45 +20,18 @@ every_study = pytest.mark.parametrize("name", registry.STUDIES)
 LONG = "super_glue_multirc_turned_{}_beside_a_question_that_means_$nothing$_at_all"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def three_methods():
-  """Each method of an ablation takes seconds to compile, so three are left out."""
-  with pytest.MonkeyPatch.context() as patch:
-    for name in [name for name in methods.METHODS if "without" in name]:
-      patch.delitem(methods.METHODS, name)
-    yield
-
-
 @pytest.fixture(scope="module")
 def arguments(tiny, tmp_path_factory):
   """Returns the settings of the smallest run of a study, by its name."""
-  found = {}
-
-  def of(name):
-    if name not in found:
-      folder = tmp_path_factory.mktemp("backbone")
-      found[name] = studies_at_work.ARGUMENTS[name](tiny, folder)
-    return found[name]
-
-  return of
+  folder = tmp_path_factory.mktemp("backbone")
+  return lambda name: studies_at_work.ARGUMENTS[name](tiny, folder)
 
 
 @pytest.fixture(scope="module")
-def finished(arguments, tmp_path_factory):
-  """Returns the folder and the results of a study that has run, by its name."""
-  found = {}
-
-  def of(name):
-    if name not in found:
-      folder = tmp_path_factory.mktemp(name) / "out"
-      run = registry.study(name).run
-      found[name] = (
-        folder,
-        run(**arguments(name), output_dir=folder, config=lambda: "x = 1\n"),
-      )
-    return found[name]
-
-  return of
+def finished(tiny, tmp_path_factory):
+  """Returns settings, folder and results of a study that has run, by its name."""
+  make = tmp_path_factory.mktemp
+  return lambda name: studies_at_work.finished(name, tiny, make)
 
 
 def test_a_name_that_is_no_study_is_refused_with_the_near_one():
@@ -132,7 +105,7 @@ def test_a_folder_of_something_else_is_left_as_it_is(arguments, tmp_path, name):
 
 @every_study
 def test_it_writes_its_results_its_report_and_every_picture_in_that(finished, name):
-  folder, results = finished(name)
+  _, folder, results = finished(name)
   assert json.loads((folder / "results.json").read_text()) == results
   assert {"backbone", "initial_seeds", "versions", "device"} <= set(results)
   assert {"summary", "seconds"} <= set(results)
@@ -147,9 +120,9 @@ def test_it_writes_its_results_its_report_and_every_picture_in_that(finished, na
 
 @every_study
 def test_a_finished_one_trains_and_measures_nothing_again(
-  finished, arguments, monkeypatch, capsys, name
+  finished, monkeypatch, capsys, name
 ):
-  folder, results = finished(name)
+  arguments, folder, results = finished(name)
 
   def score(*_):
     raise AssertionError("measured again")
@@ -157,8 +130,9 @@ def test_a_finished_one_trains_and_measures_nothing_again(
   monkeypatch.setattr(Evaluator, "score", score)
   monkeypatch.setattr("tpv_jax.training.cost.measure", score)
   before = {p: p.stat().st_mtime_ns for p in folder.rglob("*_prompt.safetensors")}
-  again = registry.study(name).run(**arguments(name), output_dir=folder)
-  volatile = {"seconds", "date"}
+  with studies_at_work.three_methods(), studies_at_work.kept(folder):
+    again = registry.study(name).run(**arguments, output_dir=folder)
+  volatile = {"seconds", "date", "command"}
   assert {k: v for k, v in again.items() if k not in volatile} == {
     k: v for k, v in results.items() if k not in volatile
   }
@@ -170,7 +144,7 @@ def test_a_finished_one_trains_and_measures_nothing_again(
 
 @every_study
 def test_its_pictures_show_what_was_measured(finished, name):
-  _, results = finished(name)
+  _, _, results = finished(name)
   for sheet in registry.study(name).report.pictures(results).values():
     pictures.check(sheet)
 

@@ -1,18 +1,16 @@
 """The ablation: its arithmetic by hand, its fairness, and a tiny one from end to end."""
 
-import dataclasses
 import json
 
 import numpy as np
 import pytest
+import studies_at_work
 
 from tpv_jax import cli
-from tpv_jax.backbones import loading
-from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.studies import ablation, methods
 from tpv_jax.studies.report import ablation as report
-from tpv_jax.training import cost, initial, optimizers
+from tpv_jax.training import cost
 
 FORM = ablation.Form(fusion_width=2, spaces=2, bottleneck=1)
 
@@ -88,51 +86,21 @@ def test_ratios_are_of_the_times_within_a_round():
 
 
 @pytest.fixture(scope="module")
-def arguments(tiny, tmp_path_factory):
+def at_work(tiny, tmp_path_factory):
+  return studies_at_work.finished("ablation", tiny, tmp_path_factory.mktemp)
+
+
+@pytest.fixture(scope="module")
+def arguments(at_work):
   """Of an ablation of two tasks on a random backbone: its numbers mean nothing."""
-  backbone = tmp_path_factory.mktemp("backbone") / "tiny.safetensors"
-  loading.save_backbone(backbone, identity.flatten(tiny.backbone.params), "tiny")
-  return {
-    "network": tiny.network,
-    "backbone": str(backbone),
-    "tasks": [
-      dataclasses.replace(tiny.task, name="one"),
-      dataclasses.replace(tiny.task, name="two"),
-    ],
-    "vocabulary": tiny.vocabulary,
-    "lengths": tiny.lengths,
-    "initial_prompt": initial.sampled_vocabulary,
-    "transformation": optimizers.adamw(),
-    "prompt_length": 16,
-    "total_steps": 2,
-    "batch_size": 8,
-    "eval_period": 2,
-    "plain_rates": [0.3],
-    "decomposed_rates": [(0.3, 0.03)],
-    "tuning_tasks": ["two"],
-    "form": ablation.Form(fusion_width=1, spaces=1, bottleneck=1),
-    "initial_seeds": (0, 1),
-    "repetitions": 3,
-    "progress": False,
-  }
+  return at_work[0]
 
 
 @pytest.fixture(scope="module")
-def three_methods():
+def finished(at_work):
   """Each method takes seconds to compile, so three are left out."""
-  with pytest.MonkeyPatch.context() as patch:
-    for name in [name for name in methods.METHODS if "without" in name]:
-      patch.delitem(methods.METHODS, name)
-    yield
-
-
-@pytest.fixture(scope="module")
-def finished(arguments, three_methods, tmp_path_factory):
-  folder = tmp_path_factory.mktemp("ablation") / "out"
-  results = ablation.ablation(
-    **arguments, output_dir=folder, config=lambda: "x = 1\n", command="python -m x"
-  )
-  return folder, results
+  with studies_at_work.three_methods():
+    yield at_work[1:]
 
 
 def test_every_method_is_trained_on_every_task_and_initial_prompt(finished):
@@ -194,7 +162,8 @@ def test_a_second_call_trains_nothing_and_finds_the_same_scores(
   # Timing compiles every step again, and is not what is tried here.
   monkeypatch.setattr(methods.Runs, "cost", lambda *_: results["cost"])
   before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")}
-  again = ablation.ablation(**arguments, output_dir=folder)
+  with studies_at_work.kept(folder):
+    again = ablation.ablation(**arguments, output_dir=folder)
   assert again["scores"] == results["scores"]
   assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")}
 

@@ -1,16 +1,13 @@
 """The comparison of starts: its arithmetic by hand, and a tiny one from end to end."""
 
-import dataclasses
-import functools
 import json
 
 import gin
 import numpy as np
 import pytest
+import studies_at_work
 
 from tpv_jax import cli
-from tpv_jax.backbones import loading
-from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import few_shot as sampling
 from tpv_jax.data import tasks
@@ -20,49 +17,24 @@ from tpv_jax.settings import gin_files
 from tpv_jax.studies import base, few_shot, starts
 from tpv_jax.studies.report import few_shot as report
 from tpv_jax.studies.report import writer
-from tpv_jax.training import initial
 from tpv_jax.training.task_data import TaskData
 from tpv_jax.vectors import store
 
 
 @pytest.fixture(scope="module")
-def arguments(tiny, tmp_path_factory):
-  """Of a comparison of one target on a random backbone: its numbers mean nothing."""
-  backbone = tmp_path_factory.mktemp("backbone") / "tiny.safetensors"
-  loading.save_backbone(backbone, identity.flatten(tiny.backbone.params), "tiny")
-  named = {
-    name: dataclasses.replace(tiny.task, name=name) for name in ("a", "b", "c", "d")
-  }
-  return {
-    "model": tiny.plain_model,
-    "backbone": str(backbone),
-    "source_tasks": [named["a"], named["b"], named["c"]],
-    "targets": [few_shot.Target(named["d"], "a", "b", "c", "Of copied words.")],
-    "vocabulary": tiny.vocabulary,
-    "lengths": tiny.lengths,
-    "initial_prompt": functools.partial(initial.sampled_vocabulary, length=4),
-    "learning_rate": tiny.schedule,
-    "shots": [0, 30],
-    "source_steps": 4,
-    "source_batch_size": 8,
-    "source_eval_period": 4,
-    "total_steps": 4,
-    "eval_period": 2,
-    "initial_seeds": (0, 1),
-    "coefficient": 0.5,
-    "validation_examples": 8,
-    "test_examples": 40,
-    "progress": False,
-  }
+def at_work(tiny, tmp_path_factory):
+  return studies_at_work.finished("few-shot", tiny, tmp_path_factory.mktemp)
 
 
 @pytest.fixture(scope="module")
-def finished(arguments, tmp_path_factory):
-  folder = tmp_path_factory.mktemp("few_shot") / "out"
-  results = few_shot.compare_starts(
-    **arguments, output_dir=folder, config=lambda: "x = 1\n", command="python -m x"
-  )
-  return folder, results
+def arguments(at_work):
+  """Of a comparison of one target on a random backbone: its numbers mean nothing."""
+  return at_work[0]
+
+
+@pytest.fixture(scope="module")
+def finished(at_work):
+  return at_work[1:]
 
 
 def manifest(folder, name):
@@ -163,7 +135,8 @@ def test_scores_are_of_the_best_prompts_and_of_the_starts_themselves(
 
 def test_the_report_has_its_tables_and_its_plot(finished, capsys):
   folder, results = finished
-  writer.write(folder, results, report)
+  with studies_at_work.kept(folder):
+    writer.write(folder, results, report)
   text = (folder / "report.md").read_text()
   assert results["date"] in text and "python -m x" in text
   for label in starts.STARTS.values():
@@ -197,7 +170,8 @@ def test_the_report_says_which_start_is_best_and_what_the_control_gains(finished
 def test_a_second_call_trains_nothing_and_finds_the_same_scores(finished, arguments):
   folder, results = finished
   before = {p: p.stat().st_mtime_ns for p in folder.glob("*/*/*.safetensors")}
-  again = few_shot.compare_starts(**arguments, output_dir=folder)
+  with studies_at_work.kept(folder):
+    again = few_shot.compare_starts(**arguments, output_dir=folder)
   assert again["scores"] == results["scores"]
   assert again["curves"] == results["curves"]
   assert before and before == {
