@@ -236,7 +236,7 @@ def _draw_lengths(results: Results) -> Sheet:
   lengths = results["prompt_lengths"]
   of_methods = {
     label: [
-      Score.of(np.mean(list(results["scores"][str(n)][method].values()), axis=0))
+      Score.of(np.mean([*results["scores"][str(n)][method].values()], axis=0).tolist())
       for n in lengths
     ]
     for method, label in results["labels"].items()
@@ -244,4 +244,5 @@ def _draw_lengths(results: Results) -> Sheet:
   counts = [len(next(iter(of_methods.values()))[i].values) for i in range(len(lengths))]
   ticks = [f"{n}\nn = {count}" for n, count in zip(lengths, counts, strict=True)]
   label = "budget: P, tokens of a plain prompt with as many parameters"
-  return charts.lines({"Mean over tasks": of_methods}, ticks, label, max(counts))
+  panels, seeds = {"Mean over tasks": of_methods}, len(results["initial_seeds"])
+  return charts.lines(panels, ticks, label, seeds, close=True)

@@ -51,6 +51,15 @@ class Score:
     deviation = float(np.std(self.values, ddof=1))
     return min(deviation, self.mean), min(deviation, 100.0 - self.mean)
 
+  @property
+  def reach(self) -> tuple[float, float]:
+    """The least and the largest of what is drawn."""
+    down, up = self.error
+    return (
+      min((*self.values, self.mean - down)),
+      max((*self.values, self.mean + up)),
+    )
+
 
 Series = Mapping[str, Sequence[Score]]
 """Name -> scores, one of each group."""
@@ -98,7 +107,11 @@ def bars(groups: Sequence[str], series: Series, seeds: int) -> Sheet:
 
 
 def lines(
-  panels: Mapping[str, Series], ticks: Sequence[str], label: str, seeds: int
+  panels: Mapping[str, Series],
+  ticks: Sequence[str],
+  label: str,
+  seeds: int,
+  close: bool = False,
 ) -> Sheet:
   """Returns a panel for each name, with a line for each of its series.
 
@@ -107,13 +120,14 @@ def lines(
     ticks: what the scores are against, from left to right.
     label: of the ticks.
     seeds: how many initial prompts there are.
+    close: show the scores that there are, and not all from 0 to 100.
   """
   columns = min(3, len(panels))
   sheet = Sheet(columns)
   most = max(len(series) for series in panels.values())
-  each = max(0.09 * most + 0.3, LEAST / len(ticks))
+  each = max(0.09 * most + 0.3, (4.0 if len(panels) == 1 else 3.0) / len(ticks))
   for place, (title, series) in enumerate(panels.items()):
-    axes = sheet.panel(each * len(ticks), 3.0, title)
+    axes = sheet.panel(each * len(ticks), 3.2, title)
     for number, (name, scores) in enumerate(series.items()):
       # Beside each other, so that no error bar hides another.
       places = np.arange(len(ticks)) + (number - (len(series) - 1) / 2) * 0.09 / each
@@ -124,8 +138,14 @@ def lines(
       _spread(axes, places, scores, colour, capsize=3)
     axes.set_xticks(range(len(ticks)), ticks, fontsize=SIZE)
     axes.set_xlim(-0.5, len(ticks) - 0.5)
-    axes.set_xlabel(label, fontsize=SIZE + 1)
+    width = each * len(ticks)
+    axes.set_xlabel(wrapped(label, width, SIZE + 1), fontsize=SIZE + 1)
     _scores_axis(axes, seeds, labelled=not place % columns)
+    if close:
+      values = [
+        one for some in series.values() for score in some for one in score.reach
+      ]
+      axes.set_ylim(max(_LOW, min(values) - 3), min(_HIGH, max(values) + 3))
     if place == columns - 1:
       _legend(axes)
   return sheet
