@@ -83,8 +83,10 @@ class Sheet:
     high += _GAP / 2 + (title.count("\n") + 1) * line_height(SIZE + 3) if title else 0.0
     self.figure.set_size_inches(wide, high)
     if title:
-      top = {"y": 1 - _GAP / 2 / high, "va": "top"}
-      self.figure.suptitle(title, **top, fontsize=SIZE + 3, parse_math=False)
+      below = 1 - _GAP / 2 / high
+      self.figure.suptitle(
+        title, y=below, va="top", fontsize=SIZE + 3, parse_math=False
+      )
     for number, (axes, width, height) in enumerate(self._panels):
       row, column = divmod(number, self._columns)
       before = slice(column)
