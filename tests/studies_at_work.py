@@ -18,7 +18,8 @@ def _common(tiny, folder):
   from tpv_jax.core import identity
 
   path = folder / "tiny.safetensors"
-  loading.save_backbone(path, identity.flatten(tiny.backbone.params), "tiny")
+  if not path.exists():
+    loading.save_backbone(path, identity.flatten(tiny.backbone.params), "tiny")
   return {
     "backbone": str(path),
     "vocabulary": tiny.vocabulary,

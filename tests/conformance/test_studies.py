@@ -1,6 +1,7 @@
 """What every study of the registry does; a new one is tested by being registered."""
 
 import dataclasses
+import functools
 import inspect
 import json
 import re
@@ -9,6 +10,7 @@ import pictures
 import pytest
 import studies_at_work
 
+from tpv_jax.cli import verbs
 from tpv_jax.core import checks
 from tpv_jax.core.errors import UserError
 from tpv_jax.evaluation.evaluator import Evaluator
@@ -24,7 +26,7 @@ LONG = "super_glue_multirc_turned_{}_beside_a_question_that_means_$nothing$_at_a
 def arguments(tiny, tmp_path_factory):
   """Returns the settings of the smallest run of a study, by its name."""
   folder = tmp_path_factory.mktemp("backbone")
-  return lambda name: studies_at_work.ARGUMENTS[name](tiny, folder)
+  return functools.cache(lambda name: studies_at_work.ARGUMENTS[name](tiny, folder))
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,11 @@ def test_it_keeps_the_protocol(name):
   assert {one for one in asked if one[0] != "_"} <= set(dir(study))
   assert "settings" in {field.name for field in dataclasses.fields(study)}
   assert isinstance(study.report, Report)
+
+
+@every_study
+def test_it_has_a_verb(name):
+  assert name in verbs.GROUPS["studies"]
 
 
 @every_study
@@ -92,6 +99,19 @@ def test_tasks_of_one_name_are_refused(arguments, tmp_path, name):
   twice = [given[tasks][0], *given[tasks]]
   with pytest.raises(UserError, match=f"Two .* are '{twice[0].name}'"):
     registry.study(name).run(**{**given, tasks: twice}, output_dir=tmp_path / "out")
+
+
+@every_study
+def test_tasks_of_free_texts_that_exact_match_says_little_of_are_refused(
+  arguments, tmp_path, name
+):
+  given = arguments(name)
+  (tasks,) = {"tasks", "source_tasks"} & set(given)
+  free = dataclasses.replace(given[tasks][0], labels=None, metric="squad_f1")
+  changed = {tasks: [free, *given[tasks][1:]]}
+  with pytest.raises(UserError, match=f"'{free.name}'.*labels"):
+    registry.study(name).run(**{**given, **changed}, output_dir=tmp_path / "out")
+  assert not list(tmp_path.iterdir())
 
 
 @every_study

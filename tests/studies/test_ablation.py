@@ -189,6 +189,31 @@ def test_unfair_or_impossible_settings_are_refused_before_anything_is_written(
   assert not folder.exists()
 
 
+def test_a_users_own_tasks_are_taken_and_what_names_others_is_named(tmp_path, capsys):
+  mine = tmp_path / "mine.gin"
+  mine.write_text(
+    "from __gin__ import dynamic_registration\n"
+    "from tpv_jax.data import text_files\n"
+    "TASKS = [@one/text_files.text_file_task(), @two/text_files.text_file_task()]\n"
+    "text_files.text_file_task.template = '{x}'\n"
+    "text_files.text_file_task.target = 'y'\n"
+    "text_files.text_file_task.labels = ['positive', 'negative']\n"
+    "one/text_files.text_file_task.name = 'one'\n"
+    "one/text_files.text_file_task.paths = 'one.tsv'\n"
+    "two/text_files.text_file_task.name = 'two'\n"
+    "two/text_files.text_file_task.paths = 'two.tsv'\n"
+  )
+  flags = [
+    "--gin_file=gin_configs/runs/ablation.gin",
+    f"--gin_file={mine}",
+    f"--gin.OUTPUT_DIR='{tmp_path}/out'",
+  ]
+  assert cli.main(["ablation", *flags]) == 2
+  said = capsys.readouterr().err
+  assert "TUNING_TASKS has 'topic', which is none of the TASKS one, two" in said
+  assert not (tmp_path / "out").exists()
+
+
 def test_the_command_refuses_a_folder_of_something_else(tmp_path, capsys):
   (tmp_path / "mine.txt").write_text("mine")
   flags = ["--gin_file=gin_configs/runs/ablation.gin", f"--gin.OUTPUT_DIR='{tmp_path}'"]

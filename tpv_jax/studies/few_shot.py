@@ -352,7 +352,8 @@ def _check(
       if name not in known:
         raise UserError(
           f"Target '{target.task.name}' is to start from the vector of '{name}', which "
-          f"is none of the sources {', '.join(known)}.{near_misses(name, known)}"
+          f"is none of the sources {', '.join(known)}.{near_misses(name, known)} Give "
+          "TARGETS whose related, second and unrelated are of SOURCES."
         )
     if len(set(used)) < len(used):
       raise UserError(
