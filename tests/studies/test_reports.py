@@ -23,7 +23,9 @@ def made(name):
   text = (ROOT / page).read_text()
   text = re.sub(r"\[results\]\(.+?\)", "`results.json`", text)
   text = re.sub(r"(!\[.+?\])\(\w+/(.+?)\)", r"\1(\2)", text)
-  return registry.study(name).report, results, text
+  # The command has had another name since.
+  command = re.search(r"```\n(.+?)\n```", text)[1]
+  return registry.study(name).report, results | {"command": command}, text
 
 
 @pytest.mark.parametrize("name", KEPT)
