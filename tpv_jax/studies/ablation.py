@@ -37,7 +37,7 @@ from tpv_jax.studies import base, methods
 from tpv_jax.studies.methods import METHODS
 from tpv_jax.studies.report import ablation as report
 from tpv_jax.studies.report.writer import Report
-from tpv_jax.training.training import Metric
+from tpv_jax.training.loop import Metric
 
 
 @dataclasses.dataclass(frozen=True)

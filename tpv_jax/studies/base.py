@@ -33,6 +33,7 @@ from tpv_jax.studies.measured import NAME, Measured
 from tpv_jax.studies.report.writer import Report, write
 from tpv_jax.training import training
 from tpv_jax.training.initial import Initial
+from tpv_jax.training.loop import Metric
 from tpv_jax.training.optimizers import LearningRate
 
 Key = TypeVar("Key", bound=Hashable)
@@ -86,7 +87,7 @@ class Tuning:
   initial_prompt: Initial | None
   total_steps: int
   eval_period: int
-  best_metric: training.Metric
+  best_metric: Metric
   checkpoints: bool = True
 
   def arguments(self) -> dict[str, Any]:

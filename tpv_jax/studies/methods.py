@@ -18,8 +18,9 @@ from tpv_jax.prompts import ept, plain
 from tpv_jax.studies import base
 from tpv_jax.studies.comparison import compare
 from tpv_jax.studies.measured import describe, digests
-from tpv_jax.training import cost, optimizers, training
+from tpv_jax.training import cost, optimizers
 from tpv_jax.training.initial import Initial
+from tpv_jax.training.loop import HIGHER_IS_BETTER, Metric
 from tpv_jax.training.task_data import TaskData
 from tpv_jax.vectors import algebra
 from tpv_jax.vectors.algebra import Loaded
@@ -74,7 +75,7 @@ class Tuning:
   total_steps: int
   batch_size: int
   eval_period: int
-  best_metric: training.Metric
+  best_metric: Metric
 
 
 @dataclasses.dataclass
@@ -260,7 +261,7 @@ def chosen(tries: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float]:
 
   The first of several equal ones wins.
   """
-  sign = 1 if training.HIGHER_IS_BETTER[metric] else -1
+  sign = 1 if HIGHER_IS_BETTER[metric] else -1
   return dict(max(tries, key=lambda one: sign * one["mean"])["rates"])
 
 

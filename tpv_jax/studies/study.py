@@ -30,7 +30,6 @@ from tpv_jax.studies.report.writer import Report
 from tpv_jax.training.initial import Initial
 from tpv_jax.training.loop import Metric
 from tpv_jax.training.optimizers import LearningRate
-from tpv_jax.training.training import Metric
 
 GRID = tuple(round(0.1 * tenth, 1) for tenth in range(1, 11))
 """Coefficients tried on validation: 0.1 to 1 (task arithmetic tries 21 in [0, 1])."""
