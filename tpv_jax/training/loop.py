@@ -135,6 +135,9 @@ class Run:
       "initial_digest": self._initial_digest(),
       "optimizer": _directions(self.model.optimizer_def, self.trained, sampled),
     }
+    # The module that makes runs, which it imports from here.
+    from tpv_jax.training.training import train
+
     return Settings(
       values,
       defaults_of(train, Run, type(self.model))
