@@ -387,6 +387,7 @@ def local_copy(task: str):
 
   def write(path):
     from tpv_jax.data import registry, sources
+    from tpv_jax.data.papers import definition
 
     which = registry.definition(task)
     path.mkdir()

@@ -14,6 +14,7 @@ from tpv_jax.backbones import registry as backbones
 from tpv_jax.banks import bank
 from tpv_jax.data import batches, vocabularies
 from tpv_jax.embedded import suite
+from tpv_jax.evaluation.evaluator import Evaluator
 from tpv_jax.prompts import registry as prompts
 from tpv_jax.runs.run_folder import RunFolder
 from tpv_jax.training import initial, optimizers

@@ -234,7 +234,7 @@ def widths(batch: Features) -> dict[str, int]:
   return {name: batch[feature].shape[1] for name, feature in names.items()}
 
 
-def order(count: int, seed: int, epoch: int = 0) -> Int[np.ndarray, "N"]:
+def order(count: int, seed: int, epoch: int = 0) -> Int[np.ndarray, " N"]:
   """Returns a random order of `range(count)`: a pure function of its arguments.
 
   It sorts raw Philox output, which NumPy keeps the same in all its versions (it
@@ -272,7 +272,7 @@ class Batches:
       functools.partial(order, len(tokenized), seed)
     )
 
-  def rows_at(self, step: int) -> Int[np.ndarray, "B"]:
+  def rows_at(self, step: int) -> Int[np.ndarray, " B"]:
     """Returns the row numbers of batch `step` (several hosts: each takes a slice)."""
     epochs, places = np.divmod(
       np.arange(step * self.batch_size, (step + 1) * self.batch_size),

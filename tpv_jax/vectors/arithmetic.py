@@ -136,7 +136,7 @@ def refuse_unequal(
 
 
 def _ordered_sum(
-  products: Float64[np.ndarray, "N *shape"],
+  products: Float64[np.ndarray, " N *shape"],
 ) -> np.ndarray | np.floating:
   """Returns the sum over the first axis, which no permutation of it can change."""
   if len(products) > 2:

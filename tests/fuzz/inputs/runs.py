@@ -55,7 +55,7 @@ def _without_compiling() -> None:
       kept[key] = real(model, learning_rate, microbatches, mesh)
     return kept[key]
 
-  training.compiled.build = build  # type: ignore[assignment]
+  steps.build = build  # type: ignore[assignment]
 
 
 def _keep_backbone() -> None:
@@ -114,6 +114,7 @@ def _make_bank() -> None:
   from tpv_jax import cli
   from tpv_jax.banks import bank
   from tpv_jax.banks import loop as loops
+  from tpv_jax.devices import processes
   from tpv_jax.training import signals
 
   _without_compiling()
@@ -123,13 +124,15 @@ def _make_bank() -> None:
     for note in notes:
       plan.size = min(plan.size, note["size"])
       plan.positions = min(plan.positions, note["block_positions"])
+    plan.cut = False
+    plan.steps = plan.build(plan.cut)
 
   def loop(self, state, at, stop_requested):
     for step in range(min(at.values()) + 1, 5):
       trainable = {k: leaf + 1.0 for k, leaf in state.trainable.items()}
       state = state.replace(step=state.step + 1, trainable=trainable)
       if step % 2 == 0:
-        self._save(self._on_host(state), step, set(self.active))
+        self._save(processes.on_host(state), step, set(self.active))
     return state
 
   bank.Plan.make_fit = make_fit  # type: ignore[method-assign,assignment]

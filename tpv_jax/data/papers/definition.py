@@ -161,7 +161,7 @@ class Definition:
 
   def places(
     self, split: str, counts: Mapping[str, int], seed: int = SEED
-  ) -> tuple[str, Int[np.ndarray, "N"]]:
+  ) -> tuple[str, Int[np.ndarray, " N"]]:
     """Returns the source's split that `split` is taken from, and its rows' numbers.
 
     Disjoint, by seed, in the source's order: the rules of arXiv 2408.01119, section 4.
