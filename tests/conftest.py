@@ -19,6 +19,15 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 sys.path.append(str(pathlib.Path(__file__).parent))
 jaxtyping.install_import_hook("tpv_jax", "shape_checks.check")
 
+from prompt_fixtures import (  # noqa: E402, F401
+  ept_initial,
+  ept_tuned,
+  initial_prompt,
+  make_run,
+  numpy_fold,
+  tuned_prompt,
+)
+
 
 def pytest_addoption(parser):
   parser.addoption("--no-skips", action="store_true", help="a test that skips fails")
