@@ -124,10 +124,10 @@ class Checkpoints:
 
   def damage(self, step: int) -> str | None:
     """Returns why the checkpoint of a step cannot be read, None if it can."""
+    _hide_closed_loops()
     try:
       self._read(step)
     except Exception as error:  # Orbax and TensorStore raise a dozen kinds on damage.
-      _hide_closed_loops()
       text = " ".join(str(error).split())[:200]
       return f"'{self.folder / f'checkpoint_{step}'}' cannot be read ({text})"
     return None
@@ -197,13 +197,18 @@ def _foreign(path: files.Path, why: str) -> UserError:
 @functools.cache
 def _hide_closed_loops() -> None:
   """Has Python print no trace of what Orbax leaves when a save or a read has failed."""
-  shown = sys.unraisablehook
+  of_python, of_threads = sys.unraisablehook, sys.excepthook
+  closed = "Event loop is closed"
 
-  def hook(unraisable: Any) -> None:
-    if str(unraisable.exc_value) != "Event loop is closed":
-      shown(unraisable)
+  def unraisable(found: Any) -> None:
+    if str(found.exc_value) != closed:
+      of_python(found)
 
-  sys.unraisablehook = hook
+  def printed(kind: Any, error: Any, trace: Any) -> None:
+    if str(error) != closed:  # tensorstore's threads print theirs in this way.
+      of_threads(kind, error, trace)
+
+  sys.unraisablehook, sys.excepthook = unraisable, printed
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:
