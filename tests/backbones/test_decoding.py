@@ -1,5 +1,6 @@
 """Decoding against a decoder that runs all over again at each step, for every text."""
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -271,7 +272,7 @@ def test_decoding_stops_when_all_rows_are_over(model):
   counting = Counting(
     **{
       name: getattr(net, name)
-      for name in net.__dataclass_fields__
+      for name in (one.name for one in dataclasses.fields(net))
       if name not in ("parent", "name")
     }
   )

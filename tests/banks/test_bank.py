@@ -588,9 +588,9 @@ def test_a_bank_that_is_cut_is_made_smaller_by_as_many_prompts_as_devices(tiny):
       return types.SimpleNamespace(total=100 * prompts)
 
   assert Plan()._most_prompts() == 8 and made == [8]
-  plan = Plan()
-  plan.size = 4
-  assert plan._most_prompts() == 0
+  small = Plan()
+  small.size = 4
+  assert small._most_prompts() == 0
 
 
 def test_blocks_are_made_smaller_where_not_one_prompt_fits(tiny, tmp_path, capsys):

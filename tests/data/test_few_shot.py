@@ -150,7 +150,7 @@ def test_more_than_there_are_and_none_are_refused_when_used():
     few_shot.few_shot(task, 3).examples("train")
   none = few_shot.few_shot(task, 0)
   assert len(none.examples("test")) == 2
-  with pytest.raises(UserError, match=r"from 0 examples.*tpv_jax\.eval"):
+  with pytest.raises(UserError, match=r"from 0 examples.*tpv eval"):
     none.examples("train")
   with pytest.raises(UserError, match="seed is -1"):
     few_shot.few_shot(task, 1, seed=-1)

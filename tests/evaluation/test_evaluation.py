@@ -12,10 +12,9 @@ import jax
 import numpy as np
 import pytest
 from conftest import Tiny
-from tqdm import tqdm
 
 from tpv_jax.backbones import loading
-from tpv_jax.core import identity
+from tpv_jax.core import identity, screen
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import batches, metrics, packing, tasks, vocabularies
 from tpv_jax.evaluation import candidates as candidates_of
@@ -289,7 +288,7 @@ def test_rows_are_made_as_calls_need_them_and_packed_once_for_all_prompts(
 def test_progress_counts_the_examples_of_all_prompts(tiny, prompt, monkeypatch):
   bars = []
 
-  class Bar(tqdm):
+  class Bar(screen.Bar):
     def close(self):
       if not self.disable:
         bars.append((self.desc, self.n, self.total))
