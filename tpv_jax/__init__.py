@@ -9,9 +9,9 @@
 What is listed in `__all__` is loaded when it is used; importing the package loads nothing.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
+from tpv_jax.core.registry import entry as _entry
 from tpv_jax.core.version import VERSION as __version__
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ __all__ = ["__version__", *_PLACES]
 def __getattr__(name: str) -> Any:
   if name not in _PLACES:
     raise AttributeError(f"module 'tpv_jax' has no attribute '{name}'")
-  return getattr(importlib.import_module(f"tpv_jax.{_PLACES[name]}"), name)
+  return _entry(f"tpv_jax.{_PLACES[name]}:{name}")
 
 
 def __dir__() -> list[str]:

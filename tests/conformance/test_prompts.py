@@ -1,7 +1,6 @@
 """Every registered prompt method keeps its protocol; one is tested by being registered."""
 
 import dataclasses
-import importlib
 import inspect
 
 import jax
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 
 from tpv_jax.core import identity
+from tpv_jax.core.registry import entry
 from tpv_jax.prompts import protocol, registry
 from tpv_jax.prompts.equations import Folded
 from tpv_jax.training import optimizers
@@ -23,8 +23,7 @@ pytestmark = pytest.mark.parametrize("name", registry.METHODS)
 
 
 def module_of(name):
-  where, attribute = registry.method(name).module.split(":")
-  kind = getattr(importlib.import_module(where), attribute)
+  kind = entry(registry.method(name).module)
   known = inspect.signature(kind).parameters
   return kind(**{size: value for size, value in SIZES.items() if size in known})
 

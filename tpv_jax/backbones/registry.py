@@ -1,12 +1,12 @@
 """The families of backbones, each a folder of this room and one line here."""
 
 import functools
-import importlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tpv_jax.core import files
 from tpv_jax.core.errors import UserError
+from tpv_jax.core.registry import entry
 from tpv_jax.formats import hugging_face
 
 if TYPE_CHECKING:
@@ -21,8 +21,7 @@ FAMILIES = {
 @functools.cache
 def family(name: str) -> "Family":
   """Returns the family of that name."""
-  module, attribute = FAMILIES[name].split(":")
-  found: Family = getattr(importlib.import_module(module), attribute)
+  found: Family = entry(FAMILIES[name])
   return found
 
 

@@ -1,9 +1,10 @@
 """The prompt methods: one line for each, with the file of its NumPy half."""
 
 import functools
-import importlib
 from collections.abc import Collection
 from typing import TYPE_CHECKING
+
+from tpv_jax.core.registry import entry
 
 if TYPE_CHECKING:
   from tpv_jax.prompts.protocol import Method
@@ -18,8 +19,7 @@ METHODS = {
 @functools.cache
 def method(name: str) -> "Method":
   """Returns the method of that name."""
-  module, attribute = METHODS[name].split(":")
-  found: Method = getattr(importlib.import_module(module), attribute)
+  found: Method = entry(METHODS[name])
   return found
 
 

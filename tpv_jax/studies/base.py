@@ -12,7 +12,6 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import jax
-from tqdm import tqdm
 
 from tpv_jax.backbones import loading
 from tpv_jax.backbones.protocol import Network
@@ -249,8 +248,8 @@ class Session:
 
   def say(self, text: str) -> None:
     """Shows a line of progress."""
-    if self.settings.progress and processes.is_writer():
-      tqdm.write(text)
+    if self.settings.progress:
+      processes.say(text)
 
   def head(self) -> dict[str, Any]:
     """Returns the results that say when and by which command the study was run."""

@@ -1,9 +1,9 @@
 """The studies, each a file like `study.py` and one line here."""
 
-import importlib
 from typing import TYPE_CHECKING
 
 from tpv_jax.core.errors import UserError, near_misses
+from tpv_jax.core.registry import entry
 
 if TYPE_CHECKING:
   from tpv_jax.studies.base import Study
@@ -27,6 +27,5 @@ def study(name: str) -> "type[Study]":
       f"There is no study '{name}'.{near_misses(name, STUDIES)} The studies are "
       f"{', '.join(STUDIES)}."
     )
-  module, attribute = STUDIES[name].split(":")
-  found: type[Study] = getattr(importlib.import_module(module), attribute)
+  found: type[Study] = entry(STUDIES[name])
   return found

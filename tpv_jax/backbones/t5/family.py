@@ -4,11 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tpv_jax.backbones.t5 import hugging_face
-from tpv_jax.backbones.t5.hugging_face import Config
 from tpv_jax.backbones.t5.sizes import SIZES, TINY
-from tpv_jax.core import files
-from tpv_jax.core.leaves import Leaf
-from tpv_jax.formats.hugging_face import Place
 
 if TYPE_CHECKING:
   from tpv_jax.backbones.t5.network import Transformer
@@ -30,25 +26,10 @@ class T5:
 
     return Transformer(**numbers)
 
-  def read_config(self, folder: files.Path) -> Config:
-    """Returns what a folder's config.json says; see `hugging_face.read_config`."""
-    return hugging_face.read_config(folder)
-
-  def config_of(
-    self, leaves: Mapping[str, Any], source: str, model_type: str | None = None
-  ) -> Config:
-    """Returns the config that leaves tell; see `hugging_face.config_of`."""
-    return hugging_face.config_of(leaves, source, model_type)
-
-  def places(self, config: Config) -> list[Place]:
-    """Returns every leaf, where it lies on either side; see `hugging_face.places`."""
-    return hugging_face.places(config)
-
-  def by_path(
-    self, source: str, config: Config, found: Mapping[str, Leaf]
-  ) -> dict[str, Leaf]:
-    """Returns a folder's leaves by T5X path; see `hugging_face.by_path`."""
-    return hugging_face.by_path(source, config, found)
+  read_config = staticmethod(hugging_face.read_config)
+  config_of = staticmethod(hugging_face.config_of)
+  places = staticmethod(hugging_face.places)
+  by_path = staticmethod(hugging_face.by_path)
 
 
 FAMILY = T5()
