@@ -229,7 +229,7 @@ class SoftPromptModel:
     metrics: Metrics = {
       "loss": Average(total=loss_sum, count=weight_sum),
       "accuracy": Average(total=jnp.sum(hits * weights), count=weight_sum),
-      # What greedy decoding would get right; see `data.metrics.exact_match`.
+      # What greedy decoding would get right; see `data.metrics.classes.exact_match`.
       "exact_match": Average(
         total=jnp.sum(right), count=jnp.sum(jnp.any(counted, axis=-1))
       ),

@@ -13,6 +13,7 @@ from tpv_jax.data.registry import DEFINITIONS
 from tpv_jax.settings import gin_files
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
+GOLDEN = REPOSITORY / "tests" / "conformance" / "golden_pairs.json"
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +46,7 @@ def test_list_has_a_line_for_every_task_and_can_keep_to_a_paper(capsys):
 def test_show_says_what_a_task_is_with_an_example(name, capsys):
   assert cli.main(["tasks", "show", name]) == 0
   shown = capsys.readouterr().out
-  pairs = json.loads((REPOSITORY / "tests/data/golden_pairs.json").read_text())["pairs"]
+  pairs = json.loads(GOLDEN.read_text())["pairs"]
   for text in (
     DEFINITIONS[name].template,
     DEFINITIONS[name].licence,

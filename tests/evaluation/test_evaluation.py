@@ -16,7 +16,8 @@ from conftest import Tiny
 from tpv_jax.backbones import loading
 from tpv_jax.core import identity, screen
 from tpv_jax.core.errors import UserError
-from tpv_jax.data import batches, metrics, packing, tasks, vocabularies
+from tpv_jax.data import batches, packing, tasks, vocabularies
+from tpv_jax.data.metrics import registry as metrics
 from tpv_jax.evaluation import candidates as candidates_of
 from tpv_jax.evaluation import evaluation
 from tpv_jax.evaluation import evaluator as evaluator_of

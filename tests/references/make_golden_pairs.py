@@ -1,6 +1,6 @@
 """Makes the pairs of the tasks in the T5 package's style by running its preprocessors.
 
-  python tests/references/make_golden_pairs.py            writes tests/data/golden_pairs.json
+  python tests/references/make_golden_pairs.py            writes tests/conformance/golden_pairs.json
   python tests/references/make_golden_pairs.py --check    compares with what is there
 
 The rows are those of tpv_jax/data/example_rows.json. Needs the package t5 (0.9.4 was used)
@@ -19,7 +19,7 @@ from tensorflow_datasets.text.glue import Glue
 from tensorflow_datasets.text.super_glue import SuperGlue
 
 TESTS = pathlib.Path(__file__).parent.parent
-PATH = TESTS / "data" / "golden_pairs.json"
+PATH = TESTS / "conformance" / "golden_pairs.json"
 ROWS = TESTS.parent / "tpv_jax" / "data" / "example_rows.json"
 
 

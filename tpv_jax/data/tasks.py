@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tpv_jax.core.errors import UserError, near_misses
-from tpv_jax.data import metrics
+from tpv_jax.data.metrics import registry as metrics
 
 SPLITS = ("train", "validation", "test")
 
@@ -42,7 +42,7 @@ class Task:
   Attributes:
     name: one word, used in provenance and file names.
     labels: all allowed targets in their order, or None where the targets are free.
-    metric: the name in `metrics.METRICS` of the one that counts.
+    metric: the name in `data.metrics.registry` of the one that counts.
     load: gives the examples of a split of `SPLITS`, the same ones at every call. It is
       called at every use: a loader for which that is dear keeps what it read.
     more_metrics: the names of others that are usual for it.
@@ -78,7 +78,7 @@ class Task:
     Args:
       examples: what was asked.
       predictions: generated texts, or chosen labels.
-      written: each target as the vocabulary writes it; see `metrics.exact_match`.
+      written: each target as the vocabulary writes it; see `data.metrics.classes.exact_match`.
     """
     common = ["exact_match"] if self.labels is None else ["exact_match", "macro_f1"]
     return metrics.compute(

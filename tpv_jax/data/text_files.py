@@ -71,7 +71,7 @@ def text_file_task(
     labels: the label words. A mapping says which word each value of the target column
       gets (`{0: 'negative', 1: 'positive'}`); a sequence lists the values that serve as
       words themselves; None leaves the targets free.
-    metric: the name in `metrics.METRICS` that evaluation reports beside the common ones.
+    metric: the name in `data.metrics.registry` that evaluation reports beside the common ones.
     splits: where splits without a file come from.
       None: nowhere, each split is its file.
       A mapping such as `{'validation': 0.1, 'test': 500}`: they are taken from the

@@ -17,8 +17,9 @@ from jaxtyping import Bool, Float, Int
 from tpv_jax.core import identity, screen
 from tpv_jax.core.errors import at_least
 from tpv_jax.core.screen import Bar
-from tpv_jax.data import batches, metrics, packing
+from tpv_jax.data import batches, packing
 from tpv_jax.data.labels import spelling
+from tpv_jax.data.metrics import registry as metrics
 from tpv_jax.data.tasks import Example, Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.devices import partitioning, processes
@@ -308,7 +309,8 @@ class Evaluator:
   def exact_match(self, prompt: Prompt, tokenized: batches.Tokenized) -> float:
     """Returns the exact match of greedy decoding without decoding, in one forward pass.
 
-    The same as `evaluate`'s; see `metrics.exact_match`. For searches over many prompts.
+    The same as that of `evaluate` (`data.metrics.classes.exact_match`), for searches over
+    many prompts.
     """
     return self.exact_matches([(prompt, tokenized)])[0]
 

@@ -60,7 +60,7 @@ class Definition:
     large: the rule of the splits: 1,000 rows of train become validation, and `held_out`
       is the test split; otherwise `held_out` is halved into validation and test.
     target: the column of the answer.
-    metrics: names in `metrics.METRICS`; the first is the task's own.
+    metrics: names in `data.metrics.registry`; the first is the task's own.
     held_out: the source's split that the rule speaks of.
     epochs: of a source prompt in the task-vector paper.
     target_length: the longest target in tokens of T5's vocabulary, EOS included.

@@ -1,0 +1,1 @@
+"""Metrics of predicted texts: a function and a line in `registry` each."""

@@ -1,0 +1,65 @@
+"""What a metric is given, and what one is."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
+
+
+@dataclasses.dataclass(frozen=True)
+class Predicted:
+  """What was predicted beside what is right, one entry an example.
+
+  Attributes:
+    targets: the right answers, or WSC's candidates.
+    predictions: decoded texts, or chosen labels.
+    labels: the task's labels, or None where the targets are free.
+    answers: all right answers of each example.
+    groups: what each example belongs to; MultiRC: its question.
+    written: each target as the vocabulary writes it (`labels.spelling`), None if it
+      can't; () means the targets.
+  """
+
+  targets: Sequence[str]
+  predictions: Sequence[str]
+  labels: Sequence[str] | None
+  answers: Sequence[Sequence[str]]
+  groups: Sequence[str]
+  written: Sequence[str | None] = ()
+
+  @property
+  def pairs(self) -> Iterable[tuple[str, str]]:
+    """The pairs of target and prediction."""
+    return zip(self.targets, self.predictions, strict=True)
+
+  @property
+  def classes(self) -> list[str]:
+    """The labels; without any, the different targets in alphabetical order."""
+    return sorted(set(self.targets)) if self.labels is None else list(self.labels)
+
+
+@runtime_checkable
+class Score(Protocol):
+  """A metric as a function: its score of what was predicted; more is better."""
+
+  def __call__(self, given: Predicted, /) -> float:
+    """Returns a finite number of at most 1.
+
+    Raises:
+      UserError: the examples lack what it needs, such as groups.
+    """
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """A metric with what it needs to know of a task before anything runs.
+
+  Attributes:
+    score: the function.
+    labels: how many labels the task must have; None for any number, or none.
+    advice: what is said of a task that has another number.
+  """
+
+  score: Score
+  labels: int | None = None
+  advice: str = ""
