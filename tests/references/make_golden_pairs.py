@@ -1,6 +1,6 @@
 """Makes the pairs of the tasks in the T5 package's style by running its preprocessors.
 
-  python tests/references/make_golden_pairs.py            writes tests/conformance/golden_pairs.json
+  python tests/references/make_golden_pairs.py    writes tests/conformance/golden_pairs.json
   python tests/references/make_golden_pairs.py --check    compares with what is there
 
 The rows are those of tpv_jax/data/example_rows.json. Needs the package t5 (0.9.4 was used)
