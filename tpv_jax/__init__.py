@@ -27,6 +27,7 @@ if TYPE_CHECKING:
   from tpv_jax.vectors.algebra import negate as negate
   from tpv_jax.vectors.algebra import scale as scale
   from tpv_jax.vectors.algebra import sum_vectors as sum_vectors
+  from tpv_jax.vectors.merging.merge import merge as merge
   from tpv_jax.vectors.provenance import Provenance as Provenance
   from tpv_jax.vectors.provenance import Term as Term
 
@@ -43,6 +44,7 @@ _PLACES = {
   "negate": "vectors.algebra",
   "scale": "vectors.algebra",
   "sum_vectors": "vectors.algebra",
+  "merge": "vectors.merging.merge",
   "Provenance": "vectors.provenance",
   "Term": "vectors.provenance",
 }

@@ -17,6 +17,7 @@ from tpv_jax import cli
 from tpv_jax.cli.names import short_names
 from tpv_jax.core import identity
 from tpv_jax.vectors import store
+from tpv_jax.vectors.merging.registry import RULES
 from tpv_jax.vectors.provenance import Provenance, Term
 
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -136,6 +137,22 @@ def test_weights_may_be_written_with_exponents(vectors, tpv):
     *("-o", "a.safetensors"),
   )
   assert terms("a.safetensors") == {"sst2": -0.001, "rte": -5.0}
+
+
+def test_merge_takes_the_options_of_its_rule(vectors, tpv):
+  both = "sst2.safetensors", "rte.safetensors"
+  tpv("merge", *both, "--rule", "linear", "-w", "3", "1", "-o", "a.safetensors")
+  assert terms("a.safetensors") == {"sst2": 0.75, "rte": 0.25}
+  call = "merge", *both, "--rule", "slerp", "--t", "0", "--lambda", "-2"
+  assert "merged by slerp, t 0" in tpv(*call, "-o", "b.safetensors")
+  assert terms("b.safetensors") == {"sst2": -2.0}
+
+
+def test_merge_lists_its_rules_without_any_vector(capsys):
+  assert cli.main(["merge", "--list"]) == 0
+  printed = capsys.readouterr().out
+  assert [line for line in printed.splitlines() if line[0] != " "] == list(RULES)
+  assert "exactly 2 vectors, no weights, --t (default 0.5)" in printed
 
 
 def test_negate_negates_every_task_of_a_sum(vectors, tpv):
@@ -504,6 +521,9 @@ def test_what_does_not_belong_together_is_refused(vectors, refused):
     ("scale", "sst2.safetensors", "-inf"): "is not finite",
     ("scale", "sst2.safetensors", "1e300"): "does not fit into fp32",
     ("sum", "sst2.safetensors", "-w", "1", "2"): "number of weights",
+    ("merge", "sst2.safetensors", "--rule", "mean"): "no merge rule 'mean'",
+    ("merge", "sst2.safetensors", "--t", "0.3"): "has no option 't'",
+    ("merge", "sst2.safetensors", "--rule", "slerp"): "exactly 2 vectors",
     ("negate", "sst.safetensors"): "Did you mean 'sst2.safetensors'",
     ("diff", "runs/sst2", "--task", "rte"): "states its task terms itself",
   }.items():
@@ -583,6 +603,7 @@ FORBIDDEN = ("jax", "jaxlib", "tensorflow", "flax", "orbax", "seqio", "torch", "
     ["train", "--help"],
     ["diff", "runs/sst2", "-o", "x.safetensors"],
     ["sum", "sst2.safetensors", "rte.safetensors", "-o", "x.safetensors"],
+    ["merge", *["sst2.safetensors"] * 2, "--rule", "slerp", "-o", "x.safetensors"],
     ["negate", "sst2.safetensors", "-o", "x.safetensors"],
     ["scale", "sst2.safetensors", "2", "-o", "x.safetensors"],
     ["analogy", *["sst2.safetensors"] * 3, "-o", "x.safetensors"],

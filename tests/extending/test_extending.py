@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from tpv_jax import cli
 from tpv_jax.backbones import registry as backbones
 from tpv_jax.banks import bank
 from tpv_jax.data import batches, vocabularies
@@ -20,12 +21,14 @@ from tpv_jax.runs.run_folder import RunFolder
 from tpv_jax.training import initial, optimizers
 from tpv_jax.training.task_data import TaskData
 from tpv_jax.vectors import store
+from tpv_jax.vectors.merging import registry as merge_rules
 
 TESTS = pathlib.Path(__file__).parents[1]
 DOCUMENTS = TESTS.parent / "docs" / "extending"
 sys.path.append(str(TESTS / "conformance"))
 
 import test_backbones  # noqa: E402
+import test_merging  # noqa: E402
 import test_prompts  # noqa: E402
 
 
@@ -58,12 +61,12 @@ def conforms(suite_of, *parameters):
   """Runs the tests of a conformance suite with these parameters."""
   for name, test in vars(suite_of).items():
     if name.startswith("test_"):
+      given = dict(zip(inspect.signature(test).parameters, parameters, strict=False))
       more = {
         mark.args[0]: mark.args[1][0]
         for mark in getattr(test, "pytestmark", [])
-        if mark.name == "parametrize"
+        if mark.name == "parametrize" and mark.args[0] not in given
       }
-      given = dict(zip(inspect.signature(test).parameters, parameters, strict=False))
       if "tmp_path" in inspect.signature(test).parameters:
         folder = pathlib.Path(name)
         folder.mkdir()
@@ -151,6 +154,31 @@ def optimizers_know_the_groups(monkeypatch):
   monkeypatch.setattr(optimizers, "_GROUP_OF", prompts.groups())
 
 
+def test_a_merge_rule_of_its_own(module, monkeypatch, capsys):
+  rule, use = blocks("merge_rule")
+  module("projections", rule)
+  text = (DOCUMENTS / "merge_rule.md").read_text()
+  line = re.search(r'^  ("projections": ".*"),$', text, re.M)
+  assert line[1] == '"projections": "tpv_jax.vectors.merging.projections:Projections"'
+  monkeypatch.setitem(merge_rules.RULES, "projections", "projections:Projections")
+  conforms(test_merging, "projections")
+  names = {}
+  exec(compile(use, "merge_rule.md", "exec"), names)
+  merged, one = (names[name].leaves["prompt"].ravel() for name in ("merged", "one"))
+  # Exact but for the ridge of a hundredth.
+  assert merged @ one / (one @ one) == pytest.approx(1, abs=0.02)
+  vectors = [names["one"], names["two"]]
+  for vector in vectors:
+    store.write(f"{vector.name}.safetensors", vector.leaves, vector.provenance)
+  command = re.search(r"`tpv (merge .* -o both\.safetensors)`", text)
+  assert cli.main(command[1].split()) == 0
+  written, _ = store.read("both.safetensors")
+  assert written["prompt"].tobytes() == names["merged"].leaves["prompt"].tobytes()
+  capsys.readouterr()
+  assert cli.main(["merge", "--list"]) == 0
+  assert "takes --ridge (default 0)" in capsys.readouterr().out
+
+
 def test_a_task_of_its_own():
   (code,) = blocks("task")
   names = {}
@@ -177,5 +205,5 @@ def test_a_task_of_its_own():
 
 def test_every_document_is_tried_here():
   assert {path.stem for path in DOCUMENTS.glob("*.md")} == {
-    *("backbone", "prompt_method", "task")
+    *("backbone", "merge_rule", "prompt_method", "task")
   }

@@ -25,6 +25,7 @@ GROUPS = {
   "vectors": {
     "diff": ("tpv_jax.cli.diff", "the vector TUNED - INITIAL"),
     "sum": ("tpv_jax.cli.sum", "the sum of vectors"),
+    "merge": ("tpv_jax.cli.merge", "one vector of several, by a merge rule"),
     "negate": ("tpv_jax.cli.negate", "the vector -V, to forget"),
     "scale": ("tpv_jax.cli.scale", "the vector C * V"),
     "analogy": ("tpv_jax.cli.analogy", "the vector C + (B - A)"),

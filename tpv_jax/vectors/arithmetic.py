@@ -102,6 +102,24 @@ def cosine(first: Leaves, second: Leaves) -> float:
   return min(1.0, max(-1.0, product))
 
 
+def gram(items: Sequence[Leaves]) -> Float64[np.ndarray, "N N"]:
+  """Returns the inner product of every pair over all values, accumulated in fp64.
+
+  Raises:
+    UserError: the leaves differ in name or shape.
+  """
+  for other in items[1:]:
+    refuse_unequal(items[0], other)
+  products = np.zeros((len(items), len(items)))
+  width = max(1, _AT_ONCE // len(items))
+  for name in sorted(items[0]):
+    flat = [item[name].reshape(-1) for item in items]
+    for start in range(0, flat[0].size, width):
+      part = np.stack([one[start : start + width].astype(np.float64) for one in flat])
+      products += part @ part.T
+  return products
+
+
 def norm(leaves: Leaves) -> float:
   """Returns the Euclidean norm of all values together, accumulated in fp64."""
   squares = 0.0

@@ -1,0 +1,83 @@
+"""Weighted sums and averages."""
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Float64
+
+from tpv_jax.core.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskArithmetic:
+  """The sum of the vectors, each times its weight: c_i = w_i."""
+
+  source: ClassVar[str] = "arXiv 2212.04089, task arithmetic"
+  number: ClassVar[int | None] = None
+  weighted: ClassVar[bool] = True
+  ordered: ClassVar[bool] = False
+
+  def coefficients(
+    self, gram: Float64[np.ndarray, "N N"], weights: Float64[np.ndarray, " N"]
+  ) -> Float64[np.ndarray, " N"]:
+    """Returns w_i."""
+    return weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+  """The weighted average: c_i = w_i / sum_j w_j."""
+
+  source: ClassVar[str] = "mergekit, linear"
+  number: ClassVar[int | None] = None
+  weighted: ClassVar[bool] = True
+  ordered: ClassVar[bool] = False
+
+  def coefficients(
+    self, gram: Float64[np.ndarray, "N N"], weights: Float64[np.ndarray, " N"]
+  ) -> Float64[np.ndarray, " N"]:
+    """Returns w_i / sum_j w_j; weights below 0, or all 0, are refused."""
+    return _shares(weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class NormBalanced:
+  """The weighted sum of the vectors, each scaled to their mean norm."""
+
+  source: ClassVar[str] = "ours"
+  number: ClassVar[int | None] = None
+  weighted: ClassVar[bool] = True
+  ordered: ClassVar[bool] = False
+
+  def coefficients(
+    self, gram: Float64[np.ndarray, "N N"], weights: Float64[np.ndarray, " N"]
+  ) -> Float64[np.ndarray, " N"]:
+    """Returns w_i mean_j |v_j| / |v_i|."""
+    norms = np.sqrt(np.diagonal(gram))
+    return weights * norms.mean() / norms
+
+
+@dataclasses.dataclass(frozen=True)
+class MetaGPT:
+  """The sum with the shares of the squared norms: c_i = |v_i|^2 / sum_j |v_j|^2."""
+
+  source: ClassVar[str] = "arXiv 2406.11385, without data"
+  number: ClassVar[int | None] = None
+  weighted: ClassVar[bool] = False
+  ordered: ClassVar[bool] = False
+
+  def coefficients(
+    self, gram: Float64[np.ndarray, "N N"], weights: Float64[np.ndarray, " N"]
+  ) -> Float64[np.ndarray, " N"]:
+    """Returns |v_i|^2 / sum_j |v_j|^2."""
+    return _shares(np.diagonal(gram))
+
+
+def _shares(parts: Float64[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
+  if (parts < 0).any() or not parts.any():
+    raise UserError(
+      f"An average has no weights like {', '.join(f'{part:g}' for part in parts)}. Give "
+      "weights of at least 0, not all of them 0, or use the rule task_arithmetic."
+    )
+  return parts / parts.sum()
