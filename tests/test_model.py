@@ -368,6 +368,15 @@ def test_a_prompt_of_another_width_is_refused():
     model.SoftPromptModel(build().network, plain.Prompt(4, 16), None, None)
 
 
+def test_a_prompt_that_reads_the_source_is_refused_by_what_it_reads():
+  class Attempt(plain.Prompt):
+    def __call__(self, source):
+      return equations.Folded(source, None)
+
+  with pytest.raises(UserError, match=r"Attempt reads 'source'.*can't be folded"):
+    build(Attempt(LENGTH, 12))
+
+
 def test_scores_are_sums_of_log_probabilities(params):
   scores, kept = jax.jit(build().score_batch, static_argnums=2)(params, BATCH, True)
   log_probabilities, _ = network_log_probabilities(params)

@@ -24,7 +24,7 @@ from tpv_jax.devices import partitioning
 from tpv_jax.devices.averages import Average
 from tpv_jax.encoder_decoder import EncoderDecoder
 from tpv_jax.prompts.equations import Folded
-from tpv_jax.prompts.protocol import SoftPrompt
+from tpv_jax.prompts.protocol import SoftPrompt, refuse_source_reading
 
 Params = Mapping[str, Any]
 Batch = Mapping[str, Any]
@@ -84,6 +84,8 @@ class SoftPromptModel:
         f"The prompt's rows have {prompt.features} features, the backbone's tokens "
         f"{network.emb_dim}. Set the prompt's features to {network.emb_dim}."
       )
+    if prompt is not None:
+      refuse_source_reading(prompt)
     try:
       re.compile(trainable)
     except re.error as error:

@@ -1,10 +1,12 @@
 """What a prompt method is to the model, the runners and the vectors."""
 
+import inspect
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from tpv_jax.core.errors import UserError
 from tpv_jax.prompts.equations import Folded
 
 
@@ -44,8 +46,8 @@ class Method(Protocol):
 
   What a method's prompts do must not depend on the source: they are folded once a step in
   training, once a prompt in evaluation and banks, and vectors are differences of what
-  they fold to. One that reads the source (ATTEMPT's attention over prompts) has no place
-  here yet.
+  they fold to. One that reads the source (ATTEMPT's attention over prompts) is refused
+  by `refuse_source_reading`.
 
   Attributes:
     names: what the provenance of its prompts may state as `method`.
@@ -104,3 +106,20 @@ class SoftPrompt(Protocol):
 
   def provenance(self, initial: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Returns what `Provenance` says of a prompt that starts from these parameters."""
+
+
+def refuse_source_reading(prompt: SoftPrompt) -> None:
+  """Raises `UserError` for a prompt module that is called with anything, as a source."""
+  asked = [
+    name
+    for name, one in inspect.signature(prompt.__call__).parameters.items()
+    if one.default is one.empty
+    and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+  ]
+  if asked:
+    raise UserError(
+      f"The prompt method {type(prompt).__name__} reads '{asked[0]}' when it is called, so "
+      "what it does depends on the source and can't be folded: training, banks, "
+      "evaluation and vectors have no road for it. Take only methods whose __call__ reads "
+      "nothing but their parameters."
+    )
