@@ -22,7 +22,7 @@ WRITTEN_BY_COMMANDS = ("docs/ablation.md", "docs/few_shot.md")
 """Without marks; docs/t5x-check.md is what `make t5x-check` wrote (see t5x_check.py)."""
 
 MARKDOWN = (
-  *("README.md", "docs/formats.md", "docs/tasks.md", "docs/t5x.md"),
+  *("README.md", "docs/formats.md", "docs/methods.md", "docs/tasks.md", "docs/t5x.md"),
   *("tpv_jax/embedded/MODEL_CARD.md", *WRITTEN_BY_COMMANDS),
 )
 
