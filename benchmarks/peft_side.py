@@ -42,7 +42,8 @@ class Peft:
         task_type="SEQ_2_SEQ_LM", num_virtual_tokens=length, prompt_tuning_init="RANDOM"
       ),
     )
-    # PEFT allocates twice the rows and uses the first half (methods.md, section 1).
+    # PEFT allocates twice the rows and uses the first half (docs/methods.md,
+    # "Prompt tuning").
     prompt = model.prompt_encoder["default"].embedding.weight
     self.notes = {
       "attention": backbone.config._attn_implementation,

@@ -96,7 +96,7 @@ def _ept_tuned(initial, task, *change) -> Loaded:
 
 
 def _fold(leaves, alpha):
-  """methods.md, section 3, sum by sum in fp64; its own statement, not the package's."""
+  """docs/methods.md, (3.12), sum by sum in fp64: not the package's own code."""
   p = {name: np.asarray(leaf, np.float64) for name, leaf in leaves.items()}
   rank, width = p["low_rank_b"].shape
   delta = np.einsum("mr,rd->md", p["low_rank_a"], p["low_rank_b"])

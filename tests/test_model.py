@@ -96,7 +96,7 @@ def of_targets(log_probabilities, targets=TARGETS):
   return np.take_along_axis(log_probabilities, targets[..., None], axis=-1)[..., 0]
 
 
-# The table in t5x.md: name, parameters that T5X passes by position or by name.
+# What T5X calls: name, parameters that it passes by position or by name.
 CONTRACT = {
   "get_initial_variables": ["rng", "input_shapes", "input_types"],
   "loss_fn": ["params", "batch", "dropout_rng"],

@@ -1,8 +1,9 @@
 """The model that both runners call: it owns loss, prediction and scoring.
 
 It has the members that T5X calls (by duck typing) and imports neither T5X nor seqio nor
-TensorFlow. What a batch holds, and how a prompt stands before it, is the matter of the
-backbone's architecture (`encoder_decoder`).
+TensorFlow. The loss is that of docs/methods.md, (6.1) to (6.4). What a batch contains, and
+how a prompt is prepended to it, depends on the backbone's architecture and is defined in
+its module (`encoder_decoder`).
 """
 
 import functools
@@ -33,34 +34,34 @@ Leaves = dict[str, Any]
 """Leaves by path, "a/b/c" -> array."""
 
 LOGITS_AT_ONCE = 2**23
-"""Logits that the loss makes at a time at most, 32 MiB of fp32 (ours)."""
+"""The most logits that the loss computes at a time, 32 MiB of fp32 (ours)."""
 
 ARCHITECTURES: dict[str, Callable[[Any], EncoderDecoder]] = {
   "encoder_decoder": EncoderDecoder
 }
-"""By the name that a network gives as its ARCHITECTURE."""
+"""A network's ARCHITECTURE -> the class that feeds batches to it."""
 
 PROMPT = "prompt"
 """Top-level key of the soft prompt's parameters, beside the backbone's."""
 
 
 class SoftPromptModel:
-  """A frozen backbone with a soft prompt of which `trainable` leaves are trained.
+  """A frozen backbone with a soft prompt; leaves that match `trainable` are trained.
 
-  Its hash is its identity, so that jitted functions may close over its methods.
+  It is hashed by identity, so that jitted functions may close over its methods.
 
   Attributes:
     network: the backbone.
-    prompt: the soft prompt that is trained. None: a folded one is read from
-      `params["prompt"]` where there is one (evaluation), its leaves 'prompt' [P, D] and
-      perhaps 'delta' [M, D]; otherwise it is the backbone alone (pre-training, "no
-      prompt").
+    prompt: the soft prompt that is trained. If None, a folded prompt is read from
+      `params["prompt"]` if that exists (evaluation), with the leaves 'prompt' [P, D] and
+      optionally 'delta' [M, D]; otherwise the model is the backbone alone (pre-training,
+      "no prompt").
     input_vocabulary: of the source.
     output_vocabulary: of the targets; its `eos_id` ends decoding.
     optimizer_def: handed to T5X; the standalone runner reads it too.
-    trainable: pattern that the whole path of a leaf must match to be trained.
-    z_loss: weight of log(Z)^2, added to each token's loss.
-    label_smoothing: probability spread over the wrong tokens.
+    trainable: regular expression that must match a leaf's whole path for it to be trained.
+    z_loss: weight of log(Z)^2, added to each token's loss, (6.3).
+    label_smoothing: probability spread over the wrong tokens, (6.2).
     num_beams: of beam search; 1 for greedy decoding.
     length_penalty: of beam search, see `decoding.beam_search`.
   """
@@ -125,9 +126,9 @@ class SoftPromptModel:
   ) -> dict[str, Any]:
     """Returns fresh `params` and their logical axes, `params_axes`.
 
-    Neither depends on the shapes of a batch (no backbone has absolute positions), so
-    `input_shapes` and `input_types`, which T5X passes, are not read. The prompt depends
-    on `rng` only, not on the backbone or the number of devices.
+    Neither depends on the shapes of a batch, because no backbone has absolute positions:
+    `input_shapes` and `input_types`, which T5X passes, are not used. The prompt depends on
+    `rng` only, not on the backbone or the number of devices.
     """
     del input_shapes, input_types
     network_rng, prompt_rng = jax.random.split(rng)
@@ -143,8 +144,8 @@ class SoftPromptModel:
     """Returns the trainable and the frozen leaves, by path.
 
     Raises:
-      UserError: `trainable` matches no leaf, or a part of the prompt's: its files hold what
-        is trained, and would lack the others.
+      UserError: `trainable` matches no leaf, or only some of the prompt's: a prompt's
+        files hold the trained leaves, and would lack the others.
     """
     flat = identity.flatten(params)
     trainable = {path: leaf for path, leaf in flat.items() if self._trains(path)}
@@ -171,22 +172,22 @@ class SoftPromptModel:
   def loss_fn(
     self, params: Params, batch: Batch, dropout_rng: Array | None
   ) -> tuple[Float[Array, ""], Metrics]:
-    """Returns the mean loss over target tokens, weighted, and the batch's metrics.
+    """Returns the weighted mean loss over target tokens, (6.4), and the batch's metrics.
 
     Frozen leaves are behind `stop_gradient`: their gradients are exactly zero and cost
-    nothing. The metrics are means that merge across batches: `loss` and `accuracy` over
-    target tokens, `exact_match` over rows.
+    nothing. The metrics are means that can be merged across batches: `loss` and `accuracy`
+    over target tokens, `exact_match` over rows, (8.3).
 
     Args:
       params: the backbone's parameters and the prompt's.
-      batch: see the module.
+      batch: see `encoder_decoder`.
       dropout_rng: None for no dropout.
     """
     loss_sum, weight_sum, metrics = self.loss_sums(params, batch, dropout_rng)
     return jnp.sum(loss_sum / jnp.where(weight_sum > 0, weight_sum, 1.0)), metrics
 
   def weight_sums(self, batch: Batch) -> Float[Array, "..."]:
-    """Returns the weights that `loss_sums` would return, without computing a loss."""
+    """Returns the summed weights that `loss_sums` returns, without computing the loss."""
     return jnp.sum(self.architecture.targets(batch).weights)
 
   def loss_sums(
@@ -196,17 +197,17 @@ class SoftPromptModel:
     dropout_rng: Array | None = None,
     folded: Folded | None = None,
   ) -> tuple[Float[Array, "..."], Float[Array, "..."], Metrics]:
-    """Returns the weighted loss and the weights, each summed over target tokens (fp32).
+    """Returns the weighted losses and the weights, both summed over target tokens (fp32).
 
-    Sums add up over devices and micro-batches where means do not. Here they are scalars;
-    a bank has one of each prompt.
+    Unlike means, sums can be added over devices and micro-batches. Here they are scalars;
+    a bank has one for each prompt.
 
     Args:
       params: the backbone's parameters and the prompt's.
-      batch: see the module.
+      batch: see `encoder_decoder`.
       dropout_rng: None for no dropout.
-      folded: what the prompt's parameters amount to, where that was computed before;
-        they are not read then.
+      folded: the folded prompt, if it was computed before; the prompt's parameters are
+        not used then.
     """
     flat = identity.flatten(params)
     params = identity.unflatten(
@@ -217,7 +218,7 @@ class SoftPromptModel:
     )
     if folded is None:
       folded = self.fold(params)
-    # Once more, that its gradient, too, does.
+    # Again, for a prompt that was passed folded: its gradient then lies whole too.
     folded = _on_every_device(folded)
     states = self.architecture.states(_backbone(params), folded, batch, dropout_rng)
     targets, weights, *_ = self.architecture.targets(batch)
@@ -231,7 +232,8 @@ class SoftPromptModel:
     metrics: Metrics = {
       "loss": Average(total=loss_sum, count=weight_sum),
       "accuracy": Average(total=jnp.sum(hits * weights), count=weight_sum),
-      # What greedy decoding would get right; see `data.metrics.classes.exact_match`.
+      # What greedy decoding would get right, (8.3); see
+      # `data.metrics.classes.exact_match`.
       "exact_match": Average(
         total=jnp.sum(right), count=jnp.sum(jnp.any(counted, axis=-1))
       ),
@@ -239,28 +241,28 @@ class SoftPromptModel:
     return loss_sum, weight_sum, metrics
 
   def fold(self, params: Params) -> Folded | None:
-    """Returns what the prompt's parameters amount to, None without a prompt.
+    """Returns the folded prompt, None without a prompt.
 
-    Its arrays lie whole on each device, however the parameters are cut.
+    Its arrays are whole on each device, however the parameters are sharded.
     """
     return _on_every_device(self._fold(params))
 
   def fold_once(
     self, trainable: Leaves, frozen: Leaves
   ) -> tuple[tuple[Folded | None, Leaves], Callable[[tuple[Any, Leaves]], Leaves]]:
-    """Returns the folded prompt beside the other trainable leaves, and a gradient's way back.
+    """Returns the folded prompt with the other trainable leaves, and its pull-back.
 
-    So the prompt is folded, and the gradient of its parameters taken, once a step,
-    whatever the number of micro-batches; and of a prompt that is cut over devices only
-    the folded arrays are ever brought together.
+    With these a step folds the prompt once, and takes the gradient of its parameters once,
+    whatever the number of micro-batches. Of a prompt that is sharded over devices only the
+    folded arrays are ever gathered.
 
     Args:
       trainable: leaves, see `split`.
       frozen: leaves.
 
     Returns:
-      What a loss is to be differentiated by; and the function from such a gradient to
-      that of the trainable leaves.
+      The values with respect to which a loss is to be differentiated; and the function
+      that maps this gradient to that of the trainable leaves.
     """
     prompt = {p: leaf for p, leaf in trainable.items() if p.startswith(f"{PROMPT}/")}
     others = {p: leaf for p, leaf in trainable.items() if p not in prompt}
@@ -273,9 +275,9 @@ class SoftPromptModel:
     return (_on_every_device(folded), others), back
 
   def fold_bank(self, prompts: Params) -> Folded:
-    """Returns what the parameters of N prompts, stacked, amount to: [N, S, D] and deltas.
+    """Returns N prompts folded from their stacked parameters: [N, S, D] and [N, M, D].
 
-    Its arrays are cut over devices as the parameters are.
+    The arrays are sharded over devices as the parameters are.
     """
     prompt = self.prompt
     assert prompt is not None
@@ -290,16 +292,16 @@ class SoftPromptModel:
   ) -> tuple[Float[Array, " N"], dict[str, Float[Array, " N"]]]:
     """Returns the loss of each prompt of a bank, summed over its target tokens (fp32).
 
-    Without dropout: the prompts of a row would share its mask.
+    There is no dropout: the prompts of a row would share its mask.
 
-    Also counts by prompt: `target_tokens`, weighted, and how many of them are right
-    (`accuracy`); `examples`, and how many have all tokens right (`exact_match`).
+    Also returns counts for each prompt: `target_tokens`, weighted, and how many of them are
+    right (`accuracy`); `examples`, and how many have all tokens right (`exact_match`).
 
     Args:
-      folded: the prompts [N, S, D], and perhaps deltas [N, M, D].
-      backbone: the frozen parameters; a prompt's beside them are not read.
-      batch: packed rows, see `data.packing.pack`; or rows of one example each, with
-        their places in the bank as `prompt_ids` [B].
+      folded: the prompts [N, S, D], and optionally deltas [N, M, D].
+      backbone: the frozen parameters; a prompt among them is ignored.
+      batch: packed rows, see `data.packing.pack`; or rows of one example each, with the
+        index of each row's prompt in the bank as `prompt_ids` [B].
     """
     batch = {name: jnp.asarray(values) for name, values in batch.items()}
     folded = _on_every_device(folded)
@@ -317,7 +319,7 @@ class SoftPromptModel:
       backbone, states, targets, self.label_smoothing, self.z_loss
     )
 
-    # Every example of every row has a number of its own; 0 in a row is padding.
+    # 1. Number the examples of all rows; in each row, segment 0 is padding.
     rows, length = targets.shape
     example = jnp.arange(rows)[:, None] * (length + 1) + segments
 
@@ -326,6 +328,7 @@ class SoftPromptModel:
         values.reshape(-1), example.reshape(-1), num_segments=rows * (length + 1)
       )
 
+    # 2. Sum what belongs to one prompt, whichever rows it is in.
     def by_prompt(values: Array, prompt: Array) -> Float[Array, " N"]:
       return jax.ops.segment_sum(
         values.reshape(-1).astype(jnp.float32),
@@ -333,6 +336,7 @@ class SoftPromptModel:
         num_segments=len(folded.prompt),
       )
 
+    # 3. An example is right, (8.3), if it ended and all of its weight is on right tokens.
     size = by_example(weights)
     owner = jax.ops.segment_max(
       prompt.reshape(-1), example.reshape(-1), num_segments=len(size)
@@ -349,16 +353,17 @@ class SoftPromptModel:
   def score_choices(
     self, folded: Folded, backbone: Params, batch: Batch
   ) -> tuple[Float[Array, "B choices"], Bool[Array, "B choices"]]:
-    """Returns each choice's log-probability (fp32), and whether greedy decoding gives it.
+    """Returns each choice's log-probability (fp32), (8.1), and if greedy decoding writes it.
 
-    Greedy decoding writes a choice if and only if each of its tokens is the arg max
-    after the ones before it; never one without EOS or with unknown tokens. A choice is a
-    segment of a target row, its number is its column; column 0 and those beyond a row's
-    last choice mean nothing. The choices of an example share its source, which is computed
-    once: to each of them all is as in a target row of its own.
+    Greedy decoding writes a choice if and only if each of its tokens is the arg max after
+    the ones before it, (8.3); never one without EOS or with unknown tokens. A choice is a
+    segment of a target row, and the segment's number is its column in the result; column 0
+    and the columns after a row's last choice are meaningless. The choices of an example
+    share its source, which is encoded once; each has the numbers that it would have in a
+    target row of its own.
 
     Args:
-      folded: the prompts of a bank [N, S, D], and perhaps deltas [N, M, D].
+      folded: the prompts of a bank [N, S, D], and optionally deltas [N, M, D].
       backbone: the backbone's parameters.
       batch: packed rows, see `data.packing.pack_choices`.
     """
@@ -384,12 +389,12 @@ class SoftPromptModel:
     batch: Batch,
     target_length: int,
   ) -> Int[Array, "B L"]:
-    """Returns the decoded tokens of rows that are for different prompts.
+    """Returns the decoded tokens of rows, each behind its own prompt of a bank.
 
     Args:
-      folded: the prompts of a bank [N, S, D], and perhaps deltas [N, M, D].
+      folded: the prompts of a bank [N, S, D], and optionally deltas [N, M, D].
       backbone: the backbone's parameters.
-      batch: sources, and `prompt_ids` [B], places in the bank.
+      batch: sources, and `prompt_ids` [B], the index of each row's prompt in the bank.
       target_length: L, the most tokens to write.
     """
     rows = _rows(folded, jnp.asarray(batch["prompt_ids"]))
@@ -410,10 +415,10 @@ class SoftPromptModel:
   ) -> tuple[Int[Array, "B L"], dict[str, Float[Array, " B"]]]:
     """Returns the decoded tokens, 0 after the end token, and their `scores`.
 
-    They are those of greedy decoding and the sums of their log-probabilities; with
-    several beams those of the best beam, each sum divided by its length as
+    Greedy decoding scores a row by the sum of its tokens' log-probabilities. With several
+    beams the best beam is returned, and its sum is divided by its length as
     `decoding.beam_search` says. At most as many tokens are written as the batch's targets
-    have room for. `rng`, which T5X passes, is not used: both are deterministic.
+    have positions. `rng`, which T5X passes, is not used: decoding is deterministic.
     """
     del rng
     tokens, scores = self._decode(params, self._folded_alone(params), batch)
@@ -422,10 +427,10 @@ class SoftPromptModel:
   def score_batch(
     self, params: Params, batch: Batch, return_intermediates: bool = False
   ) -> Float[Array, " B"] | tuple[Float[Array, " B"], dict[str, Any]]:
-    """Returns the log-probability of each row's targets, weighted and summed (fp32).
+    """Returns each row's target log-probabilities, weighted and summed (fp32).
 
-    With `return_intermediates` also T5X's tree of per-token values, `{'decoder':
-    {'target_tokens', 'loss_weights', 'token_scores'}}`, each in a tuple of one.
+    With `return_intermediates`, also T5X's tree of per-token values, `{'decoder':
+    {'target_tokens', 'loss_weights', 'token_scores'}}`, each in a tuple of length one.
     """
     states = self._states(params, batch, None)
     targets, weights, *_ = self.architecture.targets(batch)
@@ -444,14 +449,14 @@ class SoftPromptModel:
   def _written(
     self, targets: Int[Array, "B L"], hits: Bool[Array, "B L"]
   ) -> Bool[Array, "B L"]:
-    """Returns which target tokens greedy decoding writes: never the unknown one."""
+    """Returns which target tokens greedy decoding writes: the hits, but never `<unk>`."""
     return hits if self._unk_id is None else hits & (targets != self._unk_id)
 
   def _trains(self, path: str) -> bool:
     return re.fullmatch(self.trainable, path) is not None
 
   def _fold(self, params: Params) -> Folded | None:
-    """Returns what `fold` does, its arrays cut over devices as the parameters are."""
+    """Returns the result of `fold`, sharded over devices as the parameters are."""
     if self.prompt is not None:
       folded: Any = self.prompt.apply({"params": params[PROMPT]})
       return folded
@@ -463,12 +468,12 @@ class SoftPromptModel:
   def target_logits(
     self, folded: Folded, backbone: Params, batch: Batch
   ) -> Float[Array, "B L V"]:
-    """Returns the fp32 logits of the target tokens behind a folded prompt."""
+    """Returns the fp32 logits at every target position behind a folded prompt."""
     states = self.architecture.states(backbone, folded, batch)
     return self._apply(backbone, states, method=self.network.logits)
 
   def _folded_alone(self, params: Params) -> Folded | None:
-    """Returns the folded prompt where there is but one, which all rows stand behind."""
+    """Returns the one folded prompt that all rows share."""
     return self.fold(params)
 
   def _decode(
@@ -491,7 +496,7 @@ class SoftPromptModel:
   def _states(
     self, params: Params, batch: Batch, dropout_rng: Array | None
   ) -> Float[Array, "B L D"]:
-    """Returns the states before the targets, which the network's `logits` maps to logits."""
+    """Returns the decoder's states, which the network's `logits` maps to logits."""
     folded = self._folded_alone(params)
     return self.architecture.states(_backbone(params), folded, batch, dropout_rng)
 
@@ -505,9 +510,9 @@ class SoftPromptModel:
   ) -> tuple[Float[Array, "B L"], Bool[Array, "B L"]]:
     """Returns each token's loss, see `token_losses`, and whether it is the arg max.
 
-    Where there would be many logits, those of some target positions of all rows are
-    made at a time, and again in the backward pass, so that they never lie in memory
-    together. The numbers are the same.
+    If there are more than `LOGITS_AT_ONCE` logits, they are computed for some target
+    positions at a time, and again in the backward pass, so that they are never all in
+    memory. The numbers are the same.
     """
 
     def part(
@@ -545,9 +550,9 @@ def token_losses(
 ) -> Float[Array, "B L"]:
   """Returns each target token's cross-entropy in nats (fp32), padding tokens included.
 
-  With `label_smoothing` s the target keeps probability 1 - s, the other V - 1 tokens
-  share s, and the entropy of that distribution is subtracted, so that the least
-  possible loss is 0 (as in T5X). `z_loss` adds `z_loss * log(Z)^2`.
+  docs/methods.md, (6.1) to (6.3). With `label_smoothing` s the target keeps probability
+  1 - s, the other V - 1 tokens share s, and the entropy of that distribution is subtracted,
+  so that the least possible loss is 0 (as in T5X). `z_loss` adds `z_loss * log(Z)^2`.
   """
   logits = logits.astype(jnp.float32)
   vocabulary = logits.shape[-1]
@@ -567,15 +572,15 @@ def token_losses(
 
 
 def _on_every_device(folded: Any) -> Any:
-  """Returns the arrays of a folded prompt whole on each device, where rules are in force.
+  """Returns the arrays of a folded prompt whole on each device, if rules are in force.
 
-  Their gradient lies so, too. Otherwise XLA would cut activations as the prompt is cut.
+  So are their gradients. Otherwise XLA would shard activations as the prompt is sharded.
   """
   return jax.tree.map(lambda x: partitioning.lie(x, *[None] * x.ndim), folded)
 
 
 def _rows(folded: Folded, ids: Int[Array, " B"]) -> Folded:
-  """Returns the prompt of each row, [B, S, D], and perhaps its delta."""
+  """Returns each row's prompt, [B, S, D], and its delta if there is one."""
   return Folded(*(None if x is None else x[ids] for x in folded))
 
 

@@ -21,11 +21,11 @@ FOLDER = pathlib.Path(__file__).parents[2] / "gin_configs" / "prompts"
 T5_BASE = {"tokens": 100, "features": 768, "source_length": 256}
 SMALL_PARTS = {"fusion_width": 4, "spaces": 4, "bottleneck": 1}
 DEPT_PAIRS = ((20, 60), (40, 45), (60, 30), (80, 15))
-"""(S, R) of DePT's code for T5-base (methods.md, section 2)."""
+"""(S, R) of DePT's code for T5-base (docs/methods.md, "DePT")."""
 
 
 def total_of(length, rank, features, source_length, fusion_width, spaces, bottleneck):
-  """Returns the number of parameters, from the shapes in methods.md, section 3."""
+  """Returns the number of parameters, from the shapes in docs/methods.md, "Letters"."""
   fusion = 2 * features * fusion_width + 1 if fusion_width else 0
   subspaces = 2 * spaces * features * bottleneck + features * spaces + spaces
   return length * features + (source_length + features) * rank + fusion + subspaces

@@ -165,7 +165,7 @@ def test_a_fresh_module_starts_as_plain_tuning_too():
 
 
 def test_dept_is_ept_with_both_parts_off(backbone):
-  # What methods.md, section 2, says of DePT, written out: e_j + delta[j].
+  # docs/methods.md, (2.1) and (2.2), written out: e_j + delta_j.
   leaves = scrambled(DEPT)
   delta = 8 / np.sqrt(4) * leaves["low_rank_a"] @ leaves["low_rank_b"]
   folded = {"prompt": leaves["short_prompt"], "delta": delta}
@@ -206,7 +206,7 @@ STILL_AT_STEP_0 = {
   "dept": {"low_rank_a", "space_down", "gate_kernel", "gate_bias"}
   | {"fusion_query", "fusion_key", "fusion_gamma"},
 }
-"""Of these the gradient is 0 at step 0 (methods.md, section 3, point 5)."""
+"""Of these the gradient is 0 at step 0 (docs/methods.md, "Starts and first gradients")."""
 
 
 @pytest.mark.parametrize("decomposition", STILL_AT_STEP_0)

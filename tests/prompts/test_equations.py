@@ -1,4 +1,4 @@
-"""EPT's equations against a statement of methods.md, section 3, in plain NumPy."""
+"""EPT's equations against docs/methods.md, (2.1) and (3.1) to (3.15), in plain NumPy."""
 
 import math
 
@@ -33,7 +33,7 @@ def form(name):
 
 
 def random_leaves(seed, **sizes):
-  """Returns leaves of which none is 0, in the shapes that methods.md gives."""
+  """Returns leaves of which none is 0, in the shapes of docs/methods.md, "Letters"."""
   rng = np.random.default_rng(seed)
   s, d, m, r = (sizes[name] for name in SIZES)
   h, k, q = sizes["fusion_width"], sizes["spaces"], sizes["bottleneck"]
@@ -55,7 +55,7 @@ def softmax(scores):
 
 
 def stated(leaves, alpha):
-  """Returns prompt and delta by methods.md, one token and one product at a time."""
+  """Returns docs/methods.md, (3.12), one token and one product at a time."""
   leaves = {name: np.asarray(leaf, np.float64) for name, leaf in leaves.items()}
   short, a, b = (leaves[n] for n in ("short_prompt", "low_rank_a", "low_rank_b"))
   m, r, d = len(a), len(b), b.shape[1]

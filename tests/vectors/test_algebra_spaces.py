@@ -232,7 +232,7 @@ def test_a_vector_of_either_space_comes_back_from_its_file(vectors, space, tmp_p
 def test_the_sum_of_factors_is_not_the_sum_of_what_they_do(
   vectors, initial, numpy_fold, ept_tuned
 ):
-  """(a1 + a2)(b1 + b2) is not a1 b1 + a2 b2 (methods.md, section 4)."""
+  """(a1 + a2)(b1 + b2) is not a1 b1 + a2 b2 (docs/methods.md, (4.7))."""
   factors = algebra.apply(algebra.sum_vectors(vectors["factor"]), initial)
   folded = algebra.fold(factors)
   summed = algebra.apply(algebra.sum_vectors(vectors["effective"]), initial)

@@ -1,11 +1,11 @@
 """The compiled parts of training a bank: many prompts at once on one frozen backbone.
 
-Each prompt's loss is the mean over its own target tokens; their sum is differentiated,
-and since no prompt's loss depends on another's parameters, each gets the gradient that
-it would get alone. The optimizer is `vmap`ped over the bank, so that clipping by a
-global norm, Adafactor's factored moments, schedules and weight decay act on each prompt
-alone, and a prompt without examples in a step keeps its parameters and its state
-(methods.md, end of section 5).
+Each prompt's loss is the mean over its own target tokens. The sum of all losses is
+differentiated: since no prompt's loss depends on another's parameters, each prompt gets
+the gradient that it would get alone (docs/methods.md, (7.1)). The optimizer is `vmap`ped
+over the bank, so that clipping by a global norm, Adafactor's factored moments, schedules
+and weight decay act on each prompt alone. A prompt without examples in a step keeps its
+parameters and its state.
 """
 
 import functools

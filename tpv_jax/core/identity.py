@@ -1,13 +1,13 @@
-"""Names for what belongs together: the backbone's fingerprint and the prompt's digest.
+"""Names by which prompts and backbones are matched: the fingerprint and the digest.
 
 NumPy and ml_dtypes only. Both are SHA-256 sums over a flat tree of leaves
-("a/b/c" -> array) and hash, for each leaf in the order of the paths' UTF-8 bytes,
+("a/b/c" -> array). For each leaf, in the order of the paths' UTF-8 bytes, they hash
 
     path in UTF-8 | NUL | shape in decimal, joined by "," | NUL | values
 
 where the shape of a scalar is empty and the values are in C order, little-endian
-(methods.md, section 5; the NUL-ended encoding is ours). A path holds no NUL and the
-shape gives the number of value bytes, so no two trees hash the same bytes.
+(docs/methods.md, (5.1)). A path holds no NUL and the shape gives the number of value
+bytes, so no two trees hash the same bytes.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """A few training examples of a task, drawn so that a smaller draw is part of a larger one.
 
-The task-vector paper's few-shot protocol (arXiv 2408.01119; methods.md, section 4) says
-how many; how they are drawn is ours.
+The task-vector paper (arXiv 2408.01119) says how many; how they are drawn is ours
+(docs/methods.md, "Few-shot tuning").
 """
 
 import collections
@@ -18,18 +18,17 @@ MOST = 1_000
 """The most examples that count as few; more are a training set."""
 
 BATCH_SIZES = ((25, 2), (250, 8), (MOST, 16))
-"""Up to so many examples, batches of so many."""
+"""(most examples, batch size), in ascending order: the first row that fits counts."""
 
 
 def sample(
   examples: Sequence[Example], count: int, seed: int, stratified: bool
 ) -> tuple[Example, ...]:
-  """Returns `count` of the examples, the same ones and more for a larger `count`.
+  """Returns `count` of the examples; a larger `count` gives the same ones and more.
 
-  The first `count` of an order that depends on the seed alone. Stratified, it deals out
-  the classes: of n examples of a class, the j-th in random order (from 0) comes at
-  (j + 1/2) / n of the whole. So of C classes each has its exact share of every
-  beginning, to within C / 2 examples.
+  They are the first `count` of an order that depends on the seed alone. Stratified, the
+  classes are dealt out as in docs/methods.md, (9.2), so each of C classes has its exact
+  share of every beginning of that order, to within C / 2 examples.
 
   Args:
     examples: of the training split.
@@ -96,8 +95,8 @@ def few_shot(task: Task, shots: int, seed: Seed = 0) -> Task:
 def batch_size(shots: int) -> int:
   """Returns the protocol's batch size: 2 up to 25 examples, 8 up to 250, 16 above.
 
-  The paper states 2 for 5 to 25, 8 for 50 to 250 and 16 for 500 to 1,000 examples; what
-  holds between is ours.
+  The paper states 2 for 5 to 25, 8 for 50 to 250 and 16 for 500 to 1,000 examples; the
+  sizes for numbers between these are ours.
 
   Raises:
     UserError: a number out of range.

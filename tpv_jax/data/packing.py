@@ -1,10 +1,11 @@
 """Packs examples of many prompts into rows of one length, each behind its own prompt.
 
-T5's relative bias does not change inside a contiguous segment, so a row may hold several
-examples, kept apart by segment ids, at the same numbers (methods.md, end of section 5).
-A segment is the positions of a prompt and then the source. The examples of a step become
-calls of two shapes, wide blocks of rows and short rows for what is left (ours): chosen
-once for a run, they are all that it compiles, and hardly any position is padding.
+T5's relative bias does not change inside a contiguous segment. So a row may hold several
+examples, kept apart by segment ids, and each gets the numbers that it would get in a row
+of its own (docs/methods.md, (7.2) to (7.4)). A segment is a prompt's positions and then
+the source's. The examples of a step become calls of two shapes (ours): wide blocks of
+rows, and short rows for what is left over. The two shapes are chosen once and are all
+that a run compiles, and hardly any position is padding.
 """
 
 import bisect
@@ -20,31 +21,31 @@ from tpv_jax.core.errors import UserError
 from tpv_jax.data.batches import Features, is_padding, without_padding
 
 WIDE_POSITIONS, WIDE_POSITIONS_ON_CPU = 16_384, 2_048
-"""Source positions of a wide block at most (ours).
+"""The most source positions of a wide block (ours).
 
-Enough to keep an accelerator busy; on a CPU what is computed between two layers should
-stay near (the embedded backbone: blocks of 4,096 take 1.7 times the CPU time of 2,048).
+Enough to keep an accelerator busy. On a CPU, smaller blocks keep activations in the cache
+(the embedded backbone takes 1.7 times the CPU time with blocks of 4,096 than of 2,048).
 """
 
 MOST_PADDING = 0.1
-"""The share of padding that a run's shapes may leave, if any shapes leave so little."""
+"""The largest share of padding that a run's shapes may leave, if any leave so little."""
 
 CALL_POSITIONS, CALL_POSITIONS_ON_CPU = 2_048, 75
-"""Source positions that take as long as starting a call does (ours).
+"""The cost of starting a call, in source positions that take as long (ours).
 
-As measured on a CPU (benchmarks/NOTES.md); an estimate for accelerators.
+Measured on a CPU (benchmarks/NOTES.md); estimated for accelerators.
 """
 
 SAMPLED = 4_000
-"""Examples on which the shapes of a run are tried."""
+"""How many examples the shapes of a run are tried on."""
 
 _TARGET = 2
-"""What a target position costs, in source positions: it has logits beside its layers."""
+"""The cost of a target position in source positions: it has logits beside its layers."""
 
 _ATTENTION = 1_000
-"""Width at which attention costs a position as much again as all else.
+"""The row width at which attention costs a position as much as everything else.
 
-As measured on a CPU with T5-small (benchmarks/NOTES.md).
+Measured on a CPU with T5-small (benchmarks/NOTES.md).
 """
 
 _READ_BY_SCORING = (
@@ -58,13 +59,13 @@ _READ_BY_SCORING = (
 )
 
 _GRAIN = 8
-"""Widths are multiples of it, which accelerators like."""
+"""Widths are multiples of this, which suits accelerators."""
 
 _EIGHTHS = (2, 3, 4, 5, 6, 7, 8, 12, 16)
-"""Widths of rows that are tried, in eighths of the narrowest that holds any example."""
+"""Row widths to try, in eighths of the narrowest row that can hold any example."""
 
 Sizes = Sequence[tuple[int, int]]
-"""For each example its source and target tokens, the end tokens included."""
+"""The number of source and of target tokens of each example, end tokens included."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,25 +78,25 @@ class Shape:
 
   @property
   def positions(self) -> int:
-    """Returns how many source positions are computed, used or not."""
+    """Returns how many source positions are computed, including padding."""
     return self.rows * self.width
 
   @property
   def cost(self) -> float:
-    """Returns what a call costs beside starting it, in source positions of short rows."""
+    """Returns the cost of a call, without starting it, in source positions of short rows."""
     source = self.width * (1 + self.width / _ATTENTION)
     return self.rows * (source + _TARGET * self.targets)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-  """The shapes that a run compiles.
+  """The two shapes that a run compiles.
 
   Attributes:
-    wide: every example fits in its rows.
-    short: its rows may be narrower.
-    prompt_length: S, of the prompts in them.
-    call: source positions that take as long as starting a call does.
+    wide: of a block of rows in which every example fits.
+    short: of what is left over; its rows may be narrower.
+    prompt_length: S, of the prompts in the rows.
+    call: the cost of starting a call, in source positions.
   """
 
   wide: Shape
@@ -109,10 +110,10 @@ class Item:
   """An example for one prompt of a bank, as token ids that end with the end token.
 
   Attributes:
-    prompt_id: the prompt's place in the bank.
+    prompt_id: the index of the prompt in the bank.
     source: without padding.
     target: without padding.
-    weights: of each target token's loss; None: 1.
+    weights: of each target token's loss; None for weights of 1.
   """
 
   prompt_id: int
@@ -122,7 +123,7 @@ class Item:
 
 
 def items(features: Features, prompt_id: int) -> list[Item]:
-  """Returns the examples of an unpacked batch; a row without a target is left out."""
+  """Returns the examples of an unpacked batch; rows without a target are left out."""
   sources, targets, weights = (
     features["encoder_input_tokens"],
     features["decoder_target_tokens"],
@@ -143,18 +144,18 @@ def items(features: Features, prompt_id: int) -> list[Item]:
 def pack(
   items: Sequence[Item], shapes: Shapes, names: Sequence[str] = ()
 ) -> list[tuple[Shape, Features]]:
-  """Returns the calls of one step, wide ones first; every item is in exactly one.
+  """Returns the calls of one step, wide ones first; every item is in exactly one call.
 
   The features have T5X's names, with `*_segment_ids` (1, 2, ... within a row, 0 at
-  padding) and `encoder_positions` (of a source token within its source); also
+  padding) and `encoder_positions` (of a source token within its source). In addition:
 
     prompt_positions [B, W]: 1 to S at the positions of a prompt, 0 elsewhere
-    encoder_prompt_ids [B, W], decoder_prompt_ids [B, L]: places in the bank
+    encoder_prompt_ids [B, W], decoder_prompt_ids [B, L]: indices into the bank
 
   Args:
     items: of all prompts.
     shapes: of the calls.
-    names: what the data of each prompt is called, by its place, for the error.
+    names: the name of each prompt's data, by the prompt's index, for the error.
 
   Raises:
     UserError: an item is longer than a row.
@@ -176,23 +177,24 @@ def pack_choices(
   row: Shape,
   prompt_length: int,
 ) -> tuple[Features, Int[np.ndarray, "N 2"]]:
-  """Returns as many packed rows as the sources need, each with all of its choices.
+  """Returns packed rows for scoring, each source with all of its choices.
 
-  Features as `pack` gives them, but that each choice is a segment of the target row
-  (1, 2, ... within the row), and `source_segment_ids` [B, L] say which segment of the
-  source it belongs to. Also returns, for each source, its row and the segment of its
-  first choice, which the others follow.
+  The features are those of `pack`, except that each choice is a segment of the target row
+  (1, 2, ... within the row), and that `source_segment_ids` [B, L] say which segment of the
+  source row it belongs to. Also returns the row of each source and the segment of its
+  first choice; its other choices follow.
 
   Args:
     sources: without padding.
-    choices: of each source the targets that are scored, without padding.
-    prompt_ids: of each source, its prompt's place in the bank.
-    row: of which all are.
+    choices: for each source the targets to be scored, without padding.
+    prompt_ids: for each source, the index of its prompt in the bank.
+    row: the shape of every row.
     prompt_length: S.
 
   Raises:
-    UserError: a source, or its choices, have more tokens than a row.
+    UserError: a source, or its choices together, have more tokens than a row.
   """
+  # 1. Fit sources into rows, each with its choices joined to one target.
   targets = [np.concatenate(own) for own in choices]
   items = [Item(*one) for one in zip(prompt_ids, sources, targets, strict=True)]
   sizes = [(len(item.source), len(item.target)) for item in items]
@@ -204,6 +206,7 @@ def pack_choices(
     dataclasses.replace(row, rows=len(rows)),
     shapes,
   )
+  # 2. Cut the joined targets apart: each choice is a segment that starts from token 0.
   segments = np.zeros_like(features["decoder_segment_ids"])
   first = np.zeros((len(items), 2), np.int32)
   for number, members in enumerate(rows):
@@ -215,6 +218,7 @@ def pack_choices(
         segments[number, start : start + len(choice)] = segment
         features["decoder_input_tokens"][number, start] = 0
         start += len(choice)
+  # 3. Two kinds of segments: of choices, and of the sources that these see.
   return {
     **{name: values for name, values in features.items() if name in _READ_BY_SCORING},
     "source_segment_ids": features["decoder_segment_ids"],
@@ -237,24 +241,24 @@ def _refuse_longer(items: Sequence[Item], shapes: Shapes, names: Sequence[str]) 
 
 
 def empty(shape: Shape) -> Features:
-  """Returns the features of a call that holds nothing but padding."""
+  """Returns the features of a call that contains only padding."""
   return _features([], shape, Shapes(shape, shape, prompt_length=0))
 
 
 def with_prompts(rows: Features, prompt_ids: Sequence[int]) -> Features:
-  """Returns packed rows for other prompts, `prompt_ids[p]` in the place of prompt p."""
+  """Returns packed rows for other prompts: `prompt_ids[p]` instead of prompt p."""
   ids = np.asarray(prompt_ids, np.int32)[rows["encoder_prompt_ids"]]
   used = rows["encoder_segment_ids"] > 0
   return {**rows, "encoder_prompt_ids": np.where(used, ids, 0)}
 
 
 def used_positions(rows: Features) -> int:
-  """Returns how many source positions of packed rows hold a prompt or a token."""
+  """Returns how many source positions of packed rows are a prompt's or a token's."""
   return int(np.count_nonzero(rows["encoder_segment_ids"]))
 
 
 def example_count(features: Features) -> int:
-  """Returns how many examples the rows of a call hold, packed or one each."""
+  """Returns how many examples the rows of a call contain, packed or one in each."""
   used = ~is_padding(features["encoder_input_tokens"])
   return int(features.get("encoder_segment_ids", used).max(axis=1).sum())
 
@@ -265,10 +269,10 @@ def row_count(features: Features) -> int:
 
 
 def blocks(parts: Iterable[Features], rows: int) -> Iterator[Features]:
-  """Yields all rows of the parts in blocks of `rows`, the last filled with padding.
+  """Yields all rows of the parts in blocks of `rows`, the last one filled with padding.
 
-  No part is asked for before the block that it is needed for, and no rows are held but
-  those of that block and its last part.
+  A part is not requested before a block needs it, and only the rows of that block and of
+  its last part are in memory.
   """
   waiting: list[Features] = []
   room = rows
@@ -294,16 +298,16 @@ def _joined(parts: Sequence[Features]) -> Features:
 
 
 def padding_share(steps: Sequence[Sizes], shapes: Shapes) -> float:
-  """Returns the share of the steps' computed source positions that hold nothing.
+  """Returns the share of the steps' computed source positions that are padding.
 
-  The positions of prompts count as used.
+  The positions of prompts are not padding.
   """
   length = shapes.prompt_length
   return _measure([_Examples(sizes, length) for sizes in steps], shapes)[0]
 
 
 def _measure(steps: Sequence["_Examples"], shapes: Shapes) -> tuple[float, float]:
-  """Returns the padding share of the steps, and what they cost."""
+  """Returns the padding share of the steps, and their cost."""
   computed = used = 0
   cost = 0.0
   for examples in steps:
@@ -327,25 +331,25 @@ def choose_shapes(
 ) -> Shapes:
   """Returns the shapes with which a sample of a run's steps costs least.
 
-  Among those that leave at most `MOST_PADDING`, or two hundredths more than the least.
-  Narrow rows save attention between the examples of a row, which is computed and then
-  masked; large blocks save calls.
+  They are chosen from those whose padding is at most `MOST_PADDING`, or 0.02 more than the
+  least where that is more. Narrow rows save attention between the examples of a row,
+  which is computed and then masked; large blocks save calls.
 
   Args:
-    steps: the sizes of the examples of some steps; enough of them to have
-      `SAMPLED` examples are looked at.
+    steps: the sizes of the examples of some steps; as many steps are used as have
+      `SAMPLED` examples.
     prompt_length: S.
     lengths: `{'inputs': T, 'targets': L}`, the longest that must fit.
-    rows_multiple: of which every number of rows is a multiple: the data-parallel devices.
-    most_positions: of a block, unless the narrowest rows, one for each device, have
-      more; `WIDE_POSITIONS` by default.
-    call: source positions that take as long as starting a call does; on a CPU
+    rows_multiple: the number of data-parallel devices, over which rows must divide.
+    most_positions: the most positions of a block, unless one narrowest row for each device
+      has more; `WIDE_POSITIONS` by default.
+    call: the cost of starting a call, in source positions; on a CPU
       `CALL_POSITIONS_ON_CPU`.
   """
+  # 1. Sample the steps; a block larger than the largest step would never be full.
   counted = np.cumsum([len(sizes) for sizes in steps])
   steps = steps[: 1 + int(np.searchsorted(counted, SAMPLED))]
   examples = [_Examples(sizes, prompt_length) for sizes in steps]
-  # A block that is larger than a step is never full.
   most_positions = min(
     most_positions or WIDE_POSITIONS, max(step.used for step in examples)
   )
@@ -359,7 +363,7 @@ def choose_shapes(
       yield row
       row = dataclasses.replace(row, rows=2 * row.rows)
 
-  # The widths are chosen in the smallest blocks, and for the best the number of rows.
+  # 2. Choose the widths of wide and short rows in the smallest blocks, calls being free.
   sizes = _row_sizes(steps, prompt_length, lengths, _EIGHTHS)
   longest = max(lengths["targets"], *(one for step in steps for _, one in step))
   rows = [
@@ -374,21 +378,23 @@ def choose_shapes(
     if short.width <= wide.width
     and (wide == narrow or narrow.width < wide.width <= most_positions)
   ]
+  # 3. Choose the number of rows for the eight best pairs of widths, calls having a cost.
   found = [
     tried(wide, short, call)
     for _, _, best in sorted(widths, key=lambda one: one[1])[:8]
     for wide in blocks(best.wide)
     for short in blocks(best.short)
   ]
+  # 4. Take the cheapest of those with little padding.
   most = max(min(share for share, _, _ in found) + 0.02, MOST_PADDING)
   return min((one for one in found if one[0] <= most), key=lambda one: one[1])[2]
 
 
 def choose_row(sizes: Sizes, prompt_length: int, lengths: Mapping[str, int]) -> Shape:
-  """Returns the shape of a single row that costs least to compute these examples.
+  """Returns the shape of a single row with which these examples cost least.
 
   Args:
-    sizes: of the examples, of which `SAMPLED`, evenly spaced, are looked at.
+    sizes: of the examples; about `SAMPLED` of them, evenly spaced, are used.
     prompt_length: S.
     lengths: `{'inputs': T, 'targets': L}`, the longest that must fit.
   """
@@ -399,7 +405,7 @@ def choose_row(sizes: Sizes, prompt_length: int, lengths: Mapping[str, int]) -> 
   }
   least = math.inf
   for width, most in _row_sizes([sizes], prompt_length, longest):
-    for share in (0.5, 0.6, 0.75, 1):  # Of twice the mean.
+    for share in (0.5, 0.6, 0.75, 1):  # Of room for twice the mean target.
       targets = _round_up(max(longest["targets"], math.ceil(share * most)))
       row = Shape(1, width, targets)
       cost = len(examples.fit(width, targets)[0]) * row.cost
@@ -414,25 +420,25 @@ def _row_sizes(
   lengths: Mapping[str, int],
   eighths: Sequence[int] = (8, 12, 16, 24),
 ) -> Iterator[tuple[int, int]]:
-  """Yields widths that rows may have, with the target positions that go with each.
+  """Yields row widths to try, each with a number of target positions.
 
-  In eighths of the narrowest row in which every example fits.
+  Widths are in eighths of the narrowest row in which every example fits.
   """
   sizes = np.concatenate([np.asarray(sizes) for sizes in steps])
   longest = np.maximum(sizes.max(axis=0), (lengths["inputs"], lengths["targets"]))
   narrow = _round_up(prompt_length + int(longest[0]))
   tokens = sizes.mean(axis=0)
   for width in (_round_up(narrow * eighth // 8) for eighth in eighths):
-    # Room for twice the mean, so that targets seldom decide where an example goes.
+    # Room for twice the mean, so that targets rarely decide which row an example goes to.
     mean = width / (prompt_length + tokens[0]) * tokens[1]
     yield width, max(int(longest[1]), math.ceil(2 * mean))
 
 
 class _Examples:
-  """The examples of a step, and how rows hold them: each fit is computed once.
+  """The examples of a step, and how they fit into rows; each fit is computed once.
 
   Attributes:
-    used: source positions, those of the prompts included.
+    used: their source positions, those of the prompts included.
   """
 
   def __init__(self, sizes: Sizes, prompt_length: int):
@@ -448,10 +454,11 @@ class _Examples:
     limit: float = math.inf,
     after: tuple[int, int, float] | None = None,
   ) -> tuple[list[list[int]], list[int]]:
-    """Returns the items of each row, and those for which no row of `limit` has room.
+    """Returns the items of each row, and the items that do not fit into `limit` rows.
 
-    Best fit decreasing: each item, the longest first, goes to the row that it leaves
-    least room in. `after` is a fit of which only the items without room are taken.
+    Best fit decreasing: each item, the longest first, goes to the row in which it leaves
+    the least room. With `after`, the arguments of another fit, only the items that did
+    not fit there are placed.
     """
     key = (width, targets, limit, after)
     if key not in self._fits:
@@ -460,7 +467,7 @@ class _Examples:
     return self._fits[key]
 
   def rows_for_long(self, wide: Shape, short: Shape) -> int:
-    """Returns how many wide rows hold the items that no short row has room for."""
+    """Returns how many wide rows the items need that are too long for a short row."""
     order = [
       item
       for item in self._order
@@ -472,17 +479,16 @@ class _Examples:
 def _assign(
   examples: _Examples, shapes: Shapes
 ) -> tuple[list[list[int]], list[list[int]]]:
-  """Returns the items of each wide and of each short row.
-
-  Tried with as few wide blocks as hold everything, with one fewer, with as few as hold
-  what no short row does, with one more, and half-way; what costs least is taken.
-  """
+  """Returns the items of each wide row and of each short row, at the least cost tried."""
+  # 1. The fewest wide blocks that hold all items, and the fewest that hold those which
+  #    are too long for short rows.
   wide, short = shapes.wide, shapes.short
   rows, _ = examples.fit(wide.width, wide.targets)
   blocks = math.ceil(len(rows) / wide.rows)
   needed = math.ceil(examples.rows_for_long(wide, short) / wide.rows)
   best: tuple[list[list[int]], list[list[int]]] = (rows, [])
   least = blocks * (wide.cost + shapes.call)
+  # 2. Between these two, try a few numbers of wide blocks; short rows take the rest.
   for fewer in sorted({needed, needed + 1, (needed + blocks) // 2, blocks - 1}):
     if not 0 <= fewer < blocks:
       continue
@@ -498,14 +504,19 @@ def _assign(
 def _fit(
   sizes: Sizes, order: Sequence[int], width: int, targets: int, limit: float
 ) -> tuple[list[list[int]], list[int]]:
+  """Returns the items of each row, and those left over: see `_Examples.fit`."""
   rows: list[list[int]] = []
   left = []
-  room: list[tuple[int, int, int]] = []  # Source, target and row, the fullest first.
+  # Free source positions, free target positions and number of each row, sorted: the row
+  # with the least room comes first.
+  room: list[tuple[int, int, int]] = []
   for item in order:
     source, target = sizes[item]
+    # 1. The fullest row with room for the source that has room for the target too.
     at = bisect.bisect_left(room, (source,))
     while at < len(room) and room[at][1] < target:
       at += 1
+    # 2. Otherwise a new row, if one may be opened and would hold the item.
     if at < len(room):
       free = room.pop(at)
     elif len(rows) < limit and source <= width and target <= targets:
@@ -514,12 +525,14 @@ def _fit(
     else:
       left.append(item)
       continue
+    # 3. Put the item there, and the row back in order.
     rows[free[2]].append(item)
     bisect.insort(room, (free[0] - source, free[1] - target, free[2]))
   return rows, left
 
 
 def _features(rows: Sequence[Sequence[Item]], shape: Shape, shapes: Shapes) -> Features:
+  """Returns the arrays of a call, laid out as docs/methods.md, (7.2) states."""
   source = {
     name: np.zeros((shape.rows, shape.width), np.int32)
     for name in (
@@ -545,14 +558,17 @@ def _features(rows: Sequence[Sequence[Item]], shape: Shape, shapes: Shapes) -> F
   for row, row_items in enumerate(rows):
     at = start = 0
     for segment, item in enumerate(row_items, 1):
+      # 1. The segment: S positions of the prompt, then the source's tokens, (7.2).
       prompt = slice(at, at + length)
       tokens = slice(at + length, at + length + len(item.source))
       whole = slice(prompt.start, tokens.stop)
       source["prompt_positions"][row, prompt] = np.arange(1, length + 1)
       source["encoder_input_tokens"][row, tokens] = item.source
       source["encoder_positions"][row, tokens] = np.arange(len(item.source))
+      # 2. What may see each other, (7.3), and whose prompt and delta they get, (7.4).
       source["encoder_segment_ids"][row, whole] = segment
       source["encoder_prompt_ids"][row, whole] = item.prompt_id
+      # 3. The target, as a segment of the same number; its input is shifted right by one.
       answer = slice(start, start + len(item.target))
       target["decoder_target_tokens"][row, answer] = item.target
       target["decoder_input_tokens"][row, answer] = np.append(0, item.target[:-1])

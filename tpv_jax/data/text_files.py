@@ -76,9 +76,9 @@ def text_file_task(
       None: nowhere, each split is its file.
       A mapping such as `{'validation': 0.1, 'test': 500}`: they are taken from the
         train file, each a fraction (below 1, to the nearest row) or a number of rows.
-      'paper': methods.md, section 4 (task prompt vectors): the files are 'train' and
-        'validation'. With more than 10,000 training rows, 1,000 of them become the
-        validation split and the validation file the test split; otherwise the
+      'paper': the rule of docs/methods.md, "Source prompts of the papers". The files
+        are 'train' and 'validation'. Of more than 10,000 training rows, 1,000 become the
+        validation split and the validation file is the test split; otherwise the
         validation file is split in halves, an odd row going to test (ours).
     seed: of the rows that are taken; they and the rest stay in the order of the file.
     columns: the names of the columns of a TSV or CSV file without a header line.

@@ -1,15 +1,15 @@
 """EPT's equations, one function each, for NumPy and JAX arrays alike.
 
 EPT (Lan et al., arXiv 2405.11464) decomposes a soft prompt into a short prompt and a
-low-rank update of the embedded source (as DePT, Shi & Lipani 2023), adds to the short
-prompt what an attention over that update finds (prompt fusion) and what several
-subspaces make of it, weighted by a gate (multi-space projection). There is no public
-code of EPT: where its text leaves a choice, the choice is ours, and methods.md,
-section 3, has its number. Nothing here depends on the source, so all of it is computed
-once a step, and a trained prompt folds to the two arrays of `Folded`.
+low-rank update of the source's embeddings, as DePT does (Shi & Lipani 2023). To the short
+prompt it adds two parts: the result of an attention over the low-rank update (prompt
+fusion), and a projection into several subspaces, weighted by a gate (multi-space
+projection). EPT has no public code: docs/methods.md, "EPT" states our definition, and a
+number such as (3.4) is its equation. Nothing here depends on the source, so everything is
+computed once a step, and a trained prompt folds to the two arrays of `Folded`.
 
-Letters: S short-prompt tokens, M longest source, D width, R rank, H width of the
-fusion's attention, K subspaces, Q width of a subspace's bottleneck.
+Letters: S short-prompt tokens, M longest source, D width of the backbone, R rank, H width
+of the fusion's attention, K subspaces, Q width of a subspace's bottleneck.
 """
 
 import dataclasses
@@ -26,19 +26,19 @@ Leaves = Mapping[str, Any]
 """Parameters by name, NumPy or JAX arrays."""
 
 ALPHA = 8.0
-"""DePT's numerator of the low-rank update's scale."""
+"""DePT's alpha, the numerator of the low-rank update's scale, (2.1)."""
 
 DECOMPOSITIONS = ("svd", "dept")
-"""EPT's own decomposition of a long prompt, and DePT's start."""
+"""How a long prompt is decomposed: (3.1) to (3.3), or DePT's start."""
 
 
 class Folded(NamedTuple):
-  """All that a trained soft prompt does to an encoder.
+  """All that a trained soft prompt does to an encoder, (3.12).
 
   Attributes:
-    prompt: stands before the source [S, D].
-    delta: is added to the embedding of each source token, by its position [M, D]. None
-      for a plain prompt.
+    prompt: [S, D], prepended to the source.
+    delta: [M, D], added to the embeddings of the source's tokens by position; None for a
+      plain prompt.
   """
 
   prompt: Any
@@ -46,10 +46,10 @@ class Folded(NamedTuple):
 
   @classmethod
   def of(cls, leaves: Leaves) -> "Folded":
-    """Returns the folded prompt whose leaves these are.
+    """Returns the folded prompt with these leaves.
 
     Raises:
-      UserError: they are the parameters of a module, or something else.
+      UserError: they are not those of a folded prompt, but parameters, for instance.
     """
     if "prompt" not in leaves or set(leaves) - set(cls._fields):
       raise UserError(
@@ -59,14 +59,17 @@ class Folded(NamedTuple):
     return cls(leaves["prompt"], leaves.get("delta"))
 
   def leaves(self) -> dict[str, Any]:
-    """Returns 'prompt' and, where there is one, 'delta'."""
+    """Returns 'prompt', and 'delta' if there is one."""
     return {name: leaf for name, leaf in self._asdict().items() if leaf is not None}
 
 
 def low_rank_update(
   low_rank_a: Float[Any, "M R"], low_rank_b: Float[Any, "R D"], alpha: float
 ) -> Float[Any, "M D"]:
-  """Returns delta = alpha / sqrt(R) * low_rank_a @ low_rank_b (DePT; its code's scale)."""
+  """Returns delta = alpha / sqrt(R) * low_rank_a @ low_rank_b.
+
+  (2.1): DePT, with the scale of its public code.
+  """
   return (alpha / math.sqrt(low_rank_b.shape[0])) * (low_rank_a @ low_rank_b)
 
 
@@ -76,9 +79,9 @@ def fusion_attention(
   fusion_query: Float[Any, "D H"],
   fusion_key: Float[Any, "D H"],
 ) -> Float[Any, "S M"]:
-  """Returns softmax((short_prompt W_q)(delta W_k)^T / sqrt(H)), rows summing to 1.
+  """Returns softmax((short_prompt W_q)(delta W_k)^T / sqrt(H)); each row sums to 1.
 
-  The attention of prompt fusion (ours, point 3), over all M rows of delta.
+  (3.4), ours: the attention of prompt fusion, over all M rows of delta.
   """
   scores = (short_prompt @ fusion_query) @ (delta @ fusion_key).T
   return _softmax(scores / math.sqrt(fusion_query.shape[1]))
@@ -87,7 +90,7 @@ def fusion_attention(
 def fused(
   attention: Float[Any, "S M"], delta: Float[Any, "M D"], fusion_gamma: Float[Any, ""]
 ) -> Float[Any, "S D"]:
-  """Returns fused = gamma * attention @ delta, prompt fusion's part (ours, point 3)."""
+  """Returns gamma * attention @ delta, which prompt fusion adds: (3.5), ours."""
   return fusion_gamma * (attention @ delta)
 
 
@@ -96,9 +99,9 @@ def gate(
   gate_kernel: Float[Any, "D K"],
   gate_bias: Float[Any, " K"],
 ) -> Float[Any, "S K"]:
-  """Returns softmax(short_prompt W_g + b_g): each token's weights of the subspaces.
+  """Returns softmax(short_prompt W_g + b_g), each prompt token's weights of the subspaces.
 
-  The gating network (ours, point 4).
+  (3.7), ours: the gating network.
   """
   return _softmax(short_prompt @ gate_kernel + gate_bias)
 
@@ -108,21 +111,21 @@ def spaces(
   space_down: Float[Any, "K D Q"],
   space_up: Float[Any, "K Q D"],
 ) -> Float[Any, "K S D"]:
-  """Returns space_k = relu(short_prompt U_k) V_k for every k (ours, point 4)."""
+  """Returns space_k = relu(short_prompt U_k) V_k for every subspace k: (3.6), ours."""
   return (short_prompt @ space_down).clip(0) @ space_up
 
 
 def projected(
   gate: Float[Any, "S K"], spaces: Float[Any, "K S D"]
 ) -> Float[Any, "S D"]:
-  """Returns sum_k gate[:, k] * space_k, multi-space projection's part (ours, point 4)."""
+  """Returns sum_k gate[:, k] * space_k, which multi-space projection adds: (3.8), ours."""
   return (gate.T[:, :, None] * spaces).sum(axis=0)
 
 
 def fold(leaves: Leaves, alpha: float) -> Folded:
-  """Returns prompt = short_prompt + fused + projected, and delta (ours, points 5, 7).
+  """Returns prompt = short_prompt + fused + projected, and delta: (3.9) and (3.12), ours.
 
-  A part whose leaves are missing is switched off.
+  A part is switched off if its leaves are missing.
 
   Args:
     leaves: the parameters, see `parameters`.
@@ -145,7 +148,7 @@ def fold(leaves: Leaves, alpha: float) -> Folded:
 
 
 def refuse_short_delta(source: int, delta: int) -> NoReturn:
-  """Raises `UserError`: sources are longer than what a delta updates."""
+  """Raises `UserError`: the sources are longer than the delta."""
   raise UserError(
     f"The sources have up to {source} tokens, and the prompt updates only the first "
     f"{delta}. Set the sources' length (LENGTHS) to at most {delta}, or train with a "
@@ -154,7 +157,7 @@ def refuse_short_delta(source: int, delta: int) -> NoReturn:
 
 
 def fold_exactly(leaves: Leaves, alpha: float) -> Folded:
-  """Returns `fold` of NumPy leaves, computed in fp64 and rounded to fp32 once."""
+  """Returns `fold` of NumPy leaves: computed in fp64, rounded to fp32 once."""
   folded = fold(
     {name: np.asarray(leaf, np.float64) for name, leaf in leaves.items()}, alpha
   )
@@ -163,14 +166,15 @@ def fold_exactly(leaves: Leaves, alpha: float) -> Folded:
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-  """The form of one parameter, and what it is at a fresh start.
+  """The shape of one parameter, and the values that it starts from.
 
   Attributes:
-    part: what it belongs to: 'prompt', 'low_rank', 'fusion' or 'spaces'.
+    part: the part it belongs to: 'prompt', 'low_rank', 'fusion' or 'spaces'.
     axes: the logical name of each axis.
     shape: the size of each axis.
-    std: of the normal distribution that it starts from; 0 for a constant.
-    constant: what it starts from otherwise.
+    std: standard deviation of the normal distribution that it is drawn from; 0: it starts
+      from `constant`.
+    constant: its initial value where `std` is 0.
   """
 
   part: Literal["prompt", "low_rank", "fusion", "spaces"]
@@ -196,8 +200,8 @@ def parameters(
 ) -> dict[str, Parameter]:
   """Returns every parameter of EPT by name; a part of size 0 has none.
 
-  The short prompt and the low-rank matrices start from a decomposition
-  (`decompose`), the others as stated here (ours, points 3 and 4).
+  The short prompt and the low-rank matrices start from a decomposition (`decompose`), the
+  others as stated here (docs/methods.md, "Starts and first gradients"; ours).
 
   Args:
     length: S.
@@ -250,7 +254,7 @@ def refuse_impossible(
   spaces: int,
   bottleneck: int,
 ) -> None:
-  """Raises `UserError` for sizes that no EPT prompt has."""
+  """Raises `UserError` for sizes that no EPT prompt can have."""
   sizes = {
     "length": length,
     "features": features,
@@ -276,7 +280,7 @@ def refuse_impossible(
 
 
 def refuse_unknown(decomposition: str) -> None:
-  """Raises `UserError` for a way to decompose that there is not."""
+  """Raises `UserError` unless `decomposition` is one of `DECOMPOSITIONS`."""
   if decomposition not in DECOMPOSITIONS:
     raise UserError(
       f"There is no decomposition '{decomposition}'. Choose 'svd' (EPT) or 'dept'."
@@ -292,26 +296,26 @@ def decompose(
   rng: np.random.Generator,
   how: str = "svd",
 ) -> dict[str, np.ndarray]:
-  """Returns the short prompt and the low-rank matrices that a long prompt starts (fp32).
+  """Returns the short prompt and low-rank matrices (fp32) that start from a long prompt.
 
-  The short prompt is its first S rows, and low_rank_a @ low_rank_b is 0, so that step 0
-  is plain tuning with the short prompt (ours, point 1).
+  The short prompt is the first S rows of the long one, and low_rank_a @ low_rank_b is 0,
+  so step 0 is plain tuning with the short prompt: (3.1) to (3.3), ours.
 
   Args:
     long_prompt: P0.
     length: S, at most P.
     source_length: M.
     rank: R; 0 for no low-rank update.
-    rng: drawn from by 'dept' only.
+    rng: used by 'dept' only.
     how: 'svd': low_rank_b = diag(Sigma[:R])^(1/2) Vt[:R] of P0 = U Sigma Vt and
-      low_rank_a = 0, so the update starts in the space that the long prompt spans.
-      Where Sigma is 0 the row of Vt is taken as it is, for a row of zeros beside a
-      column of zeros would stay so (ours).
+      low_rank_a = 0, so the update starts in the space that the long prompt spans. Where
+      Sigma is 0, the row of Vt is taken as it is: a row of zeros in low_rank_b would get
+      no gradient from the column of zeros in low_rank_a, nor the other way round.
       'dept': low_rank_a uniform in +-1/sqrt(R), low_rank_b = 0 (DePT's code).
 
   Raises:
-    UserError: the long prompt has fewer than S rows, or with 'svd' than R; or there is
-      no such way.
+    UserError: `how` is unknown; the long prompt has fewer than S rows or, with 'svd',
+      fewer than R rows or columns.
   """
   refuse_unknown(how)
   total, features = long_prompt.shape
@@ -344,11 +348,11 @@ def decompose(
 def truncate(
   delta: Float[np.ndarray, "M D"], rank: int, alpha: float
 ) -> dict[str, np.ndarray]:
-  """Returns the low-rank matrices nearest to a delta, in Frobenius' norm (fp32).
+  """Returns the low-rank matrices (fp32) nearest to a delta in the Frobenius norm.
 
-  The way back from a folded prompt (ours, point 8): the SVD of delta, cut at rank R. What
-  it does not need of the rank starts as a direction of low_rank_b with a zero in
-  low_rank_a, so that it can be learned.
+  (3.14), ours: the way back from a folded prompt, by the SVD of delta, cut at rank R. If
+  delta has a lower rank, the rows of low_rank_b that are left over are directions of Vt
+  and their columns of low_rank_a zeros, so that they can be learned.
   """
   u, sigma, vt = _svd(delta)
   root = np.sqrt(sigma[:rank] / (alpha / math.sqrt(rank)))
@@ -361,7 +365,7 @@ def truncate(
 def relative_error(
   given: Float[np.ndarray, "..."], exact: Float[np.ndarray, "..."]
 ) -> float:
-  """Returns |given - exact| / |exact| in Frobenius' norm; 0 where both are 0."""
+  """Returns |given - exact| / |exact| in the Frobenius norm, (3.15); 0 if both are 0."""
   exact = np.asarray(exact, np.float64)
   distance = np.linalg.norm(np.asarray(given, np.float64) - exact)
   size = np.linalg.norm(exact)
@@ -377,10 +381,10 @@ def _softmax(scores: Float[Any, "rows columns"]) -> Float[Any, "rows columns"]:
 def _svd(
   matrix: Float[np.ndarray, "rows D"],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns U, Sigma, Vt in fp64, the largest entry of each row of Vt positive (ours).
+  """Returns U, Sigma, Vt in fp64, with the largest entry of each row of Vt positive (ours).
 
-  The sign makes the factors the same wherever they are computed, but for rounding. What
-  of Sigma is rounding of an fp32 matrix is 0.
+  The signs make the factors the same on every machine, up to rounding. Singular values
+  below 1e-7 of the largest are rounding errors of an fp32 matrix and are set to 0.
   """
   u, sigma, vt = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
   sigma = np.where(sigma > sigma[0] * 1e-7, sigma, 0.0)
@@ -392,5 +396,5 @@ def _svd(
 def _directions(
   root: Float[np.ndarray, " R"], vt: Float[np.ndarray, "rows D"]
 ) -> Float[np.ndarray, "R D"]:
-  """Returns the first R rows of Vt, each times its root where that is not 0."""
+  """Returns the first R rows of Vt, each multiplied by its root unless that is 0."""
   return np.where(root > 0, root, 1.0)[:, None] * vt[: len(root)]

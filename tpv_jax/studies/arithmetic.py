@@ -1,7 +1,7 @@
 """What arithmetic on the vectors of a grid of prompts does, measured.
 
 Each task's vector alone, on another initial prompt and against a control; sums of
-vectors; negation; similarity (arXiv 2408.01119; methods.md, section 4).
+vectors; negation; similarity: docs/methods.md, (8.4) to (8.9), after arXiv 2408.01119.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 """A few-shot comparison of starts: random, a related vector, a sum, an unrelated vector.
 
 The question is that of the task-vector paper's few-shot part (arXiv 2408.01119;
-methods.md, section 4): does prompt tuning on few examples of a target do better from
-P_i + v of a source task than from P_i? The unrelated vector is our control: what it
-gains as well is owed to any tuned prompt and not to the source.
+docs/methods.md, (9.1)): does prompt tuning on few examples of a target do better from
+P_i + v of a source task than from P_i? The unrelated vector is our control: what it gains
+too is owed to starting from any tuned prompt, not to the source.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 """A task-vector study: tune prompts, make vectors, and measure what arithmetic on them does.
 
-The questions are those of the task-vector paper (arXiv 2408.01119; methods.md, section
-4): does a vector work on another initial prompt, do sums solve several tasks, does
-negation forget, how similar are vectors. The controls are ours: "another task's vector"
-(zero would be the wrong baseline) and the accuracy among the task's own labels.
+The questions are those of the task-vector paper (arXiv 2408.01119; docs/methods.md,
+"Evaluation"): does a vector work on another initial prompt, do sums solve several tasks,
+does negation forget, how similar are vectors. The controls are ours: another task's
+vector (zero would be the wrong baseline) and the accuracy among the task's own labels.
 """
 
 import dataclasses

@@ -118,8 +118,8 @@ def adafactor(
 
   Second moments are factored where a matrix has at least 128 rows and columns, which is
   optax's limit; of a prompt of fewer tokens, as of 100, they are kept whole.
-  Steps are not scaled by the parameter's own size unless asked for (ours: leaves that
-  start at zero would hardly move; methods.md, section 3, point 9).
+  Steps are not scaled by the parameter's own size unless asked for (ours): leaves that
+  start at zero would hardly move (docs/methods.md, "Starts and first gradients").
   """
   return optax.chain(
     _clip(clip_norm),

@@ -1,4 +1,4 @@
-"""What a folded prompt loses where training goes on from it (methods.md, 3, point 8)."""
+"""What a folded prompt loses when training goes on from it: docs/methods.md, (3.15)."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,17 +1,19 @@
-"""The verbs of the task prompt vectors: what may be combined, and what comes of it.
+"""The operations on task prompt vectors: what may be combined, and what results.
 
-Pure: values with their provenance in, values with their provenance out. The numbers
-and their error bounds are in `arithmetic`; the definitions are those of the TPV paper
-(arXiv 2408.01119), with P_i an initial prompt, P_t the prompt tuned from it on task t,
-and v_t = P_t - P_i its vector. The terms of a prompt or vector are data: they are
-scaled and added with the values, so negating v_a + v_b negates both.
+Pure functions: values with their provenance in, values with their provenance out. The
+numbers and their error bounds are in `arithmetic`. The definitions are those of the TPV
+paper (arXiv 2408.01119; docs/methods.md, (4.1) to (4.6)), where P_i is an initial prompt,
+P_t the prompt tuned from it on task t, and v_t = P_t - P_i its vector. The terms of a
+prompt or vector are data, scaled and added like the values (4.8), so negating v_a + v_b
+negates both.
 
-What an EPT or DePT prompt does is not linear in its parameters, (a1 + a2)(b1 + b2) is
-not a1 b1 + a2 b2, so a vector lives in one of two spaces (methods.md, section 4), which
-are never mixed. 'effective': differences of what the prompts do, their folded `prompt`
-and `delta`; parameters are folded on the way in. 'factor': leaf-wise differences of the
-parameters, which mean something on the initial parameters that they start from only, so
-here no origin is mixed or crossed. A plain prompt is its own folded form.
+What an EPT or DePT prompt does is not linear in its parameters: (a1 + a2)(b1 + b2) is not
+a1 b1 + a2 b2. So a vector lives in one of two spaces, which are never mixed
+(docs/methods.md, "Two spaces"). Vectors of the 'effective' space are differences of what
+prompts do, their folded `prompt` and `delta`; parameters are folded first. Vectors of the
+'factor' space are differences of the parameters, leaf by leaf. They are meaningful only on
+the initial parameters that they were taken from, so no origin is mixed or crossed there. A
+plain prompt is its own folded form.
 """
 
 import dataclasses
@@ -38,7 +40,7 @@ from tpv_jax.vectors.provenance import (
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-  """A prompt or vector in memory: fp32 leaves, what they are, a name for messages."""
+  """A prompt or vector in memory: fp32 leaves, their provenance, a name for messages."""
 
   leaves: arithmetic.Leaves
   provenance: Provenance
@@ -48,8 +50,8 @@ class Loaded:
 def fold(prompt: Loaded) -> Loaded:
   """Returns a prompt in the effective space: its `prompt` [S, D] and `delta` [M, D].
 
-  What a DePT or EPT prompt does, computed in fp64 from its parameters and rounded once.
-  A prompt that is folded, as every plain one is, is returned as it is.
+  docs/methods.md, (3.12), computed in fp64 from a DePT or EPT prompt's parameters and
+  rounded to fp32 once. A folded prompt, as every plain one is, is returned unchanged.
 
   Raises:
     UserError: a vector was given, or a prompt whose alpha is unknown.
@@ -70,7 +72,7 @@ def fold(prompt: Loaded) -> Loaded:
     space="effective",
     alpha=None,
     initial_digest=digest,
-    # Parameters are applied to no others than their own initial ones.
+    # A vector of parameters is applied to its own initial parameters only.
     applied_to_digest=None if known.applied_to_digest is None else digest,
     initial_folded_digest=None,
   )
@@ -81,10 +83,10 @@ def fold(prompt: Loaded) -> Loaded:
 
 
 def named(tuned: Loaded, task: str | None) -> tuple[Term, ...]:
-  """Returns the terms of a prompt, its one unknown task named by the user.
+  """Returns the terms of a prompt, with its one unknown task given the name `task`.
 
   Raises:
-    UserError: it states other tasks than `task`.
+    UserError: the prompt states its tasks itself, and they are not `task`.
   """
   terms = tuned.provenance.terms
   if task is None:
@@ -107,28 +109,28 @@ def diff(
   task: str | None = None,
   space: str = "effective",
 ) -> Loaded:
-  """Returns the vector tuned - initial, with the terms of `tuned`.
+  """Returns the vector tuned - initial, (4.1), with the terms of `tuned`.
 
-  Applied to `initial` again it gives the values of `tuned` within
+  Applied to `initial` again, it gives the values of `tuned` within
   U (|tuned| + |tuned - initial|) (1 + 2^-20) + 2^-149, U = 2^-24 (of folded values in
   the effective space).
 
-  What `tuned` does not know of its origin is taken from `initial`, on the user's word,
-  and noted; the backbone is known only where both state the same.
+  If `tuned` does not state its origin, `initial` is taken for it on the user's word, and
+  that is noted. The vector states a backbone only if both prompts state the same one.
 
   Args:
     tuned: a prompt.
     initial: the prompt that it was tuned from.
-    allow_mixed_origin: also take the difference from another prompt; it then holds the
-      difference of the two initial prompts as well, and says so.
+    allow_mixed_origin: also accept an `initial` that `tuned` was not tuned from. The
+      vector then contains the difference of the two initial prompts, and says so.
     task: the name of the one task, for a checkpoint that does not state it.
-    space: 'effective' (both are folded first) or 'factor' (both are parameters); of
-      plain prompts the same, and then the vector's space is 'effective'.
+    space: 'effective' (both are folded first) or 'factor' (both must be parameters). For
+      plain prompts the two are the same, and the vector's space is 'effective'.
 
   Raises:
-    UserError: a vector was given, the backbones, methods or shapes differ, `tuned` was
-      tuned from another prompt, or it states another task than `task`. In the factor
-      space: a folded prompt was given, alphas differ, or the origin would be mixed.
+    UserError: a vector was given; the backbones, methods or shapes differ; `tuned` was
+      tuned from another prompt, or states another task than `task`. In the factor space
+      also: a folded prompt was given, the alphas differ, or the origin would be mixed.
   """
   if space not in SPACES:
     raise UserError(f"There is no space '{space}'. Choose one of {', '.join(SPACES)}.")
@@ -181,7 +183,7 @@ def diff(
 
 
 def negate(vector: Loaded) -> Loaded:
-  """Returns -vector, every term negated; exact, so negating twice changes no bit.
+  """Returns -vector, (4.2), with every term negated; exact, so twice changes no bit.
 
   Raises:
     UserError: a prompt was given.
@@ -190,10 +192,10 @@ def negate(vector: Loaded) -> Loaded:
 
 
 def scale(vector: Loaded, factor: float) -> Loaded:
-  """Returns factor * vector; bound in `arithmetic.scale`. 0 drops the terms.
+  """Returns factor * vector, (4.2); error bound in `arithmetic.scale`. 0 drops the terms.
 
   Raises:
-    UserError: a prompt was given, the factor or a result is not finite.
+    UserError: a prompt was given, or the factor or a result is not finite.
   """
   _require_vector(vector)
   _refuse_not_finite(factor)
@@ -212,22 +214,22 @@ def sum_vectors(
   allow_mixed_origin: bool = False,
   allow_unknown_backbone: bool = False,
 ) -> Loaded:
-  """Returns sum_k weights[k] * vectors[k]; bound in `arithmetic.linear`.
+  """Returns sum_k weights[k] * vectors[k], (4.3); error bound in `arithmetic.linear`.
 
-  Terms of one task become one, their coefficients added. The order of the vectors
+  Terms of the same task are merged by adding their coefficients. The order of the vectors
   changes no bit of the values.
 
   Args:
     vectors: at least one.
     weights: one for each vector; all 1 (the paper's default) if None.
-    allow_mixed_origin: also add vectors whose initial prompts differ or are unknown;
-      the result says so.
-    allow_unknown_backbone: also add vectors whose backbone is unknown, which is noted.
+    allow_mixed_origin: also add vectors whose initial prompts differ or are unknown; the
+      result says so.
+    allow_unknown_backbone: also add vectors whose backbone is unknown; this is noted.
 
   Raises:
     UserError: a prompt was given; shapes, methods, spaces, backbones or initial prompts
-      differ, or cannot be shown to be the same; the weights do not fit. In the factor
-      space initial prompts that differ are refused whatever the user says.
+      differ or cannot be shown to be the same; or the number of weights is not that of
+      the vectors. In the factor space different initial prompts are always refused.
   """
   if not vectors:
     raise UserError("There is nothing to add. Give at least one vector.")
@@ -279,7 +281,7 @@ def analogy(
   allow_mixed_origin: bool = False,
   allow_unknown_backbone: bool = False,
 ) -> Loaded:
-  """Returns c + (b - a), "a is to b as c is to the result" (TPV paper).
+  """Returns c + (b - a), "a is to b as c is to the result": (4.4).
 
   Raises:
     UserError: as `sum_vectors`.
@@ -296,21 +298,22 @@ def apply(
   coefficient: float = 1.0,
   allow_unknown_backbone: bool = False,
 ) -> Loaded:
-  """Returns the prompt initial + coefficient * vector; bound in `arithmetic.linear`.
+  """Returns the prompt initial + coefficient * vector, (4.5).
 
-  The prompt is of the vector's space: a vector of the effective space is added to what
-  the initial prompt does, which gives a folded prompt, and one of the factor space to its
-  own initial parameters, which gives parameters.
+  Its error bound is in `arithmetic.linear`. The prompt is in the vector's space: a vector
+  of the effective space is added to what the initial prompt does, which gives a folded
+  prompt; one of the factor space is added to its own initial parameters, which gives
+  parameters.
 
-  In the effective space another initial prompt than the vector's own is always allowed
-  (the cross-origin test) and recorded: `provenance.cross_origin`. The terms are relative
-  to the prompt that it was applied to, which `applied_to_digest` names.
+  In the effective space an initial prompt other than the vector's own is always allowed
+  (the cross-origin test) and recorded as `provenance.cross_origin`. The terms are relative
+  to the prompt that the vector was applied to, which `applied_to_digest` names.
 
   Raises:
     UserError: `vector` is a prompt or `initial` a vector; shapes, methods or backbones
       differ, or the backbones cannot be shown to be the same; a value is not finite. In
-      the factor space: `initial` is folded, or not the parameters that the vector was
-      taken from.
+      the factor space also: `initial` is folded, or is not the parameters that the vector
+      was taken from.
   """
   _require_vector(vector)
   _require(
@@ -350,15 +353,15 @@ def apply(
 
 
 def cosine(items: Sequence[Loaded]) -> Float64[np.ndarray, "N N"]:
-  """Returns the cosine of every pair; bound in `arithmetic.cosine`.
+  """Returns the cosine of every pair, (4.6); error bound in `arithmetic.cosine`.
 
-  Symmetric, with a diagonal of exactly 1. Vectors and prompts may be compared. Prompts
-  are folded first, for many parameters may do one thing; vectors of the factor space are
-  compared among themselves only.
+  The matrix is symmetric, with a diagonal of exactly 1. Vectors may be compared with
+  prompts. Prompts are folded first, because different parameters can do the same; vectors
+  of the factor space can be compared only with each other.
 
   Raises:
-    UserError: shapes, spaces or known backbones differ, one is all zeros, or the alpha of
-      a DePT or EPT prompt is unknown.
+    UserError: shapes, spaces or known backbones differ, an item is all zeros, or the alpha
+      of a DePT or EPT prompt is unknown.
   """
   if not items:
     raise UserError("There is nothing to compare. Give at least one prompt or vector.")
@@ -386,7 +389,7 @@ def _require_vector(item: Loaded) -> None:
 
 
 def _require(kind: str, item: Loaded, advice: str) -> None:
-  """Raises `UserError` unless the item is of this kind and finite."""
+  """Raises `UserError` unless the item is of this kind and its values are finite."""
   if item.provenance.kind != kind:
     raise UserError(
       f"'{item.name}' is a {item.provenance.kind} (terms: "
@@ -403,8 +406,8 @@ def _require(kind: str, item: Loaded, advice: str) -> None:
 def _in_space(prompt: Loaded, space: str) -> tuple[Loaded, str]:
   """Returns the prompt in this space, and its digest there.
 
-  What a run's initial parameters fold to has the digest that the run stated: on another
-  machine a last bit may be rounded otherwise.
+  Initial parameters fold to a prompt whose digest their run stated, and that digest is
+  returned: this machine may round a last bit differently.
   """
   known = prompt.provenance
   if space == known.space:
@@ -432,7 +435,7 @@ def _refuse_unequal(items: Sequence[Loaded]) -> None:
 
 
 def _refuse_other_space(items: Sequence[Loaded]) -> None:
-  """Raises `UserError` unless all are of one space and, for factors, of one origin."""
+  """Raises `UserError` unless all are in one space and, if 'factor', of one origin."""
   first = items[0]
   for item in items[1:]:
     if item.provenance.space != first.provenance.space:
@@ -489,7 +492,7 @@ def _refuse_other_method(items: Sequence[Loaded]) -> None:
 def _common_backbone(
   items: Sequence[Loaded], allow_unknown: bool
 ) -> tuple[str | None, tuple[str, ...]]:
-  """Returns the one fingerprint, None if any is unknown, and what to note about it."""
+  """Returns the common fingerprint (None if any is unknown), and notes about it."""
   known = [item for item in items if item.provenance.backbone_fingerprint]
   for item in known[1:]:
     first = known[0]
@@ -515,7 +518,7 @@ def _common_backbone(
 def _common_origin(
   vectors: Sequence[Loaded], allow_mixed: bool
 ) -> tuple[str | None, tuple[str, ...], tuple[str, ...]]:
-  """Returns the one initial digest or None, the mixed ones, and what to note."""
+  """Returns the common initial digest or None, the mixed ones, and notes about them."""
   digests = {vector.provenance.initial_digest for vector in vectors}
   mixed = {digest for one in vectors for digest in one.provenance.mixed_origins}
   if len(digests) == 1 and not mixed and None not in digests:
@@ -597,16 +600,16 @@ def _backbone(item: Loaded) -> str:
 
 
 def _agreed(values: Sequence[Any]) -> Any:
-  """Returns the value that all share, None if they differ."""
+  """Returns the common value, None if they differ."""
   return values[0] if len(set(values)) == 1 else None
 
 
 def _notes_by_task(known: Sequence[Provenance]) -> list[list[str]]:
-  """Returns the notes of several vectors, each with its task unless all have the note."""
+  """Returns the notes of each vector; one that not all have is prefixed with the task."""
   shared = set.intersection(*(set(one.notes) for one in known))
 
   def named(one: Provenance) -> Iterator[str]:
-    # A sum's notes have their tasks.
+    # The notes of a sum are prefixed already.
     task = one.terms[0].task if len(one.terms) == 1 else None
     for note in one.notes:
       yield note if note in shared or task is None else f"{task}: {note}"

@@ -294,7 +294,7 @@ def factors(jaxpr):
 
 @pytest.fixture
 def attention():
-  """Queries, keys, values, a slope for what is gathered, a mask and a bias."""
+  """Queries, keys, values, a slope for the result, a mask and a bias."""
   rng = np.random.default_rng(0)
   made = rng.standard_normal((4, 3, 5, 2, 4))
   queries, keys, values, slope = jnp.asarray(made, jnp.float32)
@@ -325,7 +325,7 @@ def test_attention_has_the_values_and_gradients_of_the_formula(
 
   def ours(queries, keys, values, bias):
     factors = (leaf.astype(dtype) for leaf in (queries, keys, values))
-    return network.gather(*factors, mask, bias if biased else None)
+    return network.attention(*factors, mask, bias if biased else None)
 
   expected, pull_formula_back = jax.vjp(formula, *inputs, bias)
   found, pull_back = jax.vjp(ours, *inputs, bias)
@@ -359,7 +359,7 @@ def test_dropout_drops_a_heads_values_of_a_key_for_all_queries(monkeypatch):
   """That is T5X's dropout of weights, which has one mask for all queries."""
   seen = []
 
-  def gather(queries, keys, values, mask, bias):
+  def attention(queries, keys, values, mask, bias):
     seen.append(np.asarray(values))
     return queries
 
@@ -367,7 +367,7 @@ def test_dropout_drops_a_heads_values_of_a_key_for_all_queries(monkeypatch):
   x, heads = jnp.ones((3, 20, 8)), jnp.ones((3, 20, 2, 4))
   inputs = (x, (heads, heads), jnp.ones((3, 1, 1, 20), bool), None)
   params = layer.init(jax.random.key(0), *inputs, True)
-  monkeypatch.setattr(network, "gather", gather)
+  monkeypatch.setattr(network, "attention", attention)
   layer.apply(params, *inputs, False, rngs={"dropout": jax.random.key(1)})
   (values,) = seen
   assert set(np.unique(values)) == {0.0, 2.0}

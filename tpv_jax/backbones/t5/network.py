@@ -1,16 +1,18 @@
 """T5 encoder-decoder (v1.0 and v1.1) with the parameter tree of T5X's `examples/t5`.
 
 v1.0 has `mlp_activations=('relu',)` and `logits_via_embedding=True`; v1.1, LM-adapted,
-Flan and mT5 have `('gelu', 'linear')`, the tanh approximation of GELU, and an output
-layer of their own. Parameter paths, shapes, initial distributions and logical axes are
-T5X's, and so public T5X checkpoints fit. Departures from T5X's code that change nothing
-at a real token: masks are boolean and hide keys only (what a padding position computes
-is never read), tokens are embedded by a gather, and the relative bias is computed once
-per stack. Two that change bf16 results slightly: the softmax is always in fp32, and the
-output layer's weights are rounded to bf16 as all others are.
+Flan and mT5 have `('gelu', 'linear')`, with the tanh approximation of GELU, and a separate
+output layer. Parameter paths, shapes, initial distributions and logical axes are T5X's, so
+public T5X checkpoints fit.
 
-The network knows nothing of prompt parameters: `encode` takes a folded prompt, an
-array. Letters as in the README; `joined` is P + T, prompt and source together.
+Three departures from T5X's code change nothing at a real token: masks are boolean and hide
+keys only (what a padding position computes is never read), tokens are embedded by indexing
+and not by a one-hot product, and the relative bias is computed once per stack. Two change
+bf16 results slightly: the softmax is always in fp32, and the output layer's weights are
+rounded to bf16 like all others.
+
+The network knows nothing of prompt parameters: `encode` takes a folded prompt. Letters are
+those of docs/methods.md, "Letters"; `joined` is P + T, prompt and source together.
 """
 
 import dataclasses
@@ -33,7 +35,7 @@ from tpv_jax.core.checks import BelowOne, NotEmpty, OneOf, Size, check_fields
 from tpv_jax.core.errors import UserError, near_misses
 
 MASKED = -1e10
-"""Attention logit of a hidden key. Finite: a row that sees nothing gives no NaN."""
+"""Attention logit of a hidden key. Finite, so that a query without keys gives no NaN."""
 
 RELATIVE_BUCKETS = 32
 RELATIVE_MAX_DISTANCE = 128
@@ -45,13 +47,14 @@ _fan_avg_uniform = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
 @struct.dataclass
 class DecodingCache:
-  """What the decoder needs of the past and of the source, one entry per layer.
+  """What decoding keeps of earlier steps and of the source, one entry per layer.
 
   Attributes:
-    self_keys_values: [hypotheses, L, heads, width], of the targets so far; zero ahead.
-    cross_keys_values: [B, joined, heads, width], of the encoded source, never changed.
-    cross_mask: [B, 1, 1, joined], true at what the target may see of the source.
-    bias: [1, heads, L, L], the target's relative bias; a step takes one row of it.
+    self_keys_values: [hypotheses, L, heads, width], of the targets so far; zeros after
+      them.
+    cross_keys_values: [B, joined, heads, width], of the encoded source; never changed.
+    cross_mask: [B, 1, 1, joined], true at the positions that targets may see.
+    bias: [1, heads, L, L], the decoder's relative bias; a step uses one row of it.
   """
 
   self_keys_values: tuple[tuple[Array, Array], ...]
@@ -63,12 +66,13 @@ class DecodingCache:
 def relative_buckets(
   queries: int, keys: int, bidirectional: bool
 ) -> Int[np.ndarray, "queries keys"]:
-  """Returns T5's bucket number of each distance `key position - query position`.
+  """Returns T5's bucket for each distance `key position - query position`.
 
-  Half of the buckets count single steps, the others grow logarithmically up to
-  `RELATIVE_MAX_DISTANCE`; a bidirectional table gives each direction its half, a causal
-  one lumps the future with distance 0 (the mask hides it). float32 logarithms with the
-  epsilon of T5X, so that exact powers fall on its side of the border.
+  Half of the buckets hold one distance each, the others grow logarithmically up to
+  `RELATIVE_MAX_DISTANCE`. A bidirectional table splits the buckets between the two
+  directions; a causal one puts future keys into the bucket of distance 0 (the mask hides
+  them). The logarithms are fp32 and have T5X's epsilon, so that exact powers fall into the
+  same bucket as there.
   """
   distance = np.arange(keys)[None, :] - np.arange(queries)[:, None]
   buckets = RELATIVE_BUCKETS
@@ -89,9 +93,9 @@ def relative_buckets(
 
 
 class Dense(nn.Module):
-  """A linear map without bias over the last axis; its kernel is stored as a matrix.
+  """A linear map without bias over the last axis, with its kernel stored as a matrix.
 
-  It multiplies in `dtype` and gives that, or fp32 if `to_fp32`.
+  Factors are in `dtype`; so is the result, unless `to_fp32` asks for fp32.
   """
 
   features: int
@@ -114,7 +118,7 @@ class Dense(nn.Module):
 
 
 class LayerNorm(nn.Module):
-  """T5's layer norm: divided by the root mean square (in fp32) and scaled; no bias."""
+  """T5's layer norm: division by the root mean square (in fp32) and a scale; no bias."""
 
   dtype: str
   epsilon: float = 1e-6
@@ -147,7 +151,7 @@ class Embed(nn.Module):
     )
 
   def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """Returns rows of the table; an id beyond it gives NaN, no other row."""
+    """Returns the rows of the tokens; an id outside the table gives NaN."""
     return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
 
   def attend(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
@@ -160,7 +164,7 @@ class Embed(nn.Module):
 
 
 class RelativeBias(nn.Module):
-  """Adds to an attention logit what the distance between query and key is worth."""
+  """The learned bias of an attention logit for the distance from query to key."""
 
   num_heads: int
   bidirectional: bool
@@ -179,51 +183,61 @@ class RelativeBias(nn.Module):
 
 
 @jax.custom_vjp
-def gather(
+def attention(
   queries: Float[Array, "B queries heads width"],
   keys: Float[Array, "B joined heads width"],
   values: Float[Array, "B joined heads width"],
   mask: Bool[Array, "#B 1 #queries joined"],
   bias: Float[Array, "1 heads queries joined"] | None,
 ) -> Float[Array, "B queries heads width"]:
-  """Returns the values, weighted by the softmax of `queries @ keys + bias`.
+  """Returns the mean of the values, weighted by the softmax of `queries @ keys + bias`.
 
-  Only keys that the mask shows count; a query that sees none takes the mean of all.
-  Logits and softmax are fp32, the matrix products in the dtype of the queries.
+  Only keys that the mask shows have a weight; a query that sees none takes the plain mean
+  of all values. Logits and softmax are fp32; matrix products have factors in the dtype of
+  the queries.
 
-  The weights are divided by their sum after they have met the values, and the backward
-  pass is written out (as in FlashAttention, Dao et al. 2022, without its tiles): of what
-  is as large as the logits it keeps one array, and it multiplies in the dtype of the
-  queries, where JAX's own would multiply in fp32 (benchmarks/NOTES.md).
+  The backward pass is written out: docs/methods.md, (7.5) to (7.12), as in FlashAttention
+  (Dao et al. 2022), without its tiles. It keeps only one array as large as the logits, and
+  multiplies in the dtype of the queries, where JAX's own backward pass would multiply in
+  fp32 (benchmarks/NOTES.md).
   """
-  return _gather_forward(queries, keys, values, mask, bias)[0]
+  return _attention_forward(queries, keys, values, mask, bias)[0]
 
 
-def _gather_forward(
+def _attention_forward(
   queries: Any, keys: Any, values: Any, mask: Any, bias: Any
 ) -> tuple[Array, tuple[Any, ...]]:
+  # 1. Logits, with hidden keys at a large negative number: (7.5).
   logits = _products("bqhk,bshk->bhqs", queries, keys)
   if bias is not None:
     logits = logits + bias
   logits = jnp.where(mask, logits, MASKED)
+  # 2. Exponentials, shifted so that the largest is 1: (7.6). The weights are
+  #    exponentials * share, and never lie in memory.
   exponentials = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
   exponentials = exponentials.astype(queries.dtype)
+  # 3. One over the sum of each query's exponentials, in fp32: (7.7).
   total = jnp.sum(exponentials, axis=-1, dtype=jnp.float32)
   share = 1.0 / total.swapaxes(1, 2)[..., None]
-  gathered = _products("bhqs,bshk->bqhk", exponentials, values) * share
-  gathered = gathered.astype(queries.dtype)
-  kept = (queries, keys, values, mask, bias is None, exponentials, share, gathered)
-  return gathered, kept
+  # 4. Values weighted by exponentials, then divided: (7.8).
+  attended = _products("bhqs,bshk->bqhk", exponentials, values) * share
+  attended = attended.astype(queries.dtype)
+  kept = (queries, keys, values, mask, bias is None, exponentials, share, attended)
+  return attended, kept
 
 
-def _gather_backward(
+def _attention_backward(
   kept: tuple[Any, ...], gradient: Array
 ) -> tuple[Array, Array, Array, None, Array | None]:
-  queries, keys, values, mask, without_bias, exponentials, share, gathered = kept
+  queries, keys, values, mask, without_bias, exponentials, share, attended = kept
+  # 5. The gradient, divided as the exponentials were: (7.9).
   scaled = (gradient * share).astype(queries.dtype)
-  mean = jnp.sum(scaled.astype(jnp.float32) * gathered, axis=-1).swapaxes(1, 2)
+  # 6. The softmax's own term, one number for each query and head: (7.10).
+  mean = jnp.sum(scaled.astype(jnp.float32) * attended, axis=-1).swapaxes(1, 2)
+  # 7. The gradient of the logits, 0 at hidden keys, which are constants: (7.11).
   slope = _products("bqhk,bshk->bhqs", scaled, values) - mean[..., None]
   slope = jnp.where(mask, exponentials * slope, 0.0)
+  # 8. The gradients of bias (summed in fp32), queries, keys and values: (7.12).
   of_bias = None if without_bias else jnp.sum(slope, axis=0, keepdims=True)
   slope = slope.astype(queries.dtype)
   return (
@@ -235,11 +249,11 @@ def _gather_backward(
   )
 
 
-gather.defvjp(_gather_forward, _gather_backward)
+attention.defvjp(_attention_forward, _attention_backward)
 
 
 def _products(indices: str, x: Any, y: Any) -> Array:
-  """Returns sums of products, which are fp32 whatever the factors are."""
+  """Returns the einsum, accumulated and returned in fp32 whatever the factors are."""
   return jnp.einsum(indices, x, y, preferred_element_type=jnp.float32)
 
 
@@ -247,10 +261,10 @@ def _products(indices: str, x: Any, y: Any) -> Array:
 def project_to_fp32(
   x: Float[AnyArray, "... inputs"], kernel: Float[AnyArray, "inputs outputs"]
 ) -> Float[Array, "... outputs"]:
-  """Returns `x @ kernel` in fp32.
+  """Returns `x @ kernel` in fp32, for two factors of one dtype.
 
-  Both factors are of one dtype, in which the backward pass multiplies as well; JAX's own
-  would convert the kernel to fp32 for it (benchmarks/NOTES.md).
+  The backward pass multiplies in that dtype as well: JAX's own would convert the kernel to
+  fp32 for it (benchmarks/NOTES.md).
   """
   return jnp.dot(x, kernel, preferred_element_type=jnp.float32)
 
@@ -261,6 +275,7 @@ def _project_forward(x: Any, kernel: Any) -> tuple[Array, tuple[Any, Any]]:
 
 def _project_backward(kept: tuple[Any, Any], gradient: Array) -> tuple[Array, Array]:
   x, kernel = kept
+  # d(x W) = g W^T for x and x^T g for W, both products in the factors' dtype.
   gradient = gradient.astype(x.dtype)
   return jnp.dot(gradient, kernel.T), jnp.einsum("...i,...o->io", x, gradient)
 
@@ -269,7 +284,7 @@ project_to_fp32.defvjp(_project_forward, _project_backward)
 
 
 class Attention(nn.Module):
-  """Multi-head attention with unscaled logits (T5 folds the scale into its weights)."""
+  """Multi-head attention without a scale of its logits, which T5's weights include."""
 
   num_heads: int
   head_dim: int
@@ -303,7 +318,7 @@ class Attention(nn.Module):
   ) -> tuple[
     Float[Array, "B joined heads width"], Float[Array, "B joined heads width"]
   ]:
-    """Returns the keys and values of `x`."""
+    """Returns the keys and the values of `x`, by head."""
     return self._heads(self.key(x)), self._heads(self.value(x))
 
   def __call__(
@@ -316,16 +331,17 @@ class Attention(nn.Module):
     bias: Float[Array, "1 heads queries joined"] | None,
     deterministic: bool,
   ) -> Float[Array, "B queries D"]:
-    """Returns what the queries `x` gather from the keys that `mask` shows them."""
+    """Returns the attention of the queries of `x` to the keys that `mask` shows them."""
     keys, values = keys_values
-    # T5X drops weights, the same for all queries: that is, a head's values of a key.
+    # T5X drops attention weights, the same ones for all queries. That is the same as
+    # dropping a head's values at a key.
     values = self.dropout(values, deterministic=deterministic)
-    gathered = gather(self._heads(self.query(x)), keys, values, mask, bias)
-    return self.out(gathered.reshape(*gathered.shape[:-2], -1))
+    attended = attention(self._heads(self.query(x)), keys, values, mask, bias)
+    return self.out(attended.reshape(*attended.shape[:-2], -1))
 
 
 class Mlp(nn.Module):
-  """The feed-forward block: the product of its activations, mapped back to width D."""
+  """The feed-forward block: the product of its activated branches, mapped back to D."""
 
   mlp_dim: int
   activations: Sequence[str]
@@ -358,7 +374,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """The numbers that layers share; fields as in `Transformer`."""
+  """The sizes that all layers share; the fields are those of `Transformer`."""
 
   emb_dim: int
   num_heads: int
@@ -370,7 +386,7 @@ class Config:
 
 
 class EncoderLayer(nn.Module):
-  """Self-attention and feed-forward, each behind a norm and beside a skip."""
+  """Self-attention and feed-forward, each after a norm and with a skip connection."""
 
   config: Config
 
@@ -394,7 +410,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-  """Self-attention, attention to the source and feed-forward, each beside a skip."""
+  """Self-attention, cross-attention and feed-forward, each after a norm and with a skip."""
 
   config: Config
 
@@ -427,7 +443,7 @@ class DecoderLayer(nn.Module):
   ) -> tuple[
     Float[Array, "B joined heads width"], Float[Array, "B joined heads width"]
   ]:
-    """Returns the source's keys and values, the same at every step of decoding."""
+    """Returns the source's keys and values, which are the same at every decoding step."""
     return self.encoder_decoder_attention.keys_values(encoded)
 
   def step(
@@ -450,9 +466,9 @@ class DecoderLayer(nn.Module):
       Float[Array, "hypotheses L heads width"],
     ],
   ]:
-    """Returns the output at target position `index`, and the cache with it written.
+    """Returns the output at target position `index`, and the cache that includes it.
 
-    The hypotheses of a source, as many of each, stand together: they share its keys.
+    Every source has equally many hypotheses, in consecutive rows, which share its keys.
     """
     y = self.pre_self_attention_layer_norm(x)
     cached = jax.tree.map(
@@ -493,7 +509,7 @@ def _attention(config: Config) -> Attention:
 
 
 def _set_up_layer(layer: Any, config: Config) -> None:
-  """Gives a layer the parts that both kinds of layer have."""
+  """Sets up the parts that encoder and decoder layers have in common."""
   layer.pre_mlp_layer_norm = LayerNorm(config.dtype)
   layer.mlp = Mlp(
     config.mlp_dim, config.mlp_activations, config.dropout_rate, config.dtype
@@ -530,7 +546,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-  """The decoder's stack, from embedded tokens to what the output layer reads."""
+  """The decoder's stack, from embedded tokens to the input of the output layer."""
 
   config: Config
   num_layers: int
@@ -588,7 +604,7 @@ class Decoder(nn.Module):
   def step(
     self, x: Float[Array, "hypotheses 1 D"], index: Int[Array, ""], cache: DecodingCache
   ) -> tuple[Float[Array, "hypotheses 1 D"], DecodingCache]:
-    """Returns what the output layer reads at target position `index`, and the cache."""
+    """Returns the input of the output layer at target position `index`, and the cache."""
     bias = jax.lax.dynamic_slice_in_dim(cache.bias, index, 1, axis=2)
     written = []
     for layer, own, cross in zip(
@@ -601,7 +617,7 @@ class Decoder(nn.Module):
     )
 
   def logits(self, x: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-    """Returns the fp32 logits of an output layer of its own (v1.1)."""
+    """Returns the fp32 logits of the separate output layer (v1.1)."""
     return self.logits_dense(x)
 
 
@@ -609,7 +625,7 @@ class Transformer(nn.Module):
   """T5: an encoder that takes a soft prompt, and a decoder.
 
   Attributes:
-    vocab_size: V, rows of the embedding table, which may exceed the vocabulary's size.
+    vocab_size: V, rows of the embedding table; may exceed the size of the vocabulary.
     emb_dim: D, the width.
     num_heads: attention heads.
     head_dim: width of a head; heads times this need not be D.
@@ -618,12 +634,12 @@ class Transformer(nn.Module):
     mlp_dim: hidden width of the feed-forward block.
     mlp_activations: ('relu',) in v1.0, ('gelu', 'linear') in v1.1.
     logits_via_embedding: True in v1.0: logits from the embedding table.
-    dropout_rate: used where `enable_dropout` is given; 0 for a frozen backbone.
-    dtype: of the computation, 'float32' or 'bfloat16'. Norms and softmax are computed
-      in fp32 in both, and what is multiplied to give logits is summed up in fp32;
-      parameters are fp32 unless the caller casts them.
+    dropout_rate: applied if `enable_dropout` is set; 0 for a frozen backbone.
+    dtype: of the computation, 'float32' or 'bfloat16'. Either way, norms and softmax are
+      computed, and logits accumulated, in fp32; parameters are fp32 unless the caller
+      casts them.
     remat: whether layers recompute their activations in the backward pass, which saves
-      memory and costs a third more time.
+      memory and takes a third more time.
   """
 
   vocab_size: Size
@@ -652,10 +668,10 @@ class Transformer(nn.Module):
     return token, token, token
 
   def stored(self, path: str, dtype: Any) -> Any:
-    """Returns the dtype in which a frozen leaf of `dtype` may lie on the devices.
+    """Returns the dtype in which a frozen leaf of `dtype` may be stored on the devices.
 
-    Half the memory where the network computes in bf16, and the same numbers: all but
-    the relative biases are cast wherever they are used.
+    A network that computes in bf16 needs half the memory so, and gives the same numbers:
+    all leaves except the relative biases are cast to bf16 wherever they are used.
     """
     keep = self.dtype == "float32" or path.endswith("/rel_embedding")
     return dtype if keep else jnp.bfloat16
@@ -697,31 +713,32 @@ class Transformer(nn.Module):
   ) -> Float[Array, "B joined D"]:
     """Returns the encoded source, the prompt's positions first (P + T in all).
 
-    The prompt stands before the embedded tokens, relative positions are those of the
-    joined sequence, and it is never masked (Lester et al. 2021). A delta is added to the
-    embeddings of the source's tokens, padding left out (Shi & Lipani 2023). Dropout,
-    where it is enabled, falls on the joined sequence.
+    The prompt is prepended to the embedded tokens (1.1), relative positions are those of
+    the joined sequence, and the prompt is never masked (Lester et al. 2021). A delta is
+    added to the embeddings of the source's tokens (2.2), except at padding (Shi & Lipani
+    2023). Dropout, if enabled, acts on the joined sequence.
 
     Args:
       encoder_input_tokens: token ids, 0 is padding; floats are cast (T5X's eval).
       encoder_segment_ids: 1, 2, ... for the examples packed into a row, 0 for padding.
-      prompt: [P, D] for all rows, or [B, P, D] with one prompt per row; with `places`
+      prompt: [P, D] for all rows, or [B, P, D] with one prompt for each row; with `places`
         the prompts of a bank [N, P, D].
-      delta: what the token at each position gets [M, D], or [B, M, D]; with `places`
-        [N, M, D].
+      delta: what is added to the token at each position, [M, D] or [B, M, D]; with
+        `places` [N, M, D].
       enable_dropout: needs the rng 'dropout'.
-      places: of the prompts in packed rows, which are then as wide as the tokens are.
+      places: where the prompts of a bank are in packed rows, whose tokens include the
+        prompts' positions.
 
     Raises:
-      UserError: a prompt or delta together with segment ids but without `places`, or a
-        source that is longer than the delta.
+      UserError: a prompt or delta came with segment ids but without `places`, or a source
+        is longer than the delta.
     """
     if encoder_segment_ids is not None and places is None:
       _refuse_in_packed_rows(prompt, delta)
     tokens = _as_tokens(encoder_input_tokens)
     x = placing.place(self.token_embedder(tokens), tokens, prompt, delta, places)
     if places is not None:
-      assert encoder_segment_ids is not None  # What packs rows gives both.
+      assert encoder_segment_ids is not None  # `packing` gives both.
       mask = _same_segment(encoder_segment_ids, encoder_segment_ids)
       return self.encoder(x, mask, not enable_dropout)
     mask = _show_prompt((tokens > 0)[:, None, None, :], x.shape[1] - tokens.shape[1])
@@ -744,17 +761,17 @@ class Transformer(nn.Module):
     """Returns fp32 logits at every target position, given the targets before it.
 
     Args:
-      encoded: from `encode`; what it has more than T positions is prompt.
+      encoded: from `encode`; the positions before the last T are the prompt's.
       encoder_input_tokens: the source again, for its padding only.
       decoder_input_tokens: the targets shifted right, 0 first.
       decoder_target_tokens: the targets, for their padding only.
-      encoder_segment_ids: as in `encode`. Without them, and with `decoder_segment_ids`,
-        every target segment sees the whole source: several targets for one source.
+      encoder_segment_ids: as in `encode`. If these are None and `decoder_segment_ids` are
+        not, every target segment sees the whole source: several targets for one source.
       decoder_segment_ids: of the targets.
       enable_dropout: needs the rng 'dropout'.
       outputs: 'states' for the states [B, L, D] that `logits` maps to logits.
-      source_segment_ids: the encoder's segment that each target position sees, where it
-        is not the one of its own number: several targets for one of several sources.
+      source_segment_ids: the encoder's segment that each target position sees, if that is
+        not the segment of the same number: several targets for one of several sources.
     """
     inputs = _as_tokens(decoder_input_tokens)
     length = inputs.shape[1]
@@ -794,7 +811,7 @@ class Transformer(nn.Module):
   ) -> Float[Array, "B L outputs"]:
     """Returns fp32 logits of the targets; see `encode` and `decode`.
 
-    The positions of packed rows are not used: T5 knows relative ones only, which do not
+    The positions of packed rows are not used: T5 has only relative positions, which do not
     change inside a contiguous segment.
     """
     del encoder_positions, decoder_positions
@@ -829,10 +846,10 @@ class Transformer(nn.Module):
     index: Int[Array, ""],
     cache: DecodingCache,
   ) -> tuple[Float[Array, "hypotheses V"], DecodingCache]:
-    """Returns the fp32 logits that follow `tokens`, the inputs at position `index`.
+    """Returns the fp32 logits after `tokens`, the inputs at position `index`.
 
-    Each row of the source has one hypothesis, or as many as the others, all together;
-    `self_keys_values` of the cache have a row for each.
+    Every source has equally many hypotheses, in consecutive rows; the cache's
+    `self_keys_values` have a row for each hypothesis.
     """
     x = self.token_embedder(tokens[:, None])
     x, cache = self.decoder.step(x, index, cache)
@@ -858,7 +875,7 @@ def _as_tokens(tokens: Num[AnyArray, "B T"]) -> Int[Array, "B T"]:
 
 
 def _refuse_in_packed_rows(prompt: Any, delta: Any) -> None:
-  """Raises `UserError` where a prompt has no place in packed rows."""
+  """Raises `UserError` for a prompt or delta, whose places in packed rows are unknown."""
   if delta is not None:
     raise UserError(
       "A delta is added by position, which packed rows do not have. Build the batches "
@@ -874,7 +891,7 @@ def _refuse_in_packed_rows(prompt: Any, delta: Any) -> None:
 def _show_prompt(
   mask: Bool[Array, "B 1 1 T"], length: int
 ) -> Bool[Array, "B 1 1 joined"]:
-  """Returns the mask with `length` visible positions before it."""
+  """Returns the mask, extended by `length` visible positions at its beginning."""
   return jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (length, 0)), constant_values=True)
 
 
