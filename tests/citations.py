@@ -3,7 +3,7 @@
 A citation names a document by its path from the repository's root, alone or with what is
 meant of it: equations, `docs/methods.md, (3.4) and (3.5)`, or a heading without its number,
 `docs/methods.md, "Prompt fusion"`. In a file that cites docs/methods.md a number alone, as
-in (3.4), is an equation of it. Markdown also has relative links.
+in (3.4), is an equation of it. Markdown also has relative links, and names files of code.
 """
 
 import ast
@@ -38,6 +38,14 @@ WRITTEN = ("report.md",)
 """What studies write into their own folders."""
 
 DOCUMENT = re.compile(r"(?<![\w./-])((?:[\w.-]+/)*[\w-]+\.md)\b(?!\.)")
+SOURCE = re.compile(r"(?:\w[\w.-]*/)+\w+(?:\.(?:py|gin|sh)|/)")
+"""A file of code, or a folder in a folder, in one of `ROOTS`."""
+
+ROOTS = (".", "tpv_jax", "gin_configs")
+
+TO_BE_MADE = "extending"
+"""The folder of documents that name files which their readers make."""
+
 EQUATION = re.compile(r"\(\d+\.\d+\)")
 OF_IT = re.compile(
   r',? (?:"([^"]+)"|(\(\d+\.\d+\)(?:(?:, | and | to )\(\d+\.\d+\))*)'
@@ -124,7 +132,7 @@ def problems(text: str, prose: bool = True, specified: bool = False) -> list[str
 
 
 def of_markdown(text: str, folder: pathlib.Path, specified: bool = False) -> list[str]:
-  """Returns the `problems` of a document, and its relative links that lead nowhere.
+  """Returns the `problems` of a document, and the links and code that are not there.
 
   Args:
     text: of the document.
@@ -140,10 +148,20 @@ def of_markdown(text: str, folder: pathlib.Path, specified: bool = False) -> lis
       target = str(child.attrs.get("href") or child.attrs.get("src") or "")
       if target and not re.match(r"[a-z]+:", target):
         found += _of_link(target, folder, text)
+      if child.type == "code_inline" and SOURCE.fullmatch(child.content):
+        found += _of_source(child.content, folder)
       if not within:
         prose.append(child.content or " ")
     prose.append(" ")
   return problems(_one_line("".join(prose)), specified=specified) + found
+
+
+def _of_source(name: str, folder: pathlib.Path) -> list[str]:
+  if folder.name == TO_BE_MADE or any(
+    (REPOSITORY / root / name).exists() for root in ROOTS
+  ):
+    return []
+  return [f"there is no '{name}'"]
 
 
 def _of_link(target: str, folder: pathlib.Path, text: str) -> list[str]:

@@ -95,6 +95,8 @@ def test_code_may_name_a_file_but_cites_documents_that_are_there():
     ("# One\n[a](#two)", "leads to no heading"),
     ("| a |\n| --- |\n| [b](nothing.md) |", "leads nowhere"),
     ("see [a](formats.md) and `nothing.md`", "no document 'nothing.md'"),
+    ("as `prompts/nothing.py` says", "there is no 'prompts/nothing.py'"),
+    ("of `data/nothing/`", "there is no 'data/nothing/'"),
   ],
 )
 def test_a_link_or_a_name_in_a_document_of_what_is_not_there_is_found(text, problem):
@@ -106,6 +108,7 @@ def test_links_to_documents_headings_and_pages_are_no_problem():
   text = (
     "# Two `words`, and gs:// more\n[a](formats.md) [b](methods.md#letters) "
     "[c](#two-words-and-gs-more) [d](https://example.org/x#y)\n"
+    "`prompts/equations.py`, `runs/train.gin`, `data/metrics/`, `mine.gin`, `./x.py`\n"
   )
   assert not citations.of_markdown(text, citations.REPOSITORY / "docs")
 
