@@ -415,8 +415,8 @@ def lines_of(rows):
 
 
 def own_task(path):
-  """Writes README's task from local files, and the files."""
-  text = (REPOSITORY / "README.md").read_text()
+  """Writes the task from local files of docs/own_data.md, and the files."""
+  text = (REPOSITORY / "docs/own_data.md").read_text()
   path.write_text(re.search(r"```gin\n(TASK_NAME.*?)```", text, re.S)[1])
   lines_of(REVIEWS)(path.with_name("train.jsonl"))
   lines_of(REVIEWS[8:16])(path.with_name("dev.jsonl"))

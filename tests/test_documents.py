@@ -1,6 +1,7 @@
 """What the documents print is run as printed (see documents.py)."""
 
 import dataclasses
+import itertools
 import pathlib
 import re
 import shlex
@@ -21,10 +22,16 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 WRITTEN_BY_COMMANDS = ("docs/ablation.md", "docs/few_shot.md")
 """Without marks; docs/t5x-check.md is what `make t5x-check` wrote (see t5x_check.py)."""
 
-MARKDOWN = (
-  *("README.md", "docs/formats.md", "docs/methods.md", "docs/tasks.md", "docs/t5x.md"),
-  *("tpv_jax/embedded/MODEL_CARD.md", *WRITTEN_BY_COMMANDS),
+ROADS = (
+  ("docs/quickstart.md", "docs/vectors.md"),  # vectors.md needs the files before
+  *(("README.md",), ("CONTRIBUTING.md",), ("tpv_jax/embedded/MODEL_CARD.md",)),
+  *((f"docs/{name}.md",) for name in ("installing", "ept", "banks", "own_data")),
+  *((f"docs/{name}.md",) for name in ("formats", "methods", "tasks", "t5x")),
+  *((name,) for name in WRITTEN_BY_COMMANDS),
 )
+"""The documents; those of one road run in order, in one folder."""
+
+MARKDOWN = tuple(itertools.chain(*ROADS))
 
 
 def test_no_document_is_forgotten():
@@ -35,7 +42,8 @@ def test_no_document_is_forgotten():
   }
   tried = {name for name in found if name.startswith("docs/extending/")}
   assert tried  # by tests/extending
-  assert found - tried | {"README.md"} == {*MARKDOWN, "docs/t5x-check.md"}
+  found |= {path.name for path in REPOSITORY.glob("*.md")} - {"CHANGELOG.md"}
+  assert found - tried == {*MARKDOWN, "docs/t5x-check.md"}
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +87,11 @@ def check(commands, cloned, tmp_path):
   return run
 
 
-@pytest.mark.parametrize("document", MARKDOWN)
-def test_a_document_runs_as_printed(document, check):
+@pytest.mark.parametrize("road", ROADS, ids=" ".join)
+def test_a_document_runs_as_printed(road, check):
   check(
     dataclasses.replace(step, mark="outside") if slow(document, step) else step
+    for document in road
     for step in documents.markdown(REPOSITORY / document)
   )
 
@@ -92,9 +101,10 @@ def slow(document, step):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("document", MARKDOWN)
-def test_a_document_prints_what_it_shows(document, check):
-  check(documents.markdown(REPOSITORY / document), brief=False)
+@pytest.mark.parametrize("road", ROADS, ids=" ".join)
+def test_a_document_prints_what_it_shows(road, check):
+  steps = (documents.markdown(REPOSITORY / document) for document in road)
+  check(itertools.chain(*steps), brief=False)
 
 
 @pytest.mark.parametrize("room", ("backbones", "prompts", "runs", "t5x", "tasks"))
