@@ -5,7 +5,7 @@ import argparse
 from tpv_jax.cli import gin_verb
 
 EXAMPLES = """\
-  the ablation of the README: embedded tasks, three initial prompts, all in the package:
+  the ablation of docs/ablation.md: embedded tasks, three initial prompts, all in the package:
     tpv ablation --gin_file=gin_configs/runs/ablation.gin \\
       --gin.OUTPUT_DIR='"ablation_out"'
   a quick look at two tasks and one length:
