@@ -1,8 +1,8 @@
-"""Encoder-decoders behind `model.SoftPromptModel`: their batches, and what runs on them.
+"""Encoder-decoders for `model.SoftPromptModel`: how their batches are read and computed.
 
 A batch is a mapping of arrays with T5X's feature names: `encoder_input_tokens` [B, T];
-`decoder_input_tokens`, `decoder_target_tokens` and `decoder_loss_weights` [B, L]; packed
-ones have `*_segment_ids` and `*_positions` too (`data.batches`, `data.packing`).
+`decoder_input_tokens`, `decoder_target_tokens` and `decoder_loss_weights` [B, L]. Packed
+batches also have `*_segment_ids` and `*_positions` (`data.batches`, `data.packing`).
 """
 
 from collections.abc import Mapping
@@ -25,9 +25,9 @@ class Targets(NamedTuple):
 
   Attributes:
     tokens: [B, L].
-    weights: [B, L], of their losses, 0 at padding.
-    segments: [B, L], 1, 2, ... for the targets of a packed row; None of others.
-    prompts: [B, L], the bank's prompt behind which each is packed; None of others.
+    weights: [B, L], of the tokens' losses; 0 at padding.
+    segments: [B, L], 1, 2, ... for the targets of a packed row; None if not packed.
+    prompts: [B, L], the index in the bank of each target's prompt; None if not packed.
   """
 
   tokens: Int[Array, "B L"]
@@ -37,7 +37,7 @@ class Targets(NamedTuple):
 
 
 class EncoderDecoder:
-  """What `SoftPromptModel` asks of an architecture, for a network of this one.
+  """The architecture of encoder-decoders, as `SoftPromptModel` uses it.
 
   Attributes:
     network: the backbone.
@@ -72,7 +72,7 @@ class EncoderDecoder:
     batch: Batch,
     dropout_rng: Array | None = None,
   ) -> Float[Array, "B L D"]:
-    """Returns the states before each target of rows behind one prompt, or each its own."""
+    """Returns the decoder's states at each target; rows share a prompt or have their own."""
     return self._apply(
       backbone,
       batch["encoder_input_tokens"],
@@ -89,7 +89,7 @@ class EncoderDecoder:
   def packed_states(
     self, backbone: Params, folded: Folded, batch: Batch
   ) -> Float[Array, "B L D"]:
-    """Returns the states before each target of packed rows, each behind its prompt."""
+    """Returns the decoder's states at each target of packed rows, each with its prompt."""
     return self._apply(
       backbone,
       batch["encoder_input_tokens"],
@@ -117,16 +117,17 @@ class EncoderDecoder:
     num_beams: int = 1,
     length_penalty: float = 1.0,
   ) -> tuple[Int[Array, "B L"], Float[Array, " B"]]:
-    """Returns the decoded tokens of each row, see `decoding.decode`, and their scores.
+    """Returns the decoded tokens of each row and their scores, see `decoding.decode`.
 
     Args:
       backbone: its parameters.
-      folded: one prompt for all rows, or [B, P, D] with one for each.
-      batch: its `encoder_input_tokens`.
-      target_length: L, the most tokens to write; None for what the targets have room for.
+      folded: one prompt for all rows, or [B, P, D] with one for each row.
+      batch: its `encoder_input_tokens` are decoded.
+      target_length: L, the most tokens to write; None for the length of the batch's
+        targets.
       eos_id: the end token.
       num_beams: 1 for greedy decoding.
-      length_penalty: of several beams.
+      length_penalty: of beam search.
     """
     source = jnp.asarray(batch["encoder_input_tokens"])
     if target_length is None:

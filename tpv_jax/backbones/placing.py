@@ -1,4 +1,7 @@
-"""Where a soft prompt stands among embedded tokens, alike for every encoder."""
+"""Where a soft prompt stands among embedded tokens, for every encoder alike.
+
+docs/methods.md, (1.1) and (2.2); in packed rows (7.2) and (7.4).
+"""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -15,16 +18,17 @@ def place(
   delta: Float[AnyArray, "*rows M D"] | None = None,
   places: Places | None = None,
 ) -> Float[Array, "B joined D"]:
-  """Returns embedded tokens with the prompt before them, and its delta added to them.
+  """Returns embedded tokens with the prompt prepended, and its delta added to them.
 
   Args:
     x: the embedded tokens.
-    tokens: of which padding gets no delta.
-    prompt: [P, D] for all rows, or [B, P, D] with one prompt per row; with `places` the
-      prompts of a bank [N, P, D]. The joined sequence has P + T positions.
-    delta: what the token at each position gets [M, D], or [B, M, D]; with `places`
+    tokens: their ids; padding gets no delta.
+    prompt: [P, D] for all rows, or [B, P, D] with one prompt for each row; with `places`
+      the prompts of a bank [N, P, D]. The joined sequence has P + T positions.
+    delta: what is added to the token at each position, [M, D] or [B, M, D]; with `places`
       [N, M, D].
-    places: of the prompts in packed rows, which are then as wide as the tokens are.
+    places: where the prompts of a bank are in packed rows, whose tokens include the
+      prompts' positions.
 
   Raises:
     UserError: a source is longer than the delta.
@@ -43,7 +47,7 @@ def place(
 def _update(
   delta: Float[Array, "*rows M D"], tokens: Int[Array, "B T"]
 ) -> Float[Array, "B T D"]:
-  """Returns what a delta adds to each token; nothing to padding."""
+  """Returns what a delta adds to each token: zeros at padding."""
   length = tokens.shape[1]
   if length > delta.shape[-2]:
     equations.refuse_short_delta(length, delta.shape[-2])
@@ -63,7 +67,7 @@ def _place(
     index = places.prompt_ids * delta.shape[1] + places.source_positions
     update = jnp.asarray(delta).reshape(-1, features)[index]
     x = x + jnp.where(~is_padding(tokens)[..., None], update, 0).astype(x.dtype)
-  if not length:  # The backbone alone, as a prompt without rows.
+  if not length:  # A prompt without rows: the backbone alone.
     return x
   index = places.prompt_ids * length + places.prompt_positions - 1
   stands = (places.prompt_positions > 0)[..., None]

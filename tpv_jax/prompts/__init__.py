@@ -1,1 +1,1 @@
-"""Soft prompts: the module that holds one, and the arrays it may start from."""
+"""Soft prompts: the methods, their equations and their budget."""

@@ -1,9 +1,9 @@
-"""EPT's parameters by part, and the rank that a budget leaves (ours, point 6).
+"""EPT's parameters by part, and the rank that a budget leaves.
 
-The budget is what a plain prompt has: P*D. The short prompt, the fusion and the spaces
-take theirs, and the low-rank update gets the rest, M + D for each of its R; so R is less
-than P, and a long prompt of P tokens always has that many directions. The letters are
-those of `equations`.
+docs/methods.md, (3.10) and (3.11), ours. The budget is the number of parameters of a plain
+prompt, P*D. What the short prompt, the fusion and the subspaces leave goes to the low-rank
+update, which takes M + D for each rank. So R is less than P, and a long prompt of P tokens
+has at least R directions to start from. Letters are those of `equations`.
 """
 
 import dataclasses
@@ -17,20 +17,20 @@ from tpv_jax.core.errors import UserError, at_least
 from tpv_jax.prompts import equations
 
 PARTS = ("prompt", "low_rank", "fusion", "spaces")
-"""The parts of `equations.parameters`, in the order of the table."""
+"""The parts of EPT's parameters, in the order of the table's columns."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-  """The parameters of one EPT prompt by part, beside its budget.
+  """The number of parameters of an EPT prompt by part, with its budget.
 
   Attributes:
     length: S.
     rank: R.
     parts: part -> number of parameters, for each of `PARTS`.
     budget: P*D.
-    limit: what the next larger rank would exceed: 'source_length', 'features' or
-      'budget'; None if it would exceed nothing.
+    limit: what keeps the rank from being larger by one: 'source_length', 'features' or
+      'budget'; None if nothing does.
   """
 
   length: int
@@ -41,7 +41,7 @@ class Count:
 
   @property
   def total(self) -> int:
-    """The number of all parameters."""
+    """The number of parameters of all parts."""
     return sum(self.parts.values())
 
   def to_json(self) -> dict[str, Any]:
@@ -63,12 +63,12 @@ def rank(
   spaces: SizeOrNone = 0,
   bottleneck: Size = 1,
 ) -> int:
-  """Returns the largest rank R at which all parameters stay at or under P*D.
+  """Returns the largest rank R with at most P*D parameters in all, (3.11).
 
-  It is also at most min(M, D), the largest that a delta has.
+  It is also at most min(M, D), the largest rank of a delta.
 
   Args:
-    tokens: P, tokens of the plain prompt whose parameters are the budget.
+    tokens: P, the tokens of the plain prompt whose parameters are the budget.
     length: S.
     features: D.
     source_length: M.
@@ -77,7 +77,7 @@ def rank(
     bottleneck: Q.
 
   Raises:
-    UserError: sizes that cannot be, or a budget that leaves no rank at all.
+    UserError: impossible sizes, or a budget that leaves no rank at all.
   """
   at_least("tokens", tokens, 1)
   shape = (length, features, source_length)
@@ -109,12 +109,12 @@ def check(
   spaces: int = 0,
   bottleneck: int = 1,
 ) -> Count:
-  """Returns the parameters by part of sizes that stay at or under the budget.
+  """Returns the number of parameters by part, at most the budget in all, (3.10).
 
-  The arguments are those of the function `rank`, and the rank; 0 for no update.
+  The arguments are those of the function `rank` and the rank itself, 0 for no update.
 
   Raises:
-    UserError: sizes that cannot be, or that are over the budget.
+    UserError: impossible sizes, or parameters over the budget.
   """
   at_least("tokens", tokens, 1)
   shape = (length, features, source_length)
@@ -135,10 +135,10 @@ def check(
 
 
 def within(tokens: Size, prompt: Any) -> Any:
-  """Returns the `ept.EPT`, whose parameters stay at or under P*D, with P `tokens`.
+  """Returns the given `ept.EPT` if it has at most P*D parameters, where P is `tokens`.
 
   Raises:
-    UserError: they do not.
+    UserError: it has more.
   """
   sizes = inspect.signature(rank).parameters.keys() - {"tokens"}
   check(tokens, rank=prompt.rank, **{name: getattr(prompt, name) for name in sizes})
@@ -146,7 +146,7 @@ def within(tokens: Size, prompt: Any) -> Any:
 
 
 def table(counts: Sequence[Count]) -> str:
-  """Returns the counts as text, one aligned row each, under a line of titles."""
+  """Returns the counts as a text table with one row for each."""
   cells = [["S", "R", *(part.replace("_", "-") for part in PARTS), "total", "share"]]
   for each in counts:
     numbers = (each.length, each.rank, *each.parts.values(), each.total)

@@ -1,6 +1,6 @@
 """EPT and DePT: a short prompt with a low-rank update of the source's embeddings.
 
-The equations, their sources and the letters are in `equations`.
+The equations and the letters are those of `equations` (docs/methods.md, "EPT").
 """
 
 from collections.abc import Mapping
@@ -22,20 +22,20 @@ from tpv_jax.prompts.protocol import Start
 
 
 class EPT(nn.Module):
-  """Efficient prompt tuning (Lan et al., arXiv 2405.11464), every part of which is optional.
+  """Efficient prompt tuning (Lan et al., arXiv 2405.11464), with optional parts.
 
-  Without fusion and spaces it is DePT (Shi & Lipani 2023); with rank 0 too it is plain
-  prompt tuning. `budget` finds the rank for a number of parameters.
+  Without fusion and subspaces it is DePT (Shi & Lipani 2023), and with rank 0 as well it is
+  plain prompt tuning. `budget` finds the rank for a number of parameters.
 
   Attributes:
     length: S, tokens of the short prompt.
     features: D, the width of the backbone.
-    source_length: M, the longest source that can be updated; a longer one is refused.
-    rank: R of the low-rank update; 0 switches it off.
+    source_length: M, the length of the longest source; longer ones are refused.
+    rank: R, of the low-rank update; 0 switches it off.
     fusion_width: H, width of the prompt fusion's attention; 0 switches it off.
     spaces: K, subspaces of the multi-space projection; 0 switches it and the gate off.
     bottleneck: Q, width of a subspace's bottleneck.
-    alpha: numerator of the low-rank update's scale.
+    alpha: the numerator of the low-rank update's scale, (2.1).
     decomposition: how the long prompt is decomposed, 'svd' or 'dept'.
   """
 
@@ -56,14 +56,14 @@ class EPT(nn.Module):
     equations.refuse_unknown(self.decomposition)
     if not self.alpha > 0:
       raise UserError(
-        f"alpha is {self.alpha!r}, which would switch the low-rank update off or turn it "
-        f"round. Give a number above 0, as DePT's {equations.ALPHA:g}; rank 0 switches "
-        "it off."
+        f"alpha is {self.alpha!r}, which would switch off or reverse the low-rank update. "
+        f"Give a number above 0, such as DePT's {equations.ALPHA:g}; to switch the update "
+        "off, set the rank to 0."
       )
 
   @nn.compact
   def __call__(self) -> Folded:
-    """Returns the folded prompt, computed in fp32 whatever the backbone's dtype."""
+    """Returns the folded prompt, (3.12), in fp32 whatever the backbone's dtype is."""
     leaves = {
       name: partitioning.lie(
         jnp.asarray(
@@ -75,15 +75,15 @@ class EPT(nn.Module):
     }
     with jax.default_matmul_precision("float32"):
       folded = equations.fold(leaves, self.alpha)
-    # Where the parameters are cut over devices, these are computed in the same parts.
+    # If the parameters are sharded over devices, these are computed in the same shards.
     return jax.tree.map(lambda x: partitioning.lie(x, None, "prompt_embed"), folded)
 
   def parameters(self) -> dict[str, equations.Parameter]:
-    """Returns the form of every parameter by name."""
+    """Returns the shape and the start of every parameter by name."""
     return equations.parameters(*self._sizes())
 
   def _sizes(self) -> tuple[int, int, int, int, int, int, int]:
-    """Returns S, D, M, R, H, K, Q, as the functions of `equations` take them."""
+    """Returns S, D, M, R, H, K and Q, in the order of the arguments of `equations`."""
     return (
       self.length,
       self.features,
@@ -97,18 +97,18 @@ class EPT(nn.Module):
   def initial_leaves(self, start: Start, seed: int) -> dict[str, np.ndarray]:
     """Returns the parameters (fp32) that training starts from.
 
-    A long prompt, an array [P, D] or a plain one from a file, is decomposed; a folded
-    prompt is refactored, its prompt exactly and its delta cut at rank R (ours, point 8);
-    the parameters of an EPT prompt are taken as they are.
+    A long prompt, an array [P, D] or a plain prompt from a file, is decomposed, (3.1) to
+    (3.3). A folded prompt is refactored, (3.13) and (3.14): its prompt exactly, its delta
+    cut at rank R. The parameters of an EPT prompt are taken unchanged.
 
     Args:
-      start: what a function of `initial` gave.
-      seed: of what neither decides: W_q, W_k, U_k and W_g.
+      start: the result of a function of `training.initial`.
+      seed: of the parameters that the start does not determine: W_q, W_k, U_k and W_g.
 
     Raises:
       UserError: shapes or alpha differ, or the long prompt is too short.
     """
-    rng = np.random.default_rng([seed, 1])  # Not the stream that draws the long prompt.
+    rng = np.random.default_rng([seed, 1])  # Not the stream of the long prompt.
     leaves = {name: _draw(form, rng) for name, form in self.parameters().items()}
     if isinstance(start, np.ndarray):
       return leaves | self._decompose(start, rng)
@@ -128,8 +128,8 @@ class EPT(nn.Module):
       )
     if not self.rank:
       raise UserError(
-        f"'{start.name}' updates the source's embeddings, for which rank 0 has no "
-        "place. Give a rank."
+        f"'{start.name}' updates the source's embeddings (its delta), which a prompt of "
+        "rank 0 cannot do. Give a rank above 0."
       )
     leaves["short_prompt"] = np.asarray(folded.prompt, np.float32)
     if self.fusion_width:
@@ -137,7 +137,7 @@ class EPT(nn.Module):
     return leaves | equations.truncate(folded.delta, self.rank, self.alpha)
 
   def provenance(self, initial: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns what `Provenance` says of a prompt that starts from these parameters."""
+    """Returns the fields of `Provenance` for a prompt that starts from these parameters."""
     folded = equations.fold_exactly(initial, self.alpha)
     return {
       "method": "ept" if self.fusion_width or self.spaces else "dept",

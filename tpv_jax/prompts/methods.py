@@ -1,4 +1,4 @@
-"""The NumPy half of each prompt method: what its leaves are called, and what they do."""
+"""The NumPy half of each prompt method: the names of its leaves, and how they fold."""
 
 from collections.abc import Collection, Mapping
 
@@ -9,7 +9,7 @@ from tpv_jax.prompts.equations import Folded
 
 
 class Plain:
-  """The plain soft prompt of prompt tuning, and what every other one folds to."""
+  """The plain soft prompt of prompt tuning, and the folded form of every other prompt."""
 
   names = ("plain",)
   module = "tpv_jax.prompts.plain:Prompt"
@@ -18,11 +18,11 @@ class Plain:
   groups: Mapping[str, str] = {"prompt": "prompt", "delta": "low_rank"}
 
   def name_of(self, leaves: Collection[str]) -> str | None:
-    """Returns 'plain'; None of a prompt with a delta, which several methods fold to."""
+    """Returns 'plain'; None if there is a delta, since several methods fold to that."""
     return "plain" if set(leaves) == {"prompt"} else None
 
   def shapes(self, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes that go with the prompt's own."""
+    """Returns the shapes of all leaves, given the prompt's own."""
     rows, width = _size(found, "prompt", 0), _size(found, "prompt", 1)
     due: dict[str, tuple[int, ...]] = {"prompt": (rows, width)}
     if "delta" in found:
@@ -30,13 +30,13 @@ class Plain:
     return due
 
   def fold(self, leaves: Mapping[str, np.ndarray], alpha: float | None) -> Folded:
-    """Returns the leaves themselves."""
+    """Returns the leaves themselves, which are folded already."""
     del alpha
     return Folded.of(leaves)
 
 
 class EPT:
-  """EPT and, without its fusion and spaces, DePT; see `equations`."""
+  """EPT and, without its fusion and subspaces, DePT; see `equations`."""
 
   names = ("ept", "dept")
   module = "tpv_jax.prompts.ept:EPT"
@@ -50,11 +50,11 @@ class EPT:
   }
 
   def name_of(self, leaves: Collection[str]) -> str | None:
-    """Returns 'ept' where there is a fusion or a gate, otherwise 'dept'."""
+    """Returns 'ept' if there is a fusion or a gate, otherwise 'dept'."""
     return "ept" if {"fusion_query", "gate_kernel"} & set(leaves) else "dept"
 
   def shapes(self, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes that go with those of the first leaf of each part."""
+    """Returns the shapes of all leaves, given the first leaf of each part."""
     if not _size(found, "short_prompt", 1):
       return {}
     forms = equations.parameters(
@@ -72,8 +72,8 @@ class EPT:
     return due
 
   def fold(self, leaves: Mapping[str, np.ndarray], alpha: float | None) -> Folded:
-    """Returns what the parameters do, computed in fp64 and rounded to fp32 once."""
-    assert alpha is not None  # Who asks has seen to it.
+    """Returns docs/methods.md, (3.12), computed in fp64 and rounded to fp32 once."""
+    assert alpha is not None  # `algebra.fold` has refused an unknown alpha.
     return equations.fold_exactly(leaves, alpha)
 
 

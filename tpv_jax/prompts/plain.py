@@ -1,4 +1,7 @@
-"""The plain soft prompt of prompt tuning (Lester et al. 2021), and any folded one."""
+"""The plain soft prompt of prompt tuning (Lester et al. 2021), and any folded prompt.
+
+docs/methods.md, "Prompt tuning".
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,16 +20,17 @@ from tpv_jax.prompts.protocol import Start
 
 
 class Prompt(nn.Module):
-  """One trainable matrix `prompt` [P, D] in fp32, and perhaps a `delta` [M, D].
+  """One trainable matrix `prompt` [P, D] in fp32, and optionally a `delta` [M, D].
 
-  Untold otherwise the prompt starts uniform in [-0.5, 0.5); `tpv_jax.training.initial`
-  has the other starts, which need the embedding table.
+  By default the prompt starts uniform in [-0.5, 0.5), (1.3). `tpv_jax.training.initial` has
+  the starts that need the embedding table.
 
   Attributes:
     length: P, the number of rows.
     features: D, the width of the backbone.
-    source_length: M, the longest source, if the prompt also updates the source's
-      embeddings: the form to which a DePT or EPT prompt folds. 0: it does not.
+    source_length: M, the length of the longest source, for a prompt that also updates the
+      source's embeddings, the form that DePT and EPT prompts fold to; 0 for one that does
+      not.
   """
 
   length: Size
@@ -39,7 +43,7 @@ class Prompt(nn.Module):
 
   @nn.compact
   def __call__(self) -> Folded:
-    """Returns the folded prompt, which for this kind are the parameters themselves."""
+    """Returns the folded prompt, which for this method is the parameters themselves."""
     shape = (self.length, self.features)
     prompt = param_with_axes("prompt", uniform, shape, axes=("prompt", "embed"))
     if not self.source_length:
@@ -56,7 +60,7 @@ class Prompt(nn.Module):
     """Returns the parameters (fp32) that training starts from; `seed` is not used.
 
     Raises:
-      UserError: `start` has other leaves or shapes.
+      UserError: the leaves or shapes of `start` are not those of this prompt.
     """
     del seed
     given = {"prompt": start} if isinstance(start, np.ndarray) else start.leaves
@@ -67,8 +71,8 @@ class Prompt(nn.Module):
       leaves.setdefault("delta", np.zeros(shapes["delta"]))
     elif "delta" in leaves:
       raise UserError(
-        "The initial prompt updates the source's embeddings too (its delta), for which a "
-        f"plain prompt has no place. Set plain.Prompt.source_length to "
+        "The initial prompt also updates the source's embeddings (its delta), which a plain "
+        f"prompt does not do. Set plain.Prompt.source_length to "
         f"{len(leaves['delta'])} to train both, or train an EPT prompt (ept.gin)."
       )
     found = {name: leaf.shape for name, leaf in leaves.items()}
@@ -80,7 +84,7 @@ class Prompt(nn.Module):
     return {name: np.asarray(leaf, np.float32) for name, leaf in leaves.items()}
 
   def provenance(self, initial: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns what `Provenance` says of this kind; a plain prompt is its default."""
+    """Returns no fields of `Provenance`: its defaults describe a plain prompt."""
     del initial
     return {}
 

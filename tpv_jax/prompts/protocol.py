@@ -1,4 +1,4 @@
-"""What a prompt method is to the model, the runners and the vectors."""
+"""The protocols of a prompt method, as the model, the runners and the vectors use it."""
 
 import inspect
 from collections.abc import Collection, Mapping
@@ -12,49 +12,49 @@ from tpv_jax.prompts.equations import Folded
 
 @runtime_checkable
 class Stated(Protocol):
-  """What a saved prompt says of itself; `vectors.provenance.Provenance` says it."""
+  """What a saved prompt states of itself, such as `vectors.provenance.Provenance`."""
 
   @property
   def alpha(self) -> float | None:
-    """Numerator of the low-rank update's scale, None if there is none or it is unknown."""
+    """The numerator of the low-rank update's scale; None if there is none or unknown."""
 
 
 @runtime_checkable
 class Saved(Protocol):
-  """A prompt from a file; `vectors.algebra.Loaded` is one."""
+  """A prompt from a file, such as `vectors.algebra.Loaded`."""
 
   @property
   def leaves(self) -> Mapping[str, np.ndarray]:
-    """Its parameters, or what they fold to."""
+    """Its parameters, or the folded prompt."""
 
   @property
   def provenance(self) -> Stated:
-    """What it states of itself."""
+    """What the file states of the prompt."""
 
   @property
   def name(self) -> str:
-    """For messages."""
+    """Its name in messages."""
 
 
 Start = np.ndarray | Saved
-"""What a run begins with: a prompt [P, D] in fp32, or one from a file."""
+"""What a run starts from: a prompt [P, D] in fp32, or a prompt from a file."""
 
 
 @runtime_checkable
 class Method(Protocol):
-  """The NumPy half of a prompt method, which the vectors' room knows it by.
+  """The NumPy half of a prompt method, which vectors and file formats use.
 
-  What a method's prompts do must not depend on the source: they are folded once a step in
-  training, once a prompt in evaluation and banks, and vectors are differences of what
-  they fold to. One that reads the source (ATTEMPT's attention over prompts) is refused
-  by `refuse_source_reading`.
+  What a prompt does must not depend on the source, because prompts are folded: once a step
+  in training, once a prompt in evaluation; and vectors are differences of folded prompts
+  (docs/methods.md, "Folding"). A method that reads the source, such as ATTEMPT's attention
+  over prompts, is refused by `refuse_source_reading`.
 
   Attributes:
-    names: what the provenance of its prompts may state as `method`.
+    names: the values of `method` in the provenance of its prompts.
     module: 'module:attribute' of its Flax module, a `SoftPrompt`.
-    space: 'effective' if its parameters are what it does, otherwise 'factor'.
-    rows: the leaf [S, D] that stands before a source; by it its files are told.
-    groups: each leaf -> the group of learning rates that it belongs to.
+    space: 'effective' if its parameters are the folded prompt, otherwise 'factor'.
+    rows: the leaf [S, D] that is prepended to a source; it identifies the method's files.
+    groups: leaf -> the group of learning rates that it belongs to.
   """
 
   names: tuple[str, ...]
@@ -64,24 +64,24 @@ class Method(Protocol):
   groups: Mapping[str, str]
 
   def name_of(self, leaves: Collection[str]) -> str | None:
-    """Returns which of `names` leaves with these names are, None if they can't tell."""
+    """Returns which of `names` has leaves of these names, None if several have."""
 
   def shapes(self, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes that all leaves of one prompt must have, told by those found."""
+    """Returns the shapes that all leaves of a prompt must have, given those found."""
 
   def fold(self, leaves: Mapping[str, np.ndarray], alpha: float | None) -> Folded:
-    """Returns what the parameters do, computed in fp64 and rounded to fp32 once."""
+    """Returns the folded prompt, computed in fp64 and rounded to fp32 once."""
 
 
 @runtime_checkable
 class SoftPrompt(Protocol):
-  """The Flax half of a prompt method: a module whose parameters are what is trained.
+  """The Flax half of a prompt method: a module whose parameters are trained.
 
-  Called, it returns what its parameters do to a source. Their logical axes are named with
-  `param_with_axes`; 'prompt_embed' is the one that is cut along the mesh's `model`.
+  A call returns the folded prompt. The parameters' logical axes are named with
+  `param_with_axes`; 'prompt_embed' is the one that is sharded over the mesh's `model` axis.
 
   Attributes:
-    length: rows that stand before a source.
+    length: rows that are prepended to a source.
     features: D, width of the backbone's tokens.
   """
 
@@ -105,11 +105,11 @@ class SoftPrompt(Protocol):
     """
 
   def provenance(self, initial: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns what `Provenance` says of a prompt that starts from these parameters."""
+    """Returns the fields of `Provenance` for a prompt that starts from these parameters."""
 
 
 def refuse_source_reading(prompt: SoftPrompt) -> None:
-  """Raises `UserError` for a prompt module that is called with anything, as a source."""
+  """Raises `UserError` if a call of the prompt module needs an argument, as a source."""
   asked = [
     name
     for name, one in inspect.signature(prompt.__call__).parameters.items()
@@ -119,7 +119,7 @@ def refuse_source_reading(prompt: SoftPrompt) -> None:
   if asked:
     raise UserError(
       f"The prompt method {type(prompt).__name__} reads '{asked[0]}' when it is called, so "
-      "what it does depends on the source and can't be folded: training, banks, "
-      "evaluation and vectors have no road for it. Take only methods whose __call__ reads "
-      "nothing but their parameters."
+      "what it does depends on the source and cannot be folded, as training, banks, "
+      "evaluation and vectors need it. Use a method whose __call__ reads only its "
+      "parameters."
     )

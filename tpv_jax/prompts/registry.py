@@ -1,4 +1,4 @@
-"""The prompt methods: one line for each, with the file of its NumPy half."""
+"""The prompt methods: one line for each, naming its NumPy half."""
 
 import functools
 from collections.abc import Collection
@@ -13,7 +13,7 @@ METHODS = {
   "plain": "tpv_jax.prompts.methods:PLAIN",
   "ept": "tpv_jax.prompts.methods:EPT_AND_DEPT",
 }
-"""Name -> module:attribute of a `protocol.Method`, imported when it is asked for."""
+"""Name -> module:attribute of a `protocol.Method`, imported on first use."""
 
 
 @functools.cache
@@ -24,15 +24,15 @@ def method(name: str) -> "Method":
 
 
 def methods() -> list["Method"]:
-  """Returns all of them."""
+  """Returns all methods."""
   return [method(name) for name in METHODS]
 
 
 def of_leaves(leaves: Collection[str]) -> "Method | None":
-  """Returns the method whose prompts have leaves of these names, None if none has."""
+  """Returns the method that leaves of these names belong to, None if there is none."""
   return next((one for one in methods() if one.rows in leaves), None)
 
 
 def groups() -> dict[str, str]:
-  """Returns the group of learning rates of each leaf of every method."""
+  """Returns leaf -> group of learning rates, for the leaves of all methods."""
   return {leaf: group for one in methods() for leaf, group in one.groups.items()}

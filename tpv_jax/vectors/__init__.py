@@ -1,7 +1,8 @@
 """Task prompt vectors on NumPy: neither JAX nor TensorFlow is imported here.
 
-`formats.sources` loads, `algebra` says what may be combined and computes it by
-`arithmetic`, `provenance` is what travels with the values, `store` is the file,
-`inspection` looks into EPT prompts. DePT and EPT prompts are folded to what they do before
-anything is computed, unless the factor space is asked for (`algebra`).
+`algebra` decides what may be combined and combines it, with the numbers of `arithmetic`;
+`merging` has the merge rules; `provenance` travels with the values; `store` is the file
+format; `inspection` shows what the parts of EPT prompts do. `formats.sources` loads files.
+DePT and EPT prompts are folded before anything is computed, unless the factor space is
+asked for (docs/methods.md, "Two spaces").
 """

@@ -1,8 +1,8 @@
 """The numbers of the vector algebra: pure functions from fp32 leaves to fp32 leaves.
 
 Leaves are a mapping from name to array; a plain prompt or vector is
-`{"prompt": [P, D]}`. What the values mean and whether they belong together is asked in
-`algebra`.
+`{"prompt": [P, D]}`. `algebra` decides what the values mean and whether they belong
+together; the equations are docs/methods.md, (4.1) to (4.6).
 
 Error bounds are absolute, for one element, against exact arithmetic on the fp32 inputs.
 U = 2^-24 is the relative error of rounding to fp32, TINY = 2^-150 the absolute error of
@@ -24,7 +24,7 @@ Leaves = Mapping[str, Float32[np.ndarray, "..."]]
 
 
 def subtract(minuend: Leaves, subtrahend: Leaves) -> dict[str, np.ndarray]:
-  """Returns minuend - subtrahend (TPV paper: v_t = P_t - P_i).
+  """Returns minuend - subtrahend, as in v_t = P_t - P_i, (4.1).
 
   Error: at most U |result|, one rounding. Equal inputs give exactly 0.
 
@@ -34,17 +34,17 @@ def subtract(minuend: Leaves, subtrahend: Leaves) -> dict[str, np.ndarray]:
   refuse_unequal(minuend, subtrahend)
   with np.errstate(over="ignore"):
     return _finite(
-      # A difference of arrays without axes is no array.
+      # NumPy gives a scalar for the difference of two arrays without axes.
       {name: np.asarray(minuend[name] - subtrahend[name]) for name in sorted(minuend)}
     )
 
 
 def scale(leaves: Leaves, factor: float) -> dict[str, np.ndarray]:
-  """Returns factor * leaves; `factor` may have more digits than fp32.
+  """Returns factor * leaves, (4.2); `factor` may have more digits than fp32.
 
-  Error: at most (1 + 2^-28) U |result| + TINY: a product in fp64, rounded once more.
-  Exact for a factor of 1, -1 or 0, and for other powers of two unless a result is
-  subnormal.
+  Error: at most (1 + 2^-28) U |result| + TINY, from a product in fp64 that is rounded
+  once more. Exact for a factor of 1, -1 or 0, and for other powers of two unless a result
+  is subnormal.
 
   Raises:
     UserError: a result is not finite.
@@ -55,11 +55,11 @@ def scale(leaves: Leaves, factor: float) -> dict[str, np.ndarray]:
 def linear(
   addends: Sequence[Leaves], coefficients: Sequence[float]
 ) -> dict[str, np.ndarray]:
-  """Returns sum_k coefficients[k] * addends[k].
+  """Returns sum_k coefficients[k] * addends[k], (4.3).
 
   Products and their sum are fp64, rounded to fp32 once. Error for N addends: at most
-  U |result| + (N + 1) 2^-53 sum_k |coefficients[k] * addends[k]| + TINY. Addends are
-  summed in the order of their values, so their order cannot change a bit (ours).
+  U |result| + (N + 1) 2^-53 sum_k |coefficients[k] * addends[k]| + TINY. Products are
+  summed in ascending order, so the order of the addends cannot change a bit (ours).
 
   Raises:
     UserError: there is no addend, the leaves differ in name or shape, or a result is
@@ -86,7 +86,7 @@ def linear(
 def cosine(first: Leaves, second: Leaves) -> float:
   """Returns the cosine of the angle between all values of `first` and of `second`.
 
-  cos = <first, second> / (|first| |second|) in fp64 over the leaves in the order of
+  <first, second> / (|first| |second|), (4.6), in fp64 over the leaves in the order of
   their names. Error: at most (n + 4) 2^-52 for n values. The cosine of leaves with
   themselves is exactly 1.
 
@@ -156,7 +156,7 @@ def refuse_unequal(
 def _ordered_sum(
   products: Float64[np.ndarray, " N *shape"],
 ) -> np.ndarray | np.floating:
-  """Returns the sum over the first axis, which no permutation of it can change."""
+  """Returns the sum over the first axis, the same bits for every permutation of it."""
   if len(products) > 2:
     products.sort(axis=0)
   total = products[0]

@@ -1,8 +1,9 @@
 """What the gate and the fusion of EPT prompts do: numbers, heat maps, one JSON file.
 
-The EPT paper (arXiv 2405.11464) shows the gate's weights for each task beside those at
-the start; here the attention of prompt fusion is shown as well (ours). The numbers come
-from `equations` in fp64. matplotlib is imported when something is drawn.
+The EPT paper (arXiv 2405.11464) shows the weights of the gate, docs/methods.md, (3.7), for
+each task and at the start; here the attention of prompt fusion, (3.4), is shown as well
+(ours). The numbers come from `equations` in fp64. matplotlib is imported only when
+something is drawn.
 """
 
 import dataclasses
@@ -24,10 +25,10 @@ from tpv_jax.vectors.provenance import describe_terms
 
 JSON, GATE, FUSION = "inspection.json", "gate.png", "fusion.png"
 OUTPUTS = (JSON, GATE, FUSION)
-"""The files that `write` makes; a picture of a part that no prompt has is left out."""
+"""The files that `write` makes, without the picture of a part that no prompt has."""
 
 _COLUMNS = 6
-"""Heat maps of gates side by side; more begin a new row."""
+"""The most heat maps of gates in a row of the picture."""
 
 _DPI = 150
 
@@ -40,12 +41,10 @@ class Look:
     name: for people.
     prompt: its parameters.
     trained: False for the parameters that training started from.
-    gate: the weight of each subspace for each prompt token, rows summing to 1; None
-      without subspaces.
-    attention: of each prompt token to each row of delta, rows summing to 1; None without
-      fusion.
-    norms: Frobenius norms of 'short_prompt' and of what is added to it, 'fused' and
-      'projected'; of their sum 'prompt'; and of 'delta'. What is switched off is not there.
+    gate: the weight of each subspace for each prompt token, (3.7); None without subspaces.
+    attention: of each prompt token to each row of delta, (3.4); None without fusion.
+    norms: Frobenius norms of 'short_prompt'; of 'fused' and 'projected', which are added to
+      it; of their sum 'prompt'; and of 'delta'. Parts that are switched off are missing.
   """
 
   name: str
@@ -68,7 +67,7 @@ class Look:
 
   @property
   def gate_entropy(self) -> float | None:
-    """The entropy of a token's gate in nats, mean over the tokens; at most ln K."""
+    """The mean over prompt tokens of the gate's entropy in nats; at most ln K."""
     if self.gate is None:
       return None
     logs = np.log(np.where(self.gate > 0, self.gate, 1.0))
@@ -79,13 +78,13 @@ def look(prompt: Loaded, name: str) -> Look:
   """Returns what the parts of one EPT prompt do.
 
   Raises:
-    UserError: it has neither gate nor fusion (a vector, a folded, plain or DePT prompt),
-      or its alpha is unknown.
+    UserError: it has neither gate nor fusion (a vector, or a folded, plain or DePT
+      prompt), or its alpha is unknown.
   """
   _refuse_other(prompt)
   folded = algebra.fold(prompt)
   alpha = prompt.provenance.alpha
-  assert alpha is not None  # Or it had not been folded.
+  assert alpha is not None  # Otherwise `fold` would have refused.
   leaves = {
     leaf: np.asarray(values, np.float64) for leaf, values in prompt.leaves.items()
   }
@@ -116,15 +115,15 @@ def look(prompt: Loaded, name: str) -> Look:
 def look_at_all(
   prompts: Sequence[tuple[Loaded, Loaded | None]], names: Sequence[str]
 ) -> list[Look]:
-  """Returns a look at each trained prompt, behind one at what it started from.
+  """Returns a look at each trained prompt, after one at the prompt it started from.
 
   Args:
-    prompts: trained prompts, each with its initial one, where that is known. Prompts of
-      one initial prompt stand together, and it is looked at once.
+    prompts: trained prompts, each with its initial one if that is known. Prompts that
+      share an initial prompt are listed together, after one look at it.
     names: one for each trained prompt.
 
   Raises:
-    UserError: one was tuned from another initial prompt; as `look`.
+    UserError: a prompt was not tuned from the initial prompt beside it; and as `look`.
   """
   starts: dict[str, list[Look]] = {}
   for (trained, initial), name in zip(prompts, names, strict=True):
@@ -149,7 +148,7 @@ def look_at_all(
 
 
 def to_json(looks: Sequence[Look]) -> dict[str, Any]:
-  """Returns all numbers as JSON; None for what a prompt does not have."""
+  """Returns all numbers as JSON; None for parts that a prompt does not have."""
   return {
     "format": "tpv_jax inspection 1",
     "prompts": [
@@ -172,10 +171,10 @@ def to_json(looks: Sequence[Look]) -> dict[str, Any]:
 
 
 def table(looks: Sequence[Look]) -> str:
-  """Returns a summary as text, one line a prompt, its columns aligned.
+  """Returns a summary as text, one line for each prompt, with aligned columns.
 
-  The gate's weights are means over the prompt tokens, its entropy is given with that of
-  equal weights, and |x| are Frobenius norms.
+  The gate's weights are means over the prompt tokens, its entropy is followed by that of
+  equal weights, and |x| is a Frobenius norm.
   """
   spaces = max(0 if one.gate is None else one.gate.shape[1] for one in looks)
   norms = ("short_prompt", "fused", "projected", "prompt", "delta")
@@ -215,7 +214,7 @@ def table(looks: Sequence[Look]) -> str:
 
 
 def check_outputs(folder: files.PathLike, overwrite: bool = False) -> None:
-  """Raises `UserError` if `write` could not write, before any work is done."""
+  """Raises `UserError` if `write` would be unable to write its files."""
   path = files.to_path(folder)
   if path.is_file():
     raise UserError(f"'{path}' is a file. Name a folder for what is written.")
@@ -226,13 +225,13 @@ def check_outputs(folder: files.PathLike, overwrite: bool = False) -> None:
 def write(
   folder: files.PathLike, looks: Sequence[Look], overwrite: bool = False
 ) -> None:
-  """Writes the heat maps and the JSON file into a folder, which is made if need be.
+  """Writes the heat maps and the JSON file into a folder, created if necessary.
 
-  Each file is written atomically. With `overwrite`, a picture that an earlier call made
-  of a part which these prompts do not have is deleted.
+  Each file is written atomically. With `overwrite`, an old picture of a part that none of
+  these prompts has is deleted.
 
   Raises:
-    UserError: a file exists, without `overwrite`.
+    UserError: a file exists and `overwrite` is not set.
   """
   check_outputs(folder, overwrite)
   path = files.to_path(folder)
@@ -248,9 +247,9 @@ def write(
 
 
 def draw_gates(looks: Sequence[Look]) -> bytes | None:
-  """Returns a PNG with the gate's weights by prompt token and subspace, or None.
+  """Returns a PNG of the gates' weights by prompt token and subspace; None without gates.
 
-  One colour scale for all; cividis, which reads the same with every colour vision.
+  All share one colour scale, cividis, which is safe for colour-blind readers.
   """
   shown = [(one, one.gate) for one in looks if one.gate is not None]
   if not shown:
@@ -273,7 +272,7 @@ def draw_gates(looks: Sequence[Look]) -> bytes | None:
 
 
 def draw_fusion(looks: Sequence[Look]) -> bytes | None:
-  """Returns a PNG with the fusion's attention by prompt token and position, or None."""
+  """Returns a PNG of the fusion's attention by prompt token and position, or None."""
   shown = [(one, one.attention) for one in looks if one.attention is not None]
   if not shown:
     return None
@@ -319,13 +318,13 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _title(one: Look, separator: str = "\n") -> str:
-  """Returns the name, and behind it the tasks if they say more."""
+  """Returns the name, followed by the tasks if these say more."""
   terms = describe_terms(one.prompt.provenance.terms)
   return one.name if terms in ("none", one.name) else f"{one.name}{separator}{terms}"
 
 
 def _heat_map(panel: Any, values: np.ndarray, every: Sequence[np.ndarray]) -> Any:
-  """Draws one heat map in the colours that all of them share; tokens count from 1."""
+  """Draws one heat map in the colours that all share; prompt tokens count from 1."""
   rows, columns = values.shape
   return panel.imshow(
     values,

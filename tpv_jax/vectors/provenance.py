@@ -1,6 +1,7 @@
 """Where a prompt or a vector comes from, as data that travels with its values.
 
-Nothing here is parsed from a name. What is not known is None, never guessed.
+docs/methods.md, "Provenance" says what operations do with it. Nothing is parsed from a
+name. What is unknown is None, never guessed.
 """
 
 import dataclasses
@@ -18,12 +19,12 @@ KINDS = ("prompt", "vector")
 SPACES = ("effective", "factor")
 
 _RESIDUE = 1e-12
-"""A coefficient this small beside those it was summed from is what rounding left."""
+"""A sum of coefficients is 0 up to rounding if it is this small a part of the largest."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-  """One task in a prompt or vector; the task of a foreign checkpoint is None."""
+  """A task and its coefficient in a prompt or vector; the task is None if unknown."""
 
   task: str | None
   coefficient: float
@@ -37,34 +38,35 @@ class Term:
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-  """What a set of leaves is: its kind, its task terms, and what they belong to.
+  """What a set of leaves is: its kind, its task terms, its backbone and its origin.
 
   Attributes:
-    kind: 'prompt' (may be put in front of a source) or 'vector' (a difference).
+    kind: 'prompt' (can be prepended to a source) or 'vector' (a difference).
     terms: the tasks with their signed coefficients; () for an initial prompt.
-    backbone_name: for people; two names may be one backbone.
+    backbone_name: for people; one backbone may have several names.
     backbone_fingerprint: `identity.backbone_fingerprint` of the frozen backbone.
-    initial_digest: `identity.prompt_digest` of the initial prompt that training started
-      from: an initial prompt's own digest; of a vector, the prompt it was taken from.
+    initial_digest: `identity.prompt_digest` of the initial prompt: of a tuned prompt, the
+      one that training started from; of an initial prompt, its own; of a vector, the one
+      that was subtracted.
     initial_seed: the seed of that initial prompt.
-    applied_to_digest: for a vector that was applied, the digest of the prompt it was
-      applied to. It differs from `initial_digest` in a cross-origin application.
+    applied_to_digest: of a prompt made by applying a vector, the digest of the prompt that
+      the vector was applied to. In a cross-origin application it is not `initial_digest`.
     applied_to_seed: the seed of that prompt.
-    mixed_origins: digests of several initial prompts in one sum, sorted; then
+    mixed_origins: the digests, sorted, of the initial prompts in a sum with several; then
       `initial_digest` is None.
     steps: optimizer steps of the training.
     method: how the prompt was parametrised: 'plain', 'dept' or 'ept'.
-    space: 'effective': the leaves are what stands before a source and what is added to
-      it, `prompt` and perhaps `delta`; 'factor': they are the parameters of a DePT or
-      EPT module. For a plain prompt both are the same, and it is 'effective'.
-    alpha: of a DePT or EPT prompt, without which its parameters mean nothing.
+    space: 'effective': the leaves are a folded prompt's, `prompt` and perhaps `delta`;
+      'factor': they are the parameters of a DePT or EPT prompt. A plain prompt is the same
+      in both and counts as 'effective'.
+    alpha: of a DePT or EPT prompt, whose parameters mean nothing without it.
     initial_folded_digest: in the factor space, the digest of the initial prompt's folded
-      form, which becomes `initial_digest` when the prompt is folded.
-    versions: the packages that trained it, name -> version.
+      form; it becomes `initial_digest` when the prompt is folded.
+    versions: of the packages that trained it, name -> version.
     notes: what the user overrode and what could not be known, one sentence each.
 
   Raises:
-    ValueError: a field holds what cannot be.
+    ValueError: fields contradict each other, or a value is impossible.
   """
 
   kind: str
@@ -119,14 +121,14 @@ class Provenance:
 
   @property
   def base_digest(self) -> str | None:
-    """The digest of the prompt that a tuned or summed prompt differs from."""
+    """The digest of the prompt that the terms of this one are relative to."""
     if self.applied_to_digest is not None:
       return self.applied_to_digest
     return self.initial_digest
 
   @property
   def base_seed(self) -> int | None:
-    """The seed of the prompt that `base_digest` names."""
+    """The seed of the prompt with `base_digest`."""
     if self.applied_to_digest is not None:
       return self.applied_to_seed
     return self.initial_seed
@@ -141,7 +143,7 @@ class Provenance:
     return self.applied_to_digest != self.initial_digest
 
   def to_json(self) -> dict[str, Any]:
-    """Returns a dictionary of JSON values that `from_json` reads back equal."""
+    """Returns a dictionary of JSON values, from which `from_json` makes an equal one."""
     content = {
       field.name: getattr(self, field.name) for field in dataclasses.fields(self)
     }
@@ -156,7 +158,7 @@ class Provenance:
     """Returns the provenance that `to_json` wrote.
 
     Raises:
-      ValueError: a field is foreign, missing or of another type.
+      ValueError: a field is unknown, missing or of another type.
     """
     if not isinstance(content, dict):
       raise ValueError("it is not a dictionary")
@@ -179,7 +181,7 @@ class Provenance:
 
 
 _ADDED_FIELDS = {"space": "effective", "alpha": None, "initial_folded_digest": None}
-"""What files say that were written before there were these fields."""
+"""The values of these fields in files from before the fields existed."""
 
 _TEXT, _COUNT = (str, type(None)), (int, type(None))
 _JSON_TYPES: dict[str, type | tuple[type, ...]] = {
@@ -203,9 +205,9 @@ _JSON_TYPES: dict[str, type | tuple[type, ...]] = {
 
 
 def of_leaves(names: Iterable[str]) -> Provenance:
-  """Returns what the names of its leaves alone say of a prompt: its method and space.
+  """Returns the provenance that the names of a prompt's leaves imply: method and space.
 
-  It counts as one term of an unknown task.
+  The prompt has one term, of an unknown task.
   """
   held = set(names)
   method = registry.of_leaves(held)
@@ -223,11 +225,12 @@ def scale_terms(terms: Iterable[Term], factor: float) -> tuple[Term, ...]:
 
 
 def merge_terms(terms: Iterable[Term]) -> tuple[Term, ...]:
-  """Returns one term a task, in order of appearance, its coefficients added.
+  """Returns one term for each task, in order of appearance, with coefficients added.
 
-  Coefficients are added exactly and rounded once (`math.fsum`). A sum of at most 1e-12
-  of its largest addend is what decimal input left (0.1 + 0.2 - 0.3) and is dropped as 0
-  (ours). Terms of an unknown task are never merged: they may be different ones.
+  docs/methods.md, (4.8). Coefficients are added exactly and rounded once (`math.fsum`). A
+  sum of at most 1e-12 of its largest addend is the rounding error of decimal input, as in
+  0.1 + 0.2 - 0.3, and is dropped as 0 (ours). Terms of unknown tasks are never merged, as
+  the tasks may differ.
   """
   coefficients: dict[object, list[float]] = {}
   tasks: dict[object, str | None] = {}
@@ -258,7 +261,7 @@ def describe_terms(terms: Iterable[Term]) -> str:
 
 
 def canonical_json(content: Any) -> str:
-  """Returns JSON text with sorted keys and no spaces: equal data, equal text."""
+  """Returns JSON text with sorted keys and no spaces, so equal data give equal text."""
   return json.dumps(
     content,
     allow_nan=False,

@@ -1,14 +1,14 @@
-"""One portable file for a prompt or a vector: fp32 leaves and what they are.
+"""One portable file for a prompt or a vector: fp32 leaves and their provenance.
 
-An ordinary `.safetensors` file that any reader of that format opens. Its metadata are
+It is an ordinary `.safetensors` file that any reader of that format opens. Its metadata are
 
     content_digest  SHA-256 over the whole file with these 64 digits as zeros
     format          "tpv_jax 1"
     provenance      JSON, see `provenance.Provenance`
     written_by      "tpv_jax <version>"
 
-in this order, at the start of the header: equal content gives equal bytes, and no byte
-can change unseen.
+in this order, at the start of the header. Equal content gives equal bytes, and a change of
+any byte is noticed.
 """
 
 import hashlib
@@ -31,16 +31,16 @@ from tpv_jax.vectors.provenance import Provenance, canonical_json, of_leaves
 FORMAT = "tpv_jax 1"
 
 MAX_HEADER_BYTES = 1 << 20
-"""No prompt needs a longer header; a length beyond it is damage or another file."""
+"""No prompt needs a longer header: the file is damaged, or another kind of file."""
 
 MAX_BYTES = 1 << 29
-"""Of a prompt's or vector's values: 16,384 source positions of 8,192 features."""
+"""The most bytes of values: 16,384 source positions of 8,192 features."""
 
 _START = b'{"__metadata__":{"content_digest":"'
 _DIGEST = slice(8 + len(_START), 8 + len(_START) + 64)
 _ZEROS = b"0" * 64
 _BACKBONE = b'","fingerprint"'
-"""What a backbone's file has behind its digest, where a prompt's has its format."""
+"""What follows the digest in a backbone's file; in a prompt's it is the format."""
 
 
 def write(
@@ -54,16 +54,17 @@ def write(
   bf16 and fp16 leaves are widened to fp32, which is exact.
 
   Raises:
-    UserError: `path` exists (without `overwrite`), does not end in `.safetensors` or
-      lies in no folder; a leaf is fp64, not floating-point, empty, NaN or infinite.
-    OSError: nothing was written, for instance for lack of space.
+    UserError: `path` exists and `overwrite` is not set, does not end in `.safetensors`, or
+      its folder does not exist; a leaf is fp64, not floating-point, empty, NaN or infinite.
+    OSError: the system could not write, for lack of space for instance; nothing was
+      written.
   """
   check_output(path, overwrite)
   files.write_bytes(path, encode(leaves, provenance), overwrite)
 
 
 def check_output(path: files.PathLike, overwrite: bool = False) -> None:
-  """Raises `UserError` if `write` could not write to `path`, whatever the content."""
+  """Raises `UserError` if `write` could not write to `path`, whatever the leaves."""
   safetensors.check_suffix(path)
   files.check_output(path, overwrite)
 
@@ -72,8 +73,8 @@ def read(path: files.PathLike) -> tuple[dict[str, np.ndarray], Provenance]:
   """Returns the fp32 leaves and the provenance of a file that `write` made.
 
   Raises:
-    UserError: there is no such file; it is of another kind (safetensors of another
-      tool, pickle, ...), truncated, or one byte differs from what was written.
+    UserError: there is no such file; it is of another kind (safetensors of another tool,
+      pickle, ...) or truncated; or a byte differs from what was written.
   """
   path = files.to_path(path)
   content = _read_file(path)
@@ -100,7 +101,7 @@ def read(path: files.PathLike) -> tuple[dict[str, np.ndarray], Provenance]:
 
 
 def encode(leaves: Mapping[str, np.ndarray], provenance: Provenance) -> bytes:
-  """Returns the bytes of the file; see `write` for what is refused."""
+  """Returns the bytes of the file; raises as `write`."""
   if not leaves:
     raise UserError("There are no leaves to write.")
   arrays = {name: _checked(name, leaf) for name, leaf in leaves.items()}
@@ -124,11 +125,11 @@ def encode(leaves: Mapping[str, np.ndarray], provenance: Provenance) -> bytes:
 def check_provenance(
   leaves: Mapping[str, np.ndarray], provenance: Provenance, shown: str
 ) -> None:
-  """Raises `UserError` if the leaves contradict what is said of them.
+  """Raises `UserError` if the leaves contradict their provenance.
 
-  Their names tell the space, and parameters the method; those of an initial prompt have
-  its digest. (Of one that was folded, which another processor may have rounded
-  otherwise, that is not asked.)
+  The names of leaves imply the space and, for parameters, the method. The values of an
+  initial prompt must have the digest that it states, unless it was folded, because another
+  processor may round differently.
   """
   names, known = of_leaves(leaves), provenance
   problem = None
@@ -153,7 +154,7 @@ def check_provenance(
 
 
 def content_digest(path: files.PathLike) -> str:
-  """Returns the content digest that a file states; `read` is what checks it."""
+  """Returns the content digest that a file states, without checking it as `read` does."""
   return _read_file(files.to_path(path))[_DIGEST].decode()
 
 
@@ -171,7 +172,7 @@ def _checked(name: str, leaf: Any) -> np.ndarray:
 
 
 def refuse_not_finite(name: str, leaf: np.ndarray) -> None:
-  """Raises `UserError` if the leaf `name` holds NaN or infinity."""
+  """Raises `UserError` if the leaf `name` contains NaN or infinity."""
   finite = np.isfinite(leaf)
   if not finite.all():
     where = np.unravel_index(int(np.argmin(finite)), leaf.shape)
@@ -183,7 +184,7 @@ def refuse_not_finite(name: str, leaf: np.ndarray) -> None:
 
 
 def refuse_shapes(leaves: Mapping[str, np.ndarray], shown: str) -> None:
-  """Raises `UserError` unless these are the leaves of one prompt, with fitting shapes."""
+  """Raises `UserError` unless these are one prompt's leaves, with consistent shapes."""
   found = {name: leaf.shape for name, leaf in leaves.items()}
 
   method = registry.of_leaves(found)
@@ -198,7 +199,7 @@ def refuse_shapes(leaves: Mapping[str, np.ndarray], shown: str) -> None:
 
 
 def _read_file(path: files.Path) -> bytes:
-  """Returns the bytes of a file that starts as ours do and is not plainly too long."""
+  """Returns the bytes of a file, refused early if it cannot be one of ours."""
   if path.is_dir():
     raise UserError(
       f"'{path}' is a folder. Give a .safetensors file that tpv or a training run of "
@@ -213,7 +214,7 @@ def _read_file(path: files.Path) -> bytes:
 
 
 def _refuse_foreign(path: files.Path, start: bytes, size: int) -> None:
-  """Raises `UserError` unless a file that starts with `start` may be one of ours."""
+  """Raises `UserError` unless a file with this beginning and size may be one of ours."""
   length = int.from_bytes(start[:8], "little")
   ours = start[8 : _DIGEST.start] == _START
   if ours or start[8:9] == b"{":
