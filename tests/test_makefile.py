@@ -1,11 +1,11 @@
 """The Makefile: which Python it takes, and what it says; pip and Python are stand-ins."""
 
-import json
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -96,8 +96,9 @@ def test_the_newest_python_that_runs_and_makes_environments_is_taken(project):
 
 def test_the_pythons_of_the_rule_are_those_that_the_package_names():
   rule = re.search("for python in (.*);", (REPOSITORY / "Makefile").read_text())[1]
-  named = re.search(r"PYTHONS = (.*)", (REPOSITORY / "setup.py").read_text())[1]
-  assert rule.split() == [f"python{each}" for each in reversed(json.loads(named))]
+  project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+  named = [line.split(" :: ")[-1] for line in project["classifiers"]]
+  assert rule.split() == [f"python{each}" for each in reversed(named)]
 
 
 def test_another_python3_is_taken_where_it_is_the_only_one(project):
