@@ -64,7 +64,8 @@ demo: $(VENV)/.installed
 
 test: lint
 	@echo "== tests"
-	JAX_PLATFORMS=cpu "$(BIN)" -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(TESTS)
+	JAX_PLATFORMS=cpu "$(BIN)" -m pytest -n $(JOBS) --dist worksteal --durations=20 \
+	  -m "not slow" $(TESTS)
 
 test-all: lint
 	@echo "== tests, the slow ones too"

@@ -57,6 +57,16 @@ def tiny():
   return Tiny()
 
 
+@pytest.fixture(scope="module")
+def compiles_faster():
+  """XLA optimizes less: for programs that run for less time than they compile."""
+  import jax
+
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def full_disk():
   """The context (name of a call in `os`, n): its nth call finds no space left."""

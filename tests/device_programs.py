@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 
-# What is moved between devices stays the same.
+# How programs are cut and what is moved between devices stays the same.
 COMPILES_FASTER = (
   "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
@@ -22,20 +22,18 @@ def gathered(compiled):
   return collections.Counter(re.findall(r"\w+\[[\d,]*\]", one)[-1] for one in found)
 
 
-def on_eight_devices(*words, flags=""):
+def on_eight_devices(*words):
   """Returns what `python WORDS` prints, on eight simulated devices.
 
-  Args:
-    words: a script, or -m and a module, and its arguments.
-    flags: more of XLA's, such as `COMPILES_FASTER`.
+  WORDS are a script, or -m and a module, and its arguments.
   """
-  eight = "--xla_force_host_platform_device_count=8"
+  eight = f"--xla_force_host_platform_device_count=8 {COMPILES_FASTER}"
   paths = [str(pathlib.Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
   done = subprocess.run(
     [sys.executable, *map(str, words)],
     env={
       **os.environ,
-      "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {eight} {flags}",
+      "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {eight}",
       "JAX_PLATFORMS": "cpu",
       "PYTHONPATH": os.pathsep.join(filter(None, paths)),
     },

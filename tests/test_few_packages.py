@@ -1,5 +1,6 @@
 """Training, banks and evaluation run where there is little more than JAX."""
 
+import os
 import subprocess
 import sys
 
@@ -62,6 +63,7 @@ def test_a_prompt_and_a_bank_are_trained_and_scored(tmp_path):
     [sys.executable, "-c", CODE],
     capture_output=True,
     text=True,
+    env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},  # Compiles faster.
     check=False,
     cwd=tmp_path,
   )

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import sys
 
 import device_programs
 import jax
@@ -19,9 +20,11 @@ from tpv_jax.prompts import ept, plain
 from tpv_jax.training import optimizers
 from tpv_jax.training import steps as solo_steps
 
+pytestmark = pytest.mark.usefixtures("compiles_faster")
+
 PROMPTS, ROWS, STEPS, WIDTH = 8, 4, 6, 16
 LENGTHS = {"inputs": 12, "targets": 4}
-FACTORS = np.asarray([1.0, 0.5, 2.0, 1.0, 0.1, 1.0, 3.0, 1.0], np.float32)
+FACTORS = np.asarray([1.0, 0.5, 2.0, 1.0, 0.1, 2.0, 3.0, 1.0], np.float32)
 RATE = optimizers.constant(0.1, warmup_steps=2)
 
 PLAIN = plain.Prompt(4, WIDTH)
@@ -83,10 +86,8 @@ def starts(model):
   return {path: np.asarray(leaf) for path, leaf in frozen.items()}, prompts
 
 
-def alone(model, mesh, number):
+def alone(steps, model, number):
   """The trajectory of a prompt's leaves, and of its losses, in a run of its own."""
-  factor = float(FACTORS[number])
-  steps = solo_steps.build(model, lambda step: factor * RATE(step), 1, mesh)
   frozen, prompts = starts(model)
   frozen = {p: processes.put(x, steps.param_shardings[p]) for p, x in frozen.items()}
   state = steps.initialise(prompts[number])
@@ -143,8 +144,12 @@ CLOSE = {"rtol": 1e-3, "atol": 2e-4}
 def test_each_prompt_of_a_bank_takes_the_path_that_it_takes_alone(prompt, optimizer):
   model, mesh = made_model(prompt, optimizer()), partitioning.make_mesh()
   state, losses = together(model, mesh)
+  of_rate = functools.cache(
+    lambda factor: solo_steps.build(model, lambda step: factor * RATE(step), 1, mesh)
+  )
   for number in (2, 5, 6):
-    expected, expected_losses = alone(model, mesh, number)
+    steps = of_rate(float(FACTORS[number]))
+    expected, expected_losses = alone(steps, model, number)
     np.testing.assert_allclose(losses[number], expected_losses, rtol=1e-4)
     assert int(state.step[number]) == int(expected.step)
     for path, leaf in expected.trainable.items():
@@ -293,37 +298,43 @@ def test_what_is_no_bank_of_prompts_is_refused(settings, trainable, message):
     bank_steps.build(model, RATE, partitioning.make_mesh())
 
 
-def main():
+def main(model_parallel, shard_bank):
   """Prints the bank's leaves after all steps, on the devices there are, as JSON."""
-  results = {}
-  for shape in ((8, 1), (4, 2)):
-    for shard_bank in (False, True):
-      model = made_model(EPT, ADAMW())
-      mesh = partitioning.make_mesh(shape[1])
-      state, losses = together(model, mesh, shard_bank)
-      if shard_bank:
-        leaf = state.trainable["prompt/short_prompt"]
-        assert leaf.sharding.shard_shape(leaf.shape)[0] == PROMPTS // shape[0]
-      leaves = jax.device_get(state.trainable)
-      results[f"{shape}, {shard_bank}"] = {
-        "losses": losses.tolist(),
-        **{path: leaf.tolist() for path, leaf in leaves.items()},
-      }
-  print(json.dumps(results))
+  mesh = partitioning.make_mesh(model_parallel)
+  state, losses = together(made_model(EPT, ADAMW()), mesh, shard_bank)
+  if shard_bank:
+    leaf = state.trainable["prompt/short_prompt"]
+    shape = leaf.sharding.shard_shape(leaf.shape)
+    assert shape[0] == PROMPTS * model_parallel // jax.device_count()
+  leaves = jax.device_get(state.trainable)
+  found = {path: leaf.tolist() for path, leaf in leaves.items()}
+  print(json.dumps({"losses": losses.tolist(), **found}))
 
 
-def test_eight_devices_train_a_bank_as_one_does_whether_it_is_cut_or_not():
-  printed = device_programs.on_eight_devices(__file__)
-  results = json.loads(printed.splitlines()[-1])
-  assert len(results) == 4
-  state, losses = together(made_model(EPT, ADAMW()), partitioning.make_mesh())
-  for name, found in results.items():
-    np.testing.assert_allclose(found.pop("losses"), losses, rtol=1e-4, err_msg=name)
-    for path, leaf in found.items():
-      np.testing.assert_allclose(
-        leaf, state.trainable[path], **CLOSE, err_msg=f"{name} {path}"
-      )
+@pytest.fixture(scope="module")
+def on_one():
+  return together(made_model(EPT, ADAMW()), partitioning.make_mesh())
+
+
+@pytest.mark.parametrize(
+  ("model_parallel", "cut"),
+  [
+    (2, True),
+    pytest.param(2, False, marks=pytest.mark.slow),
+    pytest.param(1, False, marks=pytest.mark.slow),
+    pytest.param(1, True, marks=pytest.mark.slow),
+  ],
+)
+def test_eight_devices_train_a_bank_as_one_does_whether_it_is_cut_or_not(
+  on_one, model_parallel, cut
+):
+  state, losses = on_one
+  printed = device_programs.on_eight_devices(__file__, model_parallel, int(cut))
+  found = json.loads(printed.splitlines()[-1])
+  np.testing.assert_allclose(found.pop("losses"), losses, rtol=1e-4)
+  for path, leaf in found.items():
+    np.testing.assert_allclose(leaf, state.trainable[path], **CLOSE, err_msg=path)
 
 
 if __name__ == "__main__":
-  main()
+  main(int(sys.argv[1]), bool(int(sys.argv[2])))

@@ -22,7 +22,10 @@ FORMS = [
 ]
 """Of every family, each form that it has."""
 
-pytestmark = pytest.mark.parametrize(("name", "form"), FORMS)
+pytestmark = [
+  pytest.mark.parametrize(("name", "form"), FORMS),
+  pytest.mark.usefixtures("compiles_faster"),
+]
 
 LENGTH, WIDTH, TARGETS = 3, 6, 4
 WORDS = WordVocabulary([f"w{number}" for number in range(20)])

@@ -71,7 +71,7 @@ def alone(tmp_path_factory):
   return run
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_give_the_numbers_of_one(alone, tmp_path, count):
   run = tmp_path / "run"
   finish(start(run, count))

@@ -31,6 +31,8 @@ import test_backbones  # noqa: E402
 import test_merging  # noqa: E402
 import test_prompts  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("compiles_faster")
+
 
 def blocks(name):
   """Returns the Python of a document, block by block."""

@@ -117,9 +117,7 @@ def main():
 
 @pytest.fixture(scope="module")
 def found():
-  printed = device_programs.on_eight_devices(
-    __file__, flags=device_programs.COMPILES_FASTER
-  )
+  printed = device_programs.on_eight_devices(__file__)
   return json.loads(printed.splitlines()[-1])
 
 
