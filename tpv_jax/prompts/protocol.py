@@ -119,7 +119,7 @@ def refuse_source_reading(prompt: SoftPrompt) -> None:
   if asked:
     raise UserError(
       f"The prompt method {type(prompt).__name__} reads '{asked[0]}' when it is called, so "
-      "what it does depends on the source and cannot be folded, as training, banks, "
+      "what it does depends on the source and can't be folded, as training, banks, "
       "evaluation and vectors need it. Use a method whose __call__ reads only its "
       "parameters."
     )
