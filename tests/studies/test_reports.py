@@ -45,7 +45,7 @@ def test_the_pictures_of_the_kept_results_can_be_read(name):
 def test_nothing_is_said_of_the_embedded_suite_where_the_tasks_are_the_users(name):
   report, results, _ = made(name)
   said = report.markdown(results)
-  assert "backbone and tasks are made up" in said
+  assert "backbone and tasks are synthetic" in said
   for field in ("tasks", "sources"):
     if field in results:
       mine = {f"mine {task}": results[field] for task in results[field]}
@@ -57,4 +57,4 @@ def test_nothing_is_said_of_the_embedded_suite_where_the_tasks_are_the_users(nam
       for by_task in by_method.values():
         by_task |= {f"mine {task}": by_task[task] for task in [*by_task]}
   said = report.markdown(results)
-  assert "made up" not in said and "the suite's own" not in said
+  assert "synthetic" not in said and "the suite's own" not in said

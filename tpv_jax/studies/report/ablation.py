@@ -30,38 +30,39 @@ def markdown(results: Results) -> str:
     f"{len(results['tasks'])} tasks x {subject(results)}, {steps} steps of "
     f"{results['batch_size']} examples, the best prompt by {results['best_metric']} on "
     f"validation. {_labels(results)}Scores are exact match in percent on the test split, "
-    "mean ± sample standard deviation over the initial prompts, unless it says otherwise.",
+    "mean ± sample standard deviation over the initial prompts, unless stated otherwise.",
     "## In short",
     "\n".join(f"- {line}" for line in in_short(results)),
     f"## (a) At the budget of {results['prompt_length']} plain prompt tokens",
     markdown_table(*table(results)),
-    "*Spread across tasks*: sample standard deviation of the tasks' means, small where a "
-    "method does equally well on all (the paper's consistency). *Worst task*: the lowest of "
-    "these means. *Minus plain*: difference of the means over tasks, mean ± deviation over "
-    "the initial prompts, and in how many pairs of task and initial prompt it is "
-    "higher : lower.",
+    "*Spread across tasks*: sample standard deviation of the tasks' means; it is small if a "
+    "method does equally well on all tasks (the paper's consistency). *Worst task*: the lowest "
+    "of these means. *Minus plain*: difference of the means over tasks, mean ± standard "
+    "deviation over the initial prompts, and the number of pairs of task and initial prompt "
+    "in which the method is higher : lower.",
     markdown_table(*_tasks_table(results)),
     "![scores by task](tasks.png)",
     "## (b) Accuracy against prompt length",
     markdown_table(*_lengths_table(results)),
-    f"Means over tasks; at P = {results['prompt_length']} over the initial prompts above, "
+    f"Means over tasks, at P = {results['prompt_length']} over the initial prompts above, "
     f"otherwise over {', '.join(map(str, results['length_seeds']))}. All methods "
-    "have at most P x D parameters, with the rates that were chosen at "
+    "have at most P x D parameters and use the learning rates chosen at "
     f"P = {results['prompt_length']}. DePT and EPT have S = P / 2 prompt tokens and the "
-    "largest rank that the rest leaves (at most M, the longest source).",
+    "largest rank that fits the rest of the budget (at most M, the longest source).",
     "![accuracy against prompt length](lengths.png)",
     "## (c) Parameters and the cost of a step",
     markdown_table(*_cost_table(results)),
     f"At P = {results['prompt_length']}, H = {form['fusion_width']}, K = {form['spaces']}, "
-    f"Q = {form['bottleneck']}. Steps take turns, round after round; the ratio is within a "
-    "round, with its quartiles. *Again* is the same compiled step timed a second time: what "
-    "lies within its quartiles is noise. At the size of T5: `benchmarks/ept_cost.py`.",
+    f"Q = {form['bottleneck']}. The methods' steps are timed in turn, in rounds; the ratio is "
+    "computed within a round and shown with its quartiles. *Again* is the same compiled step "
+    "timed a second time, so differences within its quartiles are noise. For T5's sizes, see "
+    "`benchmarks/ept_cost.py`.",
     "## (d) Learning rates",
     markdown_table(*_rates_table(results)),
     f"Chosen by mean {results['best_metric']} on the validation splits of "
-    f"{', '.join(tuning['tasks'])}, with initial prompt {tuning['seed']}, which is not in the "
-    "comparison; as many tries for each method. *Others*: low-rank matrices, fusion and "
-    "spaces.",
+    f"{', '.join(tuning['tasks'])}, with initial prompt {tuning['seed']}, which the comparison "
+    "does not use; each method has the same number of trials. *Others*: low-rank matrices, "
+    "fusion and spaces.",
     "## What this does not show",
     (_LIMITS_EMBEDDED if _is_of_the_suite(results) else "") + _LIMITS,
     "All numbers: `results.json`.",
@@ -79,23 +80,25 @@ def _labels(results: Results) -> str:
   if not results["rotated_labels"]:
     return ""
   if not _is_of_the_suite(results):
-    return "Each class is called by the next class's label word, which a prompt has to teach. "
+    return (
+      "Each class has the label word of the next class, which a prompt has to teach. "
+    )
   return (
-    "Each class is called by the next class's label word (positive means negative), which "
-    "a prompt has to teach: with the suite's own words plain tuning is at its ceiling within "
-    "20 steps, and nothing could be told apart. "
+    "Each class has the label word of the next class (positive means negative), which a "
+    "prompt has to teach. With the suite's own words, plain tuning reaches its final score "
+    "within 20 steps, and the methods could not be distinguished. "
   )
 
 
 _LIMITS_EMBEDDED = (
-  "- Anything about real language: backbone and tasks are made up, the width is 128 and "
-  "sources have at most 24 tokens, so that a low-rank update is nearly of full rank, and a "
-  "budget has little room for fusion and spaces.\n"
+  "- Real language: backbone and tasks are synthetic. The width is 128 and sources have at "
+  "most 24 tokens, so a low-rank update has nearly full rank, and the budget leaves little "
+  "for fusion and spaces.\n"
 )
 _LIMITS = (
-  "- The methods at their end: the number of steps is small, so that what is compared is "
-  "partly how fast they learn.\n"
-  "- Another division of the budget: S, H, K and Q were set beforehand and not searched."
+  "- Final scores: the number of steps is small, so the comparison is partly one of how fast "
+  "the methods learn.\n"
+  "- Other divisions of the budget: S, H, K and Q were fixed beforehand and not searched."
 )
 
 
@@ -120,19 +123,18 @@ def in_short(results: Results) -> list[str]:
       more = 100 * (row["mean"] - ept_row["mean"])
       lines.append(
         f"{results['labels'][method]}: {abs(more):.1f} points {'more' if more > 0 else 'less'}"
-        " than EPT (its parameters go to the rank instead)"
+        " than EPT (these parameters are given to the rank)"
       )
   lines.append(
     f"spread across tasks: {percent(ept_row['spread'])} with EPT, "
     f"{percent(rows['plain']['spread'])} with plain tuning, "
-    f"{percent(rows['dept']['spread'])} with DePT; least with {results['labels'][steadiest]} "
+    f"{percent(rows['dept']['spread'])} with DePT; lowest with {results['labels'][steadiest]} "
     f"({percent(rows[steadiest]['spread'])})"
   )
   noise = max(row["deviation"] for row in rows.values())
   lines.append(
-    f"another initial prompt moves a method's mean by up to {percent(noise)} points (one "
-    f"standard deviation), {len(results['initial_seeds'])} were tried: differences of that "
-    "size show nothing"
+    f"over the {len(results['initial_seeds'])} initial prompts, a method's mean has a standard "
+    f"deviation of up to {percent(noise)} points; differences of that size mean nothing"
   )
   return lines
 

@@ -23,18 +23,18 @@ def markdown(results: Results) -> str:
   parts = [
     "# Task prompt vectors: report",
     f"{len(results['tasks'])} tasks x {subject(results)}, {results['device']}; "
-    f"{seconds['tuning']:.0f} s of tuning, {seconds['all']:.0f} s in all. Scores are exact "
+    f"{seconds['tuning']:.0f} s of tuning, {seconds['all']:.0f} s in total. Scores are exact "
     "match in percent on the test split, mean ± sample standard deviation over initial "
-    "prompts, unless it says otherwise.",
+    "prompts, unless stated otherwise.",
     "## In short",
     "\n".join(f"- {line}" for line in in_short(results)),
     "## (a) Single vectors",
     markdown_table(*table(results)),
-    "*No prompt*: the backbone alone. *Own labels*: which of the task's labels scores "
-    "highest, without and with the prompt; where it is high without a prompt, most of the "
-    "gain is the choice of label words. *Other initial*: the vector applied to an "
-    "initial prompt that it was not tuned from. *Control*: the mean of all other tasks' "
-    "vectors, on their own initial prompt.",
+    "*No prompt*: the backbone alone. *Own labels*: how often the right one of the task's "
+    "labels scores highest, without a prompt and with the tuned one; if it is high without a "
+    "prompt, most of the prompt's gain lies in the choice of label words. *Other initial*: the "
+    "vector applied to an initial prompt that it was not tuned from. *Control*: the mean over "
+    "all other tasks' vectors, on their own initial prompt.",
     "![single vectors](single.png)",
     "## (b) Sums",
     markdown_table(*_sums_table(results)),
@@ -44,8 +44,8 @@ def markdown(results: Results) -> str:
     "![sums](sums.png)",
     "### Negation",
     markdown_table(*_negation_table(results)),
-    "Sums of two before and after the sign of the task's vector is turned, P + c (v_t + v_u) "
-    "and P + c (v_u - v_t): its own score, and that of its partners u (means over them).",
+    "Sums of two before and after the negation of the task's vector, P + c (v_t + v_u) and "
+    "P + c (v_u - v_t): the task's own score, and the mean score of its partners u.",
     "## (c) Similarity",
     markdown_table(*_cosine_table(results)),
     "![cosine similarity](cosine.png)",
@@ -62,12 +62,12 @@ def in_short(results: Results) -> list[str]:
     f"{percent(summary['other_initial'])}, control (another task's vector) "
     f"{percent(summary['control'])}",
     f"sums of two **{percent(summary['pair_sums'])}** "
-    f"({percent(summary['pair_sums_relative'])} of the single prompts' scores)",
+    f"({percent(summary['pair_sums_relative'])} % of the single prompts' scores)",
   ]
   if summary["sum_of_all"] is not None:
     lines[-1] += (
       f"; sum of all {len(results['tasks'])}: {percent(summary['sum_of_all'])} "
-      f"({percent(summary['sum_of_all_relative'])})"
+      f"({percent(summary['sum_of_all_relative'])} %)"
     )
   few = summary["tasks_with_label_accuracy_at_most_0.75_without_prompt"]
   lines.append(
@@ -127,7 +127,8 @@ def _negation_table(results: Results) -> Table:
     [name, *(mean_and_deviation(negation[column]) for column in columns)]
     for name, negation in results["negation"].items()
   ]
-  return ["negated task", "its score before", "after", "partners before", "after"], rows
+  header = ["negated task", "its score before", "after"]
+  return [*header, "partners' scores before", "after"], rows
 
 
 def _cosine_table(results: Results) -> Table:

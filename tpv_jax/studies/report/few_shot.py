@@ -21,36 +21,36 @@ from tpv_jax.studies.report.tables import (
 
 def markdown(results: Results) -> str:
   """Returns the report: what was done, tables, a plot, and what the numbers do not show."""
-  batches = ", ".join(f"{b} for {n}" for n, b in results["batch_sizes"].items())
+  batches = ", ".join(f"{b} ({n} examples)" for n, b in results["batch_sizes"].items())
   parts = [
     "# Few-shot prompt tuning from random prompts, vectors and sums",
     *provenance(results),
     f"{len(results['targets'])} targets x {len(results['starts'])} starts x "
     f"{subject(results)}. "
-    f"{results['total_steps']} steps on a target whatever the number of examples, in batches "
-    f"of {batches or 'none'}; the best prompt by {results['best_metric']} on validation, "
-    f"every {results['eval_period']} steps. All starts of a target see the same examples "
-    "in the same order; a smaller sample is part of a larger one. *Random* is the initial "
-    f"prompt P, the others are P + {results['coefficient']:g} v, each v made from the same "
-    f"P. Scores are exact match in percent on the first {results['test_examples']} test "
-    "examples, mean ± sample standard deviation over the initial prompts and samples.",
+    f"{results['total_steps']} steps on a target for any number of examples, in batches of "
+    f"{batches or 'none'}; every {results['eval_period']} steps the prompt is validated, and "
+    f"the best one by {results['best_metric']} is kept. All starts of a target see the same "
+    "examples in the same order; a smaller sample is part of a larger one. *Random* is the "
+    f"initial prompt P, the others are P + {results['coefficient']:g} v, with v computed from "
+    f"the same P. Scores are exact match in percent on the first {results['test_examples']} "
+    "test examples, mean ± sample standard deviation over the initial prompts and samples.",
     "## In short",
     "\n".join(f"- {line}" for line in in_short(results)),
     "## (a) Mean over targets",
     markdown_table(*table(results)),
-    "Minus the random start, mean ± deviation over the initial prompts, and in how many "
-    "pairs of target and initial prompt it is higher : lower:",
+    "Difference from the random start, mean ± standard deviation over the initial prompts, "
+    "and the number of pairs of target and initial prompt in which it is higher : lower:",
     markdown_table(*_minus_table(results)),
     "![score against number of examples](scores.png)",
     "## (b) By target",
     *_by_target(results),
-    "## (c) How fast",
-    "Exact match on validation after so many steps, mean over targets and initial prompts:",
+    "## (c) Speed of learning",
+    "Exact match on validation during tuning, mean over targets and initial prompts:",
     markdown_table(*_steps_table(results)),
     "## (d) The source prompts",
     markdown_table(*_sources_table(results)),
-    f"On their own tasks, after {results['source_steps']} steps of "
-    f"{results['source_batch_size']} examples of the whole training split.",
+    f"Scores on their own tasks, after {results['source_steps']} steps of "
+    f"{results['source_batch_size']} examples from the whole training split.",
     "## What this does not show",
     _LIMITS + (_LIMITS_EMBEDDED if _is_of_the_suite(results) else ""),
     "All numbers and the digest of each sample: `results.json`.",
@@ -83,15 +83,15 @@ def _is_of_the_suite(results: Results) -> bool:
 
 
 _LIMITS = (
-  "- Other coefficients, learning rates or numbers of steps: none was searched.\n"
+  "- Other coefficients, learning rates or numbers of steps: these were not searched.\n"
   "- Few-shot learning without a validation set: the best prompt is chosen on validation "
   "examples, as in the paper."
 )
 _LIMITS_EMBEDDED = (
-  "\n- Anything about real language: backbone and tasks are made up.\n"
-  "- Targets far from their sources: these are made of the sources' own training texts (no "
-  "text of validation or test was trained on), and were chosen, with other initial prompts, "
-  "because they tell the starts apart."
+  "\n- Real language: backbone and tasks are synthetic.\n"
+  "- Targets far from their sources: these targets consist of the sources' own training texts "
+  "(no validation or test text was trained on). They were chosen, with other initial "
+  "prompts, because they distinguish the starts."
 )
 
 
