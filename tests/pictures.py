@@ -33,7 +33,8 @@ def check(sheet, least=(2.3, 2.3)):
   own = [("panel", axes.get_window_extent(renderer)) for axes in panels]
   _assert_apart(own)
   for _, box in own:
-    assert box.width >= least[0] * dpi and box.height >= least[1] * dpi, box
+    assert box.width >= least[0] * dpi, box
+    assert box.height >= least[1] * dpi, box
   for axes in panels:
     if legend := axes.get_legend():
       legend_box = legend.get_window_extent(renderer)
@@ -51,7 +52,8 @@ def check(sheet, least=(2.3, 2.3)):
       if isinstance(container, matplotlib.container.ErrorbarContainer):
         for lines in container.lines[2]:
           heights = np.concatenate([part[:, 1] for part in lines.get_segments()])
-          assert heights.min() >= 0 and heights.max() <= 100
+          assert heights.min() >= 0
+          assert heights.max() <= 100
   return panels
 
 

@@ -85,8 +85,10 @@ def parse(module: str, arguments: list[str]) -> int:
   if not getattr(options, "gin_file", None) or "..." in options.gin_file:
     return 0
   with (
-    unittest.mock.patch.object(gin, "get_configurable", lambda _: lambda **bound: None),
-    unittest.mock.patch.object(processes, "keep_compiled_programs", lambda: None),
+    unittest.mock.patch.object(
+      gin, "get_configurable", return_value=lambda **bound: None
+    ),
+    unittest.mock.patch.object(processes, "keep_compiled_programs"),
   ):
     return cli.main(arguments)
 

@@ -22,7 +22,8 @@ def test_the_cosine_table_is_that_of_numpy(tmp_path):
   rows = np.random.default_rng(0).standard_normal((4, 3, 5)).astype(np.float32)
   np.savez(tmp_path / "thunlp_t5_base.npz", **dict(zip(names, rows, strict=True)))
   missing = run("cosine_table.py", tmp_path)
-  assert missing.returncode == 2 and "has no prompt 'laptop'" in missing.stderr
+  assert missing.returncode == 2
+  assert "has no prompt 'laptop'" in missing.stderr
   kinds = (
     "SST2 IMDB laptop restaurant movierationales tweetevalsentiment MNLI QNLI snli"
   )
@@ -34,7 +35,8 @@ def test_the_cosine_table_is_that_of_numpy(tmp_path):
   assert done.returncode == 0, done.stderr
   lines = done.stdout.splitlines()
   header, imdb = lines[0].split(), lines[1].split()
-  assert header[0] == imdb[0] == "IMDB" and len(header) == 17
+  assert header[0] == imdb[0] == "IMDB"
+  assert len(header) == 17
   for name, shown in zip(header, imdb[1:], strict=True):
     (full,) = [one for one in prompts if one.startswith(name)]
     one, other = (prompts[which].ravel().astype(np.float64) for which in ("IMDB", full))
@@ -42,7 +44,8 @@ def test_the_cosine_table_is_that_of_numpy(tmp_path):
     assert shown == f"{cosine:.4f}"
   assert (tmp_path / "cosine.png").read_bytes().startswith(b"\x89PNG")
   again = run("cosine_table.py", tmp_path, "--png", tmp_path / "cosine.png")
-  assert again.returncode == 2 and again.stderr.rstrip().endswith("--overwrite.")
+  assert again.returncode == 2
+  assert again.stderr.rstrip().endswith("--overwrite.")
   done = run(
     "cosine_table.py", tmp_path, "--png", tmp_path / "cosine.png", "--overwrite"
   )

@@ -30,12 +30,16 @@ def test_the_readme_leads_to_every_page_of_the_docs():
 def test_the_citation_has_the_fields_of_its_format():
   # https://github.com/citation-file-format: what 1.2.0 requires, and its spelling.
   cited = yaml.safe_load(CITATION.read_text())
-  assert cited["cff-version"] == "1.2.0" and cited["type"] == "software"
-  assert cited["title"] and cited["message"] and cited["license"] == "Apache-2.0"
+  assert cited["cff-version"] == "1.2.0"
+  assert cited["type"] == "software"
+  assert cited["title"]
+  assert cited["message"]
+  assert cited["license"] == "Apache-2.0"
   assert cited["authors"] == [{"name": "The tpv_jax authors"}]
   assert len(cited["references"]) == 2
   for paper in cited["references"]:
-    assert paper["type"] in ("article", "conference-paper") and paper["title"]
+    assert paper["type"] in ("article", "conference-paper")
+    assert paper["title"]
     assert isinstance(paper["year"], int)
     for author in paper["authors"]:
       assert set(author) == {"family-names", "given-names"}

@@ -206,7 +206,8 @@ def test_help_names_every_target_that_is_for_users(project):
     assert f"make {target} " in shown.replace(
       "make test-all runs", "make test-all runs "
     )
-  assert "PYTHON=" in shown and "TESTS=" in shown
+  assert "PYTHON=" in shown
+  assert "TESTS=" in shown
 
 
 def test_t5x_is_given_by_its_folder_to_the_tests_and_to_the_documents(project):

@@ -110,7 +110,8 @@ CONTRACT = {
 @pytest.mark.parametrize("name", CONTRACT)
 def test_t5x_may_call_a_member_by_position_and_by_name(name):
   method = getattr(build(), name)
-  assert inspect.ismethod(method) and isinstance(method.__self__, model.SoftPromptModel)
+  assert inspect.ismethod(method)
+  assert isinstance(method.__self__, model.SoftPromptModel)
   parameters = inspect.signature(method).parameters
   assert list(parameters) == CONTRACT[name]
   for parameter in parameters.values():
@@ -402,7 +403,8 @@ def test_predictions_end_with_the_vocabularys_end_token(params):
   tokens, aux = jax.jit(ours.predict_batch_with_aux)(params, BATCH, jax.random.key(0))
   first = free[0].tolist().index(end)
   assert tokens[0].tolist() == free[0, : first + 1].tolist() + [0] * (3 - first)
-  assert set(aux) == {"scores"} and aux["scores"].shape == (3,)
+  assert set(aux) == {"scores"}
+  assert aux["scores"].shape == (3,)
   assert np.array_equal(tokens, jax.jit(ours.predict_batch)(params, BATCH))
 
 
@@ -419,7 +421,7 @@ def test_the_score_of_a_prediction_is_that_of_scoring_it(params):
   np.testing.assert_allclose(aux["scores"], score(ours, params, batch), rtol=ROUNDING)
 
 
-@pytest.mark.parametrize("kind", ("plain", "ept"))
+@pytest.mark.parametrize("kind", ["plain", "ept"])
 def test_the_score_of_a_beam_is_that_of_scoring_it_over_its_length(params, kind):
   prompt = True if kind == "plain" else ept.EPT(3, 12, 6, 2, fusion_width=2, spaces=2)
   one, four = (build(prompt, 10, num_beams=n, length_penalty=3.0) for n in (1, 4))
@@ -495,7 +497,8 @@ def test_dropout_follows_the_rng_of_the_loss(params):
   ours.network = ours.network.copy(dropout_rate=0.5)
   loss = jax.jit(lambda rng: ours.loss_fn(params, BATCH, rng)[0])
   one, same, other = (loss(jax.random.key(n)) for n in (0, 0, 1))
-  assert one == same and one != other
+  assert one == same
+  assert one != other
   dry = jax.jit(build().loss_fn)(params, BATCH, None)[0]
   assert float(jax.jit(ours.eval_fn)(params, BATCH)[0]) == pytest.approx(
     float(dry), rel=ROUNDING
@@ -551,8 +554,8 @@ def test_the_training_step_of_ept_can_be_lowered_for_a_tpu(params):
   assert "stablehlo" in traced.lower(lowering_platforms=("tpu",)).as_text()
 
 
-@pytest.mark.parametrize("prompt", (True, EPT), ids=("plain", "ept"))
-@pytest.mark.parametrize("name", ("loss", "predict_batch"))
+@pytest.mark.parametrize("prompt", [True, EPT], ids=("plain", "ept"))
+@pytest.mark.parametrize("name", ["loss", "predict_batch"])
 def test_what_is_compiled_can_be_lowered_for_a_tpu(params, name, prompt):
   ours = build(prompt)
   params = params if prompt is True else with_ept(params)

@@ -12,7 +12,7 @@ What is listed in `__all__` is loaded when it is used; importing the package loa
 from typing import TYPE_CHECKING, Any
 
 from tpv_jax.core.registry import entry as _entry
-from tpv_jax.core.version import VERSION as __version__
+from tpv_jax.core.version import VERSION as __version__  # noqa: N811
 
 if TYPE_CHECKING:
   from tpv_jax.core.errors import UserError as UserError

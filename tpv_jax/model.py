@@ -114,7 +114,7 @@ class SoftPromptModel:
     return ARCHITECTURES[self.network.ARCHITECTURE](self.network)
 
   @property
-  def FEATURE_CONVERTER_CLS(self) -> Any:
+  def FEATURE_CONVERTER_CLS(self) -> Any:  # noqa: N802 (T5X's name)
     """seqio's converter for this architecture; call it with `pack=False`."""
     return self.architecture.feature_converter()
 
@@ -314,7 +314,8 @@ class SoftPromptModel:
       prompt = jnp.broadcast_to(ids[:, None], targets.shape)
     else:
       states = self.architecture.packed_states(backbone, folded, batch)
-    assert segments is not None and prompt is not None  # of packed rows
+    assert segments is not None  # of packed rows
+    assert prompt is not None
     losses, hits = self._losses(
       backbone, states, targets, self.label_smoothing, self.z_loss
     )

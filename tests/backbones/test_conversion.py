@@ -306,7 +306,7 @@ def test_what_is_written_is_read_back_before_it_appears(folders, tmp_path, monke
 
 
 @pytest.mark.parametrize(
-  "output, to, expected",
+  ("output", "to", "expected"),
   [
     ("model", None, "does not tell what to write. Give --to hugging-face"),
     ("model", "t5x", r"checkpoint_<step>. Name the output '.*model/checkpoint_0'"),

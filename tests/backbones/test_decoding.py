@@ -112,8 +112,10 @@ def test_a_row_of_padding_is_over_before_it_starts(model):
   prompt = PROMPT
   encoded = encode(net, params, prompt, source)
   tokens, scores = greedy(net, params, encoded, source, LENGTH, eos_id=-1)
-  assert tokens[0].any() and scores[0] < 0
-  assert not tokens[1].any() and scores[1] == 0
+  assert tokens[0].any()
+  assert scores[0] < 0
+  assert not tokens[1].any()
+  assert scores[1] == 0
 
 
 def every_hypothesis(net, params, encoded, source, length, eos_id):
@@ -169,7 +171,8 @@ def test_with_a_beam_for_every_text_all_texts_are_ranked(model):
       np.testing.assert_allclose(scores[row, :40], expected[order], rtol=1e-5)
       assert np.diff(expected[order]).max() < -1e-6  # no ties
       assert np.array_equal(tokens[row, :40], targets[order])
-    assert np.isneginf(scores[:, 40:]).all() and not np.asarray(tokens[:, 40:]).any()
+    assert np.isneginf(scores[:, 40:]).all()
+    assert not np.asarray(tokens[:, 40:]).any()
 
 
 def test_beams_find_better_texts_and_a_row_of_padding_has_none(model):
@@ -180,7 +183,8 @@ def test_beams_find_better_texts_and_a_row_of_padding_has_none(model):
   tokens, scores = beam_search(net, params, encoded, source, LENGTH, 9, 6)(0.0)
   assert (np.asarray(scores[:, 0]) >= np.asarray(greedy_scores) - 1e-5).all()
   assert not np.array_equal(tokens[:, 0], greedy_tokens)
-  assert not np.asarray(tokens[4]).any() and not np.asarray(scores[4]).any()
+  assert not np.asarray(tokens[4]).any()
+  assert not np.asarray(scores[4]).any()
 
 
 def test_beams_on_eight_devices_are_those_of_one():
@@ -238,7 +242,7 @@ def products(jaxpr):
         yield from products(value.jaxpr)
 
 
-@pytest.mark.parametrize("num_beams", (1, 3))
+@pytest.mark.parametrize("num_beams", [1, 3])
 def test_a_step_projects_neither_the_source_nor_the_past(model, num_beams):
   net, params = model
   encoded = encode(net, params)

@@ -53,8 +53,10 @@ def test_what_is_saved_is_loaded_bit_by_bit(flat, path):
   loaded = identity.flatten(backbone.params)
   assert loaded.keys() == flat.keys()
   for name, leaf in flat.items():
-    assert loaded[name].dtype == np.float32 and np.array_equal(loaded[name], leaf)
-  assert backbone.name == "small" and backbone.vocabulary == "ab12"
+    assert loaded[name].dtype == np.float32
+    assert np.array_equal(loaded[name], leaf)
+  assert backbone.name == "small"
+  assert backbone.vocabulary == "ab12"
   assert backbone.fingerprint == identity.backbone_fingerprint(flat)
 
 
@@ -125,7 +127,7 @@ def test_a_changed_byte_is_noticed_wherever_it_is(path):
   loading.load_backbone(path)
 
 
-@pytest.mark.parametrize("kept", (0, 5, 300, -4))
+@pytest.mark.parametrize("kept", [0, 5, 300, -4])
 def test_a_truncated_file_is_refused(path, kept):
   path.write_bytes(path.read_bytes()[:kept])
   with pytest.raises(
@@ -197,7 +199,7 @@ def test_a_backbones_folder_gives_a_name_that_says_which_model_it_is(path, name)
   assert loading.name_of(path) == name
 
 
-@pytest.mark.parametrize("dtype", (np.float64, np.int32))
+@pytest.mark.parametrize("dtype", [np.float64, np.int32])
 def test_a_leaf_of_t5x_in_another_dtype_is_refused_before_it_is_read(
   flat, tmp_path, dtype
 ):

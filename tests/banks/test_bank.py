@@ -228,9 +228,10 @@ def unbroken(tiny, tmp_path_factory):
 def test_a_kill_while_a_prompt_leaves_its_bank_changes_nothing(
   tiny, unbroken, tmp_path, monkeypatch, number
 ):
-  with monkeypatch.context() as patch, pytest.raises(Killed):
+  with monkeypatch.context() as patch:
     writes = killed_after(patch, number)
-    train_leaving(tiny, tmp_path)
+    with pytest.raises(Killed):
+      train_leaving(tiny, tmp_path)
   assert len(writes) == number
   train_leaving(tiny, tmp_path)
   same_runs(tmp_path, unbroken)
@@ -244,9 +245,10 @@ def test_a_bank_that_was_to_start_over_goes_on_after_a_kill(
 ):
   one_by_one = {"size": 1, "overwrite": True}
   train(tiny, tmp_path, total_steps=10, size=1)
-  with monkeypatch.context() as patch, pytest.raises(Killed):
+  with monkeypatch.context() as patch:
     killed_after(patch, 16)  # Of the second of three groups.
-    train(tiny, tmp_path, **one_by_one)
+    with pytest.raises(Killed):
+      train(tiny, tmp_path, **one_by_one)
   last = tmp_path / "run-0" / "last_prompt.safetensors"
   written = last.stat().st_mtime_ns
   statuses = [RunFolder(tmp_path / f"run-{n}").manifest()["status"] for n in range(3)]
@@ -262,9 +264,10 @@ def test_a_bank_that_was_to_start_over_goes_on_after_a_kill(
 def stopped(tiny, tmp_path_factory):
   """A bank of which no prompt is finished."""
   folder = tmp_path_factory.mktemp("stopped")
-  with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+  with pytest.MonkeyPatch.context() as patch:
     killed_after(patch, 18)  # Of its writes, when all have a checkpoint at step 10.
-    train(tiny, folder, patience=3)
+    with pytest.raises(Killed):
+      train(tiny, folder, patience=3)
   return folder
 
 
@@ -430,7 +433,8 @@ def test_the_log_says_shapes_padding_needs_recompilations_and_every_prompt(
     r"needs .*B \(backbone 22.9 KiB, prompts .* a step .*B\) of .*iB", text
   )
   assert re.search(r"step 10, validation loss .*run-0 \S+\*, run-1 \S+, run-2", text)
-  assert f"{note['padding_share']:.1%} of " in text and "recompilations: 1" in text
+  assert f"{note['padding_share']:.1%} of " in text
+  assert "recompilations: 1" in text
 
 
 @pytest.mark.parametrize("rate", [-1.0, float("nan")])
@@ -480,7 +484,8 @@ def test_a_typo_in_the_task_names_is_one_line_with_near_misses(tmp_path, capsys)
     ]
   )
   error = capsys.readouterr().err
-  assert code == 2 and error.count("\n") == 1
+  assert code == 2
+  assert error.count("\n") == 1
   assert "no embedded task 'topics'. Did you mean 'topic'" in error
 
 
@@ -539,7 +544,8 @@ def test_validation_rows_longer_than_the_batches_fit_and_share_calls(
   made[2] = dataclasses.replace(made[2], data=LongerValidation(made[2].data))
   train(tiny, tmp_path, made, total_steps=10)
   (line,) = (m for m in RunFolder(made[2].run_dir).metrics() if m["kind"] != "train")
-  assert line["step"] == 10 and np.isfinite(line["loss"])
+  assert line["step"] == 10
+  assert np.isfinite(line["loss"])
 
 
 def needed(text):
@@ -587,7 +593,8 @@ def test_a_bank_that_is_cut_is_made_smaller_by_as_many_prompts_as_devices(tiny):
       made.append(prompts)
       return types.SimpleNamespace(total=100 * prompts)
 
-  assert Plan()._most_prompts() == 8 and made == [8]
+  assert Plan()._most_prompts() == 8
+  assert made == [8]
   small = Plan()
   small.size = 4
   assert small._most_prompts() == 0
@@ -684,7 +691,8 @@ def test_a_setting_that_a_bank_does_not_read_is_an_unknown_name(
     ]
   )
   error = capsys.readouterr().err
-  assert code == 2 and f"{name} (--gin) is read by nothing" in error
+  assert code == 2
+  assert f"{name} (--gin) is read by nothing" in error
   assert f"Did you mean '{meant}'" in error or not meant
   assert not list(tmp_path.iterdir())
 

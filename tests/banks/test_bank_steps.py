@@ -240,7 +240,8 @@ def test_validation_in_shared_rows_gives_each_prompt_the_means_of_its_own():
   shape = packing.Shape(8, 40, 16)
   calls = packing.pack(items, packing.Shapes(shape, shape, 4))
   found = bank_steps.validate(steps, state, frozen, [one for _, one in calls])
-  assert len(calls) < sum(map(len, rows)) and steps.measure._cache_size() == 1
+  assert len(calls) < sum(map(len, rows))
+  assert steps.measure._cache_size() == 1
   assert all(np.isnan(values[0]) for values in found.values())
   assert found["exact_match"][1:].max() > 0
   for number in range(1, PROMPTS):

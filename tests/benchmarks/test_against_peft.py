@@ -117,12 +117,16 @@ def test_the_file_says_what_was_run_where_and_when(banks):
 
 def test_every_bank_trains_on_the_same_examples_at_the_same_loss(banks):
   (result,) = banks["results"].values()
-  assert result["groups"] == 2 and result["batch"] == 2 and result["same_losses"]
+  assert result["groups"] == 2
+  assert result["batch"] == 2
+  assert result["same_losses"]
   rows = result["jobs"]
   assert list(rows) == ["bank of 1", "bank of 2"]
   for row in rows.values():
-    assert len(row["seconds"]) == 3 and row["losses_apart"][0] < 1e-6
-    assert 0 <= row["padding_share"] < 1 and row["peak_mebibytes"] > 0
+    assert len(row["seconds"]) == 3
+    assert row["losses_apart"][0] < 1e-6
+    assert 0 <= row["padding_share"] < 1
+    assert row["peak_mebibytes"] > 0
     used = zip(row["processor_seconds"], row["seconds"], strict=True)
     cores = sorted(processor / wall for processor, wall in used)[1]
     assert row["cores_had"]["median"] == pytest.approx(cores, rel=1e-4)
@@ -142,12 +146,14 @@ def test_an_evaluation_reads_every_example_with_every_candidate(
   arguments += ["--evaluation-rounds=2", "--dtype=float32", f"--output={output}"]
   assert script.main(arguments) == 0
   (result,) = json.loads(output.read_text())["results"].values()
-  assert result["candidates"] == 6 and result["batch"] == 2
+  assert result["candidates"] == 6
+  assert result["batch"] == 2
   assert list(result["jobs"]) == ["ours, generating", "ours, one pass"]
   for row in result["jobs"].values():
     rates = sorted(2 * 6 / seconds for seconds in row["seconds"])
     assert row["examples_per_s"]["median"] == pytest.approx(np.mean(rates), rel=1e-3)
-    assert 0 <= row["padding_share"] < 0.9 and row["losses"][0] > 0
+    assert 0 <= row["padding_share"] < 0.9
+    assert row["losses"][0] > 0
 
 
 def test_candidates_lie_on_the_line_from_the_start_to_the_tuned_prompt(monkeypatch):
@@ -195,14 +201,17 @@ def test_losses_that_differ_are_noticed_in_fp32(script):
 
 def test_lengths_are_the_histograms_and_the_tasks_take_turns(script, drawn):
   sources, targets = drawn.draw(rounds=2, groups=100, batch=8, full=None)
-  assert sources.shape == (2, 100, 8, 256) and targets.shape == (2, 100, 8, 8)
+  assert sources.shape == (2, 100, 8, 256)
+  assert targets.shape == (2, 100, 8, 8)
   again = drawn.draw(rounds=2, groups=100, batch=8, full=None)
-  assert np.array_equal(sources, again[0]) and np.array_equal(targets, again[1])
+  assert np.array_equal(sources, again[0])
+  assert np.array_equal(targets, again[1])
   lengths = np.count_nonzero(sources, axis=-1).reshape(-1, 8)
   long = (lengths == 256).all(axis=1)  # 500 is cut to what a row has room for.
   assert np.array_equal(long, np.arange(200) % 2 == long[1])
   short = lengths[~long]
-  assert set(short.ravel()) == {4, 9} and 0.7 < (short == 9).mean() < 0.8
+  assert set(short.ravel()) == {4, 9}
+  assert 0.7 < (short == 9).mean() < 0.8
   wanted = np.where(long, 3, 2)[:, None]
   assert (np.count_nonzero(targets, axis=-1).reshape(-1, 8) == wanted).all()
   for tokens in (sources, targets):
@@ -210,7 +219,8 @@ def test_lengths_are_the_histograms_and_the_tasks_take_turns(script, drawn):
     assert (np.take_along_axis(tokens, ends, -1) == 1).all()
     assert np.count_nonzero(tokens == 1) == tokens[..., 0].size
   full, _ = drawn.draw(rounds=1, groups=1, batch=2, full=64)
-  assert full.shape[-1] == 64 and (full > 0).all()
+  assert full.shape[-1] == 64
+  assert (full > 0).all()
 
 
 def test_the_flops_are_those_of_a_compiled_step(drawn):
@@ -239,13 +249,16 @@ def test_the_flops_are_those_of_a_compiled_step(drawn):
 
 def test_the_histograms_hold_counts_and_no_text():
   stored = json.loads((FOLDER / "lengths" / "nlu.json").read_text())
-  assert "make.py" in stored["about"] and len(stored["tasks"]) == 14
+  assert "make.py" in stored["about"]
+  assert len(stored["tasks"]) == 14
   for task in stored["tasks"].values():
     assert set(task) == {"sources", "targets"}
     examples = {kind: sum(histogram.values()) for kind, histogram in task.items()}
     assert 50 <= examples["sources"] == examples["targets"] <= 1_500
     for length, count in (pair for h in task.values() for pair in h.items()):
-      assert int(length) > 1 and isinstance(count, int) and count > 0
+      assert int(length) > 1
+      assert isinstance(count, int)
+      assert count > 0
     assert max(map(int, task["targets"])) <= load().TARGET_LENGTH
 
 

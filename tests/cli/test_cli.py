@@ -41,7 +41,8 @@ def examples(text):
 def test_a_verb_is_a_module_of_its_own_that_describes_itself(verb, capsys):
   module = verbs.load(verb)
   assert module.__name__ == verbs.VERBS[verb][0]
-  assert isinstance(module, verbs.Verb) and isinstance(module.ON_CPU, bool)
+  assert isinstance(module, verbs.Verb)
+  assert isinstance(module.ON_CPU, bool)
   printed = helped(capsys, verb)
   assert printed.startswith(f"usage: tpv {verb} [-h]")
   assert module.__doc__.split("\n")[0] in printed
@@ -112,8 +113,10 @@ def test_only_verbs_that_compute_take_an_accelerator(verb, monkeypatch, capsys):
 def test_what_is_no_verb_is_one_line_with_near_misses(capsys, arguments, line):
   assert cli.main(arguments) == 2
   printed = capsys.readouterr()
-  assert printed.err.startswith(f"error: {line}") and printed.err.count("\n") == 1
-  assert "'tpv --help'" in printed.err and not printed.out
+  assert printed.err.startswith(f"error: {line}")
+  assert printed.err.count("\n") == 1
+  assert "'tpv --help'" in printed.err
+  assert not printed.out
 
 
 def test_the_version_is_that_of_the_package(capsys):
@@ -125,7 +128,8 @@ def test_a_second_double_dash_is_refused(capsys):
   """Up to Python 3.12 argparse makes an empty list of it, where a path is expected."""
   assert cli.main(["apply", "-o", "x", "--", "v", "--"]) == 2
   error = capsys.readouterr().err
-  assert error.startswith("error: '--' is given twice") and error.count("\n") == 1
+  assert error.startswith("error: '--' is given twice")
+  assert error.count("\n") == 1
 
 
 def test_a_call_is_kept_as_it_can_be_given_again():

@@ -96,7 +96,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, tmp_path, arguments, mess
 def test_a_wrong_flag_is_one_line(capsys):
   code, _, err = run(capsys, "train", "--overwrite")
   assert code == 2
-  assert err.count("\n") == 1 and "unrecognized arguments: --overwrite" in err
+  assert err.count("\n") == 1
+  assert "unrecognized arguments: --overwrite" in err
 
 
 def test_debug_shows_the_trace(capsys):
@@ -112,7 +113,8 @@ def test_help_shows_examples_that_parse(capsys, verb):
   code, text, _ = run(capsys, verb, "--help")
   assert code == 0
   files = re.findall(r"--gin_file=(gin_configs/\S+)", text)
-  assert files and all((REPOSITORY / name).is_file() for name in files)
+  assert files
+  assert all((REPOSITORY / name).is_file() for name in files)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,8 @@ def test_the_table_counts_bytes_of_a_chip(capsys):
 def test_what_has_the_width_of_an_ept_prompt_is_cut_over_the_chips():
   made = plan.make("t5_v1_1_small", 2, 4, ept=True)
   leaves = [leaf for leaf in made.leaves if leaf.path.startswith("prompt/")]
-  assert len(leaves) == 10 and not [x for x in made.kept_whole if "prompt" in x]
+  assert len(leaves) == 10
+  assert not [x for x in made.kept_whole if "prompt" in x]
   for leaf in leaves:
     assert leaf.share == tuple(128 if size == 512 else size for size in leaf.shape)
 
@@ -71,7 +72,8 @@ def test_the_prompts_of_a_bank_are_counted(capsys):
   """Each of two chips has half of them."""
   assert cli.main(["plan", "t5_v1_1_small", "--mesh", "2x1", "--bank", "32"]) == 0
   text = capsys.readouterr().out
-  assert "32 prompts" in text and f"{32 * 100 * 512:,}" in text
+  assert "32 prompts" in text
+  assert f"{32 * 100 * 512:,}" in text
   assert f"{16 * 100 * 512 * 16 / 2**20:.1f} MiB" in text
 
 

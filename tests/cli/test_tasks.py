@@ -93,7 +93,8 @@ def test_bad_calls_end_in_one_line(call, message, tmp_path, capsys):
   assert cli.main(["tasks", *call.format(tmp_path).split()]) == 2
   error = capsys.readouterr().err
   assert message.format(tmp_path) in error
-  assert error.startswith("error: ") and error.count("\n") == 1
+  assert error.startswith("error: ")
+  assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["list", "show", "prepare", "export"])

@@ -657,5 +657,6 @@ def test_text_of_a_file_does_nothing_to_a_terminal(tmp_path, capsys):
   ):
     cli.main(command)
     printed = "".join(capsys.readouterr())
-    assert printed and not set("\x1b\x07\x9b\u202e") & set(printed), command
+    assert printed, command
+    assert not set("\x1b\x07\x9b\u202e") & set(printed), command
     assert not [x for x in printed.splitlines() if x.startswith("backbone      forged")]

@@ -79,7 +79,8 @@ def test_every_parameter_has_axes_that_the_rules_know(name, form):
   known = {axis for axis, _ in partitioning.LOGICAL_AXIS_RULES}
   for path, leaf in identity.flatten(variables["params"]).items():
     names = axes[f"{path}_axes"].names
-    assert len(names) == leaf.ndim and set(names) <= known, path
+    assert len(names) == leaf.ndim, path
+    assert set(names) <= known, path
   table = identity.flatten(variables["params"])[network.TABLE]
   assert table.shape == (network.vocab_size, network.emb_dim)
 

@@ -44,7 +44,8 @@ def test_a_name_that_is_no_study_is_refused_with_the_near_one():
 @every_study
 def test_it_keeps_the_protocol(name):
   study = registry.study(name)
-  assert dataclasses.is_dataclass(study) and study.__dataclass_params__.frozen
+  assert dataclasses.is_dataclass(study)
+  assert study.__dataclass_params__.frozen
   asked = {*vars(base.Study), *base.Study.__annotations__} - {"settings"}
   assert {one for one in asked if one[0] != "_"} <= set(dir(study))
   assert "settings" in {field.name for field in dataclasses.fields(study)}
@@ -156,7 +157,8 @@ def test_a_finished_one_trains_and_measures_nothing_again(
   assert {k: v for k, v in again.items() if k not in volatile} == {
     k: v for k, v in results.items() if k not in volatile
   }
-  assert before and before == {
+  assert before
+  assert before == {
     p: p.stat().st_mtime_ns for p in folder.rglob("*_prompt.safetensors")
   }
   assert f"Report: {folder / 'report.md'}" in capsys.readouterr().out

@@ -113,7 +113,8 @@ def test_text_of_a_file_is_one_harmless_line():
 def test_json_for_people_is_harmless_and_reads_back_equal():
   content = {HOSTILE: [HOSTILE, 1, "é"]}
   text = errors.to_json(content)
-  assert json.loads(text) == content and "é" in text
+  assert json.loads(text) == content
+  assert "é" in text
   assert not set(HOSTILE) & set(text) - set("\n x];0owned[2J31mcody" + "é")
 
 

@@ -98,7 +98,8 @@ def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
   monkeypatch.setenv("HOME", str(tmp_path))
   monkeypatch.chdir(tmp_path)
   files.write_text("~/a.txt", "x\n")
-  assert (tmp_path / "a.txt").read_text() == "x\n" and files.read_bytes("~/a.txt")
+  assert (tmp_path / "a.txt").read_text() == "x\n"
+  assert files.read_bytes("~/a.txt")
   with pytest.raises(UserError, match="exists"):
     files.refuse_existing("~/a.txt", overwrite=False)
   assert files.absolute("~") == tmp_path
@@ -113,7 +114,8 @@ def test_a_path_with_two_dots_is_the_one_that_the_system_finds(tmp_path, monkeyp
   (tmp_path / "link").symlink_to("far/away")
   for path in ("a/../b", "../b", "link/../b", "b/.."):
     found = files.to_path(path)
-    assert ".." not in found.parts and str(found) == os.path.realpath(path)
+    assert ".." not in found.parts
+    assert str(found) == os.path.realpath(path)
   assert files.to_path("link/../b") == tmp_path / "far" / "b"
   assert files.to_path("link/b") == pathlib.Path("link/b")
   assert str(files.to_path("gs://bucket/a/../b")) == "gs://bucket/b"

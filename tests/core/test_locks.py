@@ -52,7 +52,8 @@ def test_who_locked_a_file_that_its_holder_removed_locks_the_new_one(
 
   monkeypatch.setattr(fcntl, "flock", flock)
   with locks.held(path, "x"):
-    assert len(opened) == 2 and path.exists()
+    assert len(opened) == 2
+    assert path.exists()
 
 
 @pytest.fixture

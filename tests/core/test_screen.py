@@ -16,8 +16,10 @@ def test_a_bar_in_a_log_is_a_few_lines(monkeypatch):
       bar.update(1)
       bar.set_postfix({"loss": "0.1"})
   lines = log.getvalue().split("\n")
-  assert len(lines) <= 4 and "\r" not in log.getvalue()
-  assert "1000/1000" in lines[-2] and "loss=0.1" in lines[-2]
+  assert len(lines) <= 4
+  assert "\r" not in log.getvalue()
+  assert "1000/1000" in lines[-2]
+  assert "loss=0.1" in lines[-2]
 
 
 def test_a_bar_that_is_not_left_leaves_no_empty_lines_in_a_log(monkeypatch):

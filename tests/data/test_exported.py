@@ -135,9 +135,10 @@ def test_an_overwriting_that_is_killed_leaves_the_old_export_or_none(
       raise KeyboardInterrupt
     return real(*paths)
 
-  with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+  with monkeypatch.context() as killed:
     killed.setattr(os, "replace", replace)
-    exported.export(COLA, data_dir, seed=1, overwrite=True, say=str)
+    with pytest.raises(KeyboardInterrupt):
+      exported.export(COLA, data_dir, seed=1, overwrite=True, say=str)
   now = {path.name: path.read_bytes() for path in folder.iterdir()}
   assert (now == before) == (nth <= 4)  # 3 splits, then about.json
   if now != before:

@@ -213,7 +213,8 @@ def test_blocks_of_rows_hold_every_source_once_for_the_prompts_they_are_given(
   for features in found:
     assert features["encoder_input_tokens"].shape == (rows, 24)
     ids, used = features["encoder_prompt_ids"], features["encoder_segment_ids"] > 0
-    assert set(ids[used]) <= {3, 5, 7, 2} and not ids[~used].any()
+    assert set(ids[used]) <= {3, 5, 7, 2}
+    assert not ids[~used].any()
   for prompt_id, owner in zip((3, 5, 7, 2), (0, 1, 0, 1), strict=True):
     tokens = np.concatenate(
       [f["encoder_input_tokens"][f["encoder_prompt_ids"] == prompt_id] for f in found]
@@ -271,7 +272,8 @@ def test_choices_stand_behind_each_other_beside_their_source():
       assert packed["decoder_target_tokens"][row][at].tolist() == choice.tolist()
       inputs = packed["decoder_input_tokens"][row][at].tolist()
       assert inputs == [0, *choice[:-1]]
-  assert len(segments) == 2 and (segments > 0).sum() == 3 + 2 + 2 + 6
+  assert len(segments) == 2
+  assert (segments > 0).sum() == 3 + 2 + 2 + 6
   with pytest.raises(UserError, match="4 source and 5 target tokens does not fit"):
     packing.pack_choices(sources[:1], choices[:1], [0], packing.Shape(1, 18, 4), 3)
 

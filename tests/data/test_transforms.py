@@ -23,7 +23,8 @@ def pairs(task, split="train"):
 def test_rotated_labels_call_each_class_by_the_next_ones_word():
   rotated = transforms.rotated(task("t", ("x", "y", "z")))
   assert pairs(rotated) == [("t 0", "y"), ("t 1", "z"), ("t 2", "x")]
-  assert rotated.name == "t" and rotated.labels == ("x", "y", "z")
+  assert rotated.name == "t"
+  assert rotated.labels == ("x", "y", "z")
   assert transforms.rotated(task("t", ("x", "y")), name="turned").name == "turned"
   with pytest.raises(UserError, match="has no labels that could be exchanged"):
     transforms.rotated(task("t", None))
@@ -52,7 +53,8 @@ def test_a_mixture_says_its_tasks_origins_and_has_the_metrics_that_they_share():
 def test_a_mixture_takes_its_tasks_in_turn_as_long_as_each_has_an_example():
   mixed = transforms.mixture("both", [task("a", ("x", "y"), 2), task("b", ("z", "x"))])
   assert pairs(mixed) == [("a 0", "x"), ("b 0", "z"), ("a 1", "y"), ("b 1", "x")]
-  assert mixed.name == "both" and mixed.labels == ("x", "y", "z")
+  assert mixed.name == "both"
+  assert mixed.labels == ("x", "y", "z")
 
 
 def test_a_mixture_of_no_tasks_or_of_two_kinds_is_refused():
@@ -68,7 +70,8 @@ def test_a_mixture_of_no_tasks_or_of_two_kinds_is_refused():
 def test_the_other_tasks_text_stands_before_and_after_in_turn():
   made = transforms.beside("a_beside_b", task("a", ("x", "y")), task("b", ("z",)))
   assert pairs(made) == [("b 0 a 0", "x"), ("a 1 b 1", "y"), ("b 2 a 2", "x")]
-  assert made.name == "a_beside_b" and made.labels == ("x", "y")
+  assert made.name == "a_beside_b"
+  assert made.labels == ("x", "y")
 
 
 def test_what_is_made_of_the_suite_keeps_its_splits_apart_and_fits_its_lengths():

@@ -267,7 +267,7 @@ def test_a_folder_gives_the_vocabulary_that_lies_in_it(spiece, converted, tmp_pa
   assert vocabularies.load(tmp_path, extra_ids=7).size == found.size + 2
 
 
-@pytest.mark.parametrize("name", ("spiece.model", "tokenizer_config.json"))
+@pytest.mark.parametrize("name", ["spiece.model", "tokenizer_config.json"])
 def test_links_are_followed_inside_a_snapshot_of_the_hub_only(spiece, tmp_path, name):
   contents = {
     "spiece.model": spiece.read_bytes(),
@@ -288,7 +288,7 @@ def test_links_are_followed_inside_a_snapshot_of_the_hub_only(spiece, tmp_path, 
     vocabularies.load(snapshot)
 
 
-@pytest.mark.parametrize("count", ('"5"', "-1", "1e3", "100000000", "true"))
+@pytest.mark.parametrize("count", ['"5"', "-1", "1e3", "100000000", "true"])
 def test_a_number_of_extra_ids_that_cannot_be_is_refused(spiece, tmp_path, count):
   (tmp_path / "spiece.model").write_bytes(spiece.read_bytes())
   (tmp_path / "tokenizer_config.json").write_text(f'{{"extra_ids": {count}}}')

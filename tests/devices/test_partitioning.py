@@ -67,7 +67,8 @@ def test_the_width_of_every_leaf_of_an_ept_prompt_is_cut_where_the_backbones_is_
   leaves = {f"prompt/{name}": {"axes": form.axes} for name, form in forms.items()}
   mesh = AbstractMesh((4, 2), (partitioning.DATA, partitioning.MODEL))
   shardings = identity.flatten(partitioning.param_shardings(axes_of(leaves), mesh))
-  assert shardings.keys() == leaves.keys() and len(leaves) == 10
+  assert shardings.keys() == leaves.keys()
+  assert len(leaves) == 10
   for name, form in forms.items():
     cuts = ["model" if size == 768 else None for size in form.shape]
     assert shardings[f"prompt/{name}"].spec == PartitionSpec(*cuts), name
@@ -167,7 +168,8 @@ def test_an_axis_without_a_rule_is_refused():
   with pytest.raises(UserError) as caught:
     partitioning.param_shardings(axes, partitioning.make_mesh())
   text = str(caught.value)
-  assert "'prompt/prompt' has an axis 'promt'" in text and "mean 'prompt'" in text
+  assert "'prompt/prompt' has an axis 'promt'" in text
+  assert "mean 'prompt'" in text
 
 
 def test_rules_name_each_axis_once():
@@ -262,9 +264,12 @@ print(json.dumps(results))
 def test_one_device_and_eight_give_equal_loss_gradients_and_tokens(prompt):
   results = json.loads(device_programs.on_eight_devices("-c", EIGHT_DEVICES, prompt))
   assert results["devices"] == 8
-  assert results["8x1 shard"] == [16, 24] and results["8x1 rows"] == [1, 6]
-  assert results["4x2 shard"] == [16, 12] and results["4x2 rows"] == [2, 6]
-  assert results["2x4 shard"] == [16, 6] and results["2x4 rows"] == [4, 6]
+  assert results["8x1 shard"] == [16, 24]
+  assert results["8x1 rows"] == [1, 6]
+  assert results["4x2 shard"] == [16, 12]
+  assert results["4x2 rows"] == [2, 6]
+  assert results["2x4 shard"] == [16, 6]
+  assert results["2x4 rows"] == [4, 6]
   # 35 words divide neither by 2 nor by 4, so the table is replicated.
   for mesh in ("8x1", "4x2", "2x4"):
     assert results[mesh + " table"] == [35, 16]

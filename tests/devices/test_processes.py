@@ -137,7 +137,8 @@ def test_evaluation_of_many_prompts_by_two_processes_has_the_numbers_of_one(
     assert sum("exact_match" in text for text in printed) == 1
     outputs[count] = json.loads(output.read_text())
   one, two = outputs[1], outputs[2]
-  assert len(one["results"]) == 3 * 2 and one["results"] == two["results"]
+  assert len(one["results"]) == 3 * 2
+  assert one["results"] == two["results"]
   assert one["candidates"] == two["candidates"]  # With what was tried in the search.
   assert len({json.dumps(row) for row in one["results"]}) > 3
 
@@ -148,7 +149,8 @@ def test_a_lost_process_ends_the_others_and_fewer_processes_resume(alone, tmp_pa
   first, second = start(run, 2, steps=long)
   deadline = time.time() + 200
   while not (run / "checkpoints" / "checkpoint_20").exists():
-    assert time.time() < deadline and first.poll() is None, first.communicate()[0]
+    assert time.time() < deadline, first.communicate()[0]
+    assert first.poll() is None, first.communicate()[0]
     time.sleep(0.1)
   second.kill()
   output, _ = first.communicate(timeout=200)
@@ -161,11 +163,13 @@ def test_a_lost_process_ends_the_others_and_fewer_processes_resume(alone, tmp_pa
     int(p.name.split("_")[1]) for p in (run / "checkpoints").glob("checkpoint_*[0-9]")
   )
   manifest = json.loads((run / "manifest.json").read_text())
-  assert manifest["status"] == "running" and last < long
+  assert manifest["status"] == "running"
+  assert last < long
   # One process alone takes the run up again where the two had left it.
   (again,) = start(run, 1, steps=long)
   while True:
-    assert time.time() < deadline + 200 and again.poll() is None, again.communicate()[0]
+    assert time.time() < deadline + 200, again.communicate()[0]
+    assert again.poll() is None, again.communicate()[0]
     kept = {
       int(p.name.split("_")[1]) for p in (run / "checkpoints").glob("checkpoint_*[0-9]")
     }
@@ -210,7 +214,8 @@ def test_a_signal_to_one_process_stops_a_bank_on_all_at_the_same_step(tmp_path):
   both = start_all("bank", 2, *bank_flags(folder, 100_000, tasks))
   deadline = time.time() + 200
   while not (folder / "nli-0" / "checkpoints" / "checkpoint_4").exists():
-    assert time.time() < deadline and both[0].poll() is None, both[0].communicate()[0]
+    assert time.time() < deadline, both[0].communicate()[0]
+    assert both[0].poll() is None, both[0].communicate()[0]
     time.sleep(0.1)
   both[1].send_signal(signal.SIGTERM)
   outputs = [process.communicate(timeout=200)[0] for process in both]

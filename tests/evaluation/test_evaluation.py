@@ -242,7 +242,8 @@ def test_any_mix_of_prompts_and_tasks_has_the_numbers_of_each_alone(tiny, many):
     written += texts
     by_labels += sum(hits.sum() for _, hits, _ in alone)
     assert found == unpacked(tiny, leaves, sources, targets)[1].mean()
-  assert len(set(written)) > 1 and len(set(exact)) > 3
+  assert len(set(written)) > 1
+  assert len(set(exact)) > 3
   # Only what is no label is decoded.
   assert 0 < by_labels < len(written)
 
@@ -283,7 +284,9 @@ def test_rows_are_made_as_calls_need_them_and_packed_once_for_all_prompts(
   watch(evaluator, "_score", score)
   again = evaluator.answer_all(requests)
   assert [texts for texts, _ in again] == [texts for texts, _ in answers]
-  assert len(packed) == 1 and len(made) == 5 and len(needed) > 8
+  assert len(packed) == 1
+  assert len(made) == 5
+  assert len(needed) > 8
 
 
 def test_progress_counts_the_examples_of_all_prompts(tiny, prompt, monkeypatch):
@@ -399,7 +402,8 @@ def test_with_beams_no_label_stands_in_for_what_is_decoded(tiny, evaluator, prom
   found = beams.evaluate(prompt[1], tiny.task, "test")
   greedy = evaluator.evaluate(prompt[1], tiny.task, "test")
   assert found.chosen == greedy.chosen
-  assert "" not in greedy.generated and set(found.generated) == {""}
+  assert "" not in greedy.generated
+  assert set(found.generated) == {""}
 
 
 def test_the_last_batch_does_not_count_its_filling(tiny, evaluator, prompt):
@@ -544,7 +548,8 @@ def test_many_prompts_and_sums_score_what_each_scores_in_a_call_of_its_own(
     f"1 * (0.5 {a} + -1 {b}) on {run}",
   ]
   rows = {row.pop("candidate"): row for row in report["results"]}
-  assert list(rows) == names and "prompt" not in report
+  assert list(rows) == names
+  assert "prompt" not in report
   assert rows[names[3]] == rows[run]  # The vector on its own initial prompt.
   alone = evaluate(tiny, tmp_path, vector=a, initial=run, coefficient=0.5)
   assert rows[names[2]] == alone["results"][0]
@@ -558,9 +563,11 @@ def test_many_prompts_and_sums_score_what_each_scores_in_a_call_of_its_own(
   digest = identity.prompt_digest(weighted.leaves)
   assert report["candidates"][-1]["prompt_digest"] == digest
   lines = pathlib.Path(f"{output}.predictions.jsonl").read_text().splitlines()
-  assert len(lines) == 8 * 40 and json.loads(lines[-1])["candidate"] == names[-1]
+  assert len(lines) == 8 * 40
+  assert json.loads(lines[-1])["candidate"] == names[-1]
   shown = capsys.readouterr().out
-  assert f"  8  {names[-1]}\n" in shown and "8 results in" in shown
+  assert f"  8  {names[-1]}\n" in shown
+  assert "8 results in" in shown
 
 
 def test_a_search_chooses_the_coefficient_with_the_best_mean(
@@ -660,7 +667,8 @@ def test_a_search_by_the_tasks_own_metric_scores_as_an_evaluation_does(
   ]
   rows = [one["results"][0] for one in expected]
   scores = [row["squad_exact_match"] for row in rows]
-  assert scores[1] > rows[1]["exact_match"] and scores[0] != scores[1]
+  assert scores[1] > rows[1]["exact_match"]
+  assert scores[0] != scores[1]
   (searched,) = (one["search"] for one in found["candidates"])
   assert searched["scores"] == {"free": scores}
   assert found["candidates"][0]["coefficient"] == (-3.0, 1.0)[int(np.argmax(scores))]

@@ -90,7 +90,8 @@ def test_a_backbone_of_its_own(module, monkeypatch):
   folder = RunFolder("runs/means")
   assert names["manifest"]["status"] == "finished"
   losses = [line["loss"] for line in folder.metrics() if line["kind"] == "validation"]
-  assert len(losses) == 3 and losses[-1] < losses[0]
+  assert len(losses) == 3
+  assert losses[-1] < losses[0]
   _bank_and_evaluation(names["model"], names["backbone"])
 
 

@@ -382,7 +382,8 @@ def test_a_member_that_claims_more_than_it_holds_is_refused(tmp_path):
   path = zipped(content)
   stated = len(content).to_bytes(4, "little")
   claimed = (len(content) - 96 + 2_000_000_000).to_bytes(4, "little")
-  assert size < len(content) and path.read_bytes().count(stated) == 2
+  assert size < len(content)
+  assert path.read_bytes().count(stated) == 2
   path.write_bytes(path.read_bytes().replace(stated, claimed))
   refused(path, r"values of 2000000000 bytes in fp32, and a prompt's have at most")
   assert tracemalloc.get_traced_memory()[1] < 8 << 20
@@ -425,7 +426,7 @@ def move_to_gpu(path):
       archive.writestr(name, content.replace(cpu, gpu))
 
 
-@pytest.mark.parametrize("kind", ("dict", "tensor", "parameter", "checkpoint", "batch"))
+@pytest.mark.parametrize("kind", ["dict", "tensor", "parameter", "checkpoint", "batch"])
 def test_the_command_for_a_pickle_saves_it_as_printed(tmp_path, kind):
   torch = pytest.importorskip("torch", reason="torch is not installed (extra 'parity')")
   turned = torch.tensor(PROMPT.T.copy()).T  # in no order that can be stored as it is
@@ -517,8 +518,8 @@ def test_a_small_file_that_unpacks_to_more_than_any_prompt_is_refused(
   tracemalloc.stop()
 
 
-@pytest.mark.parametrize("order", ("C", "F"))
-@pytest.mark.parametrize("dtype", ("f2", "f4", "f8"))
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
 def test_reading_takes_little_more_than_the_values(npz, dtype, order, monkeypatch):
   monkeypatch.setattr(arrays, "_AT_ONCE", 1 << 12)
   values = np.random.default_rng(0).integers(-9, 9, (700, 500)).astype(dtype)
@@ -697,7 +698,8 @@ def test_tpv_export_of_an_ept_prompt_refuses_npy_with_the_reason(
   run, out = make_run("run", method="ept"), tmp_path / "out.npy"
   assert cli.main(["export", str(run), "--to", "npy", "-o", str(out)]) == 2
   error = capsys.readouterr().err
-  assert "adds a delta [5, 6]" in error and "--to npz" in error
+  assert "adds a delta [5, 6]" in error
+  assert "--to npz" in error
   assert [path.name for path in tmp_path.iterdir()] == ["run"]
   arguments = ["export", str(run), "--to", "npz", "-o", str(tmp_path / "out.npz")]
   assert cli.main([*arguments, "--base-model", "x"]) == 2

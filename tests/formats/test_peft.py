@@ -397,7 +397,8 @@ def test_vector_commands_read_and_compare_adapters(adapter, make_run, tmp_path, 
   assert cli.main(["show", str(back)]) == 0
   shown = capsys.readouterr().out
   assert identity.prompt_digest({"prompt": ROWS[:5]}) in shown
-  assert "initial       unknown" in shown and "steps         unknown" in shown
+  assert "initial       unknown" in shown
+  assert "steps         unknown" in shown
 
 
 RNG = np.random.default_rng(1)
@@ -416,7 +417,8 @@ DEPT_CONFIG = {
 
 def test_an_adapter_of_depts_code_gives_its_parameters_and_alpha(adapter):
   item = sources.load(adapter(DEPT, **DEPT_CONFIG))
-  assert item.provenance.alpha == 8 and item.provenance.method == "dept"
+  assert item.provenance.alpha == 8
+  assert item.provenance.method == "dept"
   folded = algebra.fold(item).leaves
   np.testing.assert_array_equal(folded["prompt"], ROWS[:4])
   # Their forward adds lora_alpha / sqrt(r) * A[:length] @ B to a source's embeddings.
@@ -424,7 +426,7 @@ def test_an_adapter_of_depts_code_gives_its_parameters_and_alpha(adapter):
   np.testing.assert_allclose(folded["delta"], 8 / np.sqrt(3) * (a @ b), rtol=1e-5)
 
 
-@pytest.mark.parametrize("alpha", (None, "8", True, 10**400, float("nan")))
+@pytest.mark.parametrize("alpha", [None, "8", True, 10**400, float("nan")])
 def test_an_adapter_of_depts_code_without_alpha_asks_for_it(adapter, alpha):
   item = sources.load(adapter(DEPT, **{**DEPT_CONFIG, "lora_alpha": alpha}))
   with pytest.raises(UserError, match="--alpha"):
@@ -511,7 +513,8 @@ def test_no_path_of_a_machine_goes_into_files_that_others_get(
     content = json.loads((tmp_path / "out" / peft.CONFIG).read_text())
     assert content["base_model_name_or_path"] == base
   else:
-    assert code == 2 and not (tmp_path / "out").exists()
+    assert code == 2
+    assert not (tmp_path / "out").exists()
     assert f"is a path of this machine, and would stand in the {peft.CONFIG}" in (
       capsys.readouterr().err
     )

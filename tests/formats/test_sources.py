@@ -379,7 +379,7 @@ def test_what_google_prompt_tuning_saves_is_read(tmp_path):
     sources.load(tmp_path / "numpy_checkpoints")
 
 
-@pytest.mark.parametrize("nested", (True, False))
+@pytest.mark.parametrize("nested", [True, False])
 def test_the_prompt_inside_of_an_encoder_is_read(tmp_path, nested):
   # Where google-research/prompt-tuning keeps it under T5X.
   values = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)

@@ -138,7 +138,8 @@ def _resident() -> tuple[int, int]:
   """Returns the most memory since the last reset, and the memory now."""
   text = pathlib.Path("/proc/self/status").read_text()
   most, now = (re.search(rf"{name}:\s+(\d+)", text) for name in ("VmHWM", "VmRSS"))
-  assert most is not None and now is not None
+  assert most is not None
+  assert now is not None
   return int(most[1]) << 10, int(now[1]) << 10
 
 

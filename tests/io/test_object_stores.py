@@ -80,7 +80,8 @@ def test_tpv_makes_the_same_files_in_a_bucket_as_in_a_folder(bucket, runs, capsy
       pathlib.Path(prompt).parent.mkdir()
     run = f"{where}/runs/rte"
     code, out, _ = tpv(capsys, "apply", output, run, "-o", prompt)
-    assert code == 0 and f"Wrote the prompt '{prompt}': " in out
+    assert code == 0
+    assert f"Wrote the prompt '{prompt}': " in out
     code, out, _ = tpv(capsys, "cosine", *vectors, output)
     assert code == 0
     shown = json.loads(tpv(capsys, "show", prompt, "--json")[1])
@@ -103,7 +104,8 @@ def test_an_output_that_exists_in_a_bucket_stays_as_it_was(bucket, runs, capsys)
   assert tpv(capsys, *command, "--overwrite")[0] == 0
   assert store.read(f"{bucket}/sst2.safetensors")[1].kind == "vector"
   code, _, error = tpv(capsys, "negate", f"{bucket}/sst2.safetensors", "-o", bucket)
-  assert code == 2 and "'gs://bucket' does not end in .safetensors" in error
+  assert code == 2
+  assert "'gs://bucket' does not end in .safetensors" in error
   with pytest.raises(UserError, match="Cannot write 'gs://bucket/runs': it is a fold"):
     files.check_output(f"{bucket}/runs")
 
@@ -171,7 +173,8 @@ def test_a_backbone_is_the_same_backbone_in_a_bucket(bucket, tiny, monkeypatch):
   assert (loaded.name, loaded.vocabulary) == ("tiny", tiny.vocabulary.digest)
   for name, leaf in identity.flatten(loaded.params).items():
     assert leaf.dtype == flat[name].dtype
-    assert leaf.tobytes() == flat[name].tobytes() and leaf.shape == flat[name].shape
+    assert leaf.tobytes() == flat[name].tobytes()
+    assert leaf.shape == flat[name].shape
   assert not pathlib.Path("cache").exists()  # A remote one is not cached.
 
 
@@ -327,7 +330,7 @@ def test_a_missing_package_is_named(monkeypatch):
     files.to_path("gs://b/x")
 
 
-@pytest.mark.parametrize("path", ("http://b/x", "s3://b/x", "file:///x"))
+@pytest.mark.parametrize("path", ["http://b/x", "s3://b/x", "file:///x"])
 def test_a_store_that_is_not_reached_is_refused_by_its_scheme(path):
   # TensorFlow would take some of these names, and fail at their first file.
   scheme = path.partition("://")[0]

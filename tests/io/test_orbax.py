@@ -295,7 +295,7 @@ def test_an_inline_array_that_claims_more_than_it_has_is_refused(legacy):
     orbax.read_leaves(legacy, "target")
 
 
-@pytest.mark.parametrize("linked", ("state", "state/manifest.ocdbt"))
+@pytest.mark.parametrize("linked", ["state", "state/manifest.ocdbt"])
 def test_a_link_out_of_the_checkpoint_is_not_followed(model_dir, tmp_path, linked):
   checkpoint = copied(model_dir, tmp_path)
   (checkpoint / linked).rename(tmp_path / "elsewhere")
@@ -336,7 +336,8 @@ def test_what_is_written_for_t5x_orbax_itself_reads(tmp_path):
   assert tree["target"]["b"]["scale"].dtype == ml_dtypes.bfloat16
   assert tree["state"] == {"step": 5}
   leaves = orbax.read_leaves(tmp_path / "checkpoint_5", "target")
-  assert leaves.keys() == flat.keys() and leaves["c/gate"] == 2.5
+  assert leaves.keys() == flat.keys()
+  assert leaves["c/gate"] == 2.5
 
 
 def test_leaves_are_read_when_they_are_asked_for(model_dir, monkeypatch):
@@ -346,6 +347,7 @@ def test_leaves_are_read_when_they_are_asked_for(model_dir, monkeypatch):
     orbax, "_read", lambda store, shown: read.append(1) or real(store, shown)
   )
   leaves = orbax.lazy_leaves(model_dir / "checkpoint_10", "target")
-  assert leaves["prompt/prompt"].shape == (8, 4) and not read
+  assert leaves["prompt/prompt"].shape == (8, 4)
+  assert not read
   np.testing.assert_array_equal(leaves["prompt/prompt"], PROMPT)
   assert len(read) == 1

@@ -46,7 +46,8 @@ def path(tmp_path):
 
 def test_what_is_written_is_read_bit_by_bit(path):
   metadata, leaves = safetensors_io.read(path)
-  assert metadata == {"who": "ich, für alle"} and same(leaves, LEAVES)
+  assert metadata == {"who": "ich, für alle"}
+  assert same(leaves, LEAVES)
   assert path.read_bytes() == safetensors_io.encode(LEAVES, metadata)
   assert same(safetensors_io.decode(path.read_bytes(), "bytes")[1], LEAVES)
 
@@ -56,7 +57,8 @@ def test_the_library_reads_what_is_written_and_the_other_way_round(path, tmp_pat
   theirs = tmp_path / "theirs.safetensors"
   safetensors.numpy.save_file(LEAVES, theirs, {"format": "np"})
   metadata, leaves = safetensors_io.read(theirs)
-  assert metadata == {"format": "np"} and same(leaves, LEAVES)
+  assert metadata == {"format": "np"}
+  assert same(leaves, LEAVES)
 
 
 def test_the_order_of_the_leaves_changes_no_byte(path):
@@ -84,7 +86,8 @@ def test_leaves_are_read_one_by_one(tmp_path):
 def test_leaves_are_turned_and_cast_as_they_are_read(path):
   with safetensors_io.opened(path) as (_, leaves):
     turned = leaves["b"].transposed().cast(np.dtype(ml_dtypes.bfloat16))
-    assert turned.shape == (4, 3) and turned.nbytes == 24
+    assert turned.shape == (4, 3)
+    assert turned.nbytes == 24
     assert np.asarray(turned).flags.c_contiguous
     assert np.array_equal(turned, LEAVES["b"].T.astype(ml_dtypes.bfloat16))
 
@@ -124,7 +127,7 @@ HUGE = {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}
 
 
 @pytest.mark.parametrize(
-  "header, expected",
+  ("header", "expected"),
   [
     ({"a": HUGE}, "end at byte 4398046511"),
     ({"a": {**HUGE, "data_offsets": [0, 16]}}, "needs 4398046511104 bytes"),
@@ -195,7 +198,7 @@ def test_a_pickle_is_not_opened(tmp_path):
       safetensors_io.read(path)
 
 
-@pytest.mark.parametrize("size", (1 << 58, 1 << 59, 1 << 62))
+@pytest.mark.parametrize("size", [1 << 58, 1 << 59, 1 << 62])
 def test_an_empty_leaf_is_read_or_refused_however_large_its_other_size(size):
   entry = {"dtype": "F32", "shape": [0, size], "data_offsets": [0, 0]}
   content = with_header({"a": entry}, b"")
@@ -206,7 +209,7 @@ def test_an_empty_leaf_is_read_or_refused_however_large_its_other_size(size):
     safetensors_io.decode(content, "x")
 
 
-@pytest.mark.parametrize("length", (0x280, 0x580))
+@pytest.mark.parametrize("length", [0x280, 0x580])
 def test_a_header_as_long_as_a_pickle_begins_is_read(length):
   # Padded to where the length itself reads b"\\x80\\x02", the start of a pickle.
   text = json.dumps({"a": GOOD}).encode().ljust(length)

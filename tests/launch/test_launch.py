@@ -32,7 +32,8 @@ def refused(script, *arguments, path=None):
   """Returns the only line of a script that did nothing, and said why."""
   result = run(script, *arguments, path=path)
   assert (result.returncode, result.stdout) == (2, "")
-  assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+  assert result.stderr.startswith("error: ")
+  assert result.stderr.count("\n") == 1
   return result.stderr.strip()
 
 
@@ -71,7 +72,8 @@ def test_bad_arguments_are_one_line_that_names_where_the_usage_is(script):
     _, advice = refusal.split(" See ")
     assert advice == f"launch/{script} --help"
     shown = run(script, *advice.split()[1:])
-    assert shown.returncode == 0 and advice.split()[0] in shown.stdout
+    assert shown.returncode == 0
+    assert advice.split()[0] in shown.stdout
 
 
 LOCAL = ("local_multiprocess.sh",)

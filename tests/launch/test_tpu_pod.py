@@ -220,7 +220,8 @@ def test_a_pod_is_created_installed_and_given_the_command(cloud):
     ]
     copied = home / "tpv_jax"
     assert (copied / "my_task.gin").read_text() == "not committed"
-    assert not (copied / "runs").exists() and not (copied / "ran").exists()
+    assert not (copied / "runs").exists()
+    assert not (copied / "ran").exists()
   for progress in (
     "PROVISIONING",
     "READY, with 2 workers",
@@ -315,7 +316,8 @@ def test_a_job_outlives_the_script_and_is_waited_for_by_the_same_command(cloud):
   script.communicate()
 
   other = cloud.run("run", command=("true",))
-  assert other.code == 1 and "runs another command" in other.errors
+  assert other.code == 1
+  assert "runs another command" in other.errors
   told = cloud.run("status").output.splitlines()
   assert told[0] == "pod: READY v5litepod-16"
   assert told[1].startswith("t1v-n-x-w-0: running")
@@ -323,7 +325,8 @@ def test_a_job_outlives_the_script_and_is_waited_for_by_the_same_command(cloud):
   again = cloud.start("keep", TYPE, command=command)
   assert "waiting for its end" in "".join(again.stderr.readline() for _ in range(2))
   (cloud.folder / "go").touch()
-  assert again.communicate(timeout=50) and again.returncode == 4
+  assert again.communicate(timeout=50)
+  assert again.returncode == 4
   assert [(home / "ran").read_text() for home in cloud.homes()] == ["once\n"] * 2
 
 
@@ -333,7 +336,8 @@ def test_a_worker_that_fails_ends_the_job_and_its_exit_code_is_the_scripts(cloud
   result = cloud.run("run", command=("bash", "-c", code))
   assert result.code == 7
   assert "t1v-n-x-w-1 exit 7; stopping the other workers" in result.errors
-  assert "\nwhy\n" in result.errors and "pod costs money until" in result.errors
+  assert "\nwhy\n" in result.errors
+  assert "pod costs money until" in result.errors
   assert "delete" not in cloud.verbs()
   assert "t1v-n-x-w-0: stopped 0" in cloud.run("status").output
 
@@ -377,31 +381,36 @@ def test_a_job_that_is_stopped_saves_and_is_not_started_again(cloud):
   cloud.wait_for(lambda: len(list(cloud.folder.glob("worker-*/ready"))) == 2)
   assert cloud.run("stop").code == 0
   _, errors = script.communicate(timeout=50)
-  assert script.returncode == 143 and "The job was stopped" in errors
+  assert script.returncode == 143
+  assert "The job was stopped" in errors
   assert len(list(cloud.folder.glob("worker-*/saved"))) == 2
 
 
 def test_what_ends_an_action_stops_the_rest(cloud):
   cloud.plan(create=["refused"])
   result = cloud.keep("true")
-  assert result.code == 1 and "no such type" in result.errors
+  assert result.code == 1
+  assert "no such type" in result.errors
   assert set(cloud.verbs()) == {"create", "describe"}
 
   cloud.plan(states=["FAILED"])
   result = cloud.keep("true")
-  assert result.code == 1 and "pod failed: no quota for it" in result.errors
+  assert result.code == 1
+  assert "pod failed: no quota for it" in result.errors
   assert set(cloud.verbs()) == {"create", "describe"}
   assert cloud.run("delete").code == 0
 
   cloud.ready(scp=["unprepared"] * 5)
   result = cloud.keep("true")
-  assert result.code == 1 and "ssh-add" in result.errors
+  assert result.code == 1
+  assert "ssh-add" in result.errors
   assert "ssh" not in cloud.verbs()
 
   cloud.plan()
   (cloud.folder / "no-pip").touch()
   result = cloud.keep("touch", "../ran")
-  assert result.code == 3 and "The installation failed" in result.errors
+  assert result.code == 3
+  assert "The installation failed" in result.errors
   assert not list(cloud.folder.glob("worker-*/ran"))
   assert "delete" not in cloud.verbs()[-10:]
 
@@ -409,9 +418,8 @@ def test_what_ends_an_action_stops_the_rest(cloud):
 def test_a_pod_of_another_type_is_not_taken_for_the_one_asked_for(cloud):
   cloud.ready()
   result = cloud.run("create", "--type=v5p-8")
-  assert (
-    result.code == 1 and "exists and is a v5litepod-16, not a v5p-8" in result.errors
-  )
+  assert result.code == 1
+  assert "exists and is a v5litepod-16, not a v5p-8" in result.errors
 
 
 def test_a_pod_that_its_user_deletes_is_not_made_again(cloud):
@@ -419,7 +427,8 @@ def test_a_pod_that_its_user_deletes_is_not_made_again(cloud):
   request = json.loads(cloud.gcloud.request.read_text())
   cloud.gcloud.request.write_text(json.dumps(request | {"states": ["DELETING"]}))
   result = cloud.keep("true")
-  assert result.code == 1 and "pod is being deleted" in result.errors
+  assert result.code == 1
+  assert "pod is being deleted" in result.errors
   assert cloud.verbs() == ["describe"]
 
 
@@ -438,8 +447,10 @@ def test_a_pod_that_was_deleted_between_two_looks_is_not_made_again(cloud, while
   cloud.gcloud.call = deleted_elsewhere
   cloud.plan(workers=1, states=["WAITING_FOR_RESOURCES"] * 5 if waits else [])
   result = cloud.keep("bash", "-c", "touch $CLOUD/runs; sleep 50")
-  assert result.code == 1 and "There is no pod, or no longer" in result.errors
-  assert "delete" not in cloud.verbs() and cloud.verbs().count("create") == 1
+  assert result.code == 1
+  assert "There is no pod, or no longer" in result.errors
+  assert "delete" not in cloud.verbs()
+  assert cloud.verbs().count("create") == 1
 
 
 def test_an_installation_leaves_nothing_of_the_one_before_but_what_jobs_wrote(
@@ -466,7 +477,8 @@ def test_logs_and_results_of_the_workers_are_copied_and_followed(cloud, tmp_path
   assert cloud.run("logs", f"--to={tmp_path}/some logs").code == 0
   for worker in range(2):
     log = (tmp_path / "some logs" / f"worker-{worker}.log").read_text()
-    assert "echo $HOSTNAME > out" in log and "exit 0" in log
+    assert "echo $HOSTNAME > out" in log
+    assert "exit 0" in log
   fetched = tmp_path / "a:b"
   copy = cloud.run("fetch", "--worker=1", "--from=tpv_jax", f"--to={fetched}")
   assert copy.code == 0, copy.errors
@@ -510,7 +522,7 @@ ABSENT = (
 
 
 @pytest.mark.parametrize(
-  "request_, node, lost",
+  ("request_", "node", "lost"),
   [
     *[(word, "", False) for word in ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES")],
     ("PROVISIONING", "", False),
@@ -641,7 +653,7 @@ def test_the_real_gcloud_parses_each_line(tmp_path, dry_run):
 
 
 @pytest.mark.parametrize(
-  "told, arguments",
+  ("told", "arguments"),
   [
     ("Compute Engine or GKE", ("create", *PLACE, "--type=tpu7x-16")),
     ("'v5litepod-16'", ("create", *PLACE, "--type=v5e-16")),
@@ -671,8 +683,10 @@ def test_what_a_pod_is_not_is_refused_by_its_name(told, arguments, script, capsy
   with pytest.raises(SystemExit, match=r"^2$"):
     script.main(arguments)
   output, errors = capsys.readouterr()
-  assert errors.startswith("error: ") and errors.count("\n") == 1
-  assert told in errors and not output
+  assert errors.startswith("error: ")
+  assert errors.count("\n") == 1
+  assert told in errors
+  assert not output
 
 
 @pytest.mark.parametrize(
@@ -710,4 +724,5 @@ def test_each_action_says_what_it_takes():
   shown = subprocess.run(
     [LAUNCH / "tpu_pod.sh", "--help"], capture_output=True, text=True, check=True
   ).stdout
-  assert "examples:" in shown and "launch/tpu_pod.sh keep --name=tpv" in shown
+  assert "examples:" in shown
+  assert "launch/tpu_pod.sh keep --name=tpv" in shown

@@ -161,7 +161,8 @@ def test_a_fresh_module_starts_as_plain_tuning_too():
   assert np.array_equal(folded.prompt, variables["params"]["short_prompt"])
   assert not folded.delta.any()
   short = np.asarray(variables["params"]["short_prompt"])
-  assert -0.5 <= short.min() < -0.3 and 0.3 < short.max() < 0.5
+  assert -0.5 <= short.min() < -0.3
+  assert 0.3 < short.max() < 0.5
 
 
 def test_dept_is_ept_with_both_parts_off(backbone):
@@ -218,7 +219,7 @@ def test_at_step_0_the_gradient_reaches_what_methods_md_says(decomposition, back
 
 
 @pytest.mark.parametrize("decomposition", equations.DECOMPOSITIONS)
-@pytest.mark.parametrize("name", ("adamw", "adafactor"))
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
 def test_every_parameter_has_moved_after_ten_steps(name, decomposition, backbone):
   module = dataclasses.replace(EPT, decomposition=decomposition)
   start = module.initial_leaves(LONG, seed=0)
@@ -269,7 +270,8 @@ def test_only_positions_that_hold_a_token_are_learned(backbone):
   module = PARTS["without_fusion"]
   _, gradient = value_and_gradient(module, module.initial_leaves(LONG, 0), backbone)
   rows = np.abs(gradient["low_rank_a"]).max(axis=1)
-  assert rows[:6].min() > 0 and rows[6] == 0  # The batch is 6 wide, M is 7.
+  assert rows[:6].min() > 0
+  assert rows[6] == 0  # The batch is 6 wide, M is 7.
 
 
 def flops(prompt, leaves, backbone, rows):
@@ -323,7 +325,8 @@ def test_the_module_stays_in_fp32_under_a_bf16_backbone(backbone):
     )[0]
     for dtype in ("float32", "bfloat16")
   )
-  assert coarse != exact and coarse == pytest.approx(float(exact), rel=0.05)
+  assert coarse != exact
+  assert coarse == pytest.approx(float(exact), rel=0.05)
 
 
 def loaded(leaves, alpha=None, space="effective"):
@@ -346,7 +349,7 @@ def test_the_parameters_of_an_ept_prompt_are_taken_as_they_are():
   assert all(np.array_equal(taken[name], leaves[name]) for name in leaves)
 
 
-@pytest.mark.parametrize("rank", (4, 7))
+@pytest.mark.parametrize("rank", [4, 7])
 def test_a_folded_prompt_is_refactored_with_its_prompt_exactly(rank, backbone):
   module = dataclasses.replace(EPT, rank=rank)
   rng = np.random.default_rng(8)
@@ -357,7 +360,8 @@ def test_a_folded_prompt_is_refactored_with_its_prompt_exactly(rank, backbone):
   leaves = module.initial_leaves(loaded(folded), seed=0)
   again = equations.fold_exactly(leaves, module.alpha)
   assert np.array_equal(again.prompt, folded["prompt"])
-  assert leaves["fusion_gamma"] == 0 and not leaves["space_up"].any()
+  assert leaves["fusion_gamma"] == 0
+  assert not leaves["space_up"].any()
   sigma = np.linalg.svd(folded["delta"].astype(np.float64), compute_uv=False)
   tail = np.linalg.norm(sigma[rank:]) / np.linalg.norm(sigma)
   error = equations.relative_error(again.delta, folded["delta"])
@@ -443,7 +447,8 @@ def test_the_drawn_parameters_have_the_spread_of_methods_md():
     assert leaves[name].std() == pytest.approx(std, rel=0.032), name
     assert abs(leaves[name].mean()) < std / 20
   assert leaves["fusion_gamma"] == 1
-  assert not leaves["space_up"].any() and not leaves["gate_bias"].any()
+  assert not leaves["space_up"].any()
+  assert not leaves["gate_bias"].any()
 
 
 def test_the_provenance_says_what_the_parameters_are():

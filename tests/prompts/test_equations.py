@@ -128,7 +128,8 @@ def test_the_module_computes_in_fp32_where_less_is_the_default():
   with jax.default_matmul_precision("bfloat16"):
     text = jax.jit(module.apply).lower({"params": leaves}).as_text()
   products = [line for line in text.splitlines() if "dot_general" in line]
-  assert products and all("HIGHEST" in line for line in products)
+  assert products
+  assert all("HIGHEST" in line for line in products)
 
 
 def test_the_parts_are_the_terms_of_the_paper():
@@ -139,7 +140,8 @@ def test_the_parts_are_the_terms_of_the_paper():
   )
   gate = equations.gate(short, leaves["gate_kernel"], leaves["gate_bias"])
   spaces = equations.spaces(short, leaves["space_down"], leaves["space_up"])
-  assert attention.shape == (3, 6) and gate.shape == (3, 3)
+  assert attention.shape == (3, 6)
+  assert gate.shape == (3, 3)
   assert spaces.shape == (3, 3, 8)
   near(attention.sum(axis=1), np.ones(3))
   near(gate.sum(axis=1), np.ones(3))
@@ -223,7 +225,8 @@ def test_the_svd_keeps_the_largest_directions_of_the_long_prompt(
   prompt = long_prompt(rows, features, seed)
   leaves = equations.decompose(prompt, length, 5, rank, np.random.default_rng(0))
   assert np.array_equal(leaves["short_prompt"], prompt[:length])
-  assert leaves["low_rank_a"].shape == (5, rank) and not leaves["low_rank_a"].any()
+  assert leaves["low_rank_a"].shape == (5, rank)
+  assert not leaves["low_rank_a"].any()
   b = leaves["low_rank_b"].astype(np.float64)
   # b b^T = diag(Sigma[:R]), with Sigma^2 the eigenvalues of P0 P0^T.
   exact = prompt.astype(np.float64)
@@ -260,10 +263,13 @@ def test_depts_start_is_uniform_a_and_zero_b():
     long_prompt(), 3, 400, 4, np.random.default_rng(0), "dept"
   )
   a = leaves["low_rank_a"]
-  assert a.shape == (400, 4) and not leaves["low_rank_b"].any()
+  assert a.shape == (400, 4)
+  assert not leaves["low_rank_b"].any()
   assert leaves["low_rank_b"].shape == (4, 9)
   # 1600 draws uniform in +-1/sqrt(4): standard deviation of the mean 0.29 / 40 = 0.007.
-  assert -0.5 <= a.min() < -0.49 and 0.49 < a.max() <= 0.5 and abs(a.mean()) < 0.03
+  assert -0.5 <= a.min() < -0.49
+  assert 0.49 < a.max() <= 0.5
+  assert abs(a.mean()) < 0.03
   assert np.array_equal(leaves["short_prompt"], long_prompt()[:3])
 
 
@@ -271,7 +277,8 @@ def test_rank_0_has_no_low_rank_matrices():
   leaves = equations.decompose(long_prompt(), 3, 5, 0, np.random.default_rng(0))
   assert set(leaves) == {"short_prompt"}
   folded = equations.fold_exactly(leaves, ALPHA)
-  assert np.array_equal(folded.prompt, long_prompt()[:3]) and folded.delta is None
+  assert np.array_equal(folded.prompt, long_prompt()[:3])
+  assert folded.delta is None
 
 
 @pytest.mark.parametrize(
@@ -345,7 +352,8 @@ def test_parameters_are_no_folded_prompt():
   with pytest.raises(UserError, match="not delta"):
     equations.Folded.of({"delta": long_prompt()})
   folded = equations.Folded.of({"prompt": long_prompt()})
-  assert set(folded.leaves()) == {"prompt"} and folded.delta is None
+  assert set(folded.leaves()) == {"prompt"}
+  assert folded.delta is None
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ def test_it_has_exactly_p_rows_of_the_models_width():
 def test_folding_gives_the_matrix_itself():
   matrix = np.arange(12.0, dtype=np.float32).reshape(3, 4)
   folded = plain.Prompt(3, 4).apply({"params": {"prompt": matrix}})
-  assert np.array_equal(folded.prompt, matrix) and folded.delta is None
+  assert np.array_equal(folded.prompt, matrix)
+  assert folded.delta is None
 
 
 def test_a_delta_is_held_where_sources_are_updated_and_starts_at_zero():
@@ -45,7 +46,8 @@ def start(**shapes):
 
 def test_a_plain_start_has_no_delta_until_one_is_trained():
   leaves = plain.Prompt(3, 4, source_length=5).initial_leaves(start(prompt=(3, 4)), 0)
-  assert leaves["delta"].shape == (5, 4) and not leaves["delta"].any()
+  assert leaves["delta"].shape == (5, 4)
+  assert not leaves["delta"].any()
 
 
 @pytest.mark.parametrize(
@@ -81,6 +83,7 @@ def test_sizes_that_cannot_be_are_refused():
 
 def test_it_starts_uniform_between_plus_and_minus_a_half():
   prompt = plain.Prompt(100, 50).init(jax.random.key(0))["params"]["prompt"]
-  assert -0.5 <= prompt.min() < -0.49 and 0.49 < prompt.max() < 0.5
+  assert -0.5 <= prompt.min() < -0.49
+  assert 0.49 < prompt.max() < 0.5
   # The mean of 5000 draws has a standard deviation of 0.29 / sqrt(5000) = 0.004.
   assert abs(prompt.mean()) < 0.02

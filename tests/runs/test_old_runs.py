@@ -79,7 +79,8 @@ def test_a_stopped_run_goes_on_and_ends_as_it_would_have(runs, writer, folder, m
   writer.train(runs / f"{method}_stopped", method)
   ended_alike(runs / f"{method}_stopped", runs / f"{method}_finished", folder)
   manifest = RunFolder(runs / f"{method}_stopped").manifest()
-  assert manifest["settings_version"] == 2 and len(manifest["run"]) == 64
+  assert manifest["settings_version"] == 2
+  assert len(manifest["run"]) == 64
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,8 @@ def test_ratios_are_of_the_times_within_a_round():
     "b": cost.Cost(20, 100.0, 2**21, (1.0, 1.0, 3.0)),
   }
   row = cost.summary(costs)["b"]
-  assert row["flops_ratio"] == 0.5 and row["temporary_mebibytes"] == 2
+  assert row["flops_ratio"] == 0.5
+  assert row["temporary_mebibytes"] == 2
   # 1, 0.25 and 1.5 in order: 0.25, 1, 1.5.
   assert row["time_ratio"] == {
     "minimum": 0.25,
@@ -110,7 +111,8 @@ def test_every_method_is_trained_on_every_task_and_initial_prompt(finished):
   assert len(list((folder / "tuning").iterdir())) == 3
   for method in methods.METHODS:
     (tried,) = results["tuning"]["methods"][method]["tries"]
-    assert len(tried["validation"]) == 1 and tried["rates"]["prompt"] == 0.3
+    assert len(tried["validation"]) == 1
+    assert tried["rates"]["prompt"] == 0.3
     for task in ("one", "two"):
       assert len(results["scores"]["16"][method][task]) == 2
     manifest = json.loads(
@@ -123,7 +125,8 @@ def test_every_method_is_trained_on_every_task_and_initial_prompt(finished):
 def test_the_report_has_its_tables_and_plots(finished):
   folder, results = finished
   text = (folder / "report.md").read_text()
-  assert results["date"] in text and "python -m x" in text
+  assert results["date"] in text
+  assert "python -m x" in text
   for label in (method.label for method in methods.METHODS.values()):
     assert text.count(f"| {label} |") >= 4
   for name in ("tasks", "lengths"):

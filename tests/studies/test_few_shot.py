@@ -92,7 +92,8 @@ def test_all_starts_see_one_sample_and_manifests_and_results_name_it(
     for start in starts.STARTS:
       data = manifest(folder, f"d-{start}-30-{seed}")["data"]
       assert data["train_digest"] == tasks.digest(drawn)
-      assert data["batch_size"] == 8 and data["seed"] == seed
+      assert data["batch_size"] == 8
+      assert data["seed"] == seed
       assert data["train"].startswith("30 examples")
       assert data["validation"].startswith("8 examples")
 
@@ -138,10 +139,12 @@ def test_the_report_has_its_tables_and_its_plot(finished, capsys):
   with studies_at_work.kept(folder):
     writer.write(folder, results, report)
   text = (folder / "report.md").read_text()
-  assert results["date"] in text and "python -m x" in text
+  assert results["date"] in text
+  assert "python -m x" in text
   for label in starts.STARTS.values():
     assert text.count(f"| {label} |") >= 3
-  assert "batches of 8 for 30" in text and "P + 0.5 v" in text
+  assert "batches of 8 for 30" in text
+  assert "P + 0.5 v" in text
   assert "Of copied words. Related: a; the sum: a + b; unrelated: c." in text
   assert (folder / "scores.png").read_bytes().startswith(b"\x89PNG")
   assert (folder / "config.gin").read_text() == "x = 1\n"
@@ -174,9 +177,8 @@ def test_a_second_call_trains_nothing_and_finds_the_same_scores(finished, argume
     again = few_shot.compare_starts(**arguments, output_dir=folder)
   assert again["scores"] == results["scores"]
   assert again["curves"] == results["curves"]
-  assert before and before == {
-    p: p.stat().st_mtime_ns for p in folder.glob("*/*/*.safetensors")
-  }
+  assert before
+  assert before == {p: p.stat().st_mtime_ns for p in folder.glob("*/*/*.safetensors")}
 
 
 def test_curves_are_means_over_initial_prompts(finished):

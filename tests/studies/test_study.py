@@ -391,7 +391,8 @@ def test_the_demo_writes_its_report_vectors_and_plots(demo):
   for task in results["tasks"]:
     for seed in results["initial_seeds"]:
       _, provenance = store.read(folder / "vectors" / f"{task}-{seed}.safetensors")
-      assert provenance.kind == "vector" and provenance.initial_seed == seed
+      assert provenance.kind == "vector"
+      assert provenance.initial_seed == seed
       assert [(term.task, term.coefficient) for term in provenance.terms] == [
         (task, 1.0)
       ]
@@ -469,10 +470,8 @@ def test_a_study_does_not_write_into_a_folder_of_something_else(tmp_path, capsys
 def test_a_study_with_other_settings_does_not_take_the_old_prompts(demo, capsys):
   assert run_demo(demo[0], *SMALL, "--gin.PROMPT_LENGTH=5") == 2
   err = capsys.readouterr().err
-  assert (
-    "holds a run with another prompt/length: 8 there, 5 now" in err
-    and "OVERWRITE=True" in err
-  )
+  assert "holds a run with another prompt/length: 8 there, 5 now" in err
+  assert "OVERWRITE=True" in err
   assert len(err) < 600
 
 

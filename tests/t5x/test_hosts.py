@@ -118,7 +118,8 @@ def test_two_processes_end_after_one_step_if_one_got_sigterm_before(tmp_path):
   one, other = (
     output.splitlines()[-1] for output in finish(start(__file__, "--sigterm_before"))
   )
-  assert one == other and one.startswith("stopped after ")
+  assert one == other
+  assert one.startswith("stopped after ")
 
 
 def test_two_processes_gather_a_prompt_however_it_is_cut_and_see_one_folder(tmp_path):
@@ -157,7 +158,8 @@ def test_a_script_of_t5x_gets_its_own_flags_after_the_others_are_joined(
     "initialization_timeout": None,
   }
   assert preemption == (script == "train")
-  assert arguments == (f"t5x.{script}",) and options["run_name"] == "__main__"
+  assert arguments == (f"t5x.{script}",)
+  assert options["run_name"] == "__main__"
   assert argv == ["script", *own]
 
 
@@ -229,7 +231,8 @@ def stop_at_sigterm(processes, checkpoint):
   """Sends SIGTERM to the last process once a checkpoint is there."""
   deadline = time.monotonic() + 500
   while not (checkpoint / "commit_success.txt").exists():
-    assert time.monotonic() < deadline and processes[0].poll() is None
+    assert time.monotonic() < deadline
+    assert processes[0].poll() is None
     time.sleep(0.1)
   processes[-1].send_signal(signal.SIGTERM)
   return finish(processes, code=143)
@@ -257,7 +260,8 @@ def run_all(*commands_of_count):
 
 
 def assert_near(one, other):
-  assert one.keys() == other.keys() and one
+  assert one.keys() == other.keys()
+  assert one
   for name, (leaves, known) in one.items():
     leaves_of_other, known_of_other = other[name]
     assert known.steps == known_of_other.steps, name
@@ -291,8 +295,10 @@ def test_two_processes_train_evaluate_and_infer_with_the_numbers_of_one(t5x, tmp
     scores.append(json.loads(found.read_text()))
     (found,) = (tmp_path / f"infer{count}").glob("*.jsonl-00000-of-00001")
     rows.append([json.loads(line) for line in found.read_text().splitlines()])
-  assert scores[0] == scores[1] and scores[0]["exact_match"] > 0.5
-  assert rows[0] == rows[1] and len(rows[0]) > 100
+  assert scores[0] == scores[1]
+  assert scores[0]["exact_match"] > 0.5
+  assert rows[0] == rows[1]
+  assert len(rows[0]) > 100
 
 
 @pytest.mark.slow
@@ -330,13 +336,15 @@ def test_sigterm_saves_and_the_same_command_ends_with_the_bits_of_an_unbroken_ru
     f"interrupted: stopped by SIGTERM after step {step}; the same command continues"
   )
   assert all(output.splitlines()[-1] == line for output in outputs), outputs
-  assert step > 10 and step % 10  # T5X evaluates where it saves in any case.
+  assert step > 10
+  assert step % 10  # T5X evaluates where it saves in any case.
   steps = step - step % 10 + 20
   for run in runs:
     finish(start(*train(run, steps, **cut), **many))
   again, whole = map(prompts, runs)
   assert again.pop(f"prompts/prompt_{step}.safetensors")
-  assert again == whole and len(whole) == 3 + steps // 10
+  assert again == whole
+  assert len(whole) == 3 + steps // 10
   for run in runs:
     kept = {int(path.name.split("_")[1]) for path in run.glob("checkpoint_*")}
     assert kept - {step} == set(range(0, steps + 1, 10))

@@ -229,7 +229,8 @@ def test_a_vector_of_an_ept_run_starts_another_one(tiny, under_t5x, tmp_path):
     folded.delta, tuned.leaves["delta"], atol=1e-5
   )  # factors in fp32, of a delta that fp32 was subtracted and added for
   known = sources.load(tmp_path / "next", "initial").provenance
-  assert known.initial_seed == 0 and known.space == "factor"  # W_q and others are drawn
+  assert known.initial_seed == 0
+  assert known.space == "factor"  # W_q and others are drawn
 
 
 def test_a_checkpoint_of_a_run_holds_no_backbone_and_tpv_reads_it(

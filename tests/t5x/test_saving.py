@@ -101,7 +101,8 @@ def test_the_prompts_of_an_ept_run_keep_its_space_and_alpha(tmp_path):
   }
   saving.SavePrompt(str(tmp_path), "sentiment")(state, state)
   saved, known = store.read(tmp_path / saving.LAST)
-  assert saved["fusion_gamma"].shape == () and saved["fusion_gamma"] == 2
+  assert saved["fusion_gamma"].shape == ()
+  assert saved["fusion_gamma"] == 2
   np.testing.assert_array_equal(saved["short_prompt"], START + 1)
   assert known == dataclasses.replace(
     start, steps=50, terms=(Term("sentiment", 1.0),), versions=known.versions

@@ -64,7 +64,8 @@ def test_sigterm_ends_training_after_a_step_whose_state_goes_on_as_if_it_had_not
   again.train_state = again.train_state.restore_state(saved)
   # T5X, which was told of step 0, asks for all ten steps.
   summary = again.train(batches(tiny, first=4), 10, start_step=0).result()
-  assert step_of(again) == 10 and summary["loss"].value > 0
+  assert step_of(again) == 10
+  assert summary["loss"].value > 0
   for left, right in zip(prompt_of(again), prompt_of(whole), strict=True):
     np.testing.assert_array_equal(left, right)
 
@@ -129,5 +130,6 @@ def test_the_state_has_the_step_of_its_checkpoint_though_t5x_was_told_an_earlier
     learning_rate_fn=optimizers.constant(0.3),
     num_microbatches=None,
   )
-  assert step_of(trainer) == 3 and restored.step.dtype == trainer.train_state.step.dtype
+  assert step_of(trainer) == 3
+  assert restored.step.dtype == trainer.train_state.step.dtype
   trainer.close()

@@ -32,7 +32,8 @@ def rows_of(prompt, table=TABLE):
 @pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
 def test_equal_seeds_give_equal_bits_and_others_do_not(start):
   one = start(TABLE, 3)
-  assert one.shape == (8, 6) and one.dtype == np.float32
+  assert one.shape == (8, 6)
+  assert one.dtype == np.float32
   assert np.array_equal(one, start(TABLE.copy(), 3))
   assert not np.array_equal(one, start(TABLE, 4))
 
@@ -46,7 +47,8 @@ def test_the_table_is_not_changed(start):
 
 def test_uniform_fills_its_range():
   prompt = initial.uniform(TABLE, 0, length=5000, scale=0.25)
-  assert -0.25 <= prompt.min() < -0.249 and 0.249 < prompt.max() < 0.25
+  assert -0.25 <= prompt.min() < -0.249
+  assert 0.249 < prompt.max() < 0.25
   # The mean of 30,000 draws has a standard deviation of 0.14 / sqrt(30000) = 0.0008.
   assert abs(prompt.mean()) < 0.004
 
@@ -57,7 +59,8 @@ def test_sampled_vocabulary_takes_different_rows_of_the_most_common_tokens():
     rows = rows_of(
       initial.sampled_vocabulary(TABLE, seed, length=5, most_common=12, first=4)
     )
-    assert None not in rows and len(set(rows)) == 5
+    assert None not in rows
+    assert len(set(rows)) == 5
     drawn |= set(rows)
   assert drawn == set(range(4, 16))
 
@@ -162,7 +165,7 @@ def test_prompts_and_vectors_are_not_mixed_up(saved):
     )
 
 
-@pytest.mark.parametrize("length, features", [(5, 6), (4, 5)])
+@pytest.mark.parametrize(("length", "features"), [(5, 6), (4, 5)])
 def test_a_saved_prompt_of_another_shape_is_refused(saved, length, features):
   paths, _ = saved
   loaded = initial.from_file(TABLE, 0, path=paths["p"])
@@ -170,7 +173,7 @@ def test_a_saved_prompt_of_another_shape_is_refused(saved, length, features):
     plain.Prompt(length, features).initial_leaves(loaded, 0)
 
 
-@pytest.mark.parametrize("length, width", [(5, 6), (4, 5)])
+@pytest.mark.parametrize(("length", "width"), [(5, 6), (4, 5)])
 def test_a_vector_of_another_shape_than_its_start_is_refused(saved, length, width):
   paths, _ = saved
   start = functools.partial(initial.uniform, length=length)

@@ -68,7 +68,8 @@ def test_a_run_moves_the_prompt_and_lowers_the_loss(finished):
     for line in (run / "metrics.jsonl").read_text().splitlines()
   ]
   assert losses[-1] < losses[0]
-  assert provenance.terms[0].task == "parity" and provenance.steps == 20
+  assert provenance.terms[0].task == "parity"
+  assert provenance.steps == 20
   assert provenance.initial_digest == identity.prompt_digest(before)
   assert manifest["status"] == "finished"
   assert manifest["last_digest"] == identity.prompt_digest(after)
@@ -444,7 +445,8 @@ def test_a_prompt_tuned_with_its_backbone_does_not_claim_the_old_one(tiny, tmp_p
   _, start = store.read(tmp_path / "run" / "initial_prompt.safetensors")
   _, end = store.read(tmp_path / "run" / "last_prompt.safetensors")
   assert start.backbone_fingerprint == tiny.backbone.fingerprint
-  assert end.backbone_fingerprint is None and "trained as well" in end.notes[0]
+  assert end.backbone_fingerprint is None
+  assert "trained as well" in end.notes[0]
 
 
 def test_a_step_to_infinity_is_found_before_it_is_saved(tiny, tmp_path):
@@ -771,7 +773,8 @@ def test_a_finished_run_says_what_it_reached_and_a_command_that_works(
   assert pathlib.Path(lines[2].split(": ")[1]) == run / "best_prompt.safetensors"
   command, *arguments = shlex.split(lines[3].split(": ")[1])
   monkeypatch.chdir(tmp_path)
-  assert command == "tpv" and cli.main(arguments) == 0
+  assert command == "tpv"
+  assert cli.main(arguments) == 0
   assert "Wrote the vector" in capsys.readouterr().out
 
 
@@ -914,7 +917,7 @@ def test_two_stops_act_at_once_and_one_is_noted():
     assert requested() == signal.SIGTERM
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.01)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012 (it may come in either)
       os.kill(os.getpid(), signal.SIGINT)
       time.sleep(10)
 

@@ -223,7 +223,7 @@ def test_terms_are_described_with_their_signs(terms, text):
   assert provenance.describe_terms(described) == text
 
 
-@pytest.mark.parametrize("name", ("initial_seed", "applied_to_seed", "steps", "alpha"))
+@pytest.mark.parametrize("name", ["initial_seed", "applied_to_seed", "steps", "alpha"])
 def test_numbers_that_no_run_states_are_refused(name):
   # Of 400 digits: a float cannot hold it, and a table would not end.
   content = Provenance(kind="prompt").to_json()

@@ -165,7 +165,8 @@ class Plan:
 
   def _measure(self, prompts: int) -> memory.Need:
     run = self.runs[0]
-    assert run.initial is not None and run.backbone is not None  # A prompt needs both.
+    assert run.initial is not None  # A prompt needs both.
+    assert run.backbone is not None
     stored = run.model.network.stored
     return memory.need(
       self.steps,

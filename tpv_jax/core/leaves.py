@@ -37,7 +37,8 @@ class Leaf:
 
   def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
     values = self.read()
-    assert values.shape == self.shape and values.dtype == self.dtype, self.source
+    assert values.shape == self.shape, self.source
+    assert values.dtype == self.dtype, self.source
     return values if dtype is None else values.astype(dtype, copy=False)
 
   def transposed(self) -> "Leaf":

@@ -100,7 +100,8 @@ def parse(
 def package() -> pathlib.Path:
   """Returns the folder of the gin files of this package."""
   spec = importlib.util.find_spec("tpv_jax.gin_configs")
-  assert spec is not None and spec.submodule_search_locations
+  assert spec is not None
+  assert spec.submodule_search_locations
   return pathlib.Path(next(iter(spec.submodule_search_locations)))
 
 

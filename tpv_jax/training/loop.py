@@ -344,7 +344,8 @@ class Run:
   ) -> dict[str, Any]:
     """Returns, and prints, what the start lost by being refactored."""
     made = self.initial
-    assert made is not None and made.refactored is not None
+    assert made is not None
+    assert made.refactored is not None
     given = made.refactored
     params = self.model.merge(trainable, frozen)
     params.pop("prompt")

@@ -13,7 +13,7 @@ class Stopped(Interrupted):
   """A signal asked the run to stop; its state is saved."""
 
 
-class stop_signals:
+class stop_signals:  # noqa: N801 (used as a function)
   """Within it, the first SIGINT or SIGTERM is noted; a second one acts at once."""
 
   def __enter__(self) -> Callable[[], int | None]:

@@ -128,7 +128,7 @@ def test_copies_of_the_table_and_the_bias_that_no_one_reads_are_left_out(
   assert same(leaves_of(folder), expected)
 
 
-@pytest.mark.parametrize("family", ("t5", "t5_1_1"))
+@pytest.mark.parametrize("family", ["t5", "t5_1_1"])
 def test_what_transformers_5_writes_of_tied_tables_is_understood(tmp_path, family):
   # It writes tie_word_embeddings true for both, and whether logits are scaled.
   changed = {"tie_word_embeddings": True, "scale_decoder_outputs": family == "t5"}
@@ -157,21 +157,24 @@ def test_a_silent_config_means_what_transformers_means(tmp_path):
   (tmp_path / "config.json").write_text('{"model_type": "t5"}')
   config = hugging_face.read_config(tmp_path)
   assert (config.d_model, config.d_ff, config.num_decoder_layers) == (512, 2048, 6)
-  assert config.tied and not config.gated
+  assert config.tied
+  assert not config.gated
   (tmp_path / "config.json").write_text('{"model_type": "mt5", "num_layers": 12}')
   config = hugging_face.read_config(tmp_path)
   assert (config.vocab_size, config.d_ff, config.num_heads) == (250_112, 1024, 6)
-  assert config.num_decoder_layers == 12 and config.gated and not config.tied
+  assert config.num_decoder_layers == 12
+  assert config.gated
+  assert not config.tied
 
 
 @pytest.mark.parametrize(
   "stated",
-  (
+  [
     {"dense_act_fn": "gelu_new", "is_gated_act": True},  # Flan-T5's public files
     {"feed_forward_proj": "relu", "dense_act_fn": "gelu_new", "is_gated_act": True},
     {"feed_forward_proj": "gated-gelu_new"},
     {"feed_forward_proj": "gated-gelu_pytorch_tanh"},
-  ),
+  ],
 )
 def test_every_spelling_of_the_gated_gelu_is_obeyed(tmp_path, expected, stated):
   folder = references.write_folder(tmp_path / "model", "t5_1_1", **stated)
@@ -241,7 +244,8 @@ def test_an_mt5_is_tied_where_the_transformers_that_wrote_it_scales_its_logits(
     content = json.dumps({**stated, "transformers_version": version})
     (tmp_path / "config.json").write_text(content)
     config = hugging_face.read_config(tmp_path)
-    assert config.tied == tied and config.head_is_table == (not tied)
+    assert config.tied == tied
+    assert config.head_is_table == (not tied)
 
 
 def test_a_network_with_scaled_logits_is_written_as_a_t5(tmp_path):
@@ -255,7 +259,8 @@ def test_a_network_with_scaled_logits_is_written_as_a_t5(tmp_path):
   content = json.loads((output / "config.json").read_text())
   assert (content["model_type"], content["tie_word_embeddings"]) == ("t5", True)
   config = hugging_face.read_config(output)
-  assert config.tied and config.gated
+  assert config.tied
+  assert config.gated
 
 
 def test_a_file_inside_a_snapshot_of_the_hub_is_a_link_to_its_blobs(tmp_path, expected):
@@ -264,7 +269,8 @@ def test_a_file_inside_a_snapshot_of_the_hub_is_a_link_to_its_blobs(tmp_path, ex
   snapshot.mkdir(parents=True)
   for name in ("config.json", "model.safetensors"):
     (snapshot / name).symlink_to(f"../../blobs/{name}")
-  assert model.is_dir() and same(leaves_of(snapshot), expected)
+  assert model.is_dir()
+  assert same(leaves_of(snapshot), expected)
 
 
 def test_a_folder_in_a_bucket_is_read(bucket, tmp_path, expected):
@@ -285,7 +291,8 @@ def test_a_written_model_is_split_like_theirs_and_read_again(
   places = hugging_face.places(config)
   folders.save(tmp_path, config.to_json("float32"), places, expected)
   names = sorted(path.name for path in tmp_path.glob("*.safetensors"))
-  assert names[0] == f"model-00001-of-0000{len(names)}.safetensors" and len(names) > 2
+  assert names[0] == f"model-00001-of-0000{len(names)}.safetensors"
+  assert len(names) > 2
   stored = {}
   for name in names:
     stored |= safetensors.numpy.load_file(tmp_path / name)
@@ -545,7 +552,8 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, capsys, fault):
     loading.load_backbone(folder)
   assert tracemalloc.get_traced_memory()[1] < 4 << 20
   tracemalloc.stop()
-  assert "\n" not in str(caught.value) and len(str(caught.value)) < 800
+  assert "\n" not in str(caught.value)
+  assert len(str(caught.value)) < 800
   (tmp_path / "out").mkdir()
   output = tmp_path / "out" / "model.safetensors"
   assert cli.main(["convert", str(folder), "-o", str(output)]) == 2

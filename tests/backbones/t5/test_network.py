@@ -116,7 +116,7 @@ def bucket_of(distance, bidirectional):
   return offset + min(exact + int(share * (buckets - exact) + 1e-9), buckets - 1)
 
 
-@pytest.mark.parametrize("bidirectional", (True, False))
+@pytest.mark.parametrize("bidirectional", [True, False])
 def test_buckets_are_those_of_the_paper(bidirectional):
   buckets = network.relative_buckets(3, 300, bidirectional)
   backwards = network.relative_buckets(300, 3, bidirectional)
@@ -248,7 +248,8 @@ def test_a_token_outside_the_table_gives_nan(model):
   _, _, call = model
   outside = np.where(SOURCE == 9, 48, SOURCE)
   logits = call(outside, INPUTS, TARGETS)
-  assert np.isnan(logits[0]).all() and np.isfinite(logits[1:]).all()
+  assert np.isnan(logits[0]).all()
+  assert np.isfinite(logits[1:]).all()
 
 
 def test_bf16_computes_near_fp32_and_gives_fp32_logits(model):
@@ -276,7 +277,8 @@ def test_dropout_needs_its_rng_and_is_off_by_default(model):
   same = apply(enable_dropout=True, rngs={"dropout": jax.random.key(1)})
   other = apply(enable_dropout=True, rngs={"dropout": jax.random.key(2)})
   assert np.array_equal(one, same)
-  assert np.abs(one - dry).max() > 0.1 and np.abs(one - other).max() > 0.1
+  assert np.abs(one - dry).max() > 0.1
+  assert np.abs(one - other).max() > 0.1
 
 
 def factors(jaxpr):

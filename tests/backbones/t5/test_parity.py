@@ -136,7 +136,8 @@ def parity_rows():
 def test_logits_and_loss_equal_those_of_hugging_face(family, case):
   logits, loss = map(float, compiled(family, case)(flat(family)))
   print(f"{family} {case}: logits {logits:.1e}, loss {loss:.1e}")
-  assert logits < TOLERANCE and loss < TOLERANCE
+  assert logits < TOLERANCE
+  assert loss < TOLERANCE
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -163,7 +164,7 @@ def test_any_leaf_moved_by_a_thousandth_is_noticed(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("stack", ("encoder", "decoder"))
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
 def test_every_bucket_of_the_relative_bias_is_compared(family, stack):
   leaves = flat(family)
   path = f"{stack}/relpos_bias/rel_embedding"
@@ -178,14 +179,14 @@ def test_every_bucket_of_the_relative_bias_is_compared(family, stack):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("case", ("padded", "even"))
+@pytest.mark.parametrize("case", ["padded", "even"])
 def test_greedy_decoding_writes_what_hugging_face_generates(family, case):
   tokens, expected = greedy(family, case)
   assert np.array_equal(tokens, expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("case", ("padded", "even"))
+@pytest.mark.parametrize("case", ["padded", "even"])
 def test_beam_search_finds_what_hugging_face_generates(family, case):
   for tokens, expected, scores, their_scores in beams(family, case):
     assert np.array_equal(tokens, expected)
@@ -213,4 +214,5 @@ def test_the_scripts_import_nothing_of_ours():
   for script in references.FOLDER.glob("make_*.py"):
     lines = script.read_text().splitlines()
     code = [line for line in lines if "import" in line.split()[:3]]
-    assert code and not any("tpv_jax" in line for line in code), script
+    assert code, script
+    assert not any("tpv_jax" in line for line in code), script

@@ -213,7 +213,8 @@ def _check_written() -> None:
     values, _ = store.read(path)
     assert values
     for leaf in values.values():
-      assert leaf.size and np.isfinite(leaf).all(), path
+      assert leaf.size, path
+      assert np.isfinite(leaf).all(), path
 
 
 def _damage_one(

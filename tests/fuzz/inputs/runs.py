@@ -268,7 +268,8 @@ def _check_texts() -> None:
     assert rows
     source = pathlib.Path("a.txt").read_bytes().decode("utf-8-sig")
     for row in rows:
-      assert isinstance(row["inputs"], str) and row["inputs"] in source, row
+      assert isinstance(row["inputs"], str), row
+      assert row["inputs"] in source, row
 
 
 _FIXED = ("run/events.*", "*/events.*")
