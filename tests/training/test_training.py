@@ -880,6 +880,7 @@ def test_a_backbone_in_bf16_lies_in_bf16_and_computes_the_same(tiny, tmp_path):
     microbatches=1,
     model_parallel=1,
     progress=False,
+    defaults={},
   )
   frozen = run.place_frozen()
   names = {str(leaf.dtype): path for path, leaf in frozen.items()}

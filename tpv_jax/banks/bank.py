@@ -9,10 +9,11 @@ import dataclasses
 import functools
 import itertools
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32
 
 from tpv_jax.backbones import loading
 from tpv_jax.banks import bank_steps, loop
@@ -34,6 +35,8 @@ from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.devices import processes
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.runs.run_folder import RunFolder, alone
+from tpv_jax.runs.run_settings import defaults_of
+from tpv_jax.training import training
 from tpv_jax.training.initial import Initial
 from tpv_jax.training.loop import Metric, Run
 from tpv_jax.training.optimizers import LearningRate
@@ -204,44 +207,22 @@ def train_bank(
     model_parallel=model_parallel,
     progress=progress,
     patience=patience,
+    defaults=defaults_of(training.train),
   )
   build = functools.partial(bank_steps.build, model, learning_rate, runs[0].mesh)
   build(False)  # Says what is no bank before a folder is touched.
-  settings = [run.settings for run in runs]
   with alone(*(run.folder for run in runs)):
-    found = [
-      run.folder.check(one, overwrite) for run, one in zip(runs, settings, strict=True)
-    ]
-    begun = [
-      manifest
-      for manifest, other in found
-      if manifest and not (other or _ended(manifest))
-    ]
-    other_bank = _other_bank(runs, begun, size, block_positions, split)
-    if other_bank and not overwrite:
-      raise UserError(
-        f"The bank of '{runs[0].folder.path}' was begun with another {other_bank}. While a "
-        "prompt of it is unfinished it goes on as it was begun: give the TASKS, "
-        "INITIAL_SEEDS, RATES and BANK_SIZE of then, and train others when it has ended or "
-        "in another OUTPUT_DIR; or start all again with --gin.OVERWRITE=True."
-      )
-    if other_bank:
-      begun = []
-    unfinished = not all(_ended(manifest) for manifest, _ in found)
-    if unfinished and not overwrite:
-      _refuse_unfinished_beside([run.folder.path for run in runs])
-    # A bank that was stopped goes on, with the prompts that had ended in it.
-    over = [overwrite and bool(other or not begun) for _, other in found]
+    there = _there(runs, size, block_positions, split, overwrite)
     plan: Plan | None = None
-    if any(over) or unfinished:
+    if any(there.again) or there.unfinished:
       plan = Plan(
         runs, build, shard_bank, size or len(runs), block_positions, memory_gib
       )
-      plan.make_fit(split, [one["bank"] for one in begun if "bank" in one])
+      plan.make_fit(split, [one["bank"] for one in there.begun if "bank" in one])
     processes.wait_for_all("the bank is planned")
     manifests = [
-      run.folder.open(one, again)
-      for run, one, again in zip(runs, settings, over, strict=True)
+      run.folder.open(run.settings, again)
+      for run, again in zip(runs, there.again, strict=True)
     ]
     processes.wait_for_all("all run folders are open")
     going = {i for i, manifest in enumerate(manifests) if not _ended(manifest)}
@@ -253,27 +234,93 @@ def train_bank(
     losses = sorted({line for run in runs for line in run.data.losses()})
     for line in [*losses, *runs[0].steps.kept_whole]:
       processes.say(line)
-    frozen = runs[0].place_frozen()
     rates = np.asarray([entry.rate for entry in entries], np.float32)
-    with stop_signals() as stop_requested, processes.one_clear_line_if_one_is_lost():
-      for group in plan.groups():
-        if going.isdisjoint(group):
-          continue
-        bank = loop.BankRun(
-          plan,
-          [runs[i] for i in group],
-          rates[list(group)],
-          frozen,
-          patience,
-          {place for place, i in enumerate(group) if i in going},
-        )
-        bank.execute(stop_requested, config)
-        for place, i in enumerate(group):
-          if i in going:
-            manifests[i] = bank.runs[place].manifest
+    for i, manifest in _trained(plan, runs, going, rates, patience, config).items():
+      manifests[i] = manifest
     if progress and processes.is_writer():
       screen.say("\n".join(_ending(manifests, runs)))
     return _without_failed(manifests)
+
+
+@dataclasses.dataclass(frozen=True)
+class _There:
+  """What a bank finds in its run folders.
+
+  Attributes:
+    begun: the manifests of the runs that it goes on with.
+    unfinished: whether a run has not ended, or not begun.
+    again: of each run whether it starts again, over what is there.
+  """
+
+  begun: list[dict[str, Any]]
+  unfinished: bool
+  again: list[bool]
+
+
+def _there(
+  runs: Sequence[Run],
+  size: int | None,
+  block_positions: int | None,
+  split: bool,
+  overwrite: bool,
+) -> _There:
+  """Returns what is in the run folders of a bank; see `train_bank` for the arguments.
+
+  Raises:
+    UserError: runs of another bank, or of other settings, and `overwrite` is False.
+  """
+  found = [run.folder.check(run.settings, overwrite) for run in runs]
+  begun = [
+    manifest
+    for manifest, other in found
+    if manifest and not (other or _ended(manifest))
+  ]
+  other_bank = _other_bank(runs, begun, size, block_positions, split)
+  if other_bank and not overwrite:
+    raise UserError(
+      f"The bank of '{runs[0].folder.path}' was begun with another {other_bank}. While a "
+      "prompt of it is unfinished it goes on as it was begun: give the TASKS, "
+      "INITIAL_SEEDS, RATES and BANK_SIZE of then, and train others when it has ended or "
+      "in another OUTPUT_DIR; or start all again with --gin.OVERWRITE=True."
+    )
+  if other_bank:
+    begun = []
+  unfinished = not all(_ended(manifest) for manifest, _ in found)
+  if unfinished and not overwrite:
+    _refuse_unfinished_beside([run.folder.path for run in runs])
+  # A bank that was stopped goes on, with the prompts that had ended in it.
+  return _There(
+    begun, unfinished, [overwrite and bool(other or not begun) for _, other in found]
+  )
+
+
+def _trained(
+  plan: Plan,
+  runs: Sequence[Run],
+  going: Collection[int],
+  rates: Float32[np.ndarray, " N"],
+  patience: int | None,
+  config: Callable[[], str] | None,
+) -> dict[int, dict[str, Any]]:
+  """Trains the runs at the places `going`, group by group, and returns their manifests."""
+  frozen = runs[0].place_frozen()
+  manifests: dict[int, dict[str, Any]] = {}
+  with stop_signals() as stop_requested, processes.one_clear_line_if_one_is_lost():
+    for group in plan.groups():
+      members = {place: i for place, i in enumerate(group) if i in going}
+      if not members:
+        continue
+      bank = loop.BankRun(
+        plan,
+        [runs[i] for i in group],
+        rates[list(group)],
+        frozen,
+        patience,
+        set(members),
+      )
+      bank.execute(stop_requested, config)
+      manifests |= {i: bank.runs[place].manifest for place, i in members.items()}
+  return manifests
 
 
 def _ending(manifests: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> list[str]:

@@ -8,8 +8,10 @@ and weight decay act on each prompt alone. A prompt without examples in a step k
 parameters and its state.
 """
 
+import contextlib
+import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +21,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Wrapped
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from tpv_jax.backbones.protocol import AnyArray
 from tpv_jax.core import identity
@@ -121,49 +123,74 @@ def build(
     ),
   )
   by_prompt = stack(replicated)
-  initialise = jax.vmap(one)
+  bodies = _Bodies(
+    model, learning_rate, functools.partial(partitioning.in_force, mesh, layout.rules)
+  )
+  return BankSteps(
+    initialise=jax.jit(jax.vmap(one), out_shardings=shardings),
+    # Every call reads every prompt.
+    fold=jax.jit(bodies.fold, out_shardings=replicated),
+    zeros=jax.jit(bodies.zeros, out_shardings=by_prompt),
+    accumulate=jax.jit(bodies.accumulate, donate_argnums=0, out_shardings=by_prompt),
+    update=jax.jit(
+      bodies.update, donate_argnums=0, out_shardings=(shardings, replicated)
+    ),
+    measure=jax.jit(bodies.measure, out_shardings=replicated),
+    stacked=shardings.trainable,
+    state=shardings,
+    whole=replicated,
+    by_prompt=by_prompt,
+    frozen={path: leaf.sharding for path, leaf in frozen.items()},
+    rows=partitioning.batch_sharding(mesh),
+  )
 
-  def fold(trainable: Leaves) -> Folded:
-    with partitioning.in_force(mesh, layout.rules):
-      return model.fold_bank(identity.unflatten(trainable)[PROMPT])
 
-  def zeros(folded: Folded) -> Sums:
+@dataclasses.dataclass(frozen=True)
+class _Bodies:
+  """What is compiled.
+
+  Attributes:
+    model: with the prompt's form.
+    learning_rate: step of a prompt, from 0, to learning rate.
+    placed: the context in which logical axes mean those of the mesh.
+  """
+
+  model: SoftPromptModel
+  learning_rate: LearningRate
+  placed: Callable[[], contextlib.AbstractContextManager[None]]
+
+  def fold(self, trainable: Leaves) -> Folded:
+    with self.placed():
+      return self.model.fold_bank(identity.unflatten(trainable)[PROMPT])
+
+  def zeros(self, folded: Folded) -> Sums:
     none = jnp.zeros(len(folded.prompt), jnp.float32)
     counts = ("target_tokens", "accuracy", "examples", "exact_match")
     return Sums(jax.tree.map(jnp.zeros_like, folded), none, dict.fromkeys(counts, none))
 
-  def accumulate(sums: Sums, folded: Folded, frozen: Leaves, call: Batch) -> Sums:
+  def accumulate(self, sums: Sums, folded: Folded, frozen: Leaves, call: Batch) -> Sums:
     def loss(folded: Folded) -> tuple[Float[Array, ""], tuple[Any, Any]]:
-      losses, counts = model.bank_loss_sums(folded, identity.unflatten(frozen), call)
+      losses, counts = self._loss_sums(folded, frozen, call)
       return losses.sum(), (losses, counts)
 
-    with partitioning.in_force(mesh, layout.rules):
+    with self.placed():
       gradient, measured = jax.grad(loss, has_aux=True)(folded)
     return jax.tree.map(jnp.add, sums, Sums(gradient, *measured))
 
   def update(
-    state: TrainState, sums: Sums, rates: Float[Array, " N"]
+    self, state: TrainState, sums: Sums, rates: Float[Array, " N"]
   ) -> tuple[TrainState, dict[str, Array]]:
     counted = jnp.maximum(sums.counts["target_tokens"], 1.0)
-    _, pull_back = jax.vjp(fold, state.trainable)
+    _, pull_back = jax.vjp(self.fold, state.trainable)
     (gradients,) = pull_back(
       jax.tree.map(lambda g: g / counted[:, None, None], sums.gradient)
     )
-    rate = rates * jax.vmap(learning_rate)(state.step)
-    moved = jax.vmap(functools.partial(descend, model.optimizer_def))(
-      state, gradients, rate
-    )
+    rate = rates * jax.vmap(self.learning_rate)(state.step)
+    descended = jax.vmap(functools.partial(descend, self.model.optimizer_def))
+    moved = descended(state, gradients, rate)
     # What is not finite would reach the other prompts of its rows: 0 * NaN is NaN. The
     # product of finite factors may be infinite.
-    finite = jnp.all(
-      jnp.stack(
-        [
-          jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
-          for leaf in jax.tree.leaves((moved.trainable, fold(moved.trainable)))
-        ]
-      ),
-      axis=0,
-    )
+    finite = _all_finite((moved.trainable, self.fold(moved.trainable)))
     active = (sums.counts["target_tokens"] > 0) & finite
     state = jax.tree.map(
       lambda new, old: jnp.where(active.reshape(-1, *(1,) * (new.ndim - 1)), new, old),
@@ -180,24 +207,26 @@ def build(
       "finite_parameters": finite,
     }
 
-  def measure(folded: Folded, frozen: Leaves, call: Batch) -> dict[str, Array]:
-    losses, counts = model.bank_loss_sums(folded, identity.unflatten(frozen), call)
+  def measure(self, folded: Folded, frozen: Leaves, call: Batch) -> dict[str, Array]:
+    losses, counts = self._loss_sums(folded, frozen, call)
     return {"loss": losses, **counts}
 
-  return BankSteps(
-    initialise=jax.jit(initialise, out_shardings=shardings),
-    # Every call reads every prompt.
-    fold=jax.jit(fold, out_shardings=replicated),
-    zeros=jax.jit(zeros, out_shardings=by_prompt),
-    accumulate=jax.jit(accumulate, donate_argnums=0, out_shardings=by_prompt),
-    update=jax.jit(update, donate_argnums=0, out_shardings=(shardings, replicated)),
-    measure=jax.jit(measure, out_shardings=replicated),
-    stacked=shardings.trainable,
-    state=shardings,
-    whole=replicated,
-    by_prompt=by_prompt,
-    frozen={path: leaf.sharding for path, leaf in frozen.items()},
-    rows=partitioning.batch_sharding(mesh),
+  def _loss_sums(
+    self, folded: Folded, frozen: Leaves, call: Batch
+  ) -> tuple[Float[Array, " N"], dict[str, Array]]:
+    return self.model.bank_loss_sums(folded, identity.unflatten(frozen), call)
+
+
+def _all_finite(tree: Any) -> Bool[Array, " N"]:
+  """Returns of each prompt whether all of its values in these leaves are finite."""
+  return jnp.all(
+    jnp.stack(
+      [
+        jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
+        for leaf in jax.tree.leaves(tree)
+      ]
+    ),
+    axis=0,
   )
 
 

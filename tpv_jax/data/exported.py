@@ -7,7 +7,7 @@ from which rows, by which rule and seed, and gives each split's digest.
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tpv_jax.core import files
@@ -177,13 +177,37 @@ def export(
       say(f"{which.name}, {split}: {count} examples are there already")
     else:
       left.append(split)
+  write = functools.partial(_write, which, found, seed=seed)
   if not old:
     for split in left:
-      place = folder / f"{split}.jsonl"
-      done[split], line = _write(which, found, split, seed, folder, place)
+      done[split], line = write(split, folder, folder / f"{split}.jsonl")
       say(line)
       files.write_json(folder / ABOUT, {**about, "splits": done})
     return folder
+  _replace(folder, {**about, "splits": done}, left, old, write, say)
+  say(f"{which.name}: replaced {', '.join(old)} in {folder}")
+  return folder
+
+
+def _replace(
+  folder: Path,
+  about: dict[str, Any],
+  left: Sequence[str],
+  old: Sequence[str],
+  write: Callable[[str, Path, Path], tuple[dict[str, Any], str]],
+  say: Say,
+) -> None:
+  """Writes splits in the place of old ones, which stay until the new ones are whole.
+
+  Args:
+    folder: of the task.
+    about: what about.json says, but for the splits that are written.
+    left: the splits to write.
+    old: the files that go.
+    write: `_write` of a split, into a folder, for a place.
+    say: see `export`.
+  """
+  done = about["splits"]
   kept = {**about, "splits": dict(done)}
   with contextlib.ExitStack() as stack:
     # What a call that is killed after `kept` is written leaves counts as not exported. In
@@ -194,8 +218,7 @@ def export(
     else:
       into = stack.enter_context(files.scratch_folder(folder / ABOUT))
     for split in left:
-      place = folder / f"{split}.jsonl"
-      done[split], line = _write(which, found, split, seed, into, place)
+      done[split], line = write(split, into, folder / f"{split}.jsonl")
       say(line)
     if into != folder:
       files.write_json(folder / ABOUT, kept)
@@ -203,13 +226,11 @@ def export(
         (into / f"{split}.jsonl").replace(folder / f"{split}.jsonl")
     for name in {*old} - {f"{split}.jsonl" for split in left}:
       (folder / name).unlink()
-    files.write_json(folder / ABOUT, {**about, "splits": done})
-  say(f"{which.name}: replaced {', '.join(old)} in {folder}")
-  return folder
+    files.write_json(folder / ABOUT, about)
 
 
 def _write(
-  which: Definition, found: sources.Raw, split: str, seed: int, into: Path, place: Path
+  which: Definition, found: sources.Raw, split: str, into: Path, place: Path, seed: int
 ) -> tuple[dict[str, Any], str]:
   """Writes a split `into` a folder; returns what about.json says of it, and a line.
 

@@ -33,6 +33,9 @@ _SEARCH_DEFAULTS = ("validation", None, "exact_match")
 
 Split = Annotated[str, OneOf(SPLITS)]
 
+Searches = dict[int, dict[str, Any]]
+"""How the search for a candidate's coefficient went, by the candidate's place."""
+
 
 @checked
 @processes.one_clear_line_if_memory_is_short(
@@ -101,21 +104,22 @@ def evaluate(
   Raises:
     UserError: inputs that do not belong together, or an output that exists.
   """
-  lines_path = f"{output}.predictions.jsonl"
   if output is not None:
-    files.check_together([output, lines_path][: 1 + predictions], overwrite)
+    outputs = [output, f"{output}.predictions.jsonl"]
+    files.check_together(outputs[: 1 + predictions], overwrite)
   elif predictions:
     raise UserError("Predictions need a place: give --gin.OUTPUT as well.")
   _check_tasks(tasks, splits)
+  asked = {*splits}
   if search is not False:
     _check_search(tasks, coefficient, vector, search_metric)
     coefficient = candidates.GRID if search is True else search
+    asked.add(search_split)
   elif (search_split, search_examples, search_metric) != _SEARCH_DEFAULTS:
     raise UserError(
       "SEARCH_SPLIT, SEARCH_EXAMPLES and SEARCH_METRIC say how a coefficient is searched "
       "for, and SEARCH is False. Set SEARCH = True, or leave them out."
     )
-  asked = {*splits, search_split} if search is not False else splits
   for task in tasks:
     check_task(task, vocabulary, lengths, sorted(asked))
   coefficients: Any = (
@@ -141,7 +145,7 @@ def evaluate(
   def tasks_of(candidate: Candidate) -> Sequence[Task]:
     return candidates.tasks_of(candidate, tasks) if own_tasks else tasks
 
-  searches: dict[int, dict[str, Any]] = {}
+  searches: Searches = {}
   if search is not False:
     evaluator.title = "search"
     groups, searches = _search(
@@ -157,51 +161,74 @@ def evaluate(
   )
   names = [one.name for one, _, _ in cells] if len(chosen) > 1 else None
   report = {
-    **({} if names else _described(chosen[0])),
-    "candidates": [
-      one.to_json() | ({"search": searches[i]} if i in searches else {})
-      for i, one in enumerate(chosen)
-    ],
+    **_described(chosen, searches),
     "backbone": {"name": loaded.name, "fingerprint": loaded.fingerprint},
-    "results": [
-      {
-        **({"candidate": names[index]} if names else {}),
-        "task": result.task,
-        "split": result.split,
-        "examples": result.examples,
-        "trimmed": result.trimmed,
-        "unknown": result.unknown,
-        **result.scores,
-      }
-      for index, result in enumerate(results)
-    ],
+    "results": _numbers(results, names),
     "work": evaluator.work.to_json(),
     "versions": versions(),
   }
   if processes.is_writer():
-    numbers = None
-    if names:
-      for number, one in enumerate(chosen, 1):
-        print(f"{number:>3}  {one.name}")
-      places = {one.name: number for number, one in enumerate(chosen, 1)}
-      numbers = [places[name] for name in names]
-    print_table(results, numbers)
+    _print(results, chosen, names)
     print(f"{len(results)} results in {evaluator.work}")
     if output is not None:
-      beside = {}
-      if predictions:
-        lines = _prediction_lines(results, tasks, names).encode()
-        report["predictions_sha256"] = hashlib.sha256(lines).hexdigest()
-        beside[files.to_path(lines_path)] = lines
-      results_json = {files.to_path(output): files.json_bytes(report)}
-      files.write_together(results_json | beside, overwrite)
+      lines = _prediction_lines(results, tasks, names) if predictions else None
+      _write(report, files.to_path(output), lines, overwrite)
   return report
 
 
-def _described(candidate: Candidate) -> dict[str, Any]:
-  """Returns what a report of a single candidate says of it at its top."""
-  known = candidate.to_json()
-  return {name: known[name] for name in ("prompt", "prompt_digest")}
+def _described(chosen: Sequence[Candidate], searches: Searches) -> dict[str, Any]:
+  """Returns what a report says of its candidates; of a single one at its top, too."""
+  known = [one.to_json() for one in chosen]
+  top = () if len(known) > 1 else ("prompt", "prompt_digest")
+  return {
+    **{name: known[0][name] for name in top},
+    "candidates": [
+      one | ({"search": searches[number]} if number in searches else {})
+      for number, one in enumerate(known)
+    ],
+  }
+
+
+def _numbers(
+  results: Sequence[Result], names: Sequence[str] | None
+) -> list[dict[str, Any]]:
+  """Returns the scores of a report, with the candidates' names where there are several."""
+  return [
+    {
+      **({"candidate": names[index]} if names else {}),
+      "task": result.task,
+      "split": result.split,
+      "examples": result.examples,
+      "trimmed": result.trimmed,
+      "unknown": result.unknown,
+      **result.scores,
+    }
+    for index, result in enumerate(results)
+  ]
+
+
+def _print(
+  results: Sequence[Result], chosen: Sequence[Candidate], names: Sequence[str] | None
+) -> None:
+  """Prints the table, in which several candidates are numbered as in the list above."""
+  if names is None:
+    print_table(results, None)
+    return
+  for number, one in enumerate(chosen, 1):
+    print(f"{number:>3}  {one.name}")
+  places = {one.name: number for number, one in enumerate(chosen, 1)}
+  print_table(results, [places[name] for name in names])
+
+
+def _write(
+  report: dict[str, Any], output: files.Path, lines: str | None, overwrite: bool
+) -> None:
+  """Writes the report and beside it the predictions, whose digest it then holds."""
+  beside = {}
+  if lines is not None:
+    report["predictions_sha256"] = hashlib.sha256(lines.encode()).hexdigest()
+    beside[files.to_path(f"{output}.predictions.jsonl")] = lines.encode()
+  files.write_together({output: files.json_bytes(report)} | beside, overwrite)
 
 
 def _check_tasks(tasks: Sequence[Any], splits: Sequence[str]) -> None:
@@ -255,7 +282,7 @@ def _search(
   split: str,
   most: int | None,
   metric: str,
-) -> tuple[list[list[Candidate]], dict[int, dict[str, Any]]]:
+) -> tuple[list[list[Candidate]], Searches]:
   """Returns the best candidate of each group, and how those of several did.
 
   All candidates of all groups are tried in one pass.

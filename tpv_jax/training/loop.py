@@ -6,13 +6,11 @@ import math
 import re
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from tpv_jax.backbones import loading
 from tpv_jax.core import identity, screen
@@ -23,16 +21,15 @@ from tpv_jax.data.batches import Features
 from tpv_jax.devices import partitioning, processes
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.runs.run_folder import FORMAT, RunFolder, versions
-from tpv_jax.runs.run_settings import Settings, as_json, defaults_of, fields
-from tpv_jax.training import initial, refactoring
+from tpv_jax.runs.run_settings import Settings
+from tpv_jax.training import initial, refactoring, sameness
 from tpv_jax.training import steps as compiled
 from tpv_jax.training.checkpoints import Best, Checkpoints
 from tpv_jax.training.initial import Drawn, Initial
 from tpv_jax.training.optimizers import LearningRate
+from tpv_jax.training.prompt_files import PromptFiles, prompt_leaves
 from tpv_jax.training.signals import Stopped
 from tpv_jax.training.task_data import TrainingData
-from tpv_jax.vectors import store
-from tpv_jax.vectors.provenance import Term
 
 HIGHER_IS_BETTER = {"loss": False, "accuracy": True, "exact_match": True}
 """The validation metrics that can choose the best prompt."""
@@ -64,6 +61,7 @@ class Run:
   microbatches: int
   model_parallel: int
   progress: bool
+  defaults: Mapping[str, Any]  # Of `train`, for manifests that lack a setting.
   patience: int | None = None
 
   def __post_init__(self) -> None:
@@ -85,7 +83,12 @@ class Run:
       if re.fullmatch(self.model.trainable, path)
     )
     self._trace()
-    self.tunes_backbone = any(not path.startswith("prompt/") for path in self.trained)
+    self.prompts = PromptFiles(
+      self.folder,
+      self.initial,
+      self.data.name,
+      tunes_backbone=any(not path.startswith("prompt/") for path in self.trained),
+    )
     self.recompiled = 0
 
   def _trace(self) -> None:
@@ -103,52 +106,13 @@ class Run:
 
   @functools.cached_property
   def settings(self) -> Settings:
-    """What must be equal for a run to be continued.
+    """What must be equal for a run to be continued."""
+    return sameness.settings_of(self)
 
-    Schedule and optimizer are functions, so they are stated by what they do: the rate at
-    a few steps, the direction on a fixed gradient (ours).
-    """
-    sampled = (0, 1, self.total_steps // 2, self.total_steps - 1)
-    parts = {"data": self.data, "network": self.model.network}
-    if self.model.prompt is not None:
-      parts["prompt"] = self.model.prompt
-    values = {
-      "total_steps": self.total_steps,
-      "eval_period": self.eval_period,
-      "log_period": self.log_period,
-      "checkpoint_period": self.checkpoint_period,
-      "best_metric": self.best_metric,
-      "patience": self.patience,
-      "microbatches": self.microbatches,
-      "seed": self.seed,
-      "initial_seed": self.initial_seed,
-      "backbone": self._fingerprint(),
-      "data": as_json(self.data.settings()),
-      "trainable": self.model.trainable,
-      "z_loss": self.model.z_loss,
-      "label_smoothing": self.model.label_smoothing,
-      "network": fields(self.model.network),
-      "prompt": None if self.model.prompt is None else fields(self.model.prompt),
-      "learning_rate": as_json(
-        [float(f"{self.learning_rate(step):.5g}") for step in sampled]
-      ),
-      "initial_digest": self._initial_digest(),
-      "optimizer": _directions(self.model.optimizer_def, self.trained, sampled),
-    }
-    # The module that makes runs, which it imports from here.
-    from tpv_jax.training.training import train
-
-    return Settings(
-      values,
-      defaults_of(train, Run, type(self.model))
-      | {name: defaults_of(type(part)) for name, part in parts.items()},
-    )
-
-  def _initial_digest(self) -> str | None:
+  @property
+  def initial_digest(self) -> str | None:
+    """The digest of the initial prompt, None if there is none."""
     return None if self.initial is None else self.initial.provenance.initial_digest
-
-  def _fingerprint(self) -> str | None:
-    return None if self.backbone is None else self.backbone.fingerprint
 
   def execute(
     self, stop_requested: Callable[[], int | None], config: Callable[[], str] | None
@@ -226,7 +190,7 @@ class Run:
     previous = self.folder.manifest()
     if resumed is not None:
       state, best = self.checkpoints.restore(state)
-      self._check_prompts_beside(state, best)
+      self.prompts.check_beside(state, best, self.checkpoints.refuse_unless_stated)
     self.folder.keep_metrics_until(resumed or 0)
     self.manifest: dict[str, Any] = {
       "format": FORMAT,
@@ -237,7 +201,7 @@ class Run:
       "steps": self.total_steps,
       "seed": self.seed,
       "initial_seed": self.initial_seed,
-      "initial_digest": self._initial_digest(),
+      "initial_digest": self.initial_digest,
       "backbone": None
       if self.backbone is None
       else {"name": self.backbone.name, "fingerprint": self.backbone.fingerprint},
@@ -249,14 +213,18 @@ class Run:
     if "bank" in previous:
       self.manifest["bank"] = previous["bank"]
     if self.initial is not None and self.initial.refactored is not None:
-      self.manifest["refactored"] = previous.get("refactored") or self._refactored(
-        frozen, state.trainable
+      self.manifest["refactored"] = previous.get("refactored") or refactoring.lost(
+        self.model,
+        self.model.merge(state.trainable, frozen),
+        self.initial,
+        self._sample(),
+        self.mesh,
       )
     self.folder.write_manifest(self.manifest)
     if config is not None:
       self.folder.write_text("config.gin", config())
-    if self.initial is not None and not self._has_initial_prompt():
-      self._write_prompt("initial", self.initial.leaves, steps=0)
+    if self.initial is not None and not self.prompts.has_initial():
+      self.prompts.write("initial", self.initial.leaves, steps=0)
     if resumed is None:
       self.save(state, best)
     self.events = self.folder.events(first_step=(resumed or 0) + 1)
@@ -265,40 +233,6 @@ class Run:
   def _event(self, step: int, kind: str, values: dict[str, float]) -> None:
     if self.events is not None:
       self.events.write(step, kind, values)
-
-  def _check_prompts_beside(
-    self, state: compiled.TrainState, best: Best | None
-  ) -> None:
-    """Raises `UserError` if prompts of the restored steps are in the folder, and others.
-
-    Each file is of this run's initial prompt. Where the checkpoint does not state its
-    run, the prompts of its steps are those in it.
-    """
-    if self.initial is None:
-      return
-    restored = {"last": (int(state.step), state.trainable)}
-    if best is not None:
-      restored["best"] = best.step, best.trainable
-    for which, (step, trainable) in restored.items():
-      path = self.folder.prompt(which)
-      try:
-        there, known = store.read(path)
-      except UserError:
-        continue  # Lost or damaged: it is written again from the state.
-      if known.initial_digest != self._initial_digest():
-        raise UserError(
-          f"'{path}' is of another run: it was tuned from the initial prompt "
-          f"{str(known.initial_digest)[:12]}…, and this run from "
-          f"{str(self._initial_digest())[:12]}…. Move it out of the folder; the run "
-          "writes its own."
-        )
-      beside = identity.prompt_digest(there)
-      saved = identity.prompt_digest(self._prompt_leaves(trainable))
-      if known.steps == step and beside != saved:
-        self.checkpoints.refuse_unless_stated(
-          f"after step {step} its prompt is {saved[:12]}…, and that of '{path.name}' "
-          f"{beside[:12]}…"
-        )
 
   @functools.cached_property
   def run_id(self) -> str:
@@ -338,33 +272,6 @@ class Run:
       self.backbone.name,
       self.backbone.fingerprint,
     )
-
-  def _refactored(
-    self, frozen: compiled.Leaves, trainable: compiled.Leaves
-  ) -> dict[str, Any]:
-    """Returns, and prints, what the start lost by being refactored."""
-    made = self.initial
-    assert made is not None
-    assert made.refactored is not None
-    given = made.refactored
-    params = self.model.merge(trainable, frozen)
-    params.pop("prompt")
-    errors = refactoring.errors(
-      self.model,
-      params,
-      given,
-      made,
-      self._sample(),
-      self.mesh,
-    )
-    rank = made.leaves["low_rank_a"].shape[1]
-    if processes.is_writer():
-      screen.say(
-        f"Refactored {given.name} to rank {rank}; relative errors (Frobenius): "
-        + ", ".join(f"{name} {error:.2g}" for name, error in errors.items())
-        + " (logits: of the target tokens of the first validation batch)."
-      )
-    return {"from": given.name, "rank": rank, "relative_errors": errors}
 
   def place_frozen(self) -> compiled.Leaves:
     """Returns the frozen leaves, on the devices, as the network stores them."""
@@ -470,7 +377,7 @@ class Run:
     """Writes a checkpoint, and the prompt in it as the last one."""
     self.checkpoints.save(state, best)
     if self.model.prompt is not None:
-      self._write_prompt("last", self._prompt_leaves(state.trainable), int(state.step))
+      self.prompts.write("last", prompt_leaves(state.trainable), int(state.step))
 
   def _check_finite(
     self, report: dict[str, np.ndarray], start: int
@@ -519,41 +426,8 @@ class Run:
     if math.isfinite(value) and (best is None or sign * value > sign * best.metric):
       best = Best(step, value, processes.on_host(state.trainable))
       if self.model.prompt is not None:
-        self._write_prompt("best", self._prompt_leaves(best.trainable), step)
+        self.prompts.write("best", prompt_leaves(best.trainable), step)
     return best
-
-  def _prompt_leaves(self, trainable: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {
-      path.removeprefix("prompt/"): np.asarray(leaf, np.float32)
-      for path, leaf in processes.on_host(trainable).items()
-      if path.startswith("prompt/")
-    }
-
-  def _has_initial_prompt(self) -> bool:
-    """Returns whether the file of the initial prompt is there and whole."""
-    assert self.initial is not None
-    try:
-      leaves, _ = store.read(self.folder.prompt("initial"))
-    except (UserError, OSError):
-      return False
-    drawn = {k: np.asarray(v, np.float32) for k, v in self.initial.leaves.items()}
-    return identity.prompt_digest(leaves) == identity.prompt_digest(drawn)
-
-  def _write_prompt(
-    self, which: str, leaves: Mapping[str, np.ndarray], steps: int
-  ) -> None:
-    assert self.initial is not None  # There is a prompt, so it started from one.
-    provenance = dataclasses.replace(
-      self.initial.provenance, steps=steps, versions=versions()
-    )
-    if which != "initial":
-      provenance = dataclasses.replace(provenance, terms=(Term(self.data.name, 1.0),))
-      if self.tunes_backbone:
-        note = "the backbone was trained as well, so its fingerprint changed"
-        provenance = dataclasses.replace(
-          provenance, backbone_fingerprint=None, notes=(note,)
-        )
-    self.folder.write_prompt(which, leaves, provenance)
 
   def finish(
     self,
@@ -565,12 +439,12 @@ class Run:
     """Writes the prompts that now stand and the manifest, which it returns."""
     self.manifest |= {"status": status, "last_step": int(state.step)}
     if self.model.prompt is not None:
-      last = self._prompt_leaves(state.trainable)
-      self._write_prompt("last", last, int(state.step))
+      last = prompt_leaves(state.trainable)
+      self.prompts.write("last", last, int(state.step))
       self.manifest["last_digest"] = identity.prompt_digest(last)
       if best is not None:
-        leaves = self._prompt_leaves(best.trainable)
-        self._write_prompt("best", leaves, best.step)
+        leaves = prompt_leaves(best.trainable)
+        self.prompts.write("best", leaves, best.step)
         self.manifest["best_digest"] = identity.prompt_digest(leaves)
     if best is not None:
       self.manifest |= {
@@ -584,44 +458,6 @@ class Run:
       self.manifest["recompiled"] = self.recompiled
     self.folder.write_manifest(self.manifest)
     return self.manifest
-
-
-def _directions(
-  optimizer: optax.GradientTransformation, paths: Sequence[str], steps: Sequence[int]
-) -> dict[str, Any]:
-  """Returns the directions that the optimizer takes on fixed gradients, as text.
-
-  On two in a row; then of one value at each of the `steps`, to which its counters are
-  set, so that schedules inside it are seen. Large parameters make a small weight decay
-  visible; `paths` are those of the leaves, which may be treated differently.
-  """
-  parameters = dict.fromkeys(paths, jnp.asarray([[1e3, -1e3], [0.0, 1e2]]))
-  state = optimizer.init(parameters)
-  first, second = [[1.0, 2.0], [-3.0, 4.0]], [[0.1, 0.0], [0.1, 0.0]]
-
-  def follow(gradient: list[list[float]], state: Any) -> tuple[Any, Any]:
-    gradients = dict.fromkeys(paths, jnp.asarray(gradient))
-    return jax.device_get(optimizer.update(gradients, state, parameters))
-
-  def at(step: int) -> Any:
-    return jax.tree.map(
-      lambda leaf: np.full_like(leaf, step) if _counts(leaf) else leaf, state
-    )
-
-  one, state = follow(first, state)
-  two, state = follow(second, state)
-  later = [follow(first, at(step))[0] for step in steps]
-  values = {
-    path: [*one[path].flat, *two[path].flat, *(taken[path].flat[0] for taken in later)]
-    for path in paths
-  }
-  return identity.unflatten(
-    {path: " ".join(f"{x:.4g}" for x in taken) for path, taken in values.items()}
-  )
-
-
-def _counts(leaf: np.ndarray) -> bool:
-  return leaf.shape == () and np.issubdtype(leaf.dtype, np.integer)
 
 
 def chunks(first: int, total: int, periods: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -7,13 +7,45 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from tpv_jax.core import screen
 from tpv_jax.data.batches import Features
 from tpv_jax.devices import partitioning, processes
-from tpv_jax.model import SoftPromptModel
+from tpv_jax.model import PROMPT, SoftPromptModel
 from tpv_jax.prompts import equations
 from tpv_jax.prompts.equations import Folded
+from tpv_jax.training.initial import Drawn
 from tpv_jax.vectors import algebra
 from tpv_jax.vectors.algebra import Loaded
+
+
+def lost(
+  model: SoftPromptModel,
+  params: Mapping[str, Any],
+  start: Drawn,
+  batch: Features,
+  mesh: Mesh,
+) -> dict[str, Any]:
+  """Returns, and prints, what a run's start lost by being refactored.
+
+  Args:
+    model: the run's.
+    params: nested, on the devices, those of the prompt as well.
+    start: made from a folded prompt.
+    batch: see `errors`.
+    mesh: of the devices.
+  """
+  given = start.refactored
+  assert given is not None  # Who asks has seen to it.
+  backbone = {name: part for name, part in params.items() if name != PROMPT}
+  found = errors(model, backbone, given, start, batch, mesh)
+  rank = start.leaves["low_rank_a"].shape[1]
+  if processes.is_writer():
+    screen.say(
+      f"Refactored {given.name} to rank {rank}; relative errors (Frobenius): "
+      + ", ".join(f"{name} {error:.2g}" for name, error in found.items())
+      + " (logits: of the target tokens of the first validation batch)."
+    )
+  return {"from": given.name, "rank": rank, "relative_errors": found}
 
 
 def errors(

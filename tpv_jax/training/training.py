@@ -10,6 +10,7 @@ from tpv_jax.core.checks import Seed, Size, Steps, checked
 from tpv_jax.devices import processes
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.runs.run_folder import RunFolder, alone
+from tpv_jax.runs.run_settings import defaults_of
 from tpv_jax.training.initial import Initial
 from tpv_jax.training.loop import Metric, Run
 from tpv_jax.training.optimizers import LearningRate
@@ -94,6 +95,7 @@ def train(
     microbatches=microbatches,
     model_parallel=model_parallel,
     progress=progress,
+    defaults=defaults_of(train),
   )
   with alone(run.folder):
     manifest = run.folder.open(run.settings, overwrite)

@@ -1,0 +1,107 @@
+"""The prompts in a run folder: the initial, the best and the last one."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from tpv_jax.core import identity
+from tpv_jax.core.errors import UserError
+from tpv_jax.devices import processes
+from tpv_jax.runs.run_folder import RunFolder, versions
+from tpv_jax.training.checkpoints import Best
+from tpv_jax.training.initial import Drawn
+from tpv_jax.training.steps import TrainState
+from tpv_jax.vectors import store
+from tpv_jax.vectors.provenance import Term
+
+
+def prompt_leaves(trainable: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Returns the leaves of the prompt among the trainable ones, fp32 on this host."""
+  return {
+    path.removeprefix("prompt/"): np.asarray(leaf, np.float32)
+    for path, leaf in processes.on_host(trainable).items()
+    if path.startswith("prompt/")
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptFiles:
+  """Writes a run's prompts with their provenance, and tells those of another run.
+
+  Attributes:
+    folder: of the run.
+    initial: what the run starts from; None if the model has no prompt.
+    task: what it is trained on.
+    tunes_backbone: whether the backbone is trained too, so that its fingerprint changes.
+  """
+
+  folder: RunFolder
+  initial: Drawn | None
+  task: str
+  tunes_backbone: bool
+
+  def write(self, which: str, leaves: Mapping[str, np.ndarray], steps: int) -> None:
+    """Writes the 'initial', 'best' or 'last' prompt, as it is after so many steps."""
+    assert self.initial is not None  # There is a prompt, so it started from one.
+    provenance = dataclasses.replace(
+      self.initial.provenance, steps=steps, versions=versions()
+    )
+    if which != "initial":
+      provenance = dataclasses.replace(provenance, terms=(Term(self.task, 1.0),))
+      if self.tunes_backbone:
+        note = "the backbone was trained as well, so its fingerprint changed"
+        provenance = dataclasses.replace(
+          provenance, backbone_fingerprint=None, notes=(note,)
+        )
+    self.folder.write_prompt(which, leaves, provenance)
+
+  def has_initial(self) -> bool:
+    """Returns whether the file of the initial prompt is there and whole."""
+    assert self.initial is not None
+    try:
+      leaves, _ = store.read(self.folder.prompt("initial"))
+    except (UserError, OSError):
+      return False
+    drawn = {k: np.asarray(v, np.float32) for k, v in self.initial.leaves.items()}
+    return identity.prompt_digest(leaves) == identity.prompt_digest(drawn)
+
+  def check_beside(
+    self, state: TrainState, best: Best | None, refuse_unless_stated: Callable
+  ) -> None:
+    """Raises `UserError` if prompts of the restored steps are in the folder, and others.
+
+    Each file is of this run's initial prompt. Where the checkpoint does not state its
+    run, the prompts of its steps are those in it.
+
+    Args:
+      state: restored.
+      best: restored.
+      refuse_unless_stated: of the checkpoints.
+    """
+    if self.initial is None:
+      return
+    initial = self.initial.provenance.initial_digest
+    restored = {"last": (int(state.step), state.trainable)}
+    if best is not None:
+      restored["best"] = best.step, best.trainable
+    for which, (step, trainable) in restored.items():
+      path = self.folder.prompt(which)
+      try:
+        there, known = store.read(path)
+      except UserError:
+        continue  # Lost or damaged: it is written again from the state.
+      if known.initial_digest != initial:
+        raise UserError(
+          f"'{path}' is of another run: it was tuned from the initial prompt "
+          f"{str(known.initial_digest)[:12]}…, and this run from "
+          f"{str(initial)[:12]}…. Move it out of the folder; the run writes its own."
+        )
+      beside = identity.prompt_digest(there)
+      saved = identity.prompt_digest(prompt_leaves(trainable))
+      if known.steps == step and beside != saved:
+        refuse_unless_stated(
+          f"after step {step} its prompt is {saved[:12]}…, and that of '{path.name}' "
+          f"{beside[:12]}…"
+        )

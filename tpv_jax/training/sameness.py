@@ -1,0 +1,94 @@
+"""What must be equal for a run to be continued, as its manifest states it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tpv_jax.core import identity
+from tpv_jax.runs.run_settings import Settings, as_json, defaults_of, fields
+
+if TYPE_CHECKING:
+  from tpv_jax.training.loop import Run
+
+
+def settings_of(run: "Run") -> Settings:
+  """Returns the settings of a run, with the defaults of those that old manifests lack.
+
+  Schedule and optimizer are functions, so they are stated by what they do: the rate at
+  a few steps, the direction on a fixed gradient (ours).
+  """
+  model = run.model
+  sampled = (0, 1, run.total_steps // 2, run.total_steps - 1)
+  parts = {"data": run.data, "network": model.network}
+  if model.prompt is not None:
+    parts["prompt"] = model.prompt
+  values = {
+    "total_steps": run.total_steps,
+    "eval_period": run.eval_period,
+    "log_period": run.log_period,
+    "checkpoint_period": run.checkpoint_period,
+    "best_metric": run.best_metric,
+    "patience": run.patience,
+    "microbatches": run.microbatches,
+    "seed": run.seed,
+    "initial_seed": run.initial_seed,
+    "backbone": None if run.backbone is None else run.backbone.fingerprint,
+    "data": as_json(run.data.settings()),
+    "trainable": model.trainable,
+    "z_loss": model.z_loss,
+    "label_smoothing": model.label_smoothing,
+    "network": fields(model.network),
+    "prompt": None if model.prompt is None else fields(model.prompt),
+    "learning_rate": as_json(
+      [float(f"{run.learning_rate(step):.5g}") for step in sampled]
+    ),
+    "initial_digest": run.initial_digest,
+    "optimizer": _directions(model.optimizer_def, run.trained, sampled),
+  }
+  return Settings(
+    values,
+    {**run.defaults, **defaults_of(type(run), type(model))}
+    | {name: defaults_of(type(part)) for name, part in parts.items()},
+  )
+
+
+def _directions(
+  optimizer: optax.GradientTransformation, paths: Sequence[str], steps: Sequence[int]
+) -> dict[str, Any]:
+  """Returns the directions that the optimizer takes on fixed gradients, as text.
+
+  On two in a row; then of one value at each of the `steps`, to which its counters are
+  set, so that schedules inside it are seen. Large parameters make a small weight decay
+  visible; `paths` are those of the leaves, which may be treated differently.
+  """
+  parameters = dict.fromkeys(paths, jnp.asarray([[1e3, -1e3], [0.0, 1e2]]))
+  state = optimizer.init(parameters)
+  first, second = [[1.0, 2.0], [-3.0, 4.0]], [[0.1, 0.0], [0.1, 0.0]]
+
+  def follow(gradient: list[list[float]], state: Any) -> tuple[Any, Any]:
+    gradients = dict.fromkeys(paths, jnp.asarray(gradient))
+    return jax.device_get(optimizer.update(gradients, state, parameters))
+
+  def at(step: int) -> Any:
+    return jax.tree.map(
+      lambda leaf: np.full_like(leaf, step) if _counts(leaf) else leaf, state
+    )
+
+  one, state = follow(first, state)
+  two, state = follow(second, state)
+  later = [follow(first, at(step))[0] for step in steps]
+  values = {
+    path: [*one[path].flat, *two[path].flat, *(taken[path].flat[0] for taken in later)]
+    for path in paths
+  }
+  return identity.unflatten(
+    {path: " ".join(f"{x:.4g}" for x in taken) for path, taken in values.items()}
+  )
+
+
+def _counts(leaf: np.ndarray) -> bool:
+  return leaf.shape == () and np.issubdtype(leaf.dtype, np.integer)
