@@ -9,7 +9,7 @@ import pytest
 from tpv_jax.core import identity
 from tpv_jax.prompts import equations
 from tpv_jax.vectors import store
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import Provenance, Term
 
 BACKBONE = "ab" * 32

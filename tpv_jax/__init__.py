@@ -18,7 +18,6 @@ if TYPE_CHECKING:
   from tpv_jax.core.errors import UserError as UserError
   from tpv_jax.formats.sources import load as load
   from tpv_jax.formats.sources import save as save
-  from tpv_jax.vectors.algebra import Loaded as Loaded
   from tpv_jax.vectors.algebra import analogy as analogy
   from tpv_jax.vectors.algebra import apply as apply
   from tpv_jax.vectors.algebra import cosine as cosine
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
   from tpv_jax.vectors.algebra import negate as negate
   from tpv_jax.vectors.algebra import scale as scale
   from tpv_jax.vectors.algebra import sum_vectors as sum_vectors
+  from tpv_jax.vectors.loaded import Loaded as Loaded
   from tpv_jax.vectors.merging.merge import merge as merge
   from tpv_jax.vectors.provenance import Provenance as Provenance
   from tpv_jax.vectors.provenance import Term as Term
@@ -35,7 +35,7 @@ _PLACES = {
   "UserError": "core.errors",
   "load": "formats.sources",
   "save": "formats.sources",
-  "Loaded": "vectors.algebra",
+  "Loaded": "vectors.loaded",
   "analogy": "vectors.algebra",
   "apply": "vectors.algebra",
   "cosine": "vectors.algebra",

@@ -8,7 +8,7 @@ import pytest
 
 from tpv_jax.core.errors import UserError
 from tpv_jax.vectors import algebra, arithmetic
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.merging import registry
 from tpv_jax.vectors.merging.merge import merge
 from tpv_jax.vectors.merging.protocol import Rule

@@ -13,7 +13,7 @@ from tpv_jax.prompts import protocol, registry
 from tpv_jax.prompts.equations import Folded
 from tpv_jax.training import optimizers
 from tpv_jax.vectors import algebra, store
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import Provenance, Term, of_leaves
 
 SIZES = {"length": 3, "features": 8, "source_length": 5, "rank": 2}

@@ -19,7 +19,7 @@ from tpv_jax.core.errors import UserError
 from tpv_jax.data import batches, packing, tasks, vocabularies
 from tpv_jax.data.metrics import registry as metrics
 from tpv_jax.evaluation import candidates as candidates_of
-from tpv_jax.evaluation import evaluation
+from tpv_jax.evaluation import evaluation, report
 from tpv_jax.evaluation import evaluator as evaluator_of
 from tpv_jax.formats import sources
 from tpv_jax.io import orbax
@@ -631,7 +631,7 @@ def test_a_table_in_a_log_has_every_name_whole(capsys):
   names = sorted(metrics.METRICS) + [f"label_{name}" for name in metrics.METRICS]
   scores = dict.fromkeys(names, 0.5)
   task = "super_glue_multirc"
-  evaluation.print_table([evaluator_of.Result(task, "test", 1, scores, [], None, 0)])
+  report.print_table([evaluator_of.Result(task, "test", 1, scores, [], None, 0)])
   shown = capsys.readouterr().out
   assert all(name in shown for name in (task, *names))
 

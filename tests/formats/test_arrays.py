@@ -21,7 +21,7 @@ from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.formats import arrays, sources
 from tpv_jax.vectors import algebra, store
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import Provenance, Term
 
 RNG = np.random.default_rng(0)

@@ -20,7 +20,7 @@ from tpv_jax.core.errors import UserError
 from tpv_jax.formats import peft, sources
 from tpv_jax.io import safetensors as safetensors_io
 from tpv_jax.vectors import algebra, store
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import Provenance, Term
 
 # As `save_pretrained` of PEFT 0.21 writes them; the real files are in tests/references.

@@ -16,7 +16,7 @@ from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.prompts import ept, equations, plain
 from tpv_jax.training import initial, optimizers
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import Provenance
 
 ROUNDING = 1e-5

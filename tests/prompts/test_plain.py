@@ -6,7 +6,7 @@ import pytest
 
 from tpv_jax.core.errors import UserError
 from tpv_jax.prompts import plain
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import Provenance
 
 

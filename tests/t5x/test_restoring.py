@@ -19,6 +19,7 @@ from tpv_jax.prompts import ept, equations, plain
 from tpv_jax.t5x import saving
 from tpv_jax.training import initial, optimizers
 from tpv_jax.vectors import algebra, store
+from tpv_jax.vectors.loaded import Loaded
 
 RATE = 0.3
 
@@ -464,6 +465,6 @@ def test_eval_says_what_cannot_be_used_as_a_prompt(tiny, t5x, vector):
     restoring.subject()
   with pytest.raises(UserError, match="holds a vector"):
     restoring.subject(prompt=str(file))
-  wide = algebra.Loaded({"prompt": np.ones((4, 17), np.float32)}, tuned.provenance)
+  wide = Loaded({"prompt": np.ones((4, 17), np.float32)}, tuned.provenance)
   with pytest.raises(UserError, match="have 17 features, the backbone's tokens 16"):
     restoring.model_of(wide, tiny.model())

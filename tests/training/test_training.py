@@ -30,7 +30,7 @@ from tpv_jax.training import initial, loop, optimizers, signals, training
 from tpv_jax.training.checkpoints import Checkpoints
 from tpv_jax.training.task_data import TaskData
 from tpv_jax.vectors import algebra, store
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 
 TESTS = pathlib.Path(__file__).parents[1]
 

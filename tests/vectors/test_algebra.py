@@ -9,7 +9,7 @@ import pytest
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.vectors import algebra
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import Provenance, Term
 
 

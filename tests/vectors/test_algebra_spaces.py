@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.vectors import algebra, store
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import SPACES, Provenance, Term
 
 ALPHA = 8.0

@@ -16,7 +16,7 @@ from tpv_jax.cli.arguments import Parser
 from tpv_jax.core.errors import UserError, printable
 from tpv_jax.formats import arrays, peft, sources
 from tpv_jax.vectors import algebra
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import describe_terms
 
 EXAMPLES = """\

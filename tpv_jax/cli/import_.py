@@ -14,7 +14,7 @@ from tpv_jax.backbones import naming
 from tpv_jax.cli import arguments, outputs
 from tpv_jax.cli.arguments import Parser
 from tpv_jax.formats import sources
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 
 EXAMPLES = """\
   tpv import peft_adapter -o sst2.safetensors --task sst2 \\

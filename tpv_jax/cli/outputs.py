@@ -4,7 +4,7 @@ import argparse
 
 from tpv_jax.core.errors import printable
 from tpv_jax.vectors import arithmetic, store
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import describe_terms
 
 

@@ -9,7 +9,7 @@ from tpv_jax.core import identity
 from tpv_jax.core.errors import printable, to_json
 from tpv_jax.formats import sources
 from tpv_jax.vectors import arithmetic
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import describe_terms
 
 EXAMPLES = """\

@@ -17,6 +17,7 @@ from tpv_jax.data.tasks import Task
 from tpv_jax.devices import processes
 from tpv_jax.formats import sources
 from tpv_jax.vectors import algebra
+from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import Provenance
 
 GRID = tuple(round(0.05 * step, 2) for step in range(21))
@@ -252,7 +253,7 @@ def _weights(vector: Vector) -> dict[str, float]:
   return dict.fromkeys(files, 1.0)
 
 
-def _vector(vector: Vector) -> algebra.Loaded:
+def _vector(vector: Vector) -> Loaded:
   weights = _weights(vector)
   if not weights:
     raise UserError("VECTOR has an empty sum. Give at least one vector's file.")

@@ -1,17 +1,12 @@
 """Evaluation of prompts on tasks: what is generated, and which label scores highest."""
 
-import dataclasses
-import hashlib
 import itertools
-import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
-import numpy as np
-
 from tpv_jax.backbones import loading
-from tpv_jax.core import files, screen
+from tpv_jax.core import files
 from tpv_jax.core.checks import Lengths, OneOf, Size, checked
 from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.data import text_files
@@ -20,21 +15,16 @@ from tpv_jax.data.tasks import SPLITS, Example, Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.devices import partitioning, processes
 from tpv_jax.embedded import suite
-from tpv_jax.evaluation import candidates
+from tpv_jax.evaluation import candidates, report, searching
 from tpv_jax.evaluation.candidates import Candidate
-from tpv_jax.evaluation.evaluator import AT_ONCE, Evaluator, Prompt, Result
+from tpv_jax.evaluation.evaluator import AT_ONCE, Evaluator
 from tpv_jax.formats.sources import Which
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.runs.run_folder import alone_at_output, versions
 
-_COLUMNS = ("task", "split", "examples")
-_SEARCH_METRICS = ("exact_match", "label_accuracy", "own")
 _SEARCH_DEFAULTS = ("validation", None, "exact_match")
 
 Split = Annotated[str, OneOf(SPLITS)]
-
-Searches = dict[int, dict[str, Any]]
-"""How the search for a candidate's coefficient went, by the candidate's place."""
 
 
 @checked
@@ -58,7 +48,7 @@ def evaluate(
   search: bool | Sequence[float] = False,
   search_split: Split = "validation",
   search_examples: Size | None = None,
-  search_metric: Annotated[str, OneOf(_SEARCH_METRICS)] = "exact_match",
+  search_metric: searching.Metric = "exact_match",
   own_tasks: bool = False,
   batch_size: Size = 64,
   at_once: Size = AT_ONCE,
@@ -112,7 +102,7 @@ def evaluate(
   _check_tasks(tasks, splits)
   asked = {*splits}
   if search is not False:
-    _check_search(tasks, coefficient, vector, search_metric)
+    searching.check(tasks, coefficient, vector, search_metric)
     coefficient = candidates.GRID if search is True else search
     asked.add(search_split)
   elif (search_split, search_examples, search_metric) != _SEARCH_DEFAULTS:
@@ -145,10 +135,10 @@ def evaluate(
   def tasks_of(candidate: Candidate) -> Sequence[Task]:
     return candidates.tasks_of(candidate, tasks) if own_tasks else tasks
 
-  searches: Searches = {}
+  searches: searching.Searches = {}
   if search is not False:
     evaluator.title = "search"
-    groups, searches = _search(
+    groups, searches = searching.best_of_each(
       evaluator, groups, tasks_of, search_split, search_examples, search_metric
     )
   evaluator.title = ""
@@ -160,75 +150,20 @@ def evaluate(
     [(one.leaves, task, split) for one, task, split in cells]
   )
   names = [one.name for one, _, _ in cells] if len(chosen) > 1 else None
-  report = {
-    **_described(chosen, searches),
+  content = {
+    **report.candidates_of(chosen, searches),
     "backbone": {"name": loaded.name, "fingerprint": loaded.fingerprint},
-    "results": _numbers(results, names),
+    "results": report.scores_of(results, names),
     "work": evaluator.work.to_json(),
     "versions": versions(),
   }
   if processes.is_writer():
-    _print(results, chosen, names)
+    report.show(results, chosen, names)
     print(f"{len(results)} results in {evaluator.work}")
     if output is not None:
-      lines = _prediction_lines(results, tasks, names) if predictions else None
-      _write(report, files.to_path(output), lines, overwrite)
-  return report
-
-
-def _described(chosen: Sequence[Candidate], searches: Searches) -> dict[str, Any]:
-  """Returns what a report says of its candidates; of a single one at its top, too."""
-  known = [one.to_json() for one in chosen]
-  top = () if len(known) > 1 else ("prompt", "prompt_digest")
-  return {
-    **{name: known[0][name] for name in top},
-    "candidates": [
-      one | ({"search": searches[number]} if number in searches else {})
-      for number, one in enumerate(known)
-    ],
-  }
-
-
-def _numbers(
-  results: Sequence[Result], names: Sequence[str] | None
-) -> list[dict[str, Any]]:
-  """Returns the scores of a report, with the candidates' names where there are several."""
-  return [
-    {
-      **({"candidate": names[index]} if names else {}),
-      "task": result.task,
-      "split": result.split,
-      "examples": result.examples,
-      "trimmed": result.trimmed,
-      "unknown": result.unknown,
-      **result.scores,
-    }
-    for index, result in enumerate(results)
-  ]
-
-
-def _print(
-  results: Sequence[Result], chosen: Sequence[Candidate], names: Sequence[str] | None
-) -> None:
-  """Prints the table, in which several candidates are numbered as in the list above."""
-  if names is None:
-    print_table(results, None)
-    return
-  for number, one in enumerate(chosen, 1):
-    print(f"{number:>3}  {one.name}")
-  places = {one.name: number for number, one in enumerate(chosen, 1)}
-  print_table(results, [places[name] for name in names])
-
-
-def _write(
-  report: dict[str, Any], output: files.Path, lines: str | None, overwrite: bool
-) -> None:
-  """Writes the report and beside it the predictions, whose digest it then holds."""
-  beside = {}
-  if lines is not None:
-    report["predictions_sha256"] = hashlib.sha256(lines.encode()).hexdigest()
-    beside[files.to_path(f"{output}.predictions.jsonl")] = lines.encode()
-  files.write_together({output: files.json_bytes(report)} | beside, overwrite)
+      lines = report.prediction_lines(results, tasks, names) if predictions else None
+      report.write(content, files.to_path(output), lines, overwrite)
+  return content
 
 
 def _check_tasks(tasks: Sequence[Any], splits: Sequence[str]) -> None:
@@ -247,165 +182,6 @@ def _check_tasks(tasks: Sequence[Any], splits: Sequence[str]) -> None:
   for index, name in enumerate(names):
     if name in names[:index]:
       raise UserError(f"TASKS has '{name}' twice. Give each task once.")
-
-
-def _check_search(
-  tasks: Sequence[Task], coefficient: Any, vector: Any, metric: str
-) -> None:
-  if coefficient != 1.0:
-    raise UserError(
-      f"COEFFICIENT is {coefficient!r}, and SEARCH chooses it. Give the coefficients to "
-      "be tried as SEARCH, or one of the two."
-    )
-  if not vector:
-    raise UserError(
-      "SEARCH chooses the coefficient of a vector, and no vector was given: give "
-      "--gin.VECTOR and --gin.INITIAL as well."
-    )
-  for task in tasks:
-    if metric == "label_accuracy" and task.labels is None:
-      raise UserError(
-        f"The task '{task.name}' has no labels among which one could be chosen. Give it "
-        "labels, or set SEARCH_METRIC = 'own'."
-      )
-    if metric == "exact_match" and task.labels is None and task.metric != metric:
-      raise UserError(
-        f"Exact match with the target says little of the free texts of '{task.name}', "
-        f"whose metric is {task.metric}. Set SEARCH_METRIC = 'own', which decodes them."
-      )
-
-
-def _search(
-  evaluator: Evaluator,
-  groups: Sequence[Sequence[Candidate]],
-  tasks_of: Callable[[Candidate], Sequence[Task]],
-  split: str,
-  most: int | None,
-  metric: str,
-) -> tuple[list[list[Candidate]], Searches]:
-  """Returns the best candidate of each group, and how those of several did.
-
-  All candidates of all groups are tried in one pass.
-  """
-  cells = [
-    (number, one, task)
-    for number, group in enumerate(groups)
-    for one in (group if len(group) > 1 else ())
-    for task in tasks_of(one)
-  ]
-  scores = _tried(
-    evaluator, [(one.leaves, task) for _, one, task in cells], split, most, metric
-  )
-  tried: dict[int, dict[str, list[float]]] = {}
-  for (number, _, task), score in zip(cells, scores, strict=True):
-    tried.setdefault(number, {}).setdefault(task.name, []).append(score)
-  best, searches = [], {}
-  for number, group in enumerate(groups):
-    if number not in tried:
-      best.append(list(group))
-      continue
-    means = np.mean(list(tried[number].values()), axis=0)
-    ranked = zip(means, group, strict=True)
-    winner = max(ranked, key=lambda one: (one[0], -(one[1].coefficient or 0.0)))[1]
-    searches[len(best)] = {
-      "split": split,
-      "metric": metric,
-      "coefficients": [one.coefficient for one in group],
-      "scores": tried[number],
-    }
-    candidates.say_equal_scores(
-      f"Search on {split} by {metric}, {winner.name.partition(' * ')[2]}",
-      means.tolist(),
-      f"{winner.coefficient:g}, the smallest coefficient",
-    )
-    best.append([winner])
-  return best, searches
-
-
-def _tried(
-  evaluator: Evaluator,
-  cells: Sequence[tuple[Prompt, Task]],
-  split: str,
-  most: int | None,
-  metric: str,
-) -> list[float]:
-  """Returns the metric of each prompt on the first examples of its task's split."""
-  tasks = {task.name: task for _, task in cells}
-  examples = {name: task.examples(split)[:most] for name, task in tasks.items()}
-  if metric == "own":
-
-    def first(task: Task) -> Task:
-      return dataclasses.replace(task, load=lambda _: examples[task.name])
-
-    shorter = {name: first(task) for name, task in tasks.items()}
-    results = evaluator.evaluate_all(
-      [(leaves, shorter[task.name], split) for leaves, task in cells]
-    )
-    return [result.scores[tasks[result.task].metric] for result in results]
-  tokenized = {
-    name: evaluator.tokenize(some, f"{name}, {split}")
-    for name, some in examples.items()
-  }
-  if metric == "label_accuracy":
-    right = {
-      name: np.asarray([(tasks[name].labels or ()).index(one.targets) for one in some])
-      for name, some in examples.items()
-    }
-    return evaluator.label_accuracies(
-      [
-        (leaves, tokenized[task.name], task.labels or (), right[task.name])
-        for leaves, task in cells
-      ]
-    )
-  return evaluator.exact_matches(
-    [(leaves, tokenized[task.name]) for leaves, task in cells]
-  )
-
-
-def print_table(
-  results: Sequence[Result], numbers: Sequence[int] | None = None
-) -> None:
-  """Prints the scores as a table, one row a task and split, in percent.
-
-  Args:
-    results: its rows.
-    numbers: of the candidate of each, where there are several.
-  """
-  names = list(dict.fromkeys(name for result in results for name in result.scores))
-  rows = []
-  for index, result in enumerate(results):
-    scores = [
-      f"{100 * result.scores[name]:.1f}" if name in result.scores else ""
-      for name in names
-    ]
-    own = [str(numbers[index])] if numbers else []
-    rows.append([*own, result.task, result.split, str(result.examples), *scores])
-  screen.print_table([*([""] if numbers else []), *_COLUMNS, *names], rows)
-
-
-def _prediction_lines(
-  results: Sequence[Result], tasks: Sequence[Task], names: Sequence[str] | None
-) -> str:
-  """Returns a line of JSON for each example."""
-  by_name = {task.name: task for task in tasks}
-  lines = [
-    _json_line(
-      {
-        **({"candidate": names[number]} if names else {}),
-        "task": result.task,
-        "split": result.split,
-        "inputs": example.inputs,
-        "target": example.targets,
-        "generated": generated,
-        "label": None if result.chosen is None else result.chosen[index],
-      }
-    )
-    for number, result in enumerate(results)
-    for index, (example, generated) in enumerate(
-      zip(by_name[result.task].examples(result.split), result.generated, strict=True)
-    )
-  ]
-  return "".join(lines)
 
 
 @checked
@@ -478,7 +254,7 @@ def infer(
       row["label"] = words[int(row_scores.argmax())]
       row["scores"] = dict(zip(words, map(float, row_scores), strict=True))
   if processes.is_writer():
-    files.write_text(output, "".join(map(_json_line, rows)), overwrite)
+    files.write_text(output, "".join(map(report.json_line, rows)), overwrite)
     print(
       f"Wrote {len(rows)} lines to {output}; each was read as it is, without a template. "
       f"Sources: {tokenized.sources}."
@@ -503,11 +279,3 @@ def _lines(path: files.PathLike) -> list[str]:
     raise UserError(f"'{path}' is empty. Give a text file with one source a line.")
   lines = text.removesuffix("\n").split("\n")
   return [line.removesuffix("\r") for line in lines]
-
-
-_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
-
-
-def _json_line(row: Mapping[str, Any]) -> str:
-  """Returns the row as one line of JSON, whatever a reader takes for a line's end."""
-  return json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS) + "\n"

@@ -5,7 +5,6 @@ Imports no more than the model does: neither gin nor what writes files.
 
 import collections
 import dataclasses
-import itertools
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
@@ -23,6 +22,8 @@ from tpv_jax.data.metrics import registry as metrics
 from tpv_jax.data.tasks import Example, Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.devices import partitioning, processes
+from tpv_jax.evaluation.rows import Choices, RowSizes, in_blocks, layers, pack
+from tpv_jax.evaluation.work import Work
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import equations
 from tpv_jax.prompts.equations import Folded
@@ -37,13 +38,6 @@ AT_ONCE = 32
 
 _AHEAD = 8
 """Calls whose answers are not waited for."""
-
-_SAVED = 0.9
-"""A second, shorter shape is compiled if the share of positions left is below this."""
-
-Choices = Int[np.ndarray, "_ _"] | None
-"""Token ids [C, L], padded with 0, that all examples have for choices; None: each has
-its own target for its only one."""
 
 Answer = tuple[Float[np.ndarray, "_ _"], Bool[np.ndarray, "_ _"]]
 """Of each example's choices [N, C]: log-probabilities, and which is written greedily."""
@@ -69,64 +63,6 @@ class Result:
   chosen: list[str] | None
   trimmed: int
   unknown: int = 0
-
-
-class Work:
-  """What an evaluator has computed since it was made.
-
-  Attributes:
-    calls: (rows, source positions, target positions) -> calls, by what they do.
-    used: how many source positions held a token or a row of a prompt.
-    compiled: how often something was compiled; more often than there are shapes, in
-      each form of prompt, is once too often.
-  """
-
-  def __init__(self) -> None:
-    """Starts with nothing done."""
-    self.calls: dict[str, collections.Counter[tuple[int, int, int]]] = {}
-    self.used = 0
-    self.compiled = 0
-
-  @property
-  def positions(self) -> int:
-    """Returns how many source positions were computed, the prompts' included."""
-    return sum(
-      rows * width * calls
-      for counted in self.calls.values()
-      for (rows, width, _), calls in counted.items()
-    )
-
-  @property
-  def padding_share(self) -> float:
-    """Returns the share of them that held nothing."""
-    return 1 - self.used / max(self.positions, 1)
-
-  def to_json(self) -> dict[str, Any]:
-    """Returns what a report says of it."""
-    names = ("rows", "source_positions", "target_positions")
-    return {
-      "shapes": {
-        name: [
-          {**dict(zip(names, shape, strict=True)), "calls": calls}
-          for shape, calls in counted.items()
-        ]
-        for name, counted in self.calls.items()
-      },
-      "padding_share": round(self.padding_share, 4),
-      "compiled": self.compiled,
-    }
-
-  def __str__(self) -> str:
-    """Returns one line of it."""
-    shapes = [
-      f"{calls} calls of {rows} x {width} + {targets} ({name})"
-      for name, counted in self.calls.items()
-      for (rows, width, targets), calls in counted.items()
-    ]
-    return (
-      f"{', '.join(shapes)}; {self.padding_share:.1%} of the source positions were "
-      f"padding; compiled {self.compiled} times"
-    )
 
 
 class Evaluator:
@@ -210,8 +146,7 @@ class Evaluator:
 
     self._score = jax.jit(score, out_shardings=self._whole)
     self._predict = jax.jit(predict, out_shardings=self._whole)
-    self._row_shapes: dict[tuple[int, bool], packing.Shape] = {}
-    self._widths: dict[int, list[int]] = {}
+    self._sizes = RowSizes(self.lengths)
 
   def evaluate(self, prompt: Prompt, task: Task, split: str) -> Result:
     """Returns all scores of a prompt on a split: generation and rank classification."""
@@ -369,13 +304,13 @@ class Evaluator:
     packed: dict[tuple, tuple[batches.Features, list[np.ndarray]]] = {}
     with self._bar("scoring", [tokenized for _, tokenized, _ in requests]) as bar:
       for length, folded, members in self._banks([one[0] for one in requests], sets):
-        shape = self._row_shape(length, [requests[i][1:] for i, _ in members])
+        shape = self._sizes.packed(length, [requests[i][1:] for i, _ in members])
         before, packed = packed, {}  # What two banks need lies on the host, not more.
         parts, found_at, start = [], [], 0
-        for layer in _layers(members, sets):
+        for layer in layers(members, sets):
           key = (length, shape, *(sets[index] for index, _ in layer))
           if key not in packed:
-            packed[key] = before.get(key) or _pack(
+            packed[key] = before.get(key) or pack(
               [requests[i][1:] for i, _ in layer], shape, length
             )
           rows, firsts = packed[key]
@@ -393,7 +328,7 @@ class Evaluator:
           (packing.with_prompts(rows, places) for rows, places in parts), size
         )
         found = self._call(self._score, folded, blocks, bar)
-        self._note("scoring", (size, shape.width, shape.targets), len(found))
+        self.work.note("scoring", (size, shape.width, shape.targets), len(found))
         scores, hits = (np.concatenate(values) for values in zip(*found, strict=True))
         for index, start, first in found_at:
           choices = requests[index][2]
@@ -422,16 +357,18 @@ class Evaluator:
         tokens = batches.token_counts(sources)
         written = np.zeros((len(sources), most), np.int32)
         left = np.ones(len(sources), bool)
-        for width in self._row_widths(length, tokens):
+        for width in self._sizes.decoded(length, tokens):
           rows = np.flatnonzero(left & (tokens <= width))
           left[rows] = False
           if not len(rows):
             continue
-          blocks = _in_blocks(sources[rows, :width], places[rows], self.batch_size)
+          blocks = in_blocks(sources[rows, :width], places[rows], self.batch_size)
           found = self._call(self._predict, folded, blocks, bar)
           written[rows] = np.concatenate(found)[: len(rows)]
           self.work.used += int(tokens[rows].sum()) + length * len(rows)
-          self._note("decoding", (self.batch_size, length + width, most), len(found))
+          self.work.note(
+            "decoding", (self.batch_size, length + width, most), len(found)
+          )
         for index, part in zip(
           owners, np.split(written, np.cumsum(counts)), strict=False
         ):
@@ -461,9 +398,6 @@ class Evaluator:
 
   def _to_grain(self, rows: int) -> int:
     return -(-max(1, rows) // self._grain) * self._grain
-
-  def _note(self, what: str, shape: tuple[int, int, int], calls: int) -> None:
-    self.work.calls.setdefault(what, collections.Counter())[shape] += calls
 
   def _banks(
     self, prompts: Sequence[Prompt], sets: Sequence[int] | None = None
@@ -531,89 +465,3 @@ class Evaluator:
         answers[-_AHEAD - 1] = jax.device_get(answers[-_AHEAD - 1])
       bar.update(packing.example_count(features))
     return jax.device_get(answers)
-
-  def _row_shape(
-    self,
-    length: int,
-    examples: Sequence[tuple[batches.Tokenized, Choices]],
-  ) -> packing.Shape:
-    """Returns the shape of packed rows, chosen for the first examples that came.
-
-    Sources always fit; it is chosen again for more choices than a row has room for.
-    """
-    sizes: list[tuple[int, int]] = []
-    for tokenized, choices in {
-      (id(one), id(other)): (one, other) for one, other in examples
-    }.values():
-      sources = batches.token_counts(tokenized.inputs)
-      targets = (
-        batches.token_counts(tokenized.targets)
-        if choices is None
-        else np.full(len(sources), batches.token_counts(choices).sum())
-      )
-      sizes += zip(sources.tolist(), targets.tolist(), strict=True)
-    key = (length, all(choices is None for _, choices in examples))
-    known = self._row_shapes.get(key)
-    if known is None or max(target for _, target in sizes) > known.targets:
-      self._row_shapes[key] = packing.choose_row(sizes, length, self.lengths)
-    return self._row_shapes[key]
-
-  def _row_widths(self, length: int, tokens: Int[np.ndarray, " N"]) -> list[int]:
-    """Returns the one or two source lengths of decoded rows, chosen at the first call."""
-    if length not in self._widths:
-      longest = self.lengths["inputs"]
-      costs = {
-        width: (length + width) * np.count_nonzero(tokens <= width)
-        + (length + longest) * np.count_nonzero(tokens > width)
-        for width in range(8, longest, 8)
-      }
-      width = min(costs, key=lambda one: costs[one], default=longest)
-      worth = costs and costs[width] < _SAVED * (length + longest) * len(tokens)
-      self._widths[length] = [width, longest] if worth else [longest]
-    return self._widths[length]
-
-
-def _layers(
-  members: Sequence[tuple[int, int]], sets: Sequence[int]
-) -> Iterator[list[tuple[int, int]]]:
-  """Yields the members in layers that have each set of examples once at most.
-
-  The sets stand in one order in all layers, so that equal layers are packed once.
-  """
-  by_set: dict[int, list[tuple[int, int]]] = {}
-  for member in members:
-    by_set.setdefault(sets[member[0]], []).append(member)
-  for layer in itertools.zip_longest(*(by_set[one] for one in sorted(by_set))):
-    yield [member for member in layer if member is not None]
-
-
-def _pack(
-  examples: Sequence[tuple[batches.Tokenized, Choices]],
-  shape: packing.Shape,
-  length: int,
-) -> tuple[batches.Features, list[np.ndarray]]:
-  """Returns the examples of several sets in rows, and where the choices of each are."""
-  sources: list[np.ndarray] = []
-  choices: list[list[np.ndarray]] = []
-  counts = [len(tokenized) for tokenized, _ in examples]
-  for tokenized, common in examples:
-    sources += map(batches.without_padding, tokenized.inputs)
-    if common is None:
-      choices += [[batches.without_padding(row)] for row in tokenized.targets]
-    else:
-      choices += [list(map(batches.without_padding, common))] * len(tokenized)
-  owners = np.repeat(np.arange(len(examples)), counts).tolist()
-  rows, first = packing.pack_choices(sources, choices, owners, shape, length)
-  return rows, np.split(first, np.cumsum(counts)[:-1])
-
-
-def _in_blocks(
-  sources: Int[np.ndarray, "N T"], places: Int[np.ndarray, " N"], size: int
-) -> Iterator[batches.Features]:
-  for start in range(0, len(sources), size):
-    rows = sources[start : start + size], places[start : start + size]
-    empty = size - len(rows[0])
-    yield batches.sources(
-      np.pad(rows[0], ((0, empty), (0, 0)), constant_values=batches.PADDING),
-      np.pad(rows[1], (0, empty)),
-    )

@@ -30,7 +30,7 @@ from tpv_jax.formats import sidecar
 from tpv_jax.io import safetensors
 from tpv_jax.prompts import equations
 from tpv_jax.vectors import store
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import of_leaves
 
 SUFFIXES = (".npy", ".npz")

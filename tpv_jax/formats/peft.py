@@ -22,7 +22,7 @@ from tpv_jax.core.errors import UserError
 from tpv_jax.formats import arrays, sidecar
 from tpv_jax.io import safetensors
 from tpv_jax.vectors import algebra
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import Provenance, of_leaves
 
 CONFIG = "adapter_config.json"

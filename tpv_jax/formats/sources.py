@@ -21,7 +21,7 @@ from tpv_jax.formats import arrays, peft
 from tpv_jax.io import orbax
 from tpv_jax.prompts import registry
 from tpv_jax.vectors import algebra, arithmetic, store
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import Provenance, of_leaves
 
 WHICH = ("best", "last", "initial")

@@ -21,7 +21,7 @@ class Stated(Protocol):
 
 @runtime_checkable
 class Saved(Protocol):
-  """A prompt from a file, such as `vectors.algebra.Loaded`."""
+  """A prompt from a file, such as `vectors.loaded.Loaded`."""
 
   @property
   def leaves(self) -> Mapping[str, np.ndarray]:

@@ -22,7 +22,7 @@ from tpv_jax.runs.run_folder import versions
 from tpv_jax.studies.base import Split
 from tpv_jax.studies.measured import describe, digests
 from tpv_jax.vectors import algebra, store
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 
 
 @dataclasses.dataclass

@@ -36,7 +36,7 @@ from tpv_jax.training.loop import Metric
 from tpv_jax.training.optimizers import LearningRate
 from tpv_jax.training.task_data import TaskData
 from tpv_jax.vectors import algebra, store
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from tpv_jax.core import files, identity
 from tpv_jax.data.tasks import Task
 from tpv_jax.devices import processes
 from tpv_jax.runs.run_settings import same
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 
 T = TypeVar("T")
 

@@ -23,7 +23,7 @@ from tpv_jax.training.initial import Initial
 from tpv_jax.training.loop import HIGHER_IS_BETTER, Metric
 from tpv_jax.training.task_data import TaskData
 from tpv_jax.vectors import algebra
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 
 
 @dataclasses.dataclass(frozen=True)

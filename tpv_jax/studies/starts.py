@@ -19,7 +19,7 @@ from tpv_jax.studies.comparison import compare
 from tpv_jax.training import initial
 from tpv_jax.training.initial import Initial
 from tpv_jax.vectors import algebra
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 
 STARTS = {
   "random": "random",

@@ -40,7 +40,7 @@ from tpv_jax.t5x.optimizer import replace_leaves
 from tpv_jax.training import initial
 from tpv_jax.training.initial import Initial, Which
 from tpv_jax.vectors import algebra
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 
 SUBJECT = "prompt.safetensors"
 """The prompt that an evaluation or inference job uses, in its output folder."""

@@ -20,7 +20,7 @@ from tpv_jax.formats import sources
 from tpv_jax.formats.sources import Which
 from tpv_jax.prompts.protocol import SoftPrompt
 from tpv_jax.vectors import algebra, arithmetic
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import Provenance
 
 Table = Float[np.ndarray, "V D"]

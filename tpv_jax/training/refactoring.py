@@ -15,7 +15,7 @@ from tpv_jax.prompts import equations
 from tpv_jax.prompts.equations import Folded
 from tpv_jax.training.initial import Drawn
 from tpv_jax.vectors import algebra
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 
 
 def lost(

@@ -17,7 +17,6 @@ plain prompt is its own folded form.
 """
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,9 +24,10 @@ import numpy as np
 from jaxtyping import Float64
 
 from tpv_jax.core import identity
-from tpv_jax.core.errors import UserError, option
+from tpv_jax.core.errors import UserError
 from tpv_jax.prompts import registry
-from tpv_jax.vectors import arithmetic
+from tpv_jax.vectors import arithmetic, compatibility
+from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import (
   SPACES,
   Provenance,
@@ -36,15 +36,6 @@ from tpv_jax.vectors.provenance import (
   merge_terms,
   scale_terms,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-  """A prompt or vector in memory: fp32 leaves, their provenance, a name for messages."""
-
-  leaves: arithmetic.Leaves
-  provenance: Provenance
-  name: str = "a value in memory"
 
 
 def fold(prompt: Loaded) -> Loaded:
@@ -56,7 +47,9 @@ def fold(prompt: Loaded) -> Loaded:
   Raises:
     UserError: a vector was given, or a prompt whose alpha is unknown.
   """
-  _require("prompt", prompt, "Apply it to an initial prompt and fold that (tpv apply).")
+  compatibility.require(
+    "prompt", prompt, "Apply it to an initial prompt and fold that (tpv apply)."
+  )
   known = prompt.provenance
   if known.space == "effective":
     return prompt
@@ -134,14 +127,18 @@ def diff(
   """
   if space not in SPACES:
     raise UserError(f"There is no space '{space}'. Choose one of {', '.join(SPACES)}.")
-  _require("prompt", tuned, f"It is a difference already: use '{tuned.name}' as it is.")
-  _require("prompt", initial, "Give the initial prompt of the run.")
-  _refuse_other_method([tuned, initial])
+  compatibility.require(
+    "prompt", tuned, f"It is a difference already: use '{tuned.name}' as it is."
+  )
+  compatibility.require("prompt", initial, "Give the initial prompt of the run.")
+  compatibility.refuse_other_method([tuned, initial])
   tuned, _ = _in_space(tuned, space)
   initial, start = _in_space(initial, space)
-  _refuse_unequal([tuned, initial])
-  _refuse_other_alpha([tuned, initial])
-  fingerprint, notes = _common_backbone([tuned, initial], allow_unknown=True)
+  compatibility.refuse_unequal([tuned, initial])
+  compatibility.refuse_other_alpha([tuned, initial])
+  fingerprint, notes = compatibility.common_backbone(
+    [tuned, initial], allow_unknown=True
+  )
   mine, other = tuned.provenance, initial.provenance
   terms, mixed = named(tuned, task), mine.mixed_origins
   digest: str | None = start
@@ -154,7 +151,7 @@ def diff(
     )
   elif mine.base_digest != start:
     if mine.space == "factor" or not allow_mixed_origin:
-      raise UserError(_other_initial(tuned, initial, start))
+      raise UserError(compatibility.other_initial(tuned, initial, start))
     terms = merge_terms([*terms, *scale_terms(other.terms, -1.0)])
     mixed, digest, seed = tuple(sorted({mine.base_digest, start})), None, None
     notes += ("it holds the difference of two initial prompts (--allow-mixed-origin)",)
@@ -197,8 +194,8 @@ def scale(vector: Loaded, factor: float) -> Loaded:
   Raises:
     UserError: a prompt was given, or the factor or a result is not finite.
   """
-  _require_vector(vector)
-  _refuse_not_finite(factor)
+  compatibility.require_vector(vector)
+  compatibility.refuse_not_finite(factor)
   return Loaded(
     arithmetic.scale(vector.leaves, factor),
     dataclasses.replace(
@@ -240,13 +237,15 @@ def sum_vectors(
       f"({len(vectors)}). Give one weight for each vector, in the same order."
     )
   for vector, weight in zip(vectors, weights, strict=True):
-    _require_vector(vector)
-    _refuse_not_finite(weight)
-  _refuse_other_method(vectors)
-  _refuse_other_space(vectors)
-  _refuse_unequal(vectors)
-  fingerprint, backbone_notes = _common_backbone(vectors, allow_unknown_backbone)
-  digest, mixed, origin_notes = _common_origin(vectors, allow_mixed_origin)
+    compatibility.require_vector(vector)
+    compatibility.refuse_not_finite(weight)
+  compatibility.refuse_other_method(vectors)
+  compatibility.refuse_other_space(vectors)
+  compatibility.refuse_unequal(vectors)
+  fingerprint, backbone_notes = compatibility.common_backbone(
+    vectors, allow_unknown_backbone
+  )
+  digest, mixed, origin_notes = compatibility.common_origin(vectors, allow_mixed_origin)
   known = [vector.provenance for vector in vectors]
   provenance = Provenance(
     kind="vector",
@@ -315,23 +314,25 @@ def apply(
       the factor space also: `initial` is folded, or is not the parameters that the vector
       was taken from.
   """
-  _require_vector(vector)
-  _require(
+  compatibility.require_vector(vector)
+  compatibility.require(
     "prompt", initial, "Give an initial prompt, or a run folder, which means its."
   )
-  _refuse_not_finite(coefficient)
-  _refuse_other_method([vector, initial])
+  compatibility.refuse_not_finite(coefficient)
+  compatibility.refuse_other_method([vector, initial])
   initial, start = _in_space(initial, vector.provenance.space)
-  _refuse_unequal([vector, initial])
-  _refuse_other_alpha([vector, initial])
-  fingerprint, notes = _common_backbone([vector, initial], allow_unknown_backbone)
+  compatibility.refuse_unequal([vector, initial])
+  compatibility.refuse_other_alpha([vector, initial])
+  fingerprint, notes = compatibility.common_backbone(
+    [vector, initial], allow_unknown_backbone
+  )
   mine, other = vector.provenance, initial.provenance
   if mine.space == "factor" and mine.initial_digest != start:
     raise UserError(
       f"Cannot apply '{vector.name}' to '{initial.name}': a vector of the factor space "
       "means something on the initial parameters only that it was taken from (digest "
-      f"{_origin(vector)}), and these are {start[:12]}…. Give those, or use a vector of "
-      "the effective space, which goes on any initial prompt."
+      f"{compatibility.origin(vector)}), and these are {start[:12]}…. Give those, or use "
+      "a vector of the effective space, which goes on any initial prompt."
     )
   if other.terms:
     notes += (
@@ -366,41 +367,18 @@ def cosine(items: Sequence[Loaded]) -> Float64[np.ndarray, "N N"]:
   if not items:
     raise UserError("There is nothing to compare. Give at least one prompt or vector.")
   items = [fold(item) if item.provenance.kind == "prompt" else item for item in items]
-  _refuse_other_space(items)
-  _refuse_unequal(items)
+  compatibility.refuse_other_space(items)
+  compatibility.refuse_unequal(items)
   for item in items:
     if not any(leaf.any() for leaf in item.leaves.values()):
       raise UserError(f"'{item.name}' is all zeros and has no direction. Leave it out.")
-  _common_backbone(items, allow_unknown=True)
+  compatibility.common_backbone(items, allow_unknown=True)
   matrix = np.eye(len(items))
   for row, first in enumerate(items):
     for column in range(row):
       value = arithmetic.cosine(first.leaves, items[column].leaves)
       matrix[row, column] = matrix[column, row] = value
   return matrix
-
-
-def _require_vector(item: Loaded) -> None:
-  _require(
-    "vector",
-    item,
-    f"Make a vector of it: tpv diff {item.name} [INITIAL] -o V.safetensors.",
-  )
-
-
-def _require(kind: str, item: Loaded, advice: str) -> None:
-  """Raises `UserError` unless the item is of this kind and its values are finite."""
-  if item.provenance.kind != kind:
-    raise UserError(
-      f"'{item.name}' is a {item.provenance.kind} (terms: "
-      f"{describe_terms(item.provenance.terms)}), and a {kind} is due here. {advice}"
-    )
-  for name, leaf in item.leaves.items():
-    if not np.isfinite(leaf).all():
-      raise UserError(
-        f"'{item.name}' holds NaN or infinity in its leaf '{name}'. Go back to a "
-        "checkpoint from before training diverged."
-      )
 
 
 def _in_space(prompt: Loaded, space: str) -> tuple[Loaded, str]:
@@ -425,178 +403,6 @@ def _in_space(prompt: Loaded, space: str) -> tuple[Loaded, str]:
     "prompt are due. Give its run folder or a checkpoint, or stay in the effective space "
     "(tpv diff without --space factor)."
   )
-
-
-def _refuse_unequal(items: Sequence[Loaded]) -> None:
-  for item in items[1:]:
-    arithmetic.refuse_unequal(
-      items[0].leaves, item.leaves, f"'{items[0].name}'", f"'{item.name}'"
-    )
-
-
-def _refuse_other_space(items: Sequence[Loaded]) -> None:
-  """Raises `UserError` unless all are in one space and, if 'factor', of one origin."""
-  first = items[0]
-  for item in items[1:]:
-    if item.provenance.space != first.provenance.space:
-      raise UserError(
-        f"Cannot combine '{first.name}' and '{item.name}': one is of the "
-        f"{first.provenance.space} space, the other of the {item.provenance.space} space,"
-        " and sums of factors are not sums of what they do. Make both in one space (tpv "
-        "diff, with or without --space factor)."
-      )
-    factors = item.provenance.space == "factor"
-    if factors and item.provenance.initial_digest != first.provenance.initial_digest:
-      raise UserError(
-        f"Cannot combine '{first.name}' and '{item.name}': they are differences from "
-        f"different initial parameters (digest {_origin(first)}, {_origin(item)}), whose "
-        "factors have nothing in common. Make both in the effective space (tpv diff "
-        "without --space factor)."
-      )
-  _refuse_other_alpha(items)
-
-
-def _refuse_other_alpha(items: Sequence[Loaded]) -> None:
-  for item in items[1:]:
-    alphas = [one.provenance.alpha for one in (items[0], item)]
-    if alphas[0] != alphas[1]:
-      stated = ", ".join("unknown" if one is None else f"{one:g}" for one in alphas)
-      raise UserError(
-        f"Cannot combine '{items[0].name}' and '{item.name}': their alphas differ "
-        f"({stated}), so equal parameters mean different updates. "
-        + (
-          "State the unknown one: tpv diff --alpha."
-          if None in alphas
-          else "Stay in the effective space (tpv diff without --space factor)."
-        )
-      )
-
-
-def _refuse_not_finite(coefficient: float) -> None:
-  if not math.isfinite(coefficient):
-    raise UserError(
-      f"The coefficient {coefficient} is not finite. Give an ordinary number."
-    )
-
-
-def _refuse_other_method(items: Sequence[Loaded]) -> None:
-  for item in items[1:]:
-    if item.provenance.method != items[0].provenance.method:
-      raise UserError(
-        f"Cannot combine '{items[0].name}' and '{item.name}': their methods differ "
-        f"({items[0].provenance.method}, {item.provenance.method}). Use prompts of one "
-        "method."
-      )
-
-
-def _common_backbone(
-  items: Sequence[Loaded], allow_unknown: bool
-) -> tuple[str | None, tuple[str, ...]]:
-  """Returns the common fingerprint (None if any is unknown), and notes about it."""
-  known = [item for item in items if item.provenance.backbone_fingerprint]
-  for item in known[1:]:
-    first = known[0]
-    if item.provenance.backbone_fingerprint != first.provenance.backbone_fingerprint:
-      raise UserError(
-        f"Cannot combine '{first.name}' and '{item.name}': they belong to different "
-        f"backbones ({_backbone(first)}, {_backbone(item)}). A prompt means nothing to "
-        "another backbone; use prompts of one."
-      )
-  unknown = [item for item in items if not item.provenance.backbone_fingerprint]
-  if not unknown:
-    return known[0].provenance.backbone_fingerprint, ()
-  if not allow_unknown:
-    verb = "apply" if items[-1].provenance.kind == "prompt" else "sum"
-    raise UserError(
-      f"'{unknown[0].name}' does not state its backbone, so it cannot be shown to fit "
-      "the others. State it when the vector is made (tpv diff --backbone), or "
-      f"{_pass('unknown_backbone', verb)}."
-    )
-  return None, ("that all parts belong to one backbone is the user's word",)
-
-
-def _common_origin(
-  vectors: Sequence[Loaded], allow_mixed: bool
-) -> tuple[str | None, tuple[str, ...], tuple[str, ...]]:
-  """Returns the common initial digest or None, the mixed ones, and notes about them."""
-  digests = {vector.provenance.initial_digest for vector in vectors}
-  mixed = {digest for one in vectors for digest in one.provenance.mixed_origins}
-  if len(digests) == 1 and not mixed and None not in digests:
-    return digests.pop(), (), ()
-  if len(vectors) == 1:
-    return None, tuple(sorted(mixed)), ()
-  if not allow_mixed:
-    raise UserError(_origins_differ(vectors))
-  mixed |= {digest for digest in digests if digest}
-  notes = []
-  if len(mixed) > 1:
-    notes.append(
-      "vectors of different initial prompts were added (--allow-mixed-origin)"
-    )
-  if any(_origin_unknown(vector) for vector in vectors):
-    notes.append("not every added vector states its origin (--allow-mixed-origin)")
-  return None, tuple(sorted(mixed)), tuple(notes)
-
-
-def _other_initial(tuned: Loaded, initial: Loaded, start: str) -> str:
-  problem = (
-    f"Cannot subtract '{initial.name}' from '{tuned.name}': the latter was tuned from the "
-    f"initial prompt {str(tuned.provenance.base_digest)[:12]}…, and the former is "
-    f"{start[:12]}…."
-  )
-  if tuned.provenance.space == "factor":
-    return (
-      f"{problem} In the factor space there is no difference from another one: give the "
-      "prompt that it was tuned from, or leave out --space factor."
-    )
-  return (
-    f"{problem} Give the prompt that it was tuned from, or "
-    f"{_pass('mixed_origin', 'diff')}. (To subtract one task from another, use 'tpv sum "
-    "V1 V2 -w 1 -1'.)"
-  )
-
-
-def _origins_differ(vectors: Sequence[Loaded]) -> str:
-  first = vectors[0]
-  for other in vectors[1:]:
-    pair = f"Cannot add '{first.name}' and '{other.name}'"
-    one, two = first.provenance, other.provenance
-    if _origin_unknown(first) or _origin_unknown(other):
-      unknown = first if _origin_unknown(first) else other
-      return (
-        f"{pair}: '{unknown.name}' does not state its initial prompt, so the two "
-        "cannot be shown to start from one. To add them nevertheless, "
-        f"{_pass('mixed_origin')}."
-      )
-    if one.initial_digest != two.initial_digest:
-      return (
-        f"{pair}: they start from different initial prompts (digest {_origin(first)}, "
-        f"{_origin(other)}). Train both from one initial prompt, or "
-        f"{_pass('mixed_origin')}."
-      )
-  return (
-    f"Cannot add '{first.name}' to others: it mixes several initial prompts "
-    f"({_origin(first)}). To add it nevertheless, {_pass('mixed_origin')}."
-  )
-
-
-def _pass(what: str, verb: str = "sum") -> str:
-  return f"pass {option(f'allow_{what}', verb=verb)}"
-
-
-def _origin_unknown(item: Loaded) -> bool:
-  return item.provenance.initial_digest is None and not item.provenance.mixed_origins
-
-
-def _origin(item: Loaded) -> str:
-  if item.provenance.initial_digest:
-    return f"{item.provenance.initial_digest[:12]}…"
-  return "mixed " + "+".join(f"{one[:12]}…" for one in item.provenance.mixed_origins)
-
-
-def _backbone(item: Loaded) -> str:
-  known = item.provenance
-  return f"{known.backbone_name or 'no name'} {str(known.backbone_fingerprint)[:12]}…"
 
 
 def _agreed(values: Sequence[Any]) -> Any:

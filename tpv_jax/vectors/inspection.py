@@ -20,7 +20,7 @@ from tpv_jax.core.errors import UserError
 from tpv_jax.core.figures import Sheet
 from tpv_jax.prompts import equations
 from tpv_jax.vectors import algebra
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import describe_terms
 
 JSON, GATE, FUSION = "inspection.json", "gate.png", "fusion.png"

@@ -24,7 +24,7 @@ def leaves(seed: int = 0, delta: bool = False) -> dict[str, np.ndarray]:
 
 def loaded(values: dict[str, np.ndarray]):
   """Returns leaves as the product holds what it has read."""
-  from tpv_jax.vectors.algebra import Loaded
+  from tpv_jax.vectors.loaded import Loaded
   from tpv_jax.vectors.provenance import of_leaves
 
   return Loaded(values, of_leaves(values), "made here")

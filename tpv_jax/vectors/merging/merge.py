@@ -7,7 +7,7 @@ import numpy as np
 
 from tpv_jax.core.errors import UserError
 from tpv_jax.vectors import algebra, arithmetic
-from tpv_jax.vectors.algebra import Loaded
+from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.merging import registry
 
 

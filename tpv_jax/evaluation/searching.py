@@ -1,0 +1,132 @@
+"""The search for the coefficient of a vector on an initial prompt."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+
+from tpv_jax.core.checks import OneOf
+from tpv_jax.core.errors import UserError
+from tpv_jax.data.tasks import Task
+from tpv_jax.evaluation import candidates
+from tpv_jax.evaluation.candidates import Candidate
+from tpv_jax.evaluation.evaluator import Evaluator, Prompt
+
+Metric = Annotated[str, OneOf(("exact_match", "label_accuracy", "own"))]
+"""What decides; see `evaluation.evaluate`."""
+
+Searches = dict[int, dict[str, Any]]
+"""How the search for a candidate's coefficient went, by the candidate's place."""
+
+
+def check(tasks: Sequence[Task], coefficient: Any, vector: Any, metric: str) -> None:
+  """Raises `UserError` for a search that has nothing to choose, or no such metric."""
+  if coefficient != 1.0:
+    raise UserError(
+      f"COEFFICIENT is {coefficient!r}, and SEARCH chooses it. Give the coefficients to "
+      "be tried as SEARCH, or one of the two."
+    )
+  if not vector:
+    raise UserError(
+      "SEARCH chooses the coefficient of a vector, and no vector was given: give "
+      "--gin.VECTOR and --gin.INITIAL as well."
+    )
+  for task in tasks:
+    if metric == "label_accuracy" and task.labels is None:
+      raise UserError(
+        f"The task '{task.name}' has no labels among which one could be chosen. Give it "
+        "labels, or set SEARCH_METRIC = 'own'."
+      )
+    if metric == "exact_match" and task.labels is None and task.metric != metric:
+      raise UserError(
+        f"Exact match with the target says little of the free texts of '{task.name}', "
+        f"whose metric is {task.metric}. Set SEARCH_METRIC = 'own', which decodes them."
+      )
+
+
+def best_of_each(
+  evaluator: Evaluator,
+  groups: Sequence[Sequence[Candidate]],
+  tasks_of: Callable[[Candidate], Sequence[Task]],
+  split: str,
+  most: int | None,
+  metric: str,
+) -> tuple[list[list[Candidate]], Searches]:
+  """Returns the best candidate of each group, and how those of several did.
+
+  All candidates of all groups are tried in one pass.
+  """
+  cells = [
+    (number, one, task)
+    for number, group in enumerate(groups)
+    for one in (group if len(group) > 1 else ())
+    for task in tasks_of(one)
+  ]
+  scores = _tried(
+    evaluator, [(one.leaves, task) for _, one, task in cells], split, most, metric
+  )
+  tried: dict[int, dict[str, list[float]]] = {}
+  for (number, _, task), score in zip(cells, scores, strict=True):
+    tried.setdefault(number, {}).setdefault(task.name, []).append(score)
+  best, searches = [], {}
+  for number, group in enumerate(groups):
+    if number not in tried:
+      best.append(list(group))
+      continue
+    means = np.mean(list(tried[number].values()), axis=0)
+    ranked = zip(means, group, strict=True)
+    winner = max(ranked, key=lambda one: (one[0], -(one[1].coefficient or 0.0)))[1]
+    searches[len(best)] = {
+      "split": split,
+      "metric": metric,
+      "coefficients": [one.coefficient for one in group],
+      "scores": tried[number],
+    }
+    candidates.say_equal_scores(
+      f"Search on {split} by {metric}, {winner.name.partition(' * ')[2]}",
+      means.tolist(),
+      f"{winner.coefficient:g}, the smallest coefficient",
+    )
+    best.append([winner])
+  return best, searches
+
+
+def _tried(
+  evaluator: Evaluator,
+  cells: Sequence[tuple[Prompt, Task]],
+  split: str,
+  most: int | None,
+  metric: str,
+) -> list[float]:
+  """Returns the metric of each prompt on the first examples of its task's split."""
+  tasks = {task.name: task for _, task in cells}
+  examples = {name: task.examples(split)[:most] for name, task in tasks.items()}
+  if metric == "own":
+
+    def first(task: Task) -> Task:
+      return dataclasses.replace(task, load=lambda _: examples[task.name])
+
+    shorter = {name: first(task) for name, task in tasks.items()}
+    results = evaluator.evaluate_all(
+      [(leaves, shorter[task.name], split) for leaves, task in cells]
+    )
+    return [result.scores[tasks[result.task].metric] for result in results]
+  tokenized = {
+    name: evaluator.tokenize(some, f"{name}, {split}")
+    for name, some in examples.items()
+  }
+  if metric == "label_accuracy":
+    right = {
+      name: np.asarray([(tasks[name].labels or ()).index(one.targets) for one in some])
+      for name, some in examples.items()
+    }
+    return evaluator.label_accuracies(
+      [
+        (leaves, tokenized[task.name], task.labels or (), right[task.name])
+        for leaves, task in cells
+      ]
+    )
+  return evaluator.exact_matches(
+    [(leaves, tokenized[task.name]) for leaves, task in cells]
+  )
