@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     type=int,
     nargs="+",
     help="positions of a packed block at most, tried with each bank; by default the "
-    "runner's own (packing.WIDE_POSITIONS)",
+    "runner's own (row_shapes.WIDE_POSITIONS)",
   )
   parser.add_argument(
     "--tasks", type=int, default=8, help="whose vectors are evaluated"

@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file  # noqa: E402
 from tpv_jax.backbones.t5 import network  # noqa: E402
 from tpv_jax.banks import bank_steps  # noqa: E402
 from tpv_jax.core import identity  # noqa: E402
-from tpv_jax.data import batches, packing  # noqa: E402
+from tpv_jax.data import batches, packing, row_shapes  # noqa: E402
 from tpv_jax.devices import partitioning, processes  # noqa: E402
 from tpv_jax.evaluation.evaluator import Evaluator  # noqa: E402
 from tpv_jax.model import SoftPromptModel  # noqa: E402
@@ -105,7 +105,7 @@ class Ours:
       {TRAINED: processes.put(prompts, self.bank.stacked[TRAINED])}
     )
     self.rates = np.ones(job["bank"], np.float32)
-    self.shapes = packing.choose_shapes(
+    self.shapes = row_shapes.choose_shapes(
       sizes.reshape(-1, job["bank"] * sizes.shape[2], 2).tolist(),
       job["prompt_length"],
       {"inputs": job["source_length"], "targets": job["target_length"]},

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tpv_jax.backbones.t5 import network
-from tpv_jax.data import batches, packing
+from tpv_jax.data import batches, packing, row_fitting, row_shapes
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts.equations import Folded
 
@@ -68,7 +68,7 @@ def packed(unpacked):
   order = np.random.default_rng(2).permutation(len(items))
   sizes = [(len(item.source), len(item.target)) for item in items]
   lengths = {"inputs": LONGEST, "targets": TARGETS}
-  shapes = packing.choose_shapes([sizes], LENGTH, lengths)
+  shapes = row_shapes.choose_shapes([sizes], LENGTH, lengths)
   return [features for _, features in packing.pack([items[i] for i in order], shapes)]
 
 
@@ -162,7 +162,7 @@ def test_choices_score_what_each_scores_alone_behind_its_prompt(
   model, backbone, with_delta
 ):
   folded, count = bank(with_delta), 3
-  row = packing.Shape(1, 2 * (LENGTH + LONGEST), 6 * TARGETS)
+  row = row_fitting.Shape(1, 2 * (LENGTH + LONGEST), 6 * TARGETS)
   parts, known = [], []
   for prompt_id in (0, 2):
     sources, choices = choices_of(examples(prompt_id), count)
@@ -197,7 +197,7 @@ def test_the_choice_that_is_written_greedily_is_known(model, backbone, monkeypat
   rows = {"encoder_input_tokens": np.array([[5, 9, 1]]), "prompt_ids": np.array([1])}
   (tokens,) = model.predict_rows(folded, backbone, rows, 3)
   tokens = np.asarray(tokens)[np.asarray(tokens) > 0]
-  row = packing.Shape(1, LENGTH + LONGEST, 2 * TARGETS)
+  row = row_fitting.Shape(1, LENGTH + LONGEST, 2 * TARGETS)
   packed, first = packing.pack_choices([source], [[other, tokens]], [1], row, LENGTH)
   _, written = model.score_choices(folded, backbone, packed)
   row, segment = first[0]
@@ -213,7 +213,7 @@ def test_sixteen_times_the_choices_do_not_encode_a_source_again(model, backbone)
       [np.ones(200, np.int32)],
       [[np.ones(1, np.int32)] * count],
       [0],
-      packing.Shape(1, 208, count),
+      row_fitting.Shape(1, 208, count),
       LENGTH,
     )
     scoring = jax.jit(model.score_choices).lower(bank(False), backbone, features)

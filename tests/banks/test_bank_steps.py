@@ -13,7 +13,7 @@ import pytest
 from tpv_jax.backbones.t5 import network
 from tpv_jax.banks import bank_steps
 from tpv_jax.core.errors import UserError
-from tpv_jax.data import batches, packing
+from tpv_jax.data import batches, packing, row_fitting
 from tpv_jax.devices import partitioning, processes
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import ept, plain
@@ -115,8 +115,8 @@ def together(model, mesh, shard_bank=False):
       for path in prompts[0]
     }
   )
-  shapes = packing.Shapes(
-    packing.Shape(8, 40, 16), packing.Shape(mesh.shape["data"], 16, 8), 4
+  shapes = row_fitting.Shapes(
+    row_fitting.Shape(8, 40, 16), row_fitting.Shape(mesh.shape["data"], 16, 8), 4
   )
   losses = []
   for step in range(STEPS):
@@ -170,7 +170,9 @@ def test_a_prompt_without_examples_keeps_its_parameters_and_its_state():
   state = steps.initialise(
     {"prompt/prompt": np.stack([p["prompt/prompt"] for p in prompts])}
   )
-  shapes = packing.Shapes(packing.Shape(8, 40, 16), packing.Shape(1, 16, 8), 4)
+  shapes = row_fitting.Shapes(
+    row_fitting.Shape(8, 40, 16), row_fitting.Shape(1, 16, 8), 4
+  )
   everything = [i for n in range(PROMPTS) for i in packing.items(batch(n, 0), n)]
   calls = [features for _, features in packing.pack(everything, shapes)]
   for _ in range(3):
@@ -196,7 +198,9 @@ def test_a_prompt_without_examples_keeps_its_parameters_and_its_state():
 def test_a_prompt_whose_finite_factors_have_an_infinite_product_leaves_the_others():
   model, mesh = made_model(EPT, ADAMW()), partitioning.make_mesh()
   steps = bank_steps.build(model, RATE, mesh)
-  shapes = packing.Shapes(packing.Shape(8, 40, 16), packing.Shape(1, 16, 8), 4)
+  shapes = row_fitting.Shapes(
+    row_fitting.Shape(8, 40, 16), row_fitting.Shape(1, 16, 8), 4
+  )
   others = np.arange(PROMPTS) != 3
 
   def trained(factor):
@@ -237,8 +241,8 @@ def test_validation_in_shared_rows_gives_each_prompt_the_means_of_its_own():
   for own in rows[1:]:
     own.append(batches.features(sources, every))
   items = [i for n in range(PROMPTS) for one in rows[n] for i in packing.items(one, n)]
-  shape = packing.Shape(8, 40, 16)
-  calls = packing.pack(items, packing.Shapes(shape, shape, 4))
+  shape = row_fitting.Shape(8, 40, 16)
+  calls = packing.pack(items, row_fitting.Shapes(shape, shape, 4))
   found = bank_steps.validate(steps, state, frozen, [one for _, one in calls])
   assert len(calls) < sum(map(len, rows))
   assert steps.measure._cache_size() == 1
@@ -259,7 +263,9 @@ def test_a_bank_compiles_two_shapes_of_calls_for_any_number_of_examples():
   state = steps.initialise(
     {"prompt/prompt": np.stack([p["prompt/prompt"] for p in prompts])}
   )
-  shapes = packing.Shapes(packing.Shape(8, 40, 16), packing.Shape(1, 16, 8), 4)
+  shapes = row_fitting.Shapes(
+    row_fitting.Shape(8, 40, 16), row_fitting.Shape(1, 16, 8), 4
+  )
   for count in (1, 3, 8):
     items = [i for n in range(count) for i in packing.items(batch(n, count), n)]
     calls = [features for _, features in packing.pack(items, shapes)]
@@ -276,7 +282,9 @@ def test_an_example_of_a_prompt_that_the_bank_has_not_is_refused(wrong):
   state = steps.initialise(
     {"prompt/prompt": np.stack([p["prompt/prompt"] for p in prompts])}
   )
-  shapes = packing.Shapes(packing.Shape(2, 40, 16), packing.Shape(1, 16, 8), 4)
+  shapes = row_fitting.Shapes(
+    row_fitting.Shape(2, 40, 16), row_fitting.Shape(1, 16, 8), 4
+  )
   items = packing.items(batch(0, 0), wrong)
   calls = [features for _, features in packing.pack(items, shapes)]
   with pytest.raises(

@@ -8,10 +8,10 @@ import pytest
 
 from tpv_jax.banks import bank_steps, memory
 from tpv_jax.core import identity
-from tpv_jax.data import packing
+from tpv_jax.data import packing, row_fitting
 from tpv_jax.devices import partitioning, processes
 
-SHAPES = packing.Shapes(packing.Shape(4, 32, 8), packing.Shape(1, 16, 4), 4)
+SHAPES = row_fitting.Shapes(row_fitting.Shape(4, 32, 8), row_fitting.Shape(1, 16, 4), 4)
 
 
 def device(**stats):

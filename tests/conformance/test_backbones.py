@@ -9,7 +9,7 @@ import pytest
 
 from tpv_jax.backbones import loading, protocol, registry
 from tpv_jax.core import identity
-from tpv_jax.data import batches, packing
+from tpv_jax.data import batches, packing, row_fitting
 from tpv_jax.data.vocabularies import WordVocabulary
 from tpv_jax.devices import partitioning
 from tpv_jax.formats import hugging_face
@@ -111,8 +111,8 @@ def test_packed_rows_equal_rows_of_one_example(name, form):
   inputs, targets = rows()
   batch = batches.features(inputs, targets)
   alone, _, _ = model.loss_sums({**params, "prompt": {"prompt": prompt}}, batch)
-  shape = packing.Shape(rows=2, width=2 * (LENGTH + WIDTH), targets=2 * TARGETS)
-  shapes = packing.Shapes(shape, shape, prompt_length=LENGTH)
+  shape = row_fitting.Shape(rows=2, width=2 * (LENGTH + WIDTH), targets=2 * TARGETS)
+  shapes = row_fitting.Shapes(shape, shape, prompt_length=LENGTH)
   folded = model.fold_bank({"prompt": jnp.asarray(prompt)[None]})
   packed = 0.0
   for _, call in packing.pack(packing.items(batch, 0), shapes):

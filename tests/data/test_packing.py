@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpv_jax.core.errors import UserError
-from tpv_jax.data import batches, packing
+from tpv_jax.data import batches, packing, row_fitting, row_shapes
 
-SHAPES = packing.Shapes(packing.Shape(2, 24, 12), packing.Shape(1, 16, 8), 4)
+SHAPES = row_fitting.Shapes(
+  row_fitting.Shape(2, 24, 12), row_fitting.Shape(1, 16, 8), 4
+)
 
 
 def made(sizes):
@@ -68,7 +70,7 @@ def test_the_padding_share_is_that_of_the_packed_arrays(sizes):
   calls = packing.pack(made(sizes), SHAPES)
   used = sum((features["encoder_segment_ids"] > 0).sum() for _, features in calls)
   computed = sum(features["encoder_segment_ids"].size for _, features in calls)
-  assert packing.padding_share([sizes], SHAPES) == pytest.approx(1 - used / computed)
+  assert row_shapes.padding_share([sizes], SHAPES) == pytest.approx(1 - used / computed)
 
 
 def test_what_one_short_row_holds_does_not_cost_a_wide_block():
@@ -77,7 +79,9 @@ def test_what_one_short_row_holds_does_not_cost_a_wide_block():
 
 
 def test_targets_that_fill_a_row_open_another():
-  shapes = packing.Shapes(packing.Shape(1, 100, 8), packing.Shape(1, 8, 2), 2)
+  shapes = row_fitting.Shapes(
+    row_fitting.Shape(1, 100, 8), row_fitting.Shape(1, 8, 2), 2
+  )
   assert len(packing.pack(made([(5, 5), (5, 5)]), shapes)) == 2
   assert len(packing.pack(made([(5, 4), (5, 4)]), shapes)) == 1
 
@@ -146,11 +150,11 @@ def test_a_step_of_mixed_data_is_a_few_calls_with_little_padding(
 ):
   lengths = {"inputs": 256, "targets": 4}
   steps = mixed(prompts, examples, steps=40)
-  shapes = packing.choose_shapes(steps[:20], prompt_length, lengths)
+  shapes = row_shapes.choose_shapes(steps[:20], prompt_length, lengths)
   # Of eight examples, which fill but a few rows, wider ones would leave a little less
   # padding and yet cost more, for attention.
   most = 0.15 if prompts * examples == 8 else 0.12
-  assert packing.padding_share(steps[20:], shapes) < most
+  assert row_shapes.padding_share(steps[20:], shapes) < most
   packed = [packing.pack(made(sizes), shapes) for sizes in steps[20:25]]
   assert np.mean([len(step) for step in packed]) <= calls
 
@@ -159,8 +163,8 @@ def test_rows_are_narrow_where_starting_a_call_costs_little():
   steps = mixed(prompts=8, examples=8, steps=10)
   lengths = {"inputs": 256, "targets": 4}
   found = {
-    call: packing.choose_shapes(steps, 100, lengths, call=call)
-    for call in (packing.CALL_POSITIONS_ON_CPU, packing.CALL_POSITIONS)
+    call: row_shapes.choose_shapes(steps, 100, lengths, call=call)
+    for call in (row_fitting.CALL_POSITIONS_ON_CPU, row_fitting.CALL_POSITIONS)
   }
   cheap, dear = found.values()
   assert cheap.short.width < cheap.wide.width == 360  # The longest has 356.
@@ -184,13 +188,13 @@ def test_rows_are_narrow_where_starting_a_call_costs_little():
 
 
 def test_sampled_examples_fit_even_if_they_are_longer_than_was_said():
-  shapes = packing.choose_shapes([[(50, 9), (3, 1)]], 4, {"inputs": 8, "targets": 2})
+  shapes = row_shapes.choose_shapes([[(50, 9), (3, 1)]], 4, {"inputs": 8, "targets": 2})
   assert len(packing.pack(made([(50, 9), (3, 1)]), shapes)) >= 1
 
 
 def test_every_number_of_rows_divides_over_the_devices():
   sizes = [(int(n), 2) for n in np.random.default_rng(0).integers(3, 30, 100)]
-  shapes = packing.choose_shapes([sizes], 4, {"inputs": 30, "targets": 4}, 8)
+  shapes = row_shapes.choose_shapes([sizes], 4, {"inputs": 30, "targets": 4}, 8)
   assert shapes.wide.rows % 8 == shapes.short.rows % 8 == 0
 
 
@@ -205,7 +209,7 @@ def test_blocks_of_rows_hold_every_source_once_for_the_prompts_they_are_given(
     [item.source for item in items],
     [[item.target] for item in items],
     owners,
-    packing.Shape(1, 24, 12),
+    row_fitting.Shape(1, 24, 12),
     4,
   )
   given = ([3, 5], [7, 2])
@@ -257,7 +261,7 @@ def test_choices_stand_behind_each_other_beside_their_source():
   choices.append([np.array([5, 1])] * 3)
   ids = [4, 5, 6]
   packed, first = packing.pack_choices(
-    sources, choices, ids, packing.Shape(1, 18, 16), 3
+    sources, choices, ids, row_fitting.Shape(1, 18, 16), 3
   )
   segments = packed["decoder_segment_ids"]
   for source, own, (row, start) in zip(sources, choices, first, strict=True):
@@ -275,9 +279,9 @@ def test_choices_stand_behind_each_other_beside_their_source():
   assert len(segments) == 2
   assert (segments > 0).sum() == 3 + 2 + 2 + 6
   with pytest.raises(UserError, match="4 source and 5 target tokens does not fit"):
-    packing.pack_choices(sources[:1], choices[:1], [0], packing.Shape(1, 18, 4), 3)
+    packing.pack_choices(sources[:1], choices[:1], [0], row_fitting.Shape(1, 18, 4), 3)
 
 
 def test_the_chosen_row_is_the_one_that_costs_least():
-  row = packing.choose_row([(12, 2)] * 40, 4, {"inputs": 28, "targets": 4})
+  row = row_shapes.choose_row([(12, 2)] * 40, 4, {"inputs": 28, "targets": 4})
   assert row.width % 16 == 0  # Two, three, ... examples of 4 + 12 leave nothing over.

@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float
 from tpv_jax.backbones.protocol import AnyArray
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
-from tpv_jax.data import packing
+from tpv_jax.data import row_fitting, row_shapes
 from tpv_jax.data.batches import Features
 from tpv_jax.devices import partitioning, processes
 from tpv_jax.model import PROMPT, Batch, SoftPromptModel
@@ -233,15 +233,15 @@ def _all_finite(tree: Any) -> Bool[Array, " N"]:
 def wide_positions() -> int:
   """Returns how many source positions a block has here at most, if nobody says else."""
   if jax.default_backend() == "cpu":
-    return packing.WIDE_POSITIONS_ON_CPU
-  return packing.WIDE_POSITIONS
+    return row_shapes.WIDE_POSITIONS_ON_CPU
+  return row_shapes.WIDE_POSITIONS
 
 
 def call_positions() -> int:
   """Returns how many source positions take as long as starting a call does here."""
   if jax.default_backend() == "cpu":
-    return packing.CALL_POSITIONS_ON_CPU
-  return packing.CALL_POSITIONS
+    return row_fitting.CALL_POSITIONS_ON_CPU
+  return row_fitting.CALL_POSITIONS
 
 
 def train_step(

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Sharding
 
 from tpv_jax.banks.bank_steps import BankSteps
-from tpv_jax.data import packing
+from tpv_jax.data import packing, row_fitting
 from tpv_jax.devices import processes
 from tpv_jax.training.steps import Leaves
 
@@ -59,7 +59,7 @@ def need(
   trainable: Leaves,
   frozen: Leaves,
   prompts: int,
-  shapes: packing.Shapes,
+  shapes: row_fitting.Shapes,
 ) -> Need:
   """Returns what a bank of `prompts` needs, by compiling the calls that it would make.
 

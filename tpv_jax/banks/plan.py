@@ -11,7 +11,7 @@ import jax
 from tpv_jax.banks import bank_steps, memory
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
-from tpv_jax.data import batches, packing
+from tpv_jax.data import batches, packing, row_fitting, row_shapes
 from tpv_jax.devices import partitioning
 from tpv_jax.model import PROMPT
 from tpv_jax.training.loop import Run
@@ -133,7 +133,7 @@ class Plan:
     self.cut = self.shard is not False and not odd
     self.steps = self.build(self.cut)
     self.shapes = self._shapes(self.positions)
-    self.padding = packing.padding_share(self._steps(), self.shapes)
+    self.padding = row_shapes.padding_share(self._steps(), self.shapes)
     self.need = self._measure(self.size)
 
   def _steps(self) -> list[packing.Sizes]:
@@ -145,13 +145,13 @@ class Plan:
     ]
     return [step for step in steps if step]
 
-  def _shapes(self, positions: int) -> packing.Shapes:
+  def _shapes(self, positions: int) -> row_fitting.Shapes:
     prompt = self.runs[0].model.prompt
     assert prompt is not None  # `bank_steps.build` has seen to it.
     first = [run.data.batch_at(0) for run in self.runs]
     for run in self.runs:
       first += itertools.islice(run.data.validation_batches(), 1)
-    return packing.choose_shapes(
+    return row_shapes.choose_shapes(
       self._steps(),
       prompt.length,
       {

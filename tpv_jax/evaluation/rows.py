@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from jaxtyping import Int
 
-from tpv_jax.data import batches, packing
+from tpv_jax.data import batches, packing, row_fitting, row_shapes
 
 _SAVED = 0.9
 """A second, shorter shape is compiled if the share of positions left is below this."""
@@ -22,14 +22,14 @@ class RowSizes:
   def __init__(self, lengths: Mapping[str, int]) -> None:
     """Takes `{'inputs': T, 'targets': L}`, in tokens, EOS included."""
     self._lengths = lengths
-    self._shapes: dict[tuple[int, bool], packing.Shape] = {}
+    self._shapes: dict[tuple[int, bool], row_fitting.Shape] = {}
     self._widths: dict[int, list[int]] = {}
 
   def packed(
     self,
     length: int,
     examples: Sequence[tuple[batches.Tokenized, Choices]],
-  ) -> packing.Shape:
+  ) -> row_fitting.Shape:
     """Returns the shape of packed rows, chosen for the first examples that came.
 
     Sources always fit; it is chosen again for more choices than a row has room for.
@@ -48,7 +48,7 @@ class RowSizes:
     key = (length, all(choices is None for _, choices in examples))
     known = self._shapes.get(key)
     if known is None or max(target for _, target in sizes) > known.targets:
-      self._shapes[key] = packing.choose_row(sizes, length, self._lengths)
+      self._shapes[key] = row_shapes.choose_row(sizes, length, self._lengths)
     return self._shapes[key]
 
   def decoded(self, length: int, tokens: Int[np.ndarray, " N"]) -> list[int]:
@@ -82,7 +82,7 @@ def layers(
 
 def pack(
   examples: Sequence[tuple[batches.Tokenized, Choices]],
-  shape: packing.Shape,
+  shape: row_fitting.Shape,
   length: int,
 ) -> tuple[batches.Features, list[np.ndarray]]:
   """Returns the examples of several sets in rows, and where the choices of each are."""
