@@ -24,7 +24,7 @@ import record
 from jax.sharding import Mesh
 
 from tpv_jax import model as model_lib
-from tpv_jax.backbones.t5 import network, sizes
+from tpv_jax.backbones.t5 import attention, layers, network, sizes
 from tpv_jax.core import files, identity
 from tpv_jax.core.errors import ArgumentParser, UserError, at_least, run_command
 from tpv_jax.data import batches
@@ -53,28 +53,28 @@ DEFAULTS = {
 NOW = "now"
 
 
-def plain_gather(queries: Any, keys: Any, values: Any, mask: Any, bias: Any) -> Any:
-  """Returns what `network.gather` does, differentiated by JAX."""
+def plain_attention(queries: Any, keys: Any, values: Any, mask: Any, bias: Any) -> Any:
+  """Returns what `attention.attention` does, differentiated by JAX."""
   logits = jnp.einsum(
     "bqhk,bshk->bhqs", queries, keys, preferred_element_type=jnp.float32
   )
   logits = logits if bias is None else logits + bias
-  weights = jax.nn.softmax(jnp.where(mask, logits, network.MASKED))
+  weights = jax.nn.softmax(jnp.where(mask, logits, attention.MASKED))
   return jnp.einsum("bhqs,bshk->bqhk", weights.astype(queries.dtype), values)
 
 
 def plain_projection(x: Any, kernel: Any) -> Any:
-  """Returns what `network.project_to_fp32` does, differentiated by JAX."""
+  """Returns what `layers.project_to_fp32` does, differentiated by JAX."""
   return jnp.dot(x, kernel, preferred_element_type=jnp.float32)
 
 
-class FusedAttention(network.Attention):
+class FusedAttention(attention.Attention):
   """Attention by `jax.nn.dot_product_attention`."""
 
   implementation = "xla"
 
   def __call__(self, x, keys_values, mask, bias, deterministic):
-    """See `network.Attention`; dropout is left out."""
+    """See `attention.Attention`; dropout is left out."""
     keys, values = keys_values
     gathered = jax.nn.dot_product_attention(
       self._heads(self.query(x)),
@@ -102,11 +102,11 @@ VARIANTS: dict[str, tuple[str, Callable[[], Any]]] = {
   ),
   "attention": (
     "attention's backward pass by JAX",
-    lambda: mock.patch.object(network, "gather", plain_gather),
+    lambda: mock.patch.object(attention, "attention", plain_attention),
   ),
   "projection": (
     "the output layer's backward pass by JAX",
-    lambda: mock.patch.object(network, "project_to_fp32", plain_projection),
+    lambda: mock.patch.object(layers, "project_to_fp32", plain_projection),
   ),
   "xla": (
     "jax.nn.dot_product_attention",

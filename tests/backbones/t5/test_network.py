@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpv_jax.backbones.t5 import network
+from tpv_jax.backbones.t5 import attention, layers, network
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 
@@ -118,8 +118,8 @@ def bucket_of(distance, bidirectional):
 
 @pytest.mark.parametrize("bidirectional", [True, False])
 def test_buckets_are_those_of_the_paper(bidirectional):
-  buckets = network.relative_buckets(3, 300, bidirectional)
-  backwards = network.relative_buckets(300, 3, bidirectional)
+  buckets = attention.relative_buckets(3, 300, bidirectional)
+  backwards = attention.relative_buckets(300, 3, bidirectional)
   for query in range(3):
     for key in range(300):
       assert buckets[query, key] == bucket_of(key - query, bidirectional)
@@ -295,7 +295,7 @@ def factors(jaxpr):
 
 
 @pytest.fixture
-def attention():
+def factors_of_attention():
   """Queries, keys, values, a slope for the result, a mask and a bias."""
   rng = np.random.default_rng(0)
   made = rng.standard_normal((4, 3, 5, 2, 4))
@@ -309,9 +309,9 @@ def attention():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("biased", [True, False])
 def test_attention_has_the_values_and_gradients_of_the_formula(
-  attention, dtype, biased
+  factors_of_attention, dtype, biased
 ):
-  *inputs, slope, mask, bias = attention
+  *inputs, slope, mask, bias = factors_of_attention
   # What both sides are given is what bf16 can say.
   inputs = [leaf.astype(dtype).astype(jnp.float32) for leaf in inputs]
   slope = slope.astype(dtype).astype(jnp.float32)
@@ -319,7 +319,7 @@ def test_attention_has_the_values_and_gradients_of_the_formula(
   def formula(queries, keys, values, bias):
     logits = jnp.einsum("bqhk,bshk->bhqs", queries, keys)
     logits = logits + bias if biased else logits
-    exponentials = jnp.exp(jnp.where(mask, logits, network.MASKED) - logits.max())
+    exponentials = jnp.exp(jnp.where(mask, logits, attention.MASKED) - logits.max())
     nothing = ~mask.any(axis=-1, keepdims=True)
     total = exponentials.sum(axis=-1, keepdims=True)
     weights = jnp.where(nothing, 1 / 5, exponentials / jnp.where(nothing, 1.0, total))
@@ -327,7 +327,7 @@ def test_attention_has_the_values_and_gradients_of_the_formula(
 
   def ours(queries, keys, values, bias):
     factors = (leaf.astype(dtype) for leaf in (queries, keys, values))
-    return network.attention(*factors, mask, bias if biased else None)
+    return attention.attention(*factors, mask, bias if biased else None)
 
   expected, pull_formula_back = jax.vjp(formula, *inputs, bias)
   found, pull_back = jax.vjp(ours, *inputs, bias)
@@ -361,15 +361,15 @@ def test_dropout_drops_a_heads_values_of_a_key_for_all_queries(monkeypatch):
   """That is T5X's dropout of weights, which has one mask for all queries."""
   seen = []
 
-  def attention(queries, keys, values, mask, bias):
+  def record(queries, keys, values, mask, bias):
     seen.append(np.asarray(values))
     return queries
 
-  layer = network.Attention(2, 4, 8, dropout_rate=0.5, dtype="float32")
+  layer = attention.Attention(2, 4, 8, dropout_rate=0.5, dtype="float32")
   x, heads = jnp.ones((3, 20, 8)), jnp.ones((3, 20, 2, 4))
   inputs = (x, (heads, heads), jnp.ones((3, 1, 1, 20), bool), None)
   params = layer.init(jax.random.key(0), *inputs, True)
-  monkeypatch.setattr(network, "attention", attention)
+  monkeypatch.setattr(attention, "attention", record)
   layer.apply(params, *inputs, False, rngs={"dropout": jax.random.key(1)})
   (values,) = seen
   assert set(np.unique(values)) == {0.0, 2.0}
@@ -378,10 +378,11 @@ def test_dropout_drops_a_heads_values_of_a_key_for_all_queries(monkeypatch):
     assert (values != np.roll(values, 1, axis)).any()
 
 
-def test_logits_have_the_gradient_of_the_plain_product(attention):
-  x, kernel = attention[0].reshape(-1, 8), attention[1].reshape(8, -1)
+def test_logits_have_the_gradient_of_the_plain_product(factors_of_attention):
+  queries, keys, *_ = factors_of_attention
+  x, kernel = queries.reshape(-1, 8), keys.reshape(8, -1)
   slope = x @ kernel
-  found = jax.vjp(network.project_to_fp32, x, kernel)[1](slope)
+  found = jax.vjp(layers.project_to_fp32, x, kernel)[1](slope)
   expected = jax.vjp(jnp.dot, x, kernel)[1](slope)
   for one, other in zip(found, expected, strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-5)  # Values to 40.

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tpv_jax.backbones import decoding, loading
-from tpv_jax.backbones.t5 import hugging_face, network
+from tpv_jax.backbones.t5 import attention, hugging_face, network
 from tpv_jax.core import identity
 
 FAMILIES = references.FAMILIES
@@ -169,7 +169,7 @@ def test_every_bucket_of_the_relative_bias_is_compared(family, stack):
   leaves = flat(family)
   path = f"{stack}/relpos_bias/rel_embedding"
   unnoticed = []
-  for bucket in range(network.RELATIVE_BUCKETS):
+  for bucket in range(attention.RELATIVE_BUCKETS):
     moved = leaves[path].copy()
     moved[:, bucket] += 0.5
     if not float(compiled(family, "long")({**leaves, path: moved})[0]) > TOLERANCE:

@@ -1,0 +1,145 @@
+"""The layers that know nothing of attention, with T5X's parameter names and axes."""
+
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen.partitioning import param_with_axes
+from jaxtyping import Array, Float, Int
+
+from tpv_jax.backbones.protocol import AnyArray
+
+_fan_in_truncated = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+  "relu": jax.nn.relu,
+  "gelu": functools.partial(jax.nn.gelu, approximate=True),
+  "linear": lambda x: x,
+}
+
+
+class Dense(nn.Module):
+  """A linear map without bias over the last axis, with its kernel stored as a matrix.
+
+  Factors are in `dtype`; so is the result, unless `to_fp32` asks for fp32.
+  """
+
+  features: int
+  axes: tuple[str, str]
+  dtype: str
+  kernel_init: Any = _fan_in_truncated
+  to_fp32: bool = False
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
+    kernel = param_with_axes(
+      "kernel",
+      self.kernel_init,
+      (x.shape[-1], self.features),
+      jnp.float32,
+      axes=self.axes,
+    )
+    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+    return project_to_fp32(x, kernel) if self.to_fp32 else jnp.dot(x, kernel)
+
+
+class LayerNorm(nn.Module):
+  """T5's layer norm: division by the root mean square (in fp32) and a scale; no bias."""
+
+  dtype: str
+  epsilon: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    scale = param_with_axes(
+      "scale", nn.initializers.ones, (x.shape[-1],), jnp.float32, axes=("embed",)
+    )
+    x = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    normal = x * jax.lax.rsqrt(mean_square + self.epsilon)
+    return normal.astype(self.dtype) * scale.astype(self.dtype)
+
+
+class Embed(nn.Module):
+  """The token table [V, D], used for input and, in v1.0, for output."""
+
+  vocab_size: int
+  features: int
+  dtype: str
+
+  def setup(self) -> None:
+    self.embedding = param_with_axes(
+      "embedding",
+      nn.initializers.normal(stddev=1.0),
+      (self.vocab_size, self.features),
+      jnp.float32,
+      axes=("vocab", "embed"),
+    )
+
+  def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Returns the rows of the tokens; an id outside the table gives NaN."""
+    return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+
+  def attend(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
+    """Returns `x @ embedding.T / sqrt(D)` in fp32, the tied logits of v1.0.
+
+    Both factors are in `dtype`, the sums are fp32.
+    """
+    table = self.embedding.astype(self.dtype)
+    return project_to_fp32(x.astype(self.dtype), table.T) * self.features**-0.5
+
+
+@jax.custom_vjp
+def project_to_fp32(
+  x: Float[AnyArray, "... inputs"], kernel: Float[AnyArray, "inputs outputs"]
+) -> Float[Array, "... outputs"]:
+  """Returns `x @ kernel` in fp32, for two factors of one dtype.
+
+  The backward pass multiplies in that dtype as well: JAX's own would convert the kernel to
+  fp32 for it (benchmarks/NOTES.md).
+  """
+  return jnp.dot(x, kernel, preferred_element_type=jnp.float32)
+
+
+def _project_forward(x: Any, kernel: Any) -> tuple[Array, tuple[Any, Any]]:
+  return project_to_fp32(x, kernel), (x, kernel)
+
+
+def _project_backward(kept: tuple[Any, Any], gradient: Array) -> tuple[Array, Array]:
+  x, kernel = kept
+  # d(x W) = g W^T for x and x^T g for W, both products in the factors' dtype.
+  gradient = gradient.astype(x.dtype)
+  return jnp.dot(gradient, kernel.T), jnp.einsum("...i,...o->io", x, gradient)
+
+
+project_to_fp32.defvjp(_project_forward, _project_backward)
+
+
+class Mlp(nn.Module):
+  """The feed-forward block: the product of its activated branches, mapped back to D."""
+
+  mlp_dim: int
+  activations: Sequence[str]
+  dropout_rate: float
+  dtype: str
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B joined D"], deterministic: bool
+  ) -> Float[Array, "B joined D"]:
+    features = x.shape[-1]
+    branches = []
+    for number, activation in enumerate(self.activations):
+      name = "wi" if len(self.activations) == 1 else f"wi_{number}"
+      branch = Dense(self.mlp_dim, ("embed", "mlp"), self.dtype, name=name)(x)
+      branches.append(ACTIVATIONS[activation](branch))
+    x = functools.reduce(operator.mul, branches)
+    x = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(
+      x, deterministic=deterministic
+    )
+    return Dense(features, ("mlp", "embed"), self.dtype, name="wo")(x)
