@@ -136,7 +136,7 @@ class Plan:
     self.padding = row_shapes.padding_share(self._steps(), self.shapes)
     self.need = self._measure(self.size)
 
-  def _steps(self) -> list[packing.Sizes]:
+  def _steps(self) -> list[row_fitting.Sizes]:
     """Returns the sizes of the examples of each sampled step of each group."""
     steps = [
       list(itertools.chain.from_iterable(sizes[i] for i in group))
