@@ -25,7 +25,6 @@ import datetime
 import json
 import os
 import pathlib
-import shlex
 import signal
 import subprocess
 import sys
@@ -38,17 +37,16 @@ import numpy as np
 HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+import command  # noqa: E402
 import record  # noqa: E402
 from record import quartiles  # noqa: E402
 
 from tpv_jax.backbones.t5 import sizes  # noqa: E402
 from tpv_jax.core import files  # noqa: E402
 from tpv_jax.core.errors import (  # noqa: E402
-  ArgumentParser,
   UserError,
   at_least,
   near_misses,
-  run_command,
 )
 
 EXAMPLES = """\
@@ -129,11 +127,7 @@ class SideFailed(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Measures, prints tables, writes JSON; returns the exit code."""
-  parser = ArgumentParser(
-    description=__doc__,
-    epilog=EXAMPLES,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = command.parser(__doc__ or "", EXAMPLES)
   parser.add_argument(
     "--size", default="small", help="small (the default), base or large: T5 v1.0"
   )
@@ -203,16 +197,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     action="store_true",
     help="only compare the losses of both sides in fp32; exit code 1 if they differ",
   )
-  parser.add_argument("--output", help="a JSON file for the results")
-  parser.add_argument("--overwrite", action="store_true", help="replace it")
-  parser.add_argument("--debug", action="store_true", help="show traces of errors")
-  options = parser.parse_args(argv)
-  arguments = sys.argv[1:] if argv is None else argv
-  command = shlex.join(["python", "benchmarks/against_peft.py", *arguments])
-  return run_command(lambda: run(options, command), debug=options.debug)
+  return command.run(parser, "against_peft.py", run, argv)
 
 
-def run(options: argparse.Namespace, command: str) -> int:
+def run(options: argparse.Namespace, called: str) -> int:
   """Runs the contests that the options ask for, reports, and returns the exit code.
 
   Raises:
@@ -256,7 +244,7 @@ def run(options: argparse.Namespace, command: str) -> int:
       if name in options.only:
         results |= getattr(bench, f"contest_{name}")()
     if options.output:
-      files.write_json(options.output, bench.report(command, results))
+      files.write_json(options.output, bench.report(called, results))
       print(f"Wrote '{options.output}'.")
   different = [name for name, result in results.items() if not result["same_losses"]]
   if different:

@@ -8,18 +8,18 @@ machine hits all of them; plain tuning is timed twice a round to show the noise.
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+import command
 import jax
 import numpy as np
 import record
 
 from tpv_jax.backbones.t5 import network, sizes
 from tpv_jax.core import files
-from tpv_jax.core.errors import ArgumentParser, at_least, run_command
+from tpv_jax.core.errors import at_least
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import budget, ept, plain
 from tpv_jax.training import cost, optimizers
@@ -47,11 +47,7 @@ DEFAULTS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Measures, prints a table, writes JSON; returns the exit code."""
-  parser = ArgumentParser(
-    description=__doc__,
-    epilog=EXAMPLES,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = command.parser(__doc__ or "", EXAMPLES)
   parser.add_argument(
     "--size",
     action="append",
@@ -82,25 +78,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--source-length", type=int, default=SOURCE_LENGTH, help="M, all of it filled"
   )
   parser.add_argument("--target-length", type=int, default=8, help="L, target tokens")
-  parser.add_argument("--output", help="a JSON file for the results")
-  parser.add_argument("--overwrite", action="store_true", help="replace it")
-  parser.add_argument("--debug", action="store_true", help="show traces of errors")
-  options = parser.parse_args(argv)
-  arguments = sys.argv[1:] if argv is None else argv
-  command = shlex.join(["python", "benchmarks/ept_cost.py", *arguments])
-  return run_command(lambda: run(options, command), debug=options.debug)
+  return command.run(parser, "ept_cost.py", run, argv)
 
 
-def run(options: argparse.Namespace, command: str) -> None:
+def run(options: argparse.Namespace, called: str) -> None:
   """Measures every size that the options ask for, and reports.
 
   Raises:
     UserError: options that do not fit, or an output that exists.
   """
-  device = jax.default_backend()
-  for name, value in DEFAULTS.get(device, DEFAULTS["other"]).items():
-    if getattr(options, name) is None:
-      setattr(options, name, value)
+  command.fill(options, DEFAULTS)
   for name in ("batch", "prompt_length", "source_length", "target_length"):
     at_least(name, getattr(options, name), 1)
   if options.output:
@@ -111,7 +98,7 @@ def run(options: argparse.Namespace, command: str) -> None:
     results[size] = measure(network.Transformer(**numbers), options)
     print_table(size, results[size])
   if options.output:
-    files.write_json(options.output, report(options, command, results))
+    files.write_json(options.output, report(options, called, results))
     print(f"Wrote '{options.output}'.")
 
 
@@ -196,12 +183,12 @@ def print_table(size: str, rows: dict[str, Any]) -> None:
 
 
 def report(
-  options: argparse.Namespace, command: str, results: dict[str, Any]
+  options: argparse.Namespace, called: str, results: dict[str, Any]
 ) -> dict[str, Any]:
   """Returns the results with all that is needed to run them again."""
   settings = ("batch", "dtype", "repetitions", "prompt_length", "short_length")
   return {
-    **record.made(command),
+    **record.made(called),
     "device": jax.devices()[0].device_kind,
     "settings": {
       name: getattr(options, name)

@@ -9,13 +9,13 @@ step says, so they hold on a busy machine as well.
 
 import argparse
 import contextlib
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
+import command
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from tpv_jax import model as model_lib
 from tpv_jax.backbones.t5 import attention, layers, network, sizes
 from tpv_jax.core import files, identity
-from tpv_jax.core.errors import ArgumentParser, UserError, at_least, run_command
+from tpv_jax.core.errors import UserError, at_least
 from tpv_jax.data import batches
 from tpv_jax.devices import partitioning, processes
 from tpv_jax.prompts import plain
@@ -127,11 +127,7 @@ SCANNED = 10
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Measures, prints a table, writes JSON; returns the exit code."""
-  parser = ArgumentParser(
-    description=__doc__,
-    epilog=EXAMPLES,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = command.parser(__doc__ or "", EXAMPLES)
   parser.add_argument("--size", help="small, base or large: T5 v1.0")
   parser.add_argument("--dtype", help="float32 or bfloat16")
   parser.add_argument("--batch", type=int, help="rows of a step")
@@ -142,25 +138,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     "--only", nargs="+", default=list(VARIANTS), metavar="VARIANT", help="some of them"
   )
-  parser.add_argument("--output", help="a JSON file for the results")
-  parser.add_argument("--overwrite", action="store_true", help="replace it")
-  parser.add_argument("--debug", action="store_true", help="show traces of errors")
-  options = parser.parse_args(argv)
-  arguments = sys.argv[1:] if argv is None else argv
-  command = shlex.join(["python", "benchmarks/step_parts.py", *arguments])
-  return run_command(lambda: run(options, command), debug=options.debug)
+  return command.run(parser, "step_parts.py", run, argv)
 
 
-def run(options: argparse.Namespace, command: str) -> None:
+def run(options: argparse.Namespace, called: str) -> None:
   """Measures the variants that the options ask for, and reports.
 
   Raises:
     UserError: options that do not fit, or an output that exists.
   """
-  device = jax.default_backend()
-  for name, value in DEFAULTS.get(device, DEFAULTS["other"]).items():
-    if getattr(options, name) is None:
-      setattr(options, name, value)
+  command.fill(options, DEFAULTS)
   for name in options.only:
     if name not in VARIANTS:
       raise UserError(
@@ -202,7 +189,7 @@ def run(options: argparse.Namespace, command: str) -> None:
       if name not in ("output", "overwrite", "debug", "only")
     }
     written = {
-      **record.made(command),
+      **record.made(called),
       "device": jax.devices()[0].device_kind,
       "settings": settings,
       "versions": record.versions(PACKAGES),

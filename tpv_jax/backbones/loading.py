@@ -26,7 +26,7 @@ from tpv_jax.backbones import registry
 from tpv_jax.backbones.protocol import Network
 from tpv_jax.core import errors, files, identity
 from tpv_jax.core.errors import UserError
-from tpv_jax.core.leaves import Leaf, misfits
+from tpv_jax.core.leaves import Leaf, misfits, not_finite
 from tpv_jax.data import vocabularies
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.formats import hugging_face
@@ -368,13 +368,9 @@ def check_fingerprint(stated: str | None, found: str, path: files.PathLike) -> N
 
 def refuse_not_finite(name: str, values: np.ndarray, source: str) -> None:
   """Raises `UserError` if the leaf `name` of a backbone holds NaN or infinity."""
-  finite = np.isfinite(values)
-  if not finite.all():
-    where = np.unravel_index(int(np.argmin(finite)), values.shape)
+  if wrong := not_finite(values):
     raise UserError(
-      f"The leaf '{name}' of '{source}' holds {values.size - int(finite.sum())} values "
-      f"that are NaN or infinite, the first at {tuple(map(int, where))}. Take another "
-      "copy of the model."
+      f"The leaf '{name}' of '{source}' holds {wrong}. Take another copy of the model."
     )
 
 

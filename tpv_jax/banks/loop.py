@@ -22,10 +22,7 @@ from tpv_jax.devices import processes
 from tpv_jax.training.checkpoints import Best
 from tpv_jax.training.loop import Run, chunks
 from tpv_jax.training.signals import Stopped
-from tpv_jax.training.steps import Leaves, TrainState
-
-COMPILED = "/jax/core/compile/backend_compile_duration"
-"""The event by which JAX says that it has compiled something."""
+from tpv_jax.training.steps import Leaves, TrainState, compilations
 
 LEFT_AT = "left_bank_at"
 """In the manifest of a diverged run until the others' states of that step are saved."""
@@ -57,7 +54,7 @@ class BankRun:
     self.names = [run.data.name for run in runs]
     self.best: list[Best | None] = [None] * len(runs)
     self.positions = self.used = self.recompiled = 0
-    self.listening = self.stepped = False
+    self.stepped = False
     self._validation: tuple[tuple[int, ...], list[Features]] | None = None
 
   def execute(
@@ -69,9 +66,8 @@ class BankRun:
     for index in sorted(self.active):
       self.runs[index].go_back_to_what_is_whole()
     self._go_back_to_a_common_step()
-    jax.monitoring.register_event_duration_secs_listener(self._hear)
     with contextlib.ExitStack() as stack:
-      stack.callback(jax.monitoring.unregister_event_duration_listener, self._hear)
+      self.compilations = stack.enter_context(compilations())
       state, at = self._begin(stack, config)
       if at:
         state = self._loop(state, at, stop_requested)
@@ -214,12 +210,14 @@ class BankRun:
       calls = packing.pack(items, self.plan.shapes, self.names)
       self.positions += sum(shape.positions for shape, _ in calls)
       self.used += sum(packing.used_positions(features) for _, features in calls)
-      self.listening = self.stepped
+      before = self.compilations()
       # Dispatched at once: the next step is packed while the devices work on this one.
       state, report = bank_steps.train_step(
         self.steps, state, self.frozen, [features for _, features in calls], self.rates
       )
-      self.listening, self.stepped = False, True
+      if self.stepped:
+        self.recompiled += self.compilations() - before
+      self.stepped = True
       reports.append(report)
     found = jax.device_get(reports)
     return state, {name: np.stack([one[name] for one in found]) for name in found[0]}
@@ -350,11 +348,6 @@ class BankRun:
   def _padding(self) -> float:
     """The share of all computed source positions so far that held nothing."""
     return 1 - self.used / max(self.positions, 1)
-
-  def _hear(self, event: str, duration_secs: float, **_: Any) -> None:
-    """Counts what is compiled in a step that is not the first."""
-    if self.listening and event == COMPILED:
-      self.recompiled += 1
 
 
 def _one(whole: TrainState, index: int) -> TrainState:

@@ -14,6 +14,18 @@ import numpy as np
 from tpv_jax.core import errors
 
 
+def not_finite(values: np.ndarray) -> str | None:
+  """Returns how many values are NaN or infinite, and where; None if all are finite."""
+  finite = np.isfinite(values)
+  if finite.all():
+    return None
+  where = np.unravel_index(int(np.argmin(finite)), values.shape)
+  return (
+    f"{values.size - int(finite.sum())} values that are NaN or infinite, the first at "
+    f"{tuple(map(int, where))}"
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Leaf:
   """An array on its way: its form is known, its values are read by `np.asarray`.

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from tpv_jax.core.errors import UserError
+from tpv_jax.core.leaves import not_finite
 
 _AT_ONCE = 1 << 22
 """Values that are widened to fp64 at a time."""
@@ -167,10 +168,10 @@ def _ordered_sum(
 
 def _finite(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   for name, leaf in leaves.items():
-    if not np.isfinite(leaf).all():
+    if wrong := not_finite(leaf):
       raise UserError(
-        f"The result does not fit into fp32: leaf '{name}' would hold NaN or infinity. "
-        "Choose smaller coefficients."
+        f"The result does not fit into fp32: leaf '{name}' would hold {wrong}. Choose "
+        "smaller coefficients."
       )
   return leaves
 

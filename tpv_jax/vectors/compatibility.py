@@ -6,9 +6,8 @@ Each function refuses in one line that names both, or returns what they have in 
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from tpv_jax.core.errors import UserError, option
+from tpv_jax.core.leaves import not_finite
 from tpv_jax.vectors import arithmetic
 from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import describe_terms
@@ -31,10 +30,10 @@ def require(kind: str, item: Loaded, advice: str) -> None:
       f"{describe_terms(item.provenance.terms)}), and a {kind} is due here. {advice}"
     )
   for name, leaf in item.leaves.items():
-    if not np.isfinite(leaf).all():
+    if wrong := not_finite(leaf):
       raise UserError(
-        f"'{item.name}' holds NaN or infinity in its leaf '{name}'. Go back to a "
-        "checkpoint from before training diverged."
+        f"The leaf '{name}' of '{item.name}' holds {wrong}. Go back to a checkpoint from "
+        "before training diverged."
       )
 
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from tpv_jax.core import errors, files, identity
 from tpv_jax.core.errors import UserError
+from tpv_jax.core.leaves import not_finite
 from tpv_jax.core.version import VERSION
 from tpv_jax.io import safetensors
 from tpv_jax.prompts import registry
@@ -173,13 +174,10 @@ def _checked(name: str, leaf: Any) -> np.ndarray:
 
 def refuse_not_finite(name: str, leaf: np.ndarray) -> None:
   """Raises `UserError` if the leaf `name` contains NaN or infinity."""
-  finite = np.isfinite(leaf)
-  if not finite.all():
-    where = np.unravel_index(int(np.argmin(finite)), leaf.shape)
+  if wrong := not_finite(leaf):
     raise UserError(
-      f"Leaf '{name}' holds {np.size(leaf) - int(finite.sum())} values that are NaN or "
-      f"infinite, the first at {tuple(map(int, where))}. Go back to a checkpoint from "
-      "before training diverged, or choose smaller coefficients."
+      f"Leaf '{name}' holds {wrong}. Go back to a checkpoint from before training "
+      "diverged, or choose smaller coefficients."
     )
 
 
