@@ -25,8 +25,8 @@ from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.core.files import Path, PathLike
 from tpv_jax.core.screen import Bar
 from tpv_jax.data.batches import order
+from tpv_jax.data.lines import json_row
 from tpv_jax.data.papers.definition import Definition, Row, check_classes
-from tpv_jax.data.text_files import json_row
 
 ABOUT = "about.json"
 """The file that is written last and says what lies beside it."""

@@ -4,12 +4,9 @@ What a file means is decided here once: its rows, its splits, its labels. Every 
 names the file and the line.
 """
 
-import csv
 import dataclasses
 import decimal
 import functools
-import io
-import json
 import os
 import pathlib
 import string
@@ -18,15 +15,10 @@ from typing import Any, Literal
 
 from tpv_jax.core.checks import Positive, Seed, checked
 from tpv_jax.core.errors import UserError, near_misses
-from tpv_jax.core.files import PathLike, read_bytes, to_path
+from tpv_jax.core.files import PathLike
+from tpv_jax.data import lines
 from tpv_jax.data.batches import order
 from tpv_jax.data.tasks import SPLITS, Example, Task, deduplicate
-
-MOST_LETTERS = 2**31 - 1
-"""Of a cell of a CSV file: what a C long holds everywhere."""
-
-MOST_NESTED = 64
-"""Levels of a JSON object; what reads it further is recursive."""
 
 LARGE = 10_000
 """More training rows than this make a task large in the paper's split rule."""
@@ -349,18 +341,18 @@ class _Rows:
         f"'{path}' is of unknown format '{known or pathlib.Path(path).suffix}'; tsv, csv "
         "and jsonl can be read. Set text_file_task.file_format."
       )
-    text = read_text(path, "text_file_task.paths")
+    text = lines.read_text(path, "text_file_task.paths")
     if known != "csv" and "\r" in text.strip() and "\n" not in text:
       raise UserError(
         f"'{path}' ends its lines with carriage returns alone, as old Macs did. Convert "
         "it: tr '\\r' '\\n' < OLD > NEW."
       )
     if known == "jsonl":
-      yield from _json_lines(path, text)
+      yield from lines.json_lines(path, text)
       return
     header = self.columns
-    lines = _tsv(path, text) if known == "tsv" else self._csv(path, text)
-    for number, cells in lines:
+    rows = lines.tsv_lines(path, text) if known == "tsv" else self._csv(path, text)
+    for number, cells in rows:
       where = f"{path}:{number}"
       if header is None:
         header = tuple(cell.strip() for cell in cells)
@@ -388,7 +380,7 @@ class _Rows:
 
     def fits(delimiter: str) -> bool:
       try:
-        _, cells = next(_csv(path, text, delimiter), (0, ()))
+        _, cells = next(lines.csv_lines(path, text, delimiter), (0, ()))
       except UserError:  # Its quotes are none between such columns.
         return False
       if self.columns is not None:
@@ -401,144 +393,7 @@ class _Rows:
         f"'{path}' can be split at semicolons and at tabs alike. Write it with commas, or "
         "set text_file_task.file_format = 'tsv' if tabs are meant and quotes are not."
       )
-    yield from _csv(path, text, *(others or (",",)))
-
-
-def _json_lines(path: PathLike, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-  for number, line in enumerate(text.split("\n"), start=1):
-    if line.strip():
-      where = f"{path}:{number}"
-      fix = "set text_file_task.file_format if this is no JSON-lines file"
-      yield where, json_row(line, where, fix, parse_float=str, parse_int=str)
-
-
-def json_row(line: str, where: str, fix: str = "", **options: Any) -> dict[str, Any]:
-  """Returns the object that a line of a JSON-lines file holds.
-
-  Args:
-    line: the text.
-    where: names it in errors.
-    fix: what could be done instead of correcting the line, after ', or '.
-    **options: for `json.loads`.
-
-  Raises:
-    UserError: it is no JSON object, names a column twice, or holds what is no text.
-  """
-  fix = f", or {fix}" if fix else ""
-  try:
-    row = json.loads(line, object_pairs_hook=_once, **options)
-    if "\\u" in line:
-      json.dumps(row, ensure_ascii=False).encode()
-  except UnicodeEncodeError as error:
-    raise UserError(
-      f"{where}: half of a surrogate pair, which is no text. Correct the line."
-    ) from error
-  except json.JSONDecodeError as error:
-    raise UserError(
-      f"{where}: malformed JSON at column {error.colno} ({error.msg}). Correct the "
-      f"line{fix}."
-    ) from error
-  except RecursionError:
-    raise UserError(f"{where}: JSON nested too deeply. Correct the line.") from None
-  except _Twice as twice:
-    raise UserError(
-      f"{where}: '{twice!s:.80}' stands twice in one object. Correct the line."
-    ) from None
-  except ValueError:
-    raise UserError(
-      f"{where}: a number has thousands of digits. Correct the line."
-    ) from None
-  if not isinstance(row, dict):
-    raise UserError(
-      f"{where}: a JSON object is expected on every line, not {line.strip()[:40]!r}."
-    )
-  if line.count("{") + line.count("[") > MOST_NESTED and _depth(row) > MOST_NESTED:
-    raise UserError(f"{where}: JSON nested too deeply. Correct the line.")
-  return row
-
-
-def _depth(value: Any) -> int:
-  depth, level = 0, [value]
-  while level:
-    depth += 1
-    level = [
-      inner
-      for one in level
-      if isinstance(one, dict | list)
-      for inner in (one.values() if isinstance(one, dict) else one)
-    ]
-  return depth
-
-
-class _Twice(ValueError):
-  """A name that an object has twice; JSON's readers would keep the last value alone."""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  found = dict(pairs)
-  if len(found) < len(pairs):
-    names = [name for name, _ in pairs]
-    raise _Twice(next(name for name in names if names.count(name) > 1))
-  return found
-
-
-def _tsv(path: PathLike, text: str) -> Iterator[tuple[int, Sequence[str]]]:
-  for number, line in enumerate(text.split("\n"), start=1):
-    if row := line.removesuffix("\r"):
-      yield number, row.split("\t")
-
-
-def _csv(
-  path: PathLike, text: str, delimiter: str
-) -> Iterator[tuple[int, Sequence[str]]]:
-  csv.field_size_limit(MOST_LETTERS)  # Of the whole process; Python's own is 131,072.
-  reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
-  line = 1
-  try:
-    for cells in reader:
-      if cells:
-        yield line, cells
-      line = reader.line_num + 1
-  except csv.Error as error:
-    raise UserError(
-      f"{path}:{line}: malformed CSV ({error}). Correct the quotes: a cell with quotes in "
-      "it stands in quotes, and each of its own is doubled."
-    ) from error
-
-
-def read_text(path: PathLike, setting: str) -> str:
-  """Returns the text of a UTF-8 file, without a byte-order mark.
-
-  Args:
-    path: of the file.
-    setting: what names it, for errors.
-
-  Raises:
-    UserError: it cannot be read, or is no text in UTF-8 whose lines end with a line feed.
-  """
-  try:
-    content = read_bytes(path)
-  except OSError as error:
-    folder = to_path(path).parent
-    beside = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    raise UserError(
-      f"Cannot read '{path}': {error.strerror or error}."
-      f"{near_misses(pathlib.Path(path).name, beside)} Correct {setting}."
-    ) from error
-  try:
-    text = content.decode("utf-8-sig")
-  except UnicodeDecodeError as error:
-    line = content[: error.start].count(b"\n") + 1
-    raise UserError(
-      f"{path}:{line}: not UTF-8 ({error.reason}). Convert the file to UTF-8."
-    ) from error
-  if "\0" in text:
-    line = text.partition("\0")[0].count("\n") + 1
-    raise UserError(
-      f"{path}:{line}: a NUL byte, which no text has (UTF-16 has many). Convert the file "
-      "to UTF-8."
-    )
-  return text
+    yield from lines.csv_lines(path, text, *(others or (",",)))
 
 
 def _parsed(name: str, template: str) -> tuple[tuple[str, str | None], ...]:

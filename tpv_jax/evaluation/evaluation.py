@@ -11,6 +11,7 @@ from tpv_jax.core.checks import Lengths, OneOf, Size, checked
 from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.data import text_files
 from tpv_jax.data.labels import check_labels, check_task
+from tpv_jax.data.lines import read_text
 from tpv_jax.data.tasks import SPLITS, Example, Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.devices import partitioning, processes
@@ -274,7 +275,7 @@ def _lines(path: files.PathLike) -> list[str]:
       "file; or evaluate the file as a task (gin_configs/tasks/text_files.gin with "
       "runs/eval.gin), with PREDICTIONS = True."
     )
-  text = text_files.read_text(path, "INPUT_FILE")
+  text = read_text(path, "INPUT_FILE")
   if not text:
     raise UserError(f"'{path}' is empty. Give a text file with one source a line.")
   lines = text.removesuffix("\n").split("\n")
