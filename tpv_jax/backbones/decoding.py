@@ -65,11 +65,11 @@ def greedy(
   )
   rows = encoded.shape[0]
 
-  def go_on(state: tuple) -> Array:
+  def go_on(state: tuple[Any, ...]) -> Array:
     index, _, over, *_ = state
     return (index < target_length) & ~jnp.all(over)
 
-  def step(state: tuple) -> tuple:
+  def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
     index, last, over, tokens, scores, self_keys_values = state
     output: Any = network.apply(
       variables,
@@ -152,11 +152,11 @@ def beam_search(
     index = beams.reshape(beams.shape + (1,) * (values.ndim - 2))
     return jnp.take_along_axis(values, index, axis=1)
 
-  def go_on(state: tuple) -> Array:
+  def go_on(state: tuple[Any, ...]) -> Array:
     index, still_open, *_ = state
     return (index < target_length) & jnp.any(still_open)
 
-  def step(state: tuple) -> tuple:
+  def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
     index, still_open, tokens, scores, best, best_scores, self_keys_values = state
     last = jnp.where(index > 0, tokens[:, :, index - 1], 0).reshape(-1)
     output: Any = network.apply(

@@ -56,7 +56,7 @@ class Task:
   more_metrics: tuple[str, ...] = ()
   origin: Callable[[], Mapping[str, Any]] | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     """Checks the metrics' names.
 
     Raises:

@@ -28,6 +28,6 @@ class _Average:
 
 
 try:
-  from clu.metrics import Average
+  from clu.metrics import Average as Average
 except ImportError:  # A machine without what T5X brings.
   Average = _Average

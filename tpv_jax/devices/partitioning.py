@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.linen import partitioning as flax_partitioning
+from flax.linen import spmd
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
@@ -314,7 +314,7 @@ def axis_names(params_axes: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 def _sharding(
   names: Sequence[str | None], rules: Rules, mesh: Mesh | AbstractMesh
 ) -> NamedSharding:
-  spec = flax_partitioning.logical_to_mesh_axes(names, rules)
+  spec = spmd.logical_to_mesh_axes(names, rules)
   return NamedSharding(mesh, spec or PartitionSpec())
 
 

@@ -301,7 +301,7 @@ class Evaluator:
       numbers.setdefault((id(tokenized), id(choices)), len(numbers))
       for _, tokenized, choices in requests
     ]
-    packed: dict[tuple, tuple[batches.Features, list[np.ndarray]]] = {}
+    packed: dict[tuple[Any, ...], tuple[batches.Features, list[np.ndarray]]] = {}
     with self._bar("scoring", [tokenized for _, tokenized, _ in requests]) as bar:
       for length, folded, members in self._banks([one[0] for one in requests], sets):
         shape = self._sizes.packed(length, [requests[i][1:] for i, _ in members])
@@ -415,7 +415,7 @@ class Evaluator:
       turns.append(turn[one])
       turn[one] += 1
     nothing = {"prompt": np.zeros((0, self._features), np.float32)}
-    forms: dict[tuple, dict[int, list[int]]] = {}
+    forms: dict[tuple[Any, ...], dict[int, list[int]]] = {}
     for index, prompt in enumerate(prompts):
       leaves = prompt or nothing
       self._refuse_short_delta(leaves)

@@ -7,7 +7,7 @@ is trained only, and the backbone always comes from its own files.
 
 import dataclasses
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import flax
@@ -29,6 +29,7 @@ from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.devices import processes
 from tpv_jax.evaluation import candidates
 from tpv_jax.formats import hugging_face
+from tpv_jax.formats.sources import Which
 from tpv_jax.io import orbax
 from tpv_jax.model import PROMPT, SoftPromptModel
 from tpv_jax.prompts import equations, plain
@@ -38,7 +39,7 @@ from tpv_jax.t5x.bank import Bank
 from tpv_jax.t5x.mesh import Partitioner
 from tpv_jax.t5x.optimizer import replace_leaves
 from tpv_jax.training import initial
-from tpv_jax.training.initial import Initial, Which
+from tpv_jax.training.initial import Initial
 from tpv_jax.vectors import algebra
 from tpv_jax.vectors.loaded import Loaded
 
@@ -402,7 +403,7 @@ def _of_what(members: Sequence[Mapping[str, Any]] | None) -> str:
   return "of one prompt" if members is None else f"a bank of {len(members)}"
 
 
-class _OneByOne(Mapping):
+class _OneByOne(Mapping[str, np.ndarray]):
   """Leaves that are brought to this host one after the other, as they are asked for."""
 
   def __init__(self, leaves: Mapping[str, jax.Array]):
@@ -411,7 +412,7 @@ class _OneByOne(Mapping):
   def __getitem__(self, path: str) -> np.ndarray:
     return processes.on_host(self._leaves[path])
 
-  def __iter__(self) -> Any:
+  def __iter__(self) -> Iterator[str]:
     return iter(self._leaves)
 
   def __len__(self) -> int:

@@ -13,7 +13,9 @@ MT5_VOCABULARY = 250_112
 """Rows of mT5's table: 250,100 pieces, rounded up to a multiple of 128."""
 
 
-def _v1_0(emb_dim: int, layers: int, heads: int, head_dim: int, mlp_dim: int) -> dict:
+def _v1_0(
+  emb_dim: int, layers: int, heads: int, head_dim: int, mlp_dim: int
+) -> dict[str, Any]:
   return {
     "vocab_size": T5_VOCABULARY,
     "emb_dim": emb_dim,
@@ -27,7 +29,9 @@ def _v1_0(emb_dim: int, layers: int, heads: int, head_dim: int, mlp_dim: int) ->
   }
 
 
-def _v1_1(vocab_size: int, emb_dim: int, layers: int, heads: int, mlp_dim: int) -> dict:
+def _v1_1(
+  vocab_size: int, emb_dim: int, layers: int, heads: int, mlp_dim: int
+) -> dict[str, Any]:
   return {
     "vocab_size": vocab_size,
     "emb_dim": emb_dim,

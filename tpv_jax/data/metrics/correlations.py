@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from tpv_jax.data.metrics.protocol import Predicted
 
@@ -27,7 +28,7 @@ def spearman(given: Predicted) -> float:
   return _correlation(scipy.stats.spearmanr, given)
 
 
-def _correlation(function: Callable, given: Predicted) -> float:
+def _correlation(function: Callable[..., Any], given: Predicted) -> float:
   right, predicted = map(_number, given.targets), map(_number, given.predictions)
   sides = list(right), list(predicted)
   return (
