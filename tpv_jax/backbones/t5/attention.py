@@ -1,4 +1,7 @@
-"""Attention with T5's relative bias, and its own backward pass (docs/methods.md, section 7)."""
+"""Attention with T5's relative bias, and its own backward pass.
+
+The backward pass is docs/methods.md, "Attention's backward pass".
+"""
 
 import functools
 from typing import Any
