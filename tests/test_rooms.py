@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -79,3 +80,10 @@ def test_nothing_but_the_facade_imports_the_facade():
   for paths in FILES.values():
     for path in paths:
       assert all(module != "tpv_jax" for _, module in imported(path)), path
+
+
+def test_contributing_lists_the_rooms_in_their_order():
+  text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+  cells = re.findall(r"^\| (`[^|]+`) \|.*\| [^|]+ \|$", text, re.M)
+  listed = re.findall(r"`(\w+)(?:/|\.py)`", " ".join(cells[: len(ROOMS)]))
+  assert listed == [room for room in ROOMS if room != "__main__"]
