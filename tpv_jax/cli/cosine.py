@@ -13,6 +13,7 @@ from tpv_jax.cli import arguments
 from tpv_jax.cli.arguments import Parser
 from tpv_jax.cli.names import short_names
 from tpv_jax.core.errors import printable, to_json
+from tpv_jax.core.tables import aligned
 from tpv_jax.formats import sources
 from tpv_jax.vectors import algebra
 
@@ -50,16 +51,8 @@ def run(options: argparse.Namespace) -> None:
 
 def cosine_table(names: Sequence[str], matrix: Float64[np.ndarray, "N N"]) -> str:
   """Returns a matrix of cosines as text, its columns aligned."""
-  cells = [["", *names]]
-  cells += [
+  rows = [
     [name, *(f"{value:.4f}" for value in row)]
     for name, row in zip(names, matrix, strict=True)
   ]
-  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-  lines = []
-  for first, *others in cells:
-    aligned = [
-      f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)
-    ]
-    lines.append("  ".join([f"{first:<{widths[0]}}", *aligned]).rstrip())
-  return "\n".join(lines)
+  return aligned([["", *names], *rows])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tpv_jax.cli.arguments import Parser
+from tpv_jax.core.tables import aligned
 
 if TYPE_CHECKING:
   from tpv_jax.data.papers.definition import Definition
@@ -146,10 +147,7 @@ def _list(options: argparse.Namespace) -> None:
     )
     for which in chosen
   ]
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  for row in rows:
-    cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-    print("  ".join(cells).rstrip())
+  print(aligned(rows, left=len(rows[0])))
 
 
 def _show(options: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from tpv_jax.core.checks import Size, SizeOrNone, checked
 from tpv_jax.core.errors import UserError, at_least
+from tpv_jax.core.tables import aligned
 from tpv_jax.prompts import equations
 
 PARTS = ("prompt", "low_rank", "fusion", "spaces")
@@ -153,11 +154,7 @@ def table(counts: Sequence[Count]) -> str:
     # Rounded down: 100.0% is a budget that is used to the last parameter.
     share = math.floor(1000 * each.total / each.budget) / 10
     cells.append([*(f"{number:,}" for number in numbers), f"{share:.1f}%"])
-  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-  lines = [
-    "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
-    for row in cells
-  ]
+  lines = [aligned(cells, left=0)]
   lines += [
     f"S = {each.length}: the rank is limited by {_LIMITS[each.limit]}, not by the budget."
     for each in counts

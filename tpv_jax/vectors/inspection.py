@@ -18,6 +18,7 @@ from jaxtyping import Float64
 from tpv_jax.core import files, identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.core.figures import Sheet
+from tpv_jax.core.tables import aligned
 from tpv_jax.prompts import equations
 from tpv_jax.vectors import algebra
 from tpv_jax.vectors.loaded import Loaded
@@ -201,16 +202,7 @@ def table(looks: Sequence[Look]) -> str:
         *(_number(one.norms.get(part), ".4g") for part in norms),
       ]
     )
-  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-  return "\n".join(
-    "  ".join(
-      [
-        f"{first:<{widths[0]}}",
-        *(f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)),
-      ]
-    )
-    for first, *others in cells
-  )
+  return aligned(cells)
 
 
 def check_outputs(folder: files.PathLike, overwrite: bool = False) -> None:

@@ -1,0 +1,11 @@
+from tpv_jax.core.tables import aligned
+
+
+def test_names_stand_on_the_left_and_numbers_on_the_right():
+  assert aligned([["", "sst2"], ["a long name", "1"], ["b", "0.5"]]) == (
+    "             sst2\na long name     1\nb             0.5"
+  )
+
+
+def test_text_columns_have_no_blanks_at_their_end():
+  assert aligned([["a", "bc"], ["abc", "d"]], left=2) == "a    bc\nabc  d"
