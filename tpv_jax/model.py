@@ -184,7 +184,7 @@ class SoftPromptModel:
       dropout_rng: None for no dropout.
     """
     loss_sum, weight_sum, metrics = self.loss_sums(params, batch, dropout_rng)
-    return jnp.sum(loss_sum / jnp.where(weight_sum > 0, weight_sum, 1.0)), metrics
+    return jnp.sum(loss_sum / divisor(weight_sum)), metrics
 
   def weight_sums(self, batch: Batch) -> Float[Array, "..."]:
     """Returns the summed weights that `loss_sums` returns, without computing the loss."""
@@ -541,6 +541,11 @@ class SoftPromptModel:
       lambda one: jax.checkpoint(part)(*one), (split(states), split(targets))
     )
     return join(losses), join(hits)
+
+
+def divisor(weight_sum: Float[Array, "..."]) -> Float[Array, "..."]:
+  """Returns what (6.4) divides by: the summed weights, or 1 where there are none."""
+  return jnp.where(weight_sum > 0, weight_sum, 1.0)
 
 
 def token_losses(

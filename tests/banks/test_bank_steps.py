@@ -1,5 +1,6 @@
 """A bank trains each prompt as a run of its own would."""
 
+import dataclasses
 import functools
 import json
 import sys
@@ -161,6 +162,33 @@ def test_each_prompt_of_a_bank_takes_the_path_that_it_takes_alone(prompt, optimi
       jax.tree.leaves(mine), jax.tree.leaves(expected.optimizer), strict=True
     ):
       np.testing.assert_allclose(one, other, rtol=2e-3, atol=1e-4)
+
+
+def test_the_scale_of_the_loss_weights_changes_no_step_of_a_bank():
+  # Of any one prompt they add up to less than 1 where they are 0.01.
+  model, mesh = made_model(PLAIN, ADAMW()), partitioning.make_mesh()
+  steps = bank_steps.build(model, RATE, mesh)
+  frozen, prompts = starts(model)
+  frozen = {
+    path: processes.put(leaf, steps.frozen[path]) for path, leaf in frozen.items()
+  }
+  shapes = packing.Shapes(packing.Shape(8, 40, 16), packing.Shape(1, 16, 8), 4)
+  reports = []
+  for weight in (1.0, 0.01):
+    stacked = np.stack([one["prompt/prompt"] for one in prompts])
+    state = steps.initialise(
+      {"prompt/prompt": processes.put(stacked, steps.stacked["prompt/prompt"])}
+    )
+    items = [
+      dataclasses.replace(item, weights=np.full(len(item.target), np.float32(weight)))
+      for number in range(PROMPTS)
+      for item in packing.items(batch(number, 0), number)
+    ]
+    calls = [features for _, features in packing.pack(items, shapes)]
+    _, report = bank_steps.train_step(steps, state, frozen, calls, jnp.asarray(FACTORS))
+    reports.append(report)
+  for name in ("loss", "accuracy", "gradient_norm"):
+    np.testing.assert_allclose(*(report[name] for report in reports), rtol=1e-5)
 
 
 def test_a_prompt_without_examples_keeps_its_parameters_and_its_state():

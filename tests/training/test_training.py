@@ -147,8 +147,12 @@ def test_microbatches_change_nothing_but_rounding(tiny, tmp_path):
       np.testing.assert_allclose(whole[name], split[name], rtol=1e-5)
 
 
-def test_accumulated_gradients_are_weighted_by_target_tokens(tiny):
-  """A batch whose rows have 1 and 2 target tokens: the mean is over tokens, not rows."""
+@pytest.mark.parametrize("weight", [1.0, 0.1])
+def test_accumulated_gradients_are_weighted_by_target_tokens(tiny, weight):
+  """A batch whose rows have 1 and 2 target tokens: the mean is over tokens, not rows.
+
+  Also where the weights of all tokens add up to less than 1.
+  """
   from tpv_jax.devices import partitioning
   from tpv_jax.training import steps
 
@@ -159,9 +163,8 @@ def test_accumulated_gradients_are_weighted_by_target_tokens(tiny):
     "decoder_target_tokens": np.array([[5, 1], [6, 0], [7, 0], [8, 0]], np.int32),
     "decoder_input_tokens": np.array([[0, 5], [0, 6], [0, 7], [0, 8]], np.int32),
   }
-  batch["decoder_loss_weights"] = (batch["decoder_target_tokens"] > 0).astype(
-    np.float32
-  )
+  counted = batch["decoder_target_tokens"] > 0
+  batch["decoder_loss_weights"] = counted * np.float32(weight)
   stacked = {name: value[None] for name, value in batch.items()}
   prompt = rng.normal(size=(4, 16)).astype(np.float32)
   params = {**tiny.backbone.params, "prompt": {"prompt": prompt}}

@@ -29,7 +29,7 @@ from tpv_jax.core.errors import UserError
 from tpv_jax.data import row_fitting, row_shapes
 from tpv_jax.data.batches import Features
 from tpv_jax.devices import partitioning, processes
-from tpv_jax.model import PROMPT, Batch, SoftPromptModel
+from tpv_jax.model import PROMPT, Batch, SoftPromptModel, divisor
 from tpv_jax.prompts.equations import Folded
 from tpv_jax.training.optimizers import LearningRate
 from tpv_jax.training.steps import (
@@ -180,17 +180,21 @@ class _Bodies:
   def update(
     self, state: TrainState, sums: Sums, rates: Float[Array, " N"]
   ) -> tuple[TrainState, dict[str, Array]]:
-    counted = jnp.maximum(sums.counts["target_tokens"], 1.0)
+    # 1. Each prompt's mean gradient, (7.1), taken back from what it folds to, (3.12).
+    counted = divisor(sums.counts["target_tokens"])
     _, pull_back = jax.vjp(self.fold, state.trainable)
     (gradients,) = pull_back(
       jax.tree.map(lambda g: g / counted[:, None, None], sums.gradient)
     )
+    # 2. One step of each prompt by itself, with its own step count and rate, (6.5).
     rate = rates * jax.vmap(self.learning_rate)(state.step)
     descended = jax.vmap(functools.partial(descend, self.model.optimizer_def))
     moved = descended(state, gradients, rate)
-    # What is not finite would reach the other prompts of its rows: 0 * NaN is NaN. The
-    # product of finite factors may be infinite.
+    # 3. Find prompts that are no longer finite, also folded: the product of finite
+    #    factors may be infinite. They would spoil the others in their rows (0 * NaN is
+    #    NaN).
     finite = _all_finite((moved.trainable, self.fold(moved.trainable)))
+    # 4. These, and prompts without examples, keep their parameters and their state.
     active = (sums.counts["target_tokens"] > 0) & finite
     state = jax.tree.map(
       lambda new, old: jnp.where(active.reshape(-1, *(1,) * (new.ndim - 1)), new, old),

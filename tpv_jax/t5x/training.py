@@ -15,7 +15,7 @@ from tpv_jax import t5x
 from tpv_jax.core import identity
 from tpv_jax.core.checks import Steps
 from tpv_jax.core.errors import Interrupted, UserError
-from tpv_jax.model import SoftPromptModel
+from tpv_jax.model import SoftPromptModel, divisor
 from tpv_jax.t5x import datasets, preemption, profiling, saving
 
 
@@ -169,7 +169,7 @@ class _PartOfBatch:
   def __init__(self, model: SoftPromptModel, frozen: dict[str, Any], total: jax.Array):
     self._model = model
     self._frozen = frozen
-    self._total = jnp.maximum(total, 1.0)
+    self._total = divisor(total)
 
   def loss_fn(self, folded: Any, batch: Any, dropout_rng: Any) -> Any:
     prompt, others = folded

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.devices import partitioning, processes
-from tpv_jax.model import Metrics, SoftPromptModel
+from tpv_jax.model import Metrics, SoftPromptModel, divisor
 from tpv_jax.training.optimizers import LearningRate
 
 Leaves = dict[str, Any]
@@ -152,10 +152,11 @@ def _gradients(
   microbatches: int,
   rng: Array,
 ) -> tuple[Leaves, Metrics]:
-  """Returns the gradients of the mean loss over target tokens, and the batch's metrics.
+  """Returns the gradients of the mean loss, docs/methods.md, (6.4), and the metrics.
 
-  Microbatches run one after the other; what is added up are sums, not means.
+  Microbatches run one after the other; sums are accumulated, not means.
   """
+  # 1. Fold the prompt once, (3.12); the loss is differentiated by what it folds to.
   folded, back = model.fold_once(trainable, frozen)
 
   def loss(
@@ -173,6 +174,7 @@ def _gradients(
     new = gradient(folded, microbatch, jax.random.fold_in(rng, index))
     return jax.tree.map(jnp.add, sums, new), None
 
+  # 2. Add up losses, weights and gradients over the microbatches.
   parts = jax.tree.map(
     lambda x: x.reshape(
       x.shape[0] // microbatches, microbatches, *x.shape[1:]
@@ -186,7 +188,8 @@ def _gradients(
   (gradients, (weight, metrics)), _ = jax.lax.scan(
     accumulate, zeros, (jnp.arange(microbatches), parts)
   )
-  mean = jax.tree.map(lambda g: g / jnp.maximum(weight, 1.0), gradients)
+  # 3. Divide by the weights of the whole batch, and go back to the parameters once.
+  mean = jax.tree.map(lambda g: g / divisor(weight), gradients)
   return back(mean), metrics
 
 
