@@ -91,10 +91,10 @@ CASES = {
   ),
   "factors of two initial prompts": (
     "apply factors.safetensors runs/ept_far -o p.safetensors",
-    r"(effective) space, which goes on any",
+    r"(effective) space, which can be applied to any",
     "diff runs/ept_rte --space {0} -o factors.safetensors --overwrite\n{call}",
   ),
-  "a prompt where a vector is due": (
+  "a prompt where a vector is needed": (
     "negate runs/sst2 -o n.safetensors",
     r"tpv (diff \S+) \[INITIAL\] -o V.safetensors",
     "{0} -o V.safetensors\nnegate V.safetensors -o n.safetensors",
@@ -251,7 +251,7 @@ GIN_CASES = {
     r"give (--gin\.\w+) as well",
     "{call} {0}='\"runs/rte\"'",
   ),
-  "a vector where a prompt is due": (
+  "a vector where a prompt is needed": (
     f"{EVAL} --gin.PROMPT_PATH='\"sst2.safetensors\"'",
     r"as (--gin\.\w+) with (--gin\.\w+)",
     EVAL + " {0}='\"sst2.safetensors\"' {1}='\"runs/rte\"'",

@@ -383,9 +383,9 @@ def test_the_spaces_are_never_mixed(ept_runs, tpv, refused):
     ("sum", "f.safetensors", "g.safetensors", "--allow-mixed-origin"): (
       "differences from different initial parameters"
     ),
-    ("apply", "f.safetensors", "runs/trec"): "on the initial parameters only",
-    ("apply", "f.safetensors", "folded.safetensors"): "is folded, and in the factor",
-    ("fold", "e.safetensors"): "and a prompt is due here",
+    ("apply", "f.safetensors", "runs/trec"): "only to the initial parameters",
+    ("apply", "f.safetensors", "folded.safetensors"): "is folded, but the factor space",
+    ("fold", "e.safetensors"): "but a prompt is needed here",
     ("diff", "folded.safetensors", "runs/sst2", "--space", "factor"): "is folded",
     ("diff", "runs/sst2", "runs/trec", "--space", "factor"): "leave out --space factor",
     ("diff", "runs/sst2", "--alpha", "4"): "states another alpha (8) than --alpha (4)",
@@ -514,8 +514,8 @@ def test_a_backbone_that_contradicts_the_prompt_is_refused(vectors, refused):
 def test_what_does_not_belong_together_is_refused(vectors, refused):
   for arguments, expected in {
     ("sum", "sst2.safetensors", "trec.safetensors"): "different initial prompts",
-    ("sum", "sst2.safetensors", "runs/rte"): "a vector is due here",
-    ("apply", "sst2.safetensors", "rte.safetensors"): "a prompt is due here",
+    ("sum", "sst2.safetensors", "runs/rte"): "a vector is needed here",
+    ("apply", "sst2.safetensors", "rte.safetensors"): "a prompt is needed here",
     ("diff", "runs/sst2", "runs/trec"): "was tuned from the initial prompt",
     ("scale", "sst2.safetensors", "nan"): "is not finite",
     ("scale", "sst2.safetensors", "-inf"): "is not finite",

@@ -248,7 +248,7 @@ def test_a_prompt_where_a_vector_is_due_is_refused_with_the_way_out(
     lambda: algebra.apply(prompt, initial),
   ):
     expected = (
-      r"'rte' is a prompt \(terms: rte\), and a vector is due here.*tpv diff rte"
+      r"'rte' is a prompt \(terms: rte\), but a vector is needed here.*tpv diff rte"
     )
     with pytest.raises(UserError, match=expected):
       verb()
@@ -260,7 +260,7 @@ def test_a_vector_where_a_prompt_is_due_is_refused(sst2, initial, tuned_prompt):
     lambda: algebra.diff(tuned_prompt(initial, "sst2", 1), sst2),
     lambda: algebra.apply(sst2, sst2),
   ):
-    with pytest.raises(UserError, match=r"is a vector.*and a prompt is due here"):
+    with pytest.raises(UserError, match=r"is a vector.*but a prompt is needed here"):
       verb()
 
 

@@ -78,7 +78,7 @@ def test_folding_gives_what_numpy_says_the_parameters_do(tuned, numpy_fold):
 
 def test_folding_a_vector_is_refused(vectors):
   for space in SPACES:
-    with pytest.raises(UserError, match=r"'diff sst2' is a vector.*a prompt is due"):
+    with pytest.raises(UserError, match=r"'diff sst2' is a vector.*a prompt is needed"):
       algebra.fold(vectors[space][0])
 
 
@@ -326,7 +326,9 @@ def test_in_the_factor_space_no_origin_is_mixed_or_crossed(
     algebra.apply(sst2, other)
   with pytest.raises(UserError, match=r"Cannot apply 'diff sst2' to 'sst2'.*only"):
     algebra.apply(sst2, ept_tuned(initial, "sst2", 1))
-  with pytest.raises(UserError, match="In the factor space there is no difference"):
+  with pytest.raises(
+    UserError, match="In the factor space only the difference from its own"
+  ):
     algebra.diff(
       ept_tuned(initial, "sst2", 1), other, allow_mixed_origin=True, space="factor"
     )
@@ -350,7 +352,7 @@ def test_a_folded_prompt_where_parameters_are_due_is_refused(vectors, initial, t
     lambda: algebra.apply(vectors["factor"][0], algebra.fold(initial)),
   ):
     with pytest.raises(
-      UserError, match=r"' is folded, and in the factor space the para"
+      UserError, match=r"' is folded, but the factor space needs the para"
     ):
       verb()
 

@@ -93,7 +93,7 @@ def rank(
       without_update = "; to go without an update, set RANK = 0 and FUSION_WIDTH = 0"
     raise UserError(
       f"A budget of {_product(tokens, features)} parameters leaves no rank for the "
-      f"low-rank update: the others have {_describe(parts)}, and each rank takes "
+      f"low-rank update: the other parts have {_describe(parts)}, and each rank takes "
       f"{source_length} + {features} = {each:,}. Take a shorter prompt (SHORT_LENGTH), "
       f"a narrower fusion, fewer spaces or a larger PROMPT_LENGTH{without_update}."
     )

@@ -1,8 +1,9 @@
 """What a soft prompt starts from: functions (embedding table, seed) -> start, in NumPy.
 
-Gin binds the other arguments; a run calls `initial(table, seed)` and hands what comes to
-the prompt's module, which makes its parameters of it (`initial_leaves`). The same table
-and seed give the same bits, whatever the number of devices.
+Gin binds the other arguments. A run calls `initial(table, seed)` and passes the result to
+the prompt's module, which makes its parameters from it (`initial_leaves`). The same table
+and seed give the same bits, whatever the number of devices. Equations are those of
+docs/methods.md, "Prompt tuning".
 """
 
 import dataclasses
@@ -30,13 +31,13 @@ Initial = Callable[[np.ndarray, int], np.ndarray | Loaded]
 
 @dataclasses.dataclass(frozen=True)
 class Drawn(Loaded):
-  """The parameters that a run starts from, and the start that they were made of."""
+  """The parameters that a run starts from, and the start that they were made from."""
 
   start: np.ndarray | Loaded = dataclasses.field(kw_only=True)
 
   @property
   def refactored(self) -> Loaded | None:
-    """The folded prompt with a delta of which these are the factors; None if of none."""
+    """The folded prompt with a delta that was refactored; None if there was none."""
     given = self.start
     if isinstance(given, np.ndarray) or "low_rank_a" not in self.leaves:
       return None
@@ -53,14 +54,14 @@ def draw(
 ) -> Drawn:
   """Returns the parameters that a run starts from (fp32), with their provenance.
 
-  What both runners do with an initial prompt. The seed is stated only where the
-  parameters depend on it, which those from a file do not. A start that does not state
-  its backbone is noted.
+  Both runners make their initial prompt here. The seed is stated only if the parameters
+  depend on it, which those from a file do not. It is noted if the start does not state its
+  backbone.
 
   Args:
     module: the soft prompt that is trained.
-    initial: a function of this module. One that takes a `fingerprint` is held to the
-      backbone's.
+    initial: a function of this module. If it takes a `fingerprint`, it gets the
+      backbone's, and checks what it reads against it.
     table: the backbone's embeddings.
     seed: of the initial prompt.
     backbone_name: for the provenance.
@@ -100,7 +101,7 @@ def draw(
 def uniform(
   table: Table, seed: int, length: Size, scale: Positive = 0.5
 ) -> Float[np.ndarray, "P D"]:
-  """Returns `length` rows uniform in [-scale, scale) (Lester et al. 2021: 0.5)."""
+  """Returns `length` rows uniform in [-scale, scale): (1.3), Lester et al. 2021 with 0.5."""
   rng = np.random.default_rng(seed)
   return rng.uniform(-scale, scale, (length, table.shape[1])).astype(np.float32)
 
@@ -111,8 +112,9 @@ def sampled_vocabulary(
 ) -> Float[np.ndarray, "P D"]:
   """Returns the embeddings of `length` different tokens, drawn from the most common.
 
-  Vocabularies list tokens by frequency, so the most common ones are the `most_common`
-  rows from `first` on (after padding, end and unknown), or what the table has of them.
+  (1.4). Vocabularies list tokens by frequency, so the most common ones are the
+  `most_common` rows from `first` on (after padding, end and unknown), or fewer where the
+  table ends.
 
   Raises:
     UserError: there are fewer such tokens than rows to fill.
@@ -141,7 +143,7 @@ def class_labels(
 ) -> Float[np.ndarray, "P D"]:
   """Returns the mean embedding of each label's tokens, then sampled vocabulary.
 
-  Lester et al. 2021, section 3.2. `label_token_ids` has one sequence of ids for each
+  (1.5): Lester et al. 2021, section 3.2. `label_token_ids` has one sequence of ids for each
   label, without end tokens.
 
   Raises:
@@ -180,7 +182,7 @@ def from_file(
   prompt must not contradict; the prompt's module checks the shapes.
 
   Raises:
-    UserError: no prompt is there, it is a vector, or it belongs to another backbone.
+    UserError: there is no prompt, it is a vector, or it belongs to another backbone.
   """
   del table, seed
   return _load(path, "prompt", which, fingerprint)
@@ -197,23 +199,23 @@ def from_vector(
 ) -> Loaded:
   """Returns the folded prompt `initial(table, seed) + coefficient * vector`, in fp32.
 
-  Belanec et al., section 3: training of a target task starts from a source's vector,
-  or from a sum that `tpv sum` wrote. `initial` is another function of this module,
-  bound by gin; another one than the vector's own makes it the cross-origin case. Of a
-  vector that updates the source's embeddings, it is added to what a DePT or EPT prompt
-  does at step 0: the first rows of the initial prompt, and no update.
+  docs/methods.md, (9.1): training of a target task starts from a source's vector, or from
+  a sum that `tpv sum` wrote. `initial` is another function of this module, bound by gin; if
+  it is not the one that the vector was made from, this is the cross-origin case. A vector
+  with a delta is added to what a DePT or EPT prompt does at step 0: the first rows of the
+  initial prompt, and no update.
 
   Raises:
-    UserError: no vector of the effective space is there, it is a prompt, the initial
-      prompt has another shape, or the vector belongs to another backbone than the one
-      with this `fingerprint`.
+    UserError: there is no vector of the effective space, it is a prompt, the initial
+      prompt has another shape, or the vector belongs to another backbone than the one with
+      this `fingerprint`.
   """
   start = initial(table, seed)
   vector = _load(path, "vector", "best", fingerprint)
   if vector.provenance.space != "effective":
     raise UserError(
-      f"'{path}' is a vector of the factor space, which means something on its own "
-      "initial parameters only. Apply it to them (tpv apply) and start from the result "
+      f"'{path}' is a vector of the factor space, which can be applied only to its own "
+      "initial parameters. Apply it to them (tpv apply) and start from the result "
       "with training.initial.from_file."
     )
   delta = vector.leaves.get("delta")
@@ -240,7 +242,7 @@ def _load(
     other = loaded.provenance.kind
     use = {"prompt": "from_file", "vector": "from_vector"}[other]
     raise UserError(
-      f"'{path}' holds a {other}, and a {kind} is due here. Use training.initial.{use}, "
+      f"'{path}' holds a {other}, but a {kind} is needed here. Use training.initial.{use}, "
       f"or give a {kind}."
     )
   stated = loaded.provenance.backbone_fingerprint

@@ -1,9 +1,9 @@
 """Optimizers without a learning rate, and the schedules that give one.
 
-T5X hands the learning rate to the optimizer at every step; optax bakes it in. Here a
-transformation gives the *direction* of descent (already negated) and the runner
-multiplies it by `learning_rate(step)`, so that both runners use the same optimizers.
-Only trainable leaves are ever shown to them: the frozen backbone has no slot.
+T5X passes the learning rate to the optimizer at every step; in optax it is a part of the
+optimizer. Here a transformation gives the direction of descent (already negated), and the
+runner multiplies it by `learning_rate(step)`: docs/methods.md, (6.5). So both runners use
+the same optimizers. These see trainable leaves only: the frozen backbone has no state.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,12 +24,12 @@ from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.prompts import registry
 
 LearningRate = Callable[[jax.Array | int], jax.Array]
-"""A schedule: step, counted from 0, to learning rate."""
+"""A schedule: step, counted from 0 -> learning rate."""
 
 _GROUP_OF = registry.groups()
 
 GROUPS = (*dict.fromkeys(_GROUP_OF.values()), "backbone")
-"""The groups of parameters: those of the prompt methods, and what is no prompt."""
+"""The groups of parameters: those of the prompt methods, and the backbone."""
 
 
 @checked
@@ -37,20 +37,20 @@ def by_group(
   transformation: optax.GradientTransformation,
   rates: Mapping[str, NotNegative | LearningRate],
 ) -> optax.GradientTransformation:
-  """Returns the transformation with a rate of its own for each group of parameters.
+  """Returns the transformation with a separate rate for each group of parameters.
 
-  A group's steps are those of the run's rate times the group's: a number, or a schedule
-  by the step. So with the run's rate at 1 they are the rates themselves. What the
-  transformation does, as clipping by a global norm, it does over all groups.
+  (6.9): the learning rate of a group is the run's, multiplied by the group's, which is a
+  number or a schedule. If the run's rate is 1, the groups' rates are the learning rates.
+  The transformation itself, such as clipping by a global norm, acts over all groups.
 
   Args:
     transformation: gives the direction for leaves by path, as in 'prompt/low_rank_a'.
-    rates: group -> rate; {} for the transformation as it is. Otherwise each group that
-      is trained must be named (no group is left to a rate that was meant for another).
+    rates: group -> rate; {} leaves the transformation unchanged. Otherwise every group
+      that is trained must be named, so that none gets a rate meant for another.
 
   Raises:
-    UserError: an unknown group or a rate that is none; at `init`, a leaf whose group has
-      no rate.
+    UserError: an unknown group or an invalid rate; at `init`, a leaf whose group has no
+      rate.
   """
   for group in rates:
     if group not in GROUPS:
@@ -94,9 +94,9 @@ def adamw(
   weight_decay: NotNegative = 0.0,
   clip_norm: Positive | None = None,
 ) -> optax.GradientTransformation:
-  """Returns AdamW's direction (Loshchilov & Hutter 2019), decoupled weight decay included.
+  """Returns AdamW's direction (Loshchilov & Hutter 2019), with decoupled weight decay.
 
-  With a learning rate `lr`, the step is `-lr * (adam(g) + weight_decay * p)`, which is
+  (6.6): with a learning rate `lr`, the step is `-lr * (adam(g) + weight_decay * p)`, as in
   torch's AdamW. `clip_norm` bounds the global norm of the trainable leaves' gradients.
   """
   return optax.chain(
@@ -116,8 +116,8 @@ def adafactor(
 ) -> optax.GradientTransformation:
   """Returns Adafactor's direction (Shazeer & Stern 2018).
 
-  Second moments are factored where a matrix has at least 128 rows and columns, which is
-  optax's limit; of a prompt of fewer tokens, as of 100, they are kept whole.
+  Second moments are factored for matrices of at least 128 rows and columns, which is
+  optax's limit; those of shorter prompts, such as 100 tokens, are not.
   Steps are not scaled by the parameter's own size unless asked for (ours): leaves that
   start at zero would hardly move (docs/methods.md, "Starts and first gradients").
   """
@@ -134,7 +134,7 @@ def adafactor(
 
 @checked
 def constant(learning_rate: NotNegative, warmup_steps: StepsOrNone = 0) -> LearningRate:
-  """Returns a constant schedule after a linear warm-up from 0 over `warmup_steps`."""
+  """Returns a constant schedule after a linear warm-up from 0: (6.7)."""
   return _warm_up(optax.schedules.constant_schedule(learning_rate), warmup_steps)
 
 
@@ -142,7 +142,7 @@ def constant(learning_rate: NotNegative, warmup_steps: StepsOrNone = 0) -> Learn
 def linear(
   learning_rate: NotNegative, total_steps: Steps, warmup_steps: StepsOrNone = 0
 ) -> LearningRate:
-  """Returns a linear decay to 0 at `total_steps`, after a linear warm-up from 0."""
+  """Returns a linear decay to 0 at `total_steps`, after a linear warm-up from 0: (6.8)."""
   decay = optax.schedules.linear_schedule(
     learning_rate, 0.0, total_steps - warmup_steps
   )

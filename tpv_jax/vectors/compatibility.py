@@ -27,7 +27,7 @@ def require(kind: str, item: Loaded, advice: str) -> None:
   if item.provenance.kind != kind:
     raise UserError(
       f"'{item.name}' is a {item.provenance.kind} (terms: "
-      f"{describe_terms(item.provenance.terms)}), and a {kind} is due here. {advice}"
+      f"{describe_terms(item.provenance.terms)}), but a {kind} is needed here. {advice}"
     )
   for name, leaf in item.leaves.items():
     if wrong := not_finite(leaf):
@@ -155,14 +155,13 @@ def common_origin(
 def other_initial(tuned: Loaded, initial: Loaded, start: str) -> str:
   """Returns why `initial`, with the digest `start`, is not what `tuned` started from."""
   problem = (
-    f"Cannot subtract '{initial.name}' from '{tuned.name}': the latter was tuned from the "
-    f"initial prompt {str(tuned.provenance.base_digest)[:12]}…, and the former is "
-    f"{start[:12]}…."
+    f"Cannot subtract '{initial.name}' ({start[:12]}…) from '{tuned.name}', which was "
+    f"tuned from the initial prompt {str(tuned.provenance.base_digest)[:12]}…."
   )
   if tuned.provenance.space == "factor":
     return (
-      f"{problem} In the factor space there is no difference from another one: give the "
-      "prompt that it was tuned from, or leave out --space factor."
+      f"{problem} In the factor space only the difference from its own can be taken: give "
+      "the prompt that it was tuned from, or leave out --space factor."
     )
   return (
     f"{problem} Give the prompt that it was tuned from, or "

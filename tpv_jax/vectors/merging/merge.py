@@ -43,7 +43,7 @@ def merge(
     raise UserError(f"The merge rule '{rule}' takes no weights. Leave them out.")
   if merging.number not in (None, len(vectors)):
     raise UserError(
-      f"The merge rule '{rule}' is of exactly {merging.number} vectors, and there are "
+      f"The merge rule '{rule}' takes exactly {merging.number} vectors, and there are "
       f"{len(vectors)}. Use another rule, or merge in steps."
     )
   given = np.ones(len(vectors)) if weights is None else np.asarray(weights, np.float64)
