@@ -172,7 +172,9 @@ def test_the_scale_of_the_loss_weights_changes_no_step_of_a_bank():
   frozen = {
     path: processes.put(leaf, steps.frozen[path]) for path, leaf in frozen.items()
   }
-  shapes = packing.Shapes(packing.Shape(8, 40, 16), packing.Shape(1, 16, 8), 4)
+  shapes = row_fitting.Shapes(
+    row_fitting.Shape(8, 40, 16), row_fitting.Shape(1, 16, 8), 4
+  )
   reports = []
   for weight in (1.0, 0.01):
     stacked = np.stack([one["prompt/prompt"] for one in prompts])

@@ -316,7 +316,9 @@ def apply(
   """
   compatibility.require_vector(vector)
   compatibility.require(
-    "prompt", initial, "Give an initial prompt, or a run folder, which means its."
+    "prompt",
+    initial,
+    "Give an initial prompt, or a run folder, whose initial prompt is taken.",
   )
   compatibility.refuse_not_finite(coefficient)
   compatibility.refuse_other_method([vector, initial])
@@ -330,9 +332,9 @@ def apply(
   if mine.space == "factor" and mine.initial_digest != start:
     raise UserError(
       f"Cannot apply '{vector.name}' to '{initial.name}': a vector of the factor space "
-      "means something on the initial parameters only that it was taken from (digest "
+      "can be applied only to the initial parameters that it was taken from (digest "
       f"{compatibility.origin(vector)}), and these are {start[:12]}…. Give those, or use "
-      "a vector of the effective space, which goes on any initial prompt."
+      "a vector of the effective space, which can be applied to any initial prompt."
     )
   if other.terms:
     notes += (
@@ -399,9 +401,9 @@ def _in_space(prompt: Loaded, space: str) -> tuple[Loaded, str]:
   if known.method == "plain":
     return prompt, identity.prompt_digest(prompt.leaves)
   raise UserError(
-    f"'{prompt.name}' is folded, and in the factor space the parameters of a DePT or EPT "
-    "prompt are due. Give its run folder or a checkpoint, or stay in the effective space "
-    "(tpv diff without --space factor)."
+    f"'{prompt.name}' is folded, but the factor space needs the parameters of a DePT or "
+    "EPT prompt. Give its run folder or a checkpoint, or stay in the effective space (tpv "
+    "diff without --space factor)."
   )
 
 
