@@ -84,6 +84,9 @@ def markdown(path: pathlib.Path) -> list[Step]:
       mark = None
     elif token.type == "inline":
       for child in token.children:
+        assert child.type != "html_inline", (
+          f"{path.name}:{line}: a reader does not see {child.content}; write it as code"
+        )
         if child.type == "code_inline" and COMMAND.match(child.content):
           steps.append(
             Step(f"{path.name}:{line}", "shell", child.content, None, "sentence")
