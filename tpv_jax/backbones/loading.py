@@ -79,7 +79,7 @@ class Backbone:
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-  """A backbone whose values are still to be read.
+  """A backbone whose values have not been read yet.
 
   Attributes:
     leaves: by T5X path, in fp32 or bf16; `source` is the name where they are stored.

@@ -156,8 +156,8 @@ class Family(Protocol):
 
   Attributes:
     name: for people: 'T5'.
-    table: path of the token embeddings, as the network's TABLE. By it the leaves of a
-      file are told to be of this family.
+    table: path of the token embeddings, as the network's TABLE; leaves that include this
+      path belong to the family.
     model_types: what config.json of Hugging Face calls its models -> what they are.
     not_read: model_type of a relative that is not read -> why.
     sizes: name -> numbers, the arguments of the network.
@@ -175,7 +175,7 @@ class Family(Protocol):
     """Returns the network of these numbers."""
 
   def read_config(self, folder: files.Path) -> Config:
-    """Returns what the config.json of a folder says of the network.
+    """Returns the network's config from the config.json of a folder.
 
     Raises:
       UserError: it has a value that the network does not know; the message names it.
@@ -184,16 +184,16 @@ class Family(Protocol):
   def config_of(
     self, leaves: Mapping[str, Any], source: str, model_type: str | None = None
   ) -> Config:
-    """Returns the config of leaves by T5X path, told by their names and shapes.
+    """Returns the config that the names and shapes of leaves by T5X path imply.
 
     Raises:
-      UserError: they are none of this family's.
+      UserError: they are not leaves of this family.
     """
 
   def places(self, config: Any) -> list[Place]:
-    """Returns every leaf of the network, where it lies in Hugging Face's files and here."""
+    """Returns the place of every leaf of the network in Hugging Face's files and here."""
 
   def by_path(
     self, source: str, config: Any, found: Mapping[str, Leaf]
   ) -> dict[str, Leaf]:
-    """Returns the leaves of Hugging Face's files by T5X path, names and shapes checked."""
+    """Returns the leaves of Hugging Face's files by T5X path, with names and shapes checked."""

@@ -96,8 +96,8 @@ def grid(
     rates: by which the bank's learning rate is multiplied.
 
   Raises:
-    UserError: one of the lists is none, or empty, or holds something else; an output
-      folder that is no path.
+    UserError: one of the lists is not a list, is empty, or has an invalid entry; or the
+      output folder is not a path.
   """
   check_lists(tasks, initial_seeds, rates)
   folder = files.to_path(output_dir)
@@ -142,20 +142,20 @@ def train_bank(
 ) -> list[dict[str, Any]]:
   """Trains a prompt for each entry and returns the manifests of their runs, in order.
 
-  Each is trained as `training.train` would train it alone, but for the order in which
-  fp32 sums are taken; a run that either of them began may be continued by the other. The
-  same call continues a bank that was stopped or killed, with the same bits on the same
-  CPU machine. A prompt that ends early, or diverges, leaves the others as they are. One
-  that diverged stays so: to train it again, remove its folder.
+  Each prompt is trained as `training.train` would train it alone, up to the order of fp32
+  sums; a run that one of them began can be continued by the other. The same call continues
+  a bank that was stopped or killed, with the same bits on the same CPU machine. A prompt
+  that ends early or diverges does not affect the others. A diverged prompt is not trained
+  again until its folder is removed.
 
-  While one of its prompts is unfinished, a bank goes on as it was begun: with the same
-  prompts in the same order, and with no other `size`, `block_positions` or `patience`,
-  for its bits hang on all of them. Nor is another bank begun beside it. When all have
-  ended, entries may be added, which are then trained, and left out, which stay as they
-  are.
+  While one of its prompts is unfinished, a bank can only be continued as it was begun: with
+  the same prompts in the same order and the same `size`, `block_positions` and `patience`,
+  because its bits depend on all of them. No other bank can be begun beside it. When all
+  prompts have ended, entries may be added, which are then trained, or left out, which
+  changes nothing for them.
 
-  Before anything is written the bank's calls are compiled and what they need is held
-  against the memory of the devices. Several processes train one bank as one would.
+  Before anything is written, the bank's calls are compiled and their need is compared with
+  the memory of the devices. Several processes train one bank as one process would.
 
   Args:
     model: with a prompt, whose form all entries share, and without dropout.
@@ -168,7 +168,7 @@ def train_bank(
     log_period: steps between log lines.
     checkpoint_period: steps between checkpoints, by default `eval_period`.
     best_metric: the validation metric that chooses each best prompt.
-    patience: a prompt ends after so many validations without a better one; None: never.
+    patience: a prompt ends after this many validations without a better one; None: never.
     size: prompts trained at once at most, the others after them; None: all.
     model_parallel: devices over which each parameter of the backbone is cut.
     shard_bank: cut the bank itself over the data-parallel devices; None: where they
@@ -348,9 +348,9 @@ def _other_bank(
   block_positions: int | None,
   split: bool,
 ) -> str | None:
-  """Returns what tells this bank from the one that unfinished runs note, None if nothing.
+  """Returns how this bank differs from the one that unfinished runs note, None if not.
 
-  With `split` it may have become smaller than was asked for.
+  With `split` the noted bank may be smaller than was asked for.
   """
   names, count = [run.folder.path.name for run in runs], len(runs)
   asked = {"size": min(size or count, count), "block_positions": block_positions}

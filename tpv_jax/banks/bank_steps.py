@@ -235,14 +235,14 @@ def _all_finite(tree: Any) -> Bool[Array, " N"]:
 
 
 def wide_positions() -> int:
-  """Returns how many source positions a block has here at most, if nobody says else."""
+  """Returns the default for the most source positions of a block on this machine."""
   if jax.default_backend() == "cpu":
     return row_shapes.WIDE_POSITIONS_ON_CPU
   return row_shapes.WIDE_POSITIONS
 
 
 def call_positions() -> int:
-  """Returns how many source positions take as long as starting a call does here."""
+  """Returns the cost of starting a call on this machine, in source positions."""
   if jax.default_backend() == "cpu":
     return row_fitting.CALL_POSITIONS_ON_CPU
   return row_fitting.CALL_POSITIONS

@@ -18,13 +18,13 @@ def check_lists(
   rates: Sequence[float],
   kinds: tuple[type, ...] = (Task,),
 ) -> None:
-  """Raises `UserError` if one of a grid's lists is none, or empty, or holds what is none.
+  """Raises `UserError` unless a grid's arguments are non-empty lists of valid entries.
 
   Args:
-    tasks: each of one of `kinds`.
+    tasks: of one of the types `kinds`.
     initial_seeds: of the initial prompts.
-    rates: by which the bank's learning rate is multiplied.
-    kinds: what stands for a task.
+    rates: factors of the bank's learning rate.
+    kinds: the types that a task may have.
   """
   lists = {"TASKS": tasks, "INITIAL_SEEDS": initial_seeds, "RATES": rates}
   for name, values in lists.items():
@@ -47,10 +47,10 @@ def check_lists(
 
 
 def name_of(task: str, seed: int, rate: float | None) -> str:
-  """Returns the name of a grid's entry; `rate` where there are several."""
+  """Returns the name of a grid's entry; `rate` is None if there is only one."""
   if rate is None:
     return f"{task}-{seed}"
-  # As short as tells it from all others.
+  # The shortest text that reads back as the same number.
   text = f"{rate:g}" if float(f"{rate:g}") == rate else repr(rate)
   return f"{task}-{seed}-{text}"
 
@@ -65,7 +65,7 @@ def is_number(value: Any) -> bool:
 
 
 def check_rate(rate: Any, where: str) -> None:
-  """Raises `UserError` if the learning rate cannot be multiplied by `rate`."""
+  """Raises `UserError` unless `rate` is a number of at least 0."""
   if not is_number(rate) or rate < 0:
     raise UserError(
       f"The rate of {where} is {rate!r}. Give a number of at least 0: the learning rate "

@@ -44,7 +44,7 @@ class Sheet:
     self._panels: list[tuple[Any, float, float]] = []
 
   def panel(self, width: float, height: float, title: str = "") -> Any:
-    """Returns the axes of a new panel, of so many inches."""
+    """Returns the axes of a new panel of this width and height in inches."""
     # Its own label tells it from others of the same place.
     axes = self.figure.add_axes((0, 0, 1, 1), label=str(len(self._panels)))
     if title:
@@ -127,16 +127,16 @@ def line_height(size: float = SIZE) -> float:
 def wrapped(
   text: str, width: float, size: float = SIZE, lines: int | None = None
 ) -> str:
-  """Returns the text in lines of at most so many inches.
+  """Returns the text in lines of at most `width` inches.
 
-  They are broken after spaces and the signs that join words in names, and where there
-  are none, anywhere.
+  Lines are broken after spaces and after the signs that join words in names; a word that
+  is too long is broken anywhere.
 
   Args:
-    text: whose own lines stay apart.
+    text: its own line breaks are kept.
     width: of a line, in inches.
     size: of the letters, in points.
-    lines: of each line at most so many; then they are wider where they must be.
+    lines: the most lines that one line of the text becomes; they are wider if necessary.
   """
   if "\n" in text:
     return "\n".join(wrapped(line, width, size, lines) for line in text.split("\n"))

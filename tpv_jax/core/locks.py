@@ -24,10 +24,10 @@ from tpv_jax.core import files
 from tpv_jax.core.errors import EXIT_USER_ERROR, UserError
 
 RENEWED_S = 15.0
-"""After so many seconds a lease is written again."""
+"""Seconds after which a lease is renewed."""
 
 STALE_S = 60.0
-"""A lease that was not written for so many seconds belongs to nobody any more."""
+"""Seconds without renewal after which a lease has expired."""
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 

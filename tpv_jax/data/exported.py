@@ -197,11 +197,11 @@ def _replace(
   write: Callable[[str, Path, Path], tuple[dict[str, Any], str]],
   say: Say,
 ) -> None:
-  """Writes splits in the place of old ones, which stay until the new ones are whole.
+  """Replaces splits by new ones; the old ones stay until the new ones are complete.
 
   Args:
     folder: of the task.
-    about: what about.json says, but for the splits that are written.
+    about: the content of about.json, without the splits that are written.
     left: the splits to write.
     old: the files that go.
     write: `_write` of a split, into a folder, for a place.

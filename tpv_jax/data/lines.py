@@ -39,7 +39,7 @@ def json_row(line: str, where: str, fix: str = "", **options: Any) -> dict[str, 
     **options: for `json.loads`.
 
   Raises:
-    UserError: it is no JSON object, names a column twice, or holds what is no text.
+    UserError: it is not a JSON object, names a column twice, or contains invalid text.
   """
   fix = f", or {fix}" if fix else ""
   try:

@@ -185,7 +185,7 @@ FEATURES = ("inputs", "targets", "answers", "group", "fields")
 """What an example has before it is tokenised: texts; answers and fields as JSON lists."""
 
 NEIGHBOURS = 10_000
-"""Among so many tokenised examples streamed data are shuffled."""
+"""The size of the buffer of tokenised examples in which streamed data are shuffled."""
 
 
 def _features(example: Example) -> dict[str, str]:

@@ -43,8 +43,8 @@ class Task:
     name: one word, used in provenance and file names.
     labels: all allowed targets in their order, or None where the targets are free.
     metric: the name in `data.metrics.registry` of the one that counts.
-    load: gives the examples of a split of `SPLITS`, the same ones at every call. It is
-      called at every use: a loader for which that is dear keeps what it read.
+    load: returns the examples of a split of `SPLITS`, the same ones at every call. It is
+      called at every use, so a slow loader should cache them.
     more_metrics: the names of others that are usual for it.
     origin: gives what a run's manifest says of where the examples come from.
   """

@@ -381,7 +381,7 @@ class _Rows:
     def fits(delimiter: str) -> bool:
       try:
         _, cells = next(lines.csv_lines(path, text, delimiter), (0, ()))
-      except UserError:  # Its quotes are none between such columns.
+      except UserError:  # With this delimiter its quotes are not quotes of CSV.
         return False
       if self.columns is not None:
         return len(cells) == len(self.columns)
@@ -426,7 +426,8 @@ def label_words(labels: Mapping[Any, Any] | Sequence[Any]) -> dict[str, str]:
     labels: a mapping from values to words, or a sequence of words, each its own value.
 
   Raises:
-    UserError: it is none of both, or a word is none, is empty, or is not one.
+    UserError: it is neither, a word is empty or is not a text or number, or a value has
+      two words.
   """
   if not isinstance(labels, Mapping | list | tuple) or not labels:
     raise UserError(

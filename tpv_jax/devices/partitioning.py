@@ -280,13 +280,13 @@ def axes_of_moment(
 ) -> tuple[Any, ...] | None:
   """Returns which of a parameter's axes an optimizer's moment of it has.
 
-  All of them, or, of a factored one, those that are left. None where its shape tells no
-  single answer.
+  All of them or, for a factored moment, those that are left. None if its shape allows
+  several answers.
 
   Args:
     shape: of the moment.
     parameter: the parameter's shape.
-    axes: what stands for each of the parameter's axes: its name, or how it is cut.
+    axes: for each of the parameter's axes its name, or how it is sharded.
   """
   if tuple(shape) == tuple(parameter):
     return tuple(axes)

@@ -266,7 +266,7 @@ def _vector(vector: Vector) -> Loaded:
 
 
 def _text(number: float) -> str:
-  """Returns the number as short as tells it from all others."""
+  """Returns the shortest text that reads back as the same number."""
   return f"{number:g}" if float(f"{number:g}") == number else repr(number)
 
 

@@ -78,7 +78,7 @@ def evaluate(
     search: choose the coefficient of each vector on each initial prompt, instead of
       `coefficient`: of `candidates.GRID` (True), or of those given.
     search_split: on which the coefficients are tried.
-    search_examples: so many of its first examples of each task; None: all.
+    search_examples: how many of the first examples of each task are used; None for all.
     search_metric: 'exact_match' with the target, of greedy decoding, whatever `num_beams`
       is; 'label_accuracy' of the chosen label; or 'own', of what is decoded, each task's
       own metric, which takes longer. The mean over the tasks decides, the smaller

@@ -81,9 +81,9 @@ class _Array:
 
 
 def holds_arrays(path: files.PathLike) -> bool:
-  """Returns whether `read` is what reads a path: a file of arrays that is none of ours.
+  """Returns whether a path is for `read`: a file of arrays that tpv did not write.
 
-  Of a pickle too, which `read` then refuses.
+  True for a pickle too, which `read` refuses.
   """
   file, _ = _split(path)
   suffix = file.suffix.lower()
@@ -212,7 +212,7 @@ def refuse_pickle(path: files.Path) -> None:
 
 
 def refuse_large(values: int, shown: str) -> None:
-  """Raises `UserError` if a prompt of so many values is larger than any."""
+  """Raises `UserError` if no prompt has as many as `values` values."""
   if 4 * values > MAX_BYTES:
     raise UserError(
       f"'{shown}' states values of {4 * values} bytes in fp32, and a prompt's have at "
@@ -224,7 +224,7 @@ def to_fp32(values: np.ndarray, name: str, shown: str) -> np.ndarray:
   """Returns floating-point values of at most 32 bits as fp32, in C order.
 
   Raises:
-    UserError: they are none, or not finite.
+    UserError: there are no values, they have another dtype, or one is not finite.
   """
   if not values.size:
     raise UserError(

@@ -24,13 +24,13 @@ from tpv_jax.core.identity import is_floating, unflatten
 from tpv_jax.core.leaves import Leaf, read_all
 
 _METADATA = "_METADATA"
-"""The file in which Orbax describes a PyTree; a folder without it is none."""
+"""The file in which Orbax describes a PyTree; every folder of a PyTree has it."""
 
 RUN = "run"
 """The name, in the metadata of a checkpoint, of the run that it belongs to."""
 
 _ABOUT = "_CHECKPOINT_METADATA"
-"""The JSON file in which Orbax's manager keeps what it was told of a checkpoint."""
+"""The JSON file in which Orbax's manager keeps the metadata given with a checkpoint."""
 
 _UNFINISHED = ".orbax-checkpoint-tmp"
 """What a local folder is called until it is whole, and then renamed."""
@@ -42,7 +42,7 @@ _INFLATED_FROM_BYTES = 1 << 28
 """Arrays that claim less are read without asking whether they can be so large."""
 
 AT_ONCE_BYTES = 1 << 25
-"""Leaves of so many bytes together are written before the next one is read."""
+"""Leaves are written when those that were read have this many bytes."""
 
 Keys = tuple[str, ...]
 """Where a leaf lies in the saved tree, outermost first."""
@@ -131,7 +131,7 @@ def lazy_leaves(path: files.PathLike, prefix: str = "target/prompt") -> dict[str
   Raises:
     UserError: there is no such folder; it is no checkpoint, an unfinished one, a folder
       of checkpoints, or damaged; a symbolic link leads out of it; nothing is saved under
-      `prefix`. Damage of a leaf's values is told when it is read.
+      `prefix`. Damage of a leaf's values is found when the leaf is read.
   """
   absolute, names = files.absolute(path), prefix.strip("/")
   refuse_foreign_files(absolute)

@@ -224,7 +224,7 @@ class RunFolder:
     self._begun = False
 
   def withdraw(self) -> None:
-    """Deletes the run if it has not done its first steps, with which it would be begun."""
+    """Deletes the run if its first steps, with which it counts as begun, are not done."""
     if self._begun:
       self._delete()
 
@@ -299,7 +299,7 @@ class RunFolder:
     return None
 
   def _metrics_lines(self) -> list[bytes]:
-    """Returns the lines but for one that was cut short, and empty ones."""
+    """Returns the lines, without empty ones and one that was cut short."""
     path = self.path / "metrics.jsonl"
     *lines, _ = files.read_bytes(path).split(b"\n") if path.exists() else [b""]
     return [line for line in lines if line.strip()]

@@ -125,8 +125,8 @@ def compare_starts(
     initial_seeds: the initial prompts and the samples; deviations are over them.
     coefficient: of all vectors, also of the two in a sum.
     best_metric: by which a run keeps its best prompt.
-    validation_examples: the first so many are validated on.
-    test_examples: the first so many are measured on.
+    validation_examples: how many of the first examples are validated on.
+    test_examples: how many of the first examples are measured on.
     bank_size: prompts that are trained at once; None: all of one number of examples.
     overwrite: train runs again that are finished or have other settings.
     progress: show progress.

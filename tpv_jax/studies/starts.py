@@ -47,7 +47,7 @@ class Job:
   start: Initial
 
   def run(self, number: int) -> pathlib.Path:
-    """Returns the run folder for so many examples."""
+    """Returns the folder of the run on `number` examples."""
     name = f"{self.task.name}-{self.start_name}-{number}-{self.seed}"
     return self.folder / "runs" / name
 

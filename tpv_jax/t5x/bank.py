@@ -73,8 +73,8 @@ def grid(
     modules: to import first, so that seqio knows the names.
 
   Raises:
-    UserError: one of the lists is none, or empty, or holds something else; a task that
-      seqio does not know or whose ids would mean other words.
+    UserError: one of the lists is not a list, is empty, or has an invalid entry; or seqio
+      does not know a task, or its ids would mean other words.
   """
   check_lists(tasks, initial_seeds, rates, (Task, str))
   members = []

@@ -16,7 +16,7 @@ from tpv_jax.devices import processes
 from tpv_jax.t5x.bank import Member
 
 COUNTED = 10_000
-"""Of so many examples the log says how many are trimmed."""
+"""How many examples are counted for the log's line about trimmed ones."""
 
 
 def report_trimmed(cfg: utils.DatasetConfig) -> utils.DatasetConfig:

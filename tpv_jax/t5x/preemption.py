@@ -24,7 +24,7 @@ from tpv_jax.devices import partitioning, processes
 
 
 class Notice:
-  """Whether SIGTERM came; to one of several processes, JAX tells it to all of them."""
+  """Whether SIGTERM came; JAX passes it on from one process to all of them."""
 
   def __init__(self) -> None:
     """Has the first SIGTERM noted; a second one acts at once."""

@@ -339,7 +339,7 @@ class Initializer(utils.TrainStateInitializer):
       loading.check(leaves, self.model.network, self.backbone)
 
   def _check_data(self, input_shapes: Mapping[str, Any]) -> None:
-    """Has the model say what it has against the data, before anything is written."""
+    """Traces the model on the data, so that it refuses them before anything is written."""
     if input_shapes:
       batch = {
         name: jax.ShapeDtypeStruct(shape, jnp.float32)

@@ -228,9 +228,10 @@ def described(members: Sequence[Member]) -> list[dict[str, Any]]:
 
 
 def write_members(model_dir: str, members: Sequence[Member] | None) -> None:
-  """Writes BANK, which says whose the rows of a bank's checkpoints are.
+  """Writes BANK, which names the prompt of each row of a bank's checkpoints.
 
-  Without `members` there is none, not even of a bank that ended before its first step.
+  Without `members` the file is removed, such as that of a bank that ended before its first
+  step.
   """
   if not processes.is_writer():
     return
@@ -263,7 +264,7 @@ def read_members(model_dir: str) -> list[dict[str, Any]] | None:
 def first_other(
   there: Sequence[Mapping[str, Any]], here: Sequence[Mapping[str, Any]]
 ) -> str:
-  """Returns what tells the first prompt of a bank that is another one, '' if none is."""
+  """Returns how the first prompt of a bank that is another one differs, '' if none does."""
   for place, (one, other) in enumerate(zip(there, here, strict=False)):
     saved = {"settings_version": run_settings.VERSION, "settings": one}
     now = run_settings.Settings(other, run_settings.defaults_of(Member))

@@ -185,7 +185,7 @@ def share_data_dir(given: str | None) -> None:
 
 
 def _check_command() -> str | None:
-  """Checks what this process was given, and tells what is left aside.
+  """Checks the command line of this process, and says what is ignored.
 
   Returns:
     Which of `COMMANDS` it runs, None if it is another one of T5X's.

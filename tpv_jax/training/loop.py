@@ -92,7 +92,7 @@ class Run:
     self.recompiled = 0
 
   def _trace(self) -> None:
-    """Has the model say what it has against the data, before anything is written."""
+    """Traces the model on the data, so that it refuses them before anything is written."""
     if self.initial is not None and self.backbone is not None:
       params = {**self.backbone.params, "prompt": dict(self.initial.leaves)}
       trainable, frozen = self.model.split(params)

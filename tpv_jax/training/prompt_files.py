@@ -28,7 +28,7 @@ def prompt_leaves(trainable: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class PromptFiles:
-  """Writes a run's prompts with their provenance, and tells those of another run.
+  """Writes a run's prompts with their provenance, and recognises those of another run.
 
   Attributes:
     folder: of the run.
@@ -43,7 +43,7 @@ class PromptFiles:
   tunes_backbone: bool
 
   def write(self, which: str, leaves: Mapping[str, np.ndarray], steps: int) -> None:
-    """Writes the 'initial', 'best' or 'last' prompt, as it is after so many steps."""
+    """Writes the 'initial', 'best' or 'last' prompt, as it is after `steps` steps."""
     assert self.initial is not None  # There is a prompt, so it started from one.
     provenance = dataclasses.replace(
       self.initial.provenance, steps=steps, versions=versions()

@@ -61,7 +61,7 @@ class TaskData:
       lengths: `{'inputs': T, 'targets': L}` in tokens, EOS included.
       batch_size: examples a step.
       seed: of the order of the examples.
-      validation_examples: at most so many; 250 is the task-vector paper's number.
+      validation_examples: the most to validate on; the task-vector paper has 250.
       validation_batch_size: examples a validation call; `batch_size` by default.
 
     Raises:

@@ -50,7 +50,7 @@ class Definition:
     name: one word; `_t5` at the end: the T5 package's template.
     title: what it is about.
     tfds: the data set's name in TensorFlow Datasets, or None.
-    hugging_face: its name in the Hugging Face hub, where TFDS has it not.
+    hugging_face: its name in the Hugging Face hub, if TFDS does not have it.
     template: the source text, columns in braces.
     labels: the source's class names in their order, each with its label word; None
       where targets are free.
@@ -64,7 +64,7 @@ class Definition:
     held_out: the source's split that the rule speaks of.
     epochs: of a source prompt in the task-vector paper.
     target_length: the longest target in tokens of T5's vocabulary, EOS included.
-    most_tokens: of a source; the papers' 256, but for long answers.
+    most_tokens: of a source; the papers' 256, more for long answers.
     change: gives the row that the template reads, where that is not the raw one.
     rounded_to: targets are numbers, written as the nearest multiple.
     limits: the least and the largest of targets that are numbers.
@@ -188,7 +188,7 @@ class Definition:
     return source, np.sort(chosen[:taken] if split == "validation" else chosen[taken:])
 
   def example(self, row: Row, where: str, split: str) -> Example | None:
-    """Returns the example of a raw row, None if the split has it not.
+    """Returns the example of a raw row, None if it does not belong to the split.
 
     Args:
       row: by column; a class is its name in the source.
@@ -301,7 +301,7 @@ def check_classes(which: Definition, found: Mapping[str, list[str]]) -> None:
 
 
 def text(row: Row, column: str, where: str, null: str | None = None) -> str:
-  """Returns a column's value as text; `null` stands for a missing value, None refuses."""
+  """Returns a column's value as text; `null` replaces a missing one, None refuses it."""
   if column not in row:
     raise UserError(
       f"{where}: there is no column '{column}', only {', '.join(row) or 'none'}."

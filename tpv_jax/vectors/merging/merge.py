@@ -22,15 +22,15 @@ def merge(
 ) -> Loaded:
   """Returns coefficient * sum_i c_i * vectors[i] with the c_i of a merge rule.
 
-  The coefficients are computed in fp64 from the inner products over all values; a vector
-  of zeros is left out, and noted. Everything else is as in `sum_vectors`.
+  docs/methods.md, (4.9). The c_i are computed in fp64 from the vectors' inner products over
+  all values. A vector of zeros is left out, which is noted. Otherwise as `sum_vectors`.
 
   Args:
     vectors: at least one.
     rule: a name of `registry.RULES`.
-    weights: one for each vector; all 1 if None. Only of rules that take weights.
-    coefficient: lambda, of the whole result.
-    options: of the rule, by name; the others have their defaults.
+    weights: one for each vector, for rules that take weights; None for 1.
+    coefficient: multiplies the whole result.
+    options: of the rule, by name; options left out have their defaults.
     allow_mixed_origin: see `sum_vectors`.
     allow_unknown_backbone: see `sum_vectors`.
 

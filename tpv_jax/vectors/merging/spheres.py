@@ -12,7 +12,7 @@ _PARALLEL = 0.9995
 """The absolute cosine above which `Slerp` takes the straight line, as mergekit does."""
 
 _OPPOSITE = 1e-9
-"""How near to -1 the cosine is of vectors that are opposite but for rounding."""
+"""How far above -1 the cosine of opposite vectors may be, by rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
