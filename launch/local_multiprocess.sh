@@ -6,11 +6,11 @@
 #     --gin_file=gin_configs/runs/embedded.gin \
 #     --gin.TASK_NAME="'topic'" --gin.RUN_DIR="'runs/topic'"
 #
-# T5X's scripts are tpv_jax.t5x.train, eval and infer here (docs/t5x.md).
+# For T5X use tpv_jax.t5x.train, eval and infer (docs/t5x.md).
 #
-# Each line of output starts with its process's number. When one process fails, or the
-# script is ended, the others are sent SIGTERM, and SIGKILL if they are still there after
-# 60 s; the exit code is that of the one which failed.
+# Each line of output starts with the number of its process. If a process fails or the
+# script is ended, the other processes get SIGTERM, and SIGKILL if they are still running
+# after 60 s. The exit code is that of the failed process.
 set -euo pipefail
 
 usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" | sed '/^set/d'; exit 0; }

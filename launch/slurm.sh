@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Runs one command on SLURM's GPU nodes: a process a node, all its GPUs in that process.
+# Runs one command on SLURM's GPU nodes, with one process per node for all of its GPUs.
 #
 #   launch/slurm.sh [--dry-run] --nodes=N [--gpus=8] [--time=HH:MM:SS] [--partition=P] \
 #     [--setup='source .venv/bin/activate'] -- COMMAND...
 #   launch/slurm.sh --nodes=2 -- tpv train --gin_file=...
 #
-# Inside an allocation (salloc, sbatch) it runs there; outside it asks for one by srun.
-# JAX finds the other processes from SLURM's variables; RUN_DIR or MODEL_DIR must lie on a
-# file system that all nodes share. T5X's scripts are tpv_jax.t5x.train, eval and infer here
-# (docs/t5x.md). A node that fails ends the step, and SIGTERM comes 120 s before the time
-# limit (inside an allocation if that was asked for with --signal=TERM@120), in time to
-# save: the same command again continues the run.
+# Inside an allocation (salloc, sbatch) it runs there; otherwise it requests one with srun.
+# JAX finds the other processes through SLURM's variables; RUN_DIR or MODEL_DIR must be on a
+# file system that all nodes share. For T5X use tpv_jax.t5x.train, eval and infer
+# (docs/t5x.md). If a node fails, the others are stopped. SIGTERM is sent 120 s before the
+# time limit (inside an allocation only if it was requested with --signal=TERM@120), so that
+# the run is saved; the same command resumes it.
 #
 # NEVER RUN ON SLURM SO FAR: tested by its dry run and against a stub of srun.
 set -euo pipefail
