@@ -9,6 +9,7 @@ they were 5e-7 in the loss and 1.3e-5 in values that moved by several units; we 
 Each test is run with a plain prompt and with EPT, its groups at rates of their own.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -108,7 +109,12 @@ def moved(kind, backbone, path):
     name: (leaf + 0.1 * rng.standard_normal(leaf.shape)).astype(np.float32)
     for name, leaf in drawn.leaves.items()
   }
-  store.write(path, leaves, drawn.provenance)
+  provenance = dataclasses.replace(
+    drawn.provenance,
+    initial_digest=identity.prompt_digest(leaves),
+    **module.provenance(leaves),
+  )
+  store.write(path, leaves, provenance)
   return functools.partial(initial.from_file, path=path)
 
 
@@ -158,8 +164,11 @@ def embedded_parts(under_t5x, tmp_path, kind):
 
 
 def uneven(batch):
-  """The batch with a third of its rows, all at its end, not counted."""
-  weights = batch["decoder_loss_weights"].copy()
+  """The batch with a third of its rows, all at its end, not counted.
+
+  All weights together are less than 1: only their ratios matter.
+  """
+  weights = batch["decoder_loss_weights"] * np.float32(0.001)
   weights[-(BATCH // 3) :] = 0
   return batch | {"decoder_loss_weights": weights}
 

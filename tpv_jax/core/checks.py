@@ -1,4 +1,4 @@
-"""Values against annotations: what an argument may be stands once, in the signature.
+"""Checks of values against annotations: the signature alone states what is allowed.
 
 `checked` and `check_fields` hold a function or a dataclass to it when Python calls them,
 and the commands hold gin's settings to it before anything runs. Imports nothing but the
@@ -68,7 +68,7 @@ class OneOf:
 
 @dataclasses.dataclass(frozen=True)
 class Keys:
-  """A mapping with just these keys."""
+  """A mapping with exactly these keys."""
 
   names: tuple[str, ...]
 
@@ -96,7 +96,7 @@ class NotEmpty:
 
 
 LARGEST = 2**20
-"""Of a size in tokens, rows, layers or features: more would fit no machine (ours)."""
+"""The largest size in tokens, rows, layers or features: no machine could hold more (ours)."""
 
 Size = Annotated[int, Range(least=1, most=LARGEST)]
 SizeOrNone = Annotated[int, Range(least=0, most=LARGEST)]
@@ -105,7 +105,7 @@ SizeOrNone = Annotated[int, Range(least=0, most=LARGEST)]
 Steps = Annotated[int, Range(least=1, most=2**31 - 1)]
 StepsOrNone = Annotated[int, Range(least=0, most=2**31 - 1)]
 Seed = Annotated[int, Range(least=0, most=2**32 - 1)]
-"""What JAX's and NumPy's generators tell apart."""
+"""A seed of JAX's and NumPy's generators."""
 
 NotNegative = Annotated[float, Range(least=0)]
 Positive = Annotated[float, Range(above=0)]
@@ -119,7 +119,7 @@ Scalar = str | int | float | bool | None
 
 
 class Unknown:
-  """Stands for a value that is not known yet; it suits every annotation."""
+  """Stands for a value that is not known yet; every annotation allows it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells use it: 128 and the signal's number, after SIGTERM 143."""
 
 EXIT_BROKEN_PIPE = 141
-"""Exit code where nobody reads the output any more (`| head`), as shells use it."""
+"""Exit code if nothing reads the output any more (`| head`), as shells use it."""
 
 
 MOST_TEXT = 1500
@@ -43,7 +43,7 @@ _UNPRINTABLE = re.compile(
 
 
 def printable(text: str) -> str:
-  """Returns text as one line that does nothing to a terminal but be read.
+  """Returns text as one line without anything that controls a terminal.
 
   What a file says of itself, as the name of a task, a leaf or a note, could otherwise move
   the cursor, forge a line of ours, or show another name than it has. Every place that
@@ -53,7 +53,7 @@ def printable(text: str) -> str:
 
 
 def to_json(content: Any) -> str:
-  """Returns indented JSON that does nothing to a terminal but be read; see `printable`."""
+  """Returns indented JSON without anything that controls a terminal; see `printable`."""
   text = json.dumps(content, indent=2, ensure_ascii=False)
   return "\n".join(
     _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
@@ -76,7 +76,7 @@ class UserError(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-  """A signal asked the process to end; what follows its number is said at the end."""
+  """A signal asked the process to end; the text after its number is printed at the end."""
 
   def __init__(self, number: int, *texts: str):
     super().__init__(*texts)
@@ -145,7 +145,7 @@ _ADVICE = {
   errno.ENFILE: "Close other programs, or have the system allow more (fs.file-max)",
   errno.ENOMEM: "Close other programs, or use a machine with more memory",
 }
-"""What to do about an error of the operating system that is none of the input."""
+"""What to do about an error of the operating system that the input did not cause."""
 
 _CANNOT_OPEN = (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR)
 

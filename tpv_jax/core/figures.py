@@ -1,4 +1,4 @@
-"""Pictures whose panels have the size that was asked for, however long the names are.
+"""Pictures whose panels have the requested size, however long the names in them are.
 
 Text takes no room from a panel: panels are placed by what is written around them, and the
 picture grows. matplotlib is imported when something is drawn; without pyplot, so no screen
@@ -15,7 +15,7 @@ INCH = 72.0
 """In points, in which letters are measured."""
 
 SIZE = 8.0
-"""Of letters, in points, where nothing else is said."""
+"""The default size of letters, in points."""
 
 _NARROWEST = 2.4
 """Of a panel's title, in inches."""

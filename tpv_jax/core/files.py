@@ -1,4 +1,4 @@
-"""Paths here and in object stores, and atomic writes: the old file, the new, or none.
+"""Local paths and paths of object stores, and atomic writes.
 
 Imports the standard library and `tpv_jax.core.errors`; etils, which costs 70 ms, only for a
 path like 'gs://bucket/file'.

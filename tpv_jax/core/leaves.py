@@ -1,4 +1,4 @@
-"""Leaves that are read when their values are asked for, one after the other.
+"""Leaves that are read when their values are needed, one after the other.
 
 A mapping from paths to such leaves stands for a whole backbone without holding it:
 `np.asarray(leaf)` reads one, and nothing keeps it. NumPy only.
@@ -28,7 +28,7 @@ def not_finite(values: np.ndarray) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-  """An array on its way: its form is known, its values are read by `np.asarray`.
+  """An array whose shape and dtype are known; its values are read by `np.asarray`.
 
   Attributes:
     shape: of the array.

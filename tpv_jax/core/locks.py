@@ -1,4 +1,4 @@
-"""One writer at a time: a lock that ends with the process that holds it, however it ends.
+"""One writer at a time: a lock that is released when its process ends, however it ends.
 
 A lock is a file that says who holds it: on a file system of this machine with `flock`,
 which the kernel lifts when the process is gone. Object stores and some network file

@@ -1,4 +1,4 @@
-"""What is shown: drawn over and over on a terminal, whole lines, and few, in a log."""
+"""What is shown: redrawn in place on a terminal; in a log, a few whole lines."""
 
 import sys
 from collections.abc import Iterable, Sequence

@@ -24,23 +24,23 @@ PADDING = 0
 
 
 def is_padding(tokens: Any) -> Any:
-  """Returns where an array of token ids, of NumPy or JAX, holds padding."""
+  """Returns where an array of token ids, of NumPy or JAX, is padding."""
   return tokens == PADDING
 
 
 def token_counts(rows: Int[np.ndarray, "N X"]) -> Int[np.ndarray, " N"]:
-  """Returns how many tokens each row has, padding left out."""
+  """Returns how many tokens each row has, without padding."""
   return np.count_nonzero(~is_padding(rows), axis=1)
 
 
 def without_padding(row: Int[np.ndarray, " X"]) -> Int[np.ndarray, " x"]:
-  """Returns the tokens of a row."""
+  """Returns the tokens of a row, without padding."""
   return row[~is_padding(row)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Losses:
-  """What texts lost when they became token ids.
+  """What was lost when texts were tokenised.
 
   Attributes:
     trimmed: how many texts lost tokens to the limit.
@@ -245,7 +245,7 @@ def order(count: int, seed: int, epoch: int = 0) -> Int[np.ndarray, " N"]:
 
 
 class Batches:
-  """An endless row of batches in which every epoch has each example exactly once.
+  """An endless sequence of batches in which every epoch has each example exactly once.
 
   Batch `step` holds the places `step * B` to `(step + 1) * B - 1` of the endless
   sequence of epochs, each epoch in its own `order` from the seed. So a batch may span
@@ -283,7 +283,7 @@ class Batches:
     )
 
   def batch_at(self, step: int) -> Features:
-    """Returns batch `step`, the same one whenever and however often it is asked for."""
+    """Returns batch `step`, the same one at every call."""
     rows = self.rows_at(step)
     return features(self.tokenized.inputs[rows], self.tokenized.targets[rows])
 

@@ -1,4 +1,4 @@
-"""Whether a vocabulary can write what tasks answer, told before anything runs.
+"""Checks, before anything runs, that a vocabulary can write the answers of tasks.
 
 A prompt is trained and judged by the tokens of its answers. Where those are not the
 answer itself, because a word is unknown or the limit cuts it, training would report
@@ -99,10 +99,10 @@ def check_lengths(lengths: Any) -> None:
 def spelling(
   text: str, vocabulary: Vocabulary, longest: int | None = None
 ) -> str | None:
-  """Returns the text as the vocabulary writes it, None if it can't.
+  """Returns the text as the vocabulary writes it, None if it cannot.
 
-  It can't if there are unknown tokens, or more than `longest` with EOS. What it writes
-  may differ from the text where it normalises ('…' is '...' to T5's).
+  It cannot if there are unknown tokens, or more than `longest` tokens with EOS. It may
+  write the text differently if it normalises it (T5's writes '…' as '...').
   """
   ids = vocabulary.encode(text)
   if vocabulary.unk_id in ids or (longest is not None and len(ids) >= longest):

@@ -1,4 +1,4 @@
-"""The text of files, and what lines of JSON, CSV and TSV hold.
+"""Reads text files, and the rows of JSON lines, CSV and TSV.
 
 Every error names the file and the line.
 """
@@ -14,10 +14,10 @@ from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.core.files import PathLike, read_bytes, to_path
 
 MOST_LETTERS = 2**31 - 1
-"""Of a cell of a CSV file: what a C long holds everywhere."""
+"""The longest cell of a CSV file: the largest C long of every platform."""
 
 MOST_NESTED = 64
-"""Levels of a JSON object; what reads it further is recursive."""
+"""The deepest nesting of a JSON object, because its reader is recursive."""
 
 
 def json_lines(path: PathLike, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -29,7 +29,7 @@ from tpv_jax.data.lines import json_row
 from tpv_jax.data.papers.definition import Definition, Row, check_classes
 
 ABOUT = "about.json"
-"""The file that is written last and says what lies beside it."""
+"""The file that is written last and describes the files beside it."""
 
 _AGAIN = "Remove that folder and prepare the task again."
 
@@ -174,7 +174,7 @@ def prepare(
   folder: PathLike | None = None,
   say: Say = print,
 ) -> None:
-  """Makes a task's raw rows lie in the data directory; what is there already stays.
+  """Puts a task's raw rows into the data directory; what is there already stays.
 
   Those of `folder` and of the hub are written in random order, the same one always.
 

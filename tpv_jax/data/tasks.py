@@ -1,4 +1,4 @@
-"""What a task is: named splits of text pairs, its labels and its metric."""
+"""Tasks: named splits of text pairs, with their labels and metrics."""
 
 import dataclasses
 import hashlib
@@ -13,7 +13,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """One text-to-text pair, with what some metrics need beside it.
+  """One text-to-text pair, with what some metrics need in addition.
 
   Attributes:
     inputs: the source.

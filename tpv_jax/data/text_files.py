@@ -24,7 +24,7 @@ LARGE = 10_000
 """More training rows than this make a task large in the paper's split rule."""
 
 FROM_TRAIN = 1_000
-"""So many rows of a large task's training file become its validation split."""
+"""How many rows of a large task's training file become its validation split."""
 
 FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
 
@@ -461,7 +461,7 @@ def _text(value: Any) -> str:
 
 
 MOST_DIGITS = 15
-"""Before the point, of a target that is rounded."""
+"""The most digits before the point of a target that is rounded."""
 
 
 def nearest_multiple(value: str, step: str | decimal.Decimal) -> str | None:

@@ -1,4 +1,4 @@
-"""A tokenizer's files as Hugging Face keeps them: what would change ids is refused.
+"""A tokenizer's files in Hugging Face's form; settings that change ids are refused.
 
     tokenizer.json           a Unigram model, and what is done to a text before and after
     tokenizer_config.json    extra_ids, tokens that were added, the class that reads it
@@ -143,7 +143,7 @@ def _adds(part: Mapping[str, Any]) -> bool:
 
 
 def malformed(path: PathLike, error: object) -> UserError:
-  """Returns what is said of a tokenizer.json that cannot be used."""
+  """Returns the error for a tokenizer.json that cannot be used."""
   return UserError(
     f"'{path}' is no {TOKENIZER} that can be read ({error!s:.200}). Take another copy, or "
     f"give the SentencePiece model ({SPIECE})."

@@ -442,7 +442,7 @@ def check_fits(
 ) -> None:
   """Raises `UserError` if a vocabulary of this size cannot be the backbone's.
 
-  More ids than embedding rows cannot be. Fewer are ordinary (T5: 32,100 and 32,128; 128
+  There cannot be more ids than embedding rows. Fewer are normal (T5: 32,100 and 32,128; 128
   less without the extra ids), but not fewer than `MOST_SPARE_ROWS` (ours): ids would
   mean other words.
   """

@@ -1,4 +1,4 @@
-"""Averages that merge over batches and devices: clu's, as T5X wants them, or their like."""
+"""Averages that can be merged over batches and devices: clu's, as T5X needs, or ours."""
 
 from typing import Any
 
@@ -19,11 +19,11 @@ class _Average:
   count: Any
 
   def merge(self, other: "_Average") -> "_Average":
-    """Returns the mean over what both are of."""
+    """Returns the mean over both."""
     return _Average(total=self.total + other.total, count=self.count + other.count)
 
   def compute(self) -> Any:
-    """Returns the mean, NaN of nothing."""
+    """Returns the mean; NaN if the weights are 0."""
     return jnp.asarray(self.total) / self.count
 
 

@@ -174,7 +174,7 @@ _IN_FORCE: contextvars.ContextVar[tuple[Mesh, Rules] | None] = contextvars.Conte
 
 @contextlib.contextmanager
 def in_force(mesh: Mesh, rules: Rules) -> Iterator[None]:
-  """Has `lie` act on what is traced within it."""
+  """Within this context, `lie` shards the arrays that are traced."""
   token = _IN_FORCE.set((mesh, rules))
   try:
     yield
@@ -183,7 +183,7 @@ def in_force(mesh: Mesh, rules: Rules) -> Iterator[None]:
 
 
 def lie(x: Any, *axes: str | None) -> Any:
-  """Returns the array, and its gradient, cut as the rules say that are in force.
+  """Returns the array, sharded, like its gradient, by the rules that are in force.
 
   Where none are, as it is. XLA would choose itself how to cut what is computed, and
   bring together parameters instead of what is made of them.
@@ -335,7 +335,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of what every device holds whole."""
+  """Returns the sharding of an array that is whole on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 

@@ -1,4 +1,4 @@
-"""Several processes (hosts) as one run: who writes, what all agree on, who is lost.
+"""Several processes (hosts) as one run: which one writes, and what all agree on.
 
 With one process everything here is the identity. Each process builds the same batches
 and gives its devices their rows; process 0 alone writes files, beside Orbax, in which
@@ -76,7 +76,7 @@ def say(line: str) -> None:
 
 
 def wait_for_all(where: str) -> None:
-  """Returns when every process has come to `where`."""
+  """Returns when every process has reached `where`."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(where)
 

@@ -33,13 +33,13 @@ _ABOUT = "_CHECKPOINT_METADATA"
 """The JSON file in which Orbax's manager keeps the metadata given with a checkpoint."""
 
 _UNFINISHED = ".orbax-checkpoint-tmp"
-"""What a local folder is called until it is whole, and then renamed."""
+"""In the name of a local folder until it is complete and renamed."""
 
 _COMMITTED = "commit_success.txt"
-"""What Orbax writes last into a folder of an object store, where nothing is renamed."""
+"""The file that Orbax writes last into a folder of an object store."""
 
 _INFLATED_FROM_BYTES = 1 << 28
-"""Arrays that claim less are read without asking whether they can be so large."""
+"""Arrays that claim fewer bytes are read without checking that they can be so large."""
 
 AT_ONCE_BYTES = 1 << 25
 """Leaves are written when those that were read have this many bytes."""
@@ -177,7 +177,7 @@ def lazy_leaves(path: files.PathLike, prefix: str = "target/prompt") -> dict[str
 
 
 def save_checkpoint(path: files.Path, flat: Mapping[str, Any], step: int = 0) -> None:
-  """Writes a T5X checkpoint with the leaves as its `target`, read as they are written.
+  """Writes a T5X checkpoint with the leaves as its `target`, one leaf at a time.
 
   There is no state of an optimizer in it but the step, as in what T5X itself restores
   a model from for inference or fine-tuning.

@@ -29,14 +29,14 @@ from tpv_jax.core.errors import UserError
 from tpv_jax.core.leaves import Leaf, read_all
 
 MAX_HEADER_BYTES = 1 << 24
-"""A thousand leaves need a hundredth of it; a length beyond it is damage."""
+"""The longest header: a thousand leaves need a hundredth of it; more is damage."""
 
 FLOATS = {
   "F32": np.dtype("<f4"),
   "F16": np.dtype("<f2"),
   "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-"""What is read unless a caller asks for less, by its name in the format."""
+"""The dtypes that are read by default, by their names in the format."""
 
 _NAMES = {dtype: name for name, dtype in FLOATS.items()}
 
@@ -46,7 +46,7 @@ _BITS = {
   **dict.fromkeys(("U32", "I32", "F32"), 32),
   **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }
-"""Every dtype of the format but those of less than a byte."""
+"""Every dtype of the format except those of less than a byte."""
 
 DIGEST = "content_digest"
 """The name of a `ContentDigest` in the metadata."""

@@ -1,7 +1,7 @@
-"""What a task of a paper is: source, template, labels, splits, metrics.
+"""The definition of a paper's task: source, template, labels, splits, metrics.
 
 Plain Python. `sources` reads and exports the data, `seqio_tasks` streams it to T5X; both
-make an example of a row by `Definition.example`, so the two roads give equal strings.
+make an example of a row by `Definition.example`, so both give equal strings.
 """
 
 import dataclasses
@@ -164,7 +164,8 @@ class Definition:
   ) -> tuple[str, Int[np.ndarray, " N"]]:
     """Returns the source's split that `split` is taken from, and its rows' numbers.
 
-    Disjoint, by seed, in the source's order: the rules of arXiv 2408.01119, section 4.
+    Disjoint, by seed, in the source's order: arXiv 2408.01119, section 4
+    (docs/methods.md, "Source prompts of the papers").
     A train split of fewer than 2,000 rows gives half of them, not 1,000; the odd row of
     a held-out split goes to test. Both ours. Where examples have a `group`, train and
     validation both get all rows of train, and `example` keeps each split's own.
@@ -277,7 +278,7 @@ class Definition:
 
 
 def example_rows(which: Definition) -> list[dict[str, Any]]:
-  """Returns two rows in the form of the data set, invented, with classes by number."""
+  """Returns two invented rows in the form of the data set, with classes by number."""
   file = importlib.resources.files("tpv_jax.data") / "example_rows.json"
   return json.loads(file.read_text())[which.data]
 
