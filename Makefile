@@ -1,6 +1,8 @@
 # make demo   installs into .venv and runs the main job: prompts, vectors, sums, a report
 # make test   installs with the extras for tests, then lint, types and all tests
 #             but those marked slow, which make test-all runs, too
+# make test-fast  runs the fast tests of the package as its wheel installs it, from another
+#             folder: two minutes on two cores, in an environment without TensorFlow
 # make fuzz-long  damages inputs of every kind, COUNT times each (default 20000, an hour or
 #             two a kind for those that need JAX); SEED=1 for others, KIND="npz" for the
 #             kinds with that in their names, FIRST=5000 to go on where it was stopped
@@ -52,7 +54,7 @@ INSTALL = @$(SHELL_FUNCTIONS); \
   "$(BIN)" -m pip install -e '.$(EXTRAS)' || fail "pip could not install tpv_jax into" \
   "$(VENV); above it says why. Another Python may do: make PYTHON=python3.12 VENV=.venv-3.12"
 
-.PHONY: demo test test-all lint fuzz-long t5x-test t5x-check kill-check clean help same-python
+.PHONY: demo test test-all test-fast lint fuzz-long t5x-test t5x-check kill-check clean help same-python
 .DEFAULT_GOAL := help
 
 help:
@@ -71,6 +73,11 @@ test-all: lint
 	@echo "== tests, the slow ones too"
 	JAX_PLATFORMS=cpu "$(BIN)" -m pytest -n $(JOBS) --dist worksteal $(TESTS)
 
+test-fast: $(VENV)/.installed-fast
+	@echo "== fast tests, of the built wheel"
+	"$(BIN)" tests/fast.py -n $(JOBS) --dist worksteal
+
+# The hooks of .pre-commit-config.yaml run the same.
 lint: $(VENV)/.installed-test
 	@echo "== lint and types"
 	"$(BIN)" -m ruff check .
@@ -117,8 +124,14 @@ $(VENV)/.installed: $(BIN) setup.py pyproject.toml | same-python
 	$(INSTALL)
 	@touch "$@"
 
+$(VENV)/.installed-fast: EXTRAS := [test]
+$(VENV)/.installed-fast: $(BIN) setup.py pyproject.toml | same-python
+	@echo "== installing tpv_jax with its test extra"
+	$(INSTALL)
+	@touch "$@" "$(VENV)/.installed"
+
 $(VENV)/.installed-test: EXTRAS := [test,data,hf]
 $(VENV)/.installed-test: $(BIN) setup.py pyproject.toml | same-python
 	@echo "== installing tpv_jax with its test and data extras (TensorFlow too, about 3 GB)"
 	$(INSTALL)
-	@touch "$@" "$(VENV)/.installed"
+	@touch "$@" "$(VENV)/.installed" "$(VENV)/.installed-fast"

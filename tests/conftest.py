@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import importlib.util
 import os
 import pathlib
 import sys
@@ -31,6 +32,15 @@ from prompt_fixtures import (  # noqa: E402, F401
 
 def pytest_addoption(parser):
   parser.addoption("--no-skips", action="store_true", help="a test that skips fails")
+  parser.addoption("--wheel", help="the folder that the tested tpv_jax is installed in")
+
+
+def pytest_sessionstart(session):
+  """With --wheel no other tpv_jax is tested, such as that of the clone."""
+  wheel = session.config.getoption("wheel")
+  origin = importlib.util.find_spec("tpv_jax").origin
+  if wheel and not pathlib.Path(origin).is_relative_to(wheel):
+    raise pytest.UsageError(f"tpv_jax is imported from {origin}, not from {wheel}")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,4 +1,4 @@
-"""`--no-skips`, with which `make t5x-test` runs: a skipped test fails."""
+"""The options of the tests: `--no-skips` of `make t5x-test`, `--wheel` of the fast ones."""
 
 import pathlib
 import subprocess
@@ -27,3 +27,9 @@ def test_a_skipped_test_fails_where_none_may_be_skipped(tmp_path):
   assert "1 failed, 1 passed, 1 error" in done.stdout
   assert "no T5X here" in done.stdout
   assert "no seqio here" in done.stdout
+
+
+def test_the_tests_of_a_wheel_test_no_other_package(tmp_path):
+  done = run(tmp_path, f"--wheel={tmp_path}")
+  assert done.returncode == 4
+  assert f"{pathlib.Path('tpv_jax', '__init__.py')}, not from {tmp_path}" in done.stderr

@@ -8,6 +8,7 @@ import sys
 import tomllib
 
 import pytest
+import yaml
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -175,6 +176,64 @@ def test_an_environment_that_a_kill_left_without_pip_gets_it(project):
   )
   project.make("demo")
   assert has_pip.exists()
+
+
+def test_the_fast_tests_need_no_tensorflow(project):
+  project.add("python3", "3.13")
+  project.make("test-fast", "JOBS=2")
+  *_, install, tests = project.calls.read_text().splitlines()
+  assert install == "-m pip install -e .[test]"
+  assert tests == "tests/fast.py -n 2 --dist worksteal"
+  project.make("test")
+  assert "installing" not in project.make("test-fast").stdout
+
+
+def test_the_hooks_of_pre_commit_run_what_lint_runs(project):
+  project.add("python3", "3.13")
+  project.make("lint")
+  lint = [line for line in project.calls.read_text().splitlines() if "pip" not in line]
+  (local,) = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text())[
+    "repos"
+  ]
+  assert local["repo"] == "local"
+  python = ".venv/bin/python "
+  assert [hook["entry"] for hook in local["hooks"]] == [python + line for line in lint]
+  for hook in local["hooks"]:
+    assert (hook["language"], hook["pass_filenames"]) == ("system", False)
+
+
+@pytest.mark.parametrize(
+  ("taken", "other"), [("3.11", "3.13"), ("3.12", "3.13"), ("3.13", "3.11")]
+)
+@pytest.mark.parametrize("failing", ["nothing", "make test ", "make test-fast "])
+def test_before_a_change_lands_the_fast_tests_run_on_another_python_too(
+  project, taken, other, failing
+):
+  script = project.folder / ".ci" / "run"
+  script.parent.mkdir()
+  shutil.copy(REPOSITORY / ".ci" / "run", script)
+  for tool in ("bash", "dirname", "env"):
+    (project.path / tool).symlink_to(shutil.which(tool))
+  project.add("python3", taken)
+  python = project.folder / ".ci-venv" / "bin" / "python"
+  python.parent.mkdir(parents=True)
+  shutil.copy(project.path / "python3", python)
+  (project.path / "make").unlink()
+  (project.path / "make").write_text(
+    f'#!/bin/sh\necho "make $* $PYENV_VERSION" >> {project.calls}\n'
+    f'case "make $* " in "{failing}"*) exit 3; esac\n'
+  )
+  (project.path / "make").chmod(0o755)
+  done = subprocess.run(
+    [script], env={"PATH": str(project.path)}, capture_output=True, check=False
+  )
+  commands = [
+    "make test VENV=.ci-venv ",
+    f"make test-fast VENV=.ci-venv-{other} PYTHON=python{other} {other}",
+  ]
+  called = project.calls.read_text().splitlines()
+  assert called == commands[: 1 if failing == "make test " else 2], done.stderr
+  assert done.returncode == (0 if failing == "nothing" else 3)
 
 
 def test_the_environments_of_tests_and_demo_are_installed_once(project):

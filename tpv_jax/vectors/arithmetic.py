@@ -27,6 +27,9 @@ Leaves = Mapping[str, Float32[np.ndarray, "..."]]
 def subtract(minuend: Leaves, subtrahend: Leaves) -> dict[str, np.ndarray]:
   """Returns minuend - subtrahend, as in v_t = P_t - P_i, (4.1).
 
+  >>> subtract({"prompt": np.float32([3, 1])}, {"prompt": np.float32([1, 1])})
+  {'prompt': array([2., 0.], dtype=float32)}
+
   Error: at most U |result|, one rounding. Equal inputs give exactly 0.
 
   Raises:
@@ -57,6 +60,10 @@ def linear(
   addends: Sequence[Leaves], coefficients: Sequence[float]
 ) -> dict[str, np.ndarray]:
   """Returns sum_k coefficients[k] * addends[k], (4.3).
+
+  >>> one, other = {"prompt": np.float32([1, 0])}, {"prompt": np.float32([0, 2])}
+  >>> linear([one, other], [1.0, 0.5])
+  {'prompt': array([1., 1.], dtype=float32)}
 
   Products and their sum are fp64, rounded to fp32 once. Error for N addends: at most
   U |result| + (N + 1) 2^-53 sum_k |coefficients[k] * addends[k]| + TINY. Products are
@@ -91,6 +98,10 @@ def cosine(first: Leaves, second: Leaves) -> float:
   their names. Error: at most (n + 4) 2^-52 for n values. The cosine of leaves with
   themselves is exactly 1.
 
+  >>> one, other = {"prompt": np.float32([1, 0])}, {"prompt": np.float32([1, 1])}
+  >>> round(cosine(one, other), 4)
+  0.7071
+
   Raises:
     UserError: the leaves differ in name or shape, or one side is all zeros.
   """
@@ -122,7 +133,11 @@ def gram(items: Sequence[Leaves]) -> Float64[np.ndarray, "N N"]:
 
 
 def norm(leaves: Leaves) -> float:
-  """Returns the Euclidean norm of all values together, accumulated in fp64."""
+  """Returns the Euclidean norm of all values together, accumulated in fp64.
+
+  >>> norm({"prompt": np.float32([3]), "delta": np.float32([4])})
+  5.0
+  """
   squares = 0.0
   for name in sorted(leaves):
     flat = leaves[name].reshape(-1)

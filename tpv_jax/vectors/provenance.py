@@ -227,6 +227,9 @@ def scale_terms(terms: Iterable[Term], factor: float) -> tuple[Term, ...]:
 def merge_terms(terms: Iterable[Term]) -> tuple[Term, ...]:
   """Returns one term for each task, in order of appearance, with coefficients added.
 
+  >>> merge_terms([Term("sst2", 1.0), Term("rte", -1.0), Term("sst2", 0.5)])
+  (Term(task='sst2', coefficient=1.5), Term(task='rte', coefficient=-1.0))
+
   docs/methods.md, (4.8). Coefficients are added exactly and rounded once (`math.fsum`). A
   sum of at most 1e-12 of its largest addend is the rounding error of decimal input, as in
   0.1 + 0.2 - 0.3, and is dropped as 0 (ours). Terms of unknown tasks are never merged, as
@@ -247,7 +250,11 @@ def merge_terms(terms: Iterable[Term]) -> tuple[Term, ...]:
 
 
 def describe_terms(terms: Iterable[Term]) -> str:
-  """Returns the terms for people: "sst2 - 0.5 rte", or "none"."""
+  """Returns the terms for people, or "none" if there are none.
+
+  >>> describe_terms([Term("sst2", 1.0), Term("rte", -0.5)])
+  'sst2 - 0.5 rte'
+  """
   text = ""
   for term in terms:
     size = abs(term.coefficient)
