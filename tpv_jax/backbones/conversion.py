@@ -256,7 +256,7 @@ def _appearing(output: files.PathLike, to: str) -> Iterator[Any]:
 
 
 def describe(plan: Plan) -> list[str]:
-  """Returns the mapping, a line for each leaf, and what it comes to."""
+  """Returns the mapping with a line for each leaf, and the size of the result."""
   lines = []
   widest = max(len(before) for before, _ in plan.names.values())
   for name, (before, after) in plan.names.items():

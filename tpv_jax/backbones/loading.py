@@ -46,12 +46,12 @@ CACHED_FROM_BYTES = 100 * 2**20
 """Fingerprints of larger local backbones are kept in `~/.cache/tpv_jax`."""
 
 _SAMPLED, _BLOCK_BYTES = 64, 4096
-"""How many blocks of a large backbone's files are looked at before one is believed."""
+"""How many blocks of a large file are checked before its cached fingerprint is used."""
 
 _STORED = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
 
 Place = Callable[[str, np.ndarray], Any]
-"""What puts a leaf, by its path, where it is to be used, and returns it there."""
+"""(path, leaf) -> the leaf, placed where it is used."""
 
 
 @dataclasses.dataclass(frozen=True)

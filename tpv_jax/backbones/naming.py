@@ -1,4 +1,4 @@
-"""Which backbone the user means, by whatever names it. JAX is imported for a file only."""
+"""Finds the backbone that the user names in any way. JAX is imported for a file only."""
 
 import contextlib
 import re

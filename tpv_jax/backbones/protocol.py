@@ -1,4 +1,4 @@
-"""What a family of frozen language models is to the rest of the package.
+"""The protocols of a family of frozen language models.
 
 A family is a folder of this room with a `Family`, named by one line of
 `registry.FAMILIES`. Its network is a Flax module that `model.SoftPromptModel` calls
@@ -18,7 +18,7 @@ from tpv_jax.core.leaves import Leaf
 from tpv_jax.formats.hugging_face import Place
 
 AnyArray = Array | np.ndarray
-"""What a caller outside of `jit` may pass as well: a NumPy array."""
+"""An array of JAX, or of NumPy from a caller outside of `jit`."""
 
 
 @struct.dataclass
@@ -26,8 +26,8 @@ class Places:
   """Where the soft prompts of a bank stand in packed rows.
 
   Attributes:
-    prompt_ids: [B, W], each position's prompt, its place in the bank.
-    prompt_positions: [B, W], 1 to P where a prompt stands, 0 elsewhere.
+    prompt_ids: [B, W], the index in the bank of each position's prompt.
+    prompt_positions: [B, W], 1 to P at the positions of a prompt, 0 elsewhere.
     source_positions: [B, W], of a source token within its source.
   """
 
@@ -63,7 +63,7 @@ class Network(Protocol):
     """Returns fresh `params` and their logical axes, `params_axes` (Flax)."""
 
   def apply(self, variables: Any, *inputs: Any, **options: Any) -> Any:
-    """Returns what a method gives with these parameters (Flax)."""
+    """Returns the result of a method with these parameters (Flax)."""
 
   def init_inputs(self) -> tuple[Any, ...]:
     """Returns the smallest inputs that `init` takes."""
@@ -80,7 +80,7 @@ class Network(Protocol):
 
 @runtime_checkable
 class EncoderDecoderNetwork(Network, Protocol):
-  """A network with an encoder, before whose source the soft prompt stands.
+  """A network with an encoder, to whose source the soft prompt is prepended.
 
   Id 0 is padding; a padding position of the source is never seen. Without positions of
   their own (T5 has relative ones), packed rows equal unpacked ones.
@@ -136,7 +136,7 @@ class EncoderDecoderNetwork(Network, Protocol):
 
 @runtime_checkable
 class Config(Protocol):
-  """What config.json of Hugging Face says of a network."""
+  """A network's config.json of Hugging Face."""
 
   @property
   def model_type(self) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FAMILIES = {
   "t5": "tpv_jax.backbones.t5.family:FAMILY",
 }
-"""Name -> module:attribute of a `protocol.Family`, imported when it is asked for."""
+"""Name -> module:attribute of a `protocol.Family`, imported on first use."""
 
 
 @functools.cache
@@ -26,7 +26,7 @@ def family(name: str) -> "Family":
 
 
 def families() -> Iterable["Family"]:
-  """Yields all of them."""
+  """Yields all families."""
   return map(family, FAMILIES)
 
 

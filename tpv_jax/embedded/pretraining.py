@@ -49,7 +49,7 @@ ATTRIBUTES = tuple(lexicon.LABEL_SETS)
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-  """How often what comes; shares and weights need not sum to 1.
+  """How often each kind of source comes; shares and weights need not sum to 1.
 
   Attributes:
     labelled, continued, complete: shares of the three kinds of source.
@@ -89,7 +89,7 @@ class _Phase:
 
 
 class PretrainingData:
-  """An endless row of batches, each a pure function of the seed and its step.
+  """An endless sequence of batches, each a pure function of the seed and its step.
 
   It has the members of `training.task_data.TrainingData`, so the ordinary runner trains a
   backbone on it.
@@ -154,7 +154,7 @@ class PretrainingData:
     ]
 
   def batch_at(self, step: int) -> batches.Features:
-    """Returns batch `step`, the same one whenever and however often it is asked for."""
+    """Returns batch `step`, the same one at every call."""
     phase = self.phases[bisect.bisect_right(self.starts, step) - 1]
     return self._batch("pretraining", step, phase)
 

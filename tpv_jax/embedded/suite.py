@@ -1,4 +1,4 @@
-"""The embedded suite: small tasks made on the fly, on which prompt tuning really works.
+"""The embedded suite: small tasks, generated when needed, on which prompt tuning works.
 
 Texts come from `tpv_jax.embedded.grammar`. Each task has its own label words, which
 the embedded backbone met in pre-training as one of several label sets of that

@@ -1,1 +1,1 @@
-"""What other tools write and read: backbones and prompts, in and out. NumPy only."""
+"""The formats of other tools, for backbones and prompts, read and written. NumPy only."""

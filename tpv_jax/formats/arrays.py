@@ -37,14 +37,14 @@ SUFFIXES = (".npy", ".npz")
 """What `write` makes."""
 
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
-"""What is never opened, whatever it holds."""
+"""The endings of files that are never opened, whatever they contain."""
 
 MAX_BYTES = store.MAX_BYTES
 """Of the values of a prompt as fp32, checked before any of them is unpacked."""
 
 _MAX_HEADER_BYTES = 1 << 14
 _MAX_DIRECTORY_BYTES = 1 << 20
-"""Of a zip file's table of contents: ten thousand members."""
+"""The most bytes of a zip file's table of contents: ten thousand members."""
 
 _AT_ONCE = 1 << 22
 """Values that are unpacked, widened and checked at a time."""
@@ -207,7 +207,7 @@ def beside(path: files.Path) -> files.Path:
 
 
 def refuse_pickle(path: files.Path) -> None:
-  """Raises `UserError`, which says how a pickle is made safe."""
+  """Raises `UserError`, which says how to convert a pickle safely."""
   raise UserError(f"'{path}' {safetensors.pickle_advice(path)}")
 
 
@@ -415,7 +415,7 @@ class _Header:
     return math.prod(self.shape)
 
   def damaged(self, problem: str) -> UserError:
-    """Returns what is said of a damaged file."""
+    """Returns the error for a damaged file."""
     return _damaged_npy(self.shown, problem)
 
 

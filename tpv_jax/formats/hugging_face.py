@@ -39,7 +39,7 @@ class Place:
     name: Hugging Face's.
     path: T5X's.
     shape: Hugging Face's.
-    turned: whether the axes are the other way round under `path`.
+    turned: whether the leaf under `path` is transposed.
   """
 
   name: str
@@ -250,6 +250,6 @@ def _turned(leaf: Any) -> Any:
 
 
 def short(value: Any, most: int = 60) -> str:
-  """Returns a value as a message shows it."""
+  """Returns a value, shortened for messages."""
   text = str(value) if isinstance(value, Exception) else repr(value)
   return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,4 +1,4 @@
-"""Loads a prompt or vector from wherever one lies: a run, a checkpoint, a file.
+"""Loads a prompt or vector from a run, a checkpoint or a file.
 
 Other tools' files are read by `formats`. What they do not say of a prompt the user may
 add (`with_backbone` and its like). A folder of another kind says what it is. Orbax is

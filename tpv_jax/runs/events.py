@@ -16,7 +16,7 @@ from tpv_jax.devices import processes
 class Events:
   """TensorBoard's event file of a run, written at once.
 
-  Not tensorboardX's `SummaryWriter`: its thread writes behind our back, so a full device
+  Not tensorboardX's `SummaryWriter`: it writes in a thread of its own, so a full device
   would end in a trace beside the one clear line.
   """
 

@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it, and how it is written so that a kill harms nothing.
+"""The folder of a run: its files, written so that a kill at any moment does no harm.
 
 RUN/config.gin                    the operative gin configuration
 RUN/manifest.json                 settings (`run_settings`), versions, seeds, digests,
@@ -217,7 +217,7 @@ class RunFolder:
       epath.Path(path).rmtree() if path.is_dir() else path.unlink()
 
   def stands(self) -> None:
-    """Deletes the run that this one replaces, if there is one: its first steps are done."""
+    """Deletes the run that this one replaces, now that its own first steps are done."""
     if self._begun and (self.path / REPLACED).is_dir():
       (self.path / REPLACED / "manifest.json").unlink(missing_ok=True)
       shutil.rmtree(self.path / REPLACED)
@@ -229,7 +229,7 @@ class RunFolder:
       self._delete()
 
   def tidy(self) -> None:
-    """Brings back a run that was to be replaced by one that never stood.
+    """Brings back a run whose replacement did not get through its first steps.
 
     Whatever was interrupted: the replaced run's manifest is the first file that is put
     aside or deleted, and the last one that comes back. Removes temporary files that

@@ -1,4 +1,4 @@
-"""What makes two runs one run: their settings, compared by value and not by their text.
+"""Whether two runs are the same: settings are compared by value, not by their text.
 
 A manifest states three things:
 
@@ -38,7 +38,7 @@ _NOT_IN_1 = (
   "data/train_tokens",
   "data/validation_tokens",
 )
-"""What manifests of version 1 did not state, whatever it was."""
+"""Settings that manifests of version 1 did not state, at any value."""
 
 _MISSING = object()
 
@@ -102,7 +102,7 @@ def difference(manifest: Mapping[str, Any], now: Settings) -> str | None:
 def same(
   there: Mapping[str, Any], here: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> bool:
-  """Returns whether saved values are those of now, as settings are compared."""
+  """Returns whether saved values equal the current ones, as settings are compared."""
   saved = {"settings_version": VERSION, "settings": there}
   return difference(saved, Settings(here, defaults)) is None
 

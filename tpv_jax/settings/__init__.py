@@ -1,4 +1,4 @@
-"""What the user sets: gin files and bindings, refused by name where nothing reads them.
+"""Gin files and bindings of the user, refused by name if nothing reads them.
 
 The only room, with `cli` and `t5x`, that imports gin.
 """

@@ -30,7 +30,7 @@ Key = tuple[str, str, str]
 MACRO = ("gin.macro", "value")
 
 MOST_BYTES = 10 << 20
-"""Of a gin file; ours have at most 6 kB."""
+"""The most bytes of a gin file; ours have at most 6 kB."""
 
 
 @dataclasses.dataclass(frozen=True)

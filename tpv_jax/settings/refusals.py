@@ -1,4 +1,4 @@
-"""What the user set is read, or refused by its name, before anything runs.
+"""Refuses, before anything runs, settings of the user that nothing would read.
 
 From the configurable that a command runs, bindings, @references and %macros are followed
 as gin will follow them. A setting of the user's that this does not reach would be lost

@@ -1,4 +1,4 @@
-"""T5 as a family of the registry. JAX is imported when a network is asked for."""
+"""T5 as a family of the registry. JAX is imported when a network is made."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any

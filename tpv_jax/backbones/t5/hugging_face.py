@@ -30,7 +30,7 @@ _DEFAULTS: dict[str, Any] = {
   "feed_forward_proj": "relu",
   "tie_word_embeddings": True,
 }
-"""What `transformers` takes for T5 where a config.json is silent."""
+"""The defaults of `transformers` for T5, where a config.json has no value."""
 
 _MT5_DEFAULTS = {
   **_DEFAULTS,
@@ -51,7 +51,7 @@ _FIXED: dict[str, tuple[Any, str]] = {
   "decoder_start_token_id": (0, "the start of decoding"),
   "is_encoder_decoder": (True, "an encoder and a decoder"),
 }
-"""What the network is built on: the one value it knows, and of what."""
+"""Settings of which the network knows one value only, and what they are about."""
 
 _UNKNOWN = {
   "quantization_config": "weights that are quantised",
@@ -61,7 +61,7 @@ _UNKNOWN = {
   "transformers_weights": "weights in a file of another name",
   "auto_map": "a network in Python code of its own",
 }
-"""What `transformers` obeys and the network does not know, where it is not empty."""
+"""Settings that `transformers` obeys and the network lacks, if they are not empty."""
 
 _ALIASES = {
   "hidden_size": "d_model",
@@ -105,12 +105,12 @@ _GELU = ("gelu_new", "gelu_pytorch_tanh")
 
 _SHARED = "shared.weight"
 _TABLES = (_SHARED, "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-"""Names under which the one token table may be stored, also more than once."""
+"""Names under which the one token table may be stored, perhaps several times."""
 
 _HEAD = "lm_head.weight"
 
 _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
-"""In the files of T5 1.0, and read by no one: `transformers` leaves it out as well."""
+"""A leaf in the files of T5 1.0 that is not used; `transformers` ignores it as well."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +181,7 @@ class Config:
 
 
 def places(config: Config) -> list[Place]:
-  """Returns every leaf of the network, where it lies on either side, and its shape."""
+  """Returns the place of every leaf in Hugging Face's files and here, and its shape."""
   found = [Place(_SHARED, TABLE, (config.vocab_size, config.d_model), False)]
   width, joined = config.d_model, config.num_heads * config.d_kv
 
@@ -237,7 +237,7 @@ def places(config: Config) -> list[Place]:
 def config_of(
   flat: Mapping[str, Any], source: str, model_type: str | None = None
 ) -> Config:
-  """Returns the config that leaves by T5X path tell by their names and shapes.
+  """Returns the config that the names and shapes of leaves by T5X path imply.
 
   T5 1.1 and mT5 are one network: without `model_type`, the size of the table decides. One
   with scaled logits is called T5, for `transformers` 5 knows no such mT5.
