@@ -468,9 +468,7 @@ def test_prompts_of_another_form_are_named_before_anything_is_written(tiny, tmp_
 
 
 def test_a_name_among_the_tasks_is_refused_with_near_misses(tiny, tmp_path):
-  with pytest.raises(
-    UserError, match=r"'sentimnt', which is no task. Did you mean 'sen"
-  ):
+  with pytest.raises(UserError, match=r"'sentimnt', not a task. Did you mean 'sen"):
     bank.grid(["sentimnt"], tiny.vocabulary, tiny.lengths, tmp_path, 8)
 
 

@@ -621,7 +621,7 @@ def test_a_search_whose_scores_are_all_equal_says_so(
   )
   line = f"{vector} on {run}: all 2 tries score "
   assert line in (said := capsys.readouterr().out)
-  assert "taken was 0, the smallest coefficient" in said
+  assert "the search took 0, the smallest coefficient" in said
   assert report["candidates"][0]["coefficient"] == 0
   assert candidates_of.equal_scores("it", [0.5, 0.25], "x") is None
   assert candidates_of.equal_scores("it", [0.5], "x") is None
@@ -687,7 +687,7 @@ def test_candidates_may_be_evaluated_on_their_own_tasks_only(
   report = evaluate(tiny, tmp_path, tasks_given, **settings)
   assert [row["task"] for row in report["results"]] == ["parity", "other"]
   typo = dataclasses.replace(tiny.task, name="othre")
-  with pytest.raises(UserError, match=r"is of the task 'other'.*Did you mean 'othre'"):
+  with pytest.raises(UserError, match=r"on the task 'other'.*Did you mean 'othre'"):
     evaluate(tiny, tmp_path, [tiny.task, typo], **settings)
 
 
@@ -747,7 +747,7 @@ def test_what_makes_no_evaluation_is_one_clear_line(tiny, prompt, vectors, tmp_p
       [dataclasses.replace(free, metric="squad_f1")],
       {"search": True},
     ),
-    ("'sentimant', which is no task. Did you mean 'sentiment'", ["sentimant"], {}),
+    ("'sentimant', not a task. Did you mean 'sentiment'", ["sentimant"], {}),
     ("TASKS has 'parity' twice", [tiny.task, tiny.task], {}),
     (r"splits\[0\] is 'tset'.*Did you mean 'test'", None, {"splits": ["tset"]}),
     ("at least one each", [], {}),

@@ -408,7 +408,7 @@ def test_data_that_no_bank_can_have_are_refused(registered):
   [
     ({"tasks": ["tpv_embedded_topik"]}, r"no task or mixture .*topic.*TASK_MODULES"),
     ({"tasks": ["x"], "modules": ["no.such"]}, r"Cannot import 'no\.such'"),
-    ({"tasks": [3]}, r"TASKS has 3, which is no task"),
+    ({"tasks": [3]}, r"TASKS has 3, not a task"),
     ({"initial_seeds": [-1]}, r"A seed of INITIAL_SEEDS is -1"),
     ({"rates": [-1]}, r"The rate of RATES is -1"),
   ],

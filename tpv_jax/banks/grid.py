@@ -36,7 +36,7 @@ def check_lists(
   for task in tasks:
     if not isinstance(task, kinds):
       raise UserError(
-        f"TASKS has {task!r}, which is no task.{near_misses(str(task), TASKS)} Bind tasks, "
+        f"TASKS has {task!r}, not a task.{near_misses(str(task), TASKS)} Bind tasks, "
         "such as @suite.task() or @text_files.text_file_task(); bank_embedded.gin takes "
         "names as TASK_NAMES."
       )

@@ -1,6 +1,6 @@
 """What is evaluated: prompts, and vectors or sums of them on initial prompts.
 
-Read from files and folded, so that any of them is a bank's entry.
+They are read from files and folded, so that each can be an entry of a bank.
 """
 
 import dataclasses
@@ -32,11 +32,11 @@ class Candidate:
   """A folded prompt that is evaluated.
 
   Attributes:
-    name: as it was given, for tables.
+    name: as the user gave it, for tables.
     leaves: 'prompt' [P, D] and perhaps 'delta' [M, D]; None for the backbone alone.
     provenance: None for the backbone alone.
-    coefficient: of the vector that it was made with, if it was.
-    tasks: the names of those that it, or its vector, was trained on.
+    coefficient: of the vector that it was made with; None without a vector.
+    tasks: the names of the tasks that it, or its vector, was trained on.
   """
 
   name: str
@@ -46,7 +46,7 @@ class Candidate:
   tasks: tuple[str, ...] = ()
 
   def to_json(self) -> dict[str, Any]:
-    """Returns what a report says of it."""
+    """Returns the candidate as a report states it."""
     known = self.provenance
     return {
       "name": self.name,
@@ -65,13 +65,14 @@ def read(
   coefficients: Sequence[Any] = (1.0,),
   which: str = "best",
 ) -> list[list[Candidate]]:
-  """Returns the candidates, those that differ by the coefficient alone in one list.
+  """Returns the candidates in groups: those of a group differ only in the coefficient.
 
   Args:
     prompt: a run folder, an Orbax checkpoint or a file that tpv wrote, or a list of
-      them; None in a list is the backbone alone, as nothing at all is.
-    vector: a vector's file, or a list. Each entry of a list may be a list itself, of
-      vectors that are added, or a mapping from files to the weights of such a sum. Each
+      them. None in a list is the backbone alone, and so is giving neither prompt nor
+      vector.
+    vector: a vector's file, or a list. An entry of a list may itself be a list of
+      vectors to add, or a mapping from files to the weights of such a sum. Each entry
       is applied to each initial prompt, times each coefficient.
     initial: an initial prompt (of a run folder, its initial prompt), or a list.
     coefficients: of the vectors.
@@ -149,10 +150,10 @@ def subject(
   coefficient: float,
   which: str,
 ) -> tuple[dict[str, np.ndarray], Provenance | None]:
-  """Returns the one folded prompt to be evaluated, and its provenance; None without one.
+  """Returns the one folded prompt to evaluate and its provenance, or ({}, None).
 
   Raises:
-    UserError: as `read`; or a prompt and a vector are given.
+    UserError: as in `read`, or both a prompt and a vector are given.
   """
   if prompt is not None and vector is not None:
     raise UserError("Both a prompt and a vector were given; evaluate one at a time.")
@@ -167,18 +168,18 @@ def subject(
 
 
 def equal_scores(what: str, scores: Sequence[float], chosen: str) -> str | None:
-  """Returns a line to be shown if a search has nothing to choose by, otherwise None.
+  """Returns a line to show if all tries of a search score the same, otherwise None.
 
   Args:
-    what: was searched.
-    scores: of all that was tried.
-    chosen: what was taken all the same, and why.
+    what: names the search.
+    scores: one for each try.
+    chosen: what the search took nevertheless, and by which rule.
   """
   if len(scores) < 2 or min(scores) < max(scores):
     return None
   return (
-    f"{what}: all {len(scores)} tries score {scores[0]:.4g}, so they don't tell which is "
-    f"best; taken was {chosen}. More examples, another metric or other tries may tell."
+    f"{what}: all {len(scores)} tries score {scores[0]:.4g}, so none is best; the search "
+    f"took {chosen}. Use more examples, another metric or other tries to tell them apart."
   )
 
 
@@ -199,7 +200,7 @@ def tasks_of(candidate: Candidate, tasks: Sequence[Task]) -> list[Task]:
   for name in candidate.tasks:
     if name not in by_name:
       raise UserError(
-        f"'{candidate.name}' is of the task '{name}', which is not among the "
+        f"'{candidate.name}' was trained on the task '{name}', which is not among the "
         f"tasks {', '.join(by_name)}.{near_misses(name, by_name)} Add it to TASKS, or "
         "evaluate on all of them: OWN_TASKS = False."
       )

@@ -1,4 +1,4 @@
-"""Evaluation of prompts on tasks: what is generated, and which label scores highest."""
+"""Evaluation of prompts on tasks, by generation and by the scores of the labels."""
 
 import itertools
 import pathlib
@@ -61,7 +61,7 @@ def evaluate(
 ) -> dict[str, Any]:
   """Evaluates prompts, and vectors on initial prompts, in one pass; prints a table.
 
-  Those of one form (equal shapes) share calls; others have calls of their own.
+  Prompts of one form (equal shapes) share calls; each other form has its own.
 
   Args:
     model: owns prediction and scoring.
@@ -69,22 +69,22 @@ def evaluate(
     tasks: the tasks to evaluate on.
     vocabulary: the backbone's.
     lengths: `{'inputs': T, 'targets': L}` in tokens, EOS included.
-    splits: of each task.
-    prompt: one or a list, see `candidates.read`, as for the next three.
-    vector: one or a list, each of them perhaps a sum.
+    splits: the splits of each task to evaluate on.
+    prompt: one or a list; see `candidates.read` for this and the next three.
+    vector: one or a list; each may be a sum.
     initial: one or a list.
     coefficient: a number or a list of them, for all vectors.
     which: the 'best', 'last' or 'initial' prompt of a run folder given as `prompt`.
-    search: choose the coefficient of each vector on each initial prompt, instead of
-      `coefficient`: of `candidates.GRID` (True), or of those given.
-    search_split: on which the coefficients are tried.
-    search_examples: how many of the first examples of each task are used; None for all.
-    search_metric: 'exact_match' with the target, of greedy decoding, whatever `num_beams`
-      is; 'label_accuracy' of the chosen label; or 'own', of what is decoded, each task's
-      own metric, which takes longer. The mean over the tasks decides, the smaller
-      coefficient wins a tie.
-    own_tasks: evaluate each candidate on the tasks that it was trained on only.
-    batch_size: examples a call.
+    search: choose the coefficient of each vector on each initial prompt, from
+      `candidates.GRID` (True) or from the numbers given, instead of using `coefficient`.
+    search_split: the split on which the coefficients are tried.
+    search_examples: use only the first so many examples of each task; None uses all.
+    search_metric: 'exact_match' of greedy decoding with the target, whatever `num_beams`
+      is; 'label_accuracy', of the label that scores highest; or 'own', each task's own
+      metric of the decoded text, which takes longer. The mean over the tasks decides;
+      the smaller coefficient wins a tie.
+    own_tasks: evaluate each candidate only on the tasks that it was trained on.
+    batch_size: examples per call.
     at_once: prompts on the devices at once; give fewer if they do not fit.
     output: a JSON file for the results; nothing is written by default.
     predictions: write a line for each example beside `output`, as `<output>.predictions.jsonl`.
@@ -175,7 +175,7 @@ def _check_tasks(tasks: Sequence[Any], splits: Sequence[str]) -> None:
   for task in tasks:
     if not isinstance(task, Task):
       raise UserError(
-        f"TASKS has {task!r}, which is no task.{near_misses(str(task), suite.TASKS)} Bind "
+        f"TASKS has {task!r}, not a task.{near_misses(str(task), suite.TASKS)} Bind "
         "tasks, such as @suite.task() or @text_files.text_file_task(); "
         "eval_embedded.gin takes names as TASK_NAMES."
       )
@@ -208,22 +208,21 @@ def infer(
   overwrite: bool = False,
   model_parallel: Size = 1,
 ) -> int:
-  """Writes one JSON line for each line of a text file: what the prompt makes of it.
+  """Writes what the model generates for each line of a text file, as JSON lines.
 
   Args:
-    input_file: UTF-8 text, one source a line, which ends with a line feed (perhaps after
-      a carriage return). It is read as it is: no template is applied.
-    output: JSON lines `{"inputs", "generated"}`, with labels also `"label"` (the one
+    input_file: UTF-8 text, one source per line; lines end with a line feed, or a carriage
+      return and a line feed. No template is applied.
+    output: JSON lines `{"inputs", "generated"}`; with labels also `"label"` (the one
       that scores highest) and `"scores"` (log-probabilities by label).
-    labels: score these instead of leaving the choice to generation: a list of words, or
-      a task's mapping of values to words.
+    labels: also score these: a list of words, or a task's mapping from values to words.
     See `evaluate` for the others.
 
   Returns: 0, the exit code.
 
   Raises:
-    UserError: an input that is empty or holds no lines of text, an output that exists,
-      labels that can't be written, or a prompt of another backbone.
+    UserError: an input that is empty or not text, an output that exists, labels that
+      the model cannot write, or a prompt of another backbone.
   """
   files.check_output(output, overwrite)
   words = None
@@ -267,7 +266,7 @@ _TABLES = (*text_files.FORMATS, ".parquet", ".xlsx")
 
 
 def _lines(path: files.PathLike) -> list[str]:
-  """Returns the lines of a text file: what ends with a line feed, or with the file."""
+  """Returns the lines of a text file, without their line ends."""
   if (suffix := pathlib.PurePath(path).suffix.lower()) in _TABLES:
     raise UserError(
       f"'{path}' is a table ({suffix}), and INPUT_FILE has one source a line, which is "

@@ -1,6 +1,6 @@
-"""Scores and decodes for many prompts on many tasks at once, on one backbone.
+"""Scoring and decoding for many prompts on many tasks at once, on one backbone.
 
-Imports no more than the model does: neither gin nor what writes files.
+Imports only what the model imports: neither gin nor anything that writes files.
 """
 
 import collections
@@ -34,13 +34,14 @@ Prompt = Mapping[str, np.ndarray] | None
 None is the backbone alone."""
 
 AT_ONCE = 32
-"""Prompts that are on the devices at once, by default."""
+"""The default number of prompts on the devices at once."""
 
 _AHEAD = 8
-"""Calls whose answers are not waited for."""
+"""The number of calls in flight before the oldest answer is fetched."""
 
 Answer = tuple[Float[np.ndarray, "_ _"], Bool[np.ndarray, "_ _"]]
-"""Of each example's choices [N, C]: log-probabilities, and which is written greedily."""
+"""For each example's choices, [N, C]: log-probabilities, and whether greedy decoding
+writes the choice."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Result:
   Attributes:
     scores: metric name -> value, fractions in [0, 1] or coefficients.
     generated: the decoded text of each example.
-    chosen: the label that scores highest, of each example; None without labels.
+    chosen: the label that scores highest for each example; None without labels.
     trimmed: how many sources and targets were too long and lost tokens.
     unknown: how many sources and targets have unknown tokens.
   """
@@ -68,11 +69,11 @@ class Result:
 class Evaluator:
   """A backbone on the devices, with which many prompts are evaluated in one pass.
 
-  Prompts are given folded, or as None for the backbone alone. Those of one form (equal
-  shapes) share calls, whatever their tasks; each form compiles shapes of its own.
-  Choices are scored in packed rows: each example is encoded once, behind its prompt,
-  and all of its choices are scored against it. Text is decoded as the model says; by
-  greedy decoding only for examples of which no label turns out to be what it writes.
+  Prompts are given folded, or as None for the backbone alone. Prompts of one form (equal
+  shapes) share calls, whatever their tasks; each form is compiled separately. Choices
+  are scored in packed rows: each example is encoded once, behind its prompt, and all of
+  its choices are scored against it. Text is decoded by the model's `num_beams`; greedy
+  decoding skips the examples for which scoring has shown that it writes a label.
   """
 
   def __init__(
@@ -89,13 +90,14 @@ class Evaluator:
     """Puts the backbone's `params` (nested, without a prompt) on the devices of `mesh`.
 
     Args:
-      model: whose network computes; its prompt is not read.
+      model: provides the network and the decoding; its prompt module is not used.
       params: the backbone's parameters.
       vocabulary: the backbone's.
       lengths: `{'inputs': T, 'targets': L}` in tokens, EOS included.
-      batch_size: examples decoded in a call; packed rows have about as many positions.
-      mesh: of the devices; by default all of them hold the whole backbone.
-      at_once: prompts on the devices at once, the others after them.
+      batch_size: examples decoded per call; a call of packed rows has about as many
+        positions.
+      mesh: the devices; by default each of them holds the whole backbone.
+      at_once: prompts on the devices at once; the others follow.
       progress: show a progress bar.
     """
     # Without a prompt module the model reads a folded prompt of any length.
@@ -114,10 +116,10 @@ class Evaluator:
     at_least("PROMPTS_AT_ONCE", at_once, 1)
     self.at_once = at_once
     self.progress = progress and processes.is_writer()
-    self.title = ""  # Of the progress bars.
+    self.title = ""  # Stands in front of each progress bar.
     self.work = Work()
     mesh = mesh or partitioning.make_mesh()
-    # A last call is filled up anyway, so any size is rounded up to suit the devices.
+    # The last call is padded anyway, so any size is rounded up to suit the devices.
     self._grain = mesh.shape[partitioning.DATA]
     self.batch_size = self._to_grain(batch_size)
     parameters = partitioning.layout(model, mesh).parameters
@@ -133,11 +135,11 @@ class Evaluator:
     )
     self._features = model.network.emb_dim
     self._rows = partitioning.batch_sharding(mesh)
-    # So that every process can read the answers, and every row its prompt.
+    # Replicated, so that every process can read the answers and every row its prompt.
     self._whole = partitioning.replicated(mesh)
 
     def score(folded: Folded, backbone: Any, batch: Any) -> Any:
-      self.work.compiled += 1  # This runs when it is traced.
+      self.work.compiled += 1  # Runs only while JAX traces the function.
       return model.score_choices(folded, backbone, batch)
 
     def predict(folded: Folded, backbone: Any, batch: Any) -> Any:
@@ -153,7 +155,7 @@ class Evaluator:
     return self.evaluate_all([(prompt, task, split)])[0]
 
   def evaluate_all(self, cells: Sequence[tuple[Prompt, Task, str]]) -> list[Result]:
-    """Returns what `evaluate` does of each prompt, task and split, all in one pass."""
+    """Returns `evaluate`'s result for each prompt, task and split, in one pass."""
     examples, tokenized, written = {}, {}, {}
     for _, task, split in cells:
       key = (id(task), split)
@@ -200,7 +202,7 @@ class Evaluator:
     self,
     requests: Sequence[tuple[Prompt, batches.Tokenized, Sequence[str] | None]],
   ) -> list[tuple[list[str], Float[np.ndarray, "_ _"] | None]]:
-    """Returns what `answer` does of each prompt, sources and labels, all in one pass."""
+    """Returns `answer`'s result for each prompt, sources and labels, in one pass."""
     tokens = {
       labels: batches.label_tokens(labels, self.vocabulary, self.lengths["targets"])
       for labels in {tuple(labels) for _, _, labels in requests if labels is not None}
@@ -218,7 +220,7 @@ class Evaluator:
         strict=True,
       )
     )
-    # What greedy decoding writes where it writes a label.
+    # Where greedy decoding writes a label, scoring has told which one.
     texts: list[list[str | None]] = []
     for index, (_, given, labels) in enumerate(requests):
       texts.append([None] * len(given))
@@ -244,7 +246,7 @@ class Evaluator:
   def exact_match(self, prompt: Prompt, tokenized: batches.Tokenized) -> float:
     """Returns the exact match of greedy decoding without decoding, in one forward pass.
 
-    The same as that of `evaluate` (`data.metrics.classes.exact_match`), for searches over
+    Equal to that of `evaluate` (`data.metrics.classes.exact_match`); for searches over
     many prompts.
     """
     return self.exact_matches([(prompt, tokenized)])[0]
@@ -252,7 +254,7 @@ class Evaluator:
   def exact_matches(
     self, pairs: Sequence[tuple[Prompt, batches.Tokenized]]
   ) -> list[float]:
-    """Returns `exact_match` of each prompt on its examples, all in one pass."""
+    """Returns `exact_match` of each prompt on its examples, in one pass."""
     answers = self.score([(prompt, tokenized, None) for prompt, tokenized in pairs])
     return [float(hits.mean()) for _, hits in answers]
 
@@ -262,10 +264,11 @@ class Evaluator:
       tuple[Prompt, batches.Tokenized, Sequence[str], Int[np.ndarray, " _"]]
     ],
   ) -> list[float]:
-    """Returns how often the right label scores highest, all in one pass.
+    """Returns for each request how often the right label scores highest, in one pass.
 
     Args:
-      requests: a prompt, its examples, their labels, and the place of the right one.
+      requests: a prompt, its examples, the labels, and the index of the right label of
+        each example.
     """
     tokens = {
       labels: batches.label_tokens(labels, self.vocabulary, self.lengths["targets"])
@@ -286,16 +289,16 @@ class Evaluator:
     self,
     requests: Sequence[tuple[Prompt, batches.Tokenized, Choices]],
   ) -> list[Answer]:
-    """Returns the scores of each example's choices, of all requests in one pass.
+    """Returns the scores of each example's choices for all requests, in one pass.
 
     Args:
       requests: a prompt, its examples, and their choices. The examples of several
-        tasks share rows, packed once for all prompts whose tasks are the same.
+        tasks share rows, which are packed once for all prompts with the same tasks.
     """
     answers: list[Answer] = [
       (np.zeros((0, 0), np.float32), np.zeros((0, 0), bool)) for _ in requests
     ]
-    # Numbered as they come, so that every process has them in the same order.
+    # Numbered in the order of the requests, which is the same in every process.
     numbers: dict[Hashable, int] = {}
     sets = [
       numbers.setdefault((id(tokenized), id(choices)), len(numbers))
@@ -305,7 +308,7 @@ class Evaluator:
     with self._bar("scoring", [tokenized for _, tokenized, _ in requests]) as bar:
       for length, folded, members in self._banks([one[0] for one in requests], sets):
         shape = self._sizes.packed(length, [requests[i][1:] for i, _ in members])
-        before, packed = packed, {}  # What two banks need lies on the host, not more.
+        before, packed = packed, {}  # Keeps no rows but those of the bank before.
         parts, found_at, start = [], [], 0
         for layer in layers(members, sets):
           key = (length, shape, *(sets[index] for index, _ in layer))
@@ -340,10 +343,10 @@ class Evaluator:
   def decode(
     self, requests: Sequence[tuple[Prompt, Int[np.ndarray, "_ _"]]]
   ) -> list[Int[np.ndarray, "_ _"]]:
-    """Returns the greedily decoded tokens of each prompt's sources, all in one pass.
+    """Returns the decoded tokens of each prompt's sources, in one pass.
 
-    The rows of a call are one example each, behind their own prompts, and of two
-    lengths at most.
+    Each row of a call is one example behind its own prompt; rows have at most two
+    different lengths.
     """
     most = self.lengths["targets"]
     decoded = [np.zeros((len(sources), most), np.int32) for _, sources in requests]
@@ -382,7 +385,7 @@ class Evaluator:
 
     Args:
       examples: texts.
-      what: names them in a line that is printed if any lost tokens.
+      what: names the examples in a line that is printed if any of them lost tokens.
     """
     tokenized = batches.tokenize(examples, self.vocabulary, self.lengths)
     lost = tokenized.sources or tokenized.answers
@@ -402,12 +405,12 @@ class Evaluator:
   def _banks(
     self, prompts: Sequence[Prompt], sets: Sequence[int] | None = None
   ) -> Iterator[tuple[int, Folded, list[tuple[int, int]]]]:
-    """Yields prompts of one form on the devices, and whose they are.
+    """Yields banks of prompts of one form: (prompt length, the bank, its members).
 
-    With the prompts' length comes, for each of those `prompts` that are in this bank,
-    its index and its place. A bank that is not full is filled up, so that it compiles
-    no other size. The prompts take turns by the `sets` of examples that they are for, so
-    that every bank has some of each.
+    A bank is on the devices. Its members are pairs: an index into `prompts`, and the
+    prompt's place in the bank. A bank that is not full is filled up with copies, so that
+    no other size is compiled. Prompts are taken in turn from the `sets` of examples that
+    they are for, so that every bank has some of each.
     """
     turn, turns = collections.Counter[int](), []
     for index in range(len(prompts)):
@@ -456,7 +459,7 @@ class Evaluator:
     calls: Iterable[batches.Features],
     bar: Bar,
   ) -> list[Any]:
-    """Returns the answers of the calls, some of which are always under way."""
+    """Returns the answers of the calls, with some of them always in flight."""
     answers: list[Any] = []
     for features in calls:
       placed = processes.put_all(features, self._rows)

@@ -16,7 +16,7 @@ _LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 
 
 def candidates_of(chosen: Sequence[Candidate], searches: Searches) -> dict[str, Any]:
-  """Returns what a report says of its candidates; of a single one at its top, too."""
+  """Returns the candidates as a report states them; a single one at its top as well."""
   known = [one.to_json() for one in chosen]
   top = () if len(known) > 1 else ("prompt", "prompt_digest")
   return {
@@ -49,7 +49,7 @@ def scores_of(
 def show(
   results: Sequence[Result], chosen: Sequence[Candidate], names: Sequence[str] | None
 ) -> None:
-  """Prints the table, in which several candidates are numbered as in the list above."""
+  """Prints the table of scores; several candidates are first listed with numbers."""
   if names is None:
     print_table(results, None)
     return
@@ -62,7 +62,7 @@ def show(
 def write(
   content: dict[str, Any], output: files.Path, lines: str | None, overwrite: bool
 ) -> None:
-  """Writes the report and beside it the predictions, whose digest it then holds."""
+  """Writes the report and, beside it, the predictions, whose digest the report states."""
   beside = {}
   if lines is not None:
     content["predictions_sha256"] = hashlib.sha256(lines.encode()).hexdigest()
@@ -73,11 +73,11 @@ def write(
 def print_table(
   results: Sequence[Result], numbers: Sequence[int] | None = None
 ) -> None:
-  """Prints the scores as a table, one row a task and split, in percent.
+  """Prints the scores in percent as a table, one row for each result.
 
   Args:
-    results: its rows.
-    numbers: of the candidate of each, where there are several.
+    results: the rows.
+    numbers: the number of each row's candidate, where there are several candidates.
   """
   names = list(dict.fromkeys(name for result in results for name in result.scores))
   rows = []
@@ -117,5 +117,5 @@ def prediction_lines(
 
 
 def json_line(row: Mapping[str, Any]) -> str:
-  """Returns the row as one line of JSON, whatever a reader takes for a line's end."""
+  """Returns the row as one line of JSON, with Unicode's other line ends escaped."""
   return json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS) + "\n"

@@ -9,11 +9,11 @@ from jaxtyping import Int
 from tpv_jax.data import batches, packing, row_fitting, row_shapes
 
 _SAVED = 0.9
-"""A second, shorter shape is compiled if the share of positions left is below this."""
+"""A second, shorter shape is compiled if it leaves less than this share of positions."""
 
 Choices = Int[np.ndarray, "_ _"] | None
-"""Token ids [C, L], padded with 0, that all examples have for choices; None: each has
-its own target for its only one."""
+"""The choices that all examples have, token ids [C, L] padded with 0; None where each
+example's own target is its only choice."""
 
 
 class RowSizes:
@@ -30,9 +30,9 @@ class RowSizes:
     length: int,
     examples: Sequence[tuple[batches.Tokenized, Choices]],
   ) -> row_fitting.Shape:
-    """Returns the shape of packed rows, chosen for the first examples that came.
+    """Returns the shape of packed rows, chosen for the first examples.
 
-    Sources always fit; it is chosen again for more choices than a row has room for.
+    Sources always fit; the shape is chosen again for choices that do not.
     """
     sizes: list[tuple[int, int]] = []
     for tokenized, choices in {
@@ -69,9 +69,9 @@ class RowSizes:
 def layers(
   members: Sequence[tuple[int, int]], sets: Sequence[int]
 ) -> Iterator[list[tuple[int, int]]]:
-  """Yields the members in layers that have each set of examples once at most.
+  """Yields the members in layers, each with at most one member of each set of examples.
 
-  The sets stand in one order in all layers, so that equal layers are packed once.
+  The sets have one order in all layers, so that equal layers are packed once.
   """
   by_set: dict[int, list[tuple[int, int]]] = {}
   for member in members:
@@ -85,7 +85,7 @@ def pack(
   shape: row_fitting.Shape,
   length: int,
 ) -> tuple[batches.Features, list[np.ndarray]]:
-  """Returns the examples of several sets in rows, and where the choices of each are."""
+  """Returns the examples of several sets, packed, and where each set's choices are."""
   sources: list[np.ndarray] = []
   choices: list[list[np.ndarray]] = []
   counts = [len(tokenized) for tokenized, _ in examples]
@@ -103,7 +103,7 @@ def pack(
 def in_blocks(
   sources: Int[np.ndarray, "N T"], places: Int[np.ndarray, " N"], size: int
 ) -> Iterator[batches.Features]:
-  """Yields calls of `size` sources and their prompts' places, the last one filled up."""
+  """Yields batches of `size` sources with their prompts' places; the last is padded."""
   for start in range(0, len(sources), size):
     rows = sources[start : start + size], places[start : start + size]
     empty = size - len(rows[0])

@@ -14,18 +14,18 @@ from tpv_jax.evaluation.candidates import Candidate
 from tpv_jax.evaluation.evaluator import Evaluator, Prompt
 
 Metric = Annotated[str, OneOf(("exact_match", "label_accuracy", "own"))]
-"""What decides; see `evaluation.evaluate`."""
+"""What a search compares; see `evaluation.evaluate`."""
 
 Searches = dict[int, dict[str, Any]]
-"""How the search for a candidate's coefficient went, by the candidate's place."""
+"""The index of a candidate -> the record of the search for its coefficient."""
 
 
 def check(tasks: Sequence[Task], coefficient: Any, vector: Any, metric: str) -> None:
-  """Raises `UserError` for a search that has nothing to choose, or no such metric."""
+  """Raises `UserError` if a search has nothing to choose, or a task lacks its metric."""
   if coefficient != 1.0:
     raise UserError(
       f"COEFFICIENT is {coefficient!r}, and SEARCH chooses it. Give the coefficients to "
-      "be tried as SEARCH, or one of the two."
+      "try as SEARCH, or leave out one of the two."
     )
   if not vector:
     raise UserError(
@@ -35,8 +35,8 @@ def check(tasks: Sequence[Task], coefficient: Any, vector: Any, metric: str) -> 
   for task in tasks:
     if metric == "label_accuracy" and task.labels is None:
       raise UserError(
-        f"The task '{task.name}' has no labels among which one could be chosen. Give it "
-        "labels, or set SEARCH_METRIC = 'own'."
+        f"The task '{task.name}' has no labels to choose from. Give it labels, or set "
+        "SEARCH_METRIC = 'own'."
       )
     if metric == "exact_match" and task.labels is None and task.metric != metric:
       raise UserError(
@@ -53,7 +53,7 @@ def best_of_each(
   most: int | None,
   metric: str,
 ) -> tuple[list[list[Candidate]], Searches]:
-  """Returns the best candidate of each group, and how those of several did.
+  """Returns the best candidate of each group, and the searches of groups of several.
 
   All candidates of all groups are tried in one pass.
   """

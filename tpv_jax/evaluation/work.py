@@ -8,10 +8,11 @@ class Work:
   """What an evaluator has computed since it was made.
 
   Attributes:
-    calls: (rows, source positions, target positions) -> calls, by what they do.
+    calls: 'scoring' or 'decoding' -> (rows, source positions, target positions) ->
+      number of calls.
     used: how many source positions held a token or a row of a prompt.
-    compiled: how often something was compiled; more often than there are shapes, in
-      each form of prompt, is once too often.
+    compiled: how often a function was compiled; it should be once for each shape and
+      form of prompt.
   """
 
   def __init__(self) -> None:
@@ -35,11 +36,11 @@ class Work:
 
   @property
   def padding_share(self) -> float:
-    """Returns the share of them that held nothing."""
+    """Returns the share of those positions that were padding."""
     return 1 - self.used / max(self.positions, 1)
 
   def to_json(self) -> dict[str, Any]:
-    """Returns what a report says of it."""
+    """Returns the work as a report states it."""
     names = ("rows", "source_positions", "target_positions")
     return {
       "shapes": {
@@ -54,7 +55,7 @@ class Work:
     }
 
   def __str__(self) -> str:
-    """Returns one line of it."""
+    """Returns the work as one line of text."""
     shapes = [
       f"{calls} calls of {rows} x {width} + {targets} ({name})"
       for name, counted in self.calls.items()

@@ -3,7 +3,7 @@
 Layout: `RUN/checkpoints/checkpoint_<step>/state`, a tree `{'target': trainable leaves,
 'state': {...}}` as T5X writes it, without the backbone. Orbax renames a finished
 checkpoint into place, so a killed run leaves the earlier ones; on gs:// it marks a
-finished one by a file. Beside the state, in Orbax's own metadata, stands whose it is:
+finished one by a file. Orbax's own metadata, beside the state, names the run:
 `{'run': the "run" of RUN/manifest.json}`.
 """
 
@@ -25,7 +25,7 @@ from tpv_jax.devices import processes
 from tpv_jax.io import orbax
 from tpv_jax.training.steps import TrainState
 
-# The threads of Orbax log the traces of what it raises as well.
+# Orbax's threads also log the tracebacks of the errors that Orbax raises.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
@@ -41,7 +41,7 @@ class Checkpoints:
   """The checkpoints of one run folder; the newest `keep` are kept."""
 
   def __init__(self, folder: files.Path, run: str | None = None, keep: int = 2):
-    """Opens or makes the folder; `run` is what its checkpoints state of whose they are."""
+    """Opens or makes the folder; `run` is the run that its checkpoints state."""
     self.run = run
     self.folder = files.absolute(folder)
     self._manager = ocp.CheckpointManager(
@@ -70,10 +70,10 @@ class Checkpoints:
       self._manager.delete(later)
 
   def save(self, state: TrainState, best: Best | None) -> None:
-    """Writes the state after `state.step` steps; an existing one stays as it is.
+    """Writes the state after `state.step` steps; an existing checkpoint stays as it is.
 
     Raises:
-      OSError: nothing is kept of a checkpoint that could not be written whole.
+      OSError: the checkpoint could not be written whole; no part of it is kept.
     """
     step = int(state.step)
     if step == self.latest_step():
@@ -103,7 +103,7 @@ class Checkpoints:
       raise told from error
 
   def _require_space(self, size: int) -> None:
-    """Raises before Orbax starts, whose threads would print traces of a full device."""
+    """Raises `OSError` if the disk is too full, before Orbax's threads print tracebacks."""
     if files.is_remote(self.folder):
       return
     if shutil.disk_usage(self.folder).free < 2 * size + 2**17:
@@ -113,7 +113,7 @@ class Checkpoints:
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
 
   def refuse_foreign(self) -> None:
-    """Raises `UserError` if one of them states another run, before any is deleted."""
+    """Raises `UserError` if a checkpoint states another run, before any is deleted."""
     for step in self.steps():
       path = self.folder / f"checkpoint_{step}"
       stated = orbax.run_of_checkpoint(path)
@@ -136,7 +136,7 @@ class Checkpoints:
     """Returns the newest checkpoint, laid out over the devices as `state` is.
 
     Raises:
-      UserError: it belongs to another model or optimizer, or another step.
+      UserError: it belongs to another model, optimizer or step.
     """
     step = self.latest_step()
     path = self.folder / f"checkpoint_{step}"
@@ -162,10 +162,10 @@ class Checkpoints:
     return restored, _best_from(saved.get("best"))
 
   def refuse_unless_stated(self, why: str) -> None:
-    """Raises `UserError` about the newest checkpoint unless it states the run that it is of.
+    """Raises `UserError` about the newest checkpoint unless it states its run.
 
     Args:
-      why: what speaks against it.
+      why: the sign that it is of another run.
     """
     path = self.folder / f"checkpoint_{self.latest_step()}"
     if orbax.run_of_checkpoint(path) is None:
@@ -196,7 +196,7 @@ def _foreign(path: files.Path, why: str) -> UserError:
 
 @functools.cache
 def _hide_closed_loops() -> None:
-  """Has Python print no trace of what Orbax leaves when a save or a read has failed."""
+  """Silences the tracebacks of event loops that Orbax leaves after a failed save or read."""
   of_python, of_threads = sys.unraisablehook, sys.excepthook
   closed = "Event loop is closed"
 
@@ -205,14 +205,14 @@ def _hide_closed_loops() -> None:
       of_python(found)
 
   def printed(kind: Any, error: Any, trace: Any) -> None:
-    if str(error) != closed:  # tensorstore's threads print theirs in this way.
+    if str(error) != closed:  # TensorStore's threads report through this hook.
       of_threads(kind, error, trace)
 
   sys.unraisablehook, sys.excepthook = unraisable, printed
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:
-  """Returns the leaves by a name without '/' (T5X refuses those), in tree order."""
+  """Returns name -> leaf in tree order, the names without '/', which T5X refuses."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {
     jax.tree_util.keystr(path, simple=True, separator=".").replace("/", "."): leaf

@@ -1,8 +1,9 @@
 """What one training step costs: parameters, compiled flops, and seconds side by side.
 
-Times on a busy machine say little alone, so the steps of all prompts take turns, round
-after round, and what counts is the ratio within a round. The first prompt, to which all
-are compared, is timed twice a round: how far the second is from 1 is the noise.
+Times on a busy machine say little on their own, so the steps of all prompts take turns,
+round after round, and are compared by their ratio within a round. The first prompt, to
+which all are compared, is timed twice per round: the second ratio's distance from 1 is
+the noise.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from tpv_jax.training import optimizers
 from tpv_jax.training import steps as compiled
 
 AGAIN = "again"
-"""Ends the name under which the first prompt's second timing is found."""
+"""Ends the name of the first prompt's second timing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +32,10 @@ class Cost:
   """What a training step (forward, backward, update of the prompt) of one prompt costs.
 
   Attributes:
-    parameters: that are trained.
-    flops: of the compiled step, as XLA's cost analysis says.
-    temporary_bytes: that the compiled step needs beside its arguments and results.
-    seconds: of one step, by round.
+    parameters: the number that are trained.
+    flops: of the compiled step, by XLA's cost analysis.
+    temporary_bytes: what the compiled step needs beside its arguments and results.
+    seconds: of one step, in each round.
   """
 
   parameters: int
@@ -50,7 +51,7 @@ def measure(
   repetitions: int,
   progress: bool = True,
 ) -> dict[str, Cost]:
-  """Returns the cost of each prompt's training step, and that of the first one again.
+  """Returns the cost of each prompt's training step, and of the first one a second time.
 
   The step is the runner's own (`steps.build`), on the first device, with one batch; the
   learning rate is so small that the weights stay where they are.
@@ -58,7 +59,7 @@ def measure(
   Args:
     prompts: name -> the model and the parameters of its prompt.
     backbone: nested parameters, without a prompt.
-    batch: of one step, arrays [B, ...].
+    batch: the arrays [B, ...] of one step.
     repetitions: timed rounds; two more come first and are not counted.
     progress: show a progress bar.
   """
@@ -115,7 +116,7 @@ def measure(
 def summary(costs: Mapping[str, Cost]) -> dict[str, dict[str, Any]]:
   """Returns each cost as JSON: numbers, and ratios to the first prompt.
 
-  `time_ratio` is of the ratios within each round.
+  `time_ratio` has the quartiles of the ratios within each round.
   """
   base = next(iter(costs.values()))
   return {

@@ -178,8 +178,8 @@ def from_file(
 ) -> Loaded:
   """Returns a saved prompt: from a run folder, an Orbax checkpoint or a `tpv` file.
 
-  Table and seed are not used. A run gives the `fingerprint` of its backbone, which the
-  prompt must not contradict; the prompt's module checks the shapes.
+  The table and seed are not used. A run gives the `fingerprint` of its backbone, which
+  the prompt must not contradict; the prompt's module checks the shapes.
 
   Raises:
     UserError: there is no prompt, it is a vector, or it belongs to another backbone.

@@ -39,10 +39,10 @@ Metric = Annotated[str, OneOf(tuple(HIGHER_IS_BETTER))]
 
 @dataclasses.dataclass
 class Run:
-  """The parts of one run while it goes on; the fields are the arguments of `train`.
+  """One run of training; the fields are the arguments of `train`.
 
-  `begin`, then `record`, `judge` and `save` as the steps go on, then `finish`: what a
-  run writes is the same whether it is alone (`execute`) or one of a bank.
+  `begin` comes first, then `record`, `judge` and `save` during the steps, then `finish`:
+  a run writes the same files whether it is alone (`execute`) or one of a bank.
   """
 
   model: SoftPromptModel
@@ -117,7 +117,7 @@ class Run:
   def execute(
     self, stop_requested: Callable[[], int | None], config: Callable[[], str] | None
   ) -> dict[str, Any]:
-    """Runs all steps that are left and returns the manifest."""
+    """Runs all remaining steps and returns the manifest."""
     frozen = self.place_frozen()
     started = time.time()
     self.go_back_to_what_is_whole()
@@ -129,12 +129,12 @@ class Run:
     return self.finish("finished", state, best, seconds=time.time() - started)
 
   def go_back_to_what_is_whole(self) -> None:
-    """Drops newer checkpoints than the newest one from which going on is exact.
+    """Deletes the checkpoints that are newer than the newest whole one.
 
-    That one can be read, and metrics.jsonl has all lines up to its step.
+    A checkpoint is whole if it can be read and metrics.jsonl has all lines up to its step.
 
     Raises:
-      UserError: there are checkpoints, and no such one, or one of another run.
+      UserError: no checkpoint is whole, or one is of another run.
     """
     self.checkpoints.refuse_foreign()
     steps = self.checkpoints.steps()
@@ -181,9 +181,9 @@ class Run:
     state: compiled.TrainState,
     config: Callable[[], str] | None,
   ) -> tuple[compiled.TrainState, Best | None]:
-    """Returns the newest saved state, or the fresh one that was given, and the best.
+    """Returns the state to go on from, the newest saved one or else `state`, and the best.
 
-    Writes the manifest, and before the first step the initial prompt and a checkpoint.
+    Writes the manifest; before the first step, also the initial prompt and a checkpoint.
     """
     best: Best | None = None
     resumed = self.checkpoints.latest_step()
@@ -236,7 +236,7 @@ class Run:
 
   @functools.cached_property
   def run_id(self) -> str:
-    """What the run's checkpoints state of whose they are: its settings when it began."""
+    """The run that its checkpoints state: the digest of its settings when it began."""
     return self.folder.manifest().get("run") or self.settings.digest()
 
   @functools.cached_property
@@ -287,7 +287,7 @@ class Run:
 
   @functools.cached_property
   def _start(self) -> dict[str, Any]:
-    """The parameters before the first step, on this host."""
+    """All parameters before the first step, on this host."""
     if self.backbone is None:
       rng = jax.random.key(self.seed)
       params = jax.device_get(self.model.get_initial_variables(rng, {})["params"])
@@ -327,7 +327,7 @@ class Run:
       dynamic_ncols=True,
     )
     upcoming = batches(*parts[0]) if parts else None
-    lengths: set[int] = set()  # Of calls so far; each is a program.
+    lengths: set[int] = set()  # Steps per call so far; each length is a program.
     with bar, compiled.compilations() as compilations:
       for index, (start, stop) in enumerate(parts):
         began, before = time.time(), compilations()
@@ -362,7 +362,7 @@ class Run:
   def record(
     self, start: int, stop: int, report: dict[str, np.ndarray], examples_per_s: float
   ) -> dict[str, float]:
-    """Writes, and returns, the means of what steps `start` to `stop` reported.
+    """Writes and returns the mean metrics of steps `start` to `stop`.
 
     Raises:
       UserError: a loss, gradient or parameter was not finite.
@@ -374,7 +374,7 @@ class Run:
     return metrics
 
   def save(self, state: compiled.TrainState, best: Best | None) -> None:
-    """Writes a checkpoint, and the prompt in it as the last one."""
+    """Writes a checkpoint, and its prompt as the last one."""
     self.checkpoints.save(state, best)
     if self.model.prompt is not None:
       self.prompts.write("last", prompt_leaves(state.trainable), int(state.step))
@@ -401,7 +401,7 @@ class Run:
   def validate(
     self, state: compiled.TrainState, frozen: compiled.Leaves, best: Best | None
   ) -> tuple[Best | None, dict[str, float]]:
-    """Returns the best so far and the metrics on validation, both also written."""
+    """Returns the best so far and the validation metrics, and writes both."""
     sums = None
     for batch in self.data.validation_batches():
       placed = processes.put_all(batch, self.steps.batch_sharding)
@@ -413,7 +413,7 @@ class Run:
   def judge(
     self, state: compiled.TrainState, best: Best | None, values: dict[str, float]
   ) -> Best | None:
-    """Returns the best so far, after a validation with these metrics, which it writes."""
+    """Returns the best so far after a validation, whose metrics (`values`) it writes."""
     if not values:
       return best
     step = int(state.step)
@@ -436,7 +436,7 @@ class Run:
     best: Best | None,
     seconds: float | None = None,
   ) -> dict[str, Any]:
-    """Writes the prompts that now stand and the manifest, which it returns."""
+    """Writes the last and best prompts and the manifest, which it returns."""
     self.manifest |= {"status": status, "last_step": int(state.step)}
     if self.model.prompt is not None:
       last = prompt_leaves(state.trainable)

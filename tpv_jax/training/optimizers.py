@@ -62,7 +62,7 @@ def by_group(
     return transformation
 
   def groups(leaves: Any) -> dict[str, str]:
-    # optax.tree.map_params asks with a placeholder, which has no leaves.
+    # optax.tree.map_params passes a placeholder, which has no leaves.
     paths = leaves if isinstance(leaves, Mapping) else ()
     found = {path: _group(path) for path in paths}
     for path, group in found.items():

@@ -28,10 +28,10 @@ def prompt_leaves(trainable: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class PromptFiles:
-  """Writes a run's prompts with their provenance, and recognises those of another run.
+  """Writes a run's prompts with their provenance, and refuses those of another run.
 
   Attributes:
-    folder: of the run.
+    folder: the run's.
     initial: what the run starts from; None if the model has no prompt.
     task: what it is trained on.
     tunes_backbone: whether the backbone is trained too, so that its fingerprint changes.
@@ -70,15 +70,15 @@ class PromptFiles:
   def check_beside(
     self, state: TrainState, best: Best | None, refuse_unless_stated: Callable
   ) -> None:
-    """Raises `UserError` if prompts of the restored steps are in the folder, and others.
+    """Raises `UserError` if the folder has a prompt of another run.
 
-    Each file is of this run's initial prompt. Where the checkpoint does not state its
-    run, the prompts of its steps are those in it.
+    Each file must come from this run's initial prompt. If the checkpoint does not state
+    its run, the files of its steps must equal the prompts in it.
 
     Args:
-      state: restored.
-      best: restored.
-      refuse_unless_stated: of the checkpoints.
+      state: as restored from the checkpoint.
+      best: as restored from the checkpoint.
+      refuse_unless_stated: `Checkpoints.refuse_unless_stated`.
     """
     if self.initial is None:
       return

@@ -1,4 +1,4 @@
-"""What a folded prompt loses when training goes on from it: docs/methods.md, (3.15)."""
+"""What a folded prompt loses when it is refactored for training: docs/methods.md, (3.15)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,13 +29,13 @@ def lost(
 
   Args:
     model: the run's.
-    params: nested, on the devices, those of the prompt as well.
+    params: nested parameters on the devices, including the prompt's.
     start: made from a folded prompt.
     batch: see `errors`.
-    mesh: of the devices.
+    mesh: the devices.
   """
   given = start.refactored
-  assert given is not None  # Who asks has seen to it.
+  assert given is not None  # The caller has checked this.
   backbone = {name: part for name, part in params.items() if name != PROMPT}
   found = errors(model, backbone, given, start, batch, mesh)
   rank = start.leaves["low_rank_a"].shape[1]
@@ -56,15 +56,15 @@ def errors(
   batch: Features,
   mesh: Mesh,
 ) -> dict[str, float]:
-  """Returns the relative errors, in Frobenius' norm, of prompt, delta and logits.
+  """Returns the relative errors of prompt, delta and logits, in the Frobenius norm.
 
   Args:
     model: the run's.
     backbone: its nested parameters, on the devices.
     given: the folded prompt.
     made: the parameters that it was refactored to.
-    batch: of the logits, which are those of its target tokens, padding left out.
-    mesh: of the devices.
+    batch: gives the logits: those of its target tokens, without padding.
+    mesh: the devices.
   """
 
   compute = jax.jit(model.target_logits, out_shardings=partitioning.replicated(mesh))

@@ -1,4 +1,4 @@
-"""What must be equal for a run to be continued, as its manifest states it."""
+"""The settings that must be equal for a run to be continued, as its manifest has them."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def settings_of(run: "Run") -> Settings:
-  """Returns the settings of a run, with the defaults of those that old manifests lack.
+  """Returns the settings of a run, with defaults for those that old manifests lack.
 
-  Schedule and optimizer are functions, so they are stated by what they do: the rate at
-  a few steps, the direction on a fixed gradient (ours).
+  Schedule and optimizer are functions, so they are stated by what they do (ours): the
+  learning rate at a few steps, and the direction on fixed gradients.
   """
   model = run.model
   sampled = (0, 1, run.total_steps // 2, run.total_steps - 1)
@@ -61,9 +61,10 @@ def _directions(
 ) -> dict[str, Any]:
   """Returns the directions that the optimizer takes on fixed gradients, as text.
 
-  On two in a row; then of one value at each of the `steps`, to which its counters are
-  set, so that schedules inside it are seen. Large parameters make a small weight decay
-  visible; `paths` are those of the leaves, which may be treated differently.
+  These are the directions of two steps in a row, then the first value of a direction with
+  the optimizer's counters set to each of `steps`, which shows schedules inside it. The
+  parameters are large, which shows a small weight decay. `paths` names the leaves, which
+  the optimizer may treat differently.
   """
   parameters = dict.fromkeys(paths, jnp.asarray([[1e3, -1e3], [0.0, 1e2]]))
   state = optimizer.init(parameters)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM of a run, which saves its state before it ends."""
+"""Ctrl-C and SIGTERM, at which a run saves its state before it ends."""
 
 import signal
 import threading
@@ -14,7 +14,7 @@ class Stopped(Interrupted):
 
 
 class stop_signals:  # noqa: N801 (used as a function)
-  """Within it, the first SIGINT or SIGTERM is noted; a second one acts at once."""
+  """A context in which the first SIGINT or SIGTERM is noted and a second acts at once."""
 
   def __enter__(self) -> Callable[[], int | None]:
     received: list[int] = []

@@ -1,6 +1,6 @@
 """The compiled parts of a run: several training steps in one call, and validation sums.
 
-Both call the model's own members; nothing about the loss is said here.
+Both call the model's own methods; nothing about the loss is defined here.
 """
 
 import contextlib
@@ -29,12 +29,12 @@ Leaves = dict[str, Any]
 
 @struct.dataclass
 class TrainState:
-  """What a step changes: nothing here belongs to the frozen backbone.
+  """What a step changes; nothing here belongs to the frozen backbone.
 
-  Also a tree of their shapes or shardings, so the fields are not annotated as arrays.
+  Such trees also hold shapes or shardings, so the fields are not annotated as arrays.
 
   Attributes:
-    step: int32 scalar, steps done.
+    step: int32 scalar, the number of steps done.
     trainable: `Leaves`, fp32.
     optimizer: the optimizer's state over `trainable`.
   """
@@ -122,9 +122,9 @@ def state_shardings(
   trainable: Leaves,
   replicated: NamedSharding,
 ) -> TrainState:
-  """Returns where the state lies: moments as their parameters, all else replicated.
+  """Returns the state's shardings: moments like their parameters, all else replicated.
 
-  A factored moment is cut along the axes that are left of its parameter's.
+  A factored moment is cut along those axes of its parameter that it still has.
   """
 
   def as_parameter(moment: Any, parameter: Any) -> NamedSharding:
@@ -199,7 +199,7 @@ def descend(
   gradients: Leaves,
   rate: Float[Array, ""],
 ) -> TrainState:
-  """Returns the state one step of length `rate` along the optimizer's direction."""
+  """Returns the state after one step of length `rate` in the optimizer's direction."""
   direction, optimizer = transformation.update(
     gradients, state.optimizer, state.trainable
   )
@@ -218,7 +218,7 @@ def put_batches(steps: Steps, batches: list[dict[str, np.ndarray]]) -> dict[str,
 
 @contextlib.contextmanager
 def compilations() -> Iterator[Callable[[], int]]:
-  """Yields a function that returns how many programs JAX has compiled since."""
+  """Yields a function that returns how many programs JAX has compiled since entry."""
   count = 0
 
   def hear(event: str, duration_secs: float, **_: Any) -> None:
@@ -233,7 +233,7 @@ def compilations() -> Iterator[Callable[[], int]]:
 
 
 def check_batch_size(batch_size: int, microbatches: int, mesh: Mesh) -> None:
-  """Raises `UserError` where a batch divides neither over microbatches nor devices."""
+  """Raises `UserError` unless a batch divides over the microbatches and devices."""
   rows = mesh.shape["data"] * microbatches
   if batch_size % rows:
     raise UserError(

@@ -1,4 +1,4 @@
-"""What a run trains and validates on: a task, tokenised once, as batches by step."""
+"""The data of a run: a task, tokenised once, as batches by step."""
 
 from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
@@ -19,28 +19,28 @@ class TrainingData(Protocol):
   batch_size: int
 
   def batch_at(self, step: int) -> Features:
-    """Returns the training batch of a step, the same one however often asked."""
+    """Returns the training batch of a step, which is the same at every call."""
     ...
 
   def validation_batches(self) -> Iterable[Features]:
-    """Returns the validation rows in order; rows that only fill up weigh nothing."""
+    """Returns the validation batches in order; rows of padding have weight 0."""
     ...
 
   def losses(self) -> list[str]:
-    """Returns a line for each split in which tokens were lost or unknown, to be shown."""
+    """Returns a line to show for each split in which tokens were lost or unknown."""
     ...
 
   def settings(self) -> dict[str, Any]:
-    """Returns what must be equal for a run to be continued: no text for people."""
+    """Returns what must be equal for a run to be continued, without prose."""
     ...
 
   def describe(self) -> dict[str, Any]:
-    """Returns what the manifest says of the data: its settings and what was lost."""
+    """Returns what the manifest states of the data: its settings and what was lost."""
     ...
 
 
 class TaskData:
-  """A task's train split in random order by seed, and its first validation examples."""
+  """A task's train split in an order drawn by seed, and its first validation examples."""
 
   @checked
   def __init__(
@@ -59,14 +59,14 @@ class TaskData:
       task: gives the texts.
       vocabulary: the backbone's.
       lengths: `{'inputs': T, 'targets': L}` in tokens, EOS included.
-      batch_size: examples a step.
+      batch_size: examples per step.
       seed: of the order of the examples.
-      validation_examples: the most to validate on; the task-vector paper has 250.
-      validation_batch_size: examples a validation call; `batch_size` by default.
+      validation_examples: the most that are used; 250 is the task-vector paper's number.
+      validation_batch_size: examples per validation call; `batch_size` by default.
 
     Raises:
       UserError: an empty split, a target outside the labels, bad lengths, or answers
-        that can't be written (`labels.check_task`).
+        that the model cannot write (`labels.check_task`).
     """
     self.name = task.name
     self.batch_size = batch_size
@@ -93,7 +93,7 @@ class TaskData:
       "validation_digest": task.split_digest("validation"),
       "validation_examples": len(validation),
       "vocabulary": vocabulary.digest,
-      # Of texts that were too long they say how these were cut.
+      # They tell how texts that were too long were cut.
       "train_tokens": train.digest(),
       "validation_tokens": validation.digest(),
     }
@@ -106,7 +106,7 @@ class TaskData:
       self._description["origin"] = dict(task.origin())
 
   def validation_batches(self) -> Iterable[Features]:
-    """Returns the validation rows in order; rows that only fill up weigh nothing."""
+    """Returns the validation batches in order; rows of padding have weight 0."""
     return self._validation
 
   def losses(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""One training run: batches in, a best prompt out, resumable at any moment."""
+"""One training run, which can be resumed at any moment."""
 
 import shlex
 from collections.abc import Callable, Mapping
@@ -50,26 +50,27 @@ def train(
   accelerator: with XLA's deterministic flags). A finished run is left as it is.
 
   Args:
-    model: owns loss, optimizer and the pattern of what is trained.
-    data: batches by step and validation rows.
+    model: owns the loss, the optimizer and the pattern of what is trained.
+    data: gives training batches by step, and validation batches.
     run_dir: the run's folder; see `run_folder`.
     total_steps: optimizer steps in all.
-    learning_rate: step, from 0, to learning rate.
+    learning_rate: a schedule: step, counted from 0, to learning rate.
     backbone: what `load_backbone` takes, or its result; None draws random parameters by
       `seed` (pre-training).
     initial_prompt: a function of `training.initial`; required if the model has a prompt.
     initial_seed: the seed of the initial prompt.
     seed: of dropout and of random parameters.
     eval_period: steps between validations.
-    log_period: steps between log lines; that many steps run in one compiled call.
+    log_period: steps between log lines; at most this many run in one compiled call.
     checkpoint_period: steps between checkpoints, by default `eval_period`.
     best_metric: the validation metric that chooses the best prompt, from
-      `HIGHER_IS_BETTER`; None keeps no best.
-    microbatches: parts a batch is split into, their gradients weighted by target tokens.
+      `HIGHER_IS_BETTER`; None keeps no best prompt.
+    microbatches: parts into which a batch is split; their gradients are weighted by
+      target tokens.
     model_parallel: devices over which each parameter is split.
     overwrite: delete a run that is in `run_dir` and start again.
     progress: show a progress bar.
-    config: gives the text for config.gin, asked once the run has started.
+    config: returns the text of config.gin; called once the run has started.
 
   Raises:
     UserError: settings that do not fit each other or the run in `run_dir`; NaN or
@@ -112,7 +113,7 @@ def train(
 
 
 def ending(manifest: Mapping[str, Any], folder: RunFolder) -> list[str]:
-  """Returns what is said of a finished run: what it reached, where it is, what is next."""
+  """Returns the lines shown when a run is finished: its best, its files, what is next."""
   path, steps = folder.path, manifest["last_step"]
   lines = [f"Trained '{manifest['task']}' for {steps} steps; the run is in '{path}'."]
   if "best_step" in manifest:
