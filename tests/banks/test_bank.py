@@ -304,7 +304,9 @@ def test_another_bank_is_not_begun_beside_an_unfinished_one(tiny, stopped, tmp_p
     dataclasses.replace(entry, run_dir=folder / f"run-{number + 3}")
     for number, entry in enumerate(entries(tiny, folder))
   ]
-  message = "holds an unfinished prompt of another bank, 'run-0'. End that bank first"
+  message = (
+    "holds an unfinished prompt of another bank, 'run-0'. Finish that bank first"
+  )
   with pytest.raises(UserError, match=message):
     train(tiny, folder, others, total_steps=5)
   assert not (folder / "run-3" / "manifest.json").exists()
@@ -380,7 +382,10 @@ def test_a_prompt_that_gets_no_better_ends_early_and_the_others_go_on(tiny, tmp_
     ({"made": []}, "The bank is empty"),
     ({"size": 0}, "size"),
     ({"patience": 0}, "patience"),
-    ({"patience": 2, "best_metric": None}, "without a metric that chooses the best"),
+    (
+      {"patience": 2, "best_metric": None},
+      "BEST_METRIC is None, so no prompt is better",
+    ),
     ({"block_positions": 0}, "block_positions"),
     ({"memory_gib": 0}, "memory_gib is 0; it must be a number above 0"),
   ],
@@ -461,7 +466,7 @@ def test_prompts_of_another_form_are_named_before_anything_is_written(tiny, tmp_
     UserError,
     match=r"1 of the 3 entries cannot be trained with the others.*: 1 \('.*run-1'\): "
     r"The initial prompt has \{'prompt': \(5, 16\)\}; this run needs .*\(4, 16\).*"
-    "bank of their own",
+    "in a separate bank",
   ):
     train(tiny, tmp_path, made)
   assert not list(tmp_path.iterdir())

@@ -175,7 +175,7 @@ def test_a_second_call_trains_nothing_and_finds_the_same_scores(
   ("changed", "message"),
   [
     ({"initial_seeds": (3,)}, "at least two of each"),
-    ({"tuning_seed": 1}, "initial prompt 1, which is in the comparison too"),
+    ({"tuning_seed": 1}, "initial prompt 1, which is also in the comparison"),
     ({"tuning_tasks": ["tow"]}, "Did you mean 'two'"),
     ({"plain_rates": [0.1, 0.3]}, "give equally many"),
     ({"decomposed_rates": [(0.1,)]}, "must be two rates"),
@@ -213,7 +213,7 @@ def test_a_users_own_tasks_are_taken_and_what_names_others_is_named(tmp_path, ca
   ]
   assert cli.main(["ablation", *flags]) == 2
   said = capsys.readouterr().err
-  assert "TUNING_TASKS has 'topic', which is none of the TASKS one, two" in said
+  assert "TUNING_TASKS has 'topic', which is not among the TASKS one, two" in said
   assert not (tmp_path / "out").exists()
 
 

@@ -227,7 +227,7 @@ def test_sources_that_do_not_fit_their_targets_are_refused(arguments, tmp_path):
   refused("Two source tasks are 'a'", source_tasks=twice)
   refused("Two targets are 'd'", targets=[arguments["targets"][0]] * 2)
   refused(
-    "the vector of 'aa', which is none of the sources a, b, c. Did you mean 'a'",
+    "the vector of 'aa', which is not among the sources a, b, c. Did you mean 'a'",
     targets=[few_shot.Target(task, "aa", "b", "c")],
   )
   refused("one source in two roles", targets=[few_shot.Target(task, "a", "b", "a")])

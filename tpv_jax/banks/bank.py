@@ -1,8 +1,8 @@
-"""Trains many prompts at once on one backbone, each as a run of its own.
+"""Banks: many prompts trained at once on one backbone, each as a run of its own.
 
-Every prompt has its run folder, its stream of examples, its validation and its best
-prompt; only the calls are shared (`bank_steps`). So a bank that was killed goes on, with
-the same bits, from the checkpoints of its runs, and what it leaves are run folders.
+Each prompt has its own run folder, stream of examples, validation and best prompt; only
+the calls are shared (`bank_steps`). So a bank that was killed goes on from the
+checkpoints of its runs, with the same bits, and its results are ordinary run folders.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ from tpv_jax.training.signals import stop_signals
 from tpv_jax.training.task_data import TaskData, TrainingData
 
 _SHOWN = 12
-"""Runs that are listed when a bank has ended."""
+"""The most runs that are listed when a bank has ended."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +52,11 @@ class Entry:
   """One prompt of a bank.
 
   Attributes:
-    data: batches by step and validation rows.
+    data: gives training batches by step, and validation batches.
     run_dir: its run folder.
     initial_seed: of its initial prompt.
-    seed: stated in its manifest; the order of the examples has that of `data`.
-    rate: by which the bank's learning rate is multiplied.
+    seed: stated in its manifest; the examples are ordered by the seed of `data`.
+    rate: a factor of the bank's learning rate.
     initial_prompt: what it starts from; None for the bank's.
   """
 
@@ -84,16 +84,16 @@ def grid(
   """Returns an entry for each task, initial prompt and learning rate.
 
   Their run folders are `output_dir`/<task>-<initial seed>, with several rates
-  <task>-<initial seed>-<rate>. Examples come in an order by the initial seed too.
+  <task>-<initial seed>-<rate>. The initial seed also orders the examples.
 
   Args:
-    tasks: `Task`s, what the prompts are trained on.
+    tasks: the `Task`s that the prompts are trained on.
     vocabulary: the backbone's.
     lengths: `{'inputs': T, 'targets': L}` in tokens, EOS included.
     output_dir: the folder of the run folders.
-    batch_size: examples a step of each prompt.
+    batch_size: examples per step of each prompt.
     initial_seeds: of the initial prompts.
-    rates: by which the bank's learning rate is multiplied.
+    rates: factors of the bank's learning rate.
 
   Raises:
     UserError: one of the lists is not a list, is empty, or has an invalid entry; or the
@@ -158,34 +158,36 @@ def train_bank(
   the memory of the devices. Several processes train one bank as one process would.
 
   Args:
-    model: with a prompt, whose form all entries share, and without dropout.
+    model: has a prompt, whose form all entries share, and no dropout.
     entries: the prompts; their run folders differ.
     total_steps: optimizer steps of each prompt.
-    learning_rate: step of a prompt, from 0, to learning rate.
+    learning_rate: a schedule: step of a prompt, counted from 0, to learning rate.
     backbone: what `load_backbone` takes, or its result.
     initial_prompt: for entries that have none of their own.
     eval_period: steps between validations.
     log_period: steps between log lines.
     checkpoint_period: steps between checkpoints, by default `eval_period`.
     best_metric: the validation metric that chooses each best prompt.
-    patience: a prompt ends after this many validations without a better one; None: never.
-    size: prompts trained at once at most, the others after them; None: all.
-    model_parallel: devices over which each parameter of the backbone is cut.
-    shard_bank: cut the bank itself over the data-parallel devices; None: where they
-      divide the number of its prompts.
-    split: train a bank that does not fit into memory as several, one after the other,
-      and where one prompt alone does not fit, in smaller blocks of rows.
-    block_positions: source positions of a block of rows at most; by default
+    patience: a prompt ends after this many validations without a better one; None trains
+      all steps.
+    size: the most prompts trained at once; the others follow in groups. None trains all
+      at once.
+    model_parallel: devices over which each parameter of the backbone is split.
+    shard_bank: split the bank itself over the data-parallel devices; None splits it if
+      their number divides the number of its prompts.
+    split: train a bank that does not fit into memory in groups, one after the other, and
+      if a single prompt does not fit, in smaller blocks of rows.
+    block_positions: the most source positions of a block of rows; by default
       `bank_steps.wide_positions`.
-    memory_gib: what a device may hold; by default what it has.
-    overwrite: start runs with other settings again, deleting what is there, and where
-      no run of the bank was stopped, finished ones too.
+    memory_gib: the memory of a device that may be used; by default all that is free.
+    overwrite: delete runs with other settings and start them again; if no run of the
+      bank was stopped, also finished ones.
     progress: show a progress bar.
-    config: gives the text for each config.gin.
+    config: returns the text of each config.gin.
 
   Raises:
     UserError: entries that share a folder, settings that do not fit, too little memory;
-      at the end, if a prompt diverged (the others are finished, its last good state is
+      at the end, a prompt diverged (the others are finished, and its last good state is
       kept).
     Stopped: SIGINT or SIGTERM came; all states are saved.
   """
@@ -210,7 +212,7 @@ def train_bank(
     defaults=defaults_of(training.train),
   )
   build = functools.partial(bank_steps.build, model, learning_rate, runs[0].mesh)
-  build(False)  # Says what is no bank before a folder is touched.
+  build(False)  # Refuses a model that cannot be a bank before a folder is touched.
   with alone(*(run.folder for run in runs)):
     there = _there(runs, size, block_positions, split, overwrite)
     plan: Plan | None = None
@@ -247,9 +249,9 @@ class _There:
   """What a bank finds in its run folders.
 
   Attributes:
-    begun: the manifests of the runs that it goes on with.
+    begun: the manifests of the runs that it continues.
     unfinished: whether a run has not ended, or not begun.
-    again: of each run whether it starts again, over what is there.
+    again: for each run, whether it starts again and replaces what is there.
   """
 
   begun: list[dict[str, Any]]
@@ -267,7 +269,8 @@ def _there(
   """Returns what is in the run folders of a bank; see `train_bank` for the arguments.
 
   Raises:
-    UserError: runs of another bank, or of other settings, and `overwrite` is False.
+    UserError: the runs are of another bank or have other settings, and `overwrite` is
+      False.
   """
   found = [run.folder.check(run.settings, overwrite) for run in runs]
   begun = [
@@ -279,8 +282,8 @@ def _there(
   if other_bank and not overwrite:
     raise UserError(
       f"The bank of '{runs[0].folder.path}' was begun with another {other_bank}. While a "
-      "prompt of it is unfinished it goes on as it was begun: give the TASKS, "
-      "INITIAL_SEEDS, RATES and BANK_SIZE of then, and train others when it has ended or "
+      "prompt of it is unfinished, it must be continued as it was begun: give its first "
+      "TASKS, INITIAL_SEEDS, RATES and BANK_SIZE, and train others when it has ended or "
       "in another OUTPUT_DIR; or start all again with --gin.OVERWRITE=True."
     )
   if other_bank:
@@ -288,7 +291,7 @@ def _there(
   unfinished = not all(_ended(manifest) for manifest, _ in found)
   if unfinished and not overwrite:
     _refuse_unfinished_beside([run.folder.path for run in runs])
-  # A bank that was stopped goes on, with the prompts that had ended in it.
+  # A bank that was stopped goes on, including its prompts that have ended.
   return _There(
     begun, unfinished, [overwrite and bool(other or not begun) for _, other in found]
   )
@@ -302,7 +305,7 @@ def _trained(
   patience: int | None,
   config: Callable[[], str] | None,
 ) -> dict[int, dict[str, Any]]:
-  """Trains the runs at the places `going`, group by group, and returns their manifests."""
+  """Trains the runs with the indices `going`, by group; returns index -> manifest."""
   frozen = runs[0].place_frozen()
   manifests: dict[int, dict[str, Any]] = {}
   with stop_signals() as stop_requested, processes.one_clear_line_if_one_is_lost():
@@ -324,7 +327,7 @@ def _trained(
 
 
 def _ending(manifests: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> list[str]:
-  """Returns what is said of a bank that has ended: each prompt's best, what is next."""
+  """Returns the lines shown when a bank has ended: each prompt's best, what is next."""
   lines = [f"Trained {len(runs)} prompts; their runs:"]
   ended = [manifest for manifest in manifests if manifest["status"] == "finished"]
   for manifest, run in zip(manifests[:_SHOWN], runs, strict=False):
@@ -363,15 +366,15 @@ def _other_bank(
       if now is not None and (now < there or (now > there and not split)):
         return f"{name}: {there} there, {now} now"
     groups = {min(note["size"], count - i) for i in range(0, count, note["size"])}
-    if members is None and note["prompts"] not in groups:  # It did not state them.
+    if members is None and note["prompts"] not in groups:  # The note has no members.
       return f"number of prompts: {note['prompts']} there, {count} now"
   return None
 
 
 def _refuse_unfinished_beside(folders: Sequence[files.Path]) -> None:
-  """Raises `UserError` if beside these run folders one of another bank is unfinished.
+  """Raises `UserError` if an unfinished run of another bank is beside these run folders.
 
-  It would stay behind, unnoticed, where other tasks or seeds are given than were before.
+  Given other tasks or seeds than before, a bank would otherwise leave it behind unnoticed.
   """
   for parent in dict.fromkeys(folder.parent for folder in folders):
     for path in sorted(parent.glob("*/manifest.json")) if parent.is_dir() else ():
@@ -380,12 +383,12 @@ def _refuse_unfinished_beside(folders: Sequence[files.Path]) -> None:
       try:
         manifest = RunFolder(path.parent).manifest()
       except UserError:
-        continue  # It is something else.
+        continue  # This folder is no run.
       if "bank" in manifest and not _ended(manifest):
         raise UserError(
           f"'{parent}' holds an unfinished prompt of another bank, '{path.parent.name}'. "
-          "End that bank first, with the TASKS, INITIAL_SEEDS, RATES and BANK_SIZE of "
-          "then; or remove the folders of its prompts, or choose another OUTPUT_DIR."
+          "Finish that bank first, with its TASKS, INITIAL_SEEDS, RATES and BANK_SIZE; "
+          "or remove the folders of its prompts, or choose another OUTPUT_DIR."
         )
 
 
@@ -407,7 +410,7 @@ def _ended(manifest: Mapping[str, Any]) -> bool:
 
 
 def _without_failed(manifests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Returns the manifests, if no prompt has diverged."""
+  """Returns the manifests; raises `UserError` if a prompt has diverged."""
   failed = [manifest for manifest in manifests if manifest["status"] == "failed"]
   if failed:
     why = failed[0].get("why", "loss, gradient or prompt became NaN or infinite")
@@ -422,7 +425,7 @@ def _runs(entries: Sequence[Entry], **settings: Any) -> list[Run]:
   """Returns the runs of the entries.
 
   Raises:
-    UserError: some entries do not fit the model; it says which.
+    UserError: some entries do not fit the model; the message names them.
   """
   learning_rate, common = settings.pop("learning_rate"), settings.pop("initial_prompt")
   runs: list[Run] = []
@@ -442,7 +445,7 @@ def _runs(entries: Sequence[Entry], **settings: Any) -> list[Run]:
     except UserError as error:
       wrong.setdefault(str(error), []).append(f"{number} ('{entry.run_dir}')")
   for run in runs:
-    # They differ by the rate, which a bank has its own way to use.
+    # These differ only in the rate, which a bank applies itself.
     run.steps = runs[0].steps
   if wrong:
     (why, which), *_ = wrong.items()
@@ -452,7 +455,7 @@ def _runs(entries: Sequence[Entry], **settings: Any) -> list[Run]:
     raise UserError(
       f"{sum(map(len, wrong.values()))} of the {len(entries)} entries cannot be trained "
       f"with the others, whose prompts have one form: {', '.join(which[:3])}{more}: {why} "
-      "Or train them as a bank of their own."
+      "Or train them in a separate bank."
     )
   return runs
 
@@ -464,8 +467,8 @@ def _check(
     raise UserError("The bank is empty. Give at least one entry.")
   if patience and best_metric is None:
     raise UserError(
-      f"PATIENCE is {patience}, and without a metric that chooses the best prompt none "
-      "is better. Set BEST_METRIC, or PATIENCE = None."
+      f"PATIENCE is {patience}, and BEST_METRIC is None, so no prompt is better than "
+      "another. Set BEST_METRIC, or PATIENCE = None."
     )
   folders: dict[str, int] = {}
   for index, entry in enumerate(entries):

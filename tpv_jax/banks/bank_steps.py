@@ -43,7 +43,7 @@ from tpv_jax.training.steps import (
 
 @struct.dataclass
 class Sums:
-  """What the calls of one step add up to, by prompt.
+  """The sums over the calls of one step, by prompt.
 
   Attributes:
     gradient: of the summed losses, with respect to the folded prompts.
@@ -57,9 +57,9 @@ class Sums:
 
 
 class BankSteps(NamedTuple):
-  """The compiled functions of a bank, and where what they take lies.
+  """The compiled functions of a bank, and the shardings of their arguments.
 
-  The state's leaves, steps included, have a leading axis: the bank.
+  All leaves of the state, its steps included, have the bank as their leading axis.
   """
 
   initialise: Wrapped  # (stacked trainable leaves) -> state
@@ -71,7 +71,7 @@ class BankSteps(NamedTuple):
   stacked: Mapping[str, NamedSharding]  # of the bank's leaves
   state: TrainState  # of shardings
   whole: NamedSharding  # of the folded prompts
-  by_prompt: NamedSharding  # of what each prompt has one of, such as a loss
+  by_prompt: NamedSharding  # of arrays [N, ...] with one entry per prompt
   frozen: Mapping[str, NamedSharding]
   rows: NamedSharding  # of a call's features
 
@@ -86,11 +86,10 @@ def build(
   """Returns the compiled steps; the same arguments give the same compiled functions.
 
   Args:
-    model: with a trainable prompt; the bank's prompts all have its form.
-    learning_rate: step of a prompt, from 0, to learning rate.
-    mesh: of the devices.
-    shard_bank: cut the bank over the data axis too; its size must be a multiple of that
-      axis.
+    model: has a trainable prompt, whose form all prompts of the bank have.
+    learning_rate: a schedule: step of a prompt, counted from 0, to learning rate.
+    mesh: the devices.
+    shard_bank: also split the bank over the data axis, whose size must divide the bank's.
 
   Raises:
     UserError: the model has no prompt, trains something else, or has dropout.
@@ -128,7 +127,7 @@ def build(
   )
   return BankSteps(
     initialise=jax.jit(jax.vmap(one), out_shardings=shardings),
-    # Every call reads every prompt.
+    # Replicated, as every call reads every prompt.
     fold=jax.jit(bodies.fold, out_shardings=replicated),
     zeros=jax.jit(bodies.zeros, out_shardings=by_prompt),
     accumulate=jax.jit(bodies.accumulate, donate_argnums=0, out_shardings=by_prompt),
@@ -147,12 +146,12 @@ def build(
 
 @dataclasses.dataclass(frozen=True)
 class _Bodies:
-  """What is compiled.
+  """The functions that `build` compiles.
 
   Attributes:
-    model: with the prompt's form.
-    learning_rate: step of a prompt, from 0, to learning rate.
-    placed: the context in which logical axes mean those of the mesh.
+    model: gives the form of the prompts.
+    learning_rate: a schedule: step of a prompt, counted from 0, to learning rate.
+    placed: the context in which logical axes are mapped to those of the mesh.
   """
 
   model: SoftPromptModel
@@ -222,7 +221,7 @@ class _Bodies:
 
 
 def _all_finite(tree: Any) -> Bool[Array, " N"]:
-  """Returns of each prompt whether all of its values in these leaves are finite."""
+  """Returns for each prompt whether all of its values in these leaves are finite."""
   return jnp.all(
     jnp.stack(
       [
@@ -259,13 +258,13 @@ def train_step(
 
   Args:
     steps: the compiled parts.
-    state: is used up.
+    state: donated, so it cannot be used again.
     frozen: the backbone's leaves on the devices.
     calls: packed features, see `data.packing.pack`.
-    rates: by which each prompt's learning rate is multiplied.
+    rates: a factor for each prompt's learning rate.
 
   Raises:
-    UserError: an example is one of a prompt that the bank does not have.
+    UserError: an example is for a prompt that the bank does not have.
   """
   folded = steps.fold(state.trainable)
   sums = steps.zeros(folded)
@@ -279,10 +278,10 @@ def train_step(
 def validate(
   steps: BankSteps, state: TrainState, frozen: Leaves, calls: Iterable[Features]
 ) -> dict[str, Float[np.ndarray, " N"]]:
-  """Returns the metrics of each prompt on its examples in `calls`, as a solo run's.
+  """Returns the metrics of each prompt on its examples in `calls`, as a single run would.
 
-  `loss` and `accuracy` are means over target tokens, `exact_match` over examples; NaN
-  for a prompt that has none.
+  `loss` and `accuracy` are means over target tokens, `exact_match` over examples; all are
+  NaN for a prompt without examples.
 
   Args:
     steps: the compiled parts.
@@ -317,6 +316,6 @@ def _refuse_unknown_prompts(call: Features, prompts: int) -> None:
       found = int(ids.min() if ids.min() < 0 else ids.max())
       raise UserError(
         f"Row {row} of a packed call has an example for prompt {found}, and the bank has "
-        f"the prompts 0 to {prompts - 1}. Give `packing.items` each prompt's place in "
+        f"the prompts 0 to {prompts - 1}. Give `packing.items` each prompt's index in "
         "the bank."
       )

@@ -1,4 +1,4 @@
-"""The training of the prompts of a bank that are on the devices together."""
+"""The training loop of the prompts of a bank that are on the devices together."""
 
 import contextlib
 import dataclasses
@@ -25,14 +25,15 @@ from tpv_jax.training.signals import Stopped
 from tpv_jax.training.steps import Leaves, TrainState, compilations
 
 LEFT_AT = "left_bank_at"
-"""In the manifest of a diverged run until the others' states of that step are saved."""
+"""A manifest's key for the step at which its run diverged, until the others' states of
+that step are saved."""
 
 
 class BankRun:
-  """The prompts that are trained at once; `runs` write what is theirs.
+  """The prompts that are trained at once; each of `runs` writes its own files.
 
-  One that has ended before keeps its place, without examples, so that the compiled
-  steps are those of the unbroken bank.
+  A prompt that has already ended keeps its place, without examples, so that the compiled
+  steps are those of an unbroken bank.
   """
 
   def __init__(
@@ -60,7 +61,7 @@ class BankRun:
   def execute(
     self, stop_requested: Callable[[], int | None], config: Callable[[], str] | None
   ) -> None:
-    """Runs all steps that are left."""
+    """Runs all remaining steps."""
     began = time.time()
     self._settle_the_diverged()
     for index in sorted(self.active):
@@ -80,7 +81,7 @@ class BankRun:
         )
 
   def _settle_the_diverged(self) -> None:
-    """Ends prompts that had diverged when a kill came, if the others are that far.
+    """Ends prompts that had diverged before a kill, if the others have saved that step.
 
     Otherwise they go back with the others, and diverge again.
     """
@@ -98,11 +99,11 @@ class BankRun:
         self._fail(index)
 
   def _go_back_to_a_common_step(self) -> None:
-    """Drops newer checkpoints than the oldest run's, where the others have that one too.
+    """Deletes checkpoints newer than the last step that all runs have saved.
 
-    A kill between two of its saves leaves some runs a checkpoint ahead; their prompts
-    would share no rows with the others' until these have caught up, and so take other
-    bits.
+    If the bank is killed between two saves, some runs are a checkpoint ahead. Until the
+    others had caught up, their prompts would share no rows with the others', and get
+    other bits. Nothing is deleted if a run lacks that step.
     """
     checkpoints = [self.runs[index].checkpoints for index in sorted(self.active)]
     saved = [one.steps() for one in checkpoints]
@@ -115,7 +116,7 @@ class BankRun:
   def _begin(
     self, stack: contextlib.ExitStack, config: Callable[[], str] | None
   ) -> tuple[TrainState, dict[int, int]]:
-    """Returns the stacked state, and the step at which each prompt is that goes on."""
+    """Returns the stacked state, and index -> step for the prompts that go on."""
     states: list[TrainState] = []
     at: dict[int, int] = {}
     counted: dict[str, list[int]] = {}
@@ -136,7 +137,7 @@ class BankRun:
       self.positions, self.used = counted.get(str(min(at.values())), [0, 0])
     whole = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
     for index, step in list(at.items()):
-      if self._has_lost_patience(index, step):  # When a kill came.
+      if self._has_lost_patience(index, step):  # It was killed before it was ended.
         self._finish("finished", index, whole)
         self.active.discard(index)
         del at[index]
@@ -175,8 +176,8 @@ class BankRun:
         if validates:
           tired = self._validate(state, whole, stop, indices)
         if saves or diverged or tired:
-          # Before any prompt leaves, so that after a kill the others find no bank without
-          # it at a step at which it was there.
+          # Before any prompt leaves: after a kill, the others must not continue without it
+          # from a step at which it was still there.
           self._save(whole, stop, indices)
         for index in sorted(tired):
           self._finish("finished", index, whole)
@@ -199,7 +200,7 @@ class BankRun:
   def _advance(
     self, state: TrainState, start: int, stop: int, indices: set[int]
   ) -> tuple[TrainState, dict[str, np.ndarray]]:
-    """Returns the state after steps `start` to `stop`, and what each reported [steps, N]."""
+    """Returns the state after steps `start` to `stop`, and their reports, [steps, N]."""
     reports = []
     for step in range(start, stop):
       items = [
@@ -211,7 +212,7 @@ class BankRun:
       self.positions += sum(shape.positions for shape, _ in calls)
       self.used += sum(packing.used_positions(features) for _, features in calls)
       before = self.compilations()
-      # Dispatched at once: the next step is packed while the devices work on this one.
+      # Dispatch does not wait: the next step is packed while the devices compute this one.
       state, report = bank_steps.train_step(
         self.steps, state, self.frozen, [features for _, features in calls], self.rates
       )
@@ -231,13 +232,13 @@ class BankRun:
     seconds: float,
     bar: Bar,
   ) -> set[int]:
-    """Writes what the steps reported, and returns the prompts that have diverged."""
+    """Writes the steps' reports, and returns the prompts that have diverged."""
     losses, diverged = [], set()
     for index in sorted(indices):
       run = self.runs[index]
       mine = {name: values[:, index] for name, values in reports.items()}
       speed = (stop - start) * run.data.batch_size / seconds
-      run.manifest[LEFT_AT] = stop  # In case that `record` writes of the end.
+      run.manifest[LEFT_AT] = stop  # `record` writes it if the prompt has diverged.
       try:
         losses.append(run.record(start, stop, mine, speed)["loss"])
         del run.manifest[LEFT_AT]
@@ -289,7 +290,7 @@ class BankRun:
   def _validation_calls(self, indices: tuple[int, ...]) -> list[Features]:
     """Returns the validation rows of these prompts in wide blocks.
 
-    They are packed again when a prompt has left.
+    They are packed again after a prompt has left.
     """
     if self._validation is None or self._validation[0] != indices:
       items = [
@@ -310,7 +311,7 @@ class BankRun:
     return bool(self.patience) and waited >= (self.patience or 0) * period
 
   def _save(self, whole: TrainState, step: int, indices: set[int]) -> None:
-    """Writes the checkpoints, and before them what was counted up to their step."""
+    """Writes the positions counted up to this step, then the checkpoints."""
     self.counted[str(step)] = [self.positions, self.used]
     newest = sorted(self.counted, key=int)[-3:]  # A run keeps two checkpoints.
     self.counted = {key: self.counted[key] for key in newest}
@@ -335,7 +336,7 @@ class BankRun:
     run.finish(status, _one(whole, index), self.best[index], seconds)
 
   def _note(self, counted: Mapping[str, Sequence[int]] | None) -> dict[str, Any]:
-    """Returns what a manifest says of the bank."""
+    """Returns what a manifest states of the bank."""
     note = {"prompts": len(self.runs), **self.plan.note()}
     if counted is not None:
       return note | {"counted": dict(counted)}
@@ -346,7 +347,7 @@ class BankRun:
 
   @property
   def _padding(self) -> float:
-    """The share of all computed source positions so far that held nothing."""
+    """The share of all source positions computed so far that were padding."""
     return 1 - self.used / max(self.positions, 1)
 
 

@@ -1,4 +1,4 @@
-"""What a bank's step needs of a device's memory, and what the device has."""
+"""The memory that a bank's step needs on a device, and the memory that is free."""
 
 import dataclasses
 import math
@@ -25,8 +25,8 @@ class Need:
   Attributes:
     backbone: the frozen leaves.
     prompts: the trained leaves of all prompts and their optimizer states.
-    step: what the larger of the two calls holds beside: folded prompts, their
-      gradients, features, activations and XLA's workspace, as the compiled call says.
+    step: what the larger of the two calls needs beside these: folded prompts, their
+      gradients, features, activations and XLA's workspace, by XLA's memory analysis.
   """
 
   backbone: int
@@ -46,7 +46,7 @@ class Need:
 
 
 def text(count: float) -> str:
-  """Returns the bytes in the unit that suits them."""
+  """Returns a number of bytes as text, in a fitting unit."""
   for unit in ("B", "KiB", "MiB"):
     if count < 1024:
       return f"{count:.1f} {unit}"
@@ -61,16 +61,18 @@ def need(
   prompts: int,
   shapes: row_fitting.Shapes,
 ) -> Need:
-  """Returns what a bank of `prompts` needs, by compiling the calls that it would make.
+  """Returns what a bank needs, measured by compiling the calls that it will make.
 
-  These are kept: the bank's first step does not compile them again. Updates and
-  validation are not looked at; they hold no activations for a gradient.
+  JAX keeps the compiled calls, so the bank's first step does not compile them again.
+  Updates and validation need less, as they hold no activations for a gradient, and are
+  not measured.
 
   Args:
-    steps: of the bank.
+    steps: the bank's compiled functions.
     trainable: the leaves of one prompt.
-    frozen: of the backbone, as they lie on the devices; or their shapes.
-    prompts: N.
+    frozen: the backbone's leaves, with the dtypes that they have on the devices, or their
+      shapes.
+    prompts: the number of prompts, N.
     shapes: of the calls.
   """
   stacked = {
@@ -92,7 +94,7 @@ def need(
     features = _placed(packing.empty(shape), steps.rows)
     compiled = steps.accumulate.lower(sums, folded, placed, features).compile()
     found = compiled.memory_analysis()
-    if found is not None:  # A backend may not say.
+    if found is not None:  # Some backends have no memory analysis.
       largest = max(
         largest,
         found.argument_size_in_bytes
@@ -105,13 +107,13 @@ def need(
 
 
 def available(devices: Sequence[Any], limit: float | None = None) -> int:
-  """Returns the bytes that are free on the device of all processes that has fewest.
+  """Returns the free bytes of the device with the fewest, over all processes.
 
-  An accelerator says so itself; devices of a CPU share what the machine has left.
+  An accelerator reports its own; the devices of a CPU share the machine's free memory.
 
   Args:
-    devices: JAX's, of this process.
-    limit: in GiB, taken instead.
+    devices: JAX's devices of this process.
+    limit: in GiB; returned, in bytes, instead of what is free.
   """
   if limit is not None:
     return int(limit * GIBIBYTE)
@@ -124,17 +126,17 @@ def available(devices: Sequence[Any], limit: float | None = None) -> int:
 
 
 def _free_memory() -> int:
-  """Returns the bytes that this machine can give without swapping."""
+  """Returns the bytes that this machine can allocate without swapping."""
   try:
     with open("/proc/meminfo") as file:
       lines = dict(line.split(":", 1) for line in file)
     return int(lines["MemAvailable"].split()[0]) * 1024
-  except (OSError, KeyError):  # Not Linux: all there is.
+  except (OSError, KeyError):  # Not Linux: all memory there is.
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _placed(tree: Any, sharding: Sharding) -> Any:
-  """Returns the tree's shapes, laid out so."""
+  """Returns the tree's shapes with the sharding."""
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
   )

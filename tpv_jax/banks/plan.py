@@ -1,4 +1,4 @@
-"""How many prompts of a bank are trained at once, in rows of which shapes."""
+"""The plan of a bank: how many prompts are trained at once, and the shapes of rows."""
 
 import dataclasses
 import itertools
@@ -17,14 +17,14 @@ from tpv_jax.model import PROMPT
 from tpv_jax.training.loop import Run
 
 SAMPLED_STEPS = 20
-"""Steps whose examples decide on the shapes of the packed rows."""
+"""The number of steps whose examples decide the shapes of the packed rows."""
 
 
 class Plan:
-  """How many prompts are trained at once, in rows of which shapes, and what it needs.
+  """How many prompts are trained at once, the shapes of rows, and the memory they need.
 
-  A bank that goes on keeps the numbers that its runs have noted, so that memory that
-  others have taken meanwhile does not change its bits.
+  A continued bank keeps the numbers that its runs have noted, so that its bits do not
+  depend on how much memory is free now.
   """
 
   def __init__(
@@ -51,11 +51,11 @@ class Plan:
     ]
 
   def make_fit(self, split: bool, notes: Sequence[Mapping[str, Any]]) -> None:
-    """Finds out what the bank needs; makes groups or blocks smaller if that is allowed.
+    """Measures the bank's memory; with `split`, makes groups or blocks smaller to fit.
 
     Args:
-      split: whether that is allowed.
-      notes: what the runs that go on have noted of the bank.
+      split: whether groups and blocks may be made smaller.
+      notes: the "bank" entries of the manifests of continued runs.
 
     Raises:
       UserError: the bank does not fit.
@@ -78,12 +78,12 @@ class Plan:
       self._choose()
 
   def groups(self) -> list[range]:
-    """Returns which runs are trained at once, group by group."""
+    """Returns the groups of runs that are trained at once, as ranges of indices."""
     starts = range(0, len(self.runs), self.size)
     return [range(first, min(first + self.size, len(self.runs))) for first in starts]
 
   def note(self) -> dict[str, Any]:
-    """Returns what the manifests say of the plan."""
+    """Returns what the manifests state of the plan."""
     shapes = [dataclasses.astuple(one) for one in (self.shapes.wide, self.shapes.short)]
     return {
       "members": [run.folder.path.name for run in self.runs],
@@ -105,7 +105,7 @@ class Plan:
     )
 
   def _where(self) -> str:
-    """Returns where the prompts lie, '' on one data-parallel device."""
+    """Returns where the prompts are held; '' on one data-parallel device."""
     if self._devices == 1:
       return ""
     if self.cut:
@@ -118,17 +118,17 @@ class Plan:
 
   @property
   def _grain(self) -> int:
-    """Of which the number of prompts is a multiple: the devices that cut the bank."""
+    """The devices that the bank is split over, which divide its number of prompts."""
     return self._devices if self.cut else 1
 
   def _choose(self) -> None:
-    """Chooses shapes for all groups, and measures the first."""
+    """Chooses shapes for all groups, and measures the first group's memory."""
     odd = [len(group) for group in self.groups() if len(group) % self._devices]
     if odd and self.shard:
       raise UserError(
         f"{odd[0]} prompts cannot be cut over {self._devices} data-parallel devices. Set "
-        f"SHARD_BANK = False, or BANK_SIZE so that {self._devices} divides it and what "
-        "is left."
+        f"SHARD_BANK = False, or BANK_SIZE so that {self._devices} divides it and the "
+        "prompts of the last group."
       )
     self.cut = self.shard is not False and not odd
     self.steps = self.build(self.cut)
@@ -147,7 +147,7 @@ class Plan:
 
   def _shapes(self, positions: int) -> row_fitting.Shapes:
     prompt = self.runs[0].model.prompt
-    assert prompt is not None  # `bank_steps.build` has seen to it.
+    assert prompt is not None  # `bank_steps.build` has checked this.
     first = [run.data.batch_at(0) for run in self.runs]
     for run in self.runs:
       first += itertools.islice(run.data.validation_batches(), 1)
@@ -180,7 +180,7 @@ class Plan:
     )
 
   def _most_prompts(self) -> int:
-    """Returns how many prompts would fit: the need grows evenly with their number."""
+    """Returns how many prompts would fit, as the need is linear in their number."""
     grain = self._grain
     if self.size <= grain:
       return 0

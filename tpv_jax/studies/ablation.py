@@ -1,11 +1,11 @@
 """An ablation: plain tuning, DePT, EPT, and EPT without its parts, at one budget.
 
-The questions are those of EPT's paper (arXiv 2405.11464): is it better than the others
+The questions are those of EPT's paper (arXiv 2405.11464): is EPT better than the others
 at the same number of parameters, which part of it matters, does it do equally well on
-all tasks, what does the length of the prompt do, what does a step cost. All methods
+all tasks, how does the prompt's length matter, what does a step cost? All methods
 start from the same initial prompts (the decomposed ones from the long prompt that plain
 tuning starts from; DePT with its own random low-rank matrices), see the same batches in
-the same order, and choose their learning rates among equally many.
+the same order, and choose their learning rates from equally many candidates.
 """
 
 import dataclasses
@@ -44,8 +44,8 @@ from tpv_jax.training.loop import Metric
 class Form:
   """The sizes of EPT's parts.
 
-  The short prompt has S = P / 2 tokens, half of the budget of a plain prompt of P, and
-  the rank is the largest that the rest leaves, at most M.
+  The short prompt has S = P / 2 tokens, half of the budget of a plain prompt of P tokens;
+  the rank is the largest that the rest of the budget allows, at most M.
 
   Attributes:
     fusion_width: H.
@@ -137,26 +137,26 @@ def ablation(
     lengths: `{'inputs': T, 'targets': L}` in tokens, EOS included.
     output_dir: the ablation's folder.
     initial_prompt: (embedding table, seed, length) -> [P, D], the long prompt.
-    transformation: gives the direction of the steps, before the groups' rates.
+    transformation: gives the direction of the steps; the groups' rates scale it.
     prompt_length: P of plain tuning, whose parameters are the budget of all methods.
     total_steps: optimizer steps of each prompt.
-    batch_size: training examples a step.
-    eval_period: steps between validations, the best prompt being kept.
-    plain_rates: learning rates that plain tuning chooses from.
-    decomposed_rates: as many pairs for each other method: the short prompt's rate, and
-      that of the low-rank matrices, fusion and spaces.
-    tuning_tasks: on whose validation splits the rates are chosen.
+    batch_size: training examples per step.
+    eval_period: steps between validations, which choose the best prompt.
+    plain_rates: the learning rates that plain tuning chooses from.
+    decomposed_rates: equally many pairs that each other method chooses from: the short
+      prompt's rate, and that of the low-rank matrices, fusion and spaces.
+    tuning_tasks: the tasks on whose validation splits the rates are chosen.
     form: the sizes of EPT's parts.
-    prompt_lengths: more values of P, with the rates that were chosen at `prompt_length`.
+    prompt_lengths: more values of P, which use the rates chosen at `prompt_length`.
     initial_seeds: the initial prompts; means and deviations are over them.
     length_seeds: the initial prompts of the other lengths.
-    tuning_seed: the initial prompt with which the rates are chosen, not one of those.
+    tuning_seed: the initial prompt with which the rates are chosen; not one of the others.
     rotate_labels: give each class the label word of the next one (`transforms.rotated`).
-    best_metric: by which a run keeps its best prompt, and by which rates are chosen.
+    best_metric: the metric that chooses a run's best prompt, and the rates.
     repetitions: rounds in which each method's step is timed.
     overwrite: train runs again that are finished or have other settings.
     progress: show progress.
-    config: gives the text for config.gin.
+    config: returns the text of config.gin.
     command: the command line, for the report.
 
   Raises:
@@ -231,7 +231,7 @@ class Ablation:
     return sorted({self.prompt_length, *self.prompt_lengths})
 
   def check(self) -> None:
-    """Raises `UserError` for settings that would make the comparison an unfair one."""
+    """Raises `UserError` for settings that would make the comparison unfair."""
     _check_seeds(
       self.tasks, (self.settings.initial_seeds, self.length_seeds), self.tuning_seed
     )
@@ -325,7 +325,7 @@ def _check_seeds(
     if tuning_seed in some:
       raise UserError(
         f"The learning rates would be chosen on initial prompt {tuning_seed}, which is "
-        f"in the comparison too ({name}). Set TUNING_SEED to one that is in neither "
+        f"also in the comparison ({name}). Set TUNING_SEED to one that is in neither "
         "INITIAL_SEEDS nor LENGTH_SEEDS."
       )
 
@@ -342,9 +342,8 @@ def _check_rates(
   for name in tuning_tasks:
     if name not in names:
       raise UserError(
-        f"TUNING_TASKS has '{name}', which is none of the TASKS {', '.join(names)}."
-        f"{near_misses(name, names)} Name those of them on which the learning rates are "
-        "to be chosen."
+        f"TUNING_TASKS has '{name}', which is not among the TASKS {', '.join(names)}."
+        f"{near_misses(name, names)} Name the tasks on which to choose the learning rates."
       )
   if len(plain_rates) != len(decomposed_rates) or not plain_rates:
     raise UserError(

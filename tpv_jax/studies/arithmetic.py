@@ -1,7 +1,8 @@
-"""What arithmetic on the vectors of a grid of prompts does, measured.
+"""Measurements of arithmetic on the vectors of a grid of prompts.
 
-Each task's vector alone, on another initial prompt and against a control; sums of
-vectors; negation; similarity: docs/methods.md, (8.4) to (8.9), after arXiv 2408.01119.
+They are: each task's vector alone, on another initial prompt and against a control; sums
+of vectors; negation; similarity (docs/methods.md, (8.4) to (8.9), after arXiv
+2408.01119).
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ from tpv_jax.vectors.loaded import Loaded
 class Measurements:
   """The prompts and vectors of a study, and every measurement on them.
 
-  What a measurement needs of all prompts is evaluated in one pass.
+  Each measurement evaluates all of its prompts in one pass.
   """
 
   evaluator: Evaluator
@@ -64,7 +65,7 @@ class Measurements:
         store.write(path, vector.leaves, vector.provenance, overwrite=True)
 
   def subject(self) -> dict[str, Any]:
-    """Returns what the measurements depend on, decoding and the backbone aside."""
+    """Returns what the measurements depend on, except decoding and the backbone."""
     return {
       "initial_prompts": digests(self.initial),
       "prompts": digests({f"{n}-{seed}": one for (n, seed), one in self.tuned.items()}),
@@ -127,8 +128,8 @@ class Measurements:
   def search(self, seed: int) -> list[float]:
     """Returns the coefficient of each combination's sum on an initial prompt.
 
-    It is one for all vectors of a sum: the one with the best mean exact match over the
-    summed tasks on validation; the smaller one wins a tie.
+    All vectors of a sum share one coefficient: the one with the best mean exact match
+    over the summed tasks on validation; the smaller one wins a tie.
     """
     asked: dict[Any, tuple[Prompt, str]] = {}
     for names in self.combinations:
@@ -155,19 +156,21 @@ class Measurements:
   def sums(
     self, chosen: Sequence[Sequence[float]]
   ) -> tuple[list[dict[str, Any]], dict[str, dict[str, list[float]]]]:
-    """Returns the scores of the sums, and what negating a task's vector in them does.
+    """Returns the scores of the sums, and those after negating a task's vector in them.
 
-    The sums are those of all pairs and of all tasks, on each initial prompt. Negation:
-    P_i + c (v_t + v_u) becomes P_i + c (v_u - v_t), c as it was chosen for the sum. For
-    each task t and initial prompt, the means over the partners u of the scores of t
-    and of u, before and after.
+    The sums are those of all pairs and of all tasks, on each initial prompt. Negation
+    turns P_i + c (v_t + v_u) into P_i + c (v_u - v_t), with the c chosen for the sum. For
+    each task t and initial prompt, its results are the means over the partners u of the
+    scores of t and of u, before and after.
 
     Args:
-      chosen: the coefficients, by initial prompt and combination.
+      chosen: the coefficients, [initial prompt][combination].
     """
     by_sum = dict(zip(self.combinations, zip(*chosen, strict=True), strict=True))
     scores: dict[Any, float] = {}
-    for place, seed in enumerate(self.seeds):  # As in `search`, for the host's memory.
+    for place, seed in enumerate(
+      self.seeds
+    ):  # All at once may not fit the host's memory.
       asked: dict[Any, tuple[Prompt, str]] = {}
       for names, coefficients in by_sum.items():
         coefficient = coefficients[place]

@@ -1,7 +1,7 @@
-"""What every study does: it checks, tunes a grid of prompts, measures them, and reports.
+"""What all studies share: they check settings, tune a grid of prompts, measure and report.
 
-A study is an object that holds its settings and says what differs (`Study`); `conduct` is
-the rest. `registry` names the studies.
+A study is an object that holds its settings and defines what is its own (`Study`);
+`conduct` does the rest. `registry` lists the studies.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ class Settings:
     overwrite: train runs again that are finished or have other settings, and measure all
       of them again.
     progress: show progress.
-    config: gives the text for config.gin.
+    config: returns the text of config.gin.
     command: the command line, for the report.
   """
 
@@ -73,13 +73,13 @@ class Tuning:
   """How prompts are tuned.
 
   Attributes:
-    learning_rate: step, from 0, to learning rate.
+    learning_rate: a schedule: step, counted from 0, to learning rate.
     initial_prompt: (embedding table, seed) -> [P, D], for entries without their own.
     total_steps: optimizer steps of each prompt.
-    eval_period: steps between validations, the best prompt being kept.
-    best_metric: by which a run keeps its best prompt.
-    checkpoints: write some on the way. Without, the runs are so short that one that is
-      killed starts again.
+    eval_period: steps between validations, which choose the best prompt.
+    best_metric: the metric that chooses a run's best prompt.
+    checkpoints: write checkpoints during a run; without them, a killed run starts again,
+      which suits short runs.
   """
 
   learning_rate: LearningRate
@@ -90,7 +90,7 @@ class Tuning:
   checkpoints: bool = True
 
   def arguments(self) -> dict[str, Any]:
-    """Returns what `training.train` and `bank.train_bank` take."""
+    """Returns the keyword arguments for `training.train` and `bank.train_bank`."""
     found = {
       field.name: getattr(self, field.name)
       for field in dataclasses.fields(self)
@@ -103,12 +103,12 @@ class Tuning:
 
 @runtime_checkable
 class Study(Protocol):
-  """What differs between studies: the fields of a dataclass are its settings.
+  """What differs between studies: a dataclass whose fields are the study's settings.
 
   Attributes:
-    work: what it is called in messages: 'study', 'ablation'.
-    part: a folder in its output by which that is known again.
-    report: the module that writes on it.
+    work: its name in messages, such as 'ablation'.
+    part: a folder in its output, by which an earlier output is recognised.
+    report: the module that writes its report.
     run: the function that gin configures, which fills the dataclass and conducts it.
     settings: those that every study has.
   """
@@ -124,7 +124,7 @@ class Study(Protocol):
     ...
 
   def check(self) -> None:
-    """Raises `UserError` for settings that do not fit each other, before all work."""
+    """Raises `UserError` for settings that do not fit each other, before any work."""
     ...
 
   def results(self, session: "Session") -> dict[str, Any]:
@@ -135,7 +135,7 @@ class Study(Protocol):
 def conduct(study: Study) -> dict[str, Any]:
   """Runs a study and returns its results, which it writes and prints.
 
-  Started again it continues: finished runs are not trained again, and what was measured
+  Started again, it continues: finished runs are not trained again, and what was measured
   on their prompts (`measured.json`) is not measured again.
 
   Raises:
@@ -160,13 +160,13 @@ def conduct(study: Study) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-  """A study at work: it has its folder and its backbone.
+  """A study in progress, with its folder and its backbone.
 
   Attributes:
     settings: the study's.
     folder: of its output.
     backbone: as loaded.
-    started: when, in seconds.
+    started: the time at which it started, in seconds (`time.time`).
   """
 
   settings: Settings
@@ -181,7 +181,7 @@ class Session:
     tuning: Tuning,
     size: int | None = None,
   ) -> None:
-    """Tunes prompts of one form at once, or `size` of them."""
+    """Tunes prompts of one form, at most `size` of them at once; None tunes all at once."""
     bank.train_bank(
       model=model,
       entries=entries,
@@ -217,7 +217,7 @@ class Session:
     return tuning.arguments() | given
 
   def evaluator(self, model: SoftPromptModel) -> Evaluator:
-    """Returns what evaluates prompts on the backbone."""
+    """Returns an evaluator of prompts on the backbone."""
     settings = self.settings
     return Evaluator(
       model,
@@ -233,12 +233,12 @@ class Session:
     defaults: Mapping[str, Any],
     decoding: SoftPromptModel | None = None,
   ) -> Measured:
-    """Returns the measurements that were made before, on the same subject.
+    """Returns the study's measurements, with those made before on the same subject.
 
     Args:
-      subject: what they depend on, backbone and decoding aside.
-      defaults: of what a subject that was written before may lack.
-      decoding: the model that writes texts, if any are measured.
+      subject: what they depend on, except the backbone and decoding.
+      defaults: the values of entries that an older subject may lack.
+      decoding: the model that decodes, if decoded text is measured.
     """
     whole = {**subject, "backbone": self.backbone.fingerprint}
     if decoding is not None:
@@ -252,25 +252,25 @@ class Session:
       processes.say(text)
 
   def head(self) -> dict[str, Any]:
-    """Returns the results that say when and by which command the study was run."""
+    """Returns the part of the results that states the command and the date."""
     today = datetime.date.today().isoformat()
     return {"command": self.settings.command, "date": today}
 
   def subject(self) -> dict[str, Any]:
-    """Returns the results that say on what backbone."""
+    """Returns the part of the results that states the backbone."""
     return {"name": self.backbone.name, "fingerprint": self.backbone.fingerprint}
 
   def machine(self) -> dict[str, Any]:
-    """Returns the results that say by what software and device."""
+    """Returns the part of the results that states the software and the device."""
     return {"versions": versions(), "device": jax.devices()[0].device_kind}
 
   def seconds(self) -> float:
-    """Returns how long the study has worked."""
+    """Returns the seconds since the study started."""
     return round(time.time() - self.started, 1)
 
 
 class Split:
-  """A split of some tasks, each tokenized once, on which prompts are scored."""
+  """One split of some tasks, each tokenized once, on which prompts are scored."""
 
   def __init__(
     self,
@@ -279,7 +279,7 @@ class Split:
     split: str = "test",
     most: int | None = None,
   ):
-    """Tokenizes the first `most` examples of each task; says of 'test' what was lost."""
+    """Tokenizes the first `most` examples of each task; for 'test', says what was lost."""
     self._evaluator = evaluator
     self._tokenized: dict[str, Tokenized] = {
       task.name: evaluator.tokenize(
@@ -290,12 +290,10 @@ class Split:
     }
 
   def scores(self, asked: Mapping[Key, tuple[Prompt, str]]) -> dict[Key, float]:
-    """Returns the exact match of each prompt on the task that it is asked on.
-
-    One pass for all of them.
+    """Returns the exact match of each prompt on its task, in one pass.
 
     Args:
-      asked: name -> the folded prompt and the task's name.
+      asked: key -> the folded prompt and the task's name.
     """
     pairs = [(leaves, self._tokenized[task]) for leaves, task in asked.values()]
     return dict(zip(asked, self._evaluator.exact_matches(pairs), strict=True))
@@ -304,12 +302,12 @@ class Split:
 def check_tasks(
   tasks: Iterable[Task], settings: Settings, splits: Sequence[str]
 ) -> None:
-  """Raises `UserError` for tasks that exact match says little of, or can't be answered.
+  """Raises `UserError` for tasks that exact match cannot judge or the model cannot answer.
 
   Args:
-    tasks: of the study.
-    settings: with vocabulary and lengths.
-    splits: whose free targets are looked at.
+    tasks: the study's.
+    settings: give the vocabulary and the lengths.
+    splits: the splits whose targets are checked where a task has no labels.
   """
   for task in tasks:
     if task.labels is None and task.metric != "exact_match":
@@ -322,7 +320,7 @@ def check_tasks(
 
 
 def refuse_repeated(what: str, names: Sequence[Any]) -> None:
-  """Raises `UserError` if two of what has a folder by its name have the same one."""
+  """Raises `UserError` if two of the names, which name run folders, are equal."""
   for index, name in enumerate(names):
     if name in names[:index]:
       raise UserError(

@@ -1,4 +1,4 @@
-"""How one of several ways of tuning is compared with the others, over tasks and starts."""
+"""The comparison of ways of tuning, over tasks and initial prompts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,8 +19,8 @@ def compare(
   `higher` and `lower`.
 
   Args:
-    by_task: its scores, [task][initial prompt].
-    others: those of others by name, of the same tasks and initial prompts.
+    by_task: the way's scores, [task][initial prompt].
+    others: the others' scores by name, on the same tasks and initial prompts.
   """
   table = np.asarray(list(by_task.values()))  # tasks x initial prompts
   of_tasks, of_seeds = table.mean(axis=1), table.mean(axis=0)

@@ -2,8 +2,8 @@
 
 The question is that of the task-vector paper's few-shot part (arXiv 2408.01119;
 docs/methods.md, (9.1)): does prompt tuning on few examples of a target do better from
-P_i + v of a source task than from P_i? The unrelated vector is our control: what it gains
-too is owed to starting from any tuned prompt, not to the source.
+P_i + v of a source task than from P_i? The unrelated vector is our control: a gain that
+it has too comes from starting at any tuned prompt, not from the source.
 """
 
 import dataclasses
@@ -45,8 +45,8 @@ class Target:
 
   Attributes:
     task: the target.
-    related: the source whose vector is the one related vector.
-    second: the source whose vector is added to it in the sum.
+    related: the source of the related vector.
+    second: the source whose vector is added to that in the sum.
     unrelated: the source of the control.
     note: what the report says of the target.
   """
@@ -96,41 +96,41 @@ def compare_starts(
 ) -> dict[str, Any]:
   """Runs the whole comparison and returns its results, which it writes and prints.
 
-  Source prompts are tuned on whole tasks, and their vectors and the sums of two written.
-  Then each target is tuned from each start on each number of its examples. All starts
-  of a target see the same examples in the same order, drawn by the seed of the initial
-  prompt, and a smaller sample is part of a larger one. With 0 examples the start itself
-  is measured.
+  First, source prompts are tuned on whole tasks, and their vectors and sums of two are
+  written. Then each target is tuned from each start on each number of its examples. All
+  starts of a target see the same examples in the same order, drawn by the seed of the
+  initial prompt, and a smaller sample is part of a larger one. With 0 examples the start
+  itself is measured.
 
   Writes `report.md`, `results.json`, a plot, the vectors and the runs to `output_dir`.
-  Started again it continues: what is finished is not trained again.
+  Started again, it continues: finished runs are not trained again.
 
   Args:
-    model: with a trainable prompt.
+    model: has a trainable prompt.
     backbone: what `load_backbone` takes.
-    source_tasks: the tasks of the vectors, of different names.
-    targets: what is learnt, of different names.
+    source_tasks: the tasks of the vectors, with different names.
+    targets: the tasks to learn from few examples, with different names.
     vocabulary: the backbone's.
     lengths: `{'inputs': T, 'targets': L}` in tokens, EOS included.
     output_dir: the folder of the comparison.
     initial_prompt: (embedding table, seed) -> [P, D].
-    learning_rate: step, from 0, to learning rate.
+    learning_rate: a schedule: step, counted from 0, to learning rate.
     shots: numbers of examples, each from 0 to `few_shot.MOST`.
     source_steps: optimizer steps of each source prompt.
-    source_batch_size: examples a step of these.
-    source_eval_period: steps between their validations.
-    total_steps: optimizer steps on a target, whatever the number of examples; batches
-      have `few_shot.batch_size`.
-    eval_period: steps between validations on a target, the best prompt being kept.
+    source_batch_size: examples per step of a source prompt.
+    source_eval_period: steps between validations of a source prompt.
+    total_steps: optimizer steps on a target, whatever the number of examples; the size
+      of a batch is `few_shot.batch_size`.
+    eval_period: steps between validations on a target, which choose the best prompt.
     initial_seeds: the initial prompts and the samples; deviations are over them.
     coefficient: of all vectors, also of the two in a sum.
-    best_metric: by which a run keeps its best prompt.
-    validation_examples: how many of the first examples are validated on.
-    test_examples: how many of the first examples are measured on.
-    bank_size: prompts that are trained at once; None: all of one number of examples.
+    best_metric: the metric that chooses a run's best prompt.
+    validation_examples: the number used, from the start of the validation split.
+    test_examples: the number used, from the start of the test split.
+    bank_size: prompts that are trained at once; None trains all of one number of examples.
     overwrite: train runs again that are finished or have other settings.
     progress: show progress.
-    config: gives the text for config.gin.
+    config: returns the text of config.gin.
     command: the command line, for the report.
 
   Raises:
@@ -177,7 +177,7 @@ def compare_starts(
 class FewShot:
   """The comparison of starts; the attributes are described at `compare_starts`.
 
-  `source_tuning` and `target_tuning` have the steps of the two.
+  `source_tuning` and `target_tuning` have the steps and periods of the two.
   """
 
   work: ClassVar[str] = "few-shot comparison"
@@ -351,14 +351,14 @@ def _check(
     for name in used:
       if name not in known:
         raise UserError(
-          f"Target '{target.task.name}' is to start from the vector of '{name}', which "
-          f"is none of the sources {', '.join(known)}.{near_misses(name, known)} Give "
-          "TARGETS whose related, second and unrelated are of SOURCES."
+          f"Target '{target.task.name}' starts from the vector of '{name}', which is not "
+          f"among the sources {', '.join(known)}.{near_misses(name, known)} Give TARGETS "
+          "whose related, second and unrelated are in SOURCES."
         )
     if len(set(used)) < len(used):
       raise UserError(
         f"Target '{target.task.name}' has one source in two roles ({', '.join(used)}), so "
-        "two starts would be one. Give three different sources."
+        "two starts would be equal. Give three different sources."
       )
   for number in shots:
     sampling.batch_size(number)

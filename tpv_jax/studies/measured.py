@@ -1,4 +1,4 @@
-"""Measurements that are written as they are made: a killed study keeps them."""
+"""Measurements that are written as soon as they are made, so a killed study keeps them."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ NAME = "measured.json"
 
 
 class Measured:
-  """The measurements of a study, those of an earlier call among them."""
+  """The measurements of a study, including those of earlier calls."""
 
   def __init__(
     self,
@@ -31,21 +31,21 @@ class Measured:
     """Reads what was measured before, if it was on the same subject.
 
     Args:
-      path: of the JSON file.
+      path: the JSON file.
       subject: what all measurements depend on, as JSON.
-      defaults: of what a subject that was written before may lack.
-      overwrite: read nothing.
+      defaults: the values of entries that an older subject may lack.
+      overwrite: ignore what was measured before.
     """
     self._path = path
     self._found: dict[str, Any] = {"subject": json.loads(json.dumps(subject))}
     if not overwrite and path.exists():
-      with contextlib.suppress(ValueError):  # Damaged: to be measured again.
+      with contextlib.suppress(ValueError):  # A damaged file is measured again.
         before = json.loads(files.read_bytes(path))
         if _is_measured(before) and same(before["subject"], subject, defaults):
           self._found = before
 
   def get(self, name: str, measure: Callable[[], T]) -> T:
-    """Returns what was measured before by that name, or is now."""
+    """Returns the measurement of that name, made before or now."""
     if name not in self._found:
       self._found[name] = measure()
       if processes.is_writer():
@@ -55,7 +55,7 @@ class Measured:
 
 
 def digests(prompts: Mapping[Any, Loaded]) -> dict[Any, str]:
-  """Returns what names each prompt, for a subject."""
+  """Returns the digest of each prompt, for a subject."""
   return {name: identity.prompt_digest(one.leaves) for name, one in prompts.items()}
 
 

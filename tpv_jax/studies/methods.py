@@ -1,4 +1,4 @@
-"""The methods of an ablation, their runs, and what a step of each costs."""
+"""The methods of an ablation, their runs, and the cost of a step of each."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ from tpv_jax.vectors.loaded import Loaded
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-  """What is compared: its name in the report, its parts, how its long prompt is decomposed."""
+  """A method: its name in the report, its parts, how its long prompt is decomposed."""
 
   label: str
   fusion: bool = False
@@ -47,7 +47,7 @@ METHODS = {
 """The methods by their names in files. EPT without both is DePT with EPT's start."""
 
 Scores = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
-"""Exact match on test, [P][method][task][initial prompt]; P as text, as JSON has it."""
+"""Exact match on test, [P][method][task][initial prompt]; P is text, as a JSON key."""
 
 
 Key = tuple[int, str, str, int]
@@ -63,11 +63,11 @@ class Tuning:
 
   Attributes:
     initial_prompt: (embedding table, seed, length) -> [P, D], the long prompt.
-    transformation: gives the direction of the steps, before the groups' rates.
+    transformation: gives the direction of the steps; the groups' rates scale it.
     total_steps: optimizer steps of each prompt.
-    batch_size: training examples a step.
-    eval_period: steps between validations, the best prompt being kept.
-    best_metric: by which a run keeps its best prompt, and by which rates are chosen.
+    batch_size: training examples per step.
+    eval_period: steps between validations, which choose the best prompt.
+    best_metric: the metric that chooses a run's best prompt, and the rates.
   """
 
   initial_prompt: Callable[..., np.ndarray]
@@ -83,7 +83,7 @@ class Runs:
   """The runs of an ablation, by method, P, rates, task and initial prompt.
 
   Attributes:
-    session: of the ablation.
+    session: the ablation's.
     tuning: how all of them are tuned.
     modules: the prompts by method and P.
   """
@@ -93,7 +93,7 @@ class Runs:
   modules: Mapping[tuple[str, int], plain.Prompt | ept.EPT]
 
   def __post_init__(self) -> None:
-    # One object for all runs, as the models are: the compiled steps are found by them.
+    # One object for all runs, like the models: `steps.build` caches by its arguments.
     self._learning_rate = optimizers.constant(1.0)
     self._models: dict[Any, SoftPromptModel] = {}
     self._tokenized: dict[tuple[str, int], TaskData] = {}
@@ -105,7 +105,7 @@ class Runs:
     tasks: Sequence[Task],
     seed: int,
   ) -> dict[str, Any]:
-    """Returns for each method its rates, `chosen` on validation, and all its tries."""
+    """Returns for each method its rates, chosen on validation, and all tries."""
     jobs = [
       (method, number, rates)
       for method, all_rates in tries.items()
@@ -143,7 +143,7 @@ class Runs:
     seeds: Mapping[int, Sequence[int]],
     tasks: Sequence[Task],
   ) -> dict[Key, Loaded]:
-    """Returns the best prompt of each run, tuned and folded; `seeds` are by P."""
+    """Tunes and returns the best prompt of each run, folded; `seeds` are by P."""
     runs = {
       (tokens, method, task.name, seed): (
         *(method, tokens, rates[method], task, seed),
@@ -161,7 +161,7 @@ class Runs:
   def subject(
     self, tuned: Mapping[Key, Loaded], tasks: Sequence[Task]
   ) -> dict[str, Any]:
-    """Returns what the measurements depend on, the backbone aside."""
+    """Returns what the measurements depend on, except the backbone."""
     return {
       "prompts": digests({"-".join(map(str, key)): p for key, p in tuned.items()}),
       "tasks": describe(tasks, ("test",)),
@@ -173,7 +173,7 @@ class Runs:
     self, tuned: Mapping[Key, Loaded], tasks: Sequence[Task]
   ) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Returns `Scores`: the exact match of each prompt on test."""
-    # Prompts are given folded, so that any of the models will do.
+    # Prompts are given folded, so any of the models will do.
     model = next(iter(self._models.values()))
     test = base.Split(self.session.evaluator(model), tasks)
     found = test.scores({key: (one.leaves, key[2]) for key, one in tuned.items()})
@@ -186,7 +186,7 @@ class Runs:
   def cost(
     self, rates: Mapping[str, Rates], tokens: int, task: Task, repetitions: int
   ) -> dict[str, Any]:
-    """Returns what a step of each method costs (`cost.summary`)."""
+    """Returns the cost of a step of each method (`cost.summary`)."""
     backbone = self.session.backbone
     start = self._start(tokens)(np.asarray(backbone.table, np.float32), 0)
     prompts = {
@@ -259,14 +259,14 @@ class Runs:
 def chosen(tries: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float]:
   """Returns the `rates` of the try with the best `mean` of a validation metric.
 
-  The first of several equal ones wins.
+  The first wins a tie.
   """
   sign = 1 if HIGHER_IS_BETTER[metric] else -1
   return dict(max(tries, key=lambda one: sign * one["mean"])["rates"])
 
 
 def sizes(module: plain.Prompt | ept.EPT) -> dict[str, Any]:
-  """Returns prompt tokens, rank, and parameters by part and in all."""
+  """Returns the prompt tokens, the rank, and the parameters by part and in total."""
   if isinstance(module, plain.Prompt):
     parts = {"prompt": module.length * module.features}
   else:
@@ -284,8 +284,8 @@ def sizes(module: plain.Prompt | ept.EPT) -> dict[str, Any]:
 def summarise(scores: Scores) -> dict[str, dict[str, dict[str, Any]]]:
   """Returns for each P and method the numbers that the report compares.
 
-  They are those of `comparison.compare`, the others being 'plain' and 'dept'; the spread
-  over tasks is the paper's consistency.
+  They are those of `comparison.compare`, with 'plain' and 'dept' as the others; the
+  spread over tasks is the paper's consistency.
   """
   return {
     tokens: {

@@ -1,4 +1,4 @@
-"""The studies, each a file like `study.py` and one line here."""
+"""The registry of studies: each is a file like `study.py` and one line here."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ STUDIES = {
   "few-shot": "tpv_jax.studies.few_shot:FewShot",
   "ablation": "tpv_jax.studies.ablation:Ablation",
 }
-"""Name -> module:attribute of a `base.Study`, a class; imported when it is asked for."""
+"""Name -> 'module:attribute' of a class that is a `base.Study`; imported on use."""
 
 
 def study(name: str) -> "type[Study]":

@@ -1,4 +1,4 @@
-"""The starts of prompt tuning on few examples: the runs from each, and what they score."""
+"""The starts of few-shot prompt tuning: the runs from each of them, and their scores."""
 
 import dataclasses
 import itertools
@@ -30,7 +30,7 @@ STARTS = {
 """The starts, with their names in the report; 'random' is the initial prompt alone."""
 
 Scores = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
-"""[number of examples][start][target][initial prompt]; numbers as text, as JSON has it."""
+"""[number of examples][start][target][initial prompt]; numbers are text, as JSON keys."""
 
 Key = tuple[int, str, str, int]
 """Number of examples, start, target, initial prompt."""
@@ -38,7 +38,7 @@ Key = tuple[int, str, str, int]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """A target, a start and an initial prompt; `start` gives the prompt that it begins with."""
+  """A target, a start and an initial prompt; `start` makes the prompt to begin with."""
 
   folder: pathlib.Path
   task: Task
@@ -53,7 +53,7 @@ class Job:
 
 
 def summarise(scores: Scores) -> dict[str, dict[str, dict[str, Any]]]:
-  """Returns `comparison.compare` of each start, against all of them, by number of examples."""
+  """Returns `comparison.compare` of each start with all starts, by number of examples."""
   return {
     number: {start: compare(by_target, starts) for start, by_target in starts.items()}
     for number, starts in scores.items()
@@ -78,7 +78,7 @@ def drawn(
 def tuned(
   jobs: Sequence[Job], shots: Sequence[int], starts: Sequence[Loaded]
 ) -> dict[Key, Loaded]:
-  """Returns the best prompt of each job and number, folded; with 0 its start."""
+  """Returns the best prompt of each job and number, folded; for 0 examples, its start."""
   return {
     (number, job.start_name, job.task.name, job.seed): algebra.fold(
       sources.load(str(job.run(number)), "best")
@@ -118,7 +118,7 @@ def samples(
 def curves(
   jobs: Sequence[Job], shots: Sequence[int]
 ) -> dict[str, dict[str, dict[str, float]]]:
-  """Returns exact match on validation, [number][start][step], the mean over the rest."""
+  """Returns exact match on validation, [number][start][step], averaged over the rest."""
   found: dict[str, dict[str, dict[str, list[float]]]] = {}
   for number, job in itertools.product(filter(None, shots), jobs):
     steps = found.setdefault(str(number), {}).setdefault(job.start_name, {})

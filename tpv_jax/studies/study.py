@@ -1,9 +1,10 @@
-"""A task-vector study: tune prompts, make vectors, and measure what arithmetic on them does.
+"""A task-vector study: tune prompts, make vectors, and measure arithmetic on them.
 
 The questions are those of the task-vector paper (arXiv 2408.01119; docs/methods.md,
 "Evaluation"): does a vector work on another initial prompt, do sums solve several tasks,
-does negation forget, how similar are vectors. The controls are ours: another task's
-vector (zero would be the wrong baseline) and the accuracy among the task's own labels.
+does negation forget a task, how similar are vectors? The controls are ours: another
+task's vector (zero would be the wrong baseline) and the accuracy among the task's own
+labels.
 """
 
 import dataclasses
@@ -60,31 +61,31 @@ def study(
   """Runs the whole study and returns its results, which it writes and prints.
 
   Writes `report.md`, `results.json`, PNG plots, the runs and the vectors to
-  `output_dir`. Started again it continues: finished runs are not trained again, and what
+  `output_dir`. Started again, it continues: finished runs are not trained again, and what
   was measured on them (`measured.json`) is not measured again.
 
   Args:
-    model: with a trainable prompt.
+    model: has a trainable prompt.
     backbone: what `load_backbone` takes.
     tasks: at least two, all with labels.
     vocabulary: the backbone's.
     lengths: `{'inputs': T, 'targets': L}` in tokens, EOS included.
     output_dir: the study's folder.
     initial_prompt: (embedding table, seed) -> [P, D].
-    learning_rate: step, from 0, to learning rate.
+    learning_rate: a schedule: step, counted from 0, to learning rate.
     total_steps: optimizer steps of each prompt.
-    batch_size: training examples a step.
-    eval_period: steps between validations, the best prompt being kept.
+    batch_size: training examples per step.
+    eval_period: steps between validations, which choose the best prompt.
     initial_seeds: the initial prompts; means and deviations are over them.
     coefficients: tried on validation for each sum.
-    search_examples: validation examples a task in that search.
-    best_metric: by which a run keeps its best prompt.
-    as_bank: train all prompts at once (`bank.train_bank`), not one after the other; the
-      numbers differ by the order in which fp32 sums are taken.
+    search_examples: validation examples per task in that search.
+    best_metric: the metric that chooses a run's best prompt.
+    as_bank: train all prompts at once (`bank.train_bank`) instead of one after the other;
+      the numbers differ only by the order in which fp32 sums are taken.
     overwrite: train runs again that are finished or have other settings, and measure all
       of them again.
     progress: show progress.
-    config: gives the text for config.gin.
+    config: returns the text of config.gin.
 
   Raises:
     UserError: fewer than two tasks or initial prompts, or a task without labels; a
@@ -170,7 +171,7 @@ class Arithmetic:
     evaluator.title = "2/3 single vectors"
     single = measured.get("single", measurements.single)
     evaluator.title = "3/3 sums"
-    # One initial prompt after the other: their candidates together may not fit the host.
+    # One initial prompt after the other: all at once may not fit the host's memory.
     chosen = [
       measured.get(f"coefficients-{seed}", functools.partial(measurements.search, seed))
       for seed in seeds
@@ -214,8 +215,8 @@ def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the means that the report opens with; scores are exact match on test.
 
   `pair_sums` averages over pairs, their tasks and initial prompts; `pair_sums_relative`
-  divides each score by the task's own prompt's on the same initial prompt, which it also
-  writes to each sum as `relative`.
+  first divides each score by that of the task's own prompt from the same initial prompt.
+  Each sum in `results` is given its own such mean, as `relative`.
   """
   single, names = results["single"], results["tasks"]
   own = {name: [s["exact_match"] for s in single[name]["own"]] for name in names}
@@ -263,8 +264,8 @@ def _relative(
 ) -> float | None:
   """Returns the mean of score / own score, over tasks and initial prompts.
 
-  Where a task's own prompt scores 0 there is nothing to be relative to: such pairs are
-  left out, and the result is None if all are.
+  Pairs in which the task's own prompt scores 0 are left out; the result is None if all
+  are.
   """
   ratios = [
     score / alone
@@ -276,9 +277,9 @@ def _relative(
 
 
 def cosine_groups(cosine: Mapping[str, Any], seeds: int) -> dict[str, dict[str, float]]:
-  """Returns mean cosines: one task across initial prompts, other tasks within and across.
+  """Returns mean cosines: of one task across initial prompts, and of different tasks.
 
-  The rows are ordered by task, then by initial prompt, `seeds` of them a task.
+  The rows are ordered by task, then by initial prompt, with `seeds` rows per task.
   """
   count = len(cosine["names"])
   task, seed = np.arange(count) // seeds, np.arange(count) % seeds

@@ -71,12 +71,12 @@ def markdown(results: Results) -> str:
 
 
 def _is_of_the_suite(results: Results) -> bool:
-  """Returns whether these are the embedded backbone and tasks, a user's own aside."""
+  """Returns whether backbone and tasks are the embedded ones, not a user's own."""
   return results["backbone"]["name"] == EMBEDDED and {*results["tasks"]} <= {*TASKS}
 
 
 def _labels(results: Results) -> str:
-  """Returns what is said of rotated labels."""
+  """Returns the sentences about rotated labels."""
   if not results["rotated_labels"]:
     return ""
   if not _is_of_the_suite(results):
@@ -103,7 +103,7 @@ _LIMITS = (
 
 
 def in_short(results: Results) -> list[str]:
-  """Returns who is best, by how much, and what is noise, as text."""
+  """Returns the ranking of the methods, their differences, and the noise, as text."""
   rows = results["summary"][str(results["prompt_length"])]
   ranking = sorted(rows, key=lambda name: -rows[name]["mean"])
   steadiest = min(rows, key=lambda name: rows[name]["spread"])
@@ -220,7 +220,7 @@ def _rates_table(results: Results) -> Table:
 
 
 def pictures(results: Results) -> Mapping[str, Sheet]:
-  """Returns bars by task, and lines of the means over tasks against the budget."""
+  """Returns bars by task, and lines of the mean over tasks against the budget."""
   return {"tasks.png": _draw_tasks(results), "lengths.png": _draw_lengths(results)}
 
 

@@ -1,4 +1,4 @@
-"""The report of a study of vectors' arithmetic."""
+"""The report of a study of arithmetic on vectors."""
 
 from collections.abc import Mapping
 
@@ -167,7 +167,7 @@ def _draw_single(results: Results) -> Sheet:
 
 
 def _draw_sums(results: Results) -> Sheet:
-  """A matrix: row task's score in its sum with the column task; the diagonal is alone."""
+  """Returns a matrix: the row task's score in its sum with the column task, or alone."""
   tasks, single = results["tasks"], results["single"]
   means = np.full((len(tasks), len(tasks) + (len(tasks) > 2)), np.nan)
   for row, name in enumerate(tasks):

@@ -1,7 +1,7 @@
 """Charts of scores: bars by task, lines by number, matrices of tasks; all in percent.
 
-A score is the mean over initial prompts, with its sample standard deviation as an error
-bar, which ends at 0 and 100, and a dot for each initial prompt.
+A score is the mean over initial prompts, with a dot for each of them and their sample
+standard deviation as an error bar, cut off at 0 and 100.
 """
 
 import dataclasses
@@ -16,13 +16,13 @@ from tpv_jax.core.figures import SIZE, Sheet, line_height, wrapped
 
 SCORE = "exact match on test (%)"
 WIDEST, LEAST = 11.0, 2.4
-"""Of a panel, in inches."""
+"""The bounds of a panel, in inches."""
 
 _BAR, _BETWEEN = 0.19, 0.4
-"""Inches of a bar and between two tasks."""
+"""The width of a bar and the gap between two tasks, in inches."""
 
 _LOW, _HIGH = -2.5, 105.0
-"""Where the axis of scores begins and ends: bars of 0 are lines that are seen."""
+"""The ends of the axis of scores: below 0, so that bars of 0 are visible lines."""
 
 _MARKERS = "osD^vXP*<>"
 
@@ -35,7 +35,7 @@ class Score:
 
   @classmethod
   def of(cls, fractions: Sequence[float]) -> "Score":
-    """Returns those of fractions."""
+    """Returns the score of fractions in [0, 1]."""
     return cls(tuple(100.0 * float(value) for value in fractions))
 
   @property
@@ -45,7 +45,7 @@ class Score:
 
   @property
   def error(self) -> tuple[float, float]:
-    """How far the error bar reaches down and up: never below 0 or above 100."""
+    """The error bar's lengths down and up, cut off at 0 and 100."""
     if len(self.values) < 2:
       return 0.0, 0.0
     deviation = float(np.std(self.values, ddof=1))
@@ -53,7 +53,7 @@ class Score:
 
   @property
   def reach(self) -> tuple[float, float]:
-    """The least and the largest of what is drawn."""
+    """The smallest and the largest value drawn."""
     down, up = self.error
     return (
       min((*self.values, self.mean - down)),
@@ -62,15 +62,15 @@ class Score:
 
 
 Series = Mapping[str, Sequence[Score]]
-"""Name -> scores, one of each group."""
+"""Name -> scores, one for each group."""
 
 
 def bars(groups: Sequence[str], series: Series, seeds: int) -> Sheet:
-  """Returns grouped bars, in several rows where one would be too wide.
+  """Returns grouped bars, in several rows if one would be too wide.
 
   Args:
     groups: the tasks.
-    series: what is compared on each.
+    series: what is compared on each task.
     seeds: how many initial prompts there are.
   """
   each = len(series) * _BAR + _BETWEEN
@@ -96,7 +96,7 @@ def bars(groups: Sequence[str], series: Series, seeds: int) -> Sheet:
         linewidth=2.0,
       )
       _spread(axes, places, shown, "black", capsize=2)
-    # Bars of 0.85 and half of what is between two groups stand before the first.
+    # Half of the gap between two groups is left before the first and after the last.
     axes.set_xlim(-0.5, len(some) - 0.5)
     labels = [wrapped(name, each - 0.08) for name in some]
     axes.set_xticks(range(len(some)), labels, fontsize=SIZE, parse_math=False)
@@ -117,10 +117,10 @@ def lines(
 
   Args:
     panels: title -> series, with a score for each tick.
-    ticks: what the scores are against, from left to right.
-    label: of the ticks.
+    ticks: the labels of the horizontal axis, from left to right.
+    label: of that axis.
     seeds: how many initial prompts there are.
-    close: show the scores that there are, and not all from 0 to 100.
+    close: limit the axis of scores to the values drawn, instead of 0 to 100.
   """
   columns = min(3, len(panels))
   sheet = Sheet(columns)
@@ -129,7 +129,7 @@ def lines(
   for place, (title, series) in enumerate(panels.items()):
     axes = sheet.panel(each * len(ticks), 3.2, title)
     for number, (name, scores) in enumerate(series.items()):
-      # Beside each other, so that no error bar hides another.
+      # Shifted sideways, so that no error bar hides another.
       places = np.arange(len(ticks)) + (number - (len(series) - 1) / 2) * 0.09 / each
       colour = f"C{number}"
       means = [score.mean for score in scores]
@@ -166,16 +166,16 @@ def matrix(
   """Draws a matrix of coloured cells as a panel of a sheet.
 
   Args:
-    sheet: is given a panel.
+    sheet: where the panel is drawn.
     values: NaN where there are none.
-    rows: their names, from above. With `parts`, each is the name of as many rows.
+    rows: the rows' names, from the top. With `parts`, each names as many rows.
     columns: likewise.
-    bounds: the least and largest value that colours tell.
+    bounds: the values at the two ends of the colour map.
     colours: a colour map of matplotlib.
     title: of the panel.
-    cell: inches of a cell, more where there are few of them.
-    text: the form of the value in a cell; '' shows none.
-    parts: the short names of the rows, and columns, of each name.
+    cell: inches of a cell, more if there are few of them.
+    text: the format of the value in a cell; '' shows none.
+    parts: the short names of the rows, and of the columns, of each name.
   """
   high, wide = values.shape
   cell = max(cell, LEAST / min(high, wide))
@@ -198,14 +198,14 @@ def matrix(
 
 
 def _name(axis: Any, names: Sequence[str], parts: Sequence[str], each: float) -> None:
-  """Writes the names along an axis, those of columns upright, with their parts."""
+  """Labels an axis with the names and their parts; columns are labelled upright."""
   labels = [
     wrapped(name, 2.0, lines=max(1, int(each / line_height()))) for name in names
   ]
   count = max(1, len(parts))
   upright = {"rotation": 90} if axis.axis_name == "x" else {}
   places = np.arange(len(names)) * count + (count - 1) / 2
-  axis.remove_overlapping_locs = False  # Of the parts that stand at a name's middle.
+  axis.remove_overlapping_locs = False  # Keeps a part's tick in the middle of a name.
   axis.set_ticks(places, labels, fontsize=SIZE, parse_math=False, **upright)
   if parts:
     longest = max(map(len, parts))

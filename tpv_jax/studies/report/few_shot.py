@@ -76,7 +76,7 @@ def _by_target(results: Results) -> list[str]:
 
 
 def _is_of_the_suite(results: Results) -> bool:
-  """Returns whether these are the embedded backbone and tasks, a user's own aside."""
+  """Returns whether backbone and sources are the embedded ones, not a user's own."""
   known = tuple(name.removeprefix("turned_") for name in results["sources"])
   shipped = all(any(task.startswith(name) for task in TASKS) for name in known)
   return results["backbone"]["name"] == EMBEDDED and shipped
@@ -181,7 +181,7 @@ def _sources_table(results: Results) -> Table:
 
 
 def pictures(results: Results) -> Mapping[str, Sheet]:
-  """Returns a panel for each target: scores against examples, a line a start."""
+  """Returns a panel for each target: scores against examples, one line for each start."""
   scores = results["scores"]
   panels = {
     target: {

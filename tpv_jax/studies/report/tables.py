@@ -8,7 +8,7 @@ import numpy as np
 Results = Mapping[str, Any]
 Rows = Sequence[Sequence[str]]
 Table = tuple[Sequence[str], Rows]
-"""A header and rows of as many cells."""
+"""A header, and rows with as many cells."""
 
 EMBEDDED = "tpv_jax embedded"
 """The name of the embedded backbone in results."""
@@ -32,7 +32,7 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def difference(found: Mapping[str, Any]) -> str:
-  """Returns what `comparison.compare` calls `minus_NAME` as text, in points."""
+  """Returns a `minus_NAME` entry of `comparison.compare` as text, in points."""
   return (
     f"{100 * found['mean']:+.1f} ± {100 * found['deviation']:.1f} "
     f"({found['higher']} : {found['lower']})"
@@ -40,7 +40,7 @@ def difference(found: Mapping[str, Any]) -> str:
 
 
 def provenance(results: Results) -> list[str]:
-  """Returns the paragraphs that say when, with what and by which command it was made."""
+  """Returns the paragraphs that state the date, device, versions and command."""
   known = ", ".join(f"{name} {v}" for name, v in results["versions"].items())
   command = [f"```\n{results['command']}\n```"] if results["command"] else []
   return [

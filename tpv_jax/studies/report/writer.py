@@ -1,4 +1,4 @@
-"""What is written and printed of any study: `report.md`, its pictures, a table, lines."""
+"""The output of any study: `report.md` and its pictures, a printed table and summary."""
 
 import pathlib
 from collections.abc import Mapping
@@ -11,27 +11,27 @@ from tpv_jax.studies.report.tables import Results, Table
 
 @runtime_checkable
 class Report(Protocol):
-  """What a study's report module offers; all of it is made of `results.json` alone."""
+  """What a study's report module offers; all of it is made from `results.json` alone."""
 
   def markdown(self, results: Results) -> str:
     """Returns the report: what was done, tables, pictures, what the numbers don't show."""
     ...
 
   def in_short(self, results: Results) -> list[str]:
-    """Returns the lines that the report opens with, Markdown's bold in them."""
+    """Returns the lines that the report opens with, in Markdown."""
     ...
 
   def table(self, results: Results) -> Table:
-    """Returns the table that is printed."""
+    """Returns the table to print."""
     ...
 
   def pictures(self, results: Results) -> Mapping[str, Sheet]:
-    """Returns the pictures by their files' names, those that `markdown` shows."""
+    """Returns file name -> picture, for the pictures that `markdown` shows."""
     ...
 
 
 def write(folder: pathlib.Path, results: Mapping[str, Any], report: Report) -> None:
-  """Writes the report and its pictures; prints a table, the summary, where the report is."""
+  """Writes the report and its pictures; prints a table, the summary, the report's path."""
   for name, sheet in report.pictures(results).items():
     files.write_bytes(folder / name, sheet.png())
   files.write_text(folder / "report.md", report.markdown(results))
