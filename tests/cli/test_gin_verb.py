@@ -44,7 +44,7 @@ GOOD = (EMBEDDED, "--gin.TASK_NAME='topic'")
     ((*GOOD, "--gin.RUN_DIR=runs/x"), r"A string needs quotes: '\"runs/x\"'"),
     (
       (*GOOD, "--gin.RUN_DIR"),
-      r"'--gin.RUN_DIR' is no binding: write --gin.NAME=VALUE",
+      r"'--gin.RUN_DIR' is not a binding: write --gin.NAME=VALUE",
     ),
     (
       (*GOOD, "--process_index=1"),

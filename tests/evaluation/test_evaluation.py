@@ -738,7 +738,7 @@ def test_what_makes_no_evaluation_is_one_clear_line(tiny, prompt, vectors, tmp_p
       {"search": True, "search_examples": -3},
     ),
     (
-      "'parity' has no labels among which",
+      "'parity' has no labels to choose from",
       [free],
       {"search": True, "search_metric": "label_accuracy"},
     ),

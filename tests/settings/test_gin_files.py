@@ -47,11 +47,11 @@ def clean_gin():
     ),
     (
       "from tpv_jax.runner import checkpoints\n",
-      "'tpv_jax.runner.checkpoints'. What has its name: 'from tpv_jax.training import check",
+      "'tpv_jax.runner.checkpoints'. Did you mean 'from tpv_jax.training import checkpoints'",
     ),
     (
       "from tpv_jax.prompts import initial\n",
-      "'tpv_jax.prompts.initial'. What has its name: 'from tpv_jax.training import initial'",
+      "'tpv_jax.prompts.initial'. Did you mean 'from tpv_jax.training import initial'",
     ),
     ("from __gin__ import dynamic\n", "mine.gin:1: Unrecognized __gin__ feature"),
     ("training.train.total_steps = 1\n", "mine.gin:2: .*'from tpv_jax.+ training'"),
@@ -90,7 +90,7 @@ def test_files_that_include_each_other_are_named(tmp_path, monkeypatch):
 def test_what_is_no_text_is_no_gin_file(tmp_path):
   path = tmp_path / "model.gin"
   path.write_bytes(b"A = 1\n\xff\xfe")
-  with pytest.raises(UserError, match=r"model.gin' is no gin file: byte 6 is no UTF-8"):
+  with pytest.raises(UserError, match=r"model.gin' is not UTF-8 text \(byte 6\). Save"):
     gin_files.parse([str(path)])
   with pytest.raises(UserError, match=r"is a folder. Give a gin file that lies in it"):
     gin_files.parse([str(tmp_path)])
@@ -109,7 +109,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
 @pytest.mark.parametrize(
   ("binding", "message"),
   [
-    ("A", "'--gin.A' is no binding: write --gin.NAME=VALUE"),
+    ("A", "'--gin.A' is not a binding: write --gin.NAME=VALUE"),
     ("A=[1,", r"Cannot read the value of --gin.A=\[1,. \(a bracket.* is not closed"),
     ("A=runs/x", "A string needs quotes: '\"runs/x\"'"),
     ("A=1\nimport os", "Cannot read the value"),

@@ -289,7 +289,7 @@ def test_what_a_file_names_the_run_does_not_reach_need_not_be_given(checked):
     (training.train, "RUN_DIR=''", "a text with something in it"),
     (training.train, "INITIAL_PROMPT=True", "True; it must be a function or None"),
     (training.train, "VOCABULARY='x'", "'x'; it must be a Vocabulary"),
-    (training.train, "MODEL=@model.SoftPromptModel", r"itself; it must.*With \(\) at"),
+    (training.train, "MODEL=@model.SoftPromptModel", r"itself; it must.*Write \(\) at"),
     (training.train, "TRAINABLE=5", "5; it must be a text"),
     (training.train, "GROUP_RATES={'prompt': -1}", r"\['prompt'\] is -1; it must be"),
     (training.train, "LENGTHS={'inputs': 24.5, 'targets': 2}", r"\['inputs'\] is 24.5"),

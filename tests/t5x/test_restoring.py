@@ -177,7 +177,7 @@ def test_a_checkpoint_that_t5x_restores_by_itself_is_of_this_run_and_in_fp32(
   with pytest.raises(UserError, match=r"not of the run in .*other.*INITIAL_PROMPT"):
     other.restore(path=str(tmp_path / "run" / "checkpoint_4"))
   rounding = under_t5x(tmp_path / "run").manager(restore_dtype="bfloat16")
-  with pytest.raises(UserError, match="in bfloat16, in which steps are rounded"):
+  with pytest.raises(UserError, match="in bfloat16, which rounds steps and prompts"):
     rounding.restore(step=4)
 
 

@@ -1,9 +1,9 @@
-"""Gin files and bindings into gin's configuration: who set what, and where.
+"""Parsing of gin files and bindings, which records who set what, and where.
 
 gin keeps the last value of each name and forgets the rest. Here each statement is bound
-one by one, so that afterwards it is known which settings are the user's own (a binding
-of the command line, or a file that is not this package's) and in which line they stand;
-and whatever is wrong with a file is one `UserError` that names file and line.
+separately, so that it is known which settings are the user's own (a binding of the
+command line, or a file that is not this package's) and on which line they are. Any error
+in a file is one `UserError` that names the file and line.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from gin import config, config_parser
 from tpv_jax.core.errors import UserError, near_misses
 
 Key = tuple[str, str, str]
-"""What is bound: scope, complete selector, parameter; of a macro, (name, *`MACRO`)."""
+"""What is bound: (scope, complete selector, parameter), or (name, *`MACRO`) of a macro."""
 
 MACRO = ("gin.macro", "value")
 
@@ -35,16 +35,16 @@ MOST_BYTES = 10 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """One binding as it stands in a file or on the command line.
+  """One binding of a file or of the command line.
 
   Attributes:
     key: what is bound.
     name: as it was written: 'TRAIN_STEPS', 'one/suite.task.name'.
-    value: gin's, in which references are objects.
-    file: as it was given or included; None: the command line.
+    value: as gin parses it, with references as objects.
+    file: as it was given or included; None for the command line.
     line: in the file.
-    given: the file of the command line that it came with.
-    shipped: whether the file is one of this package's, or of a library's.
+    given: the file on the command line that is or includes `file`.
+    shipped: whether the file belongs to this package or to a library.
   """
 
   key: Key
@@ -57,7 +57,7 @@ class Setting:
 
   @property
   def place(self) -> str:
-    """Where it stands: '--gin' or 'FILE:LINE'."""
+    """Where the setting is: '--gin' or 'FILE:LINE'."""
     return "--gin" if self.file is None else f"{self.file}:{self.line}"
 
 
@@ -70,21 +70,21 @@ def parse(
   search_paths: Sequence[str] = (),
   libraries: Sequence[str] = (),
 ) -> Settings:
-  """Fills gin's configuration, cleared before, and returns the settings that hold.
+  """Clears and fills gin's configuration, and returns the settings in force.
 
-  What comes later wins, with two exceptions. A `%gin.REQUIRED` asks for a value and so
-  does not take away one that the user gave before it. And a value of the user's that a
-  file of this package would replace is refused, as it would be lost without a word.
+  A later setting replaces an earlier one, with two exceptions. `%gin.REQUIRED` asks for a
+  value, so it does not replace one that the user gave before it. And a file of this
+  package must not replace a value of the user's, which would be lost silently.
 
   Args:
     files: gin files in order.
-    bindings: 'NAME=VALUE', after the files.
-    search_paths: more folders in which files are looked for.
-    libraries: packages whose own gin files are the user's as little as ours.
+    bindings: 'NAME=VALUE', applied after the files.
+    search_paths: more folders in which to look for files.
+    libraries: packages whose gin files count as shipped, as ours do.
 
   Raises:
-    UserError: a file that is missing, no text, or includes itself; a syntax error, an
-      unknown name (with near misses); two files that name a task each.
+    UserError: a file that is missing, is not text or includes itself; a syntax error, an
+      unknown name (with near misses); two files that each name a task.
   """
   gin.clear_config()
   reader = _Reader(search_paths, libraries)
@@ -119,7 +119,7 @@ def find(name: str, search_paths: Sequence[str] = ()) -> pathlib.Path:
   """Returns the path of a gin file: as given, in a search path, or in this package.
 
   Raises:
-    UserError: there is none, with near misses.
+    UserError: there is no such file; the message has near misses.
   """
   for folder in (".", *search_paths):
     path = pathlib.Path(folder).expanduser() / pathlib.Path(name).expanduser()
@@ -154,7 +154,7 @@ def _in_python_path(name: str) -> pathlib.Path | None:
 
 
 class _Reader:
-  """Binds statement by statement; `settings` holds what counts so far."""
+  """Binds statement by statement; `settings` holds the settings in force so far."""
 
   def __init__(self, search_paths: Sequence[str], libraries: Sequence[str]):
     self.settings: Settings = {}
@@ -162,10 +162,10 @@ class _Reader:
     self._search_paths = search_paths
     self._libraries = [folder for name in libraries for folder in _folders(name)]
     self._open: list[tuple[str, str]] = []
-    """Names and real paths of the files that are being read, each included by the last."""
+    """Names and real paths of the files being read, each included by the one before."""
 
   def read_file(self, name: str) -> None:
-    """Binds what a file says, and the files that it includes."""
+    """Binds the statements of a file and of the files that it includes."""
     try:
       path = find(name, self._search_paths)
     except UserError as error:
@@ -198,7 +198,7 @@ class _Reader:
     """Binds one 'NAME=VALUE' of the command line."""
     name, equals, value = (part.strip() for part in binding.partition("="))
     if not equals or not name or not value:
-      raise UserError(f"'--gin.{binding}' is no binding: write --gin.NAME=VALUE.")
+      raise UserError(f"'--gin.{binding}' is not a binding: write --gin.NAME=VALUE.")
     with config._parse_scope() as context:
       try:
         for _, statement in _statements(f"{name} = {value}"):
@@ -229,7 +229,7 @@ class _Reader:
           context.process_import(statement)
         except ModuleNotFoundError as error:
           if statement.module.startswith(f"{error.name}."):
-            error.name = statement.module  # not of the folder that it would lie in
+            error.name = statement.module  # Not the package that it would be in.
           raise
         config._IMPORTS.update(context.imports)
       case config_parser.IncludeStatement():
@@ -273,7 +273,7 @@ class _Reader:
 
 
 def _check_one_task(before: Setting | None, setting: Setting) -> None:
-  """Raises `UserError` if a second file names a task: it would replace the first one."""
+  """Raises `UserError` if a second file names a task, which would replace the first."""
   if (
     before is not None
     and setting.key == ("TASK_NAME", *MACRO)
@@ -292,24 +292,26 @@ def _check_one_task(before: Setting | None, setting: Setting) -> None:
 
 def _text(path: pathlib.Path, name: str) -> str:
   if path.stat().st_size > MOST_BYTES:
-    raise UserError(f"'{name}' is no gin file: it has more than {MOST_BYTES:,} bytes.")
+    raise UserError(
+      f"'{name}' is not a gin file: it has more than {MOST_BYTES:,} bytes."
+    )
   try:
     return path.read_text(encoding="utf-8-sig")
   except UnicodeDecodeError as error:
     raise UserError(
-      f"'{name}' is no gin file: byte {error.start} is no UTF-8. Save it as UTF-8 text."
+      f"'{name}' is not UTF-8 text (byte {error.start}). Save the gin file as UTF-8."
     ) from error
 
 
 def _folders(package: str) -> list[str]:
-  """Returns the real paths of a package's folders, with a separator at their end."""
+  """Returns the real paths of a package's folders, each ending with a separator."""
   spec = importlib.util.find_spec(package)
   places = (spec.submodule_search_locations or ()) if spec else ()
   return [os.path.join(os.path.realpath(place), "") for place in places]
 
 
 def _is_shipped(real: str, text: str) -> bool:
-  """Returns whether a file is one of this package's, or a copy of it with its bytes.
+  """Returns whether a file is one of this package's, or an exact copy of one.
 
   So it does not matter whether commands run in a clone or with an installed package.
   """
@@ -325,7 +327,7 @@ def _statements(text: str) -> Iterator[tuple[int, Any]]:
   """Yields gin's statements with their lines.
 
   Raises:
-    SyntaxError: with the line, whatever gin's parser stumbles over.
+    SyntaxError: gin's parser failed; the error has the line.
   """
   lines = iter(text.splitlines(keepends=True))
   parser = None
@@ -343,13 +345,13 @@ def _statements(text: str) -> Iterator[tuple[int, Any]]:
 
 @dataclasses.dataclass
 class _Source:
-  """What gin's parser reads lines from."""
+  """The source of lines for gin's parser."""
 
   readline: Callable[[], str]
 
 
 def explain(error: BaseException) -> str:
-  """Returns what gin or an import complained of, in one line, with near misses."""
+  """Returns an error of gin or of an import as one line, with near misses."""
   said = error.msg if isinstance(error, SyntaxError) else str(error)
   text = " ".join(said.split("\n  In ")[0].split()).rstrip(".")
   text = "".join(filter(str.isprintable, text))
@@ -401,7 +403,7 @@ def explain(error: BaseException) -> str:
 
 
 def _explain_import(error: ImportError, text: str) -> str:
-  """Returns what a module is missing for, and what to do."""
+  """Returns why a module cannot be imported, and what to do."""
   name = error.name or ""
   if name == "t5x" or name.startswith(("t5x.", "seqio", "tpv_jax.t5x.")):
     return (
@@ -411,7 +413,7 @@ def _explain_import(error: ImportError, text: str) -> str:
   if name.startswith("tpv_jax"):
     parent, _, last = name.rpartition(".")
     if places := _places(last):
-      return f"there is no module '{name}'. What has its name: {' or '.join(places)}."
+      return f"there is no module '{name}'. Did you mean {' or '.join(places)}?"
     return f"there is no module '{name}'.{near_misses(last, _public(parent))}"
   if name and isinstance(error, ModuleNotFoundError):
     return (
@@ -430,7 +432,7 @@ def _places(module: str) -> list[str]:
 
 
 def _public(module: str) -> list[str]:
-  """Returns the public names of a module, and of what lies in its folder."""
+  """Returns the public names of a module, and the modules in its folder."""
   found = sys.modules.get(_modules().get(module, module))
   inside = pkgutil.iter_modules(getattr(found, "__path__", ()))
   names = [*dir(found), *(info.name for info in inside)] if found else []
@@ -438,7 +440,7 @@ def _public(module: str) -> list[str]:
 
 
 def _registered_as(module: str, name: str) -> str | None:
-  """Returns gin's own name of 'module.function', where a gin file has mentioned it."""
+  """Returns gin's name of 'module.function', if a gin file has mentioned it."""
   place = sys.modules.get(_modules().get(module, module))
   found = config._inverse_lookup(getattr(place, name.rpartition(".")[2], None))
   return config._REGISTRY.minimal_selector(found.selector) if found else None

@@ -1,8 +1,8 @@
-"""Refuses, before anything runs, settings of the user that nothing would read.
+"""Refusal of settings that nothing would read, before anything runs.
 
 From the configurable that a command runs, bindings, @references and %macros are followed
-as gin will follow them. A setting of the user's that this does not reach would be lost
-without a word, so it is refused. What is missing on the way is told as well.
+as gin will follow them. A setting of the user's that is not reached would be lost
+silently, so it is refused by its name. Settings that are missing are reported as well.
 """
 
 import dataclasses
@@ -29,10 +29,10 @@ SUBJECTS = {
   *("PROMPT", "PROMPT_PATH", "INITIAL_PROMPT", "VECTOR", "INITIAL"),
   *("RUN_DIR", "OUTPUT", "OUTPUT_DIR", "MODEL_DIR", "PREDICTIONS"),
 }
-"""Macros, and parameters in lower case, that say what a command works on and writes.
+"""Macros, and parameters in lower case, that name what a command works on and writes.
 
 A file that several commands share may set other things that one of them does not read,
-such as TRAIN_STEPS; these are what the user asked for.
+such as TRAIN_STEPS. These must always be read: they are what the user asked for.
 """
 
 _SUBJECT_ROOMS = ("tpv_jax.data.", "tpv_jax.prompts.", "tpv_jax.embedded.")
@@ -44,10 +44,10 @@ class Call:
   """A configurable as gin will call it.
 
   Attributes:
-    selector: complete.
-    scope: of gin, outermost first.
+    selector: the complete selector.
+    scope: gin's scopes, outermost first.
     by_gin: whether gin calls it; otherwise our code does, with further arguments.
-    bound: parameter -> what is bound there, and its value.
+    bound: parameter -> the key of its binding, and the value.
   """
 
   selector: str
@@ -62,7 +62,7 @@ class Call:
 
   @property
   def name(self) -> str:
-    """How a user writes it: 'training.train'."""
+    """The name that a user writes: 'training.train'."""
     return ".".join(self.selector.split(".")[-2:])
 
   @property
@@ -79,19 +79,19 @@ def check(
   others: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({}),
   instead: Mapping[str, str] = types.MappingProxyType({}),
 ) -> list[str]:
-  """Returns what to tell of settings that are left aside; refuses all that is wrong.
+  """Returns lines about settings that this command ignores; refuses all wrong ones.
 
   Args:
     entry: the function that the command runs.
     settings: what `gin_files.parse` returned.
-    arguments: that the command itself passes to `entry`.
-    others: what parameters may be of functions that are not this package's, by selector.
-    instead: what to say of names that mean something elsewhere, a sentence each.
+    arguments: the names that the command itself passes to `entry`.
+    others: annotations for parameters of functions outside this package, by selector.
+    instead: name -> a sentence of advice, for names that have a meaning elsewhere.
 
   Raises:
-    UserError: no file configures `entry`; a value that must be given is not; a macro that
-      no file sets; a setting of the user's that nothing reads; a value that is not what
-      the annotation of its parameter asks for.
+    UserError: no file configures `entry`; a required value is missing; no file sets a
+      macro; nothing reads a setting of the user's; or a value does not fit the annotation
+      of its parameter.
   """
   calls = _calls(entry, settings)
   _check_complete(calls, settings, frozenset(arguments))
@@ -102,9 +102,9 @@ def check(
 
 
 def forget_unread(entry: Callable[..., Any], settings: Settings) -> None:
-  """Takes out of gin's configuration what nothing reads that runs from `entry`.
+  """Removes from gin's configuration what nothing reads when `entry` runs.
 
-  So a configuration that is written down can be given again: `check` passes it.
+  So a configuration that is written to a file passes `check` when it is given again.
   """
   for scope, selector, parameter in settings.keys() - _read(_calls(entry, settings)):
     bound = config._CONFIG[scope, selector]
@@ -118,7 +118,7 @@ def _read(calls: Iterable[Call]) -> set[Key]:
 
 
 def _calls(entry: Callable[..., Any], settings: Settings) -> list[Call]:
-  """Returns all that runs from `entry`, which is the first."""
+  """Returns `entry`, first, and all the calls that gin or our code makes from it."""
   configurable = config._inverse_lookup(entry)
   name = f"{entry.__module__.rpartition('.')[2]}.{entry.__name__}"
   if configurable is None or not any(
@@ -144,7 +144,7 @@ def _calls(entry: Callable[..., Any], settings: Settings) -> list[Call]:
         left.append((target, where, reference.evaluate))
         if reference.evaluate:
           needs.setdefault(one, []).append(left[-1])
-        else:  # It will be called wherever it is handed to.
+        else:  # Whatever receives the function will call it.
           left.append((target, tuple(reference.scopes), False))
   try:
     graphlib.TopologicalSorter(needs).prepare()
@@ -155,7 +155,7 @@ def _calls(entry: Callable[..., Any], settings: Settings) -> list[Call]:
 
 
 def _called_by_name(settings: Settings) -> Iterator[tuple[str, tuple[str, ...], bool]]:
-  """Yields what a module decorates for gin: it reads its settings whoever calls it."""
+  """Yields functions that are decorated for gin: these read settings at any call."""
   for scope, selector, _ in settings:
     one = config._REGISTRY[selector]
     module = sys.modules.get(one.wrapped.__module__)
@@ -165,13 +165,15 @@ def _called_by_name(settings: Settings) -> Iterator[tuple[str, tuple[str, ...], 
 
 
 def _run_files(name: str) -> list[str]:
-  """Returns the run files of this package that configure a function, themselves or not."""
+  """Returns the run files of this package that configure a function, or include one."""
   texts = {
     file: text
     for file, text in gin_files.shipped().items()
     if re.search("/(runs|t5x)/", file)
   }
-  name = name.replace("__main__", r"\w+_script")  # As files for T5X call its commands.
+  name = name.replace(
+    "__main__", r"\w+_script"
+  )  # T5X's commands, as gin files name them.
   found = {file for file, text in texts.items() if re.search(rf"(?m)^{name}:", text)}
   while including := {
     file
@@ -183,7 +185,7 @@ def _run_files(name: str) -> list[str]:
 
 
 def _bound(selector: str, scope: Sequence[str]) -> dict[str, tuple[Key, Any]]:
-  """Returns what gin binds to the parameters of a call: the innermost scope wins."""
+  """Returns the bindings of a call's parameters; the innermost scope wins."""
   return {
     parameter: ((partial, selector, parameter), value)
     for partial in ("/".join(scope[:depth]) for depth in range(len(scope) + 1))
@@ -192,7 +194,7 @@ def _bound(selector: str, scope: Sequence[str]) -> dict[str, tuple[Key, Any]]:
 
 
 def references(value: Any) -> Iterator[config.ConfigurableReference]:
-  """Yields gin's references in a value, those in containers included."""
+  """Yields gin's references in a value and in its containers."""
   if isinstance(value, config.ConfigurableReference):
     yield value
   elif isinstance(value, dict):
@@ -204,7 +206,7 @@ def references(value: Any) -> Iterator[config.ConfigurableReference]:
 
 
 def _check_given(calls: Sequence[Call], settings: Settings) -> None:
-  """Raises `UserError` for what is still `%gin.REQUIRED`."""
+  """Raises `UserError` for settings that are still `%gin.REQUIRED`."""
   required = {
     settings[key].name
     for call in calls
@@ -215,7 +217,7 @@ def _check_given(calls: Sequence[Call], settings: Settings) -> None:
     raise UserError(
       f"{', '.join(sorted(required))} must be given: pass "
       + " ".join(f"--gin.{name}=..." for name in sorted(required))
-      + ". The header of the gin file says what each one is."
+      + ". The header of the gin file describes each."
     )
 
 
@@ -235,8 +237,8 @@ def _check_complete(
     raise UserError(_explain_unset(["/".join(scope) for scope in unset], settings))
   if missing:
     raise UserError(
-      f"{'; '.join(missing)}, which no gin file sets. A function that is handed on, and "
-      "not called at once, is written without (): @initial.uniform."
+      f"{'; '.join(missing)}, which no gin file sets. A function that is passed on "
+      "instead of called is written without (): @initial.uniform."
     )
 
 
@@ -251,7 +253,7 @@ def _needed(function: Callable[..., Any]) -> list[str]:
 
 
 def _explain_unset(names: list[str], settings: Settings) -> str:
-  """Says of macros that no file sets where they are used and what would set them."""
+  """Returns where macros that no file sets are used, and which files would set them."""
   known = [setting.name for setting in settings.values() if setting.key[1:] == MACRO]
   folders: dict[str, list[str]] = {}
   lines = []
@@ -270,7 +272,7 @@ def _explain_unset(names: list[str], settings: Settings) -> str:
   if folders:
     parts = [f"{', '.join(names)}: {folder}" for folder, names in folders.items()]
     lines.append(
-      "No gin file that was given sets some macros. Add a file of these folders, or set "
+      "No gin file that was given sets some macros. Add a file from these folders, or set "
       f"them in one of yours: {'; '.join(parts)}."
     )
   return " ".join(lines)
@@ -305,20 +307,20 @@ def _check_values(
       if callable(wrong.value):
         raise UserError(
           f"{wrong.name} is the function {wrong.value.__name__} itself; it must be "
-          f"{wrong.wanted}. With () at its end it is called, and what it returns is taken."
+          f"{wrong.wanted}. Write () at its end to call it and use its result."
         )
       raise UserError(str(wrong))
 
 
 def _behind_macros(key: Key, value: Any) -> tuple[Key, Any]:
-  """Returns where a value stands in the end, if it is bound by way of macros."""
+  """Returns the key and the value of a binding, with macros followed."""
   while isinstance(value, config.ConfigurableReference) and _is_macro(value):
     key, value = _bound(value.configurable.selector, value.scopes)["value"]
   return key, value
 
 
 def _known(value: Any) -> Any:
-  """Returns a value with macros followed and `checks.Unknown` for what is to be called."""
+  """Returns a value with macros followed, and `checks.Unknown` for calls."""
   if isinstance(value, config.ConfigurableReference):
     if _is_macro(value):
       return _known(_bound(value.configurable.selector, value.scopes)["value"][1])
@@ -337,7 +339,7 @@ def _is_macro(reference: config.ConfigurableReference) -> bool:
 def _check_read(
   calls: Sequence[Call], settings: Settings, instead: Mapping[str, str]
 ) -> list[str]:
-  """Returns a line about settings left aside; raises `UserError` for others unread."""
+  """Returns a line about settings of other commands; refuses all others left unread."""
   reached = _read(calls)
   unread = [
     setting
@@ -359,7 +361,7 @@ def _check_read(
 
 
 def _is_of_another_command(setting: Setting) -> bool:
-  """Returns whether a shared file may set it though this command does not read it."""
+  """Returns whether a file may set it for other commands than this one."""
   if setting.file is None:
     return False
   texts = gin_files.shipped().values()
@@ -380,7 +382,7 @@ def _is_of_another_command(setting: Setting) -> bool:
 
 
 def _used_by(some_settings: Sequence[Setting], settings: Settings) -> set[Key]:
-  """Returns the keys that settings lead to, directly or not."""
+  """Returns the keys that some settings refer to, directly or not."""
   found: set[Key] = set()
   left = [reference for one in some_settings for reference in references(one.value)]
   while left:
@@ -400,7 +402,7 @@ def _explain_unread(
   settings: Settings,
   instead: Mapping[str, str],
 ) -> str:
-  """Names the settings, their places, and what was perhaps meant."""
+  """Returns the names and places of unread settings, and what was perhaps meant."""
   called = {call.selector: call for call in calls}
   read = {settings[key].name for call in calls for key, _ in call.bound.values()}
   read |= {f"{call.name}.{name}" for call in calls for name in _parameters(call)}

@@ -1,9 +1,9 @@
-"""A bank under T5X: many prompts in one run, each with a data set of its own.
+"""A bank under T5X: many prompts in one run, each with its own data set.
 
-A mixture of seqio draws its tasks at random, so how many rows of a batch a prompt gets
-would be chance. Here each prompt has the batches that its own run would have, the same
-rows in the same order; a batch of the bank is one of each prompt, one behind the other,
-and `prompt_ids` says whose each row is (`datasets`). So a bank of N equals N runs, but for
+A mixture of seqio draws its tasks at random, so the number of a prompt's rows in a batch
+would be random. Here each prompt has the batches that its own run would have, the same
+rows in the same order; a batch of the bank concatenates one batch of each prompt, and
+`prompt_ids` gives the prompt of each row (`datasets`). So a bank of N equals N runs, up to
 the order of fp32 sums. Rows hold one example each and are padded as T5X pads them; only
 the standalone runner packs.
 """
@@ -29,7 +29,7 @@ from tpv_jax.t5x import tasks as tasks_of_t5x
 from tpv_jax.t5x.optimizer import TransformationOptimizer
 
 BANK = "bank"
-"""The logical axis of the prompts, first of each trained leaf."""
+"""The logical axis of the prompts, the first axis of each trained leaf."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Member:
     mixture: the task or mixture of seqio that it is trained on.
     initial_seed: of its initial prompt.
     seed: of the order of its examples.
-    rate: by which the learning rate is multiplied.
+    rate: a factor of the learning rate.
   """
 
   name: str
@@ -62,15 +62,15 @@ def grid(
 ) -> list[Member]:
   """Returns a member for each task, initial prompt and learning rate.
 
-  They are named as the run folders of the standalone runner's `bank.grid`, and examples
-  come in an order by the initial seed too.
+  They are named like the run folders of the standalone runner's `bank.grid`; the initial
+  seed also orders the examples.
 
   Args:
     tasks: `Task`s, registered with seqio if needed, or names that seqio knows.
     vocabulary: the backbone's.
     initial_seeds: of the initial prompts.
-    rates: by which the learning rate is multiplied.
-    modules: to import first, so that seqio knows the names.
+    rates: factors of the learning rate.
+    modules: imported first, so that seqio knows the names.
 
   Raises:
     UserError: one of the lists is not a list, is empty, or has an invalid entry; or seqio
@@ -103,7 +103,7 @@ class Bank(SoftPromptModel):
   """
 
   def __init__(self, model: SoftPromptModel, members: Sequence[Member]):
-    """Takes over what the model is, its optimizer for each prompt alone.
+    """Takes the model's parts, with its optimizer acting on each prompt alone.
 
     Raises:
       UserError: the model has no prompt or has dropout, or two members have one name.
@@ -115,7 +115,7 @@ class Bank(SoftPromptModel):
       )
     if model.network.dropout_rate:
       raise UserError(
-        "A bank trains without dropout, as the standalone runner's does. Set "
+        "A bank trains without dropout, as in the standalone runner. Set "
         "Transformer.dropout_rate to 0."
       )
     if not members:
@@ -150,10 +150,10 @@ class Bank(SoftPromptModel):
     input_shapes: Mapping[str, Any],
     input_types: Mapping[str, Any] | None = None,
   ) -> dict[str, Any]:
-    """Returns what the model's own has, its prompt N times: `Initializer` draws each.
+    """Returns the model's variables with N copies of its prompt, for `Initializer` to fill.
 
     Raises:
-      UserError: something else than prompts would be trained.
+      UserError: something other than prompts would be trained.
     """
     variables = super().get_initial_variables(rng, input_shapes, input_types)
     params, axes = variables["params"], variables["params_axes"]
@@ -162,7 +162,7 @@ class Bank(SoftPromptModel):
     if other:
       raise UserError(
         f"A bank trains prompts on one frozen backbone; TRAINABLE = '{self.trainable}' "
-        f"matches '{other[0]}' too. Set it to 'prompt/.*'."
+        f"also matches '{other[0]}'. Set it to 'prompt/.*'."
       )
     count = len(self.members)
     params[PROMPT] = jax.tree.map(
@@ -176,7 +176,7 @@ class Bank(SoftPromptModel):
     return {"params": params, "params_axes": axes}
 
   def weight_sums(self, batch: Batch) -> Float[Array, " N"]:
-    """Returns the weights of each prompt's target tokens."""
+    """Returns the sum of the weights of each prompt's target tokens."""
     weights = self.architecture.targets(batch).weights
     ids = jnp.asarray(batch["prompt_ids"]).astype(jnp.int32)
     return jax.ops.segment_sum(weights.sum(axis=-1), ids, len(self.members))
@@ -190,9 +190,9 @@ class Bank(SoftPromptModel):
   ) -> tuple[Float[Array, " N"], Float[Array, " N"], Metrics]:
     """Returns each prompt's loss and weights, summed over its own target tokens (fp32).
 
-    Each metric is there over all rows, and as <metric>/<member> over those of a prompt.
+    Each metric is given over all rows, and as <metric>/<member> over a prompt's rows.
     """
-    del dropout_rng  # There is none.
+    del dropout_rng  # There is no dropout.
     folded = self._fold(params) if folded is None else folded
     losses, counts = self.bank_loss_sums(folded, params, batch)
     weights = counts["target_tokens"]
@@ -211,7 +211,7 @@ class Bank(SoftPromptModel):
     return self.fold_bank(params[PROMPT])
 
   def _folded_alone(self, params: Params) -> NoReturn:
-    """Raises `UserError`: rows of T5X's inference do not say whose they are."""
+    """Raises `UserError`: the rows of T5X's inference do not name their prompt."""
     raise UserError(
       "A bank under T5X neither generates nor scores. Leave infer_eval_dataset_cfg None, "
       "and evaluate each prompt by its folder: --gin.PROMPT_PATH='\"MODEL_DIR/<prompt>\"'."

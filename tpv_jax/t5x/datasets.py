@@ -1,4 +1,4 @@
-"""The examples of a T5X job: what is cut off, where a run continues, those of a bank."""
+"""The examples of a T5X job: what is trimmed, where a run continues, a bank's batches."""
 
 import dataclasses
 import functools
@@ -16,13 +16,13 @@ from tpv_jax.devices import processes
 from tpv_jax.t5x.bank import Member
 
 COUNTED = 10_000
-"""How many examples are counted for the log's line about trimmed ones."""
+"""The number of examples among which the trimmed ones are counted for the log."""
 
 
 def report_trimmed(cfg: utils.DatasetConfig) -> utils.DatasetConfig:
-  """Returns the configuration; the log says how many texts its lengths cut off.
+  """Returns the configuration, and logs how many texts are trimmed to its lengths.
 
-  Texts are those of the first `COUNTED` examples of the split, which process 0 reads.
+  Process 0 reads and counts the first `COUNTED` examples of the split.
   """
   if processes.is_writer():
     lengths = {name: n for name, n in (cfg.task_feature_lengths or {}).items() if n}
@@ -68,13 +68,14 @@ def get_dataset(
 ) -> Any:
   """Returns T5X's batches of this host, without those of the steps done in `model_dir`.
 
-  seqio's order depends on the seed alone, so a run that goes on sees what it would have
-  seen. The batches left out are read again, tokenised and dropped. (T5X can save the
-  place in the data instead, but restores it on the first host of each data-parallel
-  group only: where a model spans hosts, the others would start from the first batch.)
+  seqio's order depends only on the seed, so a continued run sees the examples of an
+  unbroken one. The skipped batches are read again, tokenised and dropped. (T5X can save
+  the place in the data instead, but restores it only on the first host of each
+  data-parallel group: where a model spans hosts, the others would start from the first
+  batch.)
 
-  With `members`, those of a bank: of each member the batches of its own run, side by
-  side, with `prompt_ids` beside T5X's features. `cfg` then gives the rows of all.
+  With the `members` of a bank, each batch concatenates one batch of each member's own
+  run, with `prompt_ids` beside T5X's features. `cfg` then has the rows of all members.
   """
   done = steps_done(model_dir)
 
@@ -103,7 +104,7 @@ def get_evaluation_datasets(
   *,
   members: Sequence[Member],
 ) -> Mapping[str, Any]:
-  """Returns the validation batches of a bank, `eval_steps` of each member side by side.
+  """Returns the validation batches of a bank, `eval_steps` of each member, concatenated.
 
   Raises:
     UserError: a member's mixture does not have one task with this split.
@@ -131,7 +132,7 @@ def get_evaluation_datasets(
 def _of_members(
   cfg: utils.DatasetConfig, members: Sequence[Member], num_shards: int
 ) -> list[utils.DatasetConfig]:
-  """Returns the training data of each member's own run, which `cfg` has for all."""
+  """Returns the configuration of each member's own run; `cfg` is that of the bank."""
   share, rest = divmod(cfg.batch_size, len(members))
   if rest or share % num_shards:
     raise UserError(
@@ -148,7 +149,7 @@ def _of_members(
 
 
 def _side_by_side(datasets: Sequence[tf.data.Dataset]) -> tf.data.Dataset:
-  """Returns batches that hold one batch of each data set, and say whose each row is."""
+  """Returns batches that concatenate one batch of each data set, with `prompt_ids`."""
 
   def join(*batches: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     features = {

@@ -1,4 +1,4 @@
-"""The partitioner of T5X for a number of devices, checked before anything is compiled."""
+"""T5X's partitioner for a number of devices, checked before anything is compiled."""
 
 import functools
 import math
@@ -17,17 +17,17 @@ from tpv_jax.devices.partitioning import Rules, in_force, merged, that_divide
 
 
 class Partitioner(partitioning.PjitPartitioner):
-  """T5X's partitioner, whose rules have a name for every axis and cut what they can.
+  """T5X's partitioner with a rule for every axis, which splits every axis that divides.
 
-  T5X replicates an axis of a name that it doesn't know without a word, and fails on one
-  whose size the devices do not divide. Here the former is refused; the latter is
-  replicated, and the log says so.
+  T5X silently replicates an axis with an unknown name, and fails on one whose size the
+  devices do not divide. Here the former is refused; the latter is replicated, which is
+  logged.
   """
 
   _logical_axis_rules: Rules
 
   def get_mesh_axes(self, train_state: Any) -> Any:
-    """Returns T5X's `PartitionSpec`s; from then on the rules are those that divide.
+    """Returns T5X's `PartitionSpec`s, and keeps only the rules that divide.
 
     Raises:
       UserError: an axis name without a rule.
@@ -50,7 +50,7 @@ class Partitioner(partitioning.PjitPartitioner):
     return super().get_mesh_axes(train_state)
 
   def partition(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Returns T5X's partitioned function, in which our model's axes lie by the rules."""
+    """Returns T5X's partitioned function, in which the model's axes follow the rules."""
 
     @functools.wraps(fn)
     def placed(*inputs: Any) -> Any:
@@ -70,15 +70,15 @@ def partitioner(
   """Returns T5X's partitioner: data parallel times model parallel.
 
   Args:
-    model_parallel: devices over which each parameter is cut.
-    batch_size: of all devices together, checked to divide.
-    microbatches: parts of a batch, checked to divide; None for one.
-    submesh: the block of a TPU slice over which parameters are cut; None: the best one.
-    axis_rules: in place of ours for the names that they mention.
+    model_parallel: devices over which each parameter is split.
+    batch_size: of all devices together; it must divide over them.
+    microbatches: parts of a batch, into which it must divide; None for one.
+    submesh: the block of a TPU slice over which parameters are split; None chooses the
+      best one.
+    axis_rules: replace ours for the names that they mention.
 
   Raises:
-    UserError: devices, batch or micro-batches that do not divide; rules that mean
-      nothing.
+    UserError: devices, batch or micro-batches that do not divide; invalid rules.
   """
   devices = jax.devices()
   block = meshes.block(devices, model_parallel, submesh)
@@ -90,7 +90,7 @@ def partitioner(
       f"parallel devices x {microbatches or 1} microbatches. Set BATCH_SIZE to a "
       f"multiple of {rows}."
     )
-  # T5X takes `num_partitions` on GPUs, ignores it on CPUs, and knows no TPU after v4.
+  # T5X reads `num_partitions` on GPUs, ignores it on CPUs, and knows no TPU after v4.
   spelt_out = devices[0].platform == "cpu" or meshes.have_coordinates(devices)
   return Partitioner(
     num_partitions=None if spelt_out else size,

@@ -1,8 +1,8 @@
-"""An optax transformation as T5X's optimizer: state for what is trained, nothing else.
+"""An optax transformation as T5X's optimizer, with state for the trained leaves only.
 
-T5X asks an optimizer definition for `create` and `derive_logical_axes` and what it
-creates for `state`, `target`, `apply_gradient`, `state_dict`, `restore_state` and
-`replace`. Nothing of T5X is imported.
+T5X uses `create` and `derive_logical_axes` of an optimizer definition, and `state`,
+`target`, `apply_gradient`, `state_dict`, `restore_state` and `replace` of the optimizer
+that it creates. Nothing of T5X is imported.
 """
 
 import re
@@ -22,7 +22,7 @@ from tpv_jax.core import identity
 from tpv_jax.devices import partitioning
 
 Leaves = dict[str, Any]
-"""Parameters, gradients or axis names by path, as in 'prompt/prompt'."""
+"""Parameters, gradients or axis names by path, such as 'prompt/prompt'."""
 
 
 @struct.dataclass
@@ -30,8 +30,8 @@ class OptimizerState:
   """What a step changes beside the parameters.
 
   Attributes:
-    step: int32 scalar, steps done.
-    param_states: the transformation's state, its leaves by a name without '/'.
+    step: int32 scalar, the number of steps done.
+    param_states: the leaves of the transformation's state, by names without '/'.
   """
 
   step: Any
@@ -43,7 +43,7 @@ class Optimizer:
   """A definition with its state and all parameters, frozen ones included.
 
   Attributes:
-    optimizer_def: what made it.
+    optimizer_def: the definition that made it.
     state: `OptimizerState`.
     target: the nested parameters, or their shapes or axes.
   """
@@ -55,10 +55,10 @@ class Optimizer:
   def apply_gradient(
     self, grads: Mapping[str, Any], learning_rate: Array
   ) -> "Optimizer":
-    """Returns the optimizer after one step along the transformation's direction.
+    """Returns the optimizer after one step in the transformation's direction.
 
-    Frozen leaves are handed on as they are. Each leaf keeps the dtype it came with,
-    which after T5X restored it may be float32 for a counter.
+    Frozen leaves are passed through. Each leaf keeps its dtype, which may be float32 for
+    a counter that T5X has restored.
     """
     definition = self.optimizer_def
     parameters = definition.trainable_leaves(self.target)
@@ -95,7 +95,7 @@ class Optimizer:
     }
 
   def restore_state(self, state_dict: Mapping[str, Any]) -> "Optimizer":
-    """Returns the optimizer with what `state_dict` gave."""
+    """Returns the optimizer with the content of a `state_dict`."""
     state = state_dict["state"]
     return Optimizer(
       self.optimizer_def,
@@ -116,18 +116,18 @@ class TransformationOptimizer:
     """Keeps a transformation that gives the direction of descent (see `optimizers`).
 
     Args:
-      transformation: for the trainable leaves by path.
-      trainable: pattern that the whole path of a leaf must match, as the model's.
-      rates: of a bank: by which the learning rate of each prompt is multiplied. The
-        trainable leaves then have a leading axis, along which the transformation acts on
-        each prompt alone.
+      transformation: acts on the trainable leaves by path.
+      trainable: a pattern that the whole path of a leaf must match, as the model's.
+      rates: of a bank: a factor for each prompt's learning rate. The trainable leaves
+        then have a leading axis, along which the transformation acts on each prompt
+        alone.
     """
     self.transformation = transformation
     self.trainable = trainable
     self.rates = None if rates is None else np.asarray(rates, np.float32)
 
   def init(self, leaves: Leaves) -> Any:
-    """Returns the transformation's state at step 0, of a bank one for each prompt."""
+    """Returns the transformation's state at step 0, in a bank one for each prompt."""
     init = self.transformation.init
     return init(leaves) if self.rates is None else jax.vmap(init)(leaves)
 
@@ -163,9 +163,10 @@ class TransformationOptimizer:
   def derive_logical_axes(
     self, optimizer: Optimizer, param_logical_axes: Mapping[str, Any]
   ) -> Optimizer:
-    """Returns the optimizer with names of axes for leaves, None where replicated.
+    """Returns the optimizer with the names of axes as leaves, None where replicated.
 
-    Moments lie as their parameters do; a factored one along the axes that are left.
+    Moments are partitioned like their parameters; a factored one along its remaining
+    axes.
     """
     shapes = self.trainable_leaves(optimizer.target)
     axes = self.trainable_leaves(param_logical_axes)
@@ -203,7 +204,7 @@ def replace_leaves(tree: Mapping[str, Any], leaves: Leaves) -> Any:
 
 
 def _named(tree: Any) -> Leaves:
-  """Returns the leaves by a name without '/', which T5X refuses in keys."""
+  """Returns name -> leaf, the names without '/', which T5X refuses in keys."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {
     jax.tree_util.keystr(path, simple=True, separator=".").replace("/", "."): leaf

@@ -1,13 +1,13 @@
-"""The folder of a T5X job as T5X needs it: from the root, `~` and `..` followed.
+"""The absolute path of a T5X job's folder, with `~` and `..` resolved.
 
-T5X hands MODEL_DIR and OUTPUT_DIR to Orbax, which takes no relative path, and makes a
-folder named `~`. So the gin files pass them through here, and nothing below sees another
-spelling of the same folder.
+T5X passes MODEL_DIR and OUTPUT_DIR to Orbax, which accepts no relative path, and would
+make a folder named `~`. So the gin files pass them through here, and all code sees one
+spelling of the folder.
 """
 
 from tpv_jax.core import files
 
 
 def make_absolute(path: files.PathLike) -> str:
-  """Returns the path from the root, of a path into an object store the same one."""
+  """Returns the absolute path; a path in an object store is returned unchanged."""
   return str(files.absolute(path))

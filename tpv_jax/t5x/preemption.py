@@ -1,12 +1,12 @@
-"""SIGTERM, by which a machine that is taken away says so: training saves and ends.
+"""SIGTERM, which announces preemption: training saves its state and ends.
 
-T5X saves what a trainer has when that raises `PreemptionError`, but nothing in T5X raises
-it. `training.Trainer` does, after the step that `Notice` names.
+T5X saves a trainer's state when the trainer raises `PreemptionError`, but nothing in T5X
+raises it. `training.Trainer` does, after the step at which `Notice.came` is true.
 
-Such a save lies between two evaluations, and T5X counts its evaluations and saves from the
-step at which a run goes on. So `Initializer` tells T5X the step of the last of them
-(`last_boundary`), and the trainer leaves out the steps that are done: a run that went on
-evaluates and saves where an unbroken one does.
+Such a save lies between two evaluations, and T5X counts the steps to evaluations and saves
+from the step at which a run continues. So `Initializer` gives T5X the step of the last
+evaluation or save (`last_boundary`), and the trainer skips the steps that are done: a
+continued run evaluates and saves at the steps at which an unbroken one does.
 """
 
 import os
@@ -27,7 +27,7 @@ class Notice:
   """Whether SIGTERM came; JAX passes it on from one process to all of them."""
 
   def __init__(self) -> None:
-    """Has the first SIGTERM noted; a second one acts at once."""
+    """Notes the first SIGTERM; a second one acts at once."""
     self._came = False
     self._asked = 0
     self._catches = (
@@ -39,16 +39,16 @@ class Notice:
       signal.signal(signal.SIGTERM, self._note)
 
   def came(self) -> bool:
-    """Returns whether to end now, the same on all processes; ask after each step."""
+    """Returns whether to end now, the same on all processes; call it after each step."""
     self._asked += 1
     if jax.distributed.is_initialized():
-      # Not by the step, or a run that goes on would miss what came before its first one:
-      # JAX then waits for the number 1.
+      # Counted from 1, not by the step: for a SIGTERM before a continued run's first step,
+      # JAX waits for the number 1.
       self._came |= multihost_utils.reached_preemption_sync_point(self._asked)
     return self._came
 
   def close(self) -> None:
-    """Has SIGTERM end the process again."""
+    """Restores SIGTERM's default action."""
     if self._catches:
       signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -59,7 +59,7 @@ class Notice:
 
 
 def at_step(state: Any, step: int, mesh: Mesh) -> Any:
-  """Returns a state of T5X that says it is at `step`, and is the same otherwise."""
+  """Returns a T5X state with its step replaced by `step`."""
   told = np.asarray(step, state.step.dtype)
   return state.replace_step(processes.put(told, partitioning.replicated(mesh)))
 
@@ -67,7 +67,8 @@ def at_step(state: Any, step: int, mesh: Mesh) -> Any:
 def last_boundary(step: int) -> int:
   """Returns the last step, up to `step`, at which an unbroken run evaluates or saves.
 
-  By the periods that gin binds for `t5x.train`; `step` itself where it is the last one.
+  The periods are those that gin binds for `t5x.train`; the run's last step is returned as
+  it is.
   """
   total = _bound("__main__.train.total_steps")
   if total is None or step >= total or _bound("__main__.train.relative_steps"):
@@ -82,7 +83,7 @@ def last_boundary(step: int) -> int:
 
 
 def is_evaluated(step: int) -> bool:
-  """Returns whether an unbroken run evaluates at `step`: by its period, and at its end."""
+  """Returns whether an unbroken run evaluates at `step`, by its period or at its end."""
   period = _bound("__main__.train.eval_period")
   at_the_end = step == _bound("__main__.train.total_steps")
   return step > 0 and bool(period) and (at_the_end or step % period == 0)

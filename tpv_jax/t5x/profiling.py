@@ -1,4 +1,4 @@
-"""Where the time of some training steps goes, for TensorBoard's profile page."""
+"""Traces of some training steps, for TensorBoard's profile page."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,19 +21,19 @@ class Profile:
     """Takes the first and the last step, counted from 1.
 
     Raises:
-      UserError: these are not two, or the last one comes before the first.
+      UserError: there are not two, or the last is before the first.
     """
     if len(steps) != 2 or steps[1] < steps[0]:
       raise UserError(
-        f"PROFILE_STEPS is {list(steps)}; give the first and the last step to be traced, "
-        "as in [20, 25]."
+        f"PROFILE_STEPS is {list(steps)}; give the first and the last step to trace, such "
+        "as [20, 25]."
       )
     self.first, self.last = steps
     self.folder = str(folder)
     self._begun = False
 
   def watch(self, batches: Iterator[Any], done: int) -> Iterator[Any]:
-    """Yields the batches of the steps after `done`, and traces those that it is for."""
+    """Yields the batches of the steps after `done`, and starts and stops the trace."""
     for step, batch in enumerate(batches, done + 1):
       if self._begun and step > self.last:
         self.stop()
@@ -53,5 +53,5 @@ class Profile:
 
 
 def _finish_what_was_begun() -> None:
-  """Waits for all devices, which do what they are given in its order."""
+  """Waits for all devices, each of which executes its work in order."""
   jax.block_until_ready([jax.device_put(0, one) + 0 for one in jax.local_devices()])

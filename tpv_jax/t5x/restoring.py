@@ -1,8 +1,8 @@
 """Where the parameters of a T5X job come from: backbone, prompt, a resumed state.
 
 T5X makes the states of a job with a `TrainStateInitializer`. This one keeps the frozen
-backbone out of T5X's checkpoints, in both directions: a checkpoint of a run holds what
-is trained only, and the backbone always comes from its own files.
+backbone out of T5X's checkpoints, in both directions: a run's checkpoint holds only the
+trained leaves, and the backbone always comes from its own files.
 """
 
 import dataclasses
@@ -51,9 +51,9 @@ class Initializer(utils.TrainStateInitializer):
   """Makes the states of train, eval and infer; `train_state_initializer_cls` in gin.
 
   A new training run starts from the backbone and from `initial_prompt(table, seed)`, at
-  step 0, and writes that prompt to `model_dir`. A run that goes on, an evaluation and an
-  inference job restore a checkpoint in which only trained leaves lie. Of a bank each
-  prompt is drawn by its own seed and written to its own folder.
+  step 0, and writes that prompt to `model_dir`. A continued run, an evaluation and an
+  inference job restore a checkpoint that holds only trained leaves. Each prompt of a bank
+  is drawn by its own seed and written to its own folder.
   """
 
   def __init__(
@@ -76,25 +76,25 @@ class Initializer(utils.TrainStateInitializer):
 
     Args:
       backbone: what `loading.load_backbone` takes, or any checkpoint that T5X restores
-        (also its layout from before Orbax). Of a checkpoint, a host reads only what its
-        devices hold; of a `.safetensors` file or a folder of Hugging Face, all of it,
-        leaf by leaf.
+        (also its layout from before Orbax). A host reads only its devices' part of a
+        checkpoint, but all of a `.safetensors` file or a folder of Hugging Face, leaf by
+        leaf.
       vocabulary: checked against the backbone's.
       initial_prompt: a function of `training.initial`; required to train a prompt.
       initial_seed: of the initial prompt.
       model_dir: the folder of a training run.
       output_dir: the folder of an evaluation or inference job.
-      dtype: in which the backbone lies on the devices.
+      dtype: the backbone's on the devices.
 
     Raises:
-      UserError: the backbone does not fit the network, what is in `model_dir` the prompt
-        or the bank that is trained, or the data the model.
+      UserError: the backbone does not fit the network, the content of `model_dir` does
+        not fit the prompt or bank, or the data do not fit the model.
     """
     if not isinstance(partitioner, Partitioner):
       raise UserError(
-        f"The partitioner is {type(partitioner).__name__}, which replicates what it has no "
-        "rule for. Leave `partitioner = @mesh.partitioner()` as our gin files have it: "
-        "MODEL_PARALLEL, MODEL_PARALLEL_SUBMESH and AXIS_RULES set it."
+        f"The partitioner is {type(partitioner).__name__}, which silently replicates axes "
+        "without a rule. Leave `partitioner = @mesh.partitioner()` as in our gin files, "
+        "and set MODEL_PARALLEL, MODEL_PARALLEL_SUBMESH and AXIS_RULES."
       )
     super().__init__(
       optimizer_def=optimizer_def,
@@ -129,7 +129,7 @@ class Initializer(utils.TrainStateInitializer):
     self._kept = {path for path in self._shapes if path.startswith(f"{PROMPT}/")}
     if optimizer_def is not None:
       self._kept |= set(self.model.split(self._whole.params)[0])
-    # What T5X saves and restores with: the same state without the frozen backbone.
+    # T5X saves and restores with this: the same state without the frozen backbone.
     self.global_train_state_shape = _WithoutFrozen(
       self._whole, self._kept, self._complete
     )
@@ -175,19 +175,19 @@ class Initializer(utils.TrainStateInitializer):
     return preemption.at_step(state, told, self._partitioner.mesh)
 
   def _check_restored(self, state: Any) -> None:
-    """Raises `UserError` if T5X restored what a run or a job cannot go on with."""
+    """Raises `UserError` if T5X restored a state that this job cannot use."""
     kind = jnp.asarray(state.step).dtype
     if kind in (jnp.bfloat16, jnp.float16):
       raise UserError(
-        f"T5X restored the checkpoint in {kind}, in which steps are rounded, and prompts "
-        "too. Leave the dtype of SaveCheckpointConfig and RestoreCheckpointConfig at "
-        "'float32'; BACKBONE_DTYPE and DTYPE are those of the model."
+        f"T5X restored the checkpoint in {kind}, which rounds steps and prompts. Leave the "
+        "dtype of SaveCheckpointConfig and RestoreCheckpointConfig at 'float32'; "
+        "BACKBONE_DTYPE and DTYPE are those of the model."
       )
     if self.model_dir is not None and not orbax.checkpoints_in(self.model_dir):
       raise UserError(
-        f"T5X restored a checkpoint that is not of the run in '{self.model_dir}', so where "
-        "its prompt comes from would not be known. Leave CheckpointConfig.restore None, "
-        "and start from that prompt: INITIAL_PROMPT = @initial.from_file."
+        f"T5X restored a checkpoint that is not of the run in '{self.model_dir}', so the "
+        "origin of its prompt is unknown. Leave CheckpointConfig.restore None, and start "
+        "from that prompt: INITIAL_PROMPT = @initial.from_file."
       )
 
   def _folders(self) -> list[str]:
@@ -216,8 +216,8 @@ class Initializer(utils.TrainStateInitializer):
   ) -> None:
     """Raises `UserError` if a restored prompt is not of the run in its folder.
 
-    The run started from the initial prompt that this one would, and has kept the prompt
-    of each checkpoint as a file.
+    The folder's initial prompt must be the one that this run would start from, and the
+    prompt that was saved as a file at this step must be the restored one.
     """
     restored = {
       path.removeprefix(f"{PROMPT}/"): processes.on_host(leaf)  # All hosts take part.
@@ -291,7 +291,7 @@ class Initializer(utils.TrainStateInitializer):
     return leaves, name, fingerprint
 
   def _restore_backbone(self) -> dict[str, jax.Array]:
-    """Returns the leaves of a T5X checkpoint, each host reading what its devices hold."""
+    """Returns the leaves of a T5X checkpoint; each host reads only its devices' part."""
     variables = {"params": self._whole.params, "params_axes": self._whole.params_axes}
     state = train_state_lib.InferenceState.create(flax.core.freeze(variables))
     paths = {path for path in self._shapes if not path.startswith(f"{PROMPT}/")}
@@ -348,7 +348,7 @@ class Initializer(utils.TrainStateInitializer):
       jax.eval_shape(self.model.eval_fn, self._whole.params, batch)
 
   def _check_model_dir(self) -> None:
-    """Raises `UserError` if another run is in `model_dir`, or the prompts of one."""
+    """Raises `UserError` if another run, or its prompts, are in `model_dir`."""
     if self.model_dir is None:
       return
     saved = orbax.checkpoints_in(self.model_dir)
@@ -356,8 +356,8 @@ class Initializer(utils.TrainStateInitializer):
       for name in ("manifest.json", *(() if saved else (saving.LAST, saving.BEST))):
         if (files.to_path(folder) / name).exists():
           raise UserError(
-            f"'{folder}' has a {name} of another run, over whose prompts this one would "
-            "write. Choose another MODEL_DIR, or move that run away."
+            f"'{folder}' has a {name} of another run, whose prompts this one would "
+            "overwrite. Choose another MODEL_DIR, or move that run away."
           )
     if saved:
       self._check_same_bank()
@@ -371,8 +371,8 @@ class Initializer(utils.TrainStateInitializer):
     if other or _of_what(there) != _of_what(here):
       raise UserError(
         f"The run in '{self.model_dir}' is {_of_what(there)}, this one "
-        f"{_of_what(here)}{other}. Give the gin files, TASKS, INITIAL_SEEDS and RATES of "
-        "that run, or choose another MODEL_DIR."
+        f"{_of_what(here)}{other}. Give that run's gin files, TASKS, INITIAL_SEEDS and "
+        "RATES, or choose another MODEL_DIR."
       )
 
   def _check_same_form(self, newest: files.Path) -> None:
@@ -386,15 +386,15 @@ class Initializer(utils.TrainStateInitializer):
       raise UserError(
         f"The newest checkpoint '{newest}' holds another prompt: {path} is "
         f"{there.get(path, 'not there')}; in this run it is {here.get(path, 'not there')}. "
-        "Give the prompt file and lengths of that run (its config.gin has them), or "
-        "choose another MODEL_DIR."
+        "Give that run's prompt file and lengths (its config.gin has them), or choose "
+        "another MODEL_DIR."
       )
     started = saving.read_provenance(self._folders()[0], saving.INITIAL)
     alpha = getattr(self.model.prompt, "alpha", None)
     if started is not None and started.alpha != alpha:
       raise UserError(
         f"The run in '{self.model_dir}' started with alpha {started.alpha}; this one has "
-        f"{alpha}, with which the same parameters mean another update. Set EPT.alpha to "
+        f"{alpha}, which makes another update of the same parameters. Set EPT.alpha to "
         "that run's, or choose another MODEL_DIR."
       )
 
@@ -404,7 +404,7 @@ def _of_what(members: Sequence[Mapping[str, Any]] | None) -> str:
 
 
 class _OneByOne(Mapping[str, np.ndarray]):
-  """Leaves that are brought to this host one after the other, as they are asked for."""
+  """Leaves that are fetched to this host one by one, on access."""
 
   def __init__(self, leaves: Mapping[str, jax.Array]):
     self._leaves = leaves
@@ -421,9 +421,9 @@ class _OneByOne(Mapping[str, np.ndarray]):
 
 @dataclasses.dataclass
 class _WithoutFrozen:
-  """A state of T5X as its checkpoints see it: only `kept` parameters are there.
+  """A state of T5X as its checkpoints see it, with only the `kept` parameters.
 
-  It is no PyTree; T5X asks it for the members below and never maps over it.
+  It is not a PyTree: T5X uses the methods below and never maps over it.
   """
 
   state: Any
@@ -459,17 +459,17 @@ def subject(
   initial: str | None = None,
   coefficient: float = 1.0,
 ) -> Loaded:
-  """Returns the folded prompt that an evaluation or inference job is to use.
+  """Returns the folded prompt for an evaluation or inference job.
 
   Args:
     prompt: a run folder of either runner, a checkpoint or a file that `tpv` wrote.
     which: the 'best', 'last' or 'initial' prompt of a run folder.
-    vector: a vector or a sum of vectors, applied to `initial` times `coefficient`.
-    initial: an initial prompt (of a run folder, its initial one).
+    vector: a vector or a sum of vectors; times `coefficient`, it is applied to `initial`.
+    initial: an initial prompt; a run folder means its initial prompt.
     coefficient: of the vector.
 
   Raises:
-    UserError: nothing was given, or what was given is no prompt.
+    UserError: nothing was given, or something that is not a prompt.
   """
   leaves, provenance = candidates.subject(prompt, vector, initial, coefficient, which)
   if provenance is None:
@@ -478,8 +478,8 @@ def subject(
     )
   if provenance.kind != "prompt":
     raise UserError(
-      f"'{prompt}' holds a vector, which cannot stand before a source. Apply it: give "
-      "it as --gin.VECTOR with --gin.INITIAL."
+      f"'{prompt}' holds a vector, which is not a prompt. To apply it, give it as "
+      "--gin.VECTOR with --gin.INITIAL."
     )
   return Loaded(leaves, provenance, str(prompt or vector))
 
@@ -487,8 +487,7 @@ def subject(
 def model_of(subject: Loaded, model: SoftPromptModel) -> SoftPromptModel:
   """Returns the model with a prompt of the subject's form in place of its own.
 
-  A folded prompt states its own lengths, so a job needs no settings of the prompt that
-  was trained.
+  A folded prompt has its own lengths, so a job needs no settings of the trained prompt.
 
   Raises:
     UserError: the prompt has another width than the backbone.
@@ -507,9 +506,9 @@ def model_of(subject: Loaded, model: SoftPromptModel) -> SoftPromptModel:
 
 
 def checkpoint_of(subject: Loaded, folder: str) -> str:
-  """Returns a T5X checkpoint of the subject, written below a job's output folder.
+  """Writes the subject as a T5X checkpoint in a job's output folder; returns its path.
 
-  The prompt with its provenance is kept as `folder`/prompt.safetensors.
+  Also writes the prompt with its provenance as `folder`/prompt.safetensors.
   """
   processes.check_shared(folder, "OUTPUT_DIR")
   saving.write(folder, SUBJECT, subject.leaves, subject.provenance)

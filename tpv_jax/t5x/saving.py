@@ -1,4 +1,4 @@
-"""What a T5X run writes: checkpoints of what is trained, and prompts as portable files.
+"""The files of a T5X run: checkpoints of the trained leaves, and portable prompt files.
 
     MODEL_DIR/initial_prompt.safetensors     before the first step
     MODEL_DIR/prompts/prompt_<step>.safetensors   at each save
@@ -6,9 +6,9 @@
     MODEL_DIR/best_prompt.safetensors        by a validation metric (`BestPrompt`)
     MODEL_DIR/checkpoint_<step>/             T5X's own, without the backbone
 
-In a bank each prompt has such files in MODEL_DIR/<member>/, and MODEL_DIR/bank.json lists
-them. So a T5X run is a run folder to `tpv` and to the standalone runner. Nothing of T5X is
-imported.
+In a bank, each prompt has such files in MODEL_DIR/<member>/, and MODEL_DIR/bank.json lists
+the prompts. So `tpv` and the standalone runner read a T5X run as a run folder. Nothing of
+T5X is imported.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ def versions() -> dict[str, str]:
 def write(
   folder: str, name: str, leaves: Mapping[str, np.ndarray], provenance: Provenance
 ) -> None:
-  """Writes a prompt's file into a folder, made if needed, from the one process that writes."""
+  """Writes a prompt's file into a folder, made if needed, if this process is the writer."""
   if not processes.is_writer():
     return
   path = files.to_path(folder) / name
@@ -61,20 +61,20 @@ def write(
 
 
 def read_provenance(folder: str, name: str) -> Provenance | None:
-  """Returns what a file that `write` wrote says of its prompt, None without the file."""
+  """Returns the provenance in a file that `write` wrote, None without the file."""
   path = files.to_path(folder) / name
   return store.read(path)[1] if path.exists() else None
 
 
 class KeepOnlyTrainable:
-  """A save function of T5X: leaves the frozen backbone out of a checkpoint."""
+  """A save function of T5X that leaves the frozen backbone out of a checkpoint."""
 
   def __init__(self, trainable: str = r"prompt/.*"):
     """Keeps the prompt and the leaves whose whole path `trainable` matches."""
     self.trainable = trainable
 
   def __call__(self, state_dict: Any, parameter_infos: Any) -> tuple[Any, Any]:
-    """Returns both trees without other leaves under 'target'."""
+    """Returns both trees with only the kept leaves under 'target'."""
     return self._filter(state_dict), self._filter(parameter_infos)
 
   def _filter(self, tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class KeepOnlyTrainable:
 
 
 class SavePrompt:
-  """A save function of T5X that writes each saved prompt as a portable file too.
+  """A save function of T5X that also writes each saved prompt as a portable file.
 
   The provenance is that of the run's initial prompt, with the task and the steps.
   """
@@ -97,10 +97,10 @@ class SavePrompt:
   ):
     """Writes into `model_dir`; `task` names the prompt's term.
 
-    With `members`, those of a bank: into their folders, with their tasks.
+    With the `members` of a bank, writes into their folders, with their tasks.
 
     Raises:
-      UserError: a prompt of another task or initial prompt lies there.
+      UserError: the folder has a prompt of another task or initial prompt.
     """
     check_folders(model_dir, task, members)
     self.model_dir = model_dir
@@ -120,10 +120,10 @@ class SavePrompt:
 
 
 class Evaluated(dict[str, Any]):
-  """What an evaluation found for each task, and the prompt that it was of.
+  """The metrics of each task, and the prompt that was evaluated.
 
-  T5X runs actions on process 0 alone, where a prompt that is cut over processes could not
-  be put together any more.
+  T5X runs actions on process 0 only, which could not collect a prompt that is cut over
+  several processes.
   """
 
   def __init__(
@@ -137,8 +137,8 @@ class Evaluated(dict[str, Any]):
 class BestPrompt:
   """An action of T5X's TRAIN_EVAL that keeps the best prompt by a validation metric.
 
-  The best value so far is a note in the file's provenance, so that a run that goes on
-  knows it; a best prompt from steps that are trained again is dropped.
+  The best value so far is a note in the file's provenance, so that a continued run knows
+  it; a best prompt from steps that are trained again is dropped.
   """
 
   def __init__(
@@ -155,11 +155,11 @@ class BestPrompt:
       model_dir: the run's folder.
       task: names the prompt's term.
       metric: of the model; accuracy is that of target tokens.
-      higher_is_better: None: everything but a loss.
+      higher_is_better: by default True except for the loss.
       members: of a bank: each has its best prompt, by its own metric, in its folder.
 
     Raises:
-      UserError: a prompt of another task or initial prompt lies in the folder.
+      UserError: the folder has a prompt of another task or initial prompt.
     """
     check_folders(model_dir, task, members)
     self.model_dir = model_dir
@@ -174,7 +174,7 @@ class BestPrompt:
     """Writes each prompt that is the best so far; never asks T5X to stop.
 
     Raises:
-      UserError: the metrics are not of `training.Trainer.eval`.
+      UserError: the metrics do not come from `training.Trainer.eval`.
     """
     if not isinstance(metrics_by_task, Evaluated):
       raise UserError(
@@ -209,7 +209,7 @@ class BestPrompt:
 
 
 class _Prompt(NamedTuple):
-  """A prompt that is saved: its folder, its task, the end of its metrics' names."""
+  """A prompt to save: its folder, its task, the suffix of its metrics' names."""
 
   folder: str
   task: str
@@ -218,20 +218,19 @@ class _Prompt(NamedTuple):
 
 
 def member_folder(model_dir: str, member: Member) -> str:
-  """Returns the folder of a bank's prompt in that of the run."""
+  """Returns the folder of a bank's prompt within the run's."""
   return str(files.to_path(model_dir) / member.name)
 
 
 def described(members: Sequence[Member]) -> list[dict[str, Any]]:
-  """Returns what BANK says of a bank's prompts, in their order."""
+  """Returns the content of BANK: a bank's prompts, in their order."""
   return [dataclasses.asdict(member) for member in members]
 
 
 def write_members(model_dir: str, members: Sequence[Member] | None) -> None:
-  """Writes BANK, which names the prompt of each row of a bank's checkpoints.
+  """Writes BANK, which lists the prompts in the order of the checkpoints' leading axis.
 
-  Without `members` the file is removed, such as that of a bank that ended before its first
-  step.
+  Without `members`, removes the file of a bank that ended before its first step.
   """
   if not processes.is_writer():
     return
@@ -256,8 +255,8 @@ def read_members(model_dir: str) -> list[dict[str, Any]] | None:
     return [dict(**member) for member in json.loads(files.read_bytes(path))]
   except (ValueError, TypeError) as error:
     raise UserError(
-      f"Cannot read '{path}', which says whose the prompts of the bank's checkpoints "
-      f"are ({error}). Bring it back from a copy, or choose another MODEL_DIR."
+      f"Cannot read '{path}', which names the prompts of the bank's checkpoints "
+      f"({error}). Restore it from a copy, or choose another MODEL_DIR."
     ) from error
 
 
@@ -276,7 +275,7 @@ def first_other(
 def check_folders(
   model_dir: str, task: str | None, members: Sequence[Member] | None
 ) -> None:
-  """Raises `UserError` if prompts of another task or start lie where a run writes its own."""
+  """Raises `UserError` if a run's folders have prompts of another task or start."""
   folders = [(model_dir, task)]
   if members is not None:
     folders = [(member_folder(model_dir, one), one.task) for one in members]
@@ -290,14 +289,14 @@ def check_folders(
       if stated != [due]:
         raise UserError(
           f"'{folder}' has a {name} of {describe_terms(known.terms)}, and this run trains "
-          f"{due}. Give the task of that run, or choose another MODEL_DIR."
+          f"{due}. Give that run's task, or choose another MODEL_DIR."
         )
       if initial is not None and initial.initial_digest != known.initial_digest:
         raise UserError(
           f"'{folder}' has a {name} that was tuned from the initial prompt "
           f"{str(known.initial_digest)[:12]}…, and an {INITIAL} which is "
-          f"{str(initial.initial_digest)[:12]}…: one is of another run. Bring back the "
-          "run's own from a copy, or choose another MODEL_DIR."
+          f"{str(initial.initial_digest)[:12]}…: one is of another run. Restore the run's "
+          "own from a copy, or choose another MODEL_DIR."
         )
 
 
@@ -307,14 +306,14 @@ def check_start(folder: str, start: Provenance) -> None:
   if known is not None and known.initial_digest != start.initial_digest:
     raise UserError(
       f"The run in '{folder}' started from the initial prompt "
-      f"{str(known.initial_digest)[:12]}… (seed {known.initial_seed}); this one would from "
-      f"{str(start.initial_digest)[:12]}… (seed {start.initial_seed}). Give the "
-      "INITIAL_PROMPT and INITIAL_SEED of that run, or choose another MODEL_DIR."
+      f"{str(known.initial_digest)[:12]}… (seed {known.initial_seed}); this one would "
+      f"start from {str(start.initial_digest)[:12]}… (seed {start.initial_seed}). Give "
+      "that run's INITIAL_PROMPT and INITIAL_SEED, or choose another MODEL_DIR."
     )
 
 
 def check_saved(folder: str, step: int, leaves: Mapping[str, np.ndarray]) -> None:
-  """Raises `UserError` if a restored prompt is not the one that its run saved as a file."""
+  """Raises `UserError` if a restored prompt differs from the file saved with it."""
   path = files.to_path(folder) / "prompts" / f"prompt_{step}.safetensors"
   if not path.exists():
     return
@@ -348,7 +347,7 @@ def _prompts(
 
 
 def prompt_leaves(target: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Returns the leaves of the prompt, whole on this process; all of them take part."""
+  """Returns the whole leaves of the prompt; all processes must call this."""
   return {
     path.removeprefix(f"{PROMPT}/"): processes.on_host(leaf).astype(np.float32)
     for path, leaf in identity.flatten(target).items()
@@ -359,7 +358,7 @@ def prompt_leaves(target: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def _trained(
   model_dir: str, task: str, step: int, leaves: Mapping[str, np.ndarray]
 ) -> Provenance:
-  """Returns the provenance of a trained prompt: its initial one's, task and steps."""
+  """Returns the provenance of a trained prompt: its initial one's with task and steps."""
   initial = read_provenance(model_dir, INITIAL) or dataclasses.replace(
     of_leaves(leaves), notes=(f"{INITIAL} was lost, and with it what it said",)
   )

@@ -1,7 +1,7 @@
 """T5X's scripts as one of several processes: `python -m tpv_jax.t5x.train`, eval, infer.
 
-T5X's eval and infer have no flags for that and never join the others. Here all three take
-the flags of T5X's train; what is left of the command line is the script's own.
+T5X's eval and infer have no flags for several processes and never join the others. Here
+all three take those of T5X's train; the rest of the command line goes to the script.
 """
 
 import runpy
@@ -16,7 +16,7 @@ from tpv_jax.devices import processes
 def run(script: str) -> None:
   """Runs 'train', 'eval' or 'infer' of T5X as `python -m t5x.<script>` does.
 
-  Only train asks for SIGTERM (see `preemption`); the others end at once.
+  Only train handles SIGTERM (see `preemption`); the others end at once.
   """
   t5x.as_command()
   parser = ArgumentParser(prog=f"python -m tpv_jax.t5x.{script}", add_help=False)

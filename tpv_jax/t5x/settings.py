@@ -1,10 +1,10 @@
-"""The settings of a T5X command, held to what our own commands hold theirs to.
+"""The checks of a T5X command's settings, the same as those of our own commands.
 
-T5X has gin parse the files and lock its configuration. Just before it is locked they are
-parsed once more by `gin_files`, which knows whose each setting is and where it stands,
-and `settings.refusals` refuses what nothing reads, what is missing and what is of another
-kind. So a mistake costs one line, before anything is built or written. Nothing of T5X is
-imported.
+T5X has gin parse the files and lock its configuration. Just before it is locked,
+`gin_files` parses them once more and records who made each setting, and where; then
+`settings.refusals` refuses settings that nothing reads, that are missing or that have the
+wrong type. So a mistake is reported in one line, before anything is built or written.
+Nothing of T5X is imported.
 """
 
 import atexit
@@ -60,7 +60,7 @@ _OF_T5X: Mapping[str, Mapping[str, Any]] = {
   },
   "t5x.utils.RestoreCheckpointConfig": {"dtype": Literal["float32"]},
 }
-"""What parameters of T5X may be: its own annotations know no ranges."""
+"""Annotations for T5X's parameters, as its own have no ranges."""
 
 INSTEAD = {
   "MIXTURE_OR_TASK_NAME": "Add --gin_file=gin_configs/t5x/seqio_task.gin after t5x/train.gin"
@@ -92,22 +92,22 @@ INSTEAD = {
   "write SEQIO_TASK.",
   "DatasetConfig.use_cached": "Write USE_CACHED_TASKS.",
 }
-"""What to do about names of T5X's own gin files that mean nothing here."""
+"""Advice for names of T5X's own gin files that have no meaning here."""
 
 _NOT_HERE = {
   (
     "t5x.utils.CheckpointConfig",
     "restore",
   ): "would have T5X start from a checkpoint whose "
-  "initial prompt the run does not know. A prompt to start from is INITIAL_PROMPT = "
-  "@initial.from_file, a file, run or checkpoint; the model is BACKBONE.",
+  "initial prompt the run does not know. To start from a prompt, set INITIAL_PROMPT = "
+  "@initial.from_file (a file, run or checkpoint); the model is BACKBONE.",
   (
     "t5x.utils.RestoreCheckpointConfig",
     "path",
-  ): "would be used in the place of the prompt "
-  "that was named. Write PROMPT_PATH, a file, run or checkpoint.",
+  ): "would replace the prompt that was named. "
+  "Write PROMPT_PATH, a file, run or checkpoint.",
 }
-"""What T5X would do without the model, its prompt's provenance or the run knowing."""
+"""Settings of T5X that would bypass the run's own record of its prompt, and why."""
 
 
 def check(
@@ -116,20 +116,20 @@ def check(
   bindings: Sequence[str],
   search_paths: Sequence[str] = (),
 ) -> list[str]:
-  """Parses what a command was given into gin's configuration, and checks it.
+  """Parses a command's settings into gin's configuration, and checks them.
 
   Args:
     entry: `train`, `evaluate` or `infer` of T5X.
-    files: gin files in order; those that T5X brings count as shipped.
-    bindings: 'NAME=VALUE', after the files.
-    search_paths: more folders in which files are looked for.
+    files: gin files in order; T5X's own count as shipped.
+    bindings: 'NAME=VALUE', applied after the files.
+    search_paths: more folders in which to look for files.
 
   Returns:
-    What to tell of settings that are left aside.
+    Lines about settings that this command ignores.
 
   Raises:
-    UserError: see `gin_files.parse` and `settings.refusals.check`. Where T5X's own files
-      call something otherwise, the error says what to write.
+    UserError: see `gin_files.parse` and `settings.refusals.check`. For a name of T5X's
+      own files, the error says what to write instead.
   """
   try:
     found = gin_files.parse(files, bindings, search_paths, libraries=("t5x",))
@@ -146,20 +146,20 @@ def check(
 
 
 def watch() -> None:
-  """Has this process, a command of T5X, check what it is given before it runs."""
-  # First of all: gin's own hooks would tell with a trace what is missing.
+  """Makes this process, a command of T5X, check its settings before it runs."""
+  # Before gin's own hooks, which would report missing settings with a traceback.
   config._FINALIZE_HOOKS.insert(0, _before_it_runs)
   app.install_exception_handler(_Stumbled())
 
 
 class _Stumbled(app.ExceptionHandler):
-  """Has our parser say it, if gin's own one stumbles over a file or a binding."""
+  """Reports our parser's error instead, if gin's own fails on a file or a binding."""
 
   def wants(self, error: BaseException) -> bool:
     return not isinstance(error, UserError) and not gin.config_is_locked()
 
   def handle(self, error: BaseException) -> None:
-    del error  # Its words are gin's.
+    del error  # Gin's message; ours is clearer.
     try:
       _check_command()
     except UserError as same:
@@ -167,7 +167,7 @@ class _Stumbled(app.ExceptionHandler):
 
 
 def _before_it_runs(known: Any) -> None:
-  """Checks what the command was given, and keeps others out of its MODEL_DIR."""
+  """Checks the command's settings, and locks its MODEL_DIR against other runs."""
   del known  # gin's configuration, which is about to be locked.
   command = _check_command()
   if command is not None:
@@ -179,16 +179,16 @@ def _before_it_runs(known: Any) -> None:
 
 
 def share_data_dir(given: str | None) -> None:
-  """Has our tasks read where T5X's flag `--tfds_data_dir` has seqio read, if it is given."""
+  """Makes our tasks read the folder of T5X's flag `--tfds_data_dir`, if it is given."""
   if given:
     os.environ["TFDS_DATA_DIR"] = given
 
 
 def _check_command() -> str | None:
-  """Checks the command line of this process, and says what is ignored.
+  """Checks the settings of this process, and prints which of them it ignores.
 
   Returns:
-    Which of `COMMANDS` it runs, None if it is another one of T5X's.
+    The one of `COMMANDS` that it runs, None for another command of T5X.
   """
   known = [name for name in COMMANDS if f"__main__.{name}" in config._REGISTRY]
   if not known:
@@ -207,7 +207,7 @@ def _check_command() -> str | None:
 
 
 def _refuse_what_is_not_here(found: gin_files.Settings) -> None:
-  """Raises `UserError` for a setting of the user's that `_NOT_HERE` is about."""
+  """Raises `UserError` for a user's setting that is in `_NOT_HERE`."""
   for (_, *what), setting in found.items():
     words = _NOT_HERE.get((what[0], what[1]))
     ours = repr(setting.value) in ("None", "@restoring.checkpoint_of()")
@@ -216,7 +216,7 @@ def _refuse_what_is_not_here(found: gin_files.Settings) -> None:
 
 
 def _refuse_a_mixtures_name(found: gin_files.Settings) -> None:
-  """Raises `UserError` for a name in MIXTURE_OR_TASK_NAME, which would go unchecked."""
+  """Raises `UserError` if MIXTURE_OR_TASK_NAME is a name, which would not be checked."""
   setting = found.get(("MIXTURE_OR_TASK_NAME", *gin_files.MACRO))
   if setting is not None and isinstance(setting.value, str):
     raise UserError(

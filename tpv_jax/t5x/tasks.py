@@ -14,7 +14,7 @@ from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
 
 PREFIX = "tpv_"
-"""Before the names of our tasks among seqio's."""
+"""The prefix of our tasks' names in seqio."""
 
 _STREAMED: dict[str, tuple[str, int]] = {}
 """The data directory and the seed of each task that `streamed` registered."""
@@ -24,8 +24,8 @@ def registered(task: Task, vocabulary: Vocabulary) -> str:
   """Returns the name under which seqio has one of our tasks, registering it if needed.
 
   Raises:
-    UserError: seqio's task of that name has another vocabulary, or a label can't be
-      written by it.
+    UserError: seqio's task of that name has another vocabulary, or the vocabulary cannot
+      write a label.
   """
   import seqio
 
@@ -46,10 +46,10 @@ def streamed(
   data_dir: PathLike | None = None,
   seed: int = definition.SEED,
 ) -> str:
-  """Returns the name under which seqio has a task of the registry over its raw rows.
+  """Returns seqio's name of a task of the registry that streams its raw rows.
 
-  It is registered if needed. `registered` with an exported task gives the same examples
-  and holds them in memory.
+  It is registered if needed. `registered` with an exported task gives the same examples,
+  but holds them in memory.
 
   Args:
     name: in `registry.DEFINITIONS`.
@@ -58,8 +58,8 @@ def streamed(
     seed: of the splits.
 
   Raises:
-    UserError: there is no such task, a label of it can't be written, or seqio's task of
-      that name has another vocabulary, data directory or seed.
+    UserError: there is no such task, the vocabulary cannot write one of its labels, or
+      seqio's task of that name has another vocabulary, data directory or seed.
   """
   import seqio
 
@@ -82,21 +82,21 @@ def streamed(
 
 
 def name_of(mixture: str) -> str:
-  """Returns a task's name in provenance: ours where `streamed` registered it."""
+  """Returns a task's name for provenance: our own if `streamed` registered it."""
   return mixture.removeprefix(PREFIX) if mixture in _STREAMED else mixture
 
 
 def named(name: str, vocabulary: Vocabulary, modules: Sequence[str] = ()) -> str:
-  """Returns the name of a task or mixture of seqio, its vocabulary checked.
+  """Returns the name of a task or mixture of seqio, after checking its vocabulary.
 
   Args:
     name: of the task or mixture.
     vocabulary: the backbone's.
-    modules: to import first, so that their tasks are registered.
+    modules: imported first, so that their tasks are registered.
 
   Raises:
-    UserError: there is no such task or mixture, its vocabulary cannot be read, or its ids
-      would mean other words.
+    UserError: there is no such task or mixture, or its vocabulary cannot be read or is
+      another one.
   """
   import seqio
   import tensorflow as tf
@@ -140,7 +140,7 @@ def named(name: str, vocabulary: Vocabulary, modules: Sequence[str] = ()) -> str
     if not same:
       raise UserError(
         f"The {feature} of seqio's task '{name}' have the vocabulary {found}, the backbone "
-        f"has {expected}: ids would mean other words. Choose the VOCABULARY_FILE of the "
-        "task, or the task for it."
+        f"has {expected}: ids would mean other words. Choose the task's VOCABULARY_FILE, "
+        "or a task with the backbone's."
       )
   return name

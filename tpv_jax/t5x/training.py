@@ -29,7 +29,7 @@ class Trainer(trainer.Trainer):
   T5X adds up the gradients of the micro-batches' losses. Here each of these losses is
   its sum over target tokens divided by the number of target tokens of the whole batch,
   so that their sum is the mean, however the tokens are spread over the micro-batches.
-  Gradients exist for what is trained only; T5X would add up one of every leaf.
+  Gradients are computed only for trained leaves; T5X would compute those of every leaf.
 
   SIGTERM ends training after a step, whose state T5X then saves (see `preemption`).
   """
@@ -40,9 +40,9 @@ class Trainer(trainer.Trainer):
   def __init__(
     self, *args: Any, profile_steps: Sequence[Steps] | None = None, **kwargs: Any
   ):
-    """Takes what T5X's trainer takes, and the first and last step to be traced.
+    """Takes the arguments of T5X's trainer, and the first and last step to trace.
 
-    Of a run that goes on it takes the state of the last save, whatever its step says.
+    A continued run starts at the step of its last save, whatever the state's step is.
     """
     super().__init__(*args, **kwargs)
     self._notice = preemption.Notice()
@@ -52,20 +52,20 @@ class Trainer(trainer.Trainer):
     )
     if self._weight_metrics_computer is not None:
       raise UserError(
-        "weight_metrics_computer wants the gradients of the whole frozen backbone, at the "
+        "weight_metrics_computer needs the gradients of the whole frozen backbone, at the "
         "cost of full fine-tuning. Leave it None."
       )
 
   def train(
     self, batch_iter: Iterator[Any], num_steps: int, start_step: int | None = None
   ) -> Any:
-    """Trains up to step `start_step + num_steps`, without the steps that are done.
+    """Trains up to step `start_step + num_steps`, skipping the steps that are done.
 
-    Those of PROFILE_STEPS among them are traced.
+    Traces the steps of PROFILE_STEPS.
 
     Raises:
-      Stopped: SIGTERM came; `train_state` is that after the last step. Where that is the
-        last one asked for, T5X may evaluate and save there, so one more is trained first.
+      Stopped: SIGTERM came; `train_state` is the state after the last step. It is not
+        raised at the last of these steps, where T5X may evaluate and save, but one later.
     """
     done = _step_of(self.train_state)
     end = (done if start_step is None else start_step) + num_steps
@@ -82,8 +82,8 @@ class Trainer(trainer.Trainer):
       state, metrics = train_step(state, batch)
       step = next(steps)
       if self._notice.came() and step < end:
-        self.train_state = state  # The one before was donated.
-        self.close()  # T5X does not, and what is buffered would be lost.
+        self.train_state = state  # The previous state was donated.
+        self.close()  # T5X does not close it, and buffered metrics would be lost.
         t5x.leaving.callback(jax.distributed.shutdown)
         raise Stopped(
           signal.SIGTERM,
@@ -98,19 +98,19 @@ class Trainer(trainer.Trainer):
       self._compiled_train_step = compiled
 
   def eval(self, batch_iters: Mapping[str, Iterator[Any]]) -> saving.Evaluated:
-    """Returns the metrics of each task, and the prompt that they are of."""
+    """Returns the metrics of each task, and the prompt that was evaluated."""
     prompt = saving.prompt_leaves(self.train_state.params)  # All hosts take part.
     return saving.Evaluated(super().eval(batch_iters), prompt)
 
   def close(self) -> None:
-    """Ends what was begun, and has SIGTERM end the process again."""
+    """Ends the trace and the trainer, and restores SIGTERM's default action."""
     self._notice.close()
     if self._profile:
       self._profile.stop()
     super().close()
 
   def _start_at(self, done: int) -> None:
-    """Gives the state its step again where `Initializer` told T5X an earlier one."""
+    """Restores the state's step where `Initializer` gave T5X an earlier one."""
     state = self.train_state
     if state is not None and done > _step_of(state):
       self.train_state = preemption.at_step(state, done, self._partitioner.mesh)
@@ -151,7 +151,7 @@ def evaluates_first(model_dir: str) -> bool:
   """Returns whether a run in this folder begins with the evaluation of its last save.
 
   T5X saves before it evaluates: a run that was killed between the two lacks that
-  evaluation, and maybe the best prompt. One that had it finds the same once more.
+  evaluation, and perhaps the best prompt. A run that had made it gets the same again.
   """
   return preemption.is_evaluated(datasets.steps_done(model_dir))
 
@@ -161,9 +161,9 @@ def _step_of(state: Any) -> int:
 
 
 class _PartOfBatch:
-  """The model's loss, of what `fold_once` gives, on a part of a batch.
+  """The model's loss on a part of a batch, as a function of `fold_once`'s result.
 
-  The weights of the whole batch add up to `total`, in a bank to one for each prompt.
+  `total` is the sum of the whole batch's weights, in a bank one for each prompt.
   """
 
   def __init__(self, model: SoftPromptModel, frozen: dict[str, Any], total: jax.Array):
