@@ -191,9 +191,9 @@ def _check_command() -> str | None:
     The one of `COMMANDS` that it runs, None for another command of T5X.
   """
   known = [name for name in COMMANDS if f"__main__.{name}" in config._REGISTRY]
-  if not known:
-    return None
   given = flags.FLAGS
+  if not known or "gin_file" not in given:  # A script of somebody else's.
+    return None
   lines = check(
     config._REGISTRY[f"__main__.{known[0]}"].wrapped,
     given.gin_file or (),
