@@ -82,7 +82,7 @@ def test_the_prompts_of_a_bank_are_counted(capsys):
   [
     (["t5_v1_1_small", "--bank", "0"], "--bank is 0; it must be a whole number"),
     (["t5_v1_1_smal"], "There is no size 't5_v1_1_smal'. Did you mean 't5_v1_1_small'"),
-    (["t5_v1_1_small", "--mesh", "4"], "'4' is no mesh: write DATAxMODEL"),
+    (["t5_v1_1_small", "--mesh", "4"], "'4' is not a mesh: write DATAxMODEL"),
   ],
 )
 def test_mistakes_are_one_line(capsys, arguments, message):

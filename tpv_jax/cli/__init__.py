@@ -1,6 +1,6 @@
 """The console command `tpv`: all verbs behind one name, see `verbs`.
 
-A verb's module is imported when it is called, and imports JAX and TensorFlow, where it
+A verb's module is imported when the verb is called, and imports JAX and TensorFlow, if it
 needs them, when it runs.
 """
 
@@ -50,13 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
   with_gin = "gin_file" in options
 
   def run() -> int | None:
-    if not with_gin:  # Such a verb has much to import first, and asks for it itself.
+    if not with_gin:  # A verb with gin files does this itself, after long imports.
       raise_on_interrupt()
     return verb.run(options)
 
   code = run_command(run, options.debug, "--gin." if with_gin else "--")
   if code and with_gin and options.multiprocess_gpu:
-    # Leave at once: JAX's own way out waits for the processes that are lost.
+    # Exit at once: JAX's shutdown would wait for the processes that are lost.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -64,16 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> tuple[verbs.Verb, argparse.Namespace]:
-  """Returns the verb that is called, and its options; `call` of them is the whole call.
+  """Returns the verb that is called, and its options, whose `call` is the whole call.
 
   Raises:
-    SystemExit: help was asked for, or the call is wrong, which is printed.
+    SystemExit: help or an error in the call has been printed.
   """
   name, *rest = arguments or [""]
   if name not in verbs.VERBS:
     _without_verb(arguments)
   parser = verbs.parser_of(name)
-  if rest.count("--") > 1:  # Of which argparse would make an empty list.
+  if rest.count("--") > 1:  # argparse would make an empty list of the second one.
     parser.error("'--' is given twice; after the first one no word is an option")
   if parser.get_default("gin_file") is not None:
     rest = gin_verb.rewrite(rest)
@@ -83,12 +83,12 @@ def parse(arguments: Sequence[str]) -> tuple[verbs.Verb, argparse.Namespace]:
 
 
 def _without_verb(arguments: Sequence[str]) -> NoReturn:
-  """Exits: with the help or the version if that is asked for, or with what is wrong."""
+  """Prints the help, the version or an error, and exits."""
   parser = Parser(
     prog="tpv",
     usage="tpv VERB ...",
     description=f"Soft prompts on frozen language models, and task vectors.\n\n{_verbs()}",
-    epilog=f"examples:\n{_EXAMPLES}\n\n'tpv VERB --help' tells more.",
+    epilog=f"examples:\n{_EXAMPLES}\n\n'tpv VERB --help' explains a verb.",
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("--version", action="version", version=f"tpv_jax {VERSION}")
@@ -104,7 +104,7 @@ def _without_verb(arguments: Sequence[str]) -> NoReturn:
 
 
 def _verbs() -> str:
-  """Returns the lines of the help on all verbs, in groups."""
+  """Returns the help's lines about all verbs, in groups."""
   return "\n\n".join(
     "\n".join(
       [f"{group}:", *(f"  {name:<10}{line}" for name, (_, line) in its.items())]

@@ -1,7 +1,7 @@
 """Writes the prompt INITIAL + C * V, folded unless V is of the factor space.
 
-Another initial prompt than V's own is allowed (the cross-origin test) and recorded, but
-for a vector of the factor space, which only its own initial parameters fit.
+INITIAL may be another initial prompt than V's own (the cross-origin test), which is
+recorded. A vector of the factor space fits only its own initial parameters.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def add_arguments(parser: Parser) -> None:
   parser.add_argument(
     "initial",
     metavar="INITIAL",
-    help="a prompt, not only V's own; a run folder means its initial prompt",
+    help="a prompt, V's own or another one; a run folder means its initial prompt",
   )
   parser.add_argument(
     "-c",

@@ -1,4 +1,4 @@
-"""The arguments that verbs share: parsers, numbers, prompts of a path, outputs."""
+"""The arguments that verbs share: parsers, numbers, paths of prompts, outputs."""
 
 import argparse
 import re
@@ -25,7 +25,7 @@ class Parser(ArgumentParser):
 
 
 def number(text: str) -> float:
-  """Returns the number that an argument is, for argparse's `type`."""
+  """Returns an argument as a number, for argparse's `type`."""
   try:
     return float(text)
   except ValueError:
@@ -33,7 +33,7 @@ def number(text: str) -> float:
 
 
 def explain_paths(parser: Parser) -> None:
-  """Says in the help what the path of a prompt or vector may be."""
+  """Adds to the help what the path of a prompt or vector may be."""
   parser.description = f"{parser.description}\n\n{SOURCES}"
 
 

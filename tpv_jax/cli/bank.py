@@ -1,4 +1,4 @@
-"""Trains many soft prompts at once on one frozen backbone; the same command resumes."""
+"""Trains many soft prompts at once on one frozen backbone; run it again to resume."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Prints the parameters of EPT prompts by part, and the rank that a budget leaves."""
+"""Prints the parameters of EPT prompts by part, and the rank that a budget allows."""
 
 import argparse
 
@@ -46,7 +46,7 @@ def add_arguments(parser: Parser) -> None:
     "--rank",
     metavar="R",
     type=int,
-    help="check this rank (default: the largest that the budget leaves)",
+    help="check this rank (default: the largest that the budget allows)",
   )
   parser.add_argument("--json", action="store_true", help="print JSON")
 

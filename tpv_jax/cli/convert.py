@@ -1,7 +1,7 @@
-"""Writes a backbone in another form, leaf by leaf, and checks what it wrote.
+"""Writes a backbone in another format, leaf by leaf, and checks what it wrote.
 
-No value changes but by --dtype. The fingerprint, over the values rounded to bf16, is
-the same on both sides: vectors and prompts of the one belong to the other.
+Only --dtype changes values. The fingerprint, over the values rounded to bf16, is the same
+on both sides: vectors and prompts of one backbone belong to the other as well.
 
 SOURCE is a folder of Hugging Face (T5, T5 1.1, Flan-T5 or mT5 in safetensors), a T5X
 checkpoint (Orbax, or the layout of 2022), a .safetensors file of ours, or 'embedded', here
@@ -24,7 +24,7 @@ ON_CPU = True
 
 
 def add_arguments(parser: Parser) -> None:
-  """Adds a backbone, its new form, and the output."""
+  """Adds a backbone, its new format, and the output."""
   parser.add_argument("source", metavar="SOURCE", help="a backbone")
   parser.add_argument(
     "-o",
@@ -36,12 +36,12 @@ def add_arguments(parser: Parser) -> None:
   parser.add_argument(
     "--to",
     choices=("hugging-face", "t5x", "safetensors"),
-    help="what to write, where the name of OUT does not tell",
+    help="the format to write, if the name of OUT does not tell",
   )
   parser.add_argument(
     "--dtype",
     choices=("float32", "bfloat16"),
-    help="of what is written; as it is in SOURCE if not given (fp16 becomes fp32)",
+    help="of the output (default: that of SOURCE; fp16 becomes fp32)",
   )
   parser.add_argument(
     "--dry-run", action="store_true", help="list the mapping and write nothing"

@@ -1,6 +1,6 @@
 """Prints the cosine similarity of every pair of prompts or vectors.
 
-DePT and EPT prompts are folded first: many parameters may do the same thing.
+DePT and EPT prompts are folded first, as different parameters can have the same effect.
 """
 
 import argparse

@@ -22,7 +22,7 @@ ON_CPU = True
 
 
 def add_arguments(parser: Parser) -> None:
-  """Adds two prompts, what they may not state, and the output."""
+  """Adds two prompts, options for what they do not state, and the output."""
   arguments.explain_paths(parser)
   arguments.add_output(parser)
   parser.add_argument("tuned", metavar="TUNED", help="a tuned prompt")
@@ -42,9 +42,9 @@ def add_arguments(parser: Parser) -> None:
     "--space",
     choices=SPACES,
     default="effective",
-    help="of DePT and EPT prompts: 'effective' (default), the difference of what the "
-    "two do, as folded; 'factor', the difference of their parameters, for use on the "
-    "same initial parameters only. For plain prompts both are one",
+    help="for DePT and EPT prompts: 'effective' (default), the difference of the folded "
+    "prompts; 'factor', the difference of their parameters, for use on the same initial "
+    "parameters only. For plain prompts both are the same",
   )
   arguments.add_alpha(parser)
   arguments.add_allow_mixed_origin(parser, "another prompt than TUNED was tuned from")
@@ -77,7 +77,7 @@ def _initial_of(options: argparse.Namespace) -> Loaded:
   run = sources.run_of(options.tuned)
   if run is None:
     raise UserError(
-      f"'{options.tuned}' is no run folder, so its initial prompt must be given: tpv "
+      f"'{options.tuned}' is not a run folder, so give its initial prompt: tpv "
       f"diff {options.tuned} INITIAL -o {options.output}."
     )
   return sources.load(run, "initial")

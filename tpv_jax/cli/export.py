@@ -1,12 +1,12 @@
 """Writes a prompt as another tool's file, and its provenance as JSON beside it.
 
-DePT and EPT prompts are folded for 'peft' and 'npy', which hold rows that stand before
-a source and no delta: one that has a delta is refused there. 'npz' holds what the
-prompt is, its parameters or what 'tpv fold' makes of them.
+DePT and EPT prompts are folded for 'peft' and 'npy', which hold only the rows before a
+source; a prompt with a delta is refused there. 'npz' holds every leaf of PATH: a prompt's
+parameters, or a folded prompt.
 
-'backbone' is for a run that trained a whole backbone: its newest weights become one
-.safetensors file of ours, rounded to bf16 and stored as fp32, so that the file holds
-exactly what its fingerprint names.
+'backbone' is for a run that trained a whole backbone: its newest weights are written as
+one .safetensors file of ours, rounded to bf16 and stored as fp32, so that the file holds
+exactly the values that its fingerprint covers.
 """
 
 import argparse
@@ -35,7 +35,7 @@ _READERS = {
   "base_model": ("peft",),
   "name": ("backbone",),
 }
-"""The targets that read an option."""
+"""Option -> the targets that read it."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -59,10 +59,10 @@ def add_arguments(parser: Parser) -> None:
   parser.add_argument(
     "--base-model",
     metavar="NAME",
-    help="what PEFT shall call the backbone: its name on the hub, or a relative path",
+    help="the backbone's name for PEFT: its name on the hub, or a relative path",
   )
   parser.add_argument(
-    "--name", help="what a backbone is called, for people (default: tpv_jax embedded)"
+    "--name", help="a backbone's name, for people (default: tpv_jax embedded)"
   )
 
 
@@ -114,9 +114,9 @@ def _export_prompt(options: argparse.Namespace) -> None:
 
 
 def _one_array(item: Loaded) -> Loaded:
-  """Returns what a `.npy` file holds of an item: a folded prompt without a delta."""
+  """Returns the part of an item for a `.npy` file: a folded prompt without a delta."""
   if item.provenance.kind == "vector":
-    return item  # What has other leaves `arrays.write` refuses.
+    return item  # `arrays.write` refuses one with other leaves.
   folded = algebra.fold(item)
   peft.refuse_delta(folded, "A .npy file")
   return Loaded({"prompt": folded.leaves["prompt"]}, folded.provenance, folded.name)

@@ -1,6 +1,6 @@
-"""Compares starts of prompt tuning on few examples.
+"""Compares starts of few-shot prompt tuning.
 
-The starts: random, a related vector, a sum of two, an unrelated vector.
+The starts are: random, a related vector, a sum of two, an unrelated vector.
 """
 
 import argparse

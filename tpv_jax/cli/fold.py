@@ -1,8 +1,8 @@
-"""Writes all that a DePT or EPT prompt does to an encoder: a prompt and a delta.
+"""Writes a DePT or EPT prompt in folded form: a prompt and a delta.
 
-The prompt stands before the source, and the delta is added to the embeddings of its
-tokens, by position. Evaluation and inference do the same whichever of the two forms
-they are given. A folded prompt, as every plain one is, is written as it is.
+The prompt is put before the source, and the delta is added to the embeddings of the
+source's tokens, by position. Evaluation and inference do the same with either form. A
+folded prompt, as every plain prompt is, is written unchanged.
 """
 
 import argparse

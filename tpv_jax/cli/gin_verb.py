@@ -1,7 +1,7 @@
 """What verbs with gin files share: their flags, spelled as T5X spells them, and their run.
 
-`--gin_file=FILE` (repeatable), `--gin.NAME=VALUE`, `--gin_search_paths=A,B`, and those of
-several processes.
+The flags are `--gin_file=FILE` (repeatable), `--gin.NAME=VALUE`, `--gin_search_paths=A,B`,
+and those of several processes.
 """
 
 import argparse
@@ -21,7 +21,7 @@ flags, spelled as T5X spells them:
                           repeat it to add files, later ones win
   --gin.NAME=VALUE        one binding after the files; strings need quotes of their own:
                           --gin.RUN_DIR='"runs/sst2"'
-  --gin_search_paths=A,B  more folders in which gin files are looked for
+  --gin_search_paths=A,B  more folders in which to look for gin files
 """
 
 
@@ -32,7 +32,9 @@ def add_arguments(parser: Parser) -> None:
     "--gin_file", action="append", default=[], help="a gin file (repeatable)"
   )
   parser.add_argument("--gin_bindings", action="append", default=[], help="NAME=VALUE")
-  parser.add_argument("--gin_search_paths", default="", help="folders, by commas")
+  parser.add_argument(
+    "--gin_search_paths", default="", help="folders, separated by commas"
+  )
   flags.add(parser)
 
 
@@ -49,9 +51,9 @@ def rewrite(arguments: Sequence[str]) -> list[str]:
 def run(
   function: Callable[..., Any], options: argparse.Namespace, **arguments: Any
 ) -> int | None:
-  """Calls the gin-configured `function`; returns the exit code, if that is what it does.
+  """Calls the gin-configured `function` and returns its exit code, if it returns one.
 
-  `arguments` are passed to `function` beside what gin binds.
+  `arguments` are passed to `function` in addition to what gin binds.
   """
   import gin
 
@@ -89,21 +91,21 @@ def run(
     if not _is_gins(error):
       raise
     raise UserError(
-      "A setting calls what is configured by that setting, as in training.train.seed = "
+      "A setting calls the function that it configures, as in training.train.seed = "
       "@training.train(). Give it another value."
     ) from None
   return result if isinstance(result, int) else None
 
 
 def _is_gins(error: RecursionError) -> bool:
-  """Returns whether gin was calling itself when the calls became too many."""
+  """Returns whether the recursion was gin calling itself."""
   frames = traceback.extract_tb(error.__traceback__)
   called = [frame for frame in frames if frame.name == "gin_wrapper"]
   return len(called) > 20
 
 
 def without_gin(error: Exception) -> BaseException:
-  """Returns the error that gin wrapped to say which configurable was called."""
+  """Returns the error without the text that gin adds about the configurable."""
   inner: BaseException = error
   while inner.__context__ is not None and str(inner).startswith(str(inner.__context__)):
     inner = inner.__context__

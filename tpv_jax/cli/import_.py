@@ -1,11 +1,11 @@
-"""Writes the prompt at PATH as a file of ours, and adds what you know of it.
+"""Writes the prompt at PATH as a file of ours, and adds what you state about it.
 
 What neither PATH nor you state stays unknown; 'tpv show' lists it.
 
-A PATH is an adapter's folder (PEFT's or DePT's), a .npy file or one of the folder
-numpy_checkpoints, a prompt in a .npz or foreign .safetensors
-file (FILE:PROMPT where it holds several), or anything that the other commands read, which
-read all of these directly as well. Pickles (.bin, .pt, .pkl) are never opened.
+A PATH is an adapter's folder (PEFT's or DePT's), a .npy file, a file of the folder
+numpy_checkpoints, a prompt in a .npz or foreign .safetensors file (FILE:PROMPT where it
+holds several), or anything else that the other verbs read; they also read all of these
+directly. Pickles (.bin, .pt, .pkl) are never opened.
 """
 
 import argparse
@@ -27,24 +27,24 @@ ON_CPU = True
 
 
 def add_arguments(parser: Parser) -> None:
-  """Adds a prompt, what it may not state, and the output."""
+  """Adds a prompt, options for what it does not state, and the output."""
   parser.add_argument("path", metavar="PATH", help="a prompt")
   arguments.add_output(parser)
   parser.add_argument(
-    "--task", metavar="NAME", help="the task that it was tuned on, if it does not say"
+    "--task", metavar="NAME", help="the task that it was tuned on, if not stated"
   )
   arguments.add_backbone(parser, "the backbone of a prompt that does not state it")
   parser.add_argument(
     "--initial",
     metavar="INITIAL",
-    help="the prompt that it was tuned from, if it does not say; PATH itself for an "
-    "initial prompt",
+    help="the prompt that it was tuned from, if not stated; PATH itself for an initial "
+    "prompt",
   )
   arguments.add_alpha(parser)
 
 
 def run(options: argparse.Namespace) -> None:
-  """Writes the file, and says what stays unknown."""
+  """Writes the file, and prints what stays unknown."""
   outputs.refuse(options)
   item = sources.load(options.path)
   if options.alpha is not None:
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _missing(item: Loaded) -> list[str]:
-  """Returns what the file does not state and the user could have."""
+  """Returns what the file does not state although an option could have."""
   known = item.provenance
   states = {
     "the backbone (--backbone)": known.backbone_fingerprint,

@@ -1,4 +1,4 @@
-"""Writes what a prompt makes of each line of a text file."""
+"""Writes the answer of the model with a prompt to each line of a text file."""
 
 import argparse
 

@@ -1,8 +1,8 @@
-"""Writes heat maps of an EPT prompt's gate and fusion, at the start and trained.
+"""Writes heat maps of an EPT prompt's gate and fusion, before and after training.
 
-FOLDER gets gate.png (the weight of each subspace, for each prompt token), fusion.png
-(the attention of each prompt token to the rows of delta) and inspection.json with their
-numbers. The prompts of several runs stand side by side. Prints a summary.
+Writes gate.png (the weight of each subspace, for each prompt token), fusion.png (the
+attention of each prompt token to the rows of delta) and inspection.json with their
+numbers to FOLDER, the prompts of several runs side by side. Prints a summary.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def add_arguments(parser: Parser) -> None:
   arguments.explain_paths(parser)
   parser.add_argument("paths", metavar="PROMPT", nargs="+", help="an EPT prompt")
   parser.add_argument(
-    "-o", "--output", metavar="FOLDER", required=True, help="where the files go"
+    "-o", "--output", metavar="FOLDER", required=True, help="where to write the files"
   )
   parser.add_argument(
     "--overwrite", action="store_true", help="replace what 'tpv inspect' wrote there"

@@ -1,6 +1,6 @@
 """Writes one vector merged from several by a rule.
 
-Weights are one for each vector. 'tpv sum' is the rule task_arithmetic.
+There is one weight for each vector. 'tpv sum' is the rule task_arithmetic.
 """
 
 import argparse
@@ -22,7 +22,7 @@ ON_CPU = True
 
 
 class _List(argparse.Action):
-  """Prints the rules and ends, as --help does."""
+  """Prints the rules and exits, as --help does."""
 
   def __call__(
     self,
@@ -43,10 +43,10 @@ def add_arguments(parser: Parser) -> None:
   parser.add_argument(
     "--rule",
     default="task_arithmetic",
-    help="how they are merged (default: task_arithmetic); see --list",
+    help="how to merge them (default: task_arithmetic); see --list",
   )
   parser.add_argument(
-    "--list", action=_List, nargs=0, help="print the rules with their options, and end"
+    "--list", action=_List, nargs=0, help="print the rules with their options, and exit"
   )
   parser.add_argument(
     "-w",
@@ -62,7 +62,7 @@ def add_arguments(parser: Parser) -> None:
     metavar="L",
     type=arguments.number,
     default=1.0,
-    help="what the result is multiplied by (default: 1)",
+    help="a factor of the result (default: 1)",
   )
   for option, rules in _rules_by_option().items():
     parser.add_argument(
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def described() -> str:
-  """Returns every rule with what it does, its options and its source, for people."""
+  """Returns the list of rules as text: summary, options and source of each."""
   lines = []
   for name in registry.RULES:
     rule = registry.rule(name)
@@ -122,7 +122,7 @@ def described() -> str:
 
 
 def _rules_by_option() -> dict[str, list[str]]:
-  """Returns the rules that have an option, by its name."""
+  """Returns option -> the rules that have it."""
   found: dict[str, list[str]] = {}
   for name in registry.RULES:
     for option in registry.options(name):

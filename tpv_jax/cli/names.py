@@ -1,4 +1,4 @@
-"""What prompts and vectors are called in tables and pictures."""
+"""The names of prompts and vectors in tables and pictures."""
 
 import pathlib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What verbs write and say of it: a prompt or vector in a file, with its provenance."""
+"""The output of verbs: a prompt or vector in a file, and lines about it."""
 
 import argparse
 
@@ -9,12 +9,12 @@ from tpv_jax.vectors.provenance import describe_terms
 
 
 def refuse(options: argparse.Namespace) -> None:
-  """Refuses an output that cannot be written before anything is read."""
+  """Raises `UserError` if the output cannot be written, before anything is read."""
   store.check_output(options.output, options.overwrite)
 
 
 def write(options: argparse.Namespace, item: Loaded) -> None:
-  """Writes what a verb made to its output and prints what it is."""
+  """Writes a prompt or vector to the verb's output, and prints what it is."""
   store.write(options.output, item.leaves, item.provenance, options.overwrite)
   known = item.provenance
   if known.space == "factor":

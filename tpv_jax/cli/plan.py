@@ -1,4 +1,4 @@
-"""Says what each chip holds of a backbone on a mesh, without weights.
+"""Prints what each chip holds of a backbone on a mesh, without weights.
 
 Shapes come from abstract evaluation, shardings from the rules of training; nothing is
 allocated and no device is needed, so a pod can be planned on a laptop.
@@ -34,8 +34,8 @@ class Leaf:
     path: its T5X path.
     shape: of the whole parameter.
     axes: logical names of its axes.
-    cut: the mesh axis along which each axis is cut, or None.
-    share: shape of the part that one chip holds.
+    cut: the mesh axis that splits each axis, or None.
+    share: the shape of the part that one chip holds.
   """
 
   path: str
@@ -46,11 +46,11 @@ class Leaf:
 
 
 class Plan(NamedTuple):
-  """What lies where.
+  """The parameters on a mesh.
 
   Attributes:
     leaves: every parameter.
-    kept_whole: a line for each axis that the mesh would cut if it divided it.
+    kept_whole: a line for each axis that is not split because its size does not divide.
   """
 
   leaves: list[Leaf]
@@ -70,13 +70,13 @@ def make(
 
   Args:
     size: of the backbone.
-    data: chips along the axis over which rows are dealt out.
-    model: chips over which a parameter is cut.
+    data: chips along the axis that splits the rows.
+    model: chips along the axis that splits a parameter.
     prompt_length: P.
-    ept: an EPT prompt with the parameters of a plain one of P tokens, as ept.gin makes
-      it, instead of that.
-    short_length: S of it.
-    source_length: M of it.
+    ept: an EPT prompt with the budget of a plain one of P tokens, as ept.gin makes it,
+      instead of the plain one.
+    short_length: S of the EPT prompt.
+    source_length: M of the EPT prompt.
 
   Raises:
     UserError: no such size, or no such prompt.
@@ -135,16 +135,16 @@ def add_arguments(parser: Parser) -> None:
     "--storage",
     choices=("bfloat16", "float32"),
     default="bfloat16",
-    help="dtype in which the frozen backbone lies on the chips (bfloat16)",
+    help="dtype of the frozen backbone on the chips (bfloat16)",
   )
   parser.add_argument("--prompt-length", type=int, default=100, help="P (100)")
   parser.add_argument(
     "--ept",
     action="store_true",
-    help="an EPT prompt of P's budget, as ept.gin makes it",
+    help="an EPT prompt with the budget of P plain tokens, as ept.gin makes it",
   )
-  parser.add_argument("--short-length", type=int, default=40, help="S of it (40)")
-  parser.add_argument("--source-length", type=int, default=256, help="M of it (256)")
+  parser.add_argument("--short-length", type=int, default=40, help="S of EPT (40)")
+  parser.add_argument("--source-length", type=int, default=256, help="M of EPT (256)")
   parser.add_argument("--bank", type=int, default=1, help="N, prompts at once (1)")
   parser.add_argument("--leaves", action="store_true", help="a line for each parameter")
 
@@ -155,7 +155,7 @@ def run(options: argparse.Namespace) -> None:
 
   data, _, model = options.mesh.partition("x")
   if not (data.isdigit() and model.isdigit() and int(data) and int(model)):
-    raise UserError(f"'{options.mesh}' is no mesh: write DATAxMODEL, such as 4x8.")
+    raise UserError(f"'{options.mesh}' is not a mesh: write DATAxMODEL, such as 4x8.")
   at_least("--bank", options.bank, 1)
   leaves, kept_whole = make(
     *(options.size, int(data), int(model), options.prompt_length),
@@ -179,13 +179,13 @@ def run(options: argparse.Namespace) -> None:
   for line in kept_whole:
     console.print(line)
   console.print(
-    "Activations come on top; they grow with the rows a chip has. A bank says before it "
-    "starts what its compiled steps need (tpv bank)."
+    "Activations come on top; they grow with the rows of a chip. A bank prints what its "
+    "compiled steps need before it starts (tpv bank)."
   )
 
 
 def _table_of_leaves(leaves: Sequence[Leaf]) -> "Table":
-  """Returns a row for each parameter: its shape, its axes and how they are cut."""
+  """Returns a row for each parameter: its shape, its axes and how they are split."""
   from rich.table import Column, Table
 
   table = Table(Column("parameter", no_wrap=True), "shape", "axes", "on a chip")
@@ -201,9 +201,10 @@ def _table_of_leaves(leaves: Sequence[Leaf]) -> "Table":
 def _table_of_parts(
   leaves: Sequence[Leaf], width: int, prompts: int, here: int
 ) -> "Table":
-  """Returns a row each for the backbone, of `width` bytes a number, and for the prompts.
+  """Returns a row for the backbone and one for the prompts.
 
-  A chip holds `here` of the prompts, each with its gradient and two moments in fp32.
+  A value of the backbone has `width` bytes. A chip holds `here` of the prompts, each with
+  its gradient and two moments in fp32.
   """
   from rich.table import Table
 

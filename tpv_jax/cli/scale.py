@@ -1,4 +1,4 @@
-"""Writes the vector C * V, every coefficient times C."""
+"""Writes the vector C * V, with the coefficient of every term multiplied by C."""
 
 import argparse
 

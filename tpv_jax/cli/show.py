@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _what(item: Loaded) -> str:
-  """Returns what the leaves of a prompt or vector are."""
+  """Returns what the leaves of a prompt or vector mean."""
   factor = item.provenance.space == "factor"
   if item.provenance.kind == "vector":
     if factor:

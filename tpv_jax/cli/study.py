@@ -1,4 +1,4 @@
-"""Tunes prompts, makes task vectors, and reports what arithmetic on them does."""
+"""Tunes prompts, makes task vectors, and reports the effects of arithmetic on them."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Writes the sum of vectors, each times its weight; equal tasks become one term."""
+"""Writes the weighted sum of vectors; equal tasks become one term."""
 
 import argparse
 

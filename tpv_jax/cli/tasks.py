@@ -25,15 +25,15 @@ _EXAMPLES = {
 
 _MORE = {
   "prepare": """\
-Data sets of TFDS are downloaded by it (extra 'data'), those of the Hugging Face hub by
-'datasets' (extra 'hf'). A call that was stopped goes on where it was.
+TFDS downloads its own data sets (extra 'data'), 'datasets' those of the Hugging Face hub
+(extra 'hf'). A call that was stopped continues where it was.
 FOLDER is a local copy: SPLIT.jsonl for each split that is needed, with the columns of the
 source; or parquet files, or what 'save_to_disk' wrote.""",
   "export": """\
-The rows must be prepared. The light data room reads the lines without TensorFlow:
+The rows must be prepared first. The exported lines are read without TensorFlow, by
 gin_configs/tasks/NAME.gin with DATA_DIR.
-Splits of one seed are disjoint: with another seed --overwrite removes all three, and
---split says which are written anew.""",
+The splits of one seed are disjoint: with another seed, --overwrite removes all three, and
+--split names those to write again.""",
 }
 
 EXAMPLES = "".join(f"{text.splitlines()[0]}\n" for text in _EXAMPLES.values())
@@ -46,15 +46,17 @@ def add_arguments(parser: Parser) -> None:
     title="commands", metavar="COMMAND", required=True, parser_class=Parser
   )
 
-  command = _add(tasks, "list", _list, "all tasks, a line each")
+  command = _add(tasks, "list", _list, "list all tasks")
   command.add_argument(
-    "--paper", choices=("TPV", "EPT"), help="those of one paper: task vectors, or EPT"
+    "--paper",
+    choices=("TPV", "EPT"),
+    help="only those of one paper: task vectors, or EPT",
   )
   command.add_argument(
     "--markdown", action="store_true", help="print the tables of docs/tasks.md"
   )
 
-  command = _add(tasks, "show", _show, "what a task is, with an example")
+  command = _add(tasks, "show", _show, "describe a task, with an example")
   command.add_argument("name", metavar="NAME", help="a task")
   command.add_argument(
     "--gin", action="store_true", help="print gin_configs/tasks/NAME.gin"
@@ -63,7 +65,7 @@ def add_arguments(parser: Parser) -> None:
   command = _add(tasks, "prepare", _prepare, "download a task's data, and export it")
   _add_names(command)
   command.add_argument(
-    "--from", metavar="FOLDER", dest="folder", help="use a local copy; of one task"
+    "--from", metavar="FOLDER", dest="folder", help="use a local copy, for one task"
   )
   command.add_argument(
     "--no-export", action="store_true", help="do not write JSON lines as well"
@@ -82,7 +84,7 @@ def add_arguments(parser: Parser) -> None:
     "--seed", type=int, metavar="N", default=0, help="of the splits (default: 0)"
   )
   command.add_argument(
-    "--overwrite", action="store_true", help="write splits anew that are there"
+    "--overwrite", action="store_true", help="write existing splits again"
   )
 
 
@@ -92,7 +94,7 @@ def _add(
   function: Callable[[argparse.Namespace], None],
   summary: str,
 ) -> Parser:
-  """Returns the parser of a command, which the docstring of its function describes."""
+  """Returns the parser of a command, described by the docstring of its function."""
   described = (inspect.getdoc(function), _MORE.get(name))
   command: Parser = tasks.add_parser(
     name,
@@ -102,7 +104,7 @@ def _add(
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   command.set_defaults(command=function)
-  command.add_argument(  # What stands before the command's name is the verb's.
+  command.add_argument(  # The verb's own --debug must come before the command's name.
     "--debug",
     action="store_true",
     default=argparse.SUPPRESS,
@@ -151,7 +153,7 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-  """Prints what a task is: fields, template, labels, splits, metrics, an example."""
+  """Prints a task's fields, template, labels, splits and metrics, and an example."""
   from tpv_jax.data import registry, sources
   from tpv_jax.data.papers import definition
 
@@ -200,7 +202,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-  """Writes the examples of tasks as JSON lines, by the papers' splits."""
+  """Writes the examples of tasks as JSON lines, in the papers' splits."""
   from tpv_jax.data import exported, registry
 
   for which in [registry.definition(name) for name in options.names]:

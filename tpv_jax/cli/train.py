@@ -1,4 +1,4 @@
-"""Trains a soft prompt on a frozen backbone, or a backbone; the same command resumes."""
+"""Trains a soft prompt on a frozen backbone, or a backbone; run it again to resume."""
 
 import argparse
 

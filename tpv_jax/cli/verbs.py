@@ -1,6 +1,6 @@
 """The verbs of `tpv`, each a module of this room that is imported when it is called.
 
-A new verb is a module that is a `Verb`, and a line in `GROUPS`.
+A new verb is a module that satisfies `Verb`, and a line in `GROUPS`.
 """
 
 import argparse
@@ -18,19 +18,22 @@ GROUPS = {
     "infer": ("tpv_jax.cli.infer", "answer each line of a text file"),
   },
   "studies": {
-    "study": ("tpv_jax.cli.study", "what arithmetic on task vectors does"),
-    "few-shot": ("tpv_jax.cli.few_shot", "starts of tuning on few examples"),
-    "ablation": ("tpv_jax.cli.ablation", "plain tuning, DePT, EPT and EPT's parts"),
+    "study": ("tpv_jax.cli.study", "measure arithmetic on task vectors"),
+    "few-shot": ("tpv_jax.cli.few_shot", "compare starts of few-shot tuning"),
+    "ablation": (
+      "tpv_jax.cli.ablation",
+      "compare plain tuning, DePT, EPT, EPT's parts",
+    ),
   },
   "vectors": {
     "diff": ("tpv_jax.cli.diff", "the vector TUNED - INITIAL"),
     "sum": ("tpv_jax.cli.sum", "the sum of vectors"),
-    "merge": ("tpv_jax.cli.merge", "one vector of several, by a merge rule"),
-    "negate": ("tpv_jax.cli.negate", "the vector -V, to forget"),
+    "merge": ("tpv_jax.cli.merge", "one vector from several, by a merge rule"),
+    "negate": ("tpv_jax.cli.negate", "the vector -V, to forget a task"),
     "scale": ("tpv_jax.cli.scale", "the vector C * V"),
     "analogy": ("tpv_jax.cli.analogy", "the vector C + (B - A)"),
     "apply": ("tpv_jax.cli.apply", "the prompt INITIAL + C * V"),
-    "fold": ("tpv_jax.cli.fold", "what a DePT or EPT prompt does"),
+    "fold": ("tpv_jax.cli.fold", "a DePT or EPT prompt in folded form"),
     "cosine": ("tpv_jax.cli.cosine", "the cosine of every pair"),
     "inspect": ("tpv_jax.cli.inspect", "heat maps of EPT's gates and fusion"),
     "show": ("tpv_jax.cli.show", "what a prompt or vector is"),
@@ -38,7 +41,7 @@ GROUPS = {
   "files of other tools": {
     "import": ("tpv_jax.cli.import_", "another tool's prompt, as a file of ours"),
     "export": ("tpv_jax.cli.export", "a prompt as another tool's file"),
-    "convert": ("tpv_jax.cli.convert", "a backbone in another tool's form"),
+    "convert": ("tpv_jax.cli.convert", "a backbone in another tool's format"),
   },
   "tasks": {
     "tasks": ("tpv_jax.cli.tasks", "list, show, prepare, export both papers' tasks"),
@@ -48,29 +51,29 @@ GROUPS = {
     "budget": ("tpv_jax.cli.budget", "EPT's parameters and rank for a budget"),
   },
 }
-"""The groups of the help; in each of them verbs with their module and a line on it."""
+"""Group of the help -> verb -> its module and a line about it."""
 
 VERBS = {name: verb for group in GROUPS.values() for name, verb in group.items()}
 
 
 @runtime_checkable
 class Verb(Protocol):
-  """What the module of a verb has; its docstring is the description in its help.
+  """The module of a verb; its docstring is the description in its help.
 
   Attributes:
-    EXAMPLES: calls of it, indented lines.
-    ON_CPU: whether JAX keeps to the CPU, where the user's JAX_PLATFORMS says nothing:
-      True where accelerators would be claimed for nothing.
+    EXAMPLES: example calls, as indented lines.
+    ON_CPU: whether JAX uses only the CPU unless the user sets JAX_PLATFORMS: True for
+      verbs that do not need an accelerator.
   """
 
   EXAMPLES: str
   ON_CPU: bool
 
   def add_arguments(self, parser: Parser) -> None:
-    """Adds its arguments to a parser that has --help and --debug."""
+    """Adds the verb's arguments to a parser that has --help and --debug."""
 
   def run(self, options: argparse.Namespace) -> int | None:
-    """Does what the options say; returns the exit code, None for 0."""
+    """Runs the verb with the options; returns the exit code, None for 0."""
 
 
 def load(name: str) -> Verb:
