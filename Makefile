@@ -1,27 +1,27 @@
 # make demo   installs into .venv and runs the main job: prompts, vectors, sums, a report
-# make test   installs with the extras for tests, then lint, types and all tests
-#             but those marked slow, which make test-all runs, too
+# make test   installs the extras for tests, then runs lint, types and all tests except
+#             those marked slow, which make test-all runs as well
 # make test-fast  runs the fast tests of the package as its wheel installs it, from another
 #             folder: two minutes on two cores, in an environment without TensorFlow
-# make fuzz-long  damages inputs of every kind, COUNT times each (default 20000, an hour or
-#             two a kind for those that need JAX); SEED=1 for others, KIND="npz" for the
-#             kinds with that in their names, FIRST=5000 to go on where it was stopped
-# make t5x-test  runs tests/t5x under real T5X, none skipped; T5X=folder says where T5X is
+# make fuzz-long  damages inputs of every kind, COUNT times each (default 20000; a kind that
+#             needs JAX takes an hour or two); SEED=1 for other damage, KIND="npz" for the
+#             kinds with that in their names, FIRST=5000 to continue where it was stopped
+# make t5x-test  runs tests/t5x under real T5X and skips none; T5X=folder is where T5X is,
 #             if it is not installed
 # make t5x-check  runs the documents' T5X commands as printed, and writes docs/t5x-check.md
 # make kill-check  kills every job that writes, 20 times each, and checks what it leaves
-# make clean  removes the environment and what the two made
+# make clean  removes the environment and what demo and test made
 #
-# PYTHON=python3.12  chooses the interpreter (3.11 or newer); left out, the newest of
+# PYTHON=python3.12  chooses the interpreter (3.11 or newer); by default the newest of
 #             python3.13, python3.12 and python3.11 that runs
 # VENV=folder        where the environment is (default .venv)
 # OUT=folder         where the demo writes (default demo_out)
 # ARGS=...           more flags for the demo, such as --gin.OVERWRITE=True
 # TESTS=tests/data   runs a part of the tests
 
-# Tells the version, and fails where it is too old or cannot make environments. Such
-# commands are passed over: pyenv's may only say that their version is not selected, and
-# Debian's Python comes without venv.
+# Prints the version of a Python; fails if it is too old or cannot make environments, so
+# that it is passed over: pyenv's command may only say that its version is not selected,
+# and Debian's Python comes without venv.
 PROBE := import sys; print("%d.%d" % sys.version_info[:2]); \
   assert sys.version_info >= (3, 11); import ensurepip
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11; do \
@@ -35,8 +35,8 @@ SEED ?= 0
 FIRST ?= 0
 KIND ?=
 BIN := $(VENV)/bin/python
-# For recipes: `fail what why` says it in one line and ends make with exit code 2;
-# `version python` prints the version of one that serves, or fails and says what it lacks.
+# For recipes: `fail MESSAGE` prints it in one line and ends make with exit code 2;
+# `version PYTHON` prints the version of a suitable one, or fails and says what it lacks.
 SHELL_FUNCTIONS := fail() { echo "error: $$*" >&2; exit 2; }; \
   version() { \
     found=$$("$$1" -c '$(PROBE)' 2>/dev/null) && echo "$$found" || case "$$found" in \
@@ -47,7 +47,7 @@ SHELL_FUNCTIONS := fail() { echo "error: $$*" >&2; exit 2; }; \
     *) fail "'$$1' does not run, and tpv_jax needs Python 3.11 or newer." \
       "Name one that you have: make PYTHON=/path/to/python3.12" ;; \
     esac; }
-# Where a killed make left an environment without pip, pip is put there first.
+# Installs pip first, if a killed make has left an environment without it.
 INSTALL = @$(SHELL_FUNCTIONS); \
   "$(BIN)" -m pip --version >/dev/null 2>&1 || "$(BIN)" -m ensurepip; \
   "$(BIN)" -m pip install --quiet --upgrade pip && \
@@ -111,7 +111,7 @@ $(BIN):
 	"$$python" -m venv "$(VENV)" || { [ -n "$$before" ] || rm -rf "$(VENV)"; \
 	  fail "Python could not make an environment in $(VENV); above it says why"; }
 
-# An environment stays as it is, whichever Python made it, but if another is asked for.
+# An environment is kept, whichever Python made it, unless another one is asked for.
 same-python: $(BIN)
 ifneq ($(origin PYTHON),file)
 	@$(SHELL_FUNCTIONS); there=$$(version "$(BIN)") && asked=$$(version "$(PYTHON)") || exit 2; \

@@ -3,9 +3,9 @@
 Both sides train the same random backbone (of a real size, so nothing is downloaded) on
 the same examples from the same initial prompts, with AdamW and without dropout; their
 first losses are compared. An example is a length, drawn from the histograms in
-benchmarks/lengths, filled with random tokens. Every job is a process of its own; within
-a round all of them train on the same examples, one after the other, so that a busy moment
-of the machine hits all of them, and a ratio is taken within a round. What is compared:
+benchmarks/lengths, filled with random tokens. Each job is a separate process; within a
+round all of them train on the same examples, one after the other, so that a busy moment
+of the machine affects all of them, and ratios are taken within a round. The contests:
 
   a     equal padded work: full rows of one static shape on both sides
   b     PEFT as the authors of task prompt vectors run it (each source padded to 256)
@@ -75,10 +75,12 @@ TARGET_LENGTH = 8
 
 LEARNING_RATE, WEIGHT_DECAY = 0.3, 1e-5
 SAME = 1e-4
-"""Relative, in fp32: losses this near are the same, as both sides sum in other orders."""
+"""The relative difference below which fp32 losses count as the same, as the two sides sum
+in different orders."""
 
 COMPARED_LOSSES = 2
-"""Before and after the first update; later ones drift apart by rounding."""
+"""The losses compared: before and after the first update; later ones drift apart by
+rounding."""
 
 DEFAULTS = {
   "cpu": {
@@ -106,7 +108,7 @@ DEFAULTS = {
     "rows_of_a_call": 64,
   },
 }
-"""What is taken where an option is not given: on the CPU, and on an accelerator."""
+"""The defaults of options, on the CPU and on an accelerator."""
 
 OPTIONS = (
   ("dtype", str, "float32 or bfloat16, of both sides (c tries both)"),
@@ -122,7 +124,7 @@ OPTIONS = (
 
 
 class SideFailed(Exception):
-  """A job could not be done; its text says why."""
+  """A job failed; the message says why."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -163,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--wide-positions",
     type=int,
     nargs="+",
-    help="positions of a packed block at most, tried with each bank; by default the "
+    help="the most positions of a packed block, tried with each bank; by default the "
     "runner's own (row_shapes.WIDE_POSITIONS)",
   )
   parser.add_argument(
@@ -222,8 +224,8 @@ def run(options: argparse.Namespace, called: str) -> int:
     at_least("--banks", bank, 1)
     if largest % bank:
       raise UserError(
-        f"A bank of {bank} does not divide the largest, {largest}, so that they could "
-        "not train on the same examples. Choose sizes that do."
+        f"A bank of {bank} does not divide the largest, {largest}, so they could not "
+        "train on the same examples. Choose sizes that divide it."
       )
   if options.output:
     files.check_output(options.output, options.overwrite)
@@ -235,7 +237,7 @@ def run(options: argparse.Namespace, called: str) -> int:
       "measure only our banks and evaluation (--only bank evaluation)."
     )
   options.has_peft = not missing
-  # So that what is on the disk and the processes go with the command.
+  # So that the command's files and processes are removed when it ends.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   with tempfile.TemporaryDirectory(prefix="against-peft-") as folder:
     bench = Bench(options, pathlib.Path(folder))
@@ -255,7 +257,7 @@ def run(options: argparse.Namespace, called: str) -> int:
 
 
 def missing_packages(python: str) -> list[str]:
-  """Returns which packages of PEFT's side the Python at a path does not have.
+  """Returns the packages of PEFT's side that the Python at a path does not have.
 
   Raises:
     UserError: there is no such Python.
@@ -268,7 +270,7 @@ def missing_packages(python: str) -> list[str]:
     done = subprocess.run([python, "-c", code], capture_output=True, check=True)
   except (OSError, subprocess.CalledProcessError) as error:
     raise UserError(
-      f"'{python}' is no Python that runs ({error}). Check --peft-python."
+      f"'{python}' does not run as a Python ({error}). Check --peft-python."
     ) from error
   return json.loads(done.stdout)
 
@@ -324,7 +326,7 @@ class Bench:
   # The contests. Each returns results by name.
 
   def contest_a(self) -> dict[str, Any]:
-    """Equal padded work: rows that are full, of one static shape."""
+    """Equal padded work: full rows of one static shape."""
     results = {}
     for length in self.options.source_lengths:
       at_least("--source-lengths", length, 1)
@@ -348,7 +350,7 @@ class Bench:
     return {"b, as each is run": shown(result)}
 
   def contest_c(self) -> dict[str, Any]:
-    """The best of PEFT against the best of ours, each with whatever is fastest."""
+    """The fastest of PEFT against the fastest of ours."""
     peft, ours = {}, {}
     for dtype in ["float32"] if self.options.check else self.options.dtypes:
       dynamic = {"rows": "longest", "dtype": dtype}
@@ -456,15 +458,15 @@ class Bench:
     batch: int | None = None,
     rounds: int | None = None,
   ) -> dict[str, Any]:
-    """Returns what every job did on the same examples, in interleaved rounds.
+    """Returns the measurements of all jobs on the same examples, in interleaved rounds.
 
     Args:
       title: for the progress.
-      jobs: name -> side and what is its own.
-      full: every source has so many tokens; None draws them from the histograms.
+      jobs: name -> its side and its own entries of the job.
+      full: the tokens of every source; None draws lengths from the histograms.
       groups: steps of a prompt in a round.
       batch: examples of a step.
-      rounds: timed; one more comes first, in which everything is compiled.
+      rounds: timed; an untimed one comes first, in which everything is compiled.
     """
     options = self.options
     groups, batch = groups or options.groups, batch or options.batch
@@ -481,7 +483,7 @@ class Bench:
     if title == "evaluation":
       prompts = prompts[: 1 + options.tasks]
     np.savez(examples, sources=sources, targets=targets, prompts=prompts)
-    # Neither side writes more than the longest answer has.
+    # Neither side generates more tokens than the longest answer has.
     new_tokens = int(np.count_nonzero(targets, axis=-1).max())
     workers: dict[str, Worker] = {}
     rows: dict[str, dict[str, Any]] = {}
@@ -517,7 +519,7 @@ class Bench:
       "groups": groups,
       "batch": batch,
       "mean_source_tokens": round(float(used[0].mean()), 1),
-      # What did not run has shown nothing.
+      # A job that did not run has not shown that its losses are the same.
       "same_losses": same_losses(rows)
       and not (options.check and any("failed" in row for row in rows.values())),
       "jobs": rows,
@@ -526,9 +528,9 @@ class Bench:
   def draw(
     self, rounds: int, groups: int, batch: int, full: int | None
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns random tokens [rounds, groups, batch, M], and [..., L]; 1 ends each.
+    """Returns random tokens [rounds, groups, batch, M] and [..., L], each ending with 1.
 
-    The tasks take turns, one a group, in a random order.
+    Each group has lengths of one task; the tasks take turns, in a random order.
     """
     rng = np.random.default_rng(self.options.seed)
     tasks = rng.permutation(sorted(self.histograms)).tolist()
@@ -553,7 +555,7 @@ class Bench:
     """Returns the row of a job after its first round, in which it compiles.
 
     Raises:
-      SideFailed: it does not work here, or not on the device of the others.
+      SideFailed: it does not work here, or is on another device than the others.
     """
     kinds = [device.split(":")[0] for device in (worker.ready["device"], self.device)]
     if kinds[0] != kinds[1]:
@@ -591,7 +593,7 @@ class Bench:
   def summarise(
     self, row: dict[str, Any], used: tuple[np.ndarray, np.ndarray], examples: int
   ) -> None:
-    """Turns what was measured of a job into rates, in place."""
+    """Turns a job's measurements into rates, in place."""
     calls, products = row.pop("calls", []), row.pop("products", [])
     passes, training = row.pop("passes", 1), not row.get("evaluate")
     row["losses"] = row["losses"][:COMPARED_LOSSES]
@@ -618,7 +620,7 @@ class Bench:
     rates = np.asarray(products)
     row |= {
       "examples_per_s": quartiles(passes * examples / seconds),
-      # Under --threads on a machine with other work: torch loses more by it.
+      # Less than --threads on a busy machine, which slows torch down more.
       "cores_had": quartiles(np.divide(row["processor_seconds"], seconds)),
       "compile_s": round(max(0.0, row["first_round_s"] - float(np.median(seconds))), 2),
       "padding_share": round(
@@ -632,14 +634,14 @@ class Bench:
     }
 
   def flops(self, joined: Any, targets: Any, training: bool = True) -> Any:
-    """Returns the flops of a training step on a row, backbone frozen, or of reading it.
+    """Returns the flops of a training step with a frozen backbone, or of a forward pass.
 
     A linear map costs its forward pass and as much again for the gradient of its input
     (weights have none); attention's two products have two inputs each, so three times
     the forward pass. Embeddings, norms, softmax and the optimizer are left out, as usual.
 
     Args:
-      joined: encoder positions of the row, the prompt's included.
+      joined: encoder positions of the row, including the prompt's.
       targets: decoder positions.
       training: False for the forward pass alone.
     """
@@ -682,7 +684,7 @@ class Bench:
 
 
 class Worker:
-  """A side in a process of its own, which answers one command at a time."""
+  """A side in a separate process, which answers one command at a time."""
 
   def __init__(self, name: str, side: str, job: dict[str, Any], bench: Bench):
     self.name, self.side, self.job = name, side, job
@@ -694,7 +696,7 @@ class Worker:
     script = HERE / ("peft_side.py" if side == "peft" else "our_side.py")
     environment = {
       **os.environ,
-      # One process would take most of a GPU's memory, used or not.
+      # By default one process would reserve most of a GPU's memory.
       "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
       "TOKENIZERS_PARALLELISM": "false",
       "HF_HUB_OFFLINE": "1",
@@ -727,7 +729,7 @@ class Worker:
       self.process.stdin.write(json.dumps(command) + "\n")
       self.process.stdin.flush()
     except BrokenPipeError:
-      pass  # What it said last is why.
+      pass  # Its last answer says why.
     return self._answer()
 
   def stop(self) -> None:
@@ -748,11 +750,11 @@ class Worker:
 
 
 def same_losses(rows: Mapping[str, dict[str, Any]]) -> bool:
-  """Returns whether all fp32 jobs had the first one's losses, and notes how near.
+  """Returns whether all fp32 jobs had the losses of the first, and notes the differences.
 
-  The first loss of all, and the next one, after an update, of those with one prompt (a
-  bank gives those examples to its second prompt). In evaluation they are the first two
-  candidates' losses, or the sums of the tokens that they generate.
+  Compared are the first loss of all jobs, and the next one, after an update, of those with
+  one prompt (a bank gives those examples to its second prompt). In evaluation they are the
+  first two candidates' losses, or the sums of the token ids that they generate.
   """
   bases: dict[str | None, list[float]] = {}
   same = True
@@ -772,7 +774,7 @@ def same_losses(rows: Mapping[str, dict[str, Any]]) -> bool:
 def ratios(
   result: Mapping[str, Any], pairs: Sequence[tuple[str, str]]
 ) -> dict[str, dict[str, float]]:
-  """Returns how many times as fast the second of each pair is, by round."""
+  """Returns the speed-up of the second of each pair over the first, within rounds."""
   seconds = {name: row["seconds"] for name, row in result["jobs"].items()}
   return {
     f"{other} / {base}": quartiles(np.divide(seconds[base], seconds[other]))

@@ -1,4 +1,4 @@
-"""What the commands of this folder share: where results go, and defaults by device."""
+"""What the commands of this folder share: the results' file, and defaults by device."""
 
 import argparse
 import shlex
@@ -28,13 +28,13 @@ def run(
   measure: Callable[[argparse.Namespace, str], Any],
   argv: Sequence[str] | None,
 ) -> int:
-  """Measures as the arguments say and returns the exit code.
+  """Runs a measurement with the command line's options; returns the exit code.
 
   Args:
     made: see `parser`.
     script: its name in this folder.
     measure: takes the options and the command that is noted in the results.
-    argv: by default the process's.
+    argv: by default the process's own arguments.
   """
   options = made.parse_args(argv)
   arguments = sys.argv[1:] if argv is None else argv
@@ -45,8 +45,8 @@ def run(
 def fill(
   options: argparse.Namespace, defaults: Mapping[str, Mapping[str, Any]]
 ) -> None:
-  """Gives the options left out the defaults of this machine's device."""
-  import jax  # A command that starts other processes leaves the device to them.
+  """Sets options that are not given to the defaults of this machine's device."""
+  import jax  # Here, as a command that starts other processes leaves them the device.
 
   for name, value in defaults.get(jax.default_backend(), defaults["other"]).items():
     if getattr(options, name) is None:

@@ -1,10 +1,10 @@
 """Times a training step of plain prompt tuning against EPT at the same budget.
 
-One step is forward, backward, and AdamW's update of the prompt, as the runner does it;
-the backbone has random weights, so nothing is downloaded. Plain tuning has P prompt
-tokens; EPT has S short ones and the largest rank that P x D parameters leave. All take
-turns in one process, and the ratio is taken within a round, so that a busy moment of the
-machine hits all of them; plain tuning is timed twice a round to show the noise.
+One step is forward, backward, and AdamW's update of the prompt, as in the runner; the
+backbone has random weights, so nothing is downloaded. Plain tuning has P prompt tokens;
+EPT has S tokens and the largest rank that a budget of P x D parameters allows. All take
+turns in one process, and ratios are taken within a round, so that a busy moment of the
+machine affects all of them; plain tuning is timed twice per round to show the noise.
 """
 
 import argparse
@@ -42,7 +42,7 @@ DEFAULTS = {
   "cpu": {"batch": 1, "dtype": "float32", "repetitions": 15},
   "other": {"batch": 32, "dtype": "bfloat16", "repetitions": 50},
 }
-"""What is taken where an option is not given: on the CPU, and on an accelerator."""
+"""The defaults of options, on the CPU and on an accelerator."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

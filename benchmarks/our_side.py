@@ -1,7 +1,7 @@
 """Our side of `against_peft.py`: prompts, trained and evaluated by the runner's own code.
 
-Not a command by itself. Imports neither TensorFlow nor seqio nor gin, and does without
-clu, tqdm, tensorboardX and orbax where they are not installed.
+Not a command by itself. Imports neither TensorFlow nor seqio nor gin, and works without
+clu, tqdm, tensorboardX and orbax.
 """
 
 import dataclasses
@@ -39,8 +39,8 @@ TRAINED = "prompt/prompt"
 class Ours:
   """Trains one prompt (`rows` 'static'), or a bank of them (`rows` 'packed').
 
-  With `evaluate` 'one pass' or 'generate' it evaluates many instead. With `rows` 'none'
-  it only writes the random backbone that all jobs read.
+  With `evaluate` 'one pass' or 'generate', it evaluates many prompts instead. With `rows`
+  'none', it only writes the random backbone that all jobs read.
   """
 
   def __init__(self, job: dict[str, Any]):
@@ -67,7 +67,7 @@ class Ours:
     device = np.asarray(jax.devices()[:1]).reshape(1, 1)
     self.mesh = Mesh(device, (partitioning.DATA, partitioning.MODEL))
     everywhere = partitioning.replicated(self.mesh)
-    # Weights lie on the device in the dtype of the computation, as PEFT's do.
+    # Weights are on the device in the dtype of the computation, as PEFT's are.
     self.frozen = {
       path: processes.put(
         leaf.astype(self.transformer.stored(path, leaf.dtype)), everywhere
@@ -119,7 +119,7 @@ class Ours:
     self.compiled = False
 
   def _compile_both_shapes(self) -> None:
-    """Runs a call of each shape: a step need not have both, and may come later."""
+    """Runs a call of each shape, as the first step may not have both."""
     folded = self.bank.fold(self.state.trainable)
     for shape in (self.shapes.wide, self.shapes.short):
       call = processes.put_all(packing.empty(shape), self.bank.rows)
@@ -159,7 +159,7 @@ class Ours:
   def _evaluate(
     self, sources: np.ndarray, targets: np.ndarray
   ) -> tuple[list[float], list[tuple[int, int, int]]]:
-    """Evaluates each task's candidates on its examples, all in one pass."""
+    """Evaluates each task's candidates on its examples, in one pass."""
     most = self.job["new_tokens"]
     tasks = [
       batches.Tokenized(source, target[:, :most])
@@ -228,7 +228,7 @@ class Ours:
 
 
 def write_weights(transformer: network.Transformer, path: pathlib.Path) -> None:
-  """Writes a random backbone in fp32, T5X's distributions, leaves by T5X path."""
+  """Writes a random fp32 backbone with T5X's distributions, leaves by T5X path."""
   bare = SoftPromptModel(transformer, None, None, None)
   params = jax.jit(lambda rng: bare.get_initial_variables(rng, {})["params"])(
     jax.random.key(0)
@@ -236,7 +236,7 @@ def write_weights(transformer: network.Transformer, path: pathlib.Path) -> None:
   leaves = {
     name: np.array(leaf, np.float32) for name, leaf in identity.flatten(params).items()
   }
-  # Padding's, which also starts each target: random, it would be all that is generated.
+  # Padding also starts each target: with a random embedding, only it would be generated.
   leaves["token_embedder/embedding"][0] = 0
   save_file(leaves, path)
 

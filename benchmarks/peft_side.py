@@ -1,7 +1,7 @@
 """PEFT's side of `against_peft.py`: prompt tuning of Hugging Face's T5 with torch.
 
-Not a command by itself. Imports nothing of tpv_jax: torch, transformers, peft,
-safetensors and NumPy, and has its own mapping of T5X's leaves to theirs.
+Not a command by itself. Imports torch, transformers, peft, safetensors and NumPy, but
+nothing of tpv_jax, and has its own mapping of T5X's leaves to those of transformers.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ class Peft:
     if job["threads"]:
       torch.set_num_threads(job["threads"])
     if self.place == "cuda" and not job["check"]:
-      torch.set_float32_matmul_precision("high")  # TF32, which JAX takes by itself.
+      torch.set_float32_matmul_precision("high")  # TF32, JAX's default.
     name = torch.cuda.get_device_name() if self.place == "cuda" else "cpu"
     self.device = f"{'gpu' if self.place == 'cuda' else 'cpu'}: {name}"
     self.versions = record.versions(PACKAGES)
@@ -84,7 +84,7 @@ class Peft:
       loss.backward()
       self.optimizer.step()
       self.optimizer.zero_grad(set_to_none=True)
-      losses.append(loss.detach())  # Not waited for: it would idle a GPU.
+      losses.append(loss.detach())  # Waiting for each loss would idle a GPU.
       joined = self.job["prompt_length"] + tokens.shape[1]
       calls.append((len(tokens), joined, labels.shape[1]))
     if self.place == "cuda":
@@ -119,7 +119,7 @@ class Peft:
           losses.append(written.sum().float())
           made = written.shape[1]
         else:
-          # The exact match of greedy decoding in one pass, as ours.
+          # The exact match of greedy decoding in one pass, as on our side.
           logits = self.model(
             input_ids=tokens,
             attention_mask=mask,
@@ -160,7 +160,7 @@ class Peft:
 def hugging_face_model(
   config: dict[str, Any], weights: dict[str, np.ndarray]
 ) -> transformers.T5ForConditionalGeneration:
-  """Returns Hugging Face's model with the weights; every one of its own is replaced."""
+  """Returns Hugging Face's model with all of its weights replaced by ours."""
   tied = config["logits_via_embedding"]
   model = transformers.T5ForConditionalGeneration(
     transformers.T5Config(

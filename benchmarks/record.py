@@ -1,4 +1,4 @@
-"""What every results file has: how it was made, and the spread of what was measured.
+"""What every results file has: how it was made, and quartiles of the measurements.
 
 Imports the standard library and NumPy.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 
 def made(command: str) -> dict[str, Any]:
-  """Returns what is needed to run a command again, and how busy the machine is now."""
+  """Returns what is needed to repeat a command, and how busy the machine is."""
   return {
     "command": command,
     "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
@@ -30,7 +30,7 @@ def made(command: str) -> dict[str, Any]:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-  """Returns the version of Python and of each package, as far as it is installed."""
+  """Returns the versions of Python and of each package, or 'not installed'."""
   found = {"python": platform.python_version()}
   for name in packages:
     try:
@@ -48,7 +48,7 @@ def quartiles(values: Any) -> dict[str, float]:
 
 
 def commit() -> str | None:
-  """Returns the commit that was measured, '-dirty' if files differ; None without git."""
+  """Returns the current commit, with '-dirty' if files differ; None without git."""
   folder = str(pathlib.Path(__file__).parent)
   command = ["git", "-C", folder, "describe", "--always", "--dirty"]
   try:

@@ -1,8 +1,8 @@
 """What both sides of `against_peft.py` share: a job, a pipe to the parent, memory.
 
-A side is a process of its own that does one job, so that its memory is its own. It reads
-the job from the file that its argument names, and then answers commands, one line of
-JSON each, until it is told to stop. Imports the standard library and NumPy.
+A side is a separate process for one job, so that its memory can be measured. It reads the
+job from the file that its argument names, and then answers commands, one line of JSON
+each, until it is told to stop. Imports the standard library and NumPy.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ MEBIBYTE = 2**20
 
 
 class Trainer(Protocol):
-  """What a side builds from a job."""
+  """The object that a side builds from a job."""
 
   device: str
   versions: dict[str, str]
@@ -29,23 +29,23 @@ class Trainer(Protocol):
   def turn(
     self, sources: np.ndarray, targets: np.ndarray
   ) -> tuple[list[float], list[tuple[int, int, int]]]:
-    """Trains on groups [groups, B, T] and [groups, B, L], one step of a prompt each.
+    """Trains on groups [groups, B, T] and [groups, B, L], each one step of one prompt.
 
     Returns the loss of each group, and (rows, joined positions, targets) of each call.
     """
 
   def product(self, size: int, times: int) -> None:
-    """Computes a square matrix product so many times and waits for it."""
+    """Computes a matrix product [size, size] `times` times, and waits for it."""
 
   def device_peak(self) -> int | None:
     """Returns the peak of live bytes on the device; None on a CPU."""
 
 
 def candidates(prompts: np.ndarray, coefficients: list[float]) -> np.ndarray:
-  """Returns start + c (tuned - start) [tasks, coefficients, P, D], as both sides take it.
+  """Returns start + c (tuned - start), [tasks, coefficients, P, D], for both sides.
 
   Args:
-    prompts: the start, then the tuned prompt of each task [1 + tasks, P, D].
+    prompts: the start, then the tuned prompt of each task, [1 + tasks, P, D].
     coefficients: of each task's vector.
   """
   vectors = (prompts[1:] - prompts[0])[:, None]
@@ -54,13 +54,13 @@ def candidates(prompts: np.ndarray, coefficients: list[float]) -> np.ndarray:
 
 
 def serve(build: Callable[[dict[str, Any]], Trainer]) -> None:
-  """Does the job that the command line names, one command after the other."""
+  """Runs the job that the command line names, one command after the other."""
   job = json.loads(pathlib.Path(sys.argv[1]).read_text())
   if job["threads"]:
     # Both sides get the same cores; neither library can take more.
     cores = sorted(os.sched_getaffinity(0))[: job["threads"]]
     os.sched_setaffinity(0, cores)
-  # Libraries print what they like to the standard output; it is not the pipe.
+  # Libraries may print to the standard output, so it is not used as the pipe.
   pipe = os.fdopen(os.dup(1), "w", buffering=1)
   os.dup2(2, 1)
 
@@ -104,7 +104,9 @@ def serve(build: Callable[[dict[str, Any]], Trainer]) -> None:
           device_peak_mebibytes=None if peak is None else round(peak / MEBIBYTE),
         )
         return
-  except Exception as error:  # The parent says what failed; the trace is in the log.
+  except (
+    Exception
+  ) as error:  # The parent prints the message; the log has the traceback.
     text = " ".join(str(error).split())[:400]
     answer(error=f"{type(error).__name__}: {text}")
     raise
@@ -121,6 +123,6 @@ def status_mebibytes(name: str) -> int | None:
 
 
 def forget_peak() -> None:
-  """Makes the resident memory's peak that of now, so that compiling does not count."""
+  """Resets the peak of resident memory, so that compiling does not count."""
   with contextlib.suppress(OSError):
     pathlib.Path("/proc/self/clear_refs").write_text("5")

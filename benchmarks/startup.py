@@ -1,11 +1,11 @@
-"""Measures how fast `tpv` starts, beside an interpreter that imports NumPy and stops.
+"""Measures how fast `tpv` starts, compared with an interpreter that only imports NumPy.
 
     python benchmarks/startup.py --out benchmarks/results/startup-<date>.json
 
-The commands take turns, round after round, so that a busy moment of the machine hits all
-of them. Wall time of the whole process, interpreter start included; the vectors are those
-of T5-base with 100 prompt tokens. Exit code 1 if a median is over the limit; on a busy
-machine the processor time (user + system) says what the command itself costs.
+The commands take turns, round after round, so that a busy moment of the machine affects
+all of them. Times are wall times of the whole process, interpreter start included; vectors
+have the size of T5-base's with 100 prompt tokens. The exit code is 1 if a median is over
+the limit; on a busy machine, the processor time (user + system) is the command's own cost.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def measure(folder: pathlib.Path, rounds: int) -> dict[str, list[tuple[float, float]]]:
-  """Returns (wall, processor) seconds of each command's runs, without the first one."""
+  """Returns (wall, processor) seconds of each command's runs except the first."""
   inputs = [str(folder / f"{name}.safetensors") for name in ("a", "b")]
   for seed, path in enumerate(inputs):
     values = np.random.default_rng(seed).normal(size=SHAPE).astype(np.float32)
@@ -92,7 +92,7 @@ def children_seconds() -> float:
 
 
 def tpv_command() -> list[str]:
-  """Returns the console command beside this interpreter, or the module without one."""
+  """Returns the console command beside this interpreter, or `python -m tpv_jax`."""
   installed = pathlib.Path(sys.executable).with_name("tpv")
   if installed.exists():
     return [str(installed)]

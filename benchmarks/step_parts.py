@@ -1,10 +1,10 @@
-"""Measures what each part of the fast training step brings, one changed at a time.
+"""Measures the gain of each part of the fast training step, changing one at a time.
 
 A step is the runner's own (`training.steps`): forward, backward and AdamW's update of a
 prompt of P tokens before random sources without padding; the backbone has random
-weights. Each variant changes one thing of the step as it is; all take turns in one
-process, and the ratio is taken within a round. Memory and flops are what the compiled
-step says, so they hold on a busy machine as well.
+weights. Each variant changes one part of the step; all take turns in one process, and
+ratios are taken within a round. Memory and flops are XLA's analysis of the compiled step,
+so they are valid on a busy machine as well.
 """
 
 import argparse
@@ -48,13 +48,13 @@ DEFAULTS = {
   "cpu": {"size": "small", "dtype": "float32", "batch": 8, "rounds": 10},
   "other": {"size": "base", "dtype": "bfloat16", "batch": 64, "rounds": 30},
 }
-"""What is taken where an option is not given: on the CPU, and on an accelerator."""
+"""The defaults of options, on the CPU and on an accelerator."""
 
 NOW = "now"
 
 
 def plain_attention(queries: Any, keys: Any, values: Any, mask: Any, bias: Any) -> Any:
-  """Returns what `attention.attention` does, differentiated by JAX."""
+  """Returns the result of `attention.attention`, with JAX's own backward pass."""
   logits = jnp.einsum(
     "bqhk,bshk->bhqs", queries, keys, preferred_element_type=jnp.float32
   )
@@ -64,7 +64,7 @@ def plain_attention(queries: Any, keys: Any, values: Any, mask: Any, bias: Any) 
 
 
 def plain_projection(x: Any, kernel: Any) -> Any:
-  """Returns what `layers.project_to_fp32` does, differentiated by JAX."""
+  """Returns the result of `layers.project_to_fp32`, with JAX's own backward pass."""
   return jnp.dot(x, kernel, preferred_element_type=jnp.float32)
 
 
@@ -118,11 +118,11 @@ VARIANTS: dict[str, tuple[str, Callable[[], Any]]] = {
   ),
   "remat": ("layers computed again in the backward pass", contextlib.nullcontext),
   "scan": ("ten steps in a call", contextlib.nullcontext),
-  "fp32": ("a bf16 step whose backbone lies in fp32", contextlib.nullcontext),
+  "fp32": ("a bf16 step whose backbone is stored in fp32", contextlib.nullcontext),
 }
 
 SCANNED = 10
-"""Steps of a call of the variant 'scan'."""
+"""The steps per call of the variant 'scan'."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -162,7 +162,7 @@ def run(options: argparse.Namespace, called: str) -> None:
     try:
       jobs[name] = Job(name, options)
       rows[name] = jobs[name].row
-    except Exception as error:  # A form that this device or dtype does not have.
+    except Exception as error:  # This device or dtype does not support the variant.
       rows[name] = {"failed": " ".join(str(error).split())[:200]}
     print(f"{VARIANTS[name][0]:<46}{line_of(rows[name])}", flush=True)
   seconds: dict[str, list[float]] = {name: [] for name in jobs}
@@ -201,7 +201,7 @@ def run(options: argparse.Namespace, called: str) -> None:
 
 
 class Job:
-  """A compiled variant with what it takes; `row` says what it costs."""
+  """A compiled variant with its arguments; `row` has its cost."""
 
   def __init__(self, name: str, options: argparse.Namespace):
     numbers: dict[str, Any] = dict(sizes.SIZES[f"t5_v1_0_{options.size}"])
@@ -244,13 +244,13 @@ class Job:
       "temporary_mebibytes": memory.temp_size_in_bytes >> 20,
       "argument_mebibytes": memory.argument_size_in_bytes >> 20,
       "aliased_bytes": memory.alias_size_in_bytes,
-      # Of a loop, such as that over steps, XLA counts one pass.
+      # XLA counts one pass of a loop, such as that over steps.
       "gigaflops": round(analysis["flops"] / 1e9, 1),
       "gigabytes_accessed": round(analysis["bytes accessed"] / 1e9, 2),
     }
 
   def step(self) -> float:
-    """Runs a call and returns its seconds, by step."""
+    """Runs a call and returns its seconds per step."""
     began = time.perf_counter()
     self.state, report = self.call(self.state, self.frozen, self.batches, self.rng)
     jax.block_until_ready((self.state, report))
@@ -259,7 +259,7 @@ class Job:
 
 
 def drawn(parameters: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields random leaves, drawn small so that no logit overflows."""
+  """Yields random leaves, small enough that no logit overflows."""
   rng = np.random.default_rng(0)
   for path, leaf in parameters.items():
     one = len(leaf.shape) == 1
@@ -267,7 +267,7 @@ def drawn(parameters: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def line_of(row: dict[str, Any]) -> str:
-  """Returns what a variant's compiled step says of itself."""
+  """Returns a variant's line of the table: memory, flops and compile time."""
   if "failed" in row:
     return f"does not work here: {row['failed'][:80]}"
   return (

@@ -1,8 +1,8 @@
 """Prints the cosine similarity of every pair of 17 real prompts of T5-base.
 
 The prompts were trained by the authors of "On Transferability of Prompt Tuning" (Su et
-al., NAACL 2022; github.com/thunlp/Prompt-Transferability, MIT) and are no part of this
-repository: FOLDER holds them as `thunlp_t5_base.npz`, one array [100, 768] a task.
+al., NAACL 2022; github.com/thunlp/Prompt-Transferability, MIT) and are not part of this
+repository: FOLDER holds them as `thunlp_t5_base.npz`, one array [100, 768] for each task.
 
   python examples/cosine_table.py FOLDER
   python examples/cosine_table.py FOLDER --png cosine.png
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def picture(tasks: list[str], matrix: np.ndarray) -> bytes:
-  """Returns a heat map of the cosines as PNG, the diagonal left out of its colours."""
+  """Returns a heat map of the cosines as PNG, with no colour on the diagonal."""
   import io
 
   from matplotlib.figure import Figure

@@ -22,29 +22,29 @@ while [[ ${1:-} == -* ]]; do
     --dry-run) dry_run=true ;;
     --port=*) port=${1#*=} ;;
     --help) usage ;;
-    *) fail "${1@Q} is no option here." ;;
+    *) fail "There is no option ${1@Q}." ;;
   esac
   shift
 done
-[[ $port =~ ^[1-9][0-9]{0,4}$ && $port -lt 65536 ]] || fail "--port=${port@Q} is no port."
-[[ $grace =~ ^[0-9]+$ ]] || fail "TPV_GRACE_SECONDS=${grace@Q} is no number of seconds."
-(($#)) || fail "How many processes?"
-[[ $1 =~ ^[1-9][0-9]{0,3}$ ]] || fail "${1@Q} is no number of processes."
+[[ $port =~ ^[1-9][0-9]{0,4}$ && $port -lt 65536 ]] || fail "--port=${port@Q} is not a port."
+[[ $grace =~ ^[0-9]+$ ]] || fail "TPV_GRACE_SECONDS=${grace@Q} is not a number of seconds."
+(($#)) || fail "Give the number of processes."
+[[ $1 =~ ^[1-9][0-9]{0,3}$ ]] || fail "${1@Q} is not a number of processes."
 count=$1
 shift
 first=${1:-}
-[[ -n $first && $first != -* ]] || fail "A command is due behind $count, not ${first@Q}."
+[[ -n $first && $first != -* ]] || fail "Give a command after $count, not ${first@Q}."
 for word in "$@"; do
   [[ $word != t5x.@(eval|infer) ]] ||
     fail "$word takes no flags of several processes: write python -m tpv_jax.$word."
 done
 
-# Each process leads a group, so that what it started itself ends with it.
+# Each process leads a process group, so that its children end with it.
 set -m
 groups=()
 end_all() {
   trap - EXIT
-  exec 2>/dev/null # Bash itself tells of each that a signal ended.
+  exec 2>/dev/null # Bash reports each process that a signal ended.
   kill -- "${groups[@]}" || true
   local deadline=$((SECONDS + grace))
   while kill -0 -- "${groups[@]}" && ((SECONDS < deadline)); do sleep 0.1; done

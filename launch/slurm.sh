@@ -32,18 +32,18 @@ while (($#)); do
       shift
       break
       ;;
-    *) fail "${1@Q} is no option here; the command stands behind --." ;;
+    *) fail "There is no option ${1@Q}; the command follows --." ;;
   esac
   shift
 done
-[[ $nodes =~ ^[1-9][0-9]*$ ]] || fail "--nodes=N is due, not ${nodes@Q}."
-[[ $gpus =~ ^([A-Za-z0-9_.]+:)?[1-9][0-9]*$ ]] || fail "--gpus=${gpus@Q} is no number."
-[[ $limit =~ ^([0-9]+([-:][0-9]+)*)?$ ]] || fail "--time=${limit@Q} is no HH:MM:SS."
+[[ $nodes =~ ^[1-9][0-9]*$ ]] || fail "Give --nodes=N, not ${nodes@Q}."
+[[ $gpus =~ ^([A-Za-z0-9_.]+:)?[1-9][0-9]*$ ]] || fail "--gpus=${gpus@Q} is not a number."
+[[ $limit =~ ^([0-9]+([-:][0-9]+)*)?$ ]] || fail "--time=${limit@Q} is not HH:MM:SS."
 [[ $partition =~ ^([A-Za-z0-9_][A-Za-z0-9_.,-]*)?$ ]] ||
-  fail "--partition=${partition@Q} is no name."
-[[ $setup != -* ]] || fail "--setup=${setup@Q} is no command."
+  fail "--partition=${partition@Q} is not a name."
+[[ $setup != -* ]] || fail "--setup=${setup@Q} is not a command."
 first=${1:-}
-[[ -n $first && $first != -* ]] || fail "A command is due behind --, not ${first@Q}."
+[[ -n $first && $first != -* ]] || fail "Give a command after --, not ${first@Q}."
 for word in "$@"; do
   [[ $word != t5x.@(eval|infer) ]] ||
     fail "$word takes no flags of several processes: write python -m tpv_jax.$word."
@@ -54,7 +54,7 @@ options=("--nodes=$nodes" --ntasks-per-node=1 "--gpus-per-node=$gpus" --kill-on-
 [[ -n $limit ]] && options+=("--time=$limit")
 [[ -n $partition ]] && options+=("--partition=$partition")
 
-# JAX gives a process of SLURM one GPU unless it is told which of the node's are its own.
+# Under SLURM, JAX gives a process one GPU unless it is told which of the node's to use.
 devices=$(seq -s, 0 $((${gpus##*:} - 1)))
 inner="exec $(printf '%q ' "$@")--multiprocess_gpu"
 [[ -n $setup ]] && inner="$setup && $inner"

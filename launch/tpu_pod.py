@@ -67,13 +67,13 @@ LOST = {
   *("PREEMPTED", "TERMINATED"),  # the pod
   "ACTIVE, NOT_FOUND",  # the pod of an active request
 }
-# Attempts at a step that does not reach all workers; gcloud itself connects up to ten times
-# in each.
+# Attempts at a step that does not reach all workers; in each of them, gcloud itself tries to
+# connect up to ten times.
 TRIES = 5
 # How many times in a row a job must be seen to have failed. When a pod is preempted its
 # processes may end, with any exit code, before its state shows it.
 PATIENCE = 3
-# Those of tpv that take the flags of several processes.
+# The verbs of tpv that take the flags of several processes.
 VERBS = ("train", "bank", "eval", "infer", "study", "few-shot", "ablation")
 SIGTERM_CODE = 128 + signal.SIGTERM
 T = TypeVar("T")
@@ -221,7 +221,7 @@ class Pod:
     state = state or self.look()
     if state.word == "NOT_FOUND":
       raise Failed(
-        f"There is no {self.name}, or no longer. `create` or `keep` requests one."
+        f"There is no {self.name}, or no longer. Request one by `create` or `keep`."
       )
     if state.word in LOST:
       raise Lost(f"{state.word} {state.reason}".strip())

@@ -33,7 +33,7 @@ report() {
   local job=- state=none code=0
   [[ ! -e $pod/status ]] || read -r job state code _ <"$pod/status"
   if [[ $state == running ]] && is_free 0; then
-    read -r job state code _ <"$pod/status" # It may have ended in between.
+    read -r job state code _ <"$pod/status" # It may have ended since the first read.
     [[ $state != running ]] || state=vanished
   fi
   [[ $state == running || ! -e $pod/stopped ]] || state=stopped
@@ -124,7 +124,7 @@ main() {
     stop) stop ;;
     install) install "$@" ;;
     --help) usage ;;
-    *) fail "${verb@Q} is no action here." ;;
+    *) fail "There is no action ${verb@Q}." ;;
   esac
   exit
 }

@@ -2,8 +2,8 @@
 
   python benchmarks/lengths/make.py FOLDER SPIECE.MODEL benchmarks/lengths/nlu.json
 
-FOLDER has <task>/train.jsonl, one example a line. Only counts are kept: how many sources
-and how many targets have how many T5 tokens, the end token included; no text.
+FOLDER has <task>/train.jsonl, one example per line. Only counts are kept, no text: the
+number of sources and of targets by their number of T5 tokens, including the end token.
 """
 
 import collections
@@ -47,7 +47,7 @@ def main() -> None:
     "by make.py from the NLU sets and the T5 vocabulary of this project's workplace "
     "(neither is in this repository)."
   )
-  # One line a histogram, so that the file can be read.
+  # One line per histogram, so that people can read the file.
   lines = ",\n".join(
     f'    "{task}": {{\n'
     + ",\n".join(f'      "{kind}": {json.dumps(h)}' for kind, h in found.items())
