@@ -202,12 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   return command.run(parser, "against_peft.py", run, argv)
 
 
-def run(options: argparse.Namespace, called: str) -> int:
-  """Runs the contests that the options ask for, reports, and returns the exit code.
-
-  Raises:
-    UserError: options that do not fit, or an output that exists.
-  """
+def _check(options: argparse.Namespace) -> None:
   known = [name.removeprefix("t5_v1_0_") for name in sizes.SIZES if "v1_0" in name]
   if options.size not in known:
     raise UserError(
@@ -227,6 +222,15 @@ def run(options: argparse.Namespace, called: str) -> int:
         f"A bank of {bank} does not divide the largest, {largest}, so they could not "
         "train on the same examples. Choose sizes that divide it."
       )
+
+
+def run(options: argparse.Namespace, called: str) -> int:
+  """Runs the contests that the options ask for, reports, and returns the exit code.
+
+  Raises:
+    UserError: options that do not fit, or an output that exists.
+  """
+  _check(options)
   if options.output:
     files.check_output(options.output, options.overwrite)
   missing = missing_packages(options.peft_python)

@@ -148,15 +148,7 @@ def run(options: argparse.Namespace, called: str) -> None:
     UserError: options that do not fit, or an output that exists.
   """
   command.fill(options, DEFAULTS)
-  for name in options.only:
-    if name not in VARIANTS:
-      raise UserError(
-        f"There is no variant '{name}'. Choose some of {' '.join(VARIANTS)}."
-      )
-  for name in ("batch", "source_length", "target_length", "prompt_length"):
-    at_least(name, getattr(options, name), 1)
-  if options.output:
-    files.check_output(options.output, options.overwrite)
+  _check(options)
   jobs, rows = {}, {}
   for name in dict.fromkeys([NOW, *options.only]):
     try:
@@ -183,21 +175,39 @@ def run(options: argparse.Namespace, called: str) -> None:
         f"{rows[name]['time_ratio']['upper_quartile']:.3f})"
       )
   if options.output:
-    settings = {
-      name: value
-      for name, value in vars(options).items()
-      if name not in ("output", "overwrite", "debug", "only")
-    }
-    written = {
-      **record.made(called),
-      "device": jax.devices()[0].device_kind,
-      "settings": settings,
-      "versions": record.versions(PACKAGES),
-      "variants": {name: VARIANTS[name][0] for name in rows},
-      "results": rows,
-    }
-    files.write_json(options.output, written)
-    print(f"Wrote '{options.output}'.")
+    _write(options, called, rows)
+
+
+def _check(options: argparse.Namespace) -> None:
+  for name in options.only:
+    if name not in VARIANTS:
+      raise UserError(
+        f"There is no variant '{name}'. Choose some of {' '.join(VARIANTS)}."
+      )
+  for name in ("batch", "source_length", "target_length", "prompt_length"):
+    at_least(name, getattr(options, name), 1)
+  if options.output:
+    files.check_output(options.output, options.overwrite)
+
+
+def _write(
+  options: argparse.Namespace, called: str, rows: dict[str, dict[str, Any]]
+) -> None:
+  settings = {
+    name: value
+    for name, value in vars(options).items()
+    if name not in ("output", "overwrite", "debug", "only")
+  }
+  written = {
+    **record.made(called),
+    "device": jax.devices()[0].device_kind,
+    "settings": settings,
+    "versions": record.versions(PACKAGES),
+    "variants": {name: VARIANTS[name][0] for name in rows},
+    "results": rows,
+  }
+  files.write_json(options.output, written)
+  print(f"Wrote '{options.output}'.")
 
 
 class Job:

@@ -676,7 +676,8 @@ def joined(command: Sequence[str], parser: argparse.ArgumentParser) -> list[str]
   return [*command, *flag]
 
 
-def main(argv: Sequence[str]) -> int:
+def parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+  """Returns what an action is given, and the command that comes after --."""
   options, command = list(argv), []
   if "--" in options:
     at = options.index("--")
@@ -689,22 +690,21 @@ def main(argv: Sequence[str]) -> int:
     command = joined(command, arguments)
   elif command:
     arguments.error(f"{given.action} takes no command, but there is one after --")
+  if given.action == "keep" and given.internal_ips:
+    reached = given.tunnel_through_iap or given.internal_ip
+    if not reached:
+      arguments.error("--internal-ips needs --tunnel-through-iap or --internal-ip too")
+  return given, command
+
+
+def main(argv: Sequence[str]) -> int:
+  given, command = parsed(argv)
   access = [
     f"--{flag}"
     for flag in ("tunnel-through-iap", "internal-ip")
     if getattr(given, flag.replace("-", "_"), False)
   ]
-  flags = []
-  if "type" in given:
-    runtime = given.runtime or RUNTIMES[given.type.split("-")[0]]
-    flags = [f"--runtime-version={runtime}"]
-    for flag in ("spot", "reserved", "internal-ips"):
-      flags += [f"--{flag}"] * getattr(given, flag.replace("-", "_"))
-    for flag in CREATE:
-      value = getattr(given, flag.replace("-", "_"))
-      flags += [f"--{flag}={value}"] if value is not None else []
-    if given.internal_ips and given.action == "keep" and not access:
-      arguments.error("--internal-ips needs --tunnel-through-iap or --internal-ip too")
+  flags = creation_flags(given) if "type" in given else []
   place = [f"--zone={given.zone}"]
   place += [f"--project={given.project}"] if given.project else []
   pod = Pod(given.name, place, access, float(given.poll), given.dry_run)
@@ -734,6 +734,18 @@ def main(argv: Sequence[str]) -> int:
   if given.action in ("create", "install", "run", "keep"):
     pod.say(f"{pod.name} costs money until: {SCRIPT} delete {same}")
   return code
+
+
+def creation_flags(given: argparse.Namespace) -> list[str]:
+  """Returns what gcloud is told when it creates the pod."""
+  runtime = given.runtime or RUNTIMES[given.type.split("-")[0]]
+  flags = [f"--runtime-version={runtime}"]
+  for flag in ("spot", "reserved", "internal-ips"):
+    flags += [f"--{flag}"] * getattr(given, flag.replace("-", "_"))
+  for flag in CREATE:
+    value = getattr(given, flag.replace("-", "_"))
+    flags += [f"--{flag}={value}"] if value is not None else []
+  return flags
 
 
 def act(

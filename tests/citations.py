@@ -112,14 +112,7 @@ def problems(text: str, prose: bool = True, specified: bool = False) -> list[str
     of_it = OF_IT.match(text, match.end())
     if of_it is None:
       continue
-    heading, equations, vague = of_it.groups()
-    if heading and heading not in cited.headings:
-      found.append(f"'{path}' has no heading '{heading}'")
-    for number in EQUATION.findall(equations or ""):
-      if number not in cited.equations:
-        found.append(f"'{path}' has no equation {number}")
-    if vague:
-      found.append(f"'{path}, {vague}' is neither an equation nor a heading")
+    found += _parts_not_there(path, cited, *of_it.groups())
     covered.append(range(*of_it.span()))
   if specified:
     known = document(SPECIFICATION)
@@ -128,6 +121,20 @@ def problems(text: str, prose: bool = True, specified: bool = False) -> list[str
         continue
       if known is None or match[0] not in known.equations:
         found.append(f"'{SPECIFICATION}' has no equation {match[0]}")
+  return found
+
+
+def _parts_not_there(
+  path: str, cited: Document, heading: str, equations: str, vague: str
+) -> list[str]:
+  found = []
+  if heading and heading not in cited.headings:
+    found.append(f"'{path}' has no heading '{heading}'")
+  for number in EQUATION.findall(equations or ""):
+    if number not in cited.equations:
+      found.append(f"'{path}' has no equation {number}")
+  if vague:
+    found.append(f"'{path}, {vague}' is neither an equation nor a heading")
   return found
 
 

@@ -256,19 +256,25 @@ def _problems(
   if other:
     found.append(f"changes {', '.join(other[:4])!r}")
   if refused and not outcome.trace:
-    lines = [
-      line
-      for line in outcome.err.replace("\r", "\n").split("\n")
-      if line.strip() and not _NOTICE.search(line)
-    ]
-    if len(lines) != 1 or not lines[0].startswith("error: "):
-      found.append(f"not one line 'error: ...': {outcome.err[-1500:]!r}")
-    elif len(lines[0]) > MOST_TEXT + 200:
-      found.append(f"a line of {len(lines[0])} characters: {lines[0][:300]!r}")
+    found += _not_one_line(outcome.err)
   for printed in (outcome.err, outcome.out):
     if any((ord(c) < 32 and c not in "\n\t\r") or 127 <= ord(c) < 160 for c in printed):
       found.append(f"prints control characters: {printed[-500:]!r}")
   return found
+
+
+def _not_one_line(err: str) -> list[str]:
+  """Returns what is wrong with the line of a refusal."""
+  lines = [
+    line
+    for line in err.replace("\r", "\n").split("\n")
+    if line.strip() and not _NOTICE.search(line)
+  ]
+  if len(lines) != 1 or not lines[0].startswith("error: "):
+    return [f"not one line 'error: ...': {err[-1500:]!r}"]
+  if len(lines[0]) > MOST_TEXT + 200:
+    return [f"a line of {len(lines[0])} characters: {lines[0][:300]!r}"]
+  return []
 
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:

@@ -386,20 +386,23 @@ def explain(error: BaseException) -> str:
   if unknown := re.search(
     r"No configurable matching (?:reference )?'@?([\w./]+)", text
   ):
-    name = unknown[1].rpartition("/")[2]
-    short = name.split(".")[0]
-    known = [f"{short}.{public}" for public in _public(short)]
-    if name in known:
-      if selector := _registered_as(short, name):
-        return f"on the command line it is called {selector}."
-      return (
-        f"no gin file that was given mentions {name}, so it has to be set in a file with "
-        f"'from {_modules()[short].rpartition('.')[0]} import {short}' at its top."
-      )
-    return f"{text}.{near_misses(name, known) or near_misses(name, _modules())}"
+    return _explain_unknown(unknown[1].rpartition("/")[2], text)
   if isinstance(error, ValueError | RuntimeError | AttributeError):
     return f"{text}."
   return f"{type(error).__name__}: {text}."
+
+
+def _explain_unknown(name: str, text: str) -> str:
+  short = name.split(".")[0]
+  known = [f"{short}.{public}" for public in _public(short)]
+  if name not in known:
+    return f"{text}.{near_misses(name, known) or near_misses(name, _modules())}"
+  if selector := _registered_as(short, name):
+    return f"on the command line it is called {selector}."
+  return (
+    f"no gin file that was given mentions {name}, so it has to be set in a file with "
+    f"'from {_modules()[short].rpartition('.')[0]} import {short}' at its top."
+  )
 
 
 def _explain_import(error: ImportError, text: str) -> str:

@@ -106,6 +106,11 @@ class Provenance:
         raise ValueError(f"{name} is a number of {number.bit_length()} bits")
     if self.mixed_origins and self.initial_digest is not None:
       raise ValueError("a mixed origin and one initial prompt exclude each other")
+    if self.alpha is not None and not math.isfinite(self.alpha):
+      raise ValueError(f"alpha is {self.alpha}")
+    self._check_space()
+
+  def _check_space(self) -> None:
     if self.space == "factor":
       if self.mixed_origins or self.applied_to_digest not in (
         None,
@@ -116,8 +121,6 @@ class Provenance:
         raise ValueError("a vector of the factor space states its initial parameters")
     elif (self.alpha, self.initial_folded_digest) != (None, None):
       raise ValueError("what is folded, in the effective space, has no alpha")
-    if self.alpha is not None and not math.isfinite(self.alpha):
-      raise ValueError(f"alpha is {self.alpha}")
 
   @property
   def base_digest(self) -> str | None:

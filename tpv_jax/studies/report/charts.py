@@ -151,7 +151,7 @@ def lines(
   return sheet
 
 
-def matrix(
+def matrix(  # noqa: PLR0913 (how it looks, by keywords)
   sheet: Sheet,
   values: Float[np.ndarray, "R C"],
   rows: Sequence[str],
