@@ -68,7 +68,7 @@ class PromptFiles:
     return identity.prompt_digest(leaves) == identity.prompt_digest(drawn)
 
   def check_beside(
-    self, state: TrainState, best: Best | None, refuse_unless_stated: Callable
+    self, state: TrainState, best: Best | None, refuse_unless_stated: Callable[..., Any]
   ) -> None:
     """Raises `UserError` if the folder has a prompt of another run.
 
