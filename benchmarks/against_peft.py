@@ -274,7 +274,7 @@ def missing_packages(python: str) -> list[str]:
     done = subprocess.run([python, "-c", code], capture_output=True, check=True)
   except (OSError, subprocess.CalledProcessError) as error:
     raise UserError(
-      f"'{python}' does not run as a Python ({error}). Check --peft-python."
+      f"'{python}' is not a Python that runs ({error}). Check --peft-python."
     ) from error
   return json.loads(done.stdout)
 

@@ -270,7 +270,7 @@ def test_bad_calls_are_one_clear_line(script, tmp_path, capsys, monkeypatch):
   assert "smal'. Did you mean 'small'" in refused("--size=smal")
   assert "no comparison 'd'" in refused("--only", "d")
   assert "does not divide" in refused("--banks", "3", "4")
-  assert "no Python that runs" in refused("--peft-python=/nowhere/python")
+  assert "not a Python that runs" in refused("--peft-python=/nowhere/python")
   there = tmp_path / "there.json"
   there.write_text("{}")
   assert "there.json" in refused(*BANKS, f"--output={there}")
