@@ -104,9 +104,7 @@ def serve(build: Callable[[dict[str, Any]], Trainer]) -> None:
           device_peak_mebibytes=None if peak is None else round(peak / MEBIBYTE),
         )
         return
-  except (
-    Exception
-  ) as error:  # The parent prints the message; the log has the traceback.
+  except Exception as error:  # The parent prints it; the log has the traceback.
     text = " ".join(str(error).split())[:400]
     answer(error=f"{type(error).__name__}: {text}")
     raise

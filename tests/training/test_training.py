@@ -637,7 +637,7 @@ def test_a_damaged_checkpoint_is_trained_again_from_the_one_before(
   (run / "initial_prompt.safetensors").unlink()
   tiny.train(run)
   assert deterministic_files(run) == deterministic_files(finished[0])
-  told = r"checkpoint_20' cannot be read \(.*; going on from step 10\n"
+  told = r"checkpoint_20' cannot be read \(.*; continuing from step 10\n"
   assert re.search(told, capsys.readouterr().out)
 
 

@@ -214,17 +214,17 @@ def train_bank(
   build = functools.partial(bank_steps.build, model, learning_rate, runs[0].mesh)
   build(False)  # Refuses a model that cannot be a bank before a folder is touched.
   with alone(*(run.folder for run in runs)):
-    there = _there(runs, size, block_positions, split, overwrite)
+    found = _find_runs(runs, size, block_positions, split, overwrite)
     plan: Plan | None = None
-    if any(there.again) or there.unfinished:
+    if any(found.again) or found.unfinished:
       plan = Plan(
         runs, build, shard_bank, size or len(runs), block_positions, memory_gib
       )
-      plan.make_fit(split, [one["bank"] for one in there.begun if "bank" in one])
+      plan.make_fit(split, [one["bank"] for one in found.begun if "bank" in one])
     processes.wait_for_all("the bank is planned")
     manifests = [
       run.folder.open(run.settings, again)
-      for run, again in zip(runs, there.again, strict=True)
+      for run, again in zip(runs, found.again, strict=True)
     ]
     processes.wait_for_all("all run folders are open")
     going = {i for i, manifest in enumerate(manifests) if not _ended(manifest)}
@@ -245,7 +245,7 @@ def train_bank(
 
 
 @dataclasses.dataclass(frozen=True)
-class _There:
+class _Found:
   """What a bank finds in its run folders.
 
   Attributes:
@@ -259,13 +259,13 @@ class _There:
   again: list[bool]
 
 
-def _there(
+def _find_runs(
   runs: Sequence[Run],
   size: int | None,
   block_positions: int | None,
   split: bool,
   overwrite: bool,
-) -> _There:
+) -> _Found:
   """Returns what is in the run folders of a bank; see `train_bank` for the arguments.
 
   Raises:
@@ -292,7 +292,7 @@ def _there(
   if unfinished and not overwrite:
     _refuse_unfinished_beside([run.folder.path for run in runs])
   # A bank that was stopped goes on, including its prompts that have ended.
-  return _There(
+  return _Found(
     begun, unfinished, [overwrite and bool(other or not begun) for _, other in found]
   )
 
@@ -360,7 +360,7 @@ def _other_bank(
   for note in (manifest["bank"] for manifest in begun if "bank" in manifest):
     members = note.get("members")
     if members is not None and members != names:
-      return f"list of prompts: {_told_apart(members, names)}"
+      return f"list of prompts: {_list_difference(members, names)}"
     for name, now in asked.items():
       there = note[name]
       if now is not None and (now < there or (now > there and not split)):
@@ -392,7 +392,7 @@ def _refuse_unfinished_beside(folders: Sequence[files.Path]) -> None:
         )
 
 
-def _told_apart(there: Sequence[str], here: Sequence[str]) -> str:
+def _list_difference(there: Sequence[str], here: Sequence[str]) -> str:
   lost = [name for name in there if name not in here]
   new = [name for name in here if name not in there]
   told = [

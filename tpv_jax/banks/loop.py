@@ -63,10 +63,10 @@ class BankRun:
   ) -> None:
     """Runs all remaining steps."""
     began = time.time()
-    self._settle_the_diverged()
+    self._end_diverged()
     for index in sorted(self.active):
-      self.runs[index].go_back_to_what_is_whole()
-    self._go_back_to_a_common_step()
+      self.runs[index].rewind_to_whole_checkpoint()
+    self._rewind_to_common_step()
     with contextlib.ExitStack() as stack:
       self.compilations = stack.enter_context(compilations())
       state, at = self._begin(stack, config)
@@ -80,7 +80,7 @@ class BankRun:
           f"positions were padding; recompilations: {self.recompiled}"
         )
 
-  def _settle_the_diverged(self) -> None:
+  def _end_diverged(self) -> None:
     """Ends prompts that had diverged before a kill, if the others have saved that step.
 
     Otherwise they go back with the others, and diverge again.
@@ -98,7 +98,7 @@ class BankRun:
         self.runs[index].manifest = manifest
         self._fail(index)
 
-  def _go_back_to_a_common_step(self) -> None:
+  def _rewind_to_common_step(self) -> None:
     """Deletes checkpoints newer than the last step that all runs have saved.
 
     If the bank is killed between two saves, some runs are a checkpoint ahead. Until the

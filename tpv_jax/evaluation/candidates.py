@@ -213,7 +213,7 @@ def check_fits(
   """Raises `UserError` unless the leaves are a prompt for this backbone."""
   if provenance.kind != "prompt":
     raise UserError(
-      "A vector is a difference and cannot stand before a source. Apply it: give it as "
+      "A vector is a difference of prompts, not a prompt. To apply it, give it as "
       "--gin.VECTOR with --gin.INITIAL."
     )
   known = provenance.backbone_fingerprint

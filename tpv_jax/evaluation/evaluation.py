@@ -78,7 +78,7 @@ def evaluate(
     search: choose the coefficient of each vector on each initial prompt, from
       `candidates.GRID` (True) or from the numbers given, instead of using `coefficient`.
     search_split: the split on which the coefficients are tried.
-    search_examples: use only the first so many examples of each task; None uses all.
+    search_examples: how many of the first examples of each task are used; None uses all.
     search_metric: 'exact_match' of greedy decoding with the target, whatever `num_beams`
       is; 'label_accuracy', of the label that scores highest; or 'own', each task's own
       metric of the decoded text, which takes longer. The mean over the tasks decides;

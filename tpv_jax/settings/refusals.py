@@ -171,9 +171,8 @@ def _run_files(name: str) -> list[str]:
     for file, text in gin_files.shipped().items()
     if re.search("/(runs|t5x)/", file)
   }
-  name = name.replace(
-    "__main__", r"\w+_script"
-  )  # T5X's commands, as gin files name them.
+  # Gin files import T5X's commands, each a __main__, as NAME_script.
+  name = name.replace("__main__", r"\w+_script")
   found = {file for file, text in texts.items() if re.search(rf"(?m)^{name}:", text)}
   while including := {
     file

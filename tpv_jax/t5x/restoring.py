@@ -368,10 +368,10 @@ class Initializer(utils.TrainStateInitializer):
     there = saving.read_members(self.model_dir)
     here = None if self.members is None else saving.described(self.members)
     other = saving.first_other(there or [], here or [])
-    if other or _of_what(there) != _of_what(here):
+    if other or _kind_of_run(there) != _kind_of_run(here):
       raise UserError(
-        f"The run in '{self.model_dir}' is {_of_what(there)}, this one "
-        f"{_of_what(here)}{other}. Give that run's gin files, TASKS, INITIAL_SEEDS and "
+        f"The run in '{self.model_dir}' is {_kind_of_run(there)}, this one "
+        f"{_kind_of_run(here)}{other}. Give that run's gin files, TASKS, INITIAL_SEEDS and "
         "RATES, or choose another MODEL_DIR."
       )
 
@@ -399,7 +399,7 @@ class Initializer(utils.TrainStateInitializer):
       )
 
 
-def _of_what(members: Sequence[Mapping[str, Any]] | None) -> str:
+def _kind_of_run(members: Sequence[Mapping[str, Any]] | None) -> str:
   return "of one prompt" if members is None else f"a bank of {len(members)}"
 
 

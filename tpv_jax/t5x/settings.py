@@ -94,7 +94,7 @@ INSTEAD = {
 }
 """Advice for names of T5X's own gin files that have no meaning here."""
 
-_NOT_HERE = {
+_BYPASSING = {
   (
     "t5x.utils.CheckpointConfig",
     "restore",
@@ -137,11 +137,9 @@ def check(
     known = (words for name, words in INSTEAD.items() if name in str(error))
     raise UserError(" ".join([str(error), *known])) from error
   _refuse_a_mixtures_name(found)
-  _refuse_what_is_not_here(found)
+  _refuse_bypassing(found)
   lines = refusals.check(entry, found, others=_OF_T5X, instead=INSTEAD)
-  refusals.forget_unread(
-    entry, found
-  )  # Or config.gin, which T5X writes, would have it.
+  refusals.forget_unread(entry, found)  # So that T5X does not write it to config.gin.
   return lines
 
 
@@ -149,10 +147,10 @@ def watch() -> None:
   """Makes this process, a command of T5X, check its settings before it runs."""
   # Before gin's own hooks, which would report missing settings with a traceback.
   config._FINALIZE_HOOKS.insert(0, _before_it_runs)
-  app.install_exception_handler(_Stumbled())
+  app.install_exception_handler(_OwnReport())
 
 
-class _Stumbled(app.ExceptionHandler):
+class _OwnReport(app.ExceptionHandler):
   """Reports our parser's error instead, if gin's own fails on a file or a binding."""
 
   def wants(self, error: BaseException) -> bool:
@@ -206,10 +204,10 @@ def _check_command() -> str | None:
   return known[0]
 
 
-def _refuse_what_is_not_here(found: gin_files.Settings) -> None:
-  """Raises `UserError` for a user's setting that is in `_NOT_HERE`."""
+def _refuse_bypassing(found: gin_files.Settings) -> None:
+  """Raises `UserError` for a user's setting that is in `_BYPASSING`."""
   for (_, *what), setting in found.items():
-    words = _NOT_HERE.get((what[0], what[1]))
+    words = _BYPASSING.get((what[0], what[1]))
     ours = repr(setting.value) in ("None", "@restoring.checkpoint_of()")
     if words and not setting.shipped and not ours:
       raise UserError(f"{setting.name} ({setting.place}) {words}")

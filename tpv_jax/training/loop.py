@@ -120,7 +120,7 @@ class Run:
     """Runs all remaining steps and returns the manifest."""
     frozen = self.place_frozen()
     started = time.time()
-    self.go_back_to_what_is_whole()
+    self.rewind_to_whole_checkpoint()
     state, best = self.begin(frozen, self.fresh_state(), config)
     try:
       state, best = self._loop(state, frozen, best, stop_requested)
@@ -128,7 +128,7 @@ class Run:
       self.close()
     return self.finish("finished", state, best, seconds=time.time() - started)
 
-  def go_back_to_what_is_whole(self) -> None:
+  def rewind_to_whole_checkpoint(self) -> None:
     """Deletes the checkpoints that are newer than the newest whole one.
 
     A checkpoint is whole if it can be read and metrics.jsonl has all lines up to its step.
@@ -145,7 +145,7 @@ class Run:
       )
       if problem is None:
         if why is not None and processes.is_writer():
-          screen.say(f"{self.folder.path}: {why}; going on from step {step}")
+          screen.say(f"{self.folder.path}: {why}; continuing from step {step}")
         processes.wait_for_all("the checkpoints are read")
         self.checkpoints.drop_after(step)
         return
@@ -181,7 +181,7 @@ class Run:
     state: compiled.TrainState,
     config: Callable[[], str] | None,
   ) -> tuple[compiled.TrainState, Best | None]:
-    """Returns the state to go on from, the newest saved one or else `state`, and the best.
+    """Returns the newest saved state, or `state` if there is none, and the best so far.
 
     Writes the manifest; before the first step, also the initial prompt and a checkpoint.
     """
@@ -261,7 +261,7 @@ class Run:
       )
     if self.backbone is None:
       raise UserError(
-        "A soft prompt needs a backbone to stand before. Include a file of "
+        "Training a soft prompt needs a backbone. Include a file of "
         "gin_configs/backbones/, or bind training.train.backbone."
       )
     return initial.draw(

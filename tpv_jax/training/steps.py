@@ -180,7 +180,7 @@ def _gradients(
       x.shape[0] // microbatches, microbatches, *x.shape[1:]
     ).swapaxes(0, 1),
     batch,
-  )  # Rows are dealt out in turn, so that each device keeps its own.
+  )  # Microbatches take rows in turn, so that each device keeps its own.
   one = jax.tree.map(lambda x: x[0], parts)
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, folded, one, rng)
