@@ -308,11 +308,15 @@ def test_what_is_written_is_read_back_before_it_appears(folders, tmp_path, monke
 @pytest.mark.parametrize(
   ("output", "to", "expected"),
   [
-    ("model", None, "does not tell what to write. Give --to hugging-face"),
+    ("model", None, "does not say what to write. Give --to hugging-face"),
     ("model", "t5x", r"checkpoint_<step>. Name the output '.*model/checkpoint_0'"),
     ("model", "safetensors", "does not end in .safetensors"),
-    ("x.safetensors", "hugging-face", r"tells another form \(safetensors\) than --to"),
-    ("checkpoint_7", "hugging-face", r"tells another form \(t5x\) than --to"),
+    (
+      "x.safetensors",
+      "hugging-face",
+      r"means another format \(safetensors\) than --to",
+    ),
+    ("checkpoint_7", "hugging-face", r"means another format \(t5x\) than --to"),
     ("checkpoint_7", "safetensors", "does not end in .safetensors"),
     ("x.safetensors", "t5x", "Name the output '.*x.safetensors/checkpoint_0'"),
     ("no/where/checkpoint_0", None, "the folder '.*no' does not exist"),
@@ -335,7 +339,8 @@ def test_leaves_that_are_no_t5_are_refused(tmp_path, capsys):
   assert cli.main(["convert", str(path), "-o", str(tmp_path / "checkpoint_0")]) == 2
   printed = capsys.readouterr().err
   assert (
-    "odd.safetensors' has no 'token_embedder/embedding' (T5), so it is of no" in printed
+    "odd.safetensors' has no 'token_embedder/embedding' (T5), so it belongs to no"
+    in printed
   )
 
 

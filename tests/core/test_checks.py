@@ -25,7 +25,7 @@ WHICH = Annotated[str, OneOf(("best", "last"))]
 
 
 class Duck:
-  """Neither a text nor a number nor a container."""
+  """Neither a string nor a number nor a container."""
 
 
 @pytest.mark.parametrize(
@@ -75,15 +75,19 @@ def test_what_an_annotation_allows_is_no_misfit(value, annotation):
     (-0.1, NotNegative, "X is -0.1; it must be a number of at least 0."),
     (1, BelowOne, "X is 1; it must be a number below 1."),
     (0, checks.Positive, "X is 0; it must be a number above 0."),
-    (b"a", str, "X is b'a'; it must be a text."),
-    ("a\0", PathLike, "X is 'a\\x00'; it must be a text without the character NUL."),
-    ("", PathLike, "X is ''; it must be a text with something in it."),
-    (3, PathLike, "X is 3; it must be a text or a path."),
-    ("ab", Sequence[str], "X is 'ab'; it must be a list of which each is a text."),
-    (["a", 3], Sequence[str] | None, "X[1] is 3; it must be a text."),
+    (b"a", str, "X is b'a'; it must be a string."),
+    ("a\0", PathLike, "X is 'a\\x00'; it must be a string without the character NUL."),
+    ("", PathLike, "X is ''; it must be a string with something in it."),
+    (3, PathLike, "X is 3; it must be a string or a path."),
+    (
+      "ab",
+      Sequence[str],
+      "X is 'ab'; it must be a list whose elements are each a string.",
+    ),
+    (["a", 3], Sequence[str] | None, "X[1] is 3; it must be a string."),
     ([[1, "a"]], Sequence[Sequence[float]], "X[0][1] is 'a'; it must be a number."),
-    ({"a": None}, Mapping[str, str], "X['a'] is None; it must be a text."),
-    ({1: "a"}, Mapping[str, str], "The key 1 of X is 1; it must be a text."),
+    ({"a": None}, Mapping[str, str], "X['a'] is None; it must be a string."),
+    ({1: "a"}, Mapping[str, str], "The key 1 of X is 1; it must be a string."),
     (
       {"inputs": 24, "targets": 2, "labels": 2},
       Lengths,
@@ -99,13 +103,13 @@ def test_what_an_annotation_allows_is_no_misfit(value, annotation):
     (
       "bets",
       WHICH,
-      "X is 'bets'; it must be a text: 'best' or 'last'. Did you mean 'best'?",
+      "X is 'bets'; it must be a string: 'best' or 'last'. Did you mean 'best'?",
     ),
     ("papr", Literal["paper"] | None, "X is 'papr'; it must be 'paper' or None."),
     (
       {"0": ["bad", "poor"]},
       Mapping[Scalar, Scalar] | Sequence[Scalar] | None,
-      "X['0'] is ['bad', 'poor']; it must be a text, a number, True, False or None.",
+      "X['0'] is ['bad', 'poor']; it must be a string, a number, True, False or None.",
     ),
     (
       "ab",
@@ -140,7 +144,7 @@ def test_a_checked_function_refuses_before_it_is_called():
   assert scaled([1], 3, name="y") == ([3], "y")
   with pytest.raises(UserError, match=r"rates\[0\] is -1; it must be a number of at"):
     scaled([-1])
-  with pytest.raises(UserError, match="name is 3; it must be a text"):
+  with pytest.raises(UserError, match="name is 3; it must be a string"):
     scaled([1], name=3)
   with pytest.raises(TypeError, match="missing a required argument: 'rates'"):
     scaled()

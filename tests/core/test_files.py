@@ -122,5 +122,5 @@ def test_a_path_with_two_dots_is_the_one_that_the_system_finds(tmp_path, monkeyp
 
 
 def test_a_path_that_no_file_can_have_is_refused():
-  with pytest.raises(UserError, match="character of code 0"):
+  with pytest.raises(UserError, match="NUL character"):
     files.to_path("a\0b")

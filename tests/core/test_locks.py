@@ -73,7 +73,7 @@ def test_without_locks_a_lease_that_is_renewed_is_respected(tmp_path, no_locks, 
     told = f"X is in use by process {os.getpid()} on "
     with pytest.raises(UserError, match=told), locks.held(path, "X"):
       pass
-    assert "will be known in 60 s" in capsys.readouterr().err
+    assert "waiting up to 60 s" in capsys.readouterr().err
   assert os.listdir(tmp_path) == []
 
 

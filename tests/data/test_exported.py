@@ -170,7 +170,7 @@ def test_a_task_that_is_not_exported_names_the_command(data_dir):
   ("line", "message"),
   [
     ('{"inputs": "a", "targets": "acceptabel"}', "'acceptabel' is outside the labels"),
-    ('{"inputs": "a"}', "'inputs' and 'targets' must both be texts"),
+    ('{"inputs": "a"}', "'inputs' and 'targets' must both be strings"),
     ("nonsense", "malformed JSON"),
   ],
 )

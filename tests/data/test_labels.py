@@ -41,7 +41,7 @@ def test_labels_that_the_vocabulary_writes_are_taken():
     (("not sure yes", "no"), VOCABULARY, "'not sure yes' has 4 tokens .* at least 4"),
     (("Yes", "no"), LowerCase(VOCABULARY.words), "'Yes' is not what .* back as 'yes'"),
     (("yes", "YES"), LowerCase(VOCABULARY.words), "'YES' is not what"),
-    (("not sure", "not  sure"), VOCABULARY, "differ by white space alone"),
+    (("not sure", "not  sure"), VOCABULARY, "differ only in white space"),
     (("yes", " "), VOCABULARY, "reads back as ''"),
   ],
 )

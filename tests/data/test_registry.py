@@ -204,7 +204,7 @@ def test_a_bad_row_is_named_with_what_is_wrong(name, row, message):
     (
       "squad_v2",
       {"answers/text": None},
-      r"a:1: 'answers/text' must be a list of texts",
+      r"a:1: 'answers/text' must be a list of strings",
     ),
     ("squad_v2", {"answers/text": ["a", 3]}, r"a:1: 'answers/text' must be a list of"),
     (
@@ -214,7 +214,11 @@ def test_a_bad_row_is_named_with_what_is_wrong(name, row, message):
     ),
     ("glue_stsb", {"label": -1.0}, r"a:1: -1\.0 in column 'label' is outside"),
     ("glue_sst2", {"sentence": None}, r"a:1: column 'sentence' is empty\. Fill it"),
-    ("glue_sst2", {"sentence": ["a"]}, r"a:1: 'sentence' holds several values; a text"),
+    (
+      "glue_sst2",
+      {"sentence": ["a"]},
+      r"a:1: 'sentence' holds several values; it must be a string",
+    ),
     (
       "super_glue_multirc",
       {"idx/question": None},

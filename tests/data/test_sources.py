@@ -70,7 +70,9 @@ def test_rows_of_files_that_changed_are_refused_with_what_to_do(tmp_path):
   before = sources.raw(SST2, tmp_path / "data").origin
   sources.prepare(SST2, tmp_path / "data", own, str)
   write(own, train=sentences(4))
-  message = r"rows of 'train' as '.*own' had them before .* Remove that folder"
+  message = (
+    r"rows of 'train' from '.*own', which has changed since.* Remove that folder"
+  )
   with pytest.raises(UserError, match=message):
     sources.prepare(SST2, tmp_path / "data", own, str)
   shutil.rmtree(tmp_path / "data" / "tpv_jax" / "raw" / "glue_sst2")
@@ -311,7 +313,7 @@ def test_rows_that_are_gone_are_missed(tmp_path):
   sources.prepare(SST2, tmp_path / "data", own, str)
   path = tmp_path / "data/tpv_jax/raw/glue_sst2/train.jsonl"
   path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
-  with pytest.raises(UserError, match=r"has 2 rows, and 3 were written\. Remove"):
+  with pytest.raises(UserError, match=r"has 2 rows, but 3 were written\. Remove"):
     list(sources.raw(SST2, tmp_path / "data").rows("train"))
 
 

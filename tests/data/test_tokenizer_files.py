@@ -133,7 +133,10 @@ def lose_the_table(content):
 
 
 REFUSED = {
-  "added_tokens.json": (add_token, r"added_tokens.json' adds tokens .*'<ORG>'.* cuts"),
+  "added_tokens.json": (
+    add_token,
+    r"added_tokens.json' adds tokens .*'<ORG>'.* splits",
+  ),
   "added_tokens_decoder": (
     config(added_tokens_decoder={"65": token("<ORG>")}),
     r"tokenizer_config.json' adds tokens to T5's own \('<ORG>'\)",
@@ -181,18 +184,18 @@ REFUSED = {
   ),
   "lower case": (
     tokenizer(lambda content: content.update(normalizer={"type": "Lowercase"})),
-    r'it treats a text by \{"type": "Lowercase"\}',
+    r'it changes a text by \{"type": "Lowercase"\}',
   ),
   "no table of letters": (tokenizer(lose_the_table), "by another table"),
   "another table of letters": (
     tokenizer(
       lambda content: content["normalizer"].update(precompiled_charsmap="AAAA")
     ),
-    "turns letters into others by another table",
+    "replaces letters by another table",
   ),
   "words split elsewhere": (
     tokenizer(lambda content: content.update(pre_tokenizer={"type": "Digits"})),
-    'it treats a text by {"type": "Digits"}',
+    'it changes a text by {"type": "Digits"}',
   ),
   "a start for every text": (
     tokenizer(
@@ -203,7 +206,7 @@ REFUSED = {
         }
       )
     ),
-    "adds <s> in front to every text .post_processor., and T5 is given </s> alone",
+    "adds <s> in front to every text .post_processor., and T5 expects only </s>",
   ),
   "a huge list of added tokens": (
     lambda folder: (folder / "added_tokens.json").write_text("[" * 99_999),
@@ -251,7 +254,7 @@ def test_what_the_library_dies_of_is_one_line(converted, tmp_path, capfd, case):
   content = json.loads(converted.read_text())
   DAMAGED[case](content)
   write(tmp_path, "tokenizer.json", content)
-  with pytest.raises(UserError, match=r"is no tokenizer.json that can be read \(") as e:
+  with pytest.raises(UserError, match=r"cannot be read as a tokenizer.json \(") as e:
     vocabularies.load(tmp_path)
   assert "\n" not in str(e.value)
   assert capfd.readouterr().err == ""  # Nor does the library speak for itself.
@@ -285,7 +288,9 @@ def test_a_panic_while_encoding_is_one_line():
     """As that of the library, which no Exception is."""
 
   with (
-    pytest.raises(UserError, match=r"'x' is no tokenizer.json .*index out of bounds"),
+    pytest.raises(
+      UserError, match=r"'x' cannot be read as a tokenizer.json .*index out of bounds"
+    ),
     tokenizer_files.panics_told("x"),
   ):
     raise PanicException("index out of bounds")

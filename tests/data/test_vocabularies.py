@@ -215,10 +215,10 @@ def test_an_end_in_a_text_ends_nothing_where_transformers_would_end_it(converted
   [
     (lambda c: c["model"].update(type="BPE"), "no tokenizer of T5's family.*'BPE'"),
     (lambda c: c.pop("model"), "no tokenizer of T5's family.*None"),
-    (lambda c: c["model"].pop("vocab"), "is no tokenizer.json that can be read"),
+    (lambda c: c["model"].pop("vocab"), "cannot be read as a tokenizer.json"),
     (
       lambda c: c["model"].update(vocab=[["a"]]),
-      "is no tokenizer.json that can be read",
+      "cannot be read as a tokenizer.json",
     ),
     (
       lambda c: c["model"].update(unk_id=10**9),
@@ -231,7 +231,7 @@ def test_an_end_in_a_text_ends_nothing_where_transformers_would_end_it(converted
     ),
     (
       lambda c: c.update(normalizer={"type": "?"}),
-      "is no tokenizer.json that can be read",
+      "cannot be read as a tokenizer.json",
     ),
   ],
 )

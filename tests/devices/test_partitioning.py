@@ -127,8 +127,11 @@ def test_a_users_rules_take_the_place_of_ours_for_their_names():
     ({"embed": "data"}, "is no list of pairs"),
     (["embed"], "'embed', which is no pair: write"),
     ([("embd", "data")], "for 'embd', and no parameter .* mean 'embed'"),
-    ([("embed", "modle")], "cuts 'embed' along 'modle'; the mesh has the axes 'data'"),
-    ([("batch", None)], "rows of a batch are always dealt out along 'data'"),
+    (
+      [("embed", "modle")],
+      "shards 'embed' along 'modle'; the mesh has the axes 'data'",
+    ),
+    ([("batch", None)], "rows of a batch are always sharded along 'data'"),
   ],
 )
 def test_rules_that_mean_nothing_are_refused(rules, message):

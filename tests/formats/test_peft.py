@@ -79,7 +79,7 @@ def test_of_doubled_rows_the_first_half_is_the_prompt_and_a_note_says_so(
     notes=(
       "its PEFT config says: task_type 'SEQ_2_SEQ_LM', prompt_tuning_init 'TEXT', "
       "prompt_tuning_init_text 'Is this review good?'",
-      "rows 5 to 9 of the PEFT adapter were left out, for PEFT makes them for the "
+      "rows 5 to 9 of the PEFT adapter were left out, because PEFT makes them for the "
       "decoder and never uses them",
     ),
   )
@@ -137,10 +137,10 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(adapter, changes):
   ("kind", "pattern"),
   [
     ("MULTITASK_PROMPT_TUNING", r"multitask prompt tuning \(MPT\).*of 3 tasks.*\.npy"),
-    ("PREFIX_TUNING", "is an adapter of PREFIX_TUNING, and only those of PROMPT_TUN"),
-    ("LORA", "is an adapter of LORA, and only those of PROMPT_TUNING are read"),
-    ("P_TUNING", "is an adapter of P_TUNING, and only those of PROMPT_TUNING"),
-    (None, "is an adapter of None, and only"),
+    ("PREFIX_TUNING", "is an adapter of PREFIX_TUNING; only adapters of PROMPT_TUN"),
+    ("LORA", "is an adapter of LORA; only adapters of PROMPT_TUNING and of"),
+    ("P_TUNING", "is an adapter of P_TUNING; only adapters of PROMPT_TUNING"),
+    (None, "is an adapter of None; only"),
   ],
 )
 def test_other_kinds_of_adapters_are_refused_by_name(adapter, kind, pattern):
@@ -154,10 +154,16 @@ def test_other_kinds_of_adapters_are_refused_by_name(adapter, kind, pattern):
       {"prompt_embeddings": ROWS, "lm_head.weight": ROWS},
       "holds lm_head.weight, prompt",
     ),
-    ({"prompt": ROWS}, "holds prompt, where an adapter of prompt tuning holds"),
+    ({"prompt": ROWS}, "holds prompt, but an adapter of prompt tuning holds"),
     ({"prompt_embeddings": ROWS[0]}, r"of shape \(6,\), no matrix"),
-    ({"prompt_embeddings": ROWS.astype(np.int32)}, r"in I32; what is read here"),
-    ({"prompt_embeddings": ROWS.astype(np.float64)}, r"in F64; what is read here"),
+    (
+      {"prompt_embeddings": ROWS.astype(np.int32)},
+      r"in I32; the only dtypes read here",
+    ),
+    (
+      {"prompt_embeddings": ROWS.astype(np.float64)},
+      r"in F64; the only dtypes read here",
+    ),
     (
       {"prompt_embeddings": np.where(ROWS > 1, np.nan, ROWS)},
       "that are NaN or infinite",
@@ -206,7 +212,7 @@ def test_weights_without_their_config_are_refused(adapter):
   folder = adapter()
   (folder / peft.CONFIG).unlink()
   for path in (folder, folder / peft.WEIGHTS):
-    refused(path, "has no adapter_config.json, without which nobody knows how many")
+    refused(path, "has no adapter_config.json, which says how many of the rows")
 
 
 def test_weights_by_another_name_are_read_with_their_config_and_not_without(tmp_path):
@@ -439,7 +445,7 @@ def test_an_adapter_of_depts_code_without_alpha_asks_for_it(adapter, alpha):
     (
       1,
       {},
-      "holds prompt_embeddings, where an adapter of DePT holds just .* and 'prom",
+      "holds prompt_embeddings, but an adapter of DePT holds exactly .* and 'prom",
     ),
     (3, {"r": 4}, r"the rank 4, and A is \[8, 3\], B \[3, 6\], the prompt \[4, 6\]"),
     (3, {"max_length": 256}, "a longest source of 256 and the rank 3, and A is"),
@@ -515,6 +521,7 @@ def test_no_path_of_a_machine_goes_into_files_that_others_get(
   else:
     assert code == 2
     assert not (tmp_path / "out").exists()
-    assert f"is a path of this machine, and would stand in the {peft.CONFIG}" in (
-      capsys.readouterr().err
+    assert (
+      f"is a path of this machine, and others would find it in the {peft.CONFIG}"
+      in (capsys.readouterr().err)
     )

@@ -89,7 +89,9 @@ def test_a_file_is_what_it_says_it_is_whatever_which(make_run, tmp_path):
   store.write(tmp_path / "v.safetensors", loaded.leaves, known)
   for which in sources.WHICH:
     assert sources.load(tmp_path / "v.safetensors", which).provenance == known
-  with pytest.raises(UserError, match="'worst' is none of best, last, initial"):
+  with pytest.raises(
+    UserError, match=r"'worst' is no prompt of a run\. Choose best or last or initial"
+  ):
     sources.load(tmp_path / "v.safetensors", "worst")
 
 
@@ -198,7 +200,7 @@ def test_a_checkpoint_that_states_another_run_gets_none_of_its_provenance(make_r
   )
   states(run, run="aa")
   assert sources.load(own).provenance.terms == (Term("sst2", 1.0),)
-  with pytest.raises(UserError, match=r"checkpoint_2' is not of the run .*the run bb…"):
+  with pytest.raises(UserError, match=r"checkpoint_2' lies in .*the run bb…"):
     sources.load(foreign)
 
 

@@ -115,13 +115,15 @@ def test_a_missing_path_in_a_bucket_names_its_near_misses(bucket, runs):
     ("runs/sst", r"'gs://bucket/runs/sst' does not exist\. Did you mean 'sst2'\?"),
     (
       "run/sst2",
-      r"does not exist, for there is no 'gs://bucket/run'\. Did .* 'runs'\?",
+      r"does not exist, because there is no 'gs://bucket/run'\. Did .* 'runs'\?",
     ),
     ("runs/rte/last_prompt.safetensors", "Did you mean '(best|initial)_prompt.safet"),
   ):
     with pytest.raises(UserError, match=expected):
       sources.load(f"{bucket}/{path}")
-  with pytest.raises(UserError, match=r"for there is no 'gs://none'\. Check the path"):
+  with pytest.raises(
+    UserError, match=r"because there is no 'gs://none'\. Check the path"
+  ):
     sources.load("gs://none/a/b")
   with pytest.raises(
     UserError, match=r"'gs://bucket/runs' is no run .* rte, sst2: giv"

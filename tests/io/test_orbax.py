@@ -278,7 +278,7 @@ def test_arrays_that_claim_terabytes_are_refused_before_they_are_read(legacy):
   path = legacy / "target.prompt.prompt" / ".zarray"
   path.write_text(json.dumps({**json.loads(path.read_text()), "shape": [1 << 40, 4]}))
   with pytest.raises(
-    UserError, match="states arrays of 17592186044416 bytes and holds"
+    UserError, match="claims arrays of 17592186044416 bytes, but its files have only"
   ):
     orbax.read_leaves(legacy)
 

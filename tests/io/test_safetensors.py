@@ -143,8 +143,8 @@ HUGE = {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}
     ({"a": {**GOOD, "data_offsets": [0, 16, 16]}}, "and 3 offsets"),
     ({"a": {**GOOD, "dtype": "F33"}}, "unknown dtype 'F33'"),
     ({"a": {**GOOD, "dtype": None}}, "unknown dtype 'None'"),
-    ({"a": {**GOOD, "extra": 1}}, "not just dtype, shape and data_offsets"),
-    ({"a": []}, "not just dtype, shape and data_offsets"),
+    ({"a": {**GOOD, "extra": 1}}, "needs exactly dtype, shape and data_offsets"),
+    ({"a": []}, "needs exactly dtype, shape and data_offsets"),
     ({"a": GOOD, "b": GOOD}, "'b' overlaps the leaf before it"),
     ({"a": {**GOOD, "shape": [2], "data_offsets": [8, 16]}}, "'a' leaves a gap"),
     ({"__metadata__": {"a": 1}, "a": GOOD}, "metadata are not strings"),
@@ -182,7 +182,9 @@ def test_other_dtypes_are_refused_by_name(tmp_path):
     UserError, match=r"holds the leaf 'wide' in F64; .*F32, F16, BF16"
   ):
     safetensors_io.read(path)
-  with pytest.raises(UserError, match="'half' in BF16; what is read here is F32"):
+  with pytest.raises(
+    UserError, match="'half' in BF16; the only dtypes read here are F32"
+  ):
     safetensors_io.decode(
       safetensors_io.encode({"half": LEAVES["half"]}, {}), "x", ("F32",)
     )

@@ -172,7 +172,7 @@ def test_a_header_that_claims_terabytes_is_refused_at_once(tmp_path):
 @pytest.mark.parametrize(
   ("old", "new", "expected"),
   [
-    (b'"F32"', b'"I32"', r"'prompt' in I32; what is read here is F32"),
+    (b'"F32"', b'"I32"', r"'prompt' in I32; the only dtypes read here are F32"),
     (b'"shape":[3,5]', b'"shape":[9,5]', r"in F32 needs 180 bytes"),
   ],
 )
@@ -212,7 +212,7 @@ def test_a_missing_file_names_its_near_misses(path):
   with pytest.raises(UserError, match=r"does not exist. Did you mean 'v.safetensors'"):
     store.read(path.with_name("w.safetensors"))
   expected = (
-    r"nowhere/v.safetensors' does not exist, for there is no '.*nowhere'\. Check"
+    r"nowhere/v.safetensors' does not exist, because there is no '.*nowhere'\. Check"
   )
   with pytest.raises(UserError, match=expected):
     store.read(path.parent / "nowhere" / "v.safetensors")

@@ -1,8 +1,8 @@
-"""From one form of a backbone to another: Hugging Face's, T5X's and ours.
+"""Converts backbones between the formats of Hugging Face, T5X and this package.
 
-What is written appears whole or not at all, and only after it was read back and found
-to have the fingerprint of its source. Two passes read the source and one the result;
-about one leaf is held at a time.
+The result appears complete or not at all, and only after it was read back and had the
+fingerprint of its source. Two passes read the source and one the result; about one leaf is
+in memory at a time.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ DTYPES = {
 }
 
 Report = Callable[[str, int], None]
-"""Told the pass ('read', 'write', 'check') and the bytes of each leaf that it read."""
+"""Called for each leaf with the pass ('read', 'write', 'check') and the leaf's bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Plan:
   """A conversion before it is done.
 
   Attributes:
-    source: what is converted, its leaves in the dtype of the result.
+    source: the backbone, its leaves in the dtype of the result.
     to: one of `TARGETS`.
-    family: whose network it is.
-    config: what Hugging Face calls the network's numbers.
-    names: of each leaf by T5X path: in the source, and in the result.
+    family: the backbone's.
+    config: of its network, as Hugging Face's.
+    names: by T5X path, the name of each leaf in the source and in the result.
   """
 
   source: loading.Opened
@@ -57,15 +57,15 @@ class Plan:
 
   @property
   def nbytes(self) -> int:
-    """Returns the bytes of all values of the result."""
+    """The bytes of all values of the result."""
     return sum(leaf.nbytes for leaf in self.source.leaves.values())
 
 
 def target_of(output: files.PathLike, to: str | None) -> str:
-  """Returns the form to write, told by the output's name if not by `to`.
+  """Returns the format to write: `to`, or the one that the output's name implies.
 
   Raises:
-    UserError: neither tells, or they contradict each other.
+    UserError: neither says it, or they contradict each other.
   """
   name = files.to_path(output).name
   told = "safetensors" if name.endswith(".safetensors") else None
@@ -73,7 +73,7 @@ def target_of(output: files.PathLike, to: str | None) -> str:
     told = "t5x"
   if to is None and told is None:
     raise UserError(
-      f"The name '{output}' does not tell what to write. Give --to hugging-face for a "
+      f"The name '{output}' does not say what to write. Give --to hugging-face for a "
       "folder, or an output that ends in checkpoint_<step> or .safetensors."
     )
   if to == "t5x" and told != "t5x":
@@ -85,7 +85,7 @@ def target_of(output: files.PathLike, to: str | None) -> str:
     safetensors.check_suffix(output)
   if to == "hugging-face" and told is not None:
     raise UserError(
-      f"The name '{output}' tells another form ({told}) than --to {to}. Leave out --to, "
+      f"The name '{output}' means another format ({told}) than --to {to}. Leave out --to, "
       "or choose another name for the folder."
     )
   return to or told or ""
@@ -93,15 +93,15 @@ def target_of(output: files.PathLike, to: str | None) -> str:
 
 @contextlib.contextmanager
 def planned(path: files.PathLike, to: str, dtype: str | None = None) -> Iterator[Plan]:
-  """Yields what converting `path` comes to; no value has been read.
+  """Yields the plan for converting `path`; no value has been read.
 
   Args:
-    path: what `loading.load_backbone` takes.
+    path: as for `loading.load_backbone`.
     to: one of `TARGETS`.
     dtype: of `DTYPES`; None keeps that of each leaf (fp16 becomes fp32).
 
   Raises:
-    UserError: as `load_backbone`; the leaves are no T5, T5 1.1, Flan-T5 or mT5.
+    UserError: as `load_backbone`; or the leaves are not those of a known family.
   """
   with loading.opened(path) as source:
     family = registry.of_leaves(source.leaves, str(path))
@@ -131,8 +131,8 @@ def convert(
   """Writes a planned backbone to `output` and returns its fingerprint.
 
   Raises:
-    UserError: `output` exists; a leaf holds NaN or infinity, also only once it has
-      been rounded; the source states another fingerprint; the result, read back, has
+    UserError: `output` exists; a leaf holds NaN or infinity, perhaps only after rounding;
+      the source states another fingerprint than it has; or the result, read back, has
       another one.
   """
   check_output(output, plan.to)
@@ -206,7 +206,7 @@ def _watched(
   report: Report,
   check: Callable[[str, np.ndarray], None] | None = None,
 ) -> dict[str, Leaf]:
-  """Returns the leaves, which report when they are read, and are checked then."""
+  """Returns the leaves, each of which is checked and reported whenever it is read."""
 
   def look(name: str, leaf: Leaf) -> np.ndarray:
     values = leaf.read()
@@ -223,9 +223,9 @@ def _watched(
 
 @contextlib.contextmanager
 def _appearing(output: files.PathLike, to: str) -> Iterator[Any]:
-  """Yields a path to write to, which becomes `output` when the block ends well.
+  """Yields a path to write to, which becomes `output` when the block ends without an error.
 
-  In an object store, where nothing is renamed, it is `output` itself, and is removed
+  In an object store, where nothing is renamed, it is `output` itself, which is removed
   after an error.
   """
   path: Any = files.to_path(output)
@@ -251,12 +251,12 @@ def _appearing(output: files.PathLike, to: str) -> Iterator[Any]:
       there.rename(path)
   finally:
     if made:
-      with contextlib.suppress(OSError):  # It holds what was written.
+      with contextlib.suppress(OSError):  # It is not empty: it holds the result.
         path.parent.rmdir()
 
 
 def describe(plan: Plan) -> list[str]:
-  """Returns the mapping with a line for each leaf, and the size of the result."""
+  """Returns the mapping of names, a line for each leaf, and a line of totals."""
   lines = []
   widest = max(len(before) for before, _ in plan.names.values())
   for name, (before, after) in plan.names.items():

@@ -20,9 +20,9 @@ def decode(
   num_beams: int = 1,
   length_penalty: float | Float[Array, ""] = 1.0,
 ) -> tuple[Int[Array, "B L"], Float[Array, " B"]]:
-  """Returns the tokens of each row and their score: `greedy`, or the best beam.
+  """Returns the tokens of each row and their score, by `greedy` or from the best beam.
 
-  The score of one beam is a sum of log-probabilities, of several it is divided by the
+  With one beam the score is a sum of log-probabilities; with several it is divided by the
   length as in `beam_search`.
   """
   inputs = (network, backbone, encoded, source, target_length, eos_id)
@@ -40,15 +40,15 @@ def greedy(
   target_length: int,
   eos_id: int = 1,
 ) -> tuple[Int[Array, "B L"], Float[Array, " B"]]:
-  """Returns the most probable token of each step, and their log-probabilities' sum.
+  """Returns the most probable token at each step, and the sum of their log-probabilities.
 
-  A row ends with its first `eos_id`, which counts in its score; 0 follows. A row of
-  padding only (what fills up a last batch) is over before it starts, with score 0. The
-  loop stops when all rows are over or `target_length` tokens are written. The keys and
-  values of the source are computed once.
+  A row ends with its first `eos_id`, which counts in its score; zeros follow. A row of
+  padding only, as in the last batch, has no tokens and scores 0. The loop stops when all
+  rows have ended or `target_length` tokens are written. The keys and values of the source
+  are computed once.
 
   Args:
-    network: whose method `decode_step` is called.
+    network: its method `decode_step` is called.
     backbone: its parameters.
     encoded: from `network.encode`, with the prompt's positions if it had one.
     source: the source, for its padding.
@@ -109,25 +109,25 @@ def beam_search(
   num_beams: int = 4,
   length_penalty: float | Float[Array, ""] = 1.0,
 ) -> tuple[Int[Array, "B beams L"], Float[Array, "B beams"]]:
-  """Returns the finished hypotheses of each row with the best score, the best one first.
+  """Returns the finished hypotheses of each row with the best scores, the best one first.
 
   The conventions are those of `transformers`' `generate(num_beams=..., do_sample=False,
   length_penalty=..., early_stopping=False)`:
 
   - The score of a hypothesis is its log-probability over `length ** length_penalty`; its
-    length counts the end token. So 0 prefers short ones, more prefers longer ones.
-  - Of the `2 * num_beams` best continuations of a step those that do not end go on, as
-    many as there are beams. Those that end count as finished if they are among the
-    `num_beams` best. A hypothesis of `target_length` tokens is finished too.
-  - A row stops when it has `num_beams` finished hypotheses, and the best one that goes on
-    would not beat the worst of them if it ended as it stands. For a positive penalty
-    that is a heuristic: it might have beaten it later.
+    length counts the end token. So 0 prefers short hypotheses, and larger values longer ones.
+  - Each step takes the `2 * num_beams` best continuations. Of those that do not end, the
+    `num_beams` best go on. Those that end count as finished if they are among the
+    `num_beams` best of all. A hypothesis of `target_length` tokens is finished, too.
+  - A row stops when it has `num_beams` finished hypotheses and the best unfinished one
+    would not beat the worst of them if it ended now. For a positive penalty this is a
+    heuristic: it might beat it later.
 
   T5X's own beam search differs: it divides by `((5 + length) / 6) ** 0.6`, compares with
-  the best that could be reached at full length, and puts the best beam last.
+  the best score that is possible at full length, and puts the best beam last.
 
-  0 follows the end token. A row of padding only has no tokens and scores 0. The source is
-  encoded, and its keys and values are computed and kept, once for all beams of a row.
+  Zeros follow the end token. A row of padding only has no tokens and scores 0. All beams of
+  a row share its encoded source and the source's keys and values.
 
   Args: see `greedy`, and
     num_beams: hypotheses kept at each step.
@@ -148,7 +148,7 @@ def beam_search(
   one_each = jnp.repeat(jnp.arange(rows), num_beams)
 
   def of_beams(values: Any, beams: Int[Array, "B chosen"]) -> Any:
-    """Returns, of each row, the values [B, beams, ...] of the chosen beams."""
+    """Returns the values [B, chosen, ...] of each row's chosen beams."""
     index = beams.reshape(beams.shape + (1,) * (values.ndim - 2))
     return jnp.take_along_axis(values, index, axis=1)
 
@@ -169,7 +169,7 @@ def beam_search(
     logits, written = output
     following = jax.nn.log_softmax(logits).reshape(rows, num_beams, -1)
     every = (following + scores[:, :, None]).reshape(rows, -1)
-    count = 2 * num_beams  # So that enough of them go on: each beam has one end token.
+    count = 2 * num_beams  # Enough go on, because each beam has only one end token.
     scores, place = jax.lax.top_k(every, count)
     beam, token = jnp.divmod(place, following.shape[-1])
     tokens = of_beams(tokens, beam).at[:, :, index].set(token.astype(jnp.int32))
@@ -202,7 +202,7 @@ def beam_search(
     jnp.zeros((), jnp.int32),
     full,
     empty,
-    none.at[:, 0].set(0.0),  # Otherwise all beams would be the same.
+    none.at[:, 0].set(0.0),  # One beam at the start, or all would stay equal.
     empty,
     none,
     jax.tree.map(lambda values: values[one_each], cache.self_keys_values),

@@ -1,4 +1,4 @@
-"""A pre-training run as one file, which holds exactly what its fingerprint names."""
+"""Writes the weights of a pre-training run to one file."""
 
 import ml_dtypes
 import numpy as np
@@ -18,8 +18,8 @@ def export(
 ) -> str:
   """Writes the weights of the run's newest checkpoint and returns their fingerprint.
 
-  Values are rounded to bf16 and stored as fp32, so that the file holds exactly what the
-  fingerprint names, whatever a reader computes in.
+  Values are rounded to bf16 and stored as fp32. So the file holds exactly the values that
+  the fingerprint covers, in whatever dtype a reader computes.
 
   Args:
     run: a run folder of `training.training.train` in which everything was trained.

@@ -1,10 +1,10 @@
-"""Weights of a backbone: ours, those of Hugging Face, and checkpoints of T5X.
+"""Loads the weights of a backbone: our files, Hugging Face's folders, T5X's checkpoints.
 
-Our file holds the leaves under their T5X paths ("encoder/layers_0/mlp/wo/kernel"), in
-fp32 or bf16, and as metadata `format`, `name`, `fingerprint`, the `content_digest` (see
-`safetensors.ContentDigest`: no byte can change unseen) and, where known, the digest of
-the vocabulary. Any reader of safetensors opens it. Leaves are read one by one from every
-form, so that the host needs little more than what it keeps.
+Our file holds the leaves under their T5X paths ("encoder/layers_0/mlp/wo/kernel"), in fp32
+or bf16. Its metadata are `format`, `name`, `fingerprint`, the `content_digest` (see
+`safetensors.ContentDigest`; it detects a change of any byte) and, where known, the digest
+of the vocabulary. Any reader of safetensors opens it. From every format leaves are read one
+by one, so that the host needs little more memory than for what it keeps.
 """
 
 import contextlib
@@ -33,25 +33,25 @@ from tpv_jax.formats import hugging_face
 from tpv_jax.io import orbax, safetensors
 
 EMBEDDED = "embedded"
-"""The path that stands for the backbone inside the package."""
+"""The path that names the backbone inside the package."""
 
 EMBEDDED_PATH = pathlib.Path(__file__).parent.parent / EMBEDDED / "backbone.safetensors"
 
 FORMAT = "tpv_jax backbone 1"
 
 BESIDE = "tpv_jax.json"
-"""In a folder that `conversion` wrote: what its format has no place for."""
+"""The file, in a folder that `conversion` wrote, for what the format has no place for."""
 
 CACHED_FROM_BYTES = 100 * 2**20
 """Fingerprints of larger local backbones are kept in `~/.cache/tpv_jax`."""
 
 _SAMPLED, _BLOCK_BYTES = 64, 4096
-"""How many blocks of a large file are checked before its cached fingerprint is used."""
+"""How many blocks of a large backbone's files are hashed to recognise it, and their size."""
 
 _STORED = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
 
 Place = Callable[[str, np.ndarray], Any]
-"""(path, leaf) -> the leaf, placed where it is used."""
+"""Called with the path and the values of a leaf; returns what is kept, as on a device."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Backbone:
 
   Attributes:
     params: nested dict of NumPy arrays, the tree of its network.
-    name: what it calls itself, for people.
-    fingerprint: what it is, for programs; see `identity.backbone_fingerprint`.
+    name: the name that it states, for people.
+    fingerprint: its identity, for programs; see `identity.backbone_fingerprint`.
     vocabulary: digest of the vocabulary it was trained with, or None if unknown.
   """
 
@@ -79,15 +79,15 @@ class Backbone:
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-  """A backbone whose values have not been read yet.
+  """A backbone whose values are not read yet.
 
   Attributes:
-    leaves: by T5X path, in fp32 or bf16; `source` is the name where they are stored.
+    leaves: by T5X path, in fp32 or bf16; the `source` of each is its stored name.
     name: of the backbone, for people.
     kind: 'hugging-face', 't5x' or 'safetensors'.
     vocabulary: digest of its vocabulary, or None if unknown.
-    fingerprint: what the source states, or None.
-    model_type: what Hugging Face calls it, 't5' or 'mt5', or None if unknown.
+    fingerprint: the one that the source states, or None.
+    model_type: Hugging Face's, 't5' or 'mt5', or None if unknown.
   """
 
   leaves: dict[str, Leaf]
@@ -106,18 +106,19 @@ def load_backbone(
 ) -> Backbone:
   """Returns the weights that `path` names, in the dtype of their storage.
 
-  fp16 becomes fp32, which is exact. Leaves are read one by one; beside what is kept, the
-  host holds about one of them.
+  fp16 becomes fp32, which is exact. Leaves are read one by one; besides what is kept, the
+  host holds about one leaf.
 
   Args:
     path: 'embedded'; a `.safetensors` file of `save_backbone`; a folder of Hugging Face
       with a T5, T5 1.1, Flan-T5 or mT5 in safetensors; a T5X checkpoint of either layout
-      (`checkpoint_<step>`), of which a soft prompt is left out. Here or on gs://.
-    network: if given, leaves and shapes are checked against it, before values are read.
-    vocabulary: if given, it must be the backbone's: by digest where the backbone states
+      (`checkpoint_<step>`), without its soft prompt. Local or on gs://.
+    network: if given, the names and shapes of the leaves must be its own; this is checked
+      before values are read.
+    vocabulary: if given, it must be the backbone's: by its digest if the backbone states
       one, otherwise by its size.
-    place: called with each leaf as soon as it is read; what it returns is kept in its
-      stead, such as an array in shards on the devices. None keeps it on the host.
+    place: called with each leaf as soon as it is read; its result is kept instead of the
+      leaf, for example a sharded array on the devices. None keeps leaves on the host.
 
   Raises:
     UserError: there is no such file; it is of another kind, truncated or altered, or
@@ -137,10 +138,10 @@ def load_backbone(
 
 
 def name_of(path: files.PathLike) -> str:
-  """Returns what a folder that states no name is called: 't5_base/checkpoint_1000000'.
+  """Returns the name for a folder that states none, such as 't5_base/checkpoint_1000000'.
 
-  A step alone would name no model, so the folder above goes with it. A model in the cache
-  of Hugging Face has its name there: 'google/t5-v1_1-base'.
+  A step alone does not identify a model, so the name includes the folder above. A model in
+  Hugging Face's cache keeps its name there: 'google/t5-v1_1-base'.
   """
   path = files.absolute(path)
   if path.name in ("state", "checkpoint"):  # In a checkpoint of T5X.
@@ -156,7 +157,7 @@ def name_of(path: files.PathLike) -> str:
 
 @contextlib.contextmanager
 def opened(path: files.PathLike) -> Iterator[Opened]:
-  """Yields what `path` names, see `load_backbone`; leaves can be read meanwhile."""
+  """Yields the backbone at `path` (see `load_backbone`), with leaves to read in the block."""
   path = EMBEDDED_PATH if str(path) == EMBEDDED else files.to_path(path)
   with contextlib.ExitStack() as stack:
     if path.is_file() and path.name != "checkpoint":
@@ -196,10 +197,10 @@ def opened(path: files.PathLike) -> Iterator[Opened]:
 def check_vocabulary(
   vocabulary: Vocabulary, name: str, digest: str | None, rows: int
 ) -> None:
-  """Raises `UserError` unless the vocabulary can be the one of the backbone's training.
+  """Raises `UserError` unless the backbone can have been trained with the vocabulary.
 
   Args:
-    vocabulary: that ids come from.
+    vocabulary: the one that the ids come from.
     name: of the backbone, for people.
     digest: of the vocabulary that the backbone states, or None if it states none.
     rows: of the backbone's token table.
@@ -208,7 +209,7 @@ def check_vocabulary(
     raise UserError(
       f"The backbone '{name}' was trained with another vocabulary (digest "
       f"{digest[:12]}…, this one is {vocabulary.digest[:12]}…), so ids would "
-      "mean other words. Choose the vocabulary that belongs to it."
+      "mean other words. Choose the vocabulary that belongs to the backbone."
     )
   vocabularies.check_fits(vocabulary, rows, f"'{name}'")
 
@@ -262,7 +263,7 @@ def save_backbone(
 
 
 def check(flat: Mapping[str, Any], network: Network, source: str) -> None:
-  """Raises `UserError` unless the leaves are, by name and shape, those of `network`."""
+  """Raises `UserError` unless the leaves have the names and shapes of `network`'s."""
   variables = jax.eval_shape(network.init, jax.random.key(0), *network.init_inputs())
   expected = {
     path: leaf.shape for path, leaf in identity.flatten(variables["params"]).items()
@@ -321,7 +322,7 @@ def _of_file(
 
 
 def beside(folder: files.Path) -> dict[str, str]:
-  """Returns what `conversion` noted in a folder of another format, {} if nothing."""
+  """Returns what `conversion` noted in a folder of another format, or {}."""
   path = folder / BESIDE
   if not path.is_file():
     return {}
@@ -351,14 +352,14 @@ def _read(
   }
   fingerprint = _fingerprint(watched, files.to_path(path))
   for name in watched:
-    if name not in kept:  # The fingerprint was known, and nothing has been read.
+    if name not in kept:  # The fingerprint was cached, so the leaf was not read.
       look(name)
   check_fingerprint(source.fingerprint, fingerprint, path)
   return {name: kept[name] for name in source.leaves}, fingerprint
 
 
 def check_fingerprint(stated: str | None, found: str, path: files.PathLike) -> None:
-  """Raises `UserError` if the weights at `path` are others than their file states."""
+  """Raises `UserError` if the fingerprint of the weights at `path` is not the stated one."""
   if stated not in (None, found):
     raise UserError(
       f"The weights in '{path}' were altered or damaged: their fingerprint is "
@@ -375,7 +376,7 @@ def refuse_not_finite(name: str, values: np.ndarray, source: str) -> None:
 
 
 def _cached(flat: Mapping[str, Leaf], path: files.Path) -> pathlib.Path | None:
-  """Returns where the fingerprint of many bytes that lie here is kept, else None."""
+  """Returns the cache file for the fingerprint of a large local backbone, or None."""
   size = sum(leaf.nbytes for leaf in flat.values())
   if files.is_remote(path) or size < CACHED_FROM_BYTES:
     return None
@@ -383,13 +384,13 @@ def _cached(flat: Mapping[str, Leaf], path: files.Path) -> pathlib.Path | None:
 
 
 def _is_known(flat: Mapping[str, Leaf], path: files.Path) -> bool:
-  """Returns whether the files at `path` were read and checked as they are now."""
+  """Returns whether the files at `path`, as they are now, were read and checked before."""
   cached = _cached(flat, path)
   return cached is not None and _noted(cached) is not None
 
 
 def _noted(cached: pathlib.Path) -> str | None:
-  """Returns the fingerprint in a file of the cache, None if it holds none."""
+  """Returns the fingerprint in a file of the cache, or None if it holds none."""
   try:
     text = cached.read_text()
   except (OSError, ValueError):
@@ -398,10 +399,10 @@ def _noted(cached: pathlib.Path) -> str | None:
 
 
 def _fingerprint(flat: Mapping[str, Leaf], path: files.Path) -> str:
-  """Returns the leaves' fingerprint, from the cache if they are many bytes.
+  """Returns the leaves' fingerprint, from the cache for a large local backbone.
 
-  Not of a remote backbone: its bytes came over the network just now, which takes longer
-  than hashing them, and a store's times in whole seconds do not tell each change.
+  A remote one is always hashed: its bytes came over the network, which takes longer than
+  hashing, and the store's times, in whole seconds, would miss some changes.
   """
   cached = _cached(flat, path)
   if cached is None:
@@ -419,11 +420,11 @@ def _fingerprint(flat: Mapping[str, Leaf], path: files.Path) -> str:
 
 
 def _state_of(path: pathlib.Path) -> str:
-  """Returns a name for the files at `path` as they are.
+  """Returns a digest that identifies the files at `path` in their present state.
 
-  Of each inode, change time and size, and a digest of `_SAMPLED` blocks spread over the
-  bytes of all: a file's date can be set back, its change time cannot, and where a file
-  system's clock is coarse the blocks tell.
+  It covers each file's inode, change time and size, and `_SAMPLED` blocks spread over all
+  their bytes. A file's date can be set back, but not its change time; where the clock of
+  the file system is coarse, the blocks show a change.
   """
   found = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
   stats = {str(file.relative_to(path)): os.stat(file) for file in sorted(found)}

@@ -1,4 +1,4 @@
-"""Finds the backbone that the user names in any way. JAX is imported for a file only."""
+"""Finds the backbone that the user names. JAX is imported only to read a backbone."""
 
 import contextlib
 import re
@@ -9,10 +9,10 @@ from tpv_jax.formats.sources import Backbone
 
 
 def named(text: str) -> Backbone:
-  """Returns the backbone that the user means by a fingerprint, a prompt, or itself."""
+  """Returns the backbone that a fingerprint, a prompt's path or its own path names."""
   if re.fullmatch("[0-9a-f]{64}", text):
     return Backbone(text)
-  with contextlib.suppress(UserError):  # Then it is no prompt, but a backbone.
+  with contextlib.suppress(UserError):  # It is not a prompt, so it is a backbone.
     item = sources.load(text)
     known = item.provenance
     if known.backbone_fingerprint is not None:

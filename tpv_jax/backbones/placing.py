@@ -1,4 +1,4 @@
-"""Where a soft prompt stands among embedded tokens, for every encoder alike.
+"""Puts soft prompts among embedded tokens, in the same way for every encoder.
 
 docs/methods.md, (1.1) and (2.2); in packed rows (7.2) and (7.4).
 """
@@ -18,17 +18,16 @@ def place(
   delta: Float[AnyArray, "*rows M D"] | None = None,
   places: Places | None = None,
 ) -> Float[Array, "B joined D"]:
-  """Returns embedded tokens with the prompt prepended, and its delta added to them.
+  """Returns the embedded tokens with the delta added and the prompt prepended.
 
   Args:
     x: the embedded tokens.
     tokens: their ids; padding gets no delta.
     prompt: [P, D] for all rows, or [B, P, D] with one prompt for each row; with `places`
       the prompts of a bank [N, P, D]. The joined sequence has P + T positions.
-    delta: what is added to the token at each position, [M, D] or [B, M, D]; with `places`
-      [N, M, D].
-    places: where the prompts of a bank are in packed rows, whose tokens include the
-      prompts' positions.
+    delta: added to the tokens by position, [M, D] or [B, M, D]; with `places` [N, M, D].
+    places: the positions of a bank's prompts in packed rows; the tokens of these rows
+      include the prompts' positions.
 
   Raises:
     UserError: a source is longer than the delta.
@@ -47,7 +46,7 @@ def place(
 def _update(
   delta: Float[Array, "*rows M D"], tokens: Int[Array, "B T"]
 ) -> Float[Array, "B T D"]:
-  """Returns what a delta adds to each token: zeros at padding."""
+  """Returns the update that a delta gives each token; 0 at padding."""
   length = tokens.shape[1]
   if length > delta.shape[-2]:
     equations.refuse_short_delta(length, delta.shape[-2])
@@ -61,13 +60,13 @@ def _place(
   tokens: Int[Array, "B W"],
   places: Places,
 ) -> Float[Array, "B W D"]:
-  """Returns embedded packed rows with each prompt in its place, and its delta added."""
+  """Returns embedded packed rows with each delta added and each prompt in its place."""
   length, features = prompt.shape[-2:]
   if delta is not None:
     index = places.prompt_ids * delta.shape[1] + places.source_positions
     update = jnp.asarray(delta).reshape(-1, features)[index]
     x = x + jnp.where(~is_padding(tokens)[..., None], update, 0).astype(x.dtype)
-  if not length:  # A prompt without rows: the backbone alone.
+  if not length:  # A prompt without rows stands for the backbone alone.
     return x
   index = places.prompt_ids * length + places.prompt_positions - 1
   stands = (places.prompt_positions > 0)[..., None]

@@ -1,8 +1,8 @@
-"""The protocols of a family of frozen language models.
+"""The interface between a family of frozen language models and the rest of the package.
 
-A family is a folder of this room with a `Family`, named by one line of
-`registry.FAMILIES`. Its network is a Flax module that `model.SoftPromptModel` calls
-through the architecture it names: for an encoder-decoder `encoder_decoder`, whose calls
+A family is a folder of this room with a `Family`, which one line of `registry.FAMILIES`
+names. Its network is a Flax module that names its architecture. `model.SoftPromptModel`
+calls it through the module of that name: `encoder_decoder` calls what
 `EncoderDecoderNetwork` lists.
 """
 
@@ -18,17 +18,17 @@ from tpv_jax.core.leaves import Leaf
 from tpv_jax.formats.hugging_face import Place
 
 AnyArray = Array | np.ndarray
-"""An array of JAX, or of NumPy from a caller outside of `jit`."""
+"""An array of JAX, or a NumPy array from a caller outside of `jit`."""
 
 
 @struct.dataclass
 class Places:
-  """Where the soft prompts of a bank stand in packed rows.
+  """The positions of a bank's soft prompts in packed rows.
 
   Attributes:
     prompt_ids: [B, W], the index in the bank of each position's prompt.
     prompt_positions: [B, W], 1 to P at the positions of a prompt, 0 elsewhere.
-    source_positions: [B, W], of a source token within its source.
+    source_positions: [B, W], the position of a source token within its source.
   """
 
   prompt_ids: Int[AnyArray, "B W"]
@@ -38,13 +38,13 @@ class Places:
 
 @runtime_checkable
 class Network(Protocol):
-  """A frozen language model as a Flax module; its fields are its numbers.
+  """A frozen language model as a Flax module; its fields are its sizes.
 
-  Parameter paths and the logical names of axes are T5X's where it has the part, so that
+  Parameter paths and logical axis names are T5X's wherever T5X has the same part, so that
   its checkpoints and its standard rules fit.
 
   Attributes:
-    ARCHITECTURE: which module of this package feeds it: 'encoder_decoder'.
+    ARCHITECTURE: the module of this package that calls it: 'encoder_decoder'.
     TABLE: path of the token embeddings [V, D] among its parameters.
     vocab_size: V, rows of the table.
     emb_dim: D, features of a token.
@@ -66,12 +66,12 @@ class Network(Protocol):
     """Returns the result of a method with these parameters (Flax)."""
 
   def init_inputs(self) -> tuple[Any, ...]:
-    """Returns the smallest inputs that `init` takes."""
+    """Returns the smallest inputs for `init`."""
 
   def stored(self, path: str, dtype: Any) -> Any:
-    """Returns the dtype in which a frozen leaf of `dtype` may lie on the devices.
+    """Returns the dtype in which a frozen leaf of `dtype` is kept on the devices.
 
-    The numbers must be the same as with fp32 leaves.
+    Results must equal those with fp32 leaves.
     """
 
   def logits(self, x: Any) -> Any:
@@ -80,10 +80,10 @@ class Network(Protocol):
 
 @runtime_checkable
 class EncoderDecoderNetwork(Network, Protocol):
-  """A network with an encoder, to whose source the soft prompt is prepended.
+  """A network with an encoder, whose source the soft prompt precedes.
 
-  Id 0 is padding; a padding position of the source is never seen. Without positions of
-  their own (T5 has relative ones), packed rows equal unpacked ones.
+  Id 0 is padding, and no position attends to padding in the source. A network without
+  absolute positions (T5's are relative) gives packed rows the results of unpacked ones.
   """
 
   def __call__(
@@ -101,21 +101,22 @@ class EncoderDecoderNetwork(Network, Protocol):
     enable_dropout: bool = False,
     outputs: Literal["logits", "states"] = "logits",
   ) -> Any:
-    """Returns fp32 logits [B, L, V] at every target position, or the states before them.
+    """Returns the fp32 logits [B, L, V], or the states from which `logits` makes them.
 
     Args:
       encoder_input_tokens: [B, T].
       decoder_input_tokens: [B, L], the targets shifted right, 0 first.
       decoder_target_tokens: [B, L].
-      encoder_segment_ids: [B, T] of packed rows, 1, 2, ... for its examples.
-      decoder_segment_ids: [B, L] likewise.
-      source_segment_ids: [B, L], the encoder's segment that a target position sees, where
-        it is not the one of its own number.
-      places: where a bank's prompts stand in packed rows.
+      encoder_segment_ids: [B, T], for packed rows: 1, 2, ... for the examples of a row.
+      decoder_segment_ids: [B, L], likewise.
+      source_segment_ids: [B, L], the encoder's segment that each target position attends
+        to, if it is not the one with the number of its own segment.
+      places: the positions of a bank's prompts in packed rows.
       prompt: [P, D] for all rows, [B, P, D], or with `places` [N, P, D].
-      delta: likewise [M, D], added to the source's embeddings by position.
+      delta: [M, D], [B, M, D] or [N, M, D] likewise, added to the source's embeddings by
+        position.
       enable_dropout: needs the rng 'dropout'.
-      outputs: 'states' for what `logits` maps to logits.
+      outputs: 'logits', or 'states' for the input of `logits`.
     """
 
   def encode(self, encoder_input_tokens: Any, *args: Any, **options: Any) -> Any:
@@ -126,8 +127,8 @@ class EncoderDecoderNetwork(Network, Protocol):
   ) -> Any:
     """Returns the cache for up to `target_length` calls of `decode_step`.
 
-    A Flax dataclass whose `self_keys_values` has a row for each hypothesis, all else one
-    for each row of the source.
+    It is a Flax dataclass whose `self_keys_values` has a row for each hypothesis; its other
+    fields have a row for each source.
     """
 
   def decode_step(self, tokens: Any, index: Any, cache: Any) -> Any:
@@ -136,7 +137,7 @@ class EncoderDecoderNetwork(Network, Protocol):
 
 @runtime_checkable
 class Config(Protocol):
-  """A network's config.json of Hugging Face."""
+  """What config.json of Hugging Face says about a network."""
 
   @property
   def model_type(self) -> str:
@@ -156,12 +157,12 @@ class Family(Protocol):
 
   Attributes:
     name: for people: 'T5'.
-    table: path of the token embeddings, as the network's TABLE; leaves that include this
-      path belong to the family.
-    model_types: what config.json of Hugging Face calls its models -> what they are.
-    not_read: model_type of a relative that is not read -> why.
-    sizes: name -> numbers, the arguments of the network.
-    tiny: name -> numbers of a network for tests, one of each form that the family has.
+    table: path of the token embeddings, as in the network's TABLE. A file whose leaves
+      include it belongs to this family.
+    model_types: model_type in config.json of Hugging Face -> the models' names.
+    not_read: model_type of a related model that cannot be read -> the reason.
+    sizes: name -> the arguments of the network.
+    tiny: name -> the arguments of a network for tests, one for each variant in the family.
   """
 
   name: str
@@ -172,28 +173,28 @@ class Family(Protocol):
   tiny: Mapping[str, Mapping[str, Any]]
 
   def network(self, **numbers: Any) -> Network:
-    """Returns the network of these numbers."""
+    """Returns the network with these arguments."""
 
   def read_config(self, folder: files.Path) -> Config:
-    """Returns the network's config from the config.json of a folder.
+    """Returns the content of a folder's config.json.
 
     Raises:
-      UserError: it has a value that the network does not know; the message names it.
+      UserError: it has a value that the network does not support; the message names it.
     """
 
   def config_of(
     self, leaves: Mapping[str, Any], source: str, model_type: str | None = None
   ) -> Config:
-    """Returns the config that the names and shapes of leaves by T5X path imply.
+    """Returns the config of leaves by T5X path, inferred from their names and shapes.
 
     Raises:
-      UserError: they are not leaves of this family.
+      UserError: they are not the leaves of a network of this family.
     """
 
   def places(self, config: Any) -> list[Place]:
-    """Returns the place of every leaf of the network in Hugging Face's files and here."""
+    """Returns every leaf of the network, with its names in Hugging Face's files and here."""
 
   def by_path(
     self, source: str, config: Any, found: Mapping[str, Leaf]
   ) -> dict[str, Leaf]:
-    """Returns the leaves of Hugging Face's files by T5X path, with names and shapes checked."""
+    """Returns the leaves of Hugging Face's files by T5X path, after checking them."""

@@ -1,4 +1,4 @@
-"""The families of backbones, each a folder of this room and one line here."""
+"""The families of backbones: each is a folder of this room and one line here."""
 
 import functools
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FAMILIES = {
   "t5": "tpv_jax.backbones.t5.family:FAMILY",
 }
-"""Name -> module:attribute of a `protocol.Family`, imported on first use."""
+"""Name -> module:attribute of a `protocol.Family`, which is imported on first use."""
 
 
 @functools.cache
@@ -41,16 +41,16 @@ def of_leaves(leaves: Mapping[str, Any], source: str) -> "Family":
       return one
   tables = " or ".join(f"'{one.table}' ({one.name})" for one in families())
   raise UserError(
-    f"The backbone '{source}' has no {tables}, so it is of no family that is known. Give "
+    f"The backbone '{source}' has no {tables}, so it belongs to no known family. Give "
     "another one."
   )
 
 
 def of_folder(folder: files.Path) -> "Family":
-  """Returns the family of a folder of Hugging Face, told by its config's model_type.
+  """Returns the family of a folder of Hugging Face, by the model_type in its config.
 
   Raises:
-    UserError: there is none.
+    UserError: no family reads this model_type.
   """
   kind = hugging_face.read_json(folder, hugging_face.CONFIG).get("model_type")
   read: dict[str, str] = {}
@@ -63,8 +63,8 @@ def of_folder(folder: files.Path) -> "Family":
       why = f" ({one.not_read[kind]})"
   known = " and ".join(f"'{name}' ({what})" for name, what in read.items())
   raise UserError(
-    f"'{folder / hugging_face.CONFIG}' is of the model_type {hugging_face.short(kind)}"
-    f"{why}; what is read is {known}. Choose one of these."
+    f"'{folder / hugging_face.CONFIG}' has the model_type {hugging_face.short(kind)}"
+    f"{why}; only {known} can be read. Choose one of these."
   )
 
 

@@ -1,8 +1,8 @@
-"""Checks of values against annotations: the signature alone states what is allowed.
+"""Checks of values against annotations: the signature alone says what an argument may be.
 
-`checked` and `check_fields` hold a function or a dataclass to it when Python calls them,
-and the commands hold gin's settings to it before anything runs. Imports nothing but the
-standard library and `tpv_jax.core.errors`.
+`checked` and `check_fields` check the arguments of a function or dataclass when it is
+called, and the commands check gin's settings before anything runs. Imports nothing but
+the standard library and `tpv_jax.core.errors`.
 """
 
 import collections.abc
@@ -44,7 +44,7 @@ class Range:
     return None
 
   def __str__(self) -> str:
-    """The bound that matters to who has given no number at all."""
+    """Returns the bound to mention when the value is not even a number."""
     if self.least is not None:
       return f" of at least {self.least:,}"
     return "" if self.above is None else f" above {self.above:,}"
@@ -52,7 +52,7 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class OneOf:
-  """A text that is one of these."""
+  """One of a few strings."""
 
   choices: tuple[str, ...]
 
@@ -73,7 +73,7 @@ class Keys:
   names: tuple[str, ...]
 
   def refuses(self, value: Any) -> str | None:
-    """Returns the keys, with near misses, unless `value` has just these."""
+    """Returns the keys, with near misses, unless `value` has exactly these."""
     strange = [key for key in value if key not in self.names]
     if not strange and len(value) == len(self.names):
       return None
@@ -85,10 +85,10 @@ class Keys:
 
 @dataclasses.dataclass(frozen=True)
 class NotEmpty:
-  """A text or a container with something in it."""
+  """A string or container that is not empty."""
 
   def refuses(self, value: Any) -> str | None:
-    """Returns that something is needed, if there is nothing."""
+    """Returns 'with something in it' if `value` is empty, or None."""
     return None if len(value) else "with something in it"
 
   def __str__(self) -> str:
@@ -96,16 +96,16 @@ class NotEmpty:
 
 
 LARGEST = 2**20
-"""The largest size in tokens, rows, layers or features: no machine could hold more (ours)."""
+"""Largest size in tokens, rows, layers or features; more would fit no machine (ours)."""
 
 Size = Annotated[int, Range(least=1, most=LARGEST)]
 SizeOrNone = Annotated[int, Range(least=0, most=LARGEST)]
-"""A size; 0 for what is switched off."""
+"""A size, or 0 to switch something off."""
 
 Steps = Annotated[int, Range(least=1, most=2**31 - 1)]
 StepsOrNone = Annotated[int, Range(least=0, most=2**31 - 1)]
 Seed = Annotated[int, Range(least=0, most=2**32 - 1)]
-"""A seed of JAX's and NumPy's generators."""
+"""The seeds that JAX's and NumPy's generators both distinguish."""
 
 NotNegative = Annotated[float, Range(least=0)]
 Positive = Annotated[float, Range(above=0)]
@@ -119,15 +119,15 @@ Scalar = str | int | float | bool | None
 
 
 class Unknown:
-  """Stands for a value that is not known yet; every annotation allows it."""
+  """Stands for a value that is not known yet; it passes every check."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Misfit:
-  """A value that is not what it must be.
+  """A value that its annotation refuses.
 
   `whole` says that another kind of value is needed; otherwise an element or a bound is
-  wrong, which says more.
+  wrong, which makes the more precise message.
   """
 
   name: str
@@ -146,10 +146,10 @@ class Misfit:
 def misfit(value: Any, annotation: Any, name: str) -> Misfit | None:
   """Returns what is wrong with a value, or None.
 
-  Stricter than Python's own types where those hide mistakes: True is no number, a text
-  is no list, numbers are finite, texts hold no NUL. A class that is not built in only
-  refuses values that are (None, numbers, texts, containers) and functions, so that what
-  behaves like it may be given.
+  Stricter than Python's own types where those hide mistakes: True is not a number, a
+  string is not a list, numbers are finite, strings have no NUL. An annotation that is a
+  class other than a built-in one refuses only built-in values (None, numbers, strings,
+  containers) and functions, so that objects that behave like the class pass.
   """
   if isinstance(value, Unknown) or annotation in (Any, inspect.Parameter.empty):
     return None
@@ -180,14 +180,14 @@ def misfit(value: Any, annotation: Any, name: str) -> Misfit | None:
   if annotation is float and isinstance(value, float):
     return Misfit(name, value, "a finite number", whole=False)
   if annotation is str and isinstance(value, str):
-    return Misfit(name, value, "a text without the character NUL", whole=False)
+    return Misfit(name, value, "a string without the character NUL", whole=False)
   return Misfit(name, value, describe(annotation), whole=True)
 
 
 def _is_kind(
   value: Any, annotation: Any, origin: Any, arguments: tuple[Any, ...]
 ) -> bool:
-  """Returns whether a value is of the outermost type, whatever it holds."""
+  """Returns whether a value has the outermost type; its elements are not checked."""
   if annotation in (None, types.NoneType):
     return value is None
   if annotation is bool:
@@ -211,12 +211,12 @@ def _is_kind(
     return isinstance(value, kind) and not isinstance(value, str | bytes)
   try:
     return isinstance(value, kind) or not _is_plain(value)
-  except TypeError:  # A protocol that cannot be asked, or a shape.
+  except TypeError:  # A protocol without isinstance, or a shape.
     return True
 
 
 def _is_plain(value: Any) -> bool:
-  """Returns whether a value is one that gin's language has, or a function."""
+  """Returns whether a value is of a type that gin's language has, or a function."""
   plain = (str, bytes, int, float, complex, list, tuple, set, dict, types.NoneType)
   return (
     type(value) in (*plain, bool) or inspect.isroutine(value) or inspect.isclass(value)
@@ -250,7 +250,7 @@ def describe(annotation: Any) -> str:
     return describe(arguments[0]) + "".join(map(str, arguments[1:]))
   if origin in (typing.Union, types.UnionType):
     if annotation == Scalar:
-      return "a text, a number, True, False or None"
+      return "a string, a number, True, False or None"
     parts = list(dict.fromkeys(_short(describe(branch)) for branch in arguments))
     return " or ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
   if origin is typing.Literal:
@@ -261,7 +261,7 @@ def describe(annotation: Any) -> str:
     bool: "True or False",
     int: "a whole number",
     float: "a number",
-    str: "a text",
+    str: "a string",
     Any: "anything",
   }
   if annotation in words:
@@ -275,14 +275,14 @@ def describe(annotation: Any) -> str:
     return "a mapping"
   if kind in (collections.abc.Sequence, list, tuple):
     return "a list" + (
-      f" of which each is {describe(arguments[0])}" if arguments else ""
+      f" whose elements are each {describe(arguments[0])}" if arguments else ""
     )
   name = getattr(kind, "__name__", str(kind))
   return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 
 def _short(description: str) -> str:
-  return description.split(" of which each is ")[0]
+  return description.split(" whose elements are each ")[0]
 
 
 @functools.cache
@@ -315,7 +315,7 @@ def check_fields(instance: Any) -> None:
 
 
 def checked(function: Function) -> Function:
-  """Returns the function, which first refuses arguments that are not as annotated.
+  """Returns the function with a check of its arguments against their annotations.
 
   Raises:
     UserError: when called, with the argument, its value and what it must be.

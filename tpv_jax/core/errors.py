@@ -22,38 +22,38 @@ EXIT_USER_ERROR = 2
 """Exit code of every command after bad input."""
 
 EXIT_INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells use it: 128 and the signal's number, after SIGTERM 143."""
+"""Exit code after Ctrl-C: 128 plus the signal's number, as in shells (143 after SIGTERM)."""
 
 EXIT_BROKEN_PIPE = 141
-"""Exit code if nothing reads the output any more (`| head`), as shells use it."""
+"""Exit code when nobody reads the output any more (`| head`), as in shells."""
 
 
 MOST_TEXT = 1500
-"""Characters of a `UserError`; what damaged files say of themselves can be any length."""
+"""Most characters of a `UserError`; text quoted from a damaged file can have any length."""
 
 
 _spelling = ""
-"""What stands before an option's name where the user gave it; see `option`."""
+"""The prefix with which the user wrote the options, '--' or '--gin.'; see `option`."""
 
 
 _UNPRINTABLE = re.compile(
   "[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-"""Control characters, line ends, and marks that turn the direction of what follows."""
+"""Control characters, line ends, and marks that change the direction of the text."""
 
 
 def printable(text: str) -> str:
-  """Returns text as one line without anything that controls a terminal.
+  """Returns text as one line without characters that control a terminal.
 
-  What a file says of itself, as the name of a task, a leaf or a note, could otherwise move
-  the cursor, forge a line of ours, or show another name than it has. Every place that
-  prints such text asks this first; `UserError` does it by itself.
+  Text from a file, such as the name of a task or a leaf or a note, could otherwise move
+  the cursor, forge a line of ours, or display a different name. Everything that prints
+  such text calls this first; `UserError` does so itself.
   """
   return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def to_json(content: Any) -> str:
-  """Returns indented JSON without anything that controls a terminal; see `printable`."""
+  """Returns indented JSON without characters that control a terminal; see `printable`."""
   text = json.dumps(content, indent=2, ensure_ascii=False)
   return "\n".join(
     _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
@@ -76,7 +76,7 @@ class UserError(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-  """A signal asked the process to end; the text after its number is printed at the end."""
+  """A signal asked the process to end; the texts after its number are printed at exit."""
 
   def __init__(self, number: int, *texts: str):
     super().__init__(*texts)
@@ -90,12 +90,12 @@ def near_misses(name: str, known: Iterable[str], most: int = 3) -> str:
 
 
 def python_command(code: str) -> str:
-  """Returns the line for a shell that runs Python code, whatever quotes are in it."""
+  """Returns the shell command that runs Python code, whatever quotes are in it."""
   return f"python -c {shlex.quote(code)}"
 
 
 def some(names: Iterable[str], most: int = 4) -> str:
-  """Returns the first names in one line, and whether there are more."""
+  """Returns the first names in one line, with an ellipsis if there are more."""
   shown = list(names)
   return ", ".join(shown[:most]) + (", …" if len(shown) > most else "")
 
@@ -111,9 +111,9 @@ def at_least(name: str, value: Any, least: int) -> None:
 def option(name: str, value: Any = True, verb: str | None = None) -> str:
   """Returns how the caller sets an option, such as 'overwrite', for a message.
 
-  `--overwrite` or `--which last` of tpv, `--gin.OVERWRITE=True` of its verbs with gin
-  files, and otherwise, in Python, `overwrite=True`. What is no macro of gin files, the
-  `verb` that has the option does for them.
+  `--overwrite` or `--which last` for tpv, `--gin.OVERWRITE=True` for its verbs that take
+  gin files, and `overwrite=True` in Python. An option without a gin macro is named with
+  the `verb` that has it.
   """
   of_tpv = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
   if _spelling == "--gin.":
@@ -123,7 +123,7 @@ def option(name: str, value: Any = True, verb: str | None = None) -> str:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-  """argparse's parser, which reports a wrong call in one line and abbreviates nothing."""
+  """argparse's parser, with one-line errors and without abbreviated options."""
 
   def __init__(self, **options: Any):
     super().__init__(allow_abbrev=False, **options)
@@ -138,11 +138,11 @@ _ADVICE = {
   errno.ENOSPC: "Free some space or choose another folder",
   errno.EDQUOT: "Free some of your space there or choose another folder",
   errno.EIO: "The device failed: check it, or choose another folder",
-  errno.EFBIG: "A file may be no larger there, or by 'ulimit -f': raise the limit or "
+  errno.EFBIG: "The file system or 'ulimit -f' allows no larger file: raise the limit or "
   "choose another folder",
   errno.EROFS: "Choose another folder",
-  errno.EMFILE: "Let a process open more: ulimit -n 4096",
-  errno.ENFILE: "Close other programs, or have the system allow more (fs.file-max)",
+  errno.EMFILE: "Allow a process more open files: ulimit -n 4096",
+  errno.ENFILE: "Close other programs, or raise the system's limit (fs.file-max)",
   errno.ENOMEM: "Close other programs, or use a machine with more memory",
 }
 """What to do about an error of the operating system that the input did not cause."""
@@ -151,14 +151,14 @@ _CANNOT_OPEN = (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR)
 
 
 def system_error(error: BaseException, path: str | None = None) -> OSError | None:
-  """Returns the operating system's error behind what a library raised, None without.
+  """Returns the operating system's error behind a library's exception, or None.
 
-  tensorstore states its number, and under "RESOURCE_EXHAUSTED" more than one of them;
-  other libraries pass its text on.
+  tensorstore states the error's number, since its "RESOURCE_EXHAUSTED" stands for several;
+  other libraries pass on its text.
 
   Args:
-    error: what was raised; what caused it is looked through too.
-    path: of what was written, if the error does not say.
+    error: the exception; its causes are searched, too.
+    path: what was being written, if the error does not say.
   """
   seen: list[BaseException] = []
   waiting = [error]
@@ -181,10 +181,10 @@ def system_error(error: BaseException, path: str | None = None) -> OSError | Non
 
 
 def end_at_once_on_interrupt() -> None:
-  """Has Ctrl-C end the process at once, until `raise_on_interrupt`.
+  """Makes Ctrl-C end the process at once, until `raise_on_interrupt`.
 
-  While a program is imported nothing is written yet, and an import that is interrupted
-  raises anything.
+  During imports nothing has been written yet, and an interrupted import can raise
+  anything.
   """
   if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _end_at_once)
@@ -196,7 +196,7 @@ def _end_at_once(number: int, frame: Any) -> NoReturn:
 
 
 def raise_on_interrupt() -> None:
-  """Has Ctrl-C raise `KeyboardInterrupt` again after `end_at_once_on_interrupt`."""
+  """Makes Ctrl-C raise `KeyboardInterrupt` again after `end_at_once_on_interrupt`."""
   if signal.getsignal(signal.SIGINT) is _end_at_once:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -207,10 +207,10 @@ def run_command(
   """Runs a command's body and returns its exit code.
 
   A `UserError` or an error of the operating system, such as a missing file or a full
-  device, becomes one line on stderr and exit code 2; `debug` lets the trace through.
-  Other exceptions are our own mistakes and keep their trace. Ctrl-C and SIGTERM give one
-  line and 130 or 143, and what was begun is tidied up. `spelling` says how the command's
-  options are given ('--' or '--gin.').
+  device, becomes one line on stderr and exit code 2; with `debug`, its traceback. Other
+  exceptions are our own mistakes and keep their traceback. Ctrl-C and SIGTERM give one
+  line and 130 or 143, and unfinished work is cleaned up. `spelling` is the prefix of the
+  command's options ('--' or '--gin.').
   """
   global _spelling
   before, _spelling = _spelling, spelling
@@ -221,7 +221,7 @@ def run_command(
       sys.stdout.flush()
       return code
   except BrokenPipeError:
-    # What is left in the buffers goes nowhere, or Python would complain at its end.
+    # Discards what is left in the buffers, about which Python would complain at exit.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
       os.dup2(nowhere, stream.fileno())
@@ -243,7 +243,7 @@ def run_command(
 
 
 def _open_standard_streams() -> None:
-  """Opens those that were closed (`>&-`), or a file would get their number and text."""
+  """Opens those that were closed (`>&-`), or a file would get their number and output."""
   while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
     pass
   os.close(handle)
@@ -253,7 +253,7 @@ def _open_standard_streams() -> None:
 
 @contextlib.contextmanager
 def _terminated() -> Iterator[None]:
-  """Has SIGTERM raise `Interrupted`, where it would end the process untidily."""
+  """Makes SIGTERM raise `Interrupted` within the block, so that blocks are left in order."""
 
   def stop(number: int, frame: Any) -> NoReturn:
     raise Interrupted(number, "stopped by SIGTERM")
@@ -282,4 +282,4 @@ def _one_line(error: UserError | OSError) -> str:
       )
     if error.errno in _CANNOT_OPEN:
       return f"Cannot open{where or ' a file'}: {what}."
-  return str(UserError(" ".join(str(error).split())))  # Of such a length.
+  return str(UserError(" ".join(str(error).split())))  # Limits the length.

@@ -1,8 +1,8 @@
-"""Pictures whose panels have the requested size, however long the names in them are.
+"""Pictures whose panels have exactly the requested size, however long the names are.
 
-Text takes no room from a panel: panels are placed by what is written around them, and the
-picture grows. matplotlib is imported when something is drawn; without pyplot, so no screen
-is needed and no global state is touched.
+Text takes no room from a panel: panels are placed so that the text around them fits, and
+the picture grows. matplotlib is imported when something is drawn, and pyplot never, so no
+screen is needed and no global state changes.
 """
 
 import functools
@@ -12,28 +12,28 @@ import re
 from typing import Any
 
 INCH = 72.0
-"""In points, in which letters are measured."""
+"""Points per inch; sizes of letters are in points."""
 
 SIZE = 8.0
-"""The default size of letters, in points."""
+"""Default size of letters, in points."""
 
 _NARROWEST = 2.4
-"""Of a panel's title, in inches."""
+"""Least width of a panel's title, in inches."""
 
 _GAP = 0.25
-"""Between two panels and what is written around them, and at the edge half of it."""
+"""Inches between two panels with their texts; half of it at the edges."""
 
 
 class Sheet:
   """A picture of panels, row by row."""
 
   def __init__(self, columns: int = 1, title: str = "", dpi: int = 120):
-    """Makes an empty one.
+    """Makes an empty picture.
 
     Args:
-      columns: panels side by side; more begin a new row.
+      columns: panels in a row.
       title: above all panels.
-      dpi: dots an inch.
+      dpi: dots per inch.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -44,8 +44,8 @@ class Sheet:
     self._panels: list[tuple[Any, float, float]] = []
 
   def panel(self, width: float, height: float, title: str = "") -> Any:
-    """Returns the axes of a new panel of this width and height in inches."""
-    # Its own label tells it from others of the same place.
+    """Returns the axes of a new panel, whose size is in inches."""
+    # The label distinguishes it from other axes at the same place.
     axes = self.figure.add_axes((0, 0, 1, 1), label=str(len(self._panels)))
     if title:
       text = wrapped(title, max(width, _NARROWEST), SIZE + 1)
@@ -56,7 +56,7 @@ class Sheet:
     return axes
 
   def colorbar(self, axes: Any, image: Any, label: str = "") -> None:
-    """Draws what the colours of a panel mean beside it."""
+    """Draws the scale of a panel's colours beside it."""
     width = next(width for one, width, _ in self._panels if one is axes)
     place = axes.inset_axes((1 + 0.1 / width, 0, 0.13 / width, 1))
     bar = self.figure.colorbar(image, cax=place)
@@ -95,13 +95,13 @@ class Sheet:
       after = slice(row + 1, None)
       y = sum(bottoms[after]) + sum(heights[after]) + sum(tops[after])
       y += _GAP * (rows - row - 0.5) + bottoms[row]
-      # A lower panel hangs from the top of its row.
+      # Panels are aligned at the top of their row.
       y += heights[row] - height
       axes.set_position((x / wide, y / high, width / wide, height / high))
     return self.figure
 
   def png(self) -> bytes:
-    """Returns the picture, arranged, as PNG."""
+    """Returns the arranged picture as PNG."""
     content = io.BytesIO()
     self.arrange().savefig(content, format="png")
     return content.getvalue()
@@ -109,7 +109,7 @@ class Sheet:
   def _around(
     self, axes: Any, width: float, height: float
   ) -> tuple[float, float, float, float]:
-    """Returns the inches that are needed left, below, right and above a panel."""
+    """Returns the inches that its texts need left, below, right and above a panel."""
     wide, high = self.figure.get_size_inches()
     axes.set_position((0, 0, width / wide, height / high))
     renderer, dpi = self._canvas.get_renderer(), self.figure.dpi
@@ -120,23 +120,23 @@ class Sheet:
 
 
 def line_height(size: float = SIZE) -> float:
-  """Returns the inches from a line of text to the next, a little more than matplotlib's."""
+  """Returns the inches from one line of text to the next, slightly above matplotlib's."""
   return 1.3 * size / INCH
 
 
 def wrapped(
   text: str, width: float, size: float = SIZE, lines: int | None = None
 ) -> str:
-  """Returns the text in lines of at most `width` inches.
+  """Returns the text broken into lines of at most `width` inches.
 
-  Lines are broken after spaces and after the signs that join words in names; a word that
-  is too long is broken anywhere.
+  Lines are broken after spaces and the signs that join words in names, or anywhere if
+  there are none.
 
   Args:
-    text: its own line breaks are kept.
+    text: to break; its own line ends are kept.
     width: of a line, in inches.
     size: of the letters, in points.
-    lines: the most lines that one line of the text becomes; they are wider if necessary.
+    lines: most lines for each line of the text; `width` is exceeded to keep to it.
   """
   if "\n" in text:
     return "\n".join(wrapped(line, width, size, lines) for line in text.split("\n"))
@@ -161,7 +161,7 @@ def wrapped(
 
 @functools.cache
 def _width(text: str, size: float) -> float:
-  """Returns the width of a line in inches; a hair more, as letters stand on whole dots."""
+  """Returns the width of a line in inches, plus 3 % because letters start on whole dots."""
   from matplotlib.font_manager import FontProperties
   from matplotlib.textpath import TextToPath
 

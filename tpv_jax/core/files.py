@@ -1,4 +1,4 @@
-"""Local paths and paths of object stores, and atomic writes.
+"""Local and object-store paths, and atomic writes: a file is the old one or the new one.
 
 Imports the standard library and `tpv_jax.core.errors`; etils, which costs 70 ms, only for a
 path like 'gs://bucket/file'.
@@ -29,33 +29,32 @@ if TYPE_CHECKING:
 
   Path: TypeAlias = pathlib.Path | epath.Path
 else:
-  Path = pathlib.PurePath  # What both are.
+  Path = pathlib.PurePath  # The base class of both.
 
 _SCHEME = re.compile(r"(\w+)://")
 
 TEMPORARY = ".tpv_tmp"
-"""How the name of a temporary file or folder ends: `.NAME.<8 characters>.tpv_tmp`."""
+"""Ending of the names of temporary files and folders: `.NAME.<8 characters>.tpv_tmp`."""
 
 
 def to_path(path: PathLike) -> Path:
   """Returns `epath.Path` for a path into an object store, otherwise `pathlib.Path`.
 
-  A `~` at the beginning is the home folder, as in a shell: `--flag=~/x` and the strings
-  of gin never see one that would replace it. (A folder of that name is './~'.) A path
-  with `..` is the one that the system would find, without it: Orbax and object stores
-  take `..` for a name.
+  A leading `~` is the home folder, because no shell expands it in `--flag=~/x` or in the
+  strings of gin. (A folder of that name is './~'.) `..` is resolved as the system would
+  resolve it, because Orbax and object stores take it for a name.
 
-  A store has objects and no folders: one is there while something lies "in" it. etils
-  reaches gs:// by TensorFlow where that is installed, otherwise by gcsfs.
+  An object store has no folders: a folder exists while an object lies "in" it. etils
+  reaches gs:// through TensorFlow where that is installed, otherwise through gcsfs.
 
   Raises:
-    UserError: there is no such home folder; another store is named, or the package that
-      reaches this one is not installed; or no file can have that name.
+    UserError: the home folder is unknown; the store is not gs://, or the package that
+      reaches it is not installed; or no file can have that name.
   """
   text = os.fspath(path)
   if "\0" in text:
     raise UserError(
-      f"'{text}' has a character of code 0, which no path has. Correct it."
+      f"'{text}' has a NUL character, which no path can have. Correct it."
     )
   scheme = _SCHEME.match(text)
   if scheme is None:
@@ -76,7 +75,7 @@ def to_path(path: PathLike) -> Path:
   import fsspec
   from etils import epath
 
-  # gcsfs would keep what it once listed, and miss what another host writes meanwhile.
+  # gcsfs would cache listings, and miss what another host writes meanwhile.
   fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
   if ".." in text.split("/"):
     text = f"{scheme[0]}{os.path.normpath('/' + text[scheme.end() :])[1:]}"
@@ -98,15 +97,16 @@ def is_remote(path: PathLike) -> bool:
 
 
 def absolute(path: PathLike) -> Path:
-  """Returns the path from the root; a path into an object store begins there already."""
+  """Returns the path from the root; a path into an object store is absolute already."""
   found = to_path(path)
   return found if is_remote(found) else found.absolute()
 
 
 def without_folders(name: str) -> str:
-  """Returns a model's name for others: of a path from the root or home its last part.
+  """Returns a model's name without private folders: the last part of an absolute path.
 
-  A name on the hub, as 'google/t5-v1_1-base', and a relative path stay as they are.
+  A path from the home folder counts as absolute. A name on the hub, such as
+  'google/t5-v1_1-base', and a relative path are returned unchanged.
   """
   if re.match(r"[/\\~]|[A-Za-z]:[/\\]|file:", name):
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
@@ -114,24 +114,24 @@ def without_folders(name: str) -> str:
 
 
 def cache_folder() -> pathlib.Path:
-  """Returns the folder of what may be deleted at any time: `~/.cache/tpv_jax`."""
+  """Returns the folder whose files may be deleted at any time: `~/.cache/tpv_jax`."""
   root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
   return pathlib.Path(root) / "tpv_jax"
 
 
 def refuse_irregular(path: PathLike) -> None:
-  """Raises `UserError` if `path` is there and no regular file: a folder, pipe or device.
+  """Raises `UserError` if `path` exists and is a folder, pipe, socket or device.
 
-  Reading one of those would fail, wait for ever or never end. So whatever reads a file
-  that a user names opens it by `reading`, `read_bytes` or `read_json`, which ask this
-  first; a link is what it leads to.
+  Reading one of those would fail, block or never end. So everything that reads a user's
+  file opens it with `reading`, `read_bytes` or `read_json`, which call this first. A link
+  is followed.
   """
   if is_remote(path):
     return
   try:
     mode = os.stat(path).st_mode
   except (OSError, ValueError):
-    return  # What is wrong with it, opening it tells.
+    return  # Opening it says what is wrong.
   if stat.S_ISREG(mode):
     return
   what = {
@@ -151,8 +151,8 @@ def read_bytes(path: PathLike) -> bytes:
   """Returns the content of a file.
 
   Raises:
-    UserError: it is no regular file.
-    OSError: it cannot be read; of a missing file with the same fields, wherever it is.
+    UserError: it is not a regular file.
+    OSError: it cannot be read; for a missing file with equal fields, local or remote.
   """
   path = to_path(path)
   refuse_irregular(path)
@@ -165,10 +165,10 @@ def read_bytes(path: PathLike) -> bytes:
 
 @contextlib.contextmanager
 def reading(path: PathLike) -> Iterator[Any]:
-  """Yields a file, opened to be read in bytes.
+  """Yields a file that is open for reading bytes.
 
   Raises:
-    UserError: it does not exist, may not be read, or is no regular file.
+    UserError: it does not exist, may not be read, or is not a regular file.
   """
   path = to_path(path)
   refuse_irregular(path)
@@ -185,11 +185,11 @@ def reading(path: PathLike) -> Iterator[Any]:
 
 
 def read_json(path: PathLike, most_bytes: int = 1 << 20) -> dict[str, Any]:
-  """Returns the JSON object in a file of any origin.
+  """Returns the JSON object in a file, which need not be trusted.
 
   Raises:
-    UserError: there is another thing in it, or more than `most_bytes`, or half a
-      character, which no file could be written with.
+    UserError: the file holds something else, more than `most_bytes`, or a lone surrogate,
+      which could not be written to a file again.
   """
   with reading(path) as file:
     text = file.read(most_bytes + 1)
@@ -211,8 +211,8 @@ def read_json(path: PathLike, most_bytes: int = 1 << 20) -> dict[str, Any]:
 def inside(folder: PathLike, name: str) -> Path:
   """Returns the path of a file in a folder, unless a symbolic link leads out of it.
 
-  What `huggingface_hub` downloads lies in `<model>/snapshots/<revision>/`, whose files
-  are links to `<model>/blobs/`: there the model's folder is the one to stay in.
+  `huggingface_hub` downloads to `<model>/snapshots/<revision>/`, whose files are links to
+  `<model>/blobs/`; such a link may lead anywhere in the model's folder.
 
   Raises:
     UserError: the file lies elsewhere.
@@ -236,7 +236,7 @@ def inside(folder: PathLike, name: str) -> Path:
 
 
 def missing(path: PathLike) -> str:
-  """Returns what to say about a path that does not exist, with near misses."""
+  """Returns the message about a path that does not exist, with near misses."""
   lost = to_path(path)
   while not (_is_top(lost) or lost.parent.is_dir()):
     lost = lost.parent
@@ -245,13 +245,13 @@ def missing(path: PathLike) -> str:
     known = [entry.name for entry in beside]
   except OSError:
     known = []
-  reason = "" if lost == to_path(path) else f", for there is no '{lost}'"
+  reason = "" if lost == to_path(path) else f", because there is no '{lost}'"
   misses = errors.near_misses(lost.name, known)
   return f"'{os.fspath(path)}' does not exist{reason}.{misses} Check the path."
 
 
 def _is_top(path: Path) -> bool:
-  """Returns whether nothing is above `path` that could be listed: the root, a bucket."""
+  """Returns whether `path` is the root or a bucket, with nothing to list above it."""
   return len(path.parts) <= 3 if is_remote(path) else path == path.parent
 
 
@@ -268,8 +268,7 @@ def refuse_existing(path: PathLike, overwrite: bool = False) -> None:
 def check_output(path: PathLike, overwrite: bool = False) -> None:
   """Raises `UserError` if nothing could be written to `path`, before any work is done.
 
-  Of an object store, where folders need not be made, only what is there already can be
-  told beforehand.
+  In an object store, which needs no folders, only existing files are noticed beforehand.
   """
   path = to_path(path)
   if path.is_dir():
@@ -300,9 +299,9 @@ def check_together(paths: Sequence[PathLike], overwrite: bool = False) -> None:
 def write_together(contents: Mapping[Path, bytes], overwrite: bool = False) -> None:
   """Writes files that belong together; the first of them appears last.
 
-  Here none appears before all are on the disk. After an error those that are new are
-  gone; of old ones, which `overwrite` allows, some may be replaced if a rename failed.
-  The others are replaced, too, if a kill came before the first one appeared.
+  Locally, none appears before all are on the disk. After an error no new file is left; of
+  old files, which `overwrite` allows, some may be replaced if a rename failed. If a kill
+  left the others without the first one, they are replaced without `overwrite`, too.
 
   Raises:
     UserError: one exists and `overwrite` is False.
@@ -325,7 +324,7 @@ def write_together(contents: Mapping[Path, bytes], overwrite: bool = False) -> N
 
 
 def _was_cut_short(first: Path) -> bool:
-  """Returns whether a kill came between the files of a `write_together`."""
+  """Returns whether a kill interrupted a `write_together`."""
   return not (is_remote(first) or _exists(first)) and bool(
     _temporaries(first.parent, first.name)
   )
@@ -333,9 +332,9 @@ def _was_cut_short(first: Path) -> bool:
 
 @contextlib.contextmanager
 def scratch_folder(path: Path) -> Iterator[pathlib.Path]:
-  """Yields a new folder beside `path`, gone with all in it when the block has ended.
+  """Yields a new folder beside `path`, which is deleted when the block ends.
 
-  What kills left of earlier ones for the same `path` is removed.
+  Folders that killed processes left for the same `path` are deleted, too.
   """
   remove_leftovers(path.parent, path.name)
   with contextlib.ExitStack() as stack:
@@ -350,10 +349,10 @@ def scratch_folder(path: Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-  """Yields a folder that appears at `path`, with all in it, when the block has ended.
+  """Yields a folder that appears at `path`, complete, when the block ends.
 
-  A temporary one beside it, renamed; after an error nothing is left. An object store has
-  no folders: there it is `path` itself.
+  It is a temporary folder that is renamed; after an error nothing is left. An object store
+  has no folders: there it is `path` itself.
   """
   if is_remote(path):
     yield path
@@ -366,10 +365,10 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-  """Removes the temporaries that killed writers of `name`, or of any, left in a folder.
+  """Removes the temporary files that killed writers of `name`, or of any name, left.
 
-  A writer that lives holds a lock on its own. Where the file system has no locks, none
-  is removed.
+  A running writer holds a lock on its own. Where the file system has no locks, nothing is
+  removed.
   """
   for path in _temporaries(folder, name):
     with contextlib.suppress(OSError):  # Gone meanwhile, held, another user's, ...
@@ -401,7 +400,7 @@ def _prefix(name: str) -> str:
 
 
 def _hold(handle: int) -> None:
-  """Marks a temporary as one whose writer lives."""
+  """Locks a temporary file, which says that its writer is running."""
   with contextlib.suppress(OSError):  # The file system has no locks.
     fcntl.flock(handle, fcntl.LOCK_EX)
 
@@ -410,10 +409,9 @@ def _hold(handle: int) -> None:
 def writing(path: PathLike, overwrite: bool = True) -> Iterator[Any]:
   """Yields a file that appears at `path`, whole, when the block ends without an error.
 
-  A temporary file beside it, fsync, rename. An object store does the same by itself: an
-  object appears when it is whole; after an error it is removed again.
-
-  What kills left of earlier writers of `path` is removed.
+  Locally this is a temporary file, fsync and rename, and the files that killed writers of
+  `path` left are removed. In an object store, an object appears when it is whole anyway;
+  after an error it is removed again.
 
   Raises:
     UserError: `path` exists and `overwrite` is False.

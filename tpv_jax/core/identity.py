@@ -68,7 +68,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
-  """Returns the first name, in sorted order, whose values in two mappings differ."""
+  """Returns the first name, in sorted order, with unequal values in two mappings, or None."""
   different = [
     name for name in one.keys() | other.keys() if one.get(name) != other.get(name)
   ]
@@ -79,9 +79,9 @@ def backbone_fingerprint(flat: Mapping[str, Any]) -> str:
   """Returns the 64 hex digits that name a frozen backbone, whatever stores it.
 
   The values of each leaf are rounded to bf16 (from fp32, to nearest, ties to even) and
-  -0.0 is hashed as +0.0, because the two are equal and T5X's `OptaxWrapper` turns one
-  into the other. So fp32 and bf16 storage, memory layout, sharding and runner do not change
-  it. `flat` may hold `leaves.Leaf`s: they are read one after the other.
+  -0.0 is hashed as +0.0, because they are equal and T5X's `OptaxWrapper` turns one into
+  the other. So the fingerprint does not depend on fp32 or bf16 storage, memory layout,
+  sharding or runner. `flat` may hold `leaves.Leaf`s, which are read one after the other.
 
   Raises:
     UserError: a leaf does not hold floating-point values.

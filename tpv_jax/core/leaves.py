@@ -1,4 +1,4 @@
-"""Leaves that are read when their values are needed, one after the other.
+"""Leaves whose values are read only when they are needed, one after the other.
 
 A mapping from paths to such leaves stands for a whole backbone without holding it:
 `np.asarray(leaf)` reads one, and nothing keeps it. NumPy only.
@@ -28,13 +28,13 @@ def not_finite(values: np.ndarray) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-  """An array whose shape and dtype are known; its values are read by `np.asarray`.
+  """An array that is not read yet: `np.asarray` reads its values.
 
   Attributes:
     shape: of the array.
     dtype: of the array.
-    read: returns the array, anew at every call.
-    source: what it is called where it is stored, for people.
+    read: reads and returns the array, at every call.
+    source: its name where it is stored, for messages.
   """
 
   shape: tuple[int, ...]

@@ -1,9 +1,10 @@
 """One writer at a time: a lock that is released when its process ends, however it ends.
 
-A lock is a file that says who holds it: on a file system of this machine with `flock`,
-which the kernel lifts when the process is gone. Object stores and some network file
-systems have no locks. There it is a lease: its holder renews it every `RENEWED_S`, and
-one that was not renewed for `STALE_S` is taken over. No clocks are compared.
+A lock is a file that names its holder. On a local file system the holder locks it with
+`flock`, which the kernel releases when the process is gone. Object stores and some network
+file systems have no locks. There the file is a lease: its holder renews it every
+`RENEWED_S`, and a lease that was not renewed for `STALE_S` is taken over. The clocks of
+different machines are never compared.
 """
 
 import contextlib
@@ -24,10 +25,10 @@ from tpv_jax.core import files
 from tpv_jax.core.errors import EXIT_USER_ERROR, UserError
 
 RENEWED_S = 15.0
-"""Seconds after which a lease is renewed."""
+"""Seconds between two renewals of a lease."""
 
 STALE_S = 60.0
-"""Seconds without renewal after which a lease has expired."""
+"""Seconds without a renewal after which a lease may be taken over."""
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
@@ -37,11 +38,11 @@ def held(path: files.PathLike, what: str) -> Iterator[None]:
   """Holds the lock file `path`, whose folder exists, within the block.
 
   Args:
-    path: of the file, which is there only while it is held, or after a kill.
-    what: is locked, for people: "The run folder 'runs/sst2'".
+    path: of the file, which exists only while the lock is held, or after a kill.
+    what: what is locked, for messages: "The run folder 'runs/sst2'".
 
   Raises:
-    UserError: another process holds it, or this one does already.
+    UserError: another process holds the lock, or this one already does.
   """
   path = files.to_path(path)
   handle = None if files.is_remote(path) else _lock(pathlib.Path(path), what)
@@ -54,14 +55,14 @@ def held(path: files.PathLike, what: str) -> Iterator[None]:
     os.pwrite(handle, json.dumps(_me()).encode(), 0)
     yield
   finally:
-    # Removed while it is held: who opened it meanwhile finds that it is gone.
+    # Removed while it is held: a process that opened it meanwhile sees that it is gone.
     with contextlib.suppress(OSError):
       path.unlink()
     os.close(handle)
 
 
 def _lock(path: pathlib.Path, what: str) -> int | None:
-  """Returns the handle of the locked file, None where the file system has no locks."""
+  """Returns the handle of the locked file, or None if the file system has no locks."""
   while True:
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -77,17 +78,17 @@ def _lock(path: pathlib.Path, what: str) -> int | None:
       if error.errno in _NO_LOCKS:
         return None
       raise
-    os.close(handle)  # Its holder had removed it before it was locked here.
+    os.close(handle)  # Its holder removed it before we locked it.
 
 
 @contextlib.contextmanager
 def _lease(path: files.Path, what: str) -> Iterator[None]:
-  """Holds `path` as a lease, which another thread renews."""
+  """Holds `path` as a lease, which a thread renews."""
   found = _read(path)
   if found:
     print(
-      f"{what} is in use by {_who(found)}, or was; whether it still is will be known in "
-      f"{STALE_S:.0f} s.",
+      f"{what} is or was in use by {_who(found)}; waiting up to {STALE_S:.0f} s to see "
+      "whether it still is.",
       file=sys.stderr,
     )
   end = time.monotonic() + STALE_S
@@ -99,7 +100,7 @@ def _lease(path: files.Path, what: str) -> Iterator[None]:
     found = now
   mine = _me() | {"lease": uuid.uuid4().hex}
   _write(path, mine)
-  time.sleep(min(1.0, RENEWED_S / 4))  # Two that began at once: the later one has it.
+  time.sleep(min(1.0, RENEWED_S / 4))  # Of two that began at once the later one has it.
   if _read(path).get("lease") != mine["lease"]:
     raise _in_use(path, what)
   ended = threading.Event()
@@ -108,10 +109,10 @@ def _lease(path: files.Path, what: str) -> Iterator[None]:
     number = 0
     while not ended.wait(RENEWED_S):
       number += 1
-      with contextlib.suppress(Exception):  # The next one may come through.
+      with contextlib.suppress(Exception):  # The next renewal may succeed.
         found = _read(path)
         if found.get("lease", mine["lease"]) != mine["lease"]:
-          # This process was stopped for long. Two would damage each other's files.
+          # This process was suspended too long. Two writers would damage the files.
           print(f"error: {what} was taken over by {_who(found)}.", file=sys.stderr)
           os._exit(EXIT_USER_ERROR)
         _write(path, mine | {"renewed": number})
@@ -140,7 +141,7 @@ def _write(path: files.Path, content: dict[str, Any]) -> None:
 
 
 def _read(path: files.Path) -> dict[str, Any]:
-  """Returns what a lock file says, {} if it is gone or says nothing yet."""
+  """Returns the content of a lock file; {} if it is gone or still empty."""
   try:
     content = json.loads(path.read_text())
   except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What is shown: redrawn in place on a terminal; in a log, a few whole lines."""
+"""Output to the screen: bars redrawn in place on a terminal, a few whole lines in a log."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -10,11 +10,11 @@ except ImportError:  # A machine with little more than JAX: no bar is drawn.
   tqdm = None
 
 LOG_SECONDS = 60.0
-"""Between two lines in a log."""
+"""Seconds between two lines in a log."""
 
 
 def say(text: str) -> None:
-  """Prints lines, beside a bar that is being drawn."""
+  """Prints lines without breaking a bar that is being drawn."""
   if tqdm is None:
     print(text, flush=True)
   else:
@@ -22,7 +22,7 @@ def say(text: str) -> None:
 
 
 class _Unseen:
-  """What `Bar` is without tqdm: it counts nothing and shows nothing."""
+  """Stands in for tqdm where it is not installed: iterates and shows nothing."""
 
   def __init__(self, iterable: Any = (), *_: Any, **__: Any):
     self._iterable = iterable
@@ -53,7 +53,7 @@ _Drawn: Any = _Unseen if tqdm is None else tqdm
 
 
 class Bar(_Drawn):
-  """tqdm's bar, which writes into a file or pipe whole lines, and few of them."""
+  """tqdm's bar, which writes only a few whole lines to a file or pipe."""
 
   def __init__(self, *arguments: Any, **options: Any):
     """Takes what `tqdm` takes."""
@@ -68,22 +68,22 @@ class Bar(_Drawn):
     super().__init__(*arguments, **options)
 
   def set_postfix(self, *arguments: Any, refresh: bool = True, **values: Any) -> None:
-    """Sets what stands behind the bar; see `tqdm.set_postfix`."""
+    """Sets the text after the bar; see `tqdm.set_postfix`."""
     super().set_postfix(*arguments, refresh=refresh and self._drawn, **values)
 
   def set_description(self, desc: str | None = None, refresh: bool = True) -> None:
-    """Sets what stands before the bar; see `tqdm.set_description`."""
+    """Sets the text before the bar; see `tqdm.set_description`."""
     super().set_description(desc, refresh and self._drawn)
 
 
 class _Lines:
-  """A stream that makes a line of each state of a bar."""
+  """A stream that writes each state of a bar as a line."""
 
   def __init__(self, stream: Any):
     self._stream = stream
 
   def write(self, text: str) -> None:
-    """Writes the text as a line, without what clears the line before it."""
+    """Writes the text as a line, without the characters that clear the previous one."""
     if line := text.replace("\r", "").strip():
       self._stream.write(line + "\n")
 
@@ -93,7 +93,7 @@ class _Lines:
 
 
 def console() -> Any:
-  """Returns rich's console, which cuts no name of a table in a log."""
+  """Returns rich's console; in a log it is wide enough to cut no name in a table."""
   from rich.console import Console
 
   found = Console()
@@ -105,11 +105,11 @@ def console() -> Any:
 def print_table(
   header: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None
 ) -> None:
-  """Prints a table; a column that a terminal has no room for is folded, not cut."""
+  """Prints a table; a column too wide for the terminal is wrapped, not cut."""
   from rich.table import Column, Table
   from rich.text import Text
 
   table = Table(*(Column(Text(name), overflow="fold") for name in header), title=title)
   for row in rows:
-    table.add_row(*map(Text, row))  # A task's name may hold what rich takes for marks.
+    table.add_row(*map(Text, row))  # A task's name may contain rich's markup.
   console().print(table)

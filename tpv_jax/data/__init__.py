@@ -1,4 +1,4 @@
 """Tasks, vocabularies, batches and metrics: NumPy in, NumPy out.
 
-Nothing here but `seqio_tasks` imports JAX, TensorFlow or seqio.
+Only `seqio_tasks` imports JAX, TensorFlow or seqio.
 """

@@ -16,15 +16,15 @@ from tpv_jax.data.vocabularies import Vocabulary
 
 Features = dict[str, np.ndarray]
 """encoder_input_tokens [B, T], decoder_target_tokens, decoder_input_tokens [B, L] as
-int32, and decoder_loss_weights [B, L] as float32: 1 at target tokens (EOS included), 0
-at padding, so a row of padding weighs nothing."""
+int32, and decoder_loss_weights [B, L] as float32: 1 at target tokens (EOS included), 0 at
+padding, so that a row of padding has no weight."""
 
 PADDING = 0
-"""Fills up rows of token ids; no token of any vocabulary has this id."""
+"""The id that fills up rows of token ids; no token of any vocabulary has it."""
 
 
 def is_padding(tokens: Any) -> Any:
-  """Returns where an array of token ids, of NumPy or JAX, is padding."""
+  """Returns a mask of the padding in an array of token ids, of NumPy or JAX."""
   return tokens == PADDING
 
 
@@ -43,10 +43,10 @@ class Losses:
   """What was lost when texts were tokenised.
 
   Attributes:
-    trimmed: how many texts lost tokens to the limit.
-    lost_tokens: how many tokens those were.
-    unknown: how many texts have `<unk>` among the tokens that are left.
-    unknown_tokens: how many tokens those are.
+    trimmed: how many texts were longer than the limit.
+    lost_tokens: how many tokens they lost.
+    unknown: how many texts have `<unk>` among their remaining tokens.
+    unknown_tokens: how many tokens are `<unk>`.
   """
 
   trimmed: int = 0
@@ -59,7 +59,7 @@ class Losses:
     return bool(self.trimmed or self.unknown)
 
   def __str__(self) -> str:
-    """Returns both, in words."""
+    """Returns all four numbers in words."""
     return (
       f"{self.trimmed} trimmed ({self.lost_tokens} tokens lost), {self.unknown} with "
       f"unknown tokens ({self.unknown_tokens})"
@@ -71,11 +71,11 @@ class Tokenized:
   """Examples as token ids, padded with 0 to a static length.
 
   Attributes:
-    inputs: source tokens, one row an example, each ended by EOS.
-    targets: target tokens, each ended by EOS unless it was trimmed.
+    inputs: source tokens, a row for each example, with EOS at the end.
+    targets: target tokens, with EOS at the end unless trimmed.
     sources: what the sources lost.
-    answers: what the targets lost: exact match counts each of those as wrong.
-    tokens: how many tokens are left, EOS included, padding not.
+    answers: what the targets lost; exact match counts every such target as wrong.
+    tokens: how many tokens remain, with EOS and without padding.
   """
 
   inputs: Int32[np.ndarray, "N T"]
@@ -96,7 +96,7 @@ class Tokenized:
     return content.hexdigest()
 
   def report(self) -> str:
-    """Returns one line: how many examples, and what was trimmed or unknown."""
+    """Returns one line with the number of examples, and what was trimmed or unknown."""
     longest = token_counts(self.inputs).max(initial=0)
     wrong = " (never an exact match)" if self.answers else ""
     return (
@@ -108,11 +108,11 @@ class Tokenized:
 def tokenize(
   examples: Iterable[Example], vocabulary: Vocabulary, lengths: Mapping[str, int]
 ) -> Tokenized:
-  """Returns the examples as padded token ids, with what was lost counted.
+  """Returns the examples as padded token ids, with counts of what was lost.
 
-  A source longer than its limit keeps EOS and what `source_ids` says. A target that is
-  longer keeps its first `limit` tokens and no EOS, as in T5's own tasks: nothing
-  teaches a prompt to stop in the middle, and no metric takes the stump for the answer.
+  A source that is too long is shortened as in `source_ids`, and keeps EOS. A target that
+  is too long keeps its first L tokens without EOS, as in T5's own tasks. So no prompt
+  learns to stop in the middle, and no metric takes the truncated text for the answer.
 
   Args:
     examples: texts.
@@ -120,7 +120,7 @@ def tokenize(
     lengths: `{'inputs': T, 'targets': L}` in tokens, EOS included.
 
   Raises:
-    UserError: a length is missing or smaller than 1, or it is one number for both.
+    UserError: `lengths` is not a mapping, or a length is missing or smaller than 1.
   """
   check_lengths(lengths)
   examples = tuple(examples)
@@ -143,12 +143,12 @@ def source_ids(
 ) -> tuple[list[int], int]:
   """Returns the tokens of a source, EOS included, and how many were lost.
 
-  One that is too long is cut at the ends of its longest fields, which are left with
-  equally many tokens: the template's words and its shorter fields stay whole ('longest
-  first', as Hugging Face calls it). Where it is cut, each part is tokenised by itself.
+  A source that is too long is cut at the ends of its longest fields, which keep equally
+  many tokens; the template's words and the shorter fields stay whole ('longest first', as
+  Hugging Face calls it). In such a source every part is tokenised separately.
 
   Raises:
-    UserError: the words around the fields alone are too long.
+    UserError: the words around the fields leave no room for them.
   """
   ids, room = vocabulary.encode(example.inputs), longest - 1
   lost = max(0, len(ids) - room)
@@ -167,7 +167,7 @@ def _cut(example: Example, vocabulary: Vocabulary, room: int) -> list[int]:
     least = 1 + room - left + len(example.fields)
     raise UserError(
       f"LENGTHS['inputs'] is {1 + room}, which leaves no room between the template's own "
-      f"words: a source would lose a whole column. Set LENGTHS['inputs'] to {least} or "
+      f"words, so a source would lose a whole column. Set LENGTHS['inputs'] to {least} or "
       f"more. The source begins: '{text:.80}'"
     )
   for number, place in enumerate(fields):
@@ -180,7 +180,7 @@ def _cut(example: Example, vocabulary: Vocabulary, room: int) -> list[int]:
 def target_ids(
   example: Example, vocabulary: Vocabulary, longest: int
 ) -> tuple[list[int], int]:
-  """Returns the tokens of a target, and how many were lost, EOS counted."""
+  """Returns the tokens of a target, and how many were lost, EOS included."""
   ids = [*vocabulary.encode(example.targets), vocabulary.eos_id]
   return ids[:longest], max(0, len(ids) - longest)
 
@@ -203,8 +203,8 @@ def features(
 ) -> Features:
   """Returns the batch of padded sources and targets.
 
-  The decoder reads the targets moved right by one, from a 0 (T5's start token), as
-  seqio's `EncDecFeatureConverter(pack=False)` gives them.
+  The decoder's input is the targets shifted right by one, with a 0 first (T5's start
+  token), as from seqio's `EncDecFeatureConverter(pack=False)`.
   """
   decoder_inputs = np.zeros_like(targets)
   decoder_inputs[:, 1:] = targets[:, :-1]
@@ -219,17 +219,17 @@ def features(
 def sources(
   rows: Int[np.ndarray, "B T"], prompt_ids: Int[np.ndarray, " B"]
 ) -> Features:
-  """Returns the batch of padded sources whose answers are to be written.
+  """Returns a batch of padded sources, for decoding.
 
   Args:
     rows: the sources.
-    prompt_ids: of each row, the place of its prompt in a bank.
+    prompt_ids: for each row, the index of its prompt in a bank.
   """
   return {"encoder_input_tokens": rows, "prompt_ids": prompt_ids}
 
 
 def widths(batch: Features) -> dict[str, int]:
-  """Returns the lengths to which a batch is padded, {'inputs': T, 'targets': L}."""
+  """Returns the padded lengths of a batch, {'inputs': T, 'targets': L}."""
   names = {"inputs": "encoder_input_tokens", "targets": "decoder_target_tokens"}
   return {name: batch[feature].shape[1] for name, feature in names.items()}
 
@@ -237,8 +237,8 @@ def widths(batch: Features) -> dict[str, int]:
 def order(count: int, seed: int, epoch: int = 0) -> Int[np.ndarray, " N"]:
   """Returns a random order of `range(count)`: a pure function of its arguments.
 
-  It sorts raw Philox output, which NumPy keeps the same in all its versions (it
-  promises no such thing for `Generator.permutation`). Ours.
+  It sorts raw Philox output, which is the same in all versions of NumPy (this is not
+  guaranteed for `Generator.permutation`). Ours.
   """
   random = np.random.Philox(np.random.SeedSequence([seed, epoch]))
   return np.argsort(random.random_raw(count), kind="stable")
@@ -247,16 +247,16 @@ def order(count: int, seed: int, epoch: int = 0) -> Int[np.ndarray, " N"]:
 class Batches:
   """An endless sequence of batches in which every epoch has each example exactly once.
 
-  Batch `step` holds the places `step * B` to `(step + 1) * B - 1` of the endless
-  sequence of epochs, each epoch in its own `order` from the seed. So a batch may span
-  two epochs, none is ever short, and a run resumes at any step with no state to save.
+  Batch `step` holds the examples `step * B` to `(step + 1) * B - 1` of the endless
+  sequence of epochs, each epoch in its own `order` from the seed. So a batch may span two
+  epochs, no batch is short, and a run resumes at any step without saved state.
   """
 
   def __init__(self, tokenized: Tokenized, batch_size: int, seed: int):
-    """Prepares batches of `batch_size` examples (it may exceed their number).
+    """Prepares batches of `batch_size` examples, perhaps more than there are.
 
     Raises:
-      UserError: no examples, a batch size below 1, or a negative seed.
+      UserError: there are no examples, the batch size is below 1, or the seed negative.
     """
     if not len(tokenized) or batch_size < 1 or seed < 0:
       raise UserError(
@@ -267,7 +267,7 @@ class Batches:
     self.tokenized = tokenized
     self.batch_size = batch_size
     self.seed = seed
-    # Memory of the last orders only; what they are depends on nothing but the seed.
+    # A cache of the last two orders, which depend only on the seed.
     self._order = functools.lru_cache(maxsize=2)(
       functools.partial(order, len(tokenized), seed)
     )
@@ -291,8 +291,8 @@ class Batches:
 def eval_batches(tokenized: Tokenized, batch_size: int) -> Iterator[Features]:
   """Yields every example once, in order, in batches of one static shape.
 
-  The last batch is filled with rows of padding, whose loss weights are 0; a reader of
-  predictions keeps the first `len(tokenized)` rows of all.
+  The last batch is filled with rows of padding, whose loss weights are 0; of all rows of
+  predictions only the first `len(tokenized)` count.
   """
   if batch_size < 1:
     raise UserError(f"The batch size is {batch_size}; it must be at least 1.")
@@ -309,7 +309,8 @@ def label_tokens(
   """Returns the labels as padded target tokens, for scoring them against each other.
 
   Raises:
-    UserError: a label can't be written or told from another (`labels.check_labels`).
+    UserError: a label can't be written or distinguished from another
+      (`labels.check_labels`).
   """
   check_labels(labels, vocabulary, longest)
   return tokenize(

@@ -1,8 +1,8 @@
 """Tasks of the registry as JSON lines: written once, then read without TensorFlow.
 
-DATA_DIR/tpv_jax/NAME/{train,validation,test}.jsonl hold the pairs, an object a line with
-"inputs", "targets" and where the task has them "answers" and "group"; about.json says
-from which rows, by which rule and seed, and gives each split's digest.
+DATA_DIR/tpv_jax/NAME/{train,validation,test}.jsonl hold the examples, one object in each
+line with "inputs" and "targets", and with "answers" and "group" if the task has them.
+about.json states their rows, rule and seed, and the digest of each split.
 """
 
 import contextlib
@@ -31,15 +31,15 @@ from tpv_jax.data.tasks import (
 
 @checked
 def task(name: str, data_dir: PathLike | None = None) -> Task:
-  """Returns a task of the registry, read from what `export` wrote at the first use.
+  """Returns a task of the registry, whose export is read at the first use.
 
   Args:
     name: in `registry.DEFINITIONS`.
     data_dir: see `sources.data_directory`.
 
   Raises:
-    UserError: there is no such task; at the first use: it is not exported, or a split
-      is not as it was written, or the task has another template or rule by now.
+    UserError: there is no such task; at the first use: it is not exported, a split was
+      changed after the export, or the task has another template or rule now.
   """
   which = registry.definition(name)
   folder = folder_of(which, data_dir)
@@ -78,23 +78,23 @@ def tasks(names: Sequence[str], data_dir: PathLike | None = None) -> tuple[Task,
   """Returns several tasks, for a bank or an evaluation; see `task`.
 
   Raises:
-    UserError: `names` is one text and no list, or there is no such task.
+    UserError: `names` is a string instead of a list, or there is no such task.
   """
   return tuple(task(name, data_dir) for name in names)
 
 
 def folder_of(which: Definition, data_dir: PathLike | None = None) -> Path:
-  """Returns where a task is exported to."""
+  """Returns the folder to which a task is exported."""
   return sources.data_directory(data_dir) / "tpv_jax" / which.name
 
 
 def examples(
   which: Definition, split: str, found: sources.Raw, seed: int = definition.SEED
 ) -> Iterator[Example]:
-  """Yields the examples of a split, of the rows that the papers' rule gives it.
+  """Yields the examples of a split, made from the rows that the papers' rule gives it.
 
-  A validation example whose source the test split has too is left out (ours), so that
-  the two never overlap, though some data sets repeat texts.
+  A validation example whose source is also in the test split is left out (ours), so that
+  the two never overlap, although some data sets repeat texts.
   """
   refused = kept_from_validation(which, found, seed) if split == "validation" else ()
   source, places = which.places(split, found.counts, seed)
@@ -109,7 +109,7 @@ def examples(
 def kept_from_validation(
   which: Definition, found: sources.Raw, seed: int
 ) -> frozenset[str]:
-  """Returns the sources of the test split."""
+  """Returns the sources of the test split, which validation must not have."""
   return frozenset(map(collapsed_source, examples(which, "test", found, seed)))
 
 
@@ -123,20 +123,21 @@ def export(
 ) -> Path:
   """Writes splits of a task as JSON lines and returns their folder.
 
-  A split that was exported with the same settings stays; each appears when it is whole.
+  A split that was exported with the same settings is kept; each appears when it is whole.
 
   Args:
     which: the task.
     data_dir: see `sources.data_directory`.
     splits: of `tasks.SPLITS`.
     seed: of the splits.
-    overwrite: write `splits` anew, then put them in the place of the old ones. Where
-      those have other settings, all of them go: splits of two kinds could overlap.
-    say: is given a line about each step.
+    overwrite: whether `splits` are written again and then replace the old ones. If the
+      settings have changed, all old splits are removed, because splits with different
+      settings could overlap.
+    say: called with a line about each step.
 
   Raises:
-    UserError: the rows are not prepared, one of them is not as the table says, or
-      splits with another seed or of other rows are there and `overwrite` is False.
+    UserError: the rows are not prepared, one of them does not fit the task's definition,
+      or there are splits with another seed or of other rows and `overwrite` is False.
   """
   for split in splits:
     check_split(which.name, split)
@@ -158,7 +159,7 @@ def export(
     keep = f", to go on with that seed: {_command(folder, there['seed'])}"
     raise UserError(
       f"'{folder}' holds this task with another {key} ({there.get(key)} there, "
-      f"{about.get(key)} now), and splits of two kinds could overlap. To replace all of "
+      f"{about.get(key)} now), and old and new splits could overlap. To replace all of "
       f"them: {_command(folder, seed)} --overwrite{keep if key == 'seed' else ''}; or "
       "choose another --data-dir."
     )
@@ -197,21 +198,21 @@ def _replace(
   write: Callable[[str, Path, Path], tuple[dict[str, Any], str]],
   say: Say,
 ) -> None:
-  """Replaces splits by new ones; the old ones stay until the new ones are complete.
+  """Replaces old splits by new ones; the old ones stay until the new ones are whole.
 
   Args:
     folder: of the task.
     about: the content of about.json, without the splits that are written.
     left: the splits to write.
-    old: the files that go.
-    write: `_write` of a split, into a folder, for a place.
+    old: the files to remove.
+    write: `_write` with the first arguments bound.
     say: see `export`.
   """
   done = about["splits"]
   kept = {**about, "splits": dict(done)}
   with contextlib.ExitStack() as stack:
-    # What a call that is killed after `kept` is written leaves counts as not exported. In
-    # an object store, where nothing is renamed, that is before the splits are written.
+    # If the call is killed after `kept` is written, new splits count as not exported. In
+    # an object store, where nothing is renamed, it is written before the splits.
     into: Path = folder
     if files.is_remote(folder):
       files.write_json(folder / ABOUT, kept)
@@ -232,9 +233,9 @@ def _replace(
 def _write(
   which: Definition, found: sources.Raw, split: str, into: Path, place: Path, seed: int
 ) -> tuple[dict[str, Any], str]:
-  """Writes a split `into` a folder; returns what about.json says of it, and a line.
+  """Writes a split `into` a folder; returns its entry for about.json, and a line.
 
-  The line is for people, and names `place`, where it is or will be.
+  The line is for people, and names `place`, the final path.
   """
   path = into / place.name
   bar = Bar(
@@ -292,7 +293,7 @@ def _read(which: Definition, path: Path, seed: int) -> Iterator[Example]:
   for where, line in sources.read_lines(path):
     inputs, targets = (line.get(name) for name in ("inputs", "targets"))
     if not isinstance(inputs, str) or not isinstance(targets, str):
-      raise UserError(f"{where}: 'inputs' and 'targets' must both be texts. {again}")
+      raise UserError(f"{where}: 'inputs' and 'targets' must both be strings. {again}")
     if words is not None and targets not in words:
       raise UserError(
         f"{where}: '{targets}' is outside the labels {', '.join(words)} of "
@@ -305,6 +306,6 @@ def _read(which: Definition, path: Path, seed: int) -> Iterator[Example]:
       or not all(isinstance(one, str) for one in answers)
     ):
       raise UserError(
-        f"{where}: 'answers' must be a list of texts, and 'group' a text. {again}"
+        f"{where}: 'answers' must be a list of strings, and 'group' a string. {again}"
       )
     yield Example(inputs, targets, tuple(answers), group, which.fields(inputs))

@@ -1,6 +1,6 @@
-"""A few training examples of a task, drawn so that a smaller draw is part of a larger one.
+"""Few-shot samples of a task, such that a smaller sample is part of a larger one.
 
-The task-vector paper (arXiv 2408.01119) says how many; how they are drawn is ours
+The task-vector paper (arXiv 2408.01119) gives the numbers; how examples are drawn is ours
 (docs/methods.md, "Few-shot tuning").
 """
 
@@ -15,10 +15,10 @@ from tpv_jax.data.batches import order
 from tpv_jax.data.tasks import Example, Task
 
 MOST = 1_000
-"""The most examples that count as few; more are a training set."""
+"""The most examples of a few-shot sample."""
 
 BATCH_SIZES = ((25, 2), (250, 8), (MOST, 16))
-"""(most examples, batch size), in ascending order: the first row that fits counts."""
+"""(most examples, batch size), in ascending order: the first row that fits applies."""
 
 
 def sample(
@@ -26,13 +26,13 @@ def sample(
 ) -> tuple[Example, ...]:
   """Returns `count` of the examples; a larger `count` gives the same ones and more.
 
-  They are the first `count` of an order that depends on the seed alone. Stratified, the
-  classes are dealt out as in docs/methods.md, (9.2), so each of C classes has its exact
-  share of every beginning of that order, to within C / 2 examples.
+  They are the first `count` in an order that depends only on the seed. If stratified, the
+  order mixes the classes as in docs/methods.md, (9.2), so that in every beginning of it
+  each of C classes has its exact share, to within C / 2 examples.
 
   Args:
     examples: of the training split.
-    count: how many.
+    count: how many to return.
     seed: of the order.
     stratified: whether the targets are classes.
   """
@@ -51,21 +51,20 @@ def sample(
 
 @checked
 def few_shot(task: Task, shots: int, seed: Seed = 0) -> Task:
-  """Returns the task with `shots` examples of its training split, and no more.
+  """Returns the task with only `shots` examples of its training split.
 
-  Validation and test stay whole; nothing is drawn from them. Tasks with labels are
-  stratified (see `sample`), numbers and free texts are not. Its name is the task's, the
-  number and the seed, as in 'sst2_25shot_seed0'; a run's manifest has the digest of
-  the sample as `train_digest`.
+  Validation and test stay whole. Tasks with labels are stratified (see `sample`); tasks of
+  numbers and free texts are not. The name combines the task's, the number and the seed, as
+  in 'sst2_25shot_seed0'; a run's manifest has the digest of the sample as `train_digest`.
 
   Args:
-    task: what is sampled, in either data room.
+    task: the task to sample.
     shots: how many examples, from 0 to `MOST`.
     seed: of the sample.
 
   Raises:
-    UserError: a number out of range; when examples are first used, one that is larger
-      than the training split, or a training split of no examples.
+    UserError: `shots` is out of range; when training examples are first used, it is 0 or
+      larger than the training split.
   """
   _check(shots)
 
@@ -99,7 +98,7 @@ def batch_size(shots: int) -> int:
   sizes for numbers between these are ours.
 
   Raises:
-    UserError: a number out of range.
+    UserError: `shots` is out of range.
   """
   _check(shots)
   return next(size for most, size in BATCH_SIZES if shots <= most)

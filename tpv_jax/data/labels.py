@@ -1,9 +1,9 @@
 """Checks, before anything runs, that a vocabulary can write the answers of tasks.
 
-A prompt is trained and judged by the tokens of its answers. Where those are not the
-answer itself, because a word is unknown or the limit cuts it, training would report
-success for a text that is never right. `check_task` refuses what can't be right; of free
-targets that only sometimes can't, `batches.Tokenized` counts how many.
+A prompt is trained and judged by the tokens of its answers. If these are not the answer
+itself, because a word is unknown or the limit cuts it, training would report success for a
+text that is never right. `check_task` refuses answers that can't be right; if only some of
+a task's free targets can't, `batches.Tokenized` counts them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,15 +20,15 @@ def check_task(
   lengths: Mapping[str, int] | None,
   splits: Sequence[str] = (),
 ) -> None:
-  """Raises `UserError` unless the task's answers can be written and told apart.
+  """Raises `UserError` unless the task's answers can be written and distinguished.
 
   Args:
     task: with labels, which are all checked; or with free targets.
     vocabulary: the backbone's.
-    lengths: `{'inputs': T, 'targets': L}` in tokens, EOS included; None where they are
-      not known yet, and any answer fits.
-    splits: whose free targets are looked at: of each, at least one must have a
-      `spelling`. They are read, which those of a task with labels are not.
+    lengths: `{'inputs': T, 'targets': L}` in tokens, EOS included; None if they are not
+      known yet, and then any answer fits.
+    splits: the splits whose free targets are read and checked: in each, at least one must
+      have a `spelling`. For a task with labels they are not read.
 
   Raises:
     UserError: `lengths` or labels are wrong (`check_lengths`, `check_labels`), or no
@@ -56,17 +56,16 @@ def check_labels(
   longest: int | None = None,
   whose: str = "the task",
 ) -> None:
-  """Raises `UserError` unless each label is its own `spelling`, unlike all others.
+  """Raises `UserError` unless each label is its own `spelling` and differs from the others.
 
-  White space is collapsed before texts are compared, as the metrics do. A label may
-  begin with another one ('not', 'not sure'): EOS, which is scored with it, tells them
-  apart.
+  White space is collapsed before texts are compared, as in the metrics. A label may begin
+  with another one ('not', 'not sure'): EOS, which is scored too, distinguishes them.
 
   Args:
     labels: the label words.
     vocabulary: the backbone's.
     longest: the longest target in tokens, EOS included; None if it is not known yet.
-    whose: names their owner in errors.
+    whose: the labels' owner, for messages.
   """
   seen: dict[str, str] = {}
   for label in labels:
@@ -76,13 +75,13 @@ def check_labels(
       raise UserError(f"A label of {whose} could never be right. {fault}")
     if (other := seen.setdefault(" ".join(label.split()), label)) != label:
       raise UserError(
-        f"The labels '{other}' and '{label}' of {whose} differ by white space alone, so "
-        "they can't be told apart. Choose another word for one of them."
+        f"The labels '{other}' and '{label}' of {whose} differ only in white space, which "
+        "metrics ignore. Choose another word for one of them."
       )
 
 
 def check_lengths(lengths: Any) -> None:
-  """Raises `UserError` unless both features have a length of at least a token."""
+  """Raises `UserError` unless both features have a length of at least one token."""
   if not isinstance(lengths, Mapping):
     raise UserError(
       f"The lengths are {lengths!r}; they must name both features. Set LENGTHS = "
@@ -99,10 +98,10 @@ def check_lengths(lengths: Any) -> None:
 def spelling(
   text: str, vocabulary: Vocabulary, longest: int | None = None
 ) -> str | None:
-  """Returns the text as the vocabulary writes it, None if it cannot.
+  """Returns the text as the vocabulary writes it, or None if it can't.
 
-  It cannot if there are unknown tokens, or more than `longest` tokens with EOS. It may
-  write the text differently if it normalises it (T5's writes '…' as '...').
+  It can't if there are unknown tokens, or more than `longest` tokens with EOS. The result
+  differs from the text if the vocabulary normalises it (T5's turns '…' into '...').
   """
   ids = vocabulary.encode(text)
   if vocabulary.unk_id in ids or (longest is not None and len(ids) >= longest):

@@ -1,4 +1,4 @@
-"""Reads text files, and the rows of JSON lines, CSV and TSV.
+"""Reads the text of files, and lines of JSON, CSV and TSV.
 
 Every error names the file and the line.
 """
@@ -14,10 +14,10 @@ from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.core.files import PathLike, read_bytes, to_path
 
 MOST_LETTERS = 2**31 - 1
-"""The longest cell of a CSV file: the largest C long of every platform."""
+"""Most letters in a cell of a CSV file: the largest C long on every platform."""
 
 MOST_NESTED = 64
-"""The deepest nesting of a JSON object, because its reader is recursive."""
+"""Most levels of a JSON object; the code that reads it later is recursive."""
 
 
 def json_lines(path: PathLike, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -34,12 +34,12 @@ def json_row(line: str, where: str, fix: str = "", **options: Any) -> dict[str, 
 
   Args:
     line: the text.
-    where: names it in errors.
-    fix: what could be done instead of correcting the line, after ', or '.
+    where: names the line in errors.
+    fix: what to do instead of correcting the line; it follows ', or ' in the message.
     **options: for `json.loads`.
 
   Raises:
-    UserError: it is not a JSON object, names a column twice, or contains invalid text.
+    UserError: it is not a JSON object, names a column twice, or has a lone surrogate.
   """
   fix = f", or {fix}" if fix else ""
   try:
@@ -48,7 +48,7 @@ def json_row(line: str, where: str, fix: str = "", **options: Any) -> dict[str, 
       json.dumps(row, ensure_ascii=False).encode()
   except UnicodeEncodeError as error:
     raise UserError(
-      f"{where}: half of a surrogate pair, which is no text. Correct the line."
+      f"{where}: a lone half of a surrogate pair, which is no character. Correct the line."
     ) from error
   except json.JSONDecodeError as error:
     raise UserError(
@@ -59,7 +59,7 @@ def json_row(line: str, where: str, fix: str = "", **options: Any) -> dict[str, 
     raise UserError(f"{where}: JSON nested too deeply. Correct the line.") from None
   except _Twice as twice:
     raise UserError(
-      f"{where}: '{twice!s:.80}' stands twice in one object. Correct the line."
+      f"{where}: one object has '{twice!s:.80}' twice. Correct the line."
     ) from None
   except ValueError:
     raise UserError(
@@ -88,7 +88,7 @@ def _depth(value: Any) -> int:
 
 
 class _Twice(ValueError):
-  """A name that an object has twice; JSON's readers would keep the last value alone."""
+  """A name that an object has twice; Python's JSON would keep only the last value."""
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def csv_lines(
   path: PathLike, text: str, delimiter: str
 ) -> Iterator[tuple[int, Sequence[str]]]:
   """Yields the number of the first line and the cells of each row that is not empty."""
-  csv.field_size_limit(MOST_LETTERS)  # Of the whole process; Python's own is 131,072.
+  csv.field_size_limit(MOST_LETTERS)  # For the whole process; the default is 131,072.
   reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
   line = 1
   try:
@@ -120,8 +120,8 @@ def csv_lines(
       line = reader.line_num + 1
   except csv.Error as error:
     raise UserError(
-      f"{path}:{line}: malformed CSV ({error}). Correct the quotes: a cell with quotes in "
-      "it stands in quotes, and each of its own is doubled."
+      f"{path}:{line}: malformed CSV ({error}). Correct the quotes: put a cell that has "
+      "quotes in quotes, and double each quote inside it."
     ) from error
 
 
@@ -130,10 +130,10 @@ def read_text(path: PathLike, setting: str) -> str:
 
   Args:
     path: of the file.
-    setting: what names it, for errors.
+    setting: the setting that names the file, for errors.
 
   Raises:
-    UserError: it cannot be read, or is no text in UTF-8 whose lines end with a line feed.
+    UserError: it cannot be read, is not UTF-8, or has a NUL byte.
   """
   try:
     content = read_bytes(path)
@@ -154,7 +154,7 @@ def read_text(path: PathLike, setting: str) -> str:
   if "\0" in text:
     line = text.partition("\0")[0].count("\n") + 1
     raise UserError(
-      f"{path}:{line}: a NUL byte, which no text has (UTF-16 has many). Convert the file "
-      "to UTF-8."
+      f"{path}:{line}: a NUL byte, which text files never have (UTF-16 has many). Convert "
+      "the file to UTF-8."
     )
   return text

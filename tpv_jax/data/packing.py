@@ -104,9 +104,9 @@ def pack_choices(
   """Returns packed rows for scoring, each source with all of its choices.
 
   The features are those of `pack`, except that each choice is a segment of the target row
-  (1, 2, ... within the row), and that `source_segment_ids` [B, L] say which segment of the
-  source row it belongs to. Also returns the row of each source and the segment of its
-  first choice; its other choices follow.
+  (1, 2, ... within the row), and that `source_segment_ids` [B, L] give the segment of the
+  source row to which it belongs. The second result has the row of each source and the
+  segment of its first choice; its other choices follow.
 
   Args:
     sources: without padding.

@@ -1,6 +1,6 @@
-"""The tasks of both papers by name; a new one is an entry of a table in `papers`.
+"""The tasks of both papers by name; a new task is an entry of a table in `papers`.
 
-`gin_configs/tasks/NAME.gin` and docs/tasks.md are written from here (`tpv tasks`).
+`tpv tasks` writes `gin_configs/tasks/NAME.gin` and docs/tasks.md from them.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ DEFINITIONS: dict[str, Definition] = {
     ),
   )
 }
-"""Every task by its name: those of the papers' style, then the T5 package's."""
+"""Every task by its name: first in the papers' style, then in the T5 package's."""
 
 
 def definition(name: str) -> Definition:
   """Returns the definition of a task.
 
   Raises:
-    UserError: there is none of that name; near misses are named.
+    UserError: there is none of that name; the message has near misses.
   """
   if name not in DEFINITIONS:
     raise UserError(

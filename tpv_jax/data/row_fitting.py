@@ -1,4 +1,4 @@
-"""Which examples of a step share a row: best fit, at the least cost of the calls."""
+"""Decides which examples of a step share a row: best fit, at the least cost of the calls."""
 
 import bisect
 import dataclasses
@@ -51,7 +51,7 @@ class Shapes:
 
   Attributes:
     wide: of a block of rows in which every example fits.
-    short: of what is left over; its rows may be narrower.
+    short: of the rows that are left over, which may be narrower.
     prompt_length: S, of the prompts in the rows.
     call: the cost of starting a call, in source positions.
   """
@@ -66,7 +66,7 @@ class Examples:
   """The examples of a step, and how they fit into rows; each fit is computed once.
 
   Attributes:
-    used: their source positions, those of the prompts included.
+    used: the number of their source positions, including those of the prompts.
   """
 
   def __init__(self, sizes: Sizes, prompt_length: int):

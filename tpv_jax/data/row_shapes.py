@@ -1,4 +1,4 @@
-"""The shapes of packed rows, chosen so that a run's examples cost least in them."""
+"""Chooses the shapes of packed rows in which a run's examples cost least."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ MOST_PADDING = 0.1
 """The largest share of padding that a run's shapes may leave, if any leave so little."""
 
 SAMPLED = 4_000
-"""How many examples the shapes of a run are tried on."""
+"""Number of examples on which shapes are tried."""
 
 _GRAIN = 8
 """Widths are multiples of this, which suits accelerators."""
@@ -69,13 +69,13 @@ def choose_shapes(
 ) -> Shapes:
   """Returns the shapes with which a sample of a run's steps costs least.
 
-  They are chosen from those whose padding is at most `MOST_PADDING`, or 0.02 more than the
-  least where that is more. Narrow rows save attention between the examples of a row,
+  The padding of the shapes is at most `MOST_PADDING`, or at most 0.02 above the least
+  possible if that is more. Narrow rows save attention between the examples of a row,
   which is computed and then masked; large blocks save calls.
 
   Args:
-    steps: the sizes of the examples of some steps; as many steps are used as have
-      `SAMPLED` examples.
+    steps: the sizes of the examples of some steps; only the first steps with together
+      about `SAMPLED` examples are used.
     prompt_length: S.
     lengths: `{'inputs': T, 'targets': L}`, the longest that must fit.
     rows_multiple: the number of data-parallel devices, over which rows must divide.

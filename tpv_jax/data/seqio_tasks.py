@@ -1,4 +1,4 @@
-"""Our tasks as seqio tasks, for T5X: the one module that imports TensorFlow and seqio.
+"""Our tasks as seqio tasks, for T5X: the only module that imports TensorFlow and seqio.
 
 Token ids are those of `batches.tokenize`. Needs the extra `data`.
 """
@@ -24,7 +24,7 @@ from tpv_jax.data.vocabularies import Vocabulary
 
 
 class SeqioVocabulary(seqio.Vocabulary):
-  """One of our vocabularies as seqio's; equal ids, because ours does all the work."""
+  """One of our vocabularies as a seqio vocabulary; it gives the same ids."""
 
   def __init__(self, vocabulary: Vocabulary):
     """Wraps `vocabulary`, whose extra ids count as ordinary ones."""
@@ -43,7 +43,7 @@ class SeqioVocabulary(seqio.Vocabulary):
 
   @property
   def unk_id(self) -> int:
-    """The id of what the vocabulary cannot say."""
+    """The id of pieces that are not in the vocabulary."""
     return self.vocabulary.unk_id
 
   @property
@@ -84,7 +84,7 @@ class SeqioVocabulary(seqio.Vocabulary):
 
 
 def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.Vocabulary:
-  """Returns seqio's vocabulary of the same ids: its own for SentencePiece, or ours."""
+  """Returns a seqio vocabulary with the same ids: seqio's own for SentencePiece, or ours."""
   if isinstance(vocabulary, vocabularies.SentencePieceVocabulary):
     return seqio.SentencePieceVocabulary(
       str(vocabulary.path), extra_ids=vocabulary.extra_ids
@@ -93,10 +93,10 @@ def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.Vocabulary:
 
 
 def is_same(one: seqio.Vocabulary, other: seqio.Vocabulary) -> bool:
-  """Returns whether ids mean the same in both, wherever their files lie.
+  """Returns whether ids mean the same in both vocabularies, wherever their files lie.
 
-  SentencePiece models are compared by their bytes, extra ids included, and with a
-  vocabulary of ours by the pieces.
+  Two SentencePiece models are compared by their bytes, extra ids included; one of them and
+  a vocabulary of ours by their pieces.
 
   Raises:
     OSError, tf.errors.OpError: a model cannot be read.
@@ -115,18 +115,18 @@ def is_same(one: seqio.Vocabulary, other: seqio.Vocabulary) -> bool:
 def register(task: Task, vocabulary: Vocabulary, name: str | None = None) -> seqio.Task:
   """Registers a task with seqio and returns it.
 
-  Its features are 'inputs' and 'targets', ended by EOS and cut to the lengths that the
-  caller of `get_dataset` gives, as `batches.tokenize` does; shuffled data follows the
-  seed given there (None: 0). Its metrics, of generated text, are `Task.scores`.
+  Its features are 'inputs' and 'targets', with EOS at the end and trimmed to the lengths
+  that the caller of `get_dataset` gives, as in `batches.tokenize`. Shuffling uses the seed
+  given there (None means 0). Its metrics, of generated text, are `Task.scores`.
 
   Args:
-    task: gives the texts, when seqio first asks for them.
+    task: its texts are loaded when seqio first reads them.
     vocabulary: of both features.
     name: among seqio's tasks; the task's own by default.
 
   Raises:
-    UserError: seqio has a task or a mixture of that name; when data are asked for, a
-      label of the task can't be written at those lengths, or no target of the split.
+    UserError: seqio has a task or a mixture of that name; when data are read, a label of
+      the task can't be written at those lengths, or no target of the split can.
   """
 
   def dataset(
@@ -135,7 +135,7 @@ def register(task: Task, vocabulary: Vocabulary, name: str | None = None) -> seq
     check_task(task, vocabulary, None, (split,))
     examples = task.examples(split)
     if shuffle_files:
-      # seqio shuffles among 1,000 neighbours only, and repeats before it shuffles.
+      # seqio itself shuffles only among 1,000 neighbours, and repeats before shuffling.
       examples = tuple(examples[i] for i in order(len(examples), seed or 0))
     features = [_features(example) for example in examples]
     return tf.data.Dataset.from_tensor_slices(
@@ -155,8 +155,8 @@ def register_streamed(
   """Registers a task of the registry over its raw rows, and returns it.
 
   Nothing is exported or held in memory: rows stream from TFDS's files, or from those of
-  `sources.prepare`, and every example is the one that `exported.examples` gives.
-  Otherwise as `register`; shuffled among `NEIGHBOURS`.
+  `sources.prepare`, and the examples are those of `exported.examples`. Everything else is
+  as in `register`, except that examples are shuffled among `NEIGHBOURS`.
 
   Args:
     which: the task.
@@ -166,14 +166,14 @@ def register_streamed(
     name: among seqio's tasks; 'tpv_' and the task's by default.
 
   Raises:
-    UserError: seqio has a task or a mixture of that name; at the first use, the rows
+    UserError: seqio has a task or a mixture of that name; at the first use, if the rows
       are not prepared.
   """
 
   def dataset(
     split: str, shuffle_files: bool = False, seed: int | None = None
   ) -> tf.data.Dataset:
-    del shuffle_files, seed  # Rows are chosen by number, so they come in one order.
+    del shuffle_files, seed  # Rows are chosen by number, so their order is fixed.
     return _streamed(which, split, sources.raw(which, data_dir), split_seed)
 
   split_seed = seed
@@ -182,10 +182,10 @@ def register_streamed(
 
 
 FEATURES = ("inputs", "targets", "answers", "group", "fields")
-"""What an example has before it is tokenised: texts; answers and fields as JSON lists."""
+"""The features of an example before it is tokenised; answers and fields are JSON lists."""
 
 NEIGHBOURS = 10_000
-"""The size of the buffer of tokenised examples in which streamed data are shuffled."""
+"""Size of the buffer in which streamed, tokenised examples are shuffled."""
 
 
 def _features(example: Example) -> dict[str, str]:
@@ -195,14 +195,14 @@ def _features(example: Example) -> dict[str, str]:
 
 
 def _example(features: dict[str, Any]) -> Example:
-  """Returns the example that seqio's evaluator kept the features of."""
+  """Returns the example whose features seqio's evaluator kept."""
   names = ("inputs_pretokenized", "targets_pretokenized", "answers", "group")
   inputs, targets, answers, group = (_text(features[name]) for name in names)
   return Example(inputs, targets, tuple(json.loads(answers)), group)
 
 
 def _text(value: bytes | np.ndarray) -> str:
-  # TensorFlow gives bytes in a graph, an array of no dimension otherwise.
+  # TensorFlow gives bytes in a graph, otherwise an array without axes.
   return np.asarray(value, object).item().decode()
 
 
@@ -221,7 +221,7 @@ def _add(
   def answer(
     text: str, example: dict[str, Any], is_target: bool
   ) -> str | tuple[Example, str | None]:
-    """Returns a prediction; or what is right, and how the vocabulary writes that."""
+    """Returns the prediction; for a target, the example and how its target is written."""
     if not is_target:
       return text
     right = _example(example)
@@ -256,9 +256,9 @@ def _ended(
   task: Task,
   vocabulary: Vocabulary,
 ) -> tf.data.Dataset:
-  """Returns tokenised examples with EOS, those that are too long as `batches` cuts them.
+  """Returns tokenised examples with EOS; sources that are too long are cut as in `batches`.
 
-  'whole' says of each whether its target was not cut.
+  The feature 'whole' says whether the target is short enough not to be cut.
   """
   del output_features
   lengths = sequence_length or {}

@@ -1,9 +1,9 @@
 """The raw rows of the registry's data sets: prepared once, then read in a fixed order.
 
-A data directory holds what TFDS writes, and below tpv_jax/raw/NAME/ JSON lines of ours:
-one file for each of the source's splits that the task needs, for data sets of the Hugging
-Face hub and for the user's own files. Where both are there, ours counts. TFDS and
-Hugging Face's `datasets` are imported when they are needed.
+A data directory holds the files of TFDS and, in tpv_jax/raw/NAME/, our JSON lines: one file
+for each of the source's splits that the task needs, for data sets of the Hugging Face hub
+and for the user's own files. If both are there, ours are read. TFDS and Hugging Face's
+`datasets` are imported when they are needed.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ class Lines:
 
   @functools.cached_property
   def about(self) -> dict[str, Any]:
-    """What `prepare` says of them, {} if it was not here."""
+    """The content of about.json, or {} if `prepare` has not written it."""
     return read_about(
       self.folder,
       {"origin": str, "rows": {str: int}, "digests": {str: str}},
@@ -60,7 +60,7 @@ class Lines:
 
   @property
   def origin(self) -> str:
-    """Where the rows come from, with the digest of the user's own files."""
+    """The source of the rows, with a digest if they are the user's own files."""
     digests = [self.about.get("digests", {}).get(split) for split in self.counts]
     if not any(digests):
       return self.about["origin"]
@@ -69,7 +69,7 @@ class Lines:
 
   @functools.cached_property
   def counts(self) -> Mapping[str, int]:
-    """How many rows each split has whose file is here."""
+    """How many rows each split has, for the splits whose file exists."""
     rows = self.about.get("rows", {})
     return {split: rows[split] for split in sorted(rows) if self.path(split).exists()}
 
@@ -81,7 +81,7 @@ class Lines:
     """Yields the rows in the order of the file, each with its file and line.
 
     Raises:
-      UserError: at the end, if they aren't as many as `prepare` wrote.
+      UserError: at the end, if their number is not the one that `prepare` wrote.
     """
     number = 0
     for where, row in read_lines(self.path(split)):
@@ -89,7 +89,7 @@ class Lines:
       yield where, self.row(row)
     if number != self.counts[split]:
       raise UserError(
-        f"'{self.path(split)}' has {number} rows, and {self.counts[split]} were written. "
+        f"'{self.path(split)}' has {number} rows, but {self.counts[split]} were written. "
         f"{_AGAIN}"
       )
 
@@ -98,20 +98,20 @@ class Lines:
     return named(flat(row), self.which.classes)
 
   def read(self, split: str, number: int, values: Row) -> tuple[str, Row]:
-    """Returns the row that 'line' of the values spells, after its file and line."""
+    """Returns the row in the JSON text `values['line']`, after its file and line."""
     where = f"{self.path(split)}:{number + 1}"
     return where, self.row(json_row(_plain(values["line"]), where))
 
 
 @dataclasses.dataclass(frozen=True)
 class Tfds:
-  """Raw rows in TFDS's files, or what `tfds.testing.mock_data` invents."""
+  """Raw rows in TFDS's files, or rows that `tfds.testing.mock_data` invents."""
 
   builder: Any
 
   @property
   def origin(self) -> str:
-    """Where the rows come from, with the version."""
+    """The source of the rows, with its version."""
     return f"TFDS {self.builder.info.full_name}"
 
   @functools.cached_property
@@ -139,7 +139,7 @@ class Tfds:
       yield self.read(split, number, flat(row))
 
   def read(self, split: str, number: int, values: Row) -> tuple[str, Row]:
-    """Returns the row that TFDS's flat values are, after its number."""
+    """Returns the row of TFDS's flat values, after its number."""
     row = {name: _plain(value) for name, value in values.items()}
     return f"{self.origin}, split '{split}', row {number}", named(row, self.classes)
 
@@ -151,7 +151,7 @@ def raw(which: Definition, data_dir: PathLike | None = None) -> Raw:
   """Returns a task's raw rows.
 
   Raises:
-    UserError: they are not prepared, or the source has other labels than the table.
+    UserError: they are not prepared, or the source's labels are not those of `which`.
   """
   folder = data_directory(data_dir)
   lines = _lines(which, folder)
@@ -174,12 +174,12 @@ def prepare(
   folder: PathLike | None = None,
   say: Say = print,
 ) -> None:
-  """Puts a task's raw rows into the data directory; what is there already stays.
+  """Puts a task's raw rows into the data directory; those already there are kept.
 
-  Those of `folder` and of the hub are written in random order, the same one always.
+  Rows of `folder` and of the hub are written in random order, which is always the same.
 
-  A call that was stopped is continued by the next: TFDS and the hub's client keep what
-  they downloaded, and of ours each split appears when it is whole.
+  The next call continues one that was stopped: TFDS and the hub's client keep what they
+  have downloaded, and each of our splits appears when it is whole.
 
   Args:
     which: the task.
@@ -187,13 +187,13 @@ def prepare(
     folder: a local copy of the data set instead of a download: either SPLIT.jsonl for
       each split that is needed, with the columns of the source and classes by name or
       number; or a folder of Hugging Face's `datasets` (parquet files with the split in
-      their names, or what `save_to_disk` wrote). Nothing outside it is read, whatever its
-      files or links name.
-    say: is given a line about each step.
+      their names, or the files of `save_to_disk`). Nothing outside it is read, whatever
+      its files or links name.
+    say: called with a line about each step.
 
   Raises:
-    UserError: no connection, a package that is not installed, rows that are not as the
-      table says, a split without rows, or rows of other files are there.
+    UserError: there is no connection, a package is not installed, rows do not fit the
+      task's definition, a split has no rows, or rows of another source are there.
   """
   folder = None if folder is None else files.to_path(folder)
   target = data_directory(data_dir)
@@ -212,15 +212,16 @@ def prepare(
 
 
 def read_about(folder: Path, form: Mapping[str, Any], fix: str) -> dict[str, Any]:
-  """Returns what the about.json of a folder says, {} if there is none.
+  """Returns the content of a folder's about.json, or {} if there is none.
 
   Args:
-    folder: of ours.
-    form: the type of each field; a mapping of fields; {str: form} for any names.
-    fix: what to do about one that is damaged.
+    folder: of `prepare` or `exported.export`.
+    form: by field its type, or a form for a nested object; {str: form} for fields of any
+      name.
+    fix: what to do if it is damaged, for the message.
 
   Raises:
-    UserError: it is damaged: no JSON object, or a field is missing or of another type.
+    UserError: it is not a JSON object, or a field is missing or of another type.
   """
   path = folder / ABOUT
   if not path.exists():
@@ -238,7 +239,7 @@ def read_about(folder: Path, form: Mapping[str, Any], fix: str) -> dict[str, Any
 
 
 def _misfit(value: Any, form: Any, name: str = "") -> str | None:
-  """Returns what is wrong with a value, None if it has the form."""
+  """Returns what is wrong with a value, or None if it has the form."""
   if not isinstance(form, Mapping):
     right = isinstance(value, form) and not isinstance(value, bool)
     return None if right else f"'{name}' is {value!r:.60}, which is no {form.__name__}"
@@ -254,7 +255,7 @@ def _misfit(value: Any, form: Any, name: str = "") -> str | None:
 
 
 def _portable(origin: str) -> str:
-  """Returns what an about.json says, without the folders above one that it names."""
+  """Returns text from an about.json, reducing a quoted path at its start to its name."""
   return re.sub(r"^'[^']*[/\\]([^'/\\]+)'", r"'\1'", origin)
 
 
@@ -262,7 +263,8 @@ def read_lines(path: PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields the objects of a JSON-lines file, each with its file and line.
 
   Raises:
-    UserError: it does not exist or is no regular file; a line is no JSON object in UTF-8.
+    UserError: it does not exist or is not a regular file, or a line is not a JSON object
+      in UTF-8.
   """
   with files.reading(path) as file:
     for number, line in enumerate(file, start=1):
@@ -289,7 +291,7 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def flat(row: Any, prefix: str = "") -> dict[str, Any]:
-  """Returns nested columns (whatever has `items`) under one name each: 'idx/question'."""
+  """Returns nested columns (mappings) by flat name, such as 'idx/question'."""
   found: dict[str, Any] = {}
   for name, value in row.items():
     if hasattr(value, "items"):
@@ -300,7 +302,7 @@ def flat(row: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def named(row: Row, classes: Mapping[str, list[str]]) -> Row:
-  """Returns the row with classes by name: numbers are looked up, -1 becomes None."""
+  """Returns the row with class numbers replaced by class names, and -1 by None."""
   changed = {
     column: None if row[column] < 0 else names[row[column]]
     for column, names in classes.items()
@@ -310,7 +312,7 @@ def named(row: Row, classes: Mapping[str, list[str]]) -> Row:
 
 
 def needed_splits(which: Definition) -> tuple[str, ...]:
-  """Returns the source's splits that a task is made of."""
+  """Returns the source's splits from which a task is made."""
   return ("train", which.held_out)
 
 
@@ -336,7 +338,7 @@ def _builder(which: Definition, data_dir: Path) -> Any:
 
 @contextlib.contextmanager
 def _download_errors(which: Definition) -> Iterator[None]:
-  """Turns what a download ends with into one line."""
+  """Turns any error of a download into a `UserError`."""
   try:
     yield
   except UserError:
@@ -354,17 +356,17 @@ def _download_errors(which: Definition) -> Iterator[None]:
 def _write_raw(
   which: Definition, lines: Lines, folder: PathLike | None, say: Say
 ) -> None:
-  """Writes the splits that are not there yet as JSON lines, then what they are."""
+  """Writes the splits that are not there yet as JSON lines, and about.json after each."""
   origin = which.source
   if folder is not None:
-    # Its name alone: what is above it is the user's own business, and this is shared.
+    # Only its name: the folders above it are private, and this file may be shared.
     origin = f"'{pathlib.Path(folder).resolve().name}'"
   rows = {split: count for split, count in lines.counts.items() if count}
   digests = {k: v for k, v in lines.about.get("digests", {}).items() if k in rows}
   other = "Remove that folder, or choose another --data-dir."
   if rows and lines.about["origin"] != origin:
     raise UserError(
-      f"'{lines.folder}' holds the rows of {lines.about['origin']} already, so those of "
+      f"'{lines.folder}' already holds the rows of {lines.about['origin']}, so those of "
       f"{origin} were not written. {other}"
     )
   for split in needed_splits(which):
@@ -372,8 +374,8 @@ def _write_raw(
     if split in rows:
       if digest is not None and digests.get(split, digest) != digest:
         raise UserError(
-          f"'{lines.folder}' holds the rows of '{split}' as {origin} had them before it "
-          f"was changed. {other}"
+          f"'{lines.folder}' holds rows of '{split}' from {origin}, which has changed "
+          f"since. {other}"
         )
       say(f"{which.data}, {split}: {rows[split]} rows are there already")
       continue
@@ -385,7 +387,7 @@ def _write_raw(
       path.unlink()
       raise UserError(
         f"Split '{split}' of {origin} has no rows, and task '{which.name}' needs some. "
-        "Give a folder with the whole data set by --from."
+        "Give a folder with the whole data set with --from."
       )
     if digest is not None:
       digests[split] = digest
@@ -395,7 +397,7 @@ def _write_raw(
 
 
 def _digest(folder: PathLike, split: str) -> str:
-  """Returns 64 hex digits of the local files that a split is read from (SHA-256)."""
+  """Returns the SHA-256, as 64 hex digits, of the local files of a split."""
   content = hashlib.sha256()
   for path in _local_files(folder, split):
     with files.reading(path) as file:
@@ -404,9 +406,9 @@ def _digest(folder: PathLike, split: str) -> str:
 
 
 def _local_files(folder: PathLike, split: str) -> list[pathlib.Path]:
-  """Returns the files of a folder that hold a split, in a fixed order, [] if none do.
+  """Returns the files of a folder that hold a split, in a fixed order.
 
-  They are SPLIT.jsonl; or the Arrow files that `save_to_disk` wrote and listed; or the
+  They are SPLIT.jsonl, or the Arrow files that `save_to_disk` wrote and listed, or the
   parquet files with the split in their names, as Hugging Face names them.
 
   Raises:
@@ -439,7 +441,7 @@ def _opened(
 ) -> tuple[int, Iterator[Row]]:
   """Returns how many rows a split has, and the rows in random order.
 
-  Some of the hub's data sets are sorted by class, and so may the user's files be; those
+  Some of the hub's data sets are sorted by class, and the user's files may be, too; those
   of TFDS never are.
   """
   if folder is not None:
@@ -467,11 +469,11 @@ def _opened(
 def _checked(
   which: Definition, split: str, path: pathlib.Path
 ) -> tuple[int, Iterator[Row]]:
-  """Returns the rows of the user's file; a bad one is named now, not in the training."""
+  """Returns the rows of the user's file after checking all of them."""
   found = Lines(which, path.parent)
   for where, row in read_lines(path):
     which.example(found.row(row), where, split)
-  with path.open("rb") as file:  # the lines, which need less memory than the rows
+  with path.open("rb") as file:  # Lines need less memory than parsed rows.
     texts = [line for line in file if line.decode("utf-8-sig").strip()]
   places = order(len(texts), 0)
   return len(texts), (
@@ -481,7 +483,7 @@ def _checked(
 
 
 def _hugging_face(which: Definition, split: str, folder: PathLike | None) -> Any:
-  """Returns a split of a data set, of the hub or of a folder, as `datasets` has it."""
+  """Returns a split of a data set, from the hub or a folder, as a `datasets.Dataset`."""
   try:
     import datasets
   except ImportError as error:
@@ -496,7 +498,7 @@ def _hugging_face(which: Definition, split: str, folder: PathLike | None) -> Any
     if split in found:
       return found[split]
     raise UserError(f"{which.source} has no split '{split}', only {', '.join(found)}.")
-  # Not `load_dataset(folder)`, which reads what the folder's README names, wherever it is.
+  # Not `load_dataset(folder)`, which reads any files that the folder's README names.
   paths = [os.fspath(path) for path in _local_files(folder, split)]
   if not paths:
     raise UserError(
@@ -504,13 +506,13 @@ def _hugging_face(which: Definition, split: str, folder: PathLike | None) -> Any
       f"'save_to_disk', and no parquet file with '{split}' in its name. Task "
       f"'{which.name}' needs {' and '.join(needed_splits(which))}."
     )
-  logging.getLogger("datasets").setLevel(logging.CRITICAL)  # The one line says it.
+  logging.getLogger("datasets").setLevel(logging.CRITICAL)  # Our message is enough.
   try:
     if paths[0].endswith(".parquet"):
       found = datasets.Dataset.from_parquet(paths)
     else:
       found = datasets.concatenate_datasets([*map(datasets.Dataset.from_file, paths)])
-    # Reading a row that is not as it claims could end the process.
+    # Reading a damaged row could end the process.
     found.data.table.validate(full=True)
     return found
   except Exception as error:
@@ -523,12 +525,12 @@ def _hugging_face(which: Definition, split: str, folder: PathLike | None) -> Any
 
 
 def _plain(value: Any) -> Any:
-  """Returns TFDS's value as Python has it: text, number, or a list of them."""
+  """Returns TFDS's value as a Python string, number, or list of these."""
   if isinstance(value, bytes):
     return value.decode()
   if isinstance(value, np.ndarray):
     return [_plain(one) for one in value.tolist()] if value.ndim else _plain(value[()])
   if isinstance(value, np.integer | np.bool_):
     return value.item()
-  # Not `item`, which would spell the float32 of 3.8 as 3.799999952316284.
+  # Not `item()`, which would turn the float32 3.8 into 3.799999952316284.
   return float(str(value)) if isinstance(value, np.floating) else value

@@ -1,4 +1,4 @@
-"""Tasks: named splits of text pairs, with their labels and metrics."""
+"""Tasks: named splits of pairs of texts, with labels and metrics."""
 
 import dataclasses
 import hashlib
@@ -13,17 +13,17 @@ SPLITS = ("train", "validation", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """One text-to-text pair, with what some metrics need in addition.
+  """One text-to-text pair, with the further data that some metrics need.
 
   Attributes:
     inputs: the source.
     targets: the answer that is trained.
-    answers: all accepted answers, where there are several (SQuAD); () means the target.
+    answers: all accepted answers, if there are several (SQuAD); () means the target.
     group: examples of one group are scored together (MultiRC: a question); '' means
       none.
     fields: where in `inputs` the texts of the template's columns begin and end. A source
       that is too long is cut inside them, never in the words around them; () means that
-      all of it is one field. No part of what an example is: not compared, no digest.
+      all of it is one field. Comparisons and digests ignore it.
   """
 
   inputs: str
@@ -41,12 +41,12 @@ class Task:
 
   Attributes:
     name: one word, used in provenance and file names.
-    labels: all allowed targets in their order, or None where the targets are free.
-    metric: the name in `data.metrics.registry` of the one that counts.
+    labels: all allowed targets in their order, or None if the targets are free.
+    metric: the name, in `data.metrics.registry`, of the task's own metric.
     load: returns the examples of a split of `SPLITS`, the same ones at every call. It is
-      called at every use, so a slow loader should cache them.
-    more_metrics: the names of others that are usual for it.
-    origin: gives what a run's manifest says of where the examples come from.
+      called at every use, so an expensive loader should cache them.
+    more_metrics: the names of further metrics that are usual for the task.
+    origin: returns what a run's manifest says about the source of the examples.
   """
 
   name: str
@@ -60,7 +60,7 @@ class Task:
     """Checks the metrics' names.
 
     Raises:
-      UserError: there is no such metric, or not for such labels.
+      UserError: there is no such metric, or it does not apply to these labels.
     """
     for name in (self.metric, *self.more_metrics):
       metrics.check_name(name, self.labels)
@@ -71,12 +71,12 @@ class Task:
     predictions: Sequence[str],
     written: Sequence[str | None] | None = None,
   ) -> dict[str, float]:
-    """Returns the metrics of a prediction for each example.
+    """Returns the metrics of the predictions, one for each example.
 
-    They are exact match, with labels macro-F1, the task's own metric and its others.
+    They are exact match, for tasks with labels macro-F1, and the task's own metrics.
 
     Args:
-      examples: what was asked.
+      examples: in the order of the predictions.
       predictions: generated texts, or chosen labels.
       written: each target as the vocabulary writes it; see `data.metrics.classes.exact_match`.
     """
@@ -95,14 +95,14 @@ class Task:
     """Returns the examples of `split`, checked.
 
     Raises:
-      UserError: no such split, an empty split, or a target that is not a label.
+      UserError: there is no such split, it is empty, or a target is not a label.
     """
     check_split(self.name, split)
     examples = tuple(self.load(split))
     if not examples:
       raise UserError(
-        f"Split '{split}' of task '{self.name}' is empty, so there is nothing to do "
-        "with it. Point it at other data, or choose another split."
+        f"Split '{split}' of task '{self.name}' has no examples. Give it other data, or "
+        "choose another split."
       )
     if self.labels is not None:
       for number, example in enumerate(examples, start=1):
@@ -121,7 +121,7 @@ class Task:
 
 
 def check_split(name: str, split: str) -> None:
-  """Raises `UserError` with near misses if no task, and so not `name`, has the split."""
+  """Raises `UserError`, with near misses, unless `split` is one of `SPLITS`."""
   if split not in SPLITS:
     raise UserError(
       f"Task '{name}' has no split '{split}'; the splits are {', '.join(SPLITS)}."
@@ -130,10 +130,10 @@ def check_split(name: str, split: str) -> None:
 
 
 def overlaps(task: Task) -> dict[str, int]:
-  """Returns how many examples of a split have a source that a later split has too.
+  """Returns how many examples of a split have a source that a later split has, too.
 
-  The keys are 'train/validation', 'train/test' and 'validation/test'; sources are
-  compared after white space is collapsed. Zero everywhere: deduplicated across splits.
+  The keys are 'train/validation', 'train/test' and 'validation/test'. Sources are compared
+  after white space is collapsed. All are 0 if the splits are deduplicated.
   """
   sources = {
     split: [collapsed_source(e) for e in task.examples(split)] for split in SPLITS
@@ -148,11 +148,11 @@ def overlaps(task: Task) -> dict[str, int]:
 def deduplicate(
   splits: Mapping[str, Sequence[Example]],
 ) -> dict[str, tuple[Example, ...]]:
-  """Returns the splits without the examples whose source a later split has too.
+  """Returns the splits without the examples whose source a later split has, too.
 
-  The test split stays whole, so scores stay comparable; what it shares with validation
-  leaves validation, and what either shares with train leaves train. Sources are
-  compared as in `overlaps`. Repetitions within a split stay. Ours.
+  The test split stays whole, so that scores stay comparable. Validation loses what it
+  shares with test, and train what it shares with either. Sources are compared as in
+  `overlaps`. Repetitions within a split stay. Ours.
   """
   seen: set[str] = set()
   kept = {}
@@ -166,10 +166,10 @@ def deduplicate(
 def digest(examples: Iterable[Example]) -> str:
   """Returns 64 hex digits that name the examples and their order (SHA-256).
 
-  The hashed bytes are, for each example, its inputs and its targets, each as its length
-  in UTF-8 bytes (8 bytes, little-endian) followed by those bytes; where it has other
-  answers or a group, 8 bytes 0xff, the number of answers (8 bytes), and all of them and
-  the group in the same form.
+  The hashed bytes are, for each example, its inputs and its targets, each as its length in
+  UTF-8 bytes (8 bytes, little-endian) followed by those bytes. If it has answers or a
+  group, they are followed by 8 bytes 0xff, the number of answers (8 bytes), and the answers
+  and the group in the same form as the texts.
   """
   content = hashlib.sha256()
 
@@ -188,5 +188,5 @@ def digest(examples: Iterable[Example]) -> str:
 
 
 def collapsed_source(example: Example) -> str:
-  """Returns the source with white space collapsed, by which texts count as equal."""
+  """Returns the source with white space collapsed, for comparing texts."""
   return " ".join(example.inputs.split())

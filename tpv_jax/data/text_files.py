@@ -1,7 +1,7 @@
 """Tasks from local TSV, CSV and JSON-lines files, described by gin.
 
-What a file means is decided here once: its rows, its splits, its labels. Every error
-names the file and the line.
+This module decides what a file means: its rows, its splits, its labels. Every error names
+the file and the line.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ from tpv_jax.data.batches import order
 from tpv_jax.data.tasks import SPLITS, Example, Task, deduplicate
 
 LARGE = 10_000
-"""More training rows than this make a task large in the paper's split rule."""
+"""A task with more training rows than this is large in the paper's split rule."""
 
 FROM_TRAIN = 1_000
-"""How many rows of a large task's training file become its validation split."""
+"""Number of rows of a large task's training file that become its validation split."""
 
 FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
 
@@ -46,47 +46,47 @@ def text_file_task(
   allow_empty: bool = False,
   deduplicated: bool = False,
 ) -> Task:
-  """Returns the task that the files hold; they are read when examples are first used.
+  """Returns the task in the files, which are read when examples are first used.
 
-  Formats, all in UTF-8, blank lines skipped: TSV (columns between tabs, quotes mean
-  nothing, as in GLUE's files), CSV (quoted as Excel does; commas, or the semicolons or
-  tabs with which the header has the columns that are asked for), JSON lines (an object a
-  line; numbers and true/false count as they are spelled).
+  All formats are UTF-8, and blank lines are skipped. TSV has columns between tabs, and
+  quotes have no meaning, as in GLUE's files. CSV is quoted as by Excel, and separated by
+  commas, or by semicolons or tabs if only these give a header with the columns in use. JSON
+  lines have an object in each line; numbers and true/false keep their spelling.
 
   Args:
     name: of the task.
-    paths: one file, or a file for each of 'train', 'validation' and 'test' (some may be
-      missing). One file is the 'train' one. A list of files counts as one, in its order.
+    paths: one file, which is the 'train' one, or a file for each of 'train', 'validation'
+      and 'test' (some may be missing). A list of files is read as one, in its order.
     template: the source text, with columns in braces: `"question: {question} context:
       {passage}"`. `{{` and `}}` are braces.
     target: the column of the answer.
-    labels: the label words. A mapping says which word each value of the target column
-      gets (`{0: 'negative', 1: 'positive'}`); a sequence lists the values that serve as
-      words themselves; None leaves the targets free.
+    labels: the label words. A mapping gives the word for each value of the target column
+      (`{0: 'negative', 1: 'positive'}`); a sequence lists values that are the words
+      themselves; None leaves the targets free.
     metric: the name in `data.metrics.registry` that evaluation reports beside the common ones.
     splits: where splits without a file come from.
-      None: nowhere, each split is its file.
+      None: every split has its own file.
       A mapping such as `{'validation': 0.1, 'test': 500}`: they are taken from the
         train file, each a fraction (below 1, to the nearest row) or a number of rows.
       'paper': the rule of docs/methods.md, "Source prompts of the papers". The files
         are 'train' and 'validation'. Of more than 10,000 training rows, 1,000 become the
         validation split and the validation file is the test split; otherwise the
-        validation file is split in halves, an odd row going to test (ours).
-    seed: of the rows that are taken; they and the rest stay in the order of the file.
+        validation file is split in halves, with an odd row going to test (ours).
+    seed: of the choice of these rows; all rows stay in the order of the file.
     columns: the names of the columns of a TSV or CSV file without a header line.
-    file_format: 'tsv', 'csv' or 'jsonl'; by default what the path ends in.
-    round_targets_to: the targets are numbers and are written as the nearest multiple,
-      as T5 does for STS-B with 0.2 ("3.8"; tried: all 181 values there come out as
-      T5's). Halves go to the even multiple.
-    skip_labels: values of the target column whose rows are left out (SNLI: ['-']); one
-      may stand without the list.
+    file_format: 'tsv', 'csv' or 'jsonl'; by default the ending of the path decides.
+    round_targets_to: the targets are numbers and are written as the nearest multiple, as
+      T5 does for STS-B with 0.2 ("3.8"; all 181 values there were tried and equal T5's).
+      Halves go to the even multiple.
+    skip_labels: values of the target column whose rows are left out (SNLI: ['-']); a
+      single value needs no list.
     allow_empty: whether a column of the template may be empty.
-    deduplicated: whether a text is kept out of a split if a later one has it
-      (`tasks.deduplicate`), after the rows were split.
+    deduplicated: whether, after the rows are split, texts that a later split has are left
+      out of a split (`tasks.deduplicate`).
 
   Raises:
-    UserError: now, if the settings contradict each other; at the first use, if a file
-      is missing or a line of it is not as described.
+    UserError: now, if the settings contradict each other; at the first use, if a file is
+      missing or a line does not have the described form.
   """
   files = {
     split: _several(name, some)
@@ -134,7 +134,7 @@ def text_file_task(
 
 
 def _listed(values: Any) -> list[Any]:
-  """Returns the values as a list; a text or a number is one value."""
+  """Returns the values as a list; a string or a number is one value."""
   several = isinstance(values, list | tuple | set | frozenset)
   return [] if values is None else list(values) if several else [values]
 
@@ -145,7 +145,7 @@ def _several(name: str, paths: Any) -> list[PathLike]:
   for path in found:
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
       raise UserError(
-        f"The paths of task '{name}' have {path!r}, which is no path. Correct "
+        f"The paths of task '{name}' include {path!r}, which is no path. Correct "
         "text_file_task.paths."
       )
   if not found:
@@ -165,22 +165,22 @@ def _column_names(columns: Any) -> tuple[str, ...]:
     )
   if len(set(names)) < len(names):
     raise UserError(
-      f"text_file_task.columns has a name twice: {', '.join(names)}. Give each column a "
-      "name of its own."
+      f"text_file_task.columns has a name twice: {', '.join(names)}. Give each column its "
+      "own name."
     )
   return names
 
 
 def _check_rule(name: str, files: Mapping[str, Any], splits: Any) -> None:
-  """Raises `UserError` unless the rule of the splits fits the files."""
+  """Raises `UserError` unless the split rule fits the files."""
   if splits is None:
     return
   if splits == "paper":
     if set(files) != {"train", "validation"}:
       raise UserError(
-        f"Task '{name}' is split by the paper's rule, which takes a train and a "
-        f"validation file and makes test itself, but has {', '.join(files)}. Give "
-        "those two, or choose another text_file_task.splits."
+        f"Task '{name}' is split by the paper's rule, which needs a train and a validation "
+        f"file and makes the test split itself, but has {', '.join(files)}. Give those "
+        "two, or choose another text_file_task.splits."
       )
   elif isinstance(splits, Mapping):
     for split, size in splits.items():
@@ -209,7 +209,7 @@ def _split(
   splits: Literal["paper"] | Mapping[str, int | float] | None,
   seed: int,
 ) -> dict[str, Sequence[Example]]:
-  """Returns the examples by split, after the rule; see `text_file_task`."""
+  """Returns the examples by split, according to the rule; see `text_file_task`."""
   if splits is None:
     return dict(found)
   train = found["train"]
@@ -234,7 +234,7 @@ def _split(
 def _taken(
   examples: Sequence[Example], sizes: Sequence[int], seed: int
 ) -> list[tuple[Example, ...]]:
-  """Returns disjoint random parts of those sizes, then the rest, all in file order."""
+  """Returns disjoint random parts of these sizes, then the rest, each in file order."""
   places = order(len(examples), seed)
   parts, start = [], 0
   for size in (*sizes, len(examples) - sum(sizes)):
@@ -246,7 +246,7 @@ def _taken(
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-  """What a row of a file means; `read` gives its examples."""
+  """The meaning of a file's rows; `read` returns its examples."""
 
   template: tuple[tuple[str, str | None], ...]
   target: str
@@ -261,7 +261,7 @@ class _Rows:
     """Returns the examples of files in their order.
 
     Raises:
-      UserError: one of the files has none, or a row is not as described.
+      UserError: a file has no examples, or a row does not have the described form.
     """
     return tuple(example for path in paths for example in self._read(path))
 
@@ -276,15 +276,15 @@ class _Rows:
     if not examples:
       skipped = " and those of text_file_task.skip_labels" if self.skip else ""
       raise UserError(
-        f"'{path}' has no examples: no line but a header, blank ones{skipped}. Choose "
-        "another file."
+        f"'{path}' has no examples, only a header, blank lines{skipped}. Choose another "
+        "file."
       )
     return examples
 
   def _source(
     self, row: Mapping[str, Any], where: str
   ) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """Returns the source and where its columns' texts lie."""
+    """Returns the source, and where the texts of its columns begin and end."""
     source, fields = "", []
     for literal, column in self.template:
       source += literal
@@ -328,7 +328,7 @@ class _Rows:
     value = row[column]
     if isinstance(value, Mapping | list):
       raise UserError(
-        f"{where}: '{column}' holds several values; a text or a number is needed. "
+        f"{where}: '{column}' holds several values; it must be a string or a number. "
         "Flatten the file first."
       )
     return _text(value)
@@ -344,7 +344,7 @@ class _Rows:
     text = lines.read_text(path, "text_file_task.paths")
     if known != "csv" and "\r" in text.strip() and "\n" not in text:
       raise UserError(
-        f"'{path}' ends its lines with carriage returns alone, as old Macs did. Convert "
+        f"The lines of '{path}' end with carriage returns only, as on old Macs. Convert "
         "it: tr '\\r' '\\n' < OLD > NEW."
       )
     if known == "jsonl":
@@ -371,17 +371,17 @@ class _Rows:
       yield where, dict(zip(header, cells, strict=True))
 
   def _csv(self, path: PathLike, text: str) -> Iterator[tuple[int, Sequence[str]]]:
-    """Yields the lines of a CSV file, split at what its first one is split at.
+    """Yields the lines of a CSV file, split at the delimiter of its first line.
 
-    That is a comma, unless only semicolons or tabs give the columns that are asked for,
-    or as many as there are names of columns.
+    The delimiter is a comma, unless only semicolons or tabs give the columns in use, or as
+    many columns as there are names.
     """
     needed = {self.target, *(column for _, column in self.template if column)}
 
     def fits(delimiter: str) -> bool:
       try:
         _, cells = next(lines.csv_lines(path, text, delimiter), (0, ()))
-      except UserError:  # With this delimiter its quotes are not quotes of CSV.
+      except UserError:  # With this delimiter its quotes are malformed.
         return False
       if self.columns is not None:
         return len(cells) == len(self.columns)
@@ -390,8 +390,8 @@ class _Rows:
     others = () if fits(",") else tuple(filter(fits, (";", "\t")))
     if len(others) > 1:
       raise UserError(
-        f"'{path}' can be split at semicolons and at tabs alike. Write it with commas, or "
-        "set text_file_task.file_format = 'tsv' if tabs are meant and quotes are not."
+        f"'{path}' can be split at semicolons and at tabs. Write it with commas, or set "
+        "text_file_task.file_format = 'tsv' to split at tabs and ignore quotes."
       )
     yield from lines.csv_lines(path, text, *(others or (",",)))
 
@@ -402,8 +402,8 @@ def _parsed(name: str, template: str) -> tuple[tuple[str, str | None], ...]:
     parts = tuple(string.Formatter().parse(template))
   except ValueError as error:
     raise UserError(
-      f"The template of task '{name}', {template!r}, cannot be read ({error}). Columns "
-      "stand in braces, as in '{sentence}'; write {{ and }} for braces."
+      f"The template of task '{name}', {template!r}, cannot be read ({error}). Put columns "
+      "in braces, as in '{sentence}'; write {{ and }} for braces."
     ) from error
   for _, column, specification, conversion in parts:
     if column == "" or specification or conversion:
@@ -426,8 +426,8 @@ def label_words(labels: Mapping[Any, Any] | Sequence[Any]) -> dict[str, str]:
     labels: a mapping from values to words, or a sequence of words, each its own value.
 
   Raises:
-    UserError: it is neither, a word is empty or is not a text or number, or a value has
-      two words.
+    UserError: it is neither of these, a word is not a string or number or is empty, or a
+      value has two words.
   """
   if not isinstance(labels, Mapping | list | tuple) or not labels:
     raise UserError(
@@ -452,7 +452,7 @@ def label_words(labels: Mapping[Any, Any] | Sequence[Any]) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-  """Returns a value as JSON spells it, texts as they are, null as ''."""
+  """Returns a value as JSON spells it; strings are unchanged, None becomes ''."""
   if value is None:
     return ""
   if isinstance(value, bool):
@@ -461,13 +461,13 @@ def _text(value: Any) -> str:
 
 
 MOST_DIGITS = 15
-"""The most digits before the point of a target that is rounded."""
+"""Most digits before the point of a target that is rounded."""
 
 
 def nearest_multiple(value: str, step: str | decimal.Decimal) -> str | None:
-  """Returns the nearest multiple of `step`, with its decimals; None if it is no number.
+  """Returns the nearest multiple of `step`, with its decimals; None for what is no number.
 
-  Halves go to the even multiple. No number either: one of more than `MOST_DIGITS`.
+  Halves go to the even multiple. A number with more than `MOST_DIGITS` gives None, too.
   """
   step = decimal.Decimal(step)
   try:

@@ -1,13 +1,13 @@
-"""A tokenizer's files in Hugging Face's form; settings that change ids are refused.
+"""A tokenizer's files in Hugging Face's format; settings that would change ids are refused.
 
-    tokenizer.json           a Unigram model, and what is done to a text before and after
-    tokenizer_config.json    extra_ids, tokens that were added, the class that reads it
-    added_tokens.json        tokens that were added
-    special_tokens_map.json  which tokens end a text, pad it and stand for the unknown
+    tokenizer.json           a Unigram model, and the steps before and after it
+    tokenizer_config.json    extra_ids, added tokens, the class that reads it
+    added_tokens.json        added tokens
+    special_tokens_map.json  the tokens for end, padding and unknown
 
-`transformers` cuts added tokens out of a text before the model sees it. Here the model
-sees the whole text, as in SentencePiece and T5X, so tokens other than T5's own are
-refused. T5's own are the padding, the end, the unknown and the sentinels.
+`transformers` splits a text at added tokens before the model sees it. Here the model sees
+the whole text, as in SentencePiece and T5X, so tokens other than T5's own are refused. T5's
+own are the padding, the end, the unknown and the sentinels.
 """
 
 import base64
@@ -37,18 +37,18 @@ from tpv_jax.core.files import (
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
 
 SPIECE, TOKENIZER = "spiece.model", "tokenizer.json"
-"""What holds the vocabulary in a folder of Hugging Face's."""
+"""The files that can hold the vocabulary in a folder of Hugging Face."""
 
 CONFIG = "tokenizer_config.json"
 
 MAX_BYTES = 1 << 26
-"""Of a vocabulary's file; mT5's, of 250,000 pieces, have 4 and 16 million."""
+"""Most bytes of a vocabulary's file; mT5's, of 250,000 pieces, have 4 and 16 million."""
 
 MOST_LETTERS = 1024
-"""Of a piece; SentencePiece makes none over 16, and `tokenizers` dies of long ones."""
+"""Most letters of a piece; SentencePiece's limit is 16, and long ones crash `tokenizers`."""
 
 MOST_SECONDS = 120.0
-"""For trying out a tokenizer; mT5's takes two."""
+"""Time limit for trying out a tokenizer; mT5's takes two seconds."""
 
 SENTINEL = re.compile(r"▁?<extra_id_\d+>")
 
@@ -56,22 +56,22 @@ _CLASSES = (
   *("T5Tokenizer", "T5TokenizerFast", "MT5Tokenizer", "MT5TokenizerFast"),
   *("PreTrainedTokenizerFast", "TokenizersBackend"),
 )
-"""Of `transformers` 4 and 5: those of T5, and those that do what tokenizer.json says."""
+"""Classes of `transformers` 4 and 5: T5's, and those that only follow tokenizer.json."""
 
 
 def named(piece: str) -> str:
-  """Returns a piece as the SentencePiece model with T5's extra ids has it."""
+  """Returns a piece as the SentencePiece model with T5's extra ids spells it."""
   return f"▁{piece}" if piece[:1] == "<" and SENTINEL.fullmatch(piece) else piece
 
 
 @dataclasses.dataclass(frozen=True)
 class Unigram:
-  """What a tokenizer.json holds.
+  """The content of a tokenizer.json.
 
   Attributes:
     content: all of it.
-    pieces: the model's, with their scores, in the order of their ids.
-    unknown: the id of the unknown piece, as it is stated.
+    pieces: the model's pieces and scores, in the order of their ids.
+    unknown: the id that is stated for the unknown piece.
   """
 
   content: dict[str, Any]
@@ -80,11 +80,11 @@ class Unigram:
 
 
 def read_tokenizer(path: PathLike) -> Unigram:
-  """Returns what a tokenizer.json holds.
+  """Returns the content of a tokenizer.json.
 
   Raises:
-    UserError: it is damaged, has no Unigram model, adds other tokens to a text's end than
-      T5's, or to the model than T5's own.
+    UserError: it is damaged, has no Unigram model, adds other tokens to a text than EOS at
+      its end, or has added tokens other than T5's own.
   """
   content = read_json(path, MAX_BYTES)
   model = content.get("model")
@@ -120,8 +120,8 @@ def read_tokenizer(path: PathLike) -> Unigram:
     _refuse_added(path, odd)
   if after not in ([], [EOS]):
     raise UserError(
-      f"'{path}' adds {some(after)} to every text (post_processor), and T5 is given {EOS} "
-      "alone. Give the tokenizer as it was published."
+      f"'{path}' adds {some(after)} to every text (post_processor), and T5 expects only "
+      f"{EOS}. Give the tokenizer as it was published."
     )
   return Unigram(content, pieces, unknown)
 
@@ -134,7 +134,7 @@ def _added_after(processor: Any) -> list[str]:
     return [f"what {str(processor['type'])[:40]} adds"]
   single = processor["single"]
   added = [str(part["SpecialToken"]["id"])[:40] for part in single if _adds(part)]
-  # An end in front of the text is none.
+  # The end token in front of the text does not count as the end.
   return [f"{added[0]} in front", *added[1:]] if added and _adds(single[0]) else added
 
 
@@ -145,17 +145,17 @@ def _adds(part: Mapping[str, Any]) -> bool:
 def malformed(path: PathLike, error: object) -> UserError:
   """Returns the error for a tokenizer.json that cannot be used."""
   return UserError(
-    f"'{path}' is no {TOKENIZER} that can be read ({error!s:.200}). Take another copy, or "
+    f"'{path}' cannot be read as a {TOKENIZER} ({error!s:.200}). Take another copy, or "
     f"give the SentencePiece model ({SPIECE})."
   )
 
 
 def _refuse_added(path: PathLike, tokens: Sequence[str]) -> None:
   raise UserError(
-    f"'{path}' adds tokens to T5's own ({some(map(repr, tokens))}), which transformers "
-    "cuts out of a text before the model sees it; here they would get other ids. Give "
-    "the tokenizer and the backbone as they were published; if your texts hold none of "
-    "them, remove them from the files of the tokenizer."
+    f"'{path}' adds tokens to T5's own ({some(map(repr, tokens))}), at which transformers "
+    "splits a text before the model sees it; here they would get other ids. Give the "
+    "tokenizer and the backbone as they were published; if your texts have none of these "
+    "tokens, remove them from the files of the tokenizer."
   )
 
 
@@ -168,12 +168,12 @@ def refuse_what_changes_ids(
   roles: Mapping[str, int],
   with_sentinels: bool = True,
 ) -> None:
-  """Raises `UserError` if a file of the folder says that its ids are not these.
+  """Raises `UserError` if a file of the folder implies other ids than these.
 
   Args:
     folder: of Hugging Face.
     special: the ids of padding, end, unknown and sentinels, by token.
-    roles: those of the first three by name: 'pad_token', 'eos_token', 'unk_token'.
+    roles: the ids of the first three, by 'pad_token', 'eos_token' and 'unk_token'.
     with_sentinels: whether the ids of sentinels are compared, too.
   """
   for path, content in _configs(folder):
@@ -196,7 +196,7 @@ def refuse_what_changes_ids(
 
 
 def extra_ids(folder: Path) -> Any:
-  """Returns how many sentinels a folder says to add to its SentencePiece model."""
+  """Returns the number of sentinels to add to a folder's SentencePiece model, or None."""
   if not (folder / CONFIG).exists():
     return None
   return read_json(inside(folder, CONFIG)).get("extra_ids")
@@ -211,7 +211,7 @@ def _configs(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def _text(token: Any) -> str:
-  """Returns a token as a text holds it, in whichever form a file states it."""
+  """Returns a token as it stands in a text, from any of the forms that files have."""
   text = token.get("content") if isinstance(token, dict) else token
   return str(text).removeprefix("▁")
 
@@ -238,15 +238,15 @@ def _refuse_settings(path: Path, content: Mapping[str, Any]) -> None:
   kind = content.get("tokenizer_class")
   if kind not in (None, *_CLASSES):
     raise UserError(
-      f"'{path}' is of the tokenizer_class {kind!r:.60}, which is none of T5's, so ids "
-      "may be others. Give the tokenizer that belongs to the backbone."
+      f"'{path}' has the tokenizer_class {kind!r:.60}, which is none of T5's, so its ids "
+      "may differ. Give the tokenizer that belongs to the backbone."
     )
   for name, harmless in (("sp_model_kwargs", ({}, None)), ("add_prefix_space", _YES)):
     if content.get(name) not in harmless:
       raise UserError(
         f"'{path}' states {name} {content[name]!r:.60}, with which transformers gives "
-        "other ids than T5's. Give the tokenizer as it was published, or remove it there "
-        "if the backbone was trained without."
+        "other ids than T5's. Give the tokenizer as it was published, or remove the setting "
+        "if the backbone was trained without it."
       )
 
 
@@ -262,16 +262,16 @@ def refuse_other_tokenizer(
 ) -> None:
   """Raises `UserError` if a tokenizer.json gives other ids than the model beside it.
 
-  `transformers` reads tokenizer.json where there is one, and so it must be what it makes
-  of the SentencePiece model: the same pieces and scores, the same table of characters,
-  words split at spaces.
+  `transformers` prefers tokenizer.json, so it must equal what `transformers` makes of the
+  SentencePiece model: the same pieces and scores, the same table of characters, words
+  split at spaces.
 
   Args:
     path: of the tokenizer.json.
-    model: the SentencePiece model as it lies in its file.
+    model: the bytes of the SentencePiece model's file.
     pieces: of the model, sentinels included, with their scores.
-    turns_letters: whether the model turns letters into others before it splits a text.
-    with_sentinels: whether the number of sentinels is compared as well.
+    turns_letters: whether the model replaces letters before it splits a text.
+    with_sentinels: whether the sentinels are compared, too.
   """
   other = read_tokenizer(path)
   problem = _difference(
@@ -282,21 +282,21 @@ def refuse_other_tokenizer(
     *_parts(other.content.get("pre_tokenizer")),
   ]
   if odd := [part for part in parts if not _is_like_sentencepiece(part)]:
-    problem = problem or f"it treats a text by {json.dumps(odd[0])[:60]}"
+    problem = problem or f"it changes a text by {json.dumps(odd[0])[:60]}"
   tables = [_table(part) for part in parts if part.get("type") == "Precompiled"]
   if bool(tables) != turns_letters or not all(table in model for table in tables):
-    problem = problem or "it turns letters into others by another table"
+    problem = problem or "it replaces letters by another table"
   if problem:
     raise UserError(
       f"'{path}' gives other ids than the {SPIECE} beside it: {problem}. transformers "
-      "reads the first. Keep the one of the two that the backbone was trained with."
+      "reads the former. Keep only the one that the backbone was trained with."
     )
 
 
 def _difference(
   theirs: Sequence[tuple[str, float]], ours: Sequence[tuple[str, float]]
 ) -> str | None:
-  """Returns where pieces and scores differ first, None if they don't."""
+  """Returns the first difference between two lists of pieces and scores, or None."""
   if theirs == ours:
     return None
   if len(theirs) != len(ours):
@@ -313,7 +313,7 @@ def _difference(
 def _comparable(
   pieces: Sequence[tuple[str, float]], with_sentinels: bool
 ) -> list[tuple[str, float]]:
-  """Returns pieces and scores as fp32, those of sentinels, which are never used, as 0."""
+  """Returns pieces and scores in fp32; scores of sentinels, which are never used, are 0."""
   return [
     (named(piece), 0.0 if SENTINEL.fullmatch(piece) else _fp32(score))
     for piece, score in pieces
@@ -343,11 +343,11 @@ def _parts(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def _is_like_sentencepiece(part: Mapping[str, Any]) -> bool:
-  """Returns whether a step is one of what a SentencePiece model does to any text."""
+  """Returns whether a step is one that a SentencePiece model takes with any text."""
   if part.get("type") == "Replace":
     return part.get("pattern") == {"Regex": " {2,}"} and part.get("content") == "▁"
   if part.get("type") == "Metaspace":
-    # Files of 2022 say by add_prefix_space what later ones say by prepend_scheme.
+    # Files of 2022 have add_prefix_space instead of prepend_scheme.
     return (
       part.get("replacement") == "▁"
       and part.get("prepend_scheme", "always") in ("always", "first")
@@ -358,11 +358,11 @@ def _is_like_sentencepiece(part: Mapping[str, Any]) -> bool:
 
 
 def _table(part: Mapping[str, Any]) -> bytes:
-  """Returns a table of characters as a SentencePiece model holds it, length and all."""
+  """Returns the bytes of a table of characters in a SentencePiece model, length included."""
   try:
     table = base64.b64decode(part.get("precompiled_charsmap") or "", validate=True)
   except (TypeError, ValueError):
-    table = b"?"  # As in no model.
+    table = b"?"  # No model has this table.
   length, left = b"", len(table)
   while left > 127:
     length, left = length + bytes([left & 127 | 128]), left >> 7
@@ -392,7 +392,7 @@ del tokenizer
 
 @contextlib.contextmanager
 def panics_told(path: PathLike) -> Iterator[None]:
-  """Turns a panic of `tokenizers`, which is no `Exception`, into a `UserError`."""
+  """Turns a panic of `tokenizers`, which is not an `Exception`, into a `UserError`."""
   try:
     yield
   except BaseException as error:
@@ -402,17 +402,17 @@ def panics_told(path: PathLike) -> Iterator[None]:
 
 
 def try_out(text: str, path: PathLike) -> None:
-  """Raises `UserError` if `tokenizers` cannot use this JSON: in a process of its own.
+  """Raises `UserError` if `tokenizers` fails on this JSON in a separate process.
 
-  On a damaged file the library may panic, which is no exception that Python code catches,
-  or end the process by a signal. The trial reads the very text that will be read here,
-  encodes every character of the basic plane and every piece, and takes half a second. What
-  passed is remembered by its digest, in `files.cache_folder()`. A panic at a text that the
-  trial had nothing of is still possible: see `panics_told`.
+  On a damaged file the library may panic, which `except Exception` does not catch, or end
+  the process by a signal. The trial reads exactly this text, encodes every character of the
+  basic plane and every piece, and takes half a second. `files.cache_folder()` remembers by
+  digest what has passed. A text unlike those of the trial may still cause a panic; see
+  `panics_told`.
 
   Args:
     text: the JSON.
-    path: of the file, for people.
+    path: of the file, for messages.
   """
   import tokenizers
 

@@ -1,4 +1,4 @@
-"""Tasks made of other tasks, for comparisons that need harder ones. Ours."""
+"""Tasks made from other tasks, for comparisons that need harder ones. Ours."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from tpv_jax.data.tasks import Example, Task
 
 @checked
 def rotated(task: Task, name: str | None = None) -> Task:
-  """Returns the task in which each class is called by the next class's label word.
+  """Returns the task with each class named by the label word of the next class.
 
-  The embedded backbone knows the suite's own words, and plain tuning finds them within
-  20 steps; that 'positive' now means negative has to be taught.
+  The embedded backbone knows the suite's own words, and plain tuning finds them within 20
+  steps; that 'positive' now means negative, a prompt has to learn.
 
   Args:
     task: with labels.
-    name: of the new task; None for the same one.
+    name: of the new task; None for the name of `task`.
 
   Raises:
     UserError: the task has no labels.
@@ -45,21 +45,22 @@ def rotated(task: Task, name: str | None = None) -> Task:
 
 @checked
 def mixture(name: str, tasks: Sequence[Task]) -> Task:
-  """Returns the task of all the tasks' examples in turn, as many of each as all have.
+  """Returns the task of the tasks' examples in turn, equally many of each.
 
-  Its labels are theirs together, its metric is the first one's; its other metrics are
-  theirs where all have the same ones and the same labels. Its origin says theirs by name.
+  Their number is that of the smallest task. The labels are the union of the tasks' labels,
+  the metric is the first task's, and further metrics are kept if all tasks have the same
+  ones and the same labels. The origin has the origin of each task by name.
 
   Raises:
-    UserError: no tasks, or labels that only some have.
+    UserError: there are no tasks, or only some have labels.
   """
   if not tasks:
     raise UserError(f"The mixture '{name}' has no tasks. Give it at least one.")
   words = [word for task in tasks for word in task.labels or ()]
   if free := [task.name for task in tasks if task.labels is None] if words else []:
     raise UserError(
-      f"The mixture '{name}' has tasks with labels and, in '{free[0]}', one without, so "
-      "nothing could be chosen among. Mix tasks of one kind."
+      f"The mixture '{name}' has tasks with labels and one without, '{free[0]}', for which "
+      "there is no label to choose. Mix tasks of one kind."
     )
 
   def load(split: str) -> list[Example]:
@@ -87,10 +88,10 @@ def mixture(name: str, tasks: Sequence[Task]) -> Task:
 
 @checked
 def beside(name: str, task: Task, other: Task) -> Task:
-  """Returns the task with a text of another one before or after each of its texts.
+  """Returns the task with a text of another task before or after each of its texts.
 
-  Before the examples of even number, from 0, and after those of odd; the answers are the
-  first task's.
+  The other text comes before examples with an even number, counted from 0, and after those
+  with an odd one. The answers are those of `task`.
   """
 
   def load(split: str) -> list[Example]:

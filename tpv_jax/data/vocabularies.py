@@ -3,9 +3,9 @@
 All of them have the members of `Vocabulary`. Encoding never adds EOS
 (`batches.tokenize` does); decoding stops at EOS and skips padding, as seqio does.
 
-A vocabulary's digest is that of its pieces: SHA-256 over them in the order of their ids,
-UTF-8, each ended by a line feed. So a SentencePiece model and the `tokenizer.json` made
-of it have one digest, and what states a digest says what its ids mean.
+The digest of a vocabulary is SHA-256 over its pieces in the order of their ids, in UTF-8,
+each followed by a line feed. So a SentencePiece model and the `tokenizer.json` made from it
+have the same digest, and a digest determines what ids mean.
 """
 
 import errno
@@ -27,18 +27,18 @@ from tpv_jax.data.tokenizer_files import EOS, MAX_BYTES, PAD, SPIECE, TOKENIZER,
 SPECIAL = (PAD, EOS, UNK)
 
 EXTRA_IDS = 100
-"""Of T5 and mT5."""
+"""The number of sentinels in T5 and mT5."""
 
 MOST_EXTRA_IDS = 1 << 16
 
 
 @runtime_checkable
 class Vocabulary(Protocol):
-  """What the model, the batches and the runner use of a vocabulary."""
+  """The members of a vocabulary that the model, the batches and the runner use."""
 
   @property
   def vocab_size(self) -> int:
-    """How many ids there are, those of the extra ids included."""
+    """How many ids there are, the extra ids included."""
 
   @property
   def pad_id(self) -> int:
@@ -50,7 +50,7 @@ class Vocabulary(Protocol):
 
   @property
   def unk_id(self) -> int:
-    """The id of what the vocabulary cannot say."""
+    """The id of pieces that are not in the vocabulary."""
 
   @property
   def digest(self) -> str:
@@ -68,7 +68,7 @@ class WordVocabulary:
 
   Ids: 0 `<pad>`, 1 `</s>`, 2 `<unk>`, then the words in their order. A word that is not
   in the vocabulary, or that spells one of the three special ones, becomes `<unk>`.
-  Texts are taken as they are: no lower-casing, no punctuation split off.
+  Texts are not changed: no lower-casing, no splitting of punctuation.
   """
 
   pad_id = 0
@@ -79,12 +79,12 @@ class WordVocabulary:
     """Builds the vocabulary from a file or from words.
 
     Args:
-      words: a UTF-8 file with one word a line of which the first three are `<pad>`,
-        `</s>` and `<unk>`; or the words as a sequence, with or without those three.
+      words: a UTF-8 file with one word in each line, the first three of which are
+        `<pad>`, `</s>` and `<unk>`; or a sequence of words, with or without those three.
 
     Raises:
-      UserError: no such file, the three special words are missing or elsewhere, or a
-        word that is empty, repeated or holds white space.
+      UserError: there is no such file, the three special words are not the first ones, or
+        a word is empty, repeated or holds white space.
     """
     if isinstance(words, str | os.PathLike):
       where, every = f"'{os.fspath(words)}'", _lines(words)
@@ -105,8 +105,8 @@ class WordVocabulary:
       if word.split() != [word] or word in self._ids:
         fault = "appears twice" if word in self._ids else "is not one word"
         raise UserError(
-          f"Line {index + 1} of {where}, '{word}', {fault}; a vocabulary has one word "
-          "a line, each once. Remove that line."
+          f"Line {index + 1} of {where}, '{word}', {fault}; a vocabulary has one word in "
+          "each line, each word once. Remove that line."
         )
       self._ids[word] = index
     for word in SPECIAL:
@@ -124,7 +124,7 @@ class WordVocabulary:
 
   @functools.cached_property
   def digest(self) -> str:
-    """SHA-256 of the words as a file: UTF-8, each ended by a line feed."""
+    """SHA-256 of the words; see the module."""
     return digest(self.words)
 
   def encode(self, text: str) -> list[int]:
@@ -135,7 +135,7 @@ class WordVocabulary:
     """Returns the words of `ids` up to the first EOS, joined by one space.
 
     Padding is skipped; an id outside the vocabulary (a backbone may have more embedding
-    rows than there are words) reads `<unk>`.
+    rows than there are words) becomes `<unk>`.
     """
     words = []
     for index in map(operator.index, ids):
@@ -150,7 +150,7 @@ class SentencePieceVocabulary:
   """A SentencePiece model with T5's extra ids: the ids are those that seqio gives.
 
   The extra ids come after the model's own and count down: `<extra_id_0>` has the
-  highest id. Padding is id 0. `sentencepiece` is imported when one is built.
+  highest id. Padding is id 0. `sentencepiece` is imported when an instance is made.
   """
 
   pad_id = 0
@@ -160,12 +160,12 @@ class SentencePieceVocabulary:
 
     Args:
       path: the `.model` file.
-      extra_ids: how many sentinels to add at the end. By default none if the model has
-        them inside, as mT5's has, otherwise T5's 100.
+      extra_ids: how many sentinels to add at the end. By default none if the model already
+        has them, as mT5's does, otherwise T5's 100.
 
     Raises:
-      UserError: no such file, not a SentencePiece model, or one without EOS, without
-        `<unk>` or with something else than padding at id 0.
+      UserError: there is no such file, it is not a SentencePiece model, or it lacks EOS or
+        `<unk>` or has something other than padding at id 0.
     """
     import sentencepiece
 
@@ -204,12 +204,12 @@ class SentencePieceVocabulary:
     )
 
   def scored_pieces(self) -> list[tuple[str, float]]:
-    """Returns the pieces and their scores: logarithms of how likely they are."""
+    """Returns the pieces and their scores, which are log-probabilities."""
     return [(p, self._processor.GetScore(i)) for i, p in enumerate(self.pieces)]
 
   def turns_letters(self) -> bool:
-    """Returns whether the model turns letters into others before it splits a text."""
-    wide = "\uff21"  # A in full width, which every table of SentencePiece's turns
+    """Returns whether the model replaces letters before it splits a text."""
+    wide = "\uff21"  # Every table of SentencePiece replaces this full-width A.
     return wide not in self._processor.Normalize(wide)
 
   def _load(self, model: bytes) -> None:
@@ -245,7 +245,7 @@ class SentencePieceVocabulary:
 
   @property
   def unk_id(self) -> int:
-    """The id of what the model cannot say (2 in T5's models)."""
+    """The id of pieces that are not in the model (2 in T5's models)."""
     return self._processor.unk_id()
 
   def encode(self, text: str) -> list[int]:
@@ -256,7 +256,7 @@ class SentencePieceVocabulary:
     """Returns the text of `ids` up to the first EOS.
 
     Padding has no text; an id outside the vocabulary (T5 has 32,128 embedding rows for
-    32,100 ids) reads as `<unk>` does.
+    32,100 ids) is read as `<unk>`.
     """
     kept = []
     for index in map(operator.index, ids):
@@ -269,10 +269,10 @@ class SentencePieceVocabulary:
 class HuggingFaceVocabulary:
   """A Hugging Face `tokenizer.json` that gives the ids of the SentencePiece model.
 
-  For the Unigram models of T5's family. `tokenizers` is run without the added tokens
-  that `transformers` cuts out of a text beforehand: as in SentencePiece, `</s>` in a text
-  is text and no end, and a sentinel is met where a space or the text's start precedes it.
-  Needs the extra 'tokenizers'.
+  It reads the Unigram models of T5's family. `tokenizers` runs without the added tokens at
+  which `transformers` splits a text beforehand. As in SentencePiece, `</s>` in a text is
+  ordinary text, and a sentinel is recognised only at the start of the text or after a
+  space. Needs the extra 'tokenizers'.
   """
 
   pad_id = 0
@@ -281,8 +281,8 @@ class HuggingFaceVocabulary:
     """Reads the file.
 
     Raises:
-      UserError: no such file; not a tokenizer.json, or not a Unigram model; one without
-        EOS, without `<unk>` or with something else than padding at id 0; the package
+      UserError: there is no such file; it is not the tokenizer.json of a Unigram model; it
+        lacks EOS or `<unk>` or has something other than padding at id 0; or the package
         `tokenizers` is not installed.
     """
     try:
@@ -312,10 +312,10 @@ class HuggingFaceVocabulary:
     self.eos_id: int = ids[EOS]
     """The id that ends a text (1 in T5's models)."""
     self.unk_id: int = unknown
-    """The id of what the model cannot say (2 in T5's models)."""
+    """The id of pieces that are not in the model (2 in T5's models)."""
     self.vocab_size: int = len(pieces)
     """How many ids there are, the extra ids included."""
-    # A piece with a space in it is never met: words are split at spaces first.
+    # A piece with a space never matches, because texts are split at spaces first.
     renamed = [
       (piece, score) for piece, (_, score) in zip(self.pieces, pieces, strict=True)
     ]
@@ -327,7 +327,7 @@ class HuggingFaceVocabulary:
         **found.content,
         "model": {**found.content["model"], "vocab": renamed},
         "added_tokens": [],
-        # Those make a batch of what is encoded; `data.batches` does that here.
+        # These make batches of the encoded texts, as `data.batches` does here.
         **dict.fromkeys(("post_processor", "truncation", "padding")),
       }
     )
@@ -358,18 +358,19 @@ class HuggingFaceVocabulary:
 
 @checked
 def load(path: PathLike, extra_ids: int | None = None) -> Vocabulary:
-  """Returns the vocabulary at `path`, told by its name.
+  """Returns the vocabulary at `path`, whose name determines the kind.
 
   Args:
-    path: a `tokenizer.json` (any `.json`), a `.txt` with a word a line, a SentencePiece
-      model (any other name), or a folder of Hugging Face's, of which the `spiece.model` is
-      read if there is one, otherwise the `tokenizer.json`: both give the same ids.
-    extra_ids: of a SentencePiece model; by default what the folder's
-      `tokenizer_config.json` says, then see `SentencePieceVocabulary`.
+    path: a `tokenizer.json` (any `.json`), a `.txt` with a word in each line, a
+      SentencePiece model (any other name), or a folder of Hugging Face. In a folder the
+      `spiece.model` is read if there is one, otherwise the `tokenizer.json`; both give the
+      same ids.
+    extra_ids: of a SentencePiece model; by default that of the folder's
+      `tokenizer_config.json`, otherwise see `SentencePieceVocabulary`.
 
   Raises:
-    UserError: no such file, it is not what its name says, or a symbolic link leads out of
-      the folder.
+    UserError: there is no such file, it is not what its name says, or a symbolic link
+      leads out of the folder.
   """
   path = to_path(path)
   if path.is_dir():
@@ -393,7 +394,7 @@ def load(path: PathLike, extra_ids: int | None = None) -> Vocabulary:
 
 
 def _of_folder(folder: Path, found: list[str], extra_ids: int | None) -> Vocabulary:
-  """Returns the vocabulary in a folder of Hugging Face's, all of whose files agree."""
+  """Returns the vocabulary in a folder of Hugging Face, after checking that files agree."""
   path = inside(folder, found[0])
   with_sentinels = extra_ids is None
   if with_sentinels and found[0] == SPIECE:
@@ -434,7 +435,7 @@ def embedded() -> WordVocabulary:
 
 
 MOST_SPARE_ROWS = 256
-"""An embedding table is padded to a multiple of 128 or so, not by more."""
+"""Most embedding rows without an id: tables are padded to a multiple of 128 or so."""
 
 
 def check_fits(
@@ -442,9 +443,9 @@ def check_fits(
 ) -> None:
   """Raises `UserError` if a vocabulary of this size cannot be the backbone's.
 
-  There cannot be more ids than embedding rows. Fewer are normal (T5: 32,100 and 32,128; 128
-  less without the extra ids), but not fewer than `MOST_SPARE_ROWS` (ours): ids would
-  mean other words.
+  It cannot have more ids than the backbone has embedding rows. It may have fewer (T5 has
+  32,100 ids and 32,128 rows; without the extra ids, 128 fewer), but not more than
+  `MOST_SPARE_ROWS` fewer (ours): then it is another vocabulary.
   """
   if rows - vocabulary.vocab_size > MOST_SPARE_ROWS:
     raise UserError(
@@ -479,10 +480,10 @@ def _check_ids(path: PathLike, ids: dict[str, int]) -> None:
 
 def _read(path: PathLike) -> bytes:
   try:
-    if not to_path(path).exists():  # etils says of a missing object only its name.
+    if not to_path(path).exists():  # For a missing object etils only gives its name.
       raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     stat: Any = to_path(path).stat()
-    # etils' name and that of pathlib.
+    # `length` is etils' name, `st_size` that of pathlib.
     length = stat.length if hasattr(stat, "length") else stat.st_size
     if length > MAX_BYTES:
       raise UserError(

@@ -1,1 +1,1 @@
-"""Where arrays lie: meshes of devices, how parameters are cut over them, several processes."""
+"""Meshes of devices, the partitioning of parameters over them, and several processes."""

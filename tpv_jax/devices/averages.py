@@ -1,4 +1,4 @@
-"""Averages that can be merged over batches and devices: clu's, as T5X needs, or ours."""
+"""Averages that merge over batches and devices: clu's, which T5X needs, or ours like it."""
 
 from typing import Any
 
@@ -19,11 +19,11 @@ class _Average:
   count: Any
 
   def merge(self, other: "_Average") -> "_Average":
-    """Returns the mean over both."""
+    """Returns the mean over the values of both."""
     return _Average(total=self.total + other.total, count=self.count + other.count)
 
   def compute(self) -> Any:
-    """Returns the mean; NaN if the weights are 0."""
+    """Returns the mean; NaN if there are no values."""
     return jnp.asarray(self.total) / self.count
 
 

@@ -1,6 +1,6 @@
 """The flags of one of several processes, as T5X's train spells them.
 
-Knows no JAX, so that a command shows its help at once.
+Does not import JAX, so that a command shows its help at once.
 """
 
 import argparse

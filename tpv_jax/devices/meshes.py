@@ -1,7 +1,7 @@
-"""Which devices cut a parameter together: a block of chips chosen from where they lie.
+"""Which devices share the shards of a parameter: a block of chips, chosen by position.
 
-A TPU says where it lies in its slice, as `coords` (x, y, z) and `core_on_chip`; a host
-holds a tile of neighbouring chips. NumPy only.
+A TPU states its position in its slice as `coords` (x, y, z) and `core_on_chip`; a host has
+a tile of neighbouring chips. NumPy only.
 """
 
 import itertools
@@ -18,24 +18,25 @@ Block = tuple[int, int, int, int]
 
 
 def have_coordinates(devices: Sequence[Any]) -> bool:
-  """Returns whether the devices say where they lie, as TPUs do."""
+  """Returns whether the devices state their positions, as TPUs do."""
   return all(len(getattr(device, "coords", None) or ()) == 3 for device in devices)
 
 
 def block(
   devices: Sequence[Any], model_parallel: int = 1, submesh: Any = None
 ) -> Block:
-  """Returns the block of devices over which parameters are cut, given or the best one.
+  """Returns the block of devices over which parameters are sharded: `submesh` or the best.
 
-  Devices without coordinates are a row, of which it is a part: (1, 1, 1, n).
+  Devices without coordinates form a row, and the block is a part of it: (1, 1, 1, n).
 
   Args:
     devices: all of them.
-    model_parallel: MODEL_PARALLEL, devices in the block; 1: as `submesh` says.
-    submesh: MODEL_PARALLEL_SUBMESH, the block; None: `best_block`.
+    model_parallel: MODEL_PARALLEL, devices in the block; with a `submesh`, 1 leaves their
+      number to it.
+    submesh: MODEL_PARALLEL_SUBMESH, the block; None chooses it by `best_block`.
 
   Raises:
-    UserError: neither is possible here, or they are of different sizes.
+    UserError: no such block is possible here, or the two have different sizes.
   """
   count = len(devices)
   if submesh is None:
@@ -50,7 +51,7 @@ def block(
   if len(sides) != 4 or not all(type(side) is int and side > 0 for side in sides):
     raise UserError(
       f"MODEL_PARALLEL_SUBMESH={submesh!r} is no block of devices: write (x, y, z, "
-      "cores), such as (2, 2, 1, 1), or None to have it chosen."
+      "cores), such as (2, 2, 1, 1), or None for an automatic choice."
     )
   size = math.prod(sides)
   if model_parallel not in (1, size):
@@ -72,19 +73,19 @@ def block(
         f"MODEL_PARALLEL_SUBMESH={sides} does not tile this slice of {_text(bounds)} "
         f"devices (x, y, z, cores of a chip), of which a host has {_text(tile)}: each "
         "number must divide the slice's, and divide the host's or be a multiple of it. "
-        "With MODEL_PARALLEL instead a block is chosen."
+        "Or set MODEL_PARALLEL instead, for an automatic choice."
       )
   return x, y, z, cores
 
 
 def best_block(devices: Sequence[Any], size: int) -> Block:
-  """Returns the shape of the block of `size` devices over which parameters are cut.
+  """Returns the shape of the best block of `size` devices to shard parameters over.
 
   Traffic is cheapest within a chip, then within a host, then between neighbours. So the
   block fills a chip's cores first, then the host's tile, and is as compact as it can be.
-  Along each side it divides the slice, and it divides the host's tile or is a multiple
-  of it, since otherwise a host's devices would not form a block of the mesh, as JAX and
-  T5X ask for. Ours.
+  Along each side it divides the slice, and it divides the host's tile or is a multiple of
+  it: otherwise a host's devices would not form a block of the mesh, which JAX and T5X
+  require. Ours.
 
   Args:
     devices: all of them, with coordinates.
@@ -114,8 +115,8 @@ def best_block(devices: Sequence[Any], size: int) -> Block:
 def arrange(devices: Sequence[Any], block: Block) -> np.ndarray:
   """Returns the devices as `[data, model]`: a row is a block, a host's rows are adjacent.
 
-  In the order of T5X's `partitioning.get_mesh` where it tiles by hosts: hosts, blocks on
-  a host, then within a block again hosts and devices.
+  The order is that of T5X's `partitioning.get_mesh` where it tiles by hosts: hosts, blocks
+  on a host, then within a block hosts and their devices.
   """
   bounds, tile = _bounds(devices), _tile(devices)
   placed = np.empty(bounds, object)
@@ -145,7 +146,7 @@ def _slice(devices: Sequence[Any]) -> tuple[Block, Block]:
 
 
 def _tiles(block: Block, bounds: Block, tile: Block) -> bool:
-  """Returns whether blocks of the shape fill the slice, and hosts hold blocks of the mesh."""
+  """Returns whether blocks of this shape fill the slice, and each host has whole blocks."""
   return all(
     side % own == 0 and (own % at_host == 0 or at_host % own == 0)
     for own, side, at_host in zip(block, bounds, tile, strict=True)

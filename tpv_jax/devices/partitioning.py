@@ -1,10 +1,10 @@
-"""Where parameters and batches lie on the devices: a mesh of two axes, and named rules.
+"""The sharding of parameters and batches: a mesh of two axes, and rules by axis name.
 
-Every parameter names its axes ("embed", "mlp", ...); a rule says for each name along
-which axis of the mesh it is cut. Those of the backbone are T5X's for one parameter and
-one activation dimension; the names that T5X leaves out, and so replicates silently, are
-written down. What is trained of an EPT prompt has a name of its own for the width, so
-that it is cut while the backbone's "embed" is not. An axis whose size the mesh does not
+Every parameter names its axes ("embed", "mlp", ...); a rule says for each name along which
+axis of the mesh it is sharded. The backbone's rules are T5X's for one parameter and one
+activation dimension; the names that T5X leaves out, and so replicates silently, have a
+rule, too. The trained parameters of an EPT prompt have their own name for the width, so
+that it is sharded while the backbone's "embed" is not. An axis whose size the mesh does not
 divide is replicated.
 """
 
@@ -26,18 +26,18 @@ from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.devices import meshes
 
 DATA = "data"
-"""Axis of the mesh along which the rows of a batch are dealt out."""
+"""Axis of the mesh along which the rows of a batch are sharded."""
 
 MODEL = "model"
-"""Axis of the mesh along which parameters are cut."""
+"""Axis of the mesh along which parameters are sharded."""
 
 BATCH = "batch"
 """Logical axis of a batch's rows."""
 
 Rules = tuple[tuple[str, str | None], ...]
-"""(logical axis, axis of the mesh or None for replicated), as T5X takes them too.
+"""Pairs of a logical axis and an axis of the mesh, or None to replicate, as in T5X.
 
-The first rule counts whose axis of the mesh the parameter does not use already.
+For each logical axis the first rule applies whose axis of the mesh is still free.
 """
 
 LOGICAL_AXIS_RULES: Rules = (
@@ -59,10 +59,10 @@ LOGICAL_AXIS_RULES: Rules = (
   ("space", None),
   ("bottleneck", None),
 )
-"""Where each axis lies of a parameter of ours."""
+"""The rule of each axis that our parameters have."""
 
 _ONLY_IN_T5X = ("abspos_buckets", "layers", "stack", "mlp_activations")
-"""Names for which T5X's standard rules have one, and that no parameter of ours has."""
+"""Names with a rule in T5X's standard rules that none of our parameters has."""
 
 _PAIRS = (
   "write [('embed', 'data'), ...], the name of an axis and 'data', 'model' or None"
@@ -87,13 +87,13 @@ def make_mesh(model_parallel: int = 1) -> Mesh:
 
 
 def merged(rules: Any) -> Rules:
-  """Returns the rules of a user's, and ours for all names that these do not mention.
+  """Returns the user's rules, and ours for all names that these do not mention.
 
   Args:
     rules: AXIS_RULES, pairs as in `Rules`.
 
   Raises:
-    UserError: what is no pair; a name that no parameter has; an axis that no mesh has.
+    UserError: a rule is not a pair, its name is of no parameter, or its axis of no mesh.
   """
   known = [*dict(LOGICAL_AXIS_RULES), *_ONLY_IN_T5X]
   if not isinstance(rules, list | tuple):
@@ -109,13 +109,13 @@ def merged(rules: Any) -> Rules:
       )
     if cut not in (None, DATA, MODEL):
       raise UserError(
-        f"AXIS_RULES cuts '{name}' along {cut!r}; the mesh has the axes '{DATA}' and "
+        f"AXIS_RULES shards '{name}' along {cut!r}; the mesh has the axes '{DATA}' and "
         f"'{MODEL}'. Write one of them, or None to replicate it."
       )
     if name == BATCH and cut != DATA:
       raise UserError(
-        f"AXIS_RULES cuts '{BATCH}' along {cut!r}: the rows of a batch are always dealt "
-        f"out along '{DATA}'. Leave that rule out."
+        f"AXIS_RULES shards '{BATCH}' along {cut!r}: the rows of a batch are always "
+        f"sharded along '{DATA}'. Leave that rule out."
       )
   own = {name for name, _ in rules}
   ours = (rule for rule in LOGICAL_AXIS_RULES if rule[0] not in own)
@@ -136,7 +136,7 @@ def param_shardings(
       not divide is replicated; without, JAX refuses to place such a parameter.
 
   Raises:
-    UserError: an axis name without a rule.
+    UserError: an axis name has no rule.
   """
   names = axis_names(params_axes)
   shapes = {path: (0,) * len(axes) for path, axes in names.items()}
@@ -150,14 +150,14 @@ def param_shardings(
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Where the parameters of a model lie on a mesh.
+  """The sharding of a model's parameters on a mesh.
 
   Attributes:
     mesh: the devices, or an abstract one, which needs none.
-    rules: those by which the parameters are cut, see `that_divide`.
-    parameters: the form of each parameter by path, with its sharding.
-    axes: the names of its axes.
-    kept_whole: a line for each axis that would be cut if the mesh divided it.
+    rules: by which the parameters are sharded; see `that_divide`.
+    parameters: the shape, dtype and sharding of each parameter by path.
+    axes: the names of each parameter's axes by path.
+    kept_whole: a line for each axis that is replicated because the mesh does not divide it.
   """
 
   mesh: Mesh | AbstractMesh
@@ -174,7 +174,7 @@ _IN_FORCE: contextvars.ContextVar[tuple[Mesh, Rules] | None] = contextvars.Conte
 
 @contextlib.contextmanager
 def in_force(mesh: Mesh, rules: Rules) -> Iterator[None]:
-  """Within this context, `lie` shards the arrays that are traced."""
+  """Makes `lie` use this mesh and these rules for what is traced within the block."""
   token = _IN_FORCE.set((mesh, rules))
   try:
     yield
@@ -183,14 +183,14 @@ def in_force(mesh: Mesh, rules: Rules) -> Iterator[None]:
 
 
 def lie(x: Any, *axes: str | None) -> Any:
-  """Returns the array, sharded, like its gradient, by the rules that are in force.
+  """Returns the array with its sharding, and its gradient's, constrained by the rules.
 
-  Where none are, as it is. XLA would choose itself how to cut what is computed, and
-  bring together parameters instead of what is made of them.
+  The rules are those of the surrounding `in_force`; without one, `x` is returned as it is.
+  XLA alone might gather large parameters instead of the small arrays computed from them.
 
   Args:
     x: the array.
-    axes: their names; None for one that is whole on each device.
+    axes: the name of each axis, or None for an axis that is whole on each device.
   """
   found = _IN_FORCE.get()
   if found is None:
@@ -200,14 +200,14 @@ def lie(x: Any, *axes: str | None) -> Any:
 
 
 def layout(model: Any, mesh: Mesh | AbstractMesh) -> Layout:
-  """Returns where a model's parameters lie; nothing is computed or placed.
+  """Returns the sharding of a model's parameters; nothing is computed or placed.
 
   Args:
     model: with `get_initial_variables`, such as `model.SoftPromptModel`.
     mesh: from `make_mesh`, or an abstract one.
 
   Raises:
-    UserError: an axis name without a rule.
+    UserError: an axis name has no rule.
   """
   # No parameter depends on the shapes of a batch.
   variables = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), {}))
@@ -237,19 +237,20 @@ def that_divide(
   shapes: Mapping[str, Sequence[int]],
   mesh: Mesh | AbstractMesh,
 ) -> tuple[Rules, list[str]]:
-  """Returns the rules that cut an axis where its size allows it, and a line for each other.
+  """Returns the rules, changed to replicate axes that the mesh does not divide.
 
-  A vocabulary of 335 words lies whole on each of two devices. A name has one size in all
-  parameters of a model.
+  A vocabulary of 335 words, for example, is replicated on two devices. Each change has a
+  line in the list that comes with the rules. A name has one size in all parameters of a
+  model.
 
   Args:
     rules: in their order.
-    names: of the axes of each parameter.
-    shapes: of the parameters.
+    names: of the axes of each parameter, by path.
+    shapes: of the parameters, by path.
     mesh: of the devices.
 
   Raises:
-    UserError: an axis name without a rule.
+    UserError: an axis name has no rule.
   """
   sizes: dict[str, int] = {}
   for path, axes in names.items():
@@ -268,7 +269,7 @@ def that_divide(
 
 
 def why_replicated(name: str, size: int, cut: str, devices: int) -> str:
-  """Returns the line about an axis whose size the devices along `cut` do not divide."""
+  """Returns the line about an axis whose size the `devices` along `cut` do not divide."""
   return (
     f"'{name}' of size {size} is replicated: the {devices} devices along '{cut}' do not "
     "divide it."
@@ -280,13 +281,13 @@ def axes_of_moment(
 ) -> tuple[Any, ...] | None:
   """Returns which of a parameter's axes an optimizer's moment of it has.
 
-  All of them or, for a factored moment, those that are left. None if its shape allows
-  several answers.
+  These are all of them or, for a factored moment, those that are left. None if the shape
+  does not determine them.
 
   Args:
     shape: of the moment.
     parameter: the parameter's shape.
-    axes: for each of the parameter's axes its name, or how it is sharded.
+    axes: a value for each of the parameter's axes: its name, or its axis of the mesh.
   """
   if tuple(shape) == tuple(parameter):
     return tuple(axes)
@@ -302,8 +303,8 @@ def axis_names(params_axes: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
   """Returns the names of each parameter's axes, by its path.
 
   Args:
-    params_axes: as the model's `get_initial_variables` gives it: at each parameter's
-      place, `<name>_axes` with the names of its axes.
+    params_axes: from the model's `get_initial_variables`: `<name>_axes` in the place of
+      each parameter, with the names of its axes.
   """
   return {
     path.removesuffix(_AXES_SUFFIX): tuple(axes.names)
@@ -335,15 +336,15 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of an array that is whole on every device."""
+  """Returns the sharding of an array that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def placer(network: Any, mesh: Mesh) -> Callable[[str, np.ndarray], jax.Array]:
-  """Returns what puts a leaf of `network` into its shards, as `load_backbone` takes it.
+  """Returns a function that shards a leaf of `network`, for `load_backbone`.
 
-  Each device gets its part of the host's leaf, which can go then: the backbone is never
-  on the host as a whole.
+  Each device gets its part of the host's leaf, which can then be freed: the host never
+  holds the whole backbone.
   """
   variables = jax.eval_shape(network.init, jax.random.key(0), *network.init_inputs())
   shardings = identity.flatten(

@@ -1,8 +1,8 @@
-"""Several processes (hosts) as one run: which one writes, and what all agree on.
+"""One run in several processes (hosts): who writes, what all agree on, who is lost.
 
-With one process everything here is the identity. Each process builds the same batches
-and gives its devices their rows; process 0 alone writes files, beside Orbax, in which
-all of them take part.
+With one process everything here is the identity. Each process builds the same batches and
+gives its devices their rows. Only process 0 writes files, except for Orbax's checkpoints,
+which all of them write together.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from tpv_jax.core.errors import UserError
 def join(flags: argparse.Namespace, preemption: bool = False) -> None:
   """Joins this process to the others of the run, before JAX looks for devices.
 
-  Without an address JAX finds the cluster out by itself (Cloud TPU, SLURM, Open MPI).
+  Without an address JAX detects the cluster by itself (Cloud TPU, SLURM, Open MPI).
 
   Args:
     flags: those of `flags.add`; without --multiprocess_gpu this process is alone.
-    preemption: whether JAX catches SIGTERM and tells all processes, for those who ask it.
+    preemption: whether JAX catches SIGTERM, so that all processes can ask about it.
 
   Raises:
-    UserError: the others did not come, or flags are missing.
+    UserError: the others did not join, or flags are missing.
   """
   cluster = (flags.coordinator_address, flags.process_count, flags.process_index)
   if not flags.multiprocess_gpu:
@@ -53,11 +53,11 @@ def join(flags: argparse.Namespace, preemption: bool = False) -> None:
 
 
 def keep_compiled_programs() -> None:
-  """Has JAX keep what it compiles for an accelerator in `~/.cache/tpv_jax/compiled`.
+  """Makes JAX cache what it compiles for an accelerator in `~/.cache/tpv_jax/compiled`.
 
-  The environment's JAX_COMPILATION_CACHE_DIR names another folder, or none if it is
-  empty. What was compiled for a CPU is not kept unless that is set: JAX may load it on
-  another machine, whose processor lacks instructions that it has.
+  The environment variable JAX_COMPILATION_CACHE_DIR names another folder; if it is empty,
+  nothing is cached. Programs for a CPU are cached only if it is set: JAX may load them on
+  another machine, whose processor lacks instructions that they use.
   """
   if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.default_backend() == "cpu":
     return
@@ -84,7 +84,7 @@ def wait_for_all(where: str) -> None:
 def check_shared(folder: files.PathLike, name: str) -> None:
   """Raises `UserError` on all processes if one of them does not see the folder's files.
 
-  The folder, which `name` says what it is to the user, is made if it is not there.
+  The folder is made if it does not exist. `name` says what it is in the message.
   """
   if jax.process_count() == 1:
     return
@@ -97,7 +97,7 @@ def check_shared(folder: files.PathLike, name: str) -> None:
   seen = least(int(path.exists()))
   if is_writer():
     path.unlink()
-  wait_for_all("removed")  # Or another one would find that the folder is not empty.
+  wait_for_all("removed")  # Otherwise another process might find the folder not empty.
   if not seen:
     raise UserError(
       f"{name} '{folder}' is not one folder for all {jax.process_count()} processes: "
@@ -107,21 +107,21 @@ def check_shared(folder: files.PathLike, name: str) -> None:
 
 
 def agreed(number: int | None) -> int | None:
-  """Returns the largest number that any process gives, the same one on all of them."""
+  """Returns the largest number that any process gives, on all of them."""
   if jax.process_count() == 1:
     return number
   return int(multihost_utils.process_allgather(np.int32(number or 0)).max()) or None
 
 
 def least(number: int) -> int:
-  """Returns the smallest number that any process gives, the same one on all of them."""
+  """Returns the smallest number that any process gives, on all of them."""
   if jax.process_count() == 1:
     return number
   return int(multihost_utils.process_allgather(np.int32(number)).min())
 
 
 def put(value: np.ndarray, sharding: Sharding) -> jax.Array:
-  """Returns the array, which every process has whole, laid out over all devices."""
+  """Returns the array, which every process holds whole, sharded over all devices."""
   if jax.process_count() == 1:
     return jax.device_put(value, sharding)
   value = np.asarray(value)
@@ -131,14 +131,14 @@ def put(value: np.ndarray, sharding: Sharding) -> jax.Array:
 def put_all(
   values: Mapping[str, np.ndarray], sharding: Sharding
 ) -> dict[str, jax.Array]:
-  """Returns each array of the mapping as `put` lays it out."""
+  """Returns each array of the mapping as `put` shards it."""
   return {name: put(value, sharding) for name, value in values.items()}
 
 
 def on_host(tree: Any) -> Any:
   """Returns the tree's arrays as NumPy arrays, whole on every process.
 
-  All of them call it together; an array that is cut over their devices is gathered.
+  All of them call it together; an array that is sharded over their devices is gathered.
   """
 
   def whole(leaf: Any) -> Any:
@@ -153,7 +153,7 @@ def on_host(tree: Any) -> Any:
 
 @contextlib.contextmanager
 def one_clear_line_if_one_is_lost() -> Iterator[None]:
-  """Turns the errors of a collective whose peer has gone into one that says so."""
+  """Turns the error of a collective with a lost process into one clear line."""
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
@@ -169,7 +169,7 @@ def one_clear_line_if_one_is_lost() -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_clear_line_if_memory_is_short(advice: str) -> Iterator[None]:
-  """Turns the errors of a device or host without enough memory into one line.
+  """Turns the error of a device or host without enough memory into one clear line.
 
   Args:
     advice: what to do: "Lower BATCH_SIZE."

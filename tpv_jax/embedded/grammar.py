@@ -1,9 +1,9 @@
 """Sentences of the embedded language, each with its class in one attribute. Ours.
 
 Each generator takes a source of randomness and returns a text and the number of its
-class (the place of its label in a label set of `lexicon.LABEL_SETS`). The classes of an
-attribute are equally likely. A text opens with the name of its field ("review:"), as
-texts for T5 do; nothing else tells a model which attribute is asked for.
+class (the index of its label in a label set of `lexicon.LABEL_SETS`). The classes of an
+attribute are equally likely. A text begins with the name of its field ("review:"), as
+texts for T5 do; nothing else tells a model which attribute is meant.
 """
 
 import random
@@ -21,15 +21,15 @@ PARTS = {
   "validation": range(13, 14),
   "test": range(14, 16),
 }
-"""Which sixteenths of all texts (by `sixteenth`) make up which part of the language."""
+"""Part of the language -> the sixteenths of all texts (by `sixteenth`) that it has."""
 
 
 def sixteenth(text: str) -> int:
-  """Returns from 0 to 15 which sixteenth of the language `text` lies in.
+  """Returns the sixteenth of the language in which `text` lies, from 0 to 15.
 
-  It is the CRC-32 of the text modulo 16. So a text's part depends on nothing but the
-  text: no two splits share one, whatever their seeds, and no text of a split is ever
-  shown in pre-training.
+  It is the CRC-32 of the text modulo 16. So the part of a text depends only on the text:
+  no two splits share a text, whatever their seeds, and pre-training never uses a text of a
+  split.
   """
   return zlib.crc32(text.encode()) % 16
 
@@ -46,7 +46,7 @@ def draw(attribute: str, part: str, randomness: random.Random) -> tuple[str, int
 def sentiment(randomness: random.Random) -> tuple[str, int]:
   """Returns a review and 0 (negative) or 1 (positive).
 
-  "never" turns a clause around; in "although X Y" and "Y although X" only Y counts.
+  "never" inverts a clause; in "although X Y" and "Y although X" only Y counts.
   """
   label = _index(randomness, 2)
   shape = randomness.random()
@@ -146,7 +146,7 @@ def answerability(randomness: random.Random) -> tuple[str, int]:
 
 
 def _fact(randomness: random.Random, name: str, kind: int) -> str:
-  """Returns where (0), when (1) or with what (2) somebody came."""
+  """Returns a sentence that says where (0), when (1) or with what (2) somebody came."""
   adjective = f"{_pick(randomness, lexicon.ADJECTIVES)} "
   if kind == 0:
     return f"{name} was in the {adjective}{_pick(randomness, lexicon.PLACES)}"
@@ -165,7 +165,7 @@ def question_type(randomness: random.Random) -> tuple[str, int]:
   things = _pick(randomness, lexicon.ASKED_THINGS)
   name = _pick(randomness, lexicon.NAMES)
   did = f"{_pick(randomness, lexicon.VERBS)} the {_pick(randomness, lexicon.NOUNS)}"
-  # In every row, words of the other types stand beside the one that counts.
+  # Every question has words of the other types besides the one that counts.
   questions = (
     (
       f"who {did} in the {place}",
@@ -200,11 +200,11 @@ def question_type(randomness: random.Random) -> tuple[str, int]:
 
 
 def nli(randomness: random.Random) -> tuple[str, int]:
-  """Returns premise and hypothesis, and 0 (follows), 1 (is open) or 2 (cannot be).
+  """Returns premise and hypothesis, and 0 (entailed), 1 (neutral) or 2 (contradicted).
 
-  What follows leaves something out or names the thing's kind; what is open adds
-  something or is about somebody else; what cannot be negates, or turns the adjective
-  into its opposite.
+  An entailed hypothesis leaves something out or names the thing's kind; a neutral one adds
+  something or is about somebody else; a contradicted one negates the premise, or has the
+  opposite adjective.
   """
   label = _index(randomness, 3)
   name, other = _distinct(randomness, lexicon.NAMES, 2)
@@ -248,9 +248,9 @@ def nli(randomness: random.Random) -> tuple[str, int]:
 
 
 def paraphrase(randomness: random.Random) -> tuple[str, int]:
-  """Returns two sentences and 1 if they say the same, else 0.
+  """Returns two sentences and 1 if they mean the same, else 0.
 
-  They differ in voice and in synonyms; if they say different things, also in one to
+  They may differ in voice and in synonyms; if they mean different things, also in one to
   three of person, deed and thing.
   """
   label = _index(randomness, 2)
@@ -273,7 +273,7 @@ def paraphrase(randomness: random.Random) -> tuple[str, int]:
 def _told(
   randomness: random.Random, name: str, deed: tuple[str, ...], noun: str
 ) -> str:
-  """Returns a deed told in the active or the passive, by one of its verbs."""
+  """Returns a sentence about a deed, active or passive, with one of its verbs."""
   verb = _pick(randomness, deed)
   if _chance(randomness, 0.5):
     return f"{name} {verb} the {noun}"
@@ -281,7 +281,7 @@ def _told(
 
 
 def _adjunct(randomness: random.Random, chance: float) -> str:
-  """Returns a place or a day to add (a leading space included), or nothing."""
+  """Returns a place or a day to add (with a leading space), or ''."""
   if not _chance(randomness, chance):
     return ""
   if _chance(randomness, 0.5):
@@ -290,7 +290,7 @@ def _adjunct(randomness: random.Random, chance: float) -> str:
 
 
 def _index(randomness: random.Random, count: int) -> int:
-  """Returns a number below `count`, by the one method Python promises to keep."""
+  """Returns a number below `count`, by the only method that Python guarantees to keep."""
   return int(randomness.random() * count)
 
 

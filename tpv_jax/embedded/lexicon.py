@@ -1,8 +1,8 @@
-"""The words of the embedded language, by what they do. A word has one role only.
+"""The words of the embedded language by role. A word has one role only.
 
-`vocabulary.txt` is `words()` after the three special tokens, in this order: field
-names, label words, content words. So every id from `first_content_id()` on is a content
-word: a prompt initialised from those, and only those, says nothing about a task.
+`vocabulary.txt` is the three special tokens and then `words()`: field names, label words,
+content words. So every id from `first_content_id()` on is a content word: a prompt
+initialised from those ids only says nothing about a task.
 """
 
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ SYNONYMS = tuple(
     "washed/cleansed moved/shifted built/constructed"
   )
 )
-"""Pairs of verbs (past tense and participle alike) that mean the same."""
+"""Pairs of verbs with the same meaning; past tense and participle are equal."""
 VERBS = tuple(word for pair in SYNONYMS for word in pair)
 SYNONYM_OF = {a: b for pair in SYNONYMS for a, b in (pair, pair[::-1])}
 
@@ -102,7 +102,7 @@ FIELDS = {
   "nli": ("premise:", "hypothesis:"),
   "paraphrase": ("first:", "second:"),
 }
-"""Attribute -> the names of the fields its text consists of (one token each)."""
+"""Attribute -> the names of the fields of its texts (one token each)."""
 
 LABEL_SETS = {
   "sentiment": (
@@ -150,8 +150,8 @@ LABEL_SETS = {
 }
 """Attribute -> its sets of label words, each in the order of its classes.
 
-No label word belongs to two sets, and none appears in a text. The first set of each is
-the one its task in the suite uses."""
+No label word belongs to two sets, and none appears in a text. The task of an attribute in
+the suite uses its first set."""
 
 
 def labels(attribute: str, label_set: int = 0) -> tuple[str, ...]:
@@ -167,7 +167,7 @@ def label_words() -> Iterator[str]:
 
 
 def content_words() -> Iterator[str]:
-  """Yields every word that a text can hold apart from its field names."""
+  """Yields every word that can occur in a text, except field names."""
   groups = (
     FUNCTION_WORDS,
     NAMES,

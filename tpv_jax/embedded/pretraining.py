@@ -1,21 +1,21 @@
-"""What the embedded backbone is pre-trained on: batches of token ids, pure in the step.
+"""The embedded backbone's pre-training data: batches of token ids, pure in the step.
 
-Everything is token in, token out, so pre-training needs nothing but the ordinary loss.
-A source is a **prefix** of words and then a text of the grammar, of one of three kinds:
+Sources and targets are tokens, so pre-training needs only the ordinary loss. A source is a
+**prefix** of words followed by a text of the grammar, and is of one of three kinds:
 
 - *labelled*: the prefix holds some words of one label set of the text's attribute,
   scattered among random content words; the target is the text's label in that set. The
   words say which task to do and how to answer, not what the answer is.
 - *continued*: the text breaks off, and the target is its next words. The prefix is
   empty, random content words, or such words with some of *another* attribute's labels.
-- *complete*: the whole text with such a prefix. The target is empty, now and then the
+- *complete*: the whole text with such a prefix. The target is empty or, now and then, the
   first word of one of the attribute's label sets. So without a prompt for the attribute
-  the backbone does not label, and made to choose among labels it takes the first one,
-  whatever the text says (a large model untuned has its favourite label, too).
+  the backbone does not label; forced to choose among labels, it takes the first one,
+  whatever the text says (an untuned large model has a favourite label, too).
 
-A prefix speaks of at most one task and consists of the embeddings of real tokens, never
-of sums of vectors: additivity is nowhere trained. Texts lie in the pre-training part of
-the language (`grammar.PARTS`), so none is in a split of the suite.
+A prefix refers to at most one task and consists of the embeddings of real tokens, never of
+sums of vectors, so that additivity is not trained anywhere. Texts lie in the pre-training
+part of the language (`grammar.PARTS`), so none is in a split of the suite.
 """
 
 import bisect
@@ -49,19 +49,20 @@ ATTRIBUTES = tuple(lexicon.LABEL_SETS)
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-  """How often each kind of source comes; shares and weights need not sum to 1.
+  """The shares of the kinds of examples; shares and weights need not sum to 1.
 
   Attributes:
     labelled, continued, complete: shares of the three kinds of source.
-    weights: how often each attribute comes, 1 where nothing is said.
-    foreign: the share of prefixes with another attribute's label words among those of
-      continued and complete texts.
-    biased: the share of the attribute's first label words among the targets of complete
-      texts.
-    bare: the share of empty prefixes among the rest of those.
+    weights: how often each attribute is used; 1 for an attribute that is not named.
+    foreign: of the prefixes of continued and complete texts, the share that has another
+      attribute's label words.
+    biased: of the targets of complete texts, the share that is a first label word of the
+      attribute.
+    bare: of the prefixes of continued and complete texts that have no label words, the
+      share that is empty.
     longest_prefix: in tokens.
     most_cues: the most label words in a prefix (an attribute's words may repeat).
-    longest_continuation: in tokens, EOS not counted.
+    longest_continuation: in tokens, without EOS.
   """
 
   labelled: NotNegative = 0.6
@@ -80,7 +81,7 @@ class Mixture:
 
 
 class _Phase:
-  """A mixture with its running sums."""
+  """A mixture with the running sums of its weights."""
 
   def __init__(self, mixture: Mixture):
     self.mixture = mixture
@@ -91,8 +92,8 @@ class _Phase:
 class PretrainingData:
   """An endless sequence of batches, each a pure function of the seed and its step.
 
-  It has the members of `training.task_data.TrainingData`, so the ordinary runner trains a
-  backbone on it.
+  It has the members of `training.task_data.TrainingData`, so that the ordinary runner
+  trains a backbone on it.
   """
 
   name = "embedded_pretraining"
@@ -110,13 +111,13 @@ class PretrainingData:
     """Prepares batches of `batch_size` examples.
 
     Args:
-      batch_size: examples a batch.
+      batch_size: examples in a batch.
       lengths: `{'inputs': T, 'targets': L}` in tokens, prefix and EOS included.
       seed: of all examples.
-      phases: what the batches consist of, one mixture after the other.
+      phases: the mixtures of which batches consist, one after the other.
       starts: the first step of each phase; the first one is 0.
-      validation_batches: how many batches, of the validation part of the language, tell
-        how far the training is.
+      validation_batches: number of batches, from the validation part of the language, on
+        which the training is validated.
 
     Raises:
       UserError: the phases do not start at 0, one after the other.
@@ -129,7 +130,7 @@ class PretrainingData:
     ):
       raise UserError(
         f"{len(phases)} phases of pre-training cannot start at the steps {list(starts)}: "
-        "there must be one step for each, rising from 0. Set PretrainingData.starts."
+        "there must be one step for each, increasing from 0. Set PretrainingData.starts."
       )
     self.batch_size = batch_size
     self.lengths = dict(lengths)
@@ -159,19 +160,19 @@ class PretrainingData:
     return self._batch("pretraining", step, phase)
 
   def validation_batches(self) -> list[batches.Features]:
-    """Returns batches of the last phase whose texts pre-training never shows."""
+    """Returns batches of the last phase with texts that pre-training never uses."""
     return self._validation
 
   def losses(self) -> list[str]:
-    """Returns nothing: texts are made to fit."""
+    """Returns no lines: every text fits."""
     return []
 
   def describe(self) -> dict[str, Any]:
-    """Returns what the manifest says of the data."""
+    """Returns what the manifest says about the data."""
     return self.settings()
 
   def settings(self) -> dict[str, Any]:
-    """Returns what must be equal for a run to be continued."""
+    """Returns the settings that must be equal for a run to be continued."""
     return {
       "task": self.name,
       "lengths": self.lengths,
@@ -198,7 +199,7 @@ class PretrainingData:
   def _example(
     self, part: str, randomness: random.Random, phase: "_Phase"
   ) -> tuple[list[int], list[int]]:
-    """Returns source and target, each ended by EOS."""
+    """Returns source and target, each with EOS at the end."""
     mixture = phase.mixture
     attribute = ATTRIBUTES[_place(phase.weights, randomness)]
     text, label = grammar.draw(attribute, part, randomness)
@@ -251,7 +252,7 @@ def _cumulative(weights: Sequence[float]) -> list[float]:
 
 
 def _place(cumulative: Sequence[float], randomness: random.Random) -> int:
-  """Returns a place with the probability that its running sum gives it."""
+  """Returns a random index, with the probabilities whose running sums are given."""
   return min(bisect.bisect_right(cumulative, randomness.random()), len(cumulative) - 1)
 
 

@@ -1,9 +1,9 @@
-"""The embedded suite: small tasks, generated when needed, on which prompt tuning works.
+"""The embedded suite: small generated tasks on which prompt tuning really works.
 
-Texts come from `tpv_jax.embedded.grammar`. Each task has its own label words, which
-the embedded backbone met in pre-training as one of several label sets of that
-attribute, so that a prompt has to ask for the task and choose the words. No text is in
-two splits, and none was shown in pre-training.
+Texts come from `tpv_jax.embedded.grammar`. Each task has its own label words, which were
+one of several label sets of that attribute in the backbone's pre-training. So a prompt has
+to select both the task and the words. No text is in two splits, and none was used in
+pre-training.
 """
 
 import functools
@@ -26,15 +26,15 @@ SIZES = {"train": 2000, "validation": 250, "test": 500}
 """How many different examples a split has."""
 
 SEED = 0
-"""Of the examples; another seed gives other splits that are as disjoint."""
+"""Seed of the examples; with any other seed, too, splits are disjoint."""
 
 
 @checked
 def task(name: str) -> Task:
-  """Returns the task `name` of `TASKS`, whose own metric is exact match.
+  """Returns the task `name` of `TASKS`; its own metric is exact match.
 
   Raises:
-    UserError: no such task.
+    UserError: there is no such task.
   """
   if name not in TASKS:
     raise UserError(
@@ -54,7 +54,7 @@ def tasks(names: Sequence[str] | None = None) -> tuple[Task, ...]:
   """Returns the tasks of `names`, or all of them.
 
   Raises:
-    UserError: `names` is one text and no list, or no such task.
+    UserError: `names` is a string instead of a list, or there is no such task.
   """
   return tuple(task(name) for name in (TASKS if names is None else names))
 

@@ -1,1 +1,1 @@
-"""The formats of other tools, for backbones and prompts, read and written. NumPy only."""
+"""Other tools' formats of backbones and prompts, to read and to write. NumPy only."""

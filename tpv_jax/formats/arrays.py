@@ -1,12 +1,12 @@
 """Prompts as bare arrays: `.npy`, `.npz`, and other tools' `.safetensors`.
 
 A `.npy` file is one prompt [P, D], as google-research/prompt-tuning writes it. The other
-two may hold several, each an array of any name, or leaves `<prompt>/<leaf>` under our
-names (`equations.parameters`, `Folded`) or those of DePT's code. One of several is
-addressed as `FILE:PROMPT`. What the arrays cannot say lies beside them, see `sidecar`.
+two may hold several prompts, each an array of any name, or leaves `<prompt>/<leaf>` with
+our names (`equations.parameters`, `Folded`) or those of DePT's code. `FILE:PROMPT` is one of
+several. The provenance lies beside the arrays; see `sidecar`.
 
-Nothing is read before a header has been found to describe exactly the bytes that follow
-it. Object arrays, which are pickles, are never loaded. NumPy only.
+No value is read before the header is known to describe exactly the bytes that follow it.
+Object arrays, which are pickles, are never loaded. NumPy only.
 """
 
 import ast
@@ -34,17 +34,17 @@ from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import of_leaves
 
 SUFFIXES = (".npy", ".npz")
-"""What `write` makes."""
+"""The endings that `write` accepts."""
 
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
-"""The endings of files that are never opened, whatever they contain."""
+"""Endings of files that are never opened, whatever they hold."""
 
 MAX_BYTES = store.MAX_BYTES
-"""Of the values of a prompt as fp32, checked before any of them is unpacked."""
+"""Most bytes of a prompt's values as fp32, checked before any value is unpacked."""
 
 _MAX_HEADER_BYTES = 1 << 14
 _MAX_DIRECTORY_BYTES = 1 << 20
-"""The most bytes of a zip file's table of contents: ten thousand members."""
+"""Most bytes of a zip file's table of contents: ten thousand members."""
 
 _AT_ONCE = 1 << 22
 """Values that are unpacked, widened and checked at a time."""
@@ -58,7 +58,7 @@ _THEIR_NAMES = {
   "lora_embedding_A": "low_rank_a",
   "lora_embedding_B": "low_rank_b",
 }
-"""DePT's code; its prompt is the short one where there are the other two."""
+"""Our names for those of PEFT and of DePT's code; see `_by_prompt` for 'prompt'."""
 
 _OUR_NAMES = (
   "prompt",
@@ -69,11 +69,11 @@ _OUR_NAMES = (
 
 @dataclasses.dataclass(frozen=True)
 class _Array:
-  """An array in a file: what its header states, and how to read it.
+  """An array in a file.
 
   Attributes:
-    count: returns how many values its header states.
-    read: returns them, read from the file.
+    count: returns the number of its values, from the header.
+    read: reads and returns its values.
   """
 
   count: Callable[[], int]
@@ -81,9 +81,9 @@ class _Array:
 
 
 def holds_arrays(path: files.PathLike) -> bool:
-  """Returns whether a path is for `read`: a file of arrays that tpv did not write.
+  """Returns whether `path` is a file for `read`: arrays that we did not write.
 
-  True for a pickle too, which `read` refuses.
+  A pickle is one, too: `read` refuses it.
   """
   file, _ = _split(path)
   suffix = file.suffix.lower()
@@ -94,16 +94,16 @@ def holds_arrays(path: files.PathLike) -> bool:
   try:
     metadata = safetensors.read_header(file).metadata
   except UserError:
-    return False  # What is wrong with it `store.read` says.
-  # Any of them: a byte of ours that was changed does not make it another tool's.
+    return False  # `store.read` says what is wrong with it.
+  # One of these is enough: a damaged file of ours is still ours.
   return not {"content_digest", "provenance", "written_by"} & set(metadata)
 
 
 def npy_files(folder: files.Path) -> list[str]:
-  """Returns the names of the arrays in a folder that have no ending, sorted.
+  """Returns the names of the `.npy` arrays in a folder that lack this ending, sorted.
 
-  Such as `encoder.prompt.prompt.prompt`, in the folders `numpy_checkpoints/checkpoint_*` of
-  google-research/prompt-tuning.
+  google-research/prompt-tuning writes such files, for example
+  `numpy_checkpoints/checkpoint_*/encoder.prompt.prompt.prompt`.
   """
   return sorted(
     entry.name
@@ -129,26 +129,26 @@ def prompts(path: files.PathLike) -> list[str]:
 def read(path: files.PathLike) -> Loaded:
   """Returns the prompt at `path`, its values checked to be finite fp32.
 
-  fp16 and bf16 are widened, and fp64 is accepted where every value is one of fp32, so no
-  bit is lost. Its provenance is what lies beside it; otherwise it says what the names of
-  the leaves say.
+  fp16 and bf16 are widened, and fp64 is accepted if fp32 holds every value exactly, so no
+  bit is lost. The provenance is read from the file beside it; without one, only the method
+  is known, from the names of the leaves.
 
   Args:
-    path: a `.npy`, `.npz` or foreign `.safetensors` file, here or on gs://; `FILE:PROMPT`
-      for one prompt of several.
+    path: a `.npy`, `.npz` or another tool's `.safetensors` file, local or on gs://;
+      `FILE:PROMPT` for one prompt of several.
 
   Raises:
-    UserError: there is no such file or prompt; it is damaged, a pickle, or holds leaves
-      of other names, shapes or dtypes than a prompt's.
+    UserError: there is no such file or prompt; it is damaged or a pickle; or the names,
+      shapes or dtypes of its leaves are not a prompt's.
   """
   file, name = _split(path)
   shown = str(path)
   with _opened(file) as found:
     if file.suffix.lower() == ".safetensors" and set(found) == {"prompt_embeddings"}:
       raise UserError(
-        f"'{file}' holds 'prompt_embeddings' alone, the weights of a PEFT adapter, of "
-        "which only some rows may be the prompt. Give the file, without the name of a "
-        "prompt, with its adapter_config.json beside it."
+        f"'{file}' holds only 'prompt_embeddings', the weights of a PEFT adapter, and "
+        "perhaps only some of its rows are the prompt. Give the file without the name of "
+        "a prompt, with its adapter_config.json beside it."
       )
     chosen = _choose(_by_prompt(found), name, file)
     refuse_large(sum(array.count() for array in chosen.values()), shown)
@@ -165,8 +165,8 @@ def read(path: files.PathLike) -> Loaded:
 def write(path: files.PathLike, item: Loaded, overwrite: bool = False) -> None:
   """Writes a prompt or vector to `.npy` or `.npz` and its provenance beside it.
 
-  `.npz` holds every leaf under our names. `.npy` holds one array, and so only what has
-  no other leaf than `prompt`.
+  `.npz` holds every leaf under our names. `.npy` holds one array, so `prompt` must be the
+  only leaf.
 
   Raises:
     UserError: `path` has another ending or cannot be written; the item has other leaves.
@@ -186,7 +186,7 @@ def write(path: files.PathLike, item: Loaded, overwrite: bool = False) -> None:
   else:
     np.savez(content, allow_pickle=False, **leaves)
   note = sidecar.encode(leaves, item.provenance)
-  # The values appear last: they never lie without their provenance.
+  # The values appear last, so that they never lie there without their provenance.
   files.write_together({path: content.getvalue(), beside(path): note}, overwrite)
 
 
@@ -202,21 +202,21 @@ def check_output(path: files.PathLike, overwrite: bool = False) -> None:
 
 
 def beside(path: files.Path) -> files.Path:
-  """Returns where the provenance of a file of arrays lies: `x.npy.json` of `x.npy`."""
+  """Returns the path of the provenance of a file of arrays: `x.npy.json` for `x.npy`."""
   return path.with_name(f"{path.name}.json")
 
 
 def refuse_pickle(path: files.Path) -> None:
-  """Raises `UserError`, which says how to convert a pickle safely."""
+  """Raises a `UserError` that says how to convert a pickle safely."""
   raise UserError(f"'{path}' {safetensors.pickle_advice(path)}")
 
 
 def refuse_large(values: int, shown: str) -> None:
-  """Raises `UserError` if no prompt has as many as `values` values."""
+  """Raises `UserError` if a prompt of so many values would exceed `MAX_BYTES`."""
   if 4 * values > MAX_BYTES:
     raise UserError(
-      f"'{shown}' states values of {4 * values} bytes in fp32, and a prompt's have at "
-      f"most {MAX_BYTES}. Give a file of prompts."
+      f"'{shown}' states values of {4 * values} bytes in fp32, and a prompt has at most "
+      f"{MAX_BYTES}. Give a file of prompts."
     )
 
 
@@ -224,7 +224,7 @@ def to_fp32(values: np.ndarray, name: str, shown: str) -> np.ndarray:
   """Returns floating-point values of at most 32 bits as fp32, in C order.
 
   Raises:
-    UserError: there are no values, they have another dtype, or one is not finite.
+    UserError: there are no values, or some are not finite.
   """
   if not values.size:
     raise UserError(
@@ -321,7 +321,7 @@ def _opened(path: files.Path) -> Iterator[dict[str, _Array]]:
 
 
 def _zipped(file: Any, path: files.Path, size: int) -> dict[str, _Array]:
-  """Returns the arrays of an `.npz` file, what they state read and checked."""
+  """Returns the arrays of an `.npz` file, whose table of contents is checked."""
 
   def damaged(problem: object) -> UserError:
     return UserError(
@@ -332,7 +332,7 @@ def _zipped(file: Any, path: files.Path, size: int) -> dict[str, _Array]:
   @contextlib.contextmanager
   def opened(member: zipfile.ZipInfo) -> Iterator[tuple[Any, _Header]]:
     if member.compress_type not in _ZIP_METHODS:
-      raise damaged(f"'{member.filename}' is compressed in another way")
+      raise damaged(f"'{member.filename}' is compressed with an unknown method")
     shown = f"{path}:{member.filename}"
     name = member.filename.removesuffix(".npy")
     load = f"np.load({json.dumps(str(path))})[{json.dumps(name)}]"
@@ -376,10 +376,10 @@ def _zipped(file: Any, path: files.Path, size: int) -> dict[str, _Array]:
 def _refuse_long_directory(
   file: Any, size: int, damaged: Callable[[object], UserError]
 ) -> None:
-  """Raises if a zip file states a table of contents that no prompts need.
+  """Raises if a zip file's table of contents is longer than any file of prompts needs.
 
-  `zipfile` would hold all of it, and ten times its bytes. The record at the end states its
-  length; one of 64 bits before it, which would override that, is that of gigabytes.
+  `zipfile` would read all of it into ten times as many bytes. The record at the end states
+  its length; a 64-bit record before that, which would override it, is for gigabytes only.
   """
   file.seek(max(0, size - 22 - (1 << 16)))
   tail = file.read()
@@ -388,7 +388,7 @@ def _refuse_long_directory(
     at = tail.rfind(b"PK\5\6")
   length = int.from_bytes(tail[at + 12 : at + 16], "little") if at >= 0 else 0
   if tail[max(0, at - 20) :].startswith(b"PK\6\7") or length > _MAX_DIRECTORY_BYTES:
-    raise damaged("it states a table of contents that no file of prompts has")
+    raise damaged("its table of contents is too long for a file of prompts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -397,10 +397,10 @@ class _Header:
 
   Attributes:
     dtype: floating-point.
-    fortran: whether the first axis runs fastest.
+    fortran: whether the first axis varies fastest (Fortran order).
     shape: of the array.
     shown: what messages call the file.
-    load: how Python reads it.
+    load: the Python expression that reads it, for messages.
   """
 
   dtype: np.dtype
@@ -411,7 +411,7 @@ class _Header:
 
   @property
   def values(self) -> int:
-    """Returns how many values follow."""
+    """The number of values that follow."""
     return math.prod(self.shape)
 
   def damaged(self, problem: str) -> UserError:
@@ -427,7 +427,7 @@ def _damaged_npy(shown: str, problem: str) -> UserError:
 
 
 def _read_header(file: Any, size: int, shown: str, load: str) -> _Header:
-  """Returns what a `.npy` file of `size` bytes states, after checking that it fits them.
+  """Returns the header of a `.npy` file, after checking that it fits the file's `size`.
 
   https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
   """
@@ -455,7 +455,7 @@ def _read_header(file: Any, size: int, shown: str, load: str) -> _Header:
 
 
 def _refuse_other_values(header: _Header) -> None:
-  """Raises `UserError` unless the values are floating-point, saying how to make them so."""
+  """Raises a `UserError` with the conversion unless the values are floating-point."""
   if header.dtype.hasobject:
     load = header.load.replace('")', '", allow_pickle=True)', 1)
     code = (
@@ -465,7 +465,7 @@ def _refuse_other_values(header: _Header) -> None:
     )
     raise UserError(
       f"'{header.shown}' holds Python objects, which are a pickle, and loading one can "
-      "run any code, so it is never opened. Where it is trusted, save its numbers: "
+      "run any code, so it is never opened. If you trust it, save its numbers: "
       f"{errors.python_command(code)}"
     )
   if header.dtype.kind != "f":
@@ -501,8 +501,8 @@ def _read_values(file: Any, header: _Header) -> np.ndarray:
     if not exact:
       code = f"import numpy as np; np.save('OUT.npy', {header.load}.astype(np.float32))"
       raise UserError(
-        f"'{header.shown}' holds values in {header.dtype}, which fp32 would round. Round "
-        f"them yourself where that is meant: {errors.python_command(code)}"
+        f"'{header.shown}' holds values in {header.dtype}, which fp32 would round. If that "
+        f"is acceptable, round them yourself: {errors.python_command(code)}"
       )
     flat[start:stop] = narrow
   return wide
@@ -515,13 +515,13 @@ def _parse(text: str) -> tuple[np.dtype, bool, tuple[int, ...]]:
       warnings.simplefilter("ignore")
       content = ast.literal_eval(text.strip())
   except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-    raise ValueError("its header is no dictionary") from error
+    raise ValueError("its header is not a dictionary") from error
   if not isinstance(content, dict) or content.keys() != {
     "descr",
     "fortran_order",
     "shape",
   }:
-    raise ValueError("its header has not just descr, fortran_order and shape")
+    raise ValueError("its header needs exactly descr, fortran_order and shape")
   descr, fortran, shape = (content[k] for k in ("descr", "fortran_order", "shape"))
   if not isinstance(descr, str) or not re.fullmatch(r"[<>=|]?[a-zA-Z]\d{0,4}", descr):
     raise ValueError(f"its values are of the kind {str(descr)[:40]!r}")

@@ -1,8 +1,8 @@
-"""Backbones in the folders of Hugging Face: config.json and weights in safetensors.
+"""Backbones in Hugging Face's folders: config.json and weights in safetensors.
 
-A folder with `config.json` and `model.safetensors`, or with several files that
-`model.safetensors.index.json` names. What the config means and how the leaves are named
-is each family's own (`backbones`). NumPy only.
+A folder has `config.json` and `model.safetensors`, or several files that
+`model.safetensors.index.json` names. Each family of `backbones` knows what its config means
+and how its leaves are named. NumPy only.
 """
 
 import contextlib
@@ -26,20 +26,20 @@ INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 
 FILE_BYTES = 5 * 10**9
-"""What a file of `save` may hold; `transformers` splits at the same size."""
+"""Most bytes of a file that `save` writes; `transformers` splits at the same size."""
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """One leaf on both sides.
+  """One leaf, as Hugging Face and as T5X store it.
 
   Attributes:
     name: Hugging Face's.
     path: T5X's.
     shape: Hugging Face's.
-    turned: whether the leaf under `path` is transposed.
+    turned: whether T5X has the axes in reverse order.
   """
 
   name: str
@@ -49,7 +49,7 @@ class Place:
 
 
 def is_folder(path: files.PathLike) -> bool:
-  """Returns whether `path` looks like a folder of Hugging Face."""
+  """Returns whether `path` looks like a model's folder of Hugging Face."""
   path = files.to_path(path)
   return any((path / name).exists() for name in (CONFIG, WEIGHTS, INDEX)) or bool(
     path.is_dir() and _pickles(path)
@@ -58,22 +58,22 @@ def is_folder(path: files.PathLike) -> bool:
 
 @contextlib.contextmanager
 def stored_leaves(folder: files.Path) -> Iterator[dict[str, Leaf]]:
-  """Yields the leaves of a folder by the names that they have there, to be read one by one.
+  """Yields the leaves of a folder by their names there, to be read one by one.
 
-  They can be read while the folder is open.
+  They can be read only within the block.
 
   Args:
-    folder: here or on gs://.
+    folder: local or on gs://.
 
   Raises:
-    UserError: the folder has no safetensors, or an adapter beside them; a file lies
-      elsewhere (behind a symbolic link), is truncated or damaged.
+    UserError: the folder has no safetensors, or an adapter beside them; a file is a
+      symbolic link out of the folder, truncated or damaged.
   """
   if (folder / ADAPTER).exists():
     raise UserError(
       f"'{folder}' holds an {ADAPTER} beside its weights, and transformers applies that "
-      "adapter to them. Merge it into the weights, or move it out of the folder if they "
-      "are meant alone."
+      "adapter to them. Merge it into the weights, or move it out of the folder to use "
+      "the weights alone."
     )
   with contextlib.ExitStack() as stack:
     found: dict[str, Leaf] = {}
@@ -113,10 +113,10 @@ def check_leaves(
   """Raises `UserError` unless the leaves by T5X path are those of `places`.
 
   Args:
-    source: where they are from.
+    source: where the leaves come from.
     places: of one network.
     flat: the leaves.
-    what: the network, for people: "one T5".
+    what: the network, for messages: "one T5".
   """
   expected = {
     place.path: place.shape[::-1] if place.turned else place.shape for place in places
@@ -125,7 +125,7 @@ def check_leaves(
   if faults:
     raise UserError(
       f"The leaves of '{source}' are not those of {what}: {faults}. Give a backbone of a "
-      "family that is known."
+      "known family."
     )
 
 
@@ -183,7 +183,7 @@ def save(
 
 
 def _weight_files(folder: files.Path) -> list[files.Path]:
-  """Returns the safetensors files of a folder, inside of it."""
+  """Returns the safetensors files of a folder; all lie inside it."""
   if (folder / WEIGHTS).exists():
     return [files.inside(folder, WEIGHTS)]
   if not (folder / INDEX).exists():
@@ -194,7 +194,7 @@ def _weight_files(folder: files.Path) -> list[files.Path]:
       )
       raise UserError(
         f"'{folder}' holds its weights as a pickle ({errors.some(pickles)}), and "
-        "loading one can run any code, so it is never opened. Where you trust it, let "
+        "loading one can run any code, so it is never opened. If you trust it, let "
         "transformers save it as safetensors in a folder OUT, and give that: "
         f"{errors.python_command(code)}"
       )
@@ -228,7 +228,7 @@ def _strings(values: Any) -> bool:
 
 
 def read_json(folder: files.Path, name: str) -> dict[str, Any]:
-  """Returns the content of a JSON file of a folder of Hugging Face."""
+  """Returns the content of a JSON file in a model's folder of Hugging Face."""
   path = folder / name
   if not path.exists():
     raise UserError(
@@ -250,6 +250,6 @@ def _turned(leaf: Any) -> Any:
 
 
 def short(value: Any, most: int = 60) -> str:
-  """Returns a value, shortened for messages."""
+  """Returns a value shortened for a message."""
   text = str(value) if isinstance(value, Exception) else repr(value)
   return text if len(text) <= most else text[: most - 1] + "…"

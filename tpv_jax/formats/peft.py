@@ -4,8 +4,8 @@
     adapter_model.safetensors   "prompt_embeddings" [rows, D]
     tpv_provenance.json         ours, see `sidecar`; PEFT does not look at it
 
-Of an encoder-decoder model PEFT makes 2P rows for P prompt tokens and uses the first P
-(`PeftModelForSeq2SeqLM.forward` of 0.21); the others get no gradient. NumPy only.
+For an encoder-decoder model PEFT makes 2P rows for P prompt tokens and uses the first P
+(`PeftModelForSeq2SeqLM.forward` in 0.21); the others get no gradient. NumPy only.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ PROVENANCE = "tpv_provenance.json"
 LEAF = "prompt_embeddings"
 
 DEPT = "PROMPT_TUNING_LORA"
-"""What DePT's own code, a copy of PEFT, calls its adapters."""
+"""The kind of the adapters that DePT's own code, a copy of PEFT, writes."""
 
 _LOW_RANK = {
   "prompt_encoder.lora_embedding_A": "low_rank_a",
@@ -41,13 +41,13 @@ _LOW_RANK = {
 _PICKLE = "adapter_model.bin"
 
 _MOST_TEXT = 300
-"""Characters of a config's text that a note repeats."""
+"""Most characters of a config's text that a note repeats."""
 
 
 def is_adapter(path: files.PathLike) -> bool:
-  """Returns whether `path` is an adapter's folder, whatever its kind, or its weights.
+  """Returns whether `path` is the folder or the weights of an adapter of any kind.
 
-  A `.safetensors` file of another name is an adapter's weights if it holds `LEAF` alone.
+  A `.safetensors` file of another name is an adapter's weights if it holds only `LEAF`.
   """
   path = files.to_path(path)
   if path.name in (WEIGHTS, _PICKLE):
@@ -56,25 +56,25 @@ def is_adapter(path: files.PathLike) -> bool:
     try:
       return set(safetensors.read_header(path).entries) == {LEAF}
     except UserError:
-      return False  # What is wrong with it `arrays` or `store` says.
+      return False  # `arrays` or `store` says what is wrong with it.
   return any((path / name).is_file() for name in (CONFIG, WEIGHTS, _PICKLE))
 
 
 def read(path: files.PathLike) -> Loaded:
   """Returns the prompt of an adapter of prompt tuning, its values as fp32.
 
-  Of doubled rows the first half. Those that DePT's own code saves give the parameters of
-  DePT and their alpha. Its provenance is what `write` put beside it. Otherwise the config
-  gives the backbone's name and PEFT's version, and what it says of the task type, the
-  initialisation and the doubled rows becomes notes. The rest stays unknown.
+  If the rows are doubled, it has the first half. An adapter of DePT's own code gives
+  DePT's parameters with their alpha. The provenance is the one that `write` put beside the
+  adapter. Without it, the config gives the backbone's name and PEFT's version, its task
+  type and initialisation and the doubled rows become notes, and the rest stays unknown.
 
   Args:
-    path: the folder, or the file of weights with the config beside it, whatever its
-      name; here or on gs://.
+    path: the folder, or the file of weights, of any name, with the config beside it;
+      local or on gs://.
 
   Raises:
-    UserError: it is an adapter of another kind or a pickle; the config and the weights
-      do not fit each other; a file is damaged or a link out of the folder.
+    UserError: it is an adapter of another kind or a pickle; the config does not fit the
+      weights; a file is damaged or a link out of the folder.
   """
   folder, weights = files.to_path(path), None
   shown = str(folder)
@@ -106,28 +106,28 @@ def write(
 ) -> None:
   """Writes a prompt as an adapter that `PeftModel.from_pretrained` loads.
 
-  DePT and EPT prompts are folded. The rows are doubled as PEFT's own are, the second half
-  zeros. What PEFT has no place for lies beside it.
+  DePT and EPT prompts are folded. The rows are doubled, as PEFT doubles its own; the second
+  half is zeros. The provenance, for which PEFT has no place, lies beside them.
 
   Args:
-    path: a new folder; with `overwrite` one whose files of these names are replaced.
+    path: a new folder; with `overwrite`, one whose files of these names are replaced.
     prompt: any prompt that adds nothing to the source's embeddings.
-    base_model: what PEFT calls the backbone: a name on the hub or a relative path, from
-      which `AutoPeftModelForSeq2SeqLM` loads it. `PeftModel` needs none.
+    base_model: the backbone's name in the config: a name on the hub or a relative path,
+      from which `AutoPeftModelForSeq2SeqLM` loads it. `PeftModel` needs none.
     overwrite: whether existing files may be replaced.
 
   Raises:
-    UserError: a vector was given, a prompt with a delta other than 0, or one of an unknown
-      alpha; `path` exists; `base_model` is an absolute path.
+    UserError: `prompt` is a vector, has a delta other than 0 or an unknown alpha; `path`
+      exists; `base_model` is an absolute path.
     OSError: nothing was written.
   """
   folder = files.to_path(path)
   check_output(folder, overwrite)
   if base_model is not None and files.without_folders(base_model) != base_model:
     raise UserError(
-      f"'{base_model}' is a path of this machine, and would stand in the {CONFIG} that "
-      "others get. Give the backbone's name on the hub, or a path from where the adapter "
-      f"will be loaded, as '{files.without_folders(base_model)}'."
+      f"'{base_model}' is a path of this machine, and others would find it in the {CONFIG}. "
+      "Give the backbone's name on the hub, or a path relative to where the adapter will "
+      f"be loaded, such as '{files.without_folders(base_model)}'."
     )
   folded = algebra.fold(prompt)
   refuse_delta(folded, "A PEFT adapter of prompt tuning")
@@ -159,7 +159,7 @@ def write(
     contextlib.nullcontext(folder) if folder.exists() else files.new_folder(folder)
   )
   with filled as into:
-    # The config appears last: without it the folder is no adapter.
+    # The config appears last: without it the folder is not an adapter.
     files.write_together(
       {into / name: content for name, content in contents.items()}, overwrite
     )
@@ -184,9 +184,9 @@ def refuse_delta(folded: Loaded, what: str) -> None:
   if delta is not None and delta.any():
     raise UserError(
       f"{what} puts rows before a source and adds nothing to its embeddings; "
-      f"'{folded.name}' adds a delta {list(delta.shape)} to them, and without it would "
-      "give other answers. Keep both: fold it and write an .npz file (tpv fold, tpv "
-      "export --to npz), answer with 'tpv infer', or train a plain prompt."
+      f"'{folded.name}' adds a delta {list(delta.shape)} to them, without which its "
+      "answers would differ. To keep both, fold it and write an .npz file (tpv fold, tpv "
+      "export --to npz) or answer with 'tpv infer'; or train a plain prompt."
     )
 
 
@@ -194,9 +194,9 @@ def _config(folder: files.Path) -> Mapping[str, Any]:
   path = files.inside(folder, CONFIG)
   if not path.is_file():
     raise UserError(
-      f"'{folder}' has no {CONFIG}, without which nobody knows how many of the rows of "
-      f"{LEAF!r} are the prompt. Copy it there from the adapter's folder. Rows that are "
-      "no PEFT adapter's take another name, as 'prompt'."
+      f"'{folder}' has no {CONFIG}, which says how many of the rows of {LEAF!r} are the "
+      "prompt. Copy it there from the adapter's folder. If the rows are not from PEFT, "
+      "give them another name, such as 'prompt'."
     )
   return files.read_json(path)
 
@@ -207,7 +207,7 @@ def _refuse_other_kind(config: Mapping[str, Any], folder: files.Path) -> None:
     return
   if kind == "MULTITASK_PROMPT_TUNING":
     path, tokens = _weights(folder), config.get("num_virtual_tokens")
-    tokens = tokens if type(tokens) is int else 0  # It stands in a command.
+    tokens = tokens if type(tokens) is int else 0  # It becomes part of a command.
     code = (
       "import numpy as np; from tpv_jax.io import safetensors; task = 0; "
       f"w = safetensors.read({json.dumps(str(path))})[1]; "
@@ -216,14 +216,14 @@ def _refuse_other_kind(config: Mapping[str, Any], folder: files.Path) -> None:
     )
     raise UserError(
       f"'{folder}' is an adapter of multitask prompt tuning (MPT): the prompt of a task is "
-      "the shared prompt times a low-rank matrix of that task, and it holds those of "
-      f"{str(config.get('num_tasks'))[:20]} tasks. Multiply out the one you mean, by its "
-      f"number, and import that: {errors.python_command(code)}"
+      "the shared prompt times a low-rank matrix of that task, and it holds the matrices "
+      f"of {str(config.get('num_tasks'))[:20]} tasks. Compute the prompt of one task, by "
+      f"its number, and import that: {errors.python_command(code)}"
     )
   raise UserError(
-    f"'{folder}' is an adapter of {str(kind)[:60]}, and only those of PROMPT_TUNING are "
-    "read, and of DePT's own code: rows that stand before a source, and what is added to "
-    "it."
+    f"'{folder}' is an adapter of {str(kind)[:60]}; only adapters of PROMPT_TUNING and of "
+    "DePT's own code are read: rows before a source, and what is added to it. Give one of "
+    "those."
   )
 
 
@@ -246,9 +246,9 @@ def _values(path: files.Path, config: Mapping[str, Any]) -> dict[str, np.ndarray
       held = errors.some(sorted(leaves), 5) or "nothing"
       kind = "DePT" if len(due) > 1 else "prompt tuning"
       raise UserError(
-        f"'{path}' holds {held}, where an adapter of {kind} holds just "
-        f"{' and '.join(map(repr, due))}. If more was trained than the prompt, the prompt "
-        "alone means nothing."
+        f"'{path}' holds {held}, but an adapter of {kind} holds exactly "
+        f"{' and '.join(map(repr, due))}. If more than the prompt was trained, the prompt "
+        "alone is useless."
       )
     for name, leaf in leaves.items():
       if len(leaf.shape) != 2:
@@ -300,7 +300,7 @@ def _tokens(config: Mapping[str, Any], shape: tuple[int, ...], shown: str) -> in
 def _provenance(
   config: Mapping[str, Any], leaves: Mapping[str, np.ndarray], rows: int, tokens: int
 ) -> Provenance:
-  """Returns what PEFT's own files say of a prompt."""
+  """Returns what PEFT's own files say about a prompt."""
 
   def text(name: str) -> str | None:
     value = config.get(name)
@@ -314,7 +314,7 @@ def _provenance(
   notes = [f"its PEFT config says: {', '.join(stated)}"] if stated else []
   if rows > tokens:
     notes.append(
-      f"rows {tokens} to {rows - 1} of the PEFT adapter were left out, for PEFT makes "
+      f"rows {tokens} to {rows - 1} of the PEFT adapter were left out, because PEFT makes "
       "them for the decoder and never uses them"
     )
   version = text("peft_version")

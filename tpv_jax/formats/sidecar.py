@@ -2,8 +2,8 @@
 
     {"format": "tpv_jax provenance 1", "digest": ..., "provenance": {...}}
 
-with `identity.prompt_digest` of the values that it belongs to, so that it is never taken
-for that of others.
+The digest is `identity.prompt_digest` of the values that the file belongs to, so that it is
+never read as the provenance of others.
 """
 
 from collections.abc import Mapping
@@ -31,10 +31,10 @@ def encode(leaves: Mapping[str, np.ndarray], provenance: Provenance) -> bytes:
 def read(
   path: files.Path, leaves: Mapping[str, np.ndarray], shown: str
 ) -> Provenance | None:
-  """Returns the provenance of these leaves, None where there is no file at `path`.
+  """Returns the provenance of these leaves, or None if there is no file at `path`.
 
   Raises:
-    UserError: it is damaged, or belongs to other values than those of `shown`.
+    UserError: it is damaged, or belongs to values other than those of `shown`.
   """
   if not path.is_file():
     return None
@@ -48,7 +48,7 @@ def read(
   except (KeyError, TypeError, ValueError) as error:
     raise UserError(
       f"'{path}' does not state the provenance of '{shown}': {error!r}. Remove it to "
-      "read the values without."
+      "read the values without provenance."
     ) from error
   if stated != digest:
     raise UserError(

@@ -1,8 +1,7 @@
 """Loads a prompt or vector from a run, a checkpoint or a file.
 
-Other tools' files are read by `formats`. What they do not say of a prompt the user may
-add (`with_backbone` and its like). A folder of another kind says what it is. Orbax is
-imported only for a checkpoint.
+Other tools' files are read by `peft` and `arrays`; the user can add what they do not state
+(`with_backbone` and the other `with_` functions). Orbax is imported only for a checkpoint.
 """
 
 import contextlib
@@ -28,7 +27,7 @@ WHICH = ("best", "last", "initial")
 """The prompts that a run folder holds, as `<which>_prompt.safetensors`."""
 
 Which = Annotated[str, OneOf(WHICH)]
-"""One of them."""
+"""One of `WHICH`."""
 
 
 def load(path: files.PathLike, which: str = "best") -> Loaded:
@@ -36,37 +35,37 @@ def load(path: files.PathLike, which: str = "best") -> Loaded:
 
   Args:
     path: a run folder, an Orbax checkpoint `checkpoint_<step>` of the standalone runner
-      or of T5X, a file that `store.write` made; or of other tools a PEFT adapter's folder
+      or of T5X, or a file from `store.write`; of other tools, a PEFT adapter's folder
       (`peft.read`) or a file of arrays (`arrays.read`).
-    which: which prompt of a run folder: 'best', 'last' or 'initial'. The others hold
-      only one, and it is loaded whatever this says.
+    which: which prompt of a run folder: 'best', 'last' or 'initial'. Everything else holds
+      one prompt only and ignores this.
 
-  A checkpoint inside a run folder takes its provenance from the prompts of that run.
-  Any other, and what other tools wrote, states none: its fields stay None, and it counts
-  as one term of an unknown task. Of its method it says what the names of its leaves say,
-  and not its alpha.
+  A checkpoint inside a run folder takes its provenance from the prompts of that run. Other
+  checkpoints and other tools' files have no provenance: the fields stay None, except for
+  the method, which the names of the leaves tell (without its alpha), and the prompt counts
+  as one term of an unknown task.
 
   Raises:
     UserError: nothing usable lies there; the message says what does.
   """
   if which not in WHICH:
-    raise UserError(f"'{which}' is none of {', '.join(WHICH)}.")
+    raise UserError(f"'{which}' is no prompt of a run. Choose {' or '.join(WHICH)}.")
   item = _load(path, which)
   store.refuse_shapes(item.leaves, item.name)
   return item
 
 
 def save(path: files.PathLike, item: Loaded, overwrite: bool = False) -> None:
-  """Writes a prompt or vector to a `.safetensors` file, its provenance with it.
+  """Writes a prompt or vector with its provenance to a `.safetensors` file.
 
   Raises:
-    UserError: the file exists, has another suffix, or what would be written is no prompt.
+    UserError: the file exists or has another suffix, or `item` is not a valid prompt.
   """
   store.write(path, item.leaves, item.provenance, overwrite)
 
 
 def _load(path: files.PathLike, which: str) -> Loaded:
-  """Returns what lies at `path`, as it states itself."""
+  """Returns the prompt or vector at `path`, without checks of its shapes."""
   if peft.is_adapter(path):
     return peft.read(path)
   if arrays.holds_arrays(path):
@@ -81,7 +80,7 @@ def _load(path: files.PathLike, which: str) -> Loaded:
 
 
 def is_run_folder(path: files.PathLike) -> bool:
-  """Returns whether `path` is a folder that either runner wrote a run into."""
+  """Returns whether `path` is the folder of a run, of either runner."""
   path = files.to_path(path)
   return (path / "manifest.json").is_file() or any(
     _in_run(path, which).is_file() for which in WHICH
@@ -89,7 +88,7 @@ def is_run_folder(path: files.PathLike) -> bool:
 
 
 def run_of(path: files.PathLike) -> files.Path | None:
-  """Returns the run folder that `path` is, or is a prompt or checkpoint of, or None."""
+  """Returns the run folder that `path` is or lies in as a prompt or checkpoint, or None."""
   path = files.to_path(path)
   if is_run_folder(path):
     return path
@@ -112,7 +111,7 @@ def _in_run(run: files.Path, which: str) -> files.Path:
 
 
 def _manifest(run: files.PathLike) -> dict[str, Any]:
-  """Returns what the manifest of a run states, {} if it cannot be read."""
+  """Returns the manifest of a run, or {} if it cannot be read."""
   try:
     content = json.loads(files.read_bytes(files.to_path(run) / "manifest.json"))
   except (OSError, ValueError, RecursionError):
@@ -133,13 +132,13 @@ def _from_run(run: files.Path, which: str) -> Loaded:
     )
     raise UserError(f"The run '{run}' has no {which} prompt{its_status}. {advice}.")
   leaves, provenance = store.read(file)
-  # While a run goes on its manifest states the initial prompt alone.
+  # Until a run ends, its manifest states the digest of the initial prompt only.
   stated, found = manifest.get(f"{which}_digest"), identity.prompt_digest(leaves)
   if stated not in (None, found):
     raise UserError(
       f"'{file}' is not the {which} prompt of its run: the run's manifest.json states "
-      f"the digest {str(stated)[:12]}…, and this one has {found[:12]}…. Bring back the "
-      "run's own from a copy, or move this one out of its folder, where it can be read."
+      f"the digest {str(stated)[:12]}…, and this one has {found[:12]}…. Restore the run's "
+      "own prompt from a copy, or move this one to another folder, where it can be read."
     )
   if which != "initial" and status not in (None, "finished"):
     note = f"its run had not finished when it was read{its_status}"
@@ -174,8 +173,8 @@ def _from_checkpoint(path: files.Path) -> Loaded:
 def _saved_prompt(path: files.Path) -> tuple[dict[str, np.ndarray], int | None]:
   """Returns the leaves of the prompt in a checkpoint, and its steps if they are known.
 
-  That of google-research/prompt-tuning is one array inside of the encoder, and its step
-  counts those of pre-training, too.
+  google-research/prompt-tuning keeps the prompt as one array in the encoder, and its step
+  includes those of pre-training.
   """
   try:
     return orbax.read_leaves(path), orbax.checkpoint_step(path)
@@ -208,22 +207,22 @@ def _refuse_folder(path: files.Path) -> None:
 
 
 def _refuse_bank(path: files.Path, leaves: Mapping[str, np.ndarray]) -> None:
-  """Raises `UserError` if a checkpoint holds the prompts of a bank under T5X, stacked."""
+  """Raises `UserError` if a checkpoint holds the stacked prompts of a bank under T5X."""
   prompt = _rows(leaves)
   if prompt is not None and prompt.ndim == 3:
     raise UserError(
-      f"'{path}' holds the {len(prompt)} prompts of a bank. Each has a folder of its own "
-      "beside the bank's checkpoints: give that."
+      f"'{path}' holds the {len(prompt)} prompts of a bank. Each prompt has its own folder "
+      "beside the bank's checkpoints: give one of those."
     )
 
 
 def _of_step(
   run: files.Path, path: files.Path, leaves: Mapping[str, np.ndarray]
 ) -> Provenance | None:
-  """Returns the provenance that a run's own prompts give one of its checkpoints, if any.
+  """Returns the provenance of a run's checkpoint, from the run's own prompts, or None.
 
   Raises:
-    UserError: the checkpoint is of another run than the one in whose folder it lies.
+    UserError: the checkpoint lies in the run's folder but is of another run.
   """
   step = orbax.checkpoint_step(path)
   stated, known_run = orbax.run_of_checkpoint(path), _manifest(run).get("run")
@@ -249,8 +248,8 @@ def _of_step(
 
 def _foreign(run: files.Path, path: files.Path, why: str) -> UserError:
   return UserError(
-    f"The checkpoint '{path}' is not of the run '{run}' in whose folder it lies: {why}. "
-    "Move it elsewhere, where it is read without that run's provenance."
+    f"The checkpoint '{path}' lies in the folder of the run '{run}' but is not of that run: "
+    f"{why}. Move it elsewhere, where it is read without that run's provenance."
   )
 
 
@@ -260,7 +259,7 @@ class Backbone(NamedTuple):
   Attributes:
     fingerprint: see `identity.backbone_fingerprint`.
     name: for people.
-    width: of its tokens, None of a fingerprint alone.
+    width: of its tokens; None if only the fingerprint is known.
   """
 
   fingerprint: str
@@ -269,10 +268,10 @@ class Backbone(NamedTuple):
 
 
 def with_backbone(item: Loaded, known: Backbone) -> Loaded:
-  """Returns the item with a backbone that it did not state; one that it did stays.
+  """Returns the item with its backbone filled in where it states none.
 
   Raises:
-    UserError: it states another backbone, or has another width than this one's tokens.
+    UserError: it states another backbone, or its width is not that of `known`.
   """
   stated, width = item.provenance.backbone_fingerprint, width_of(item.leaves)
   if stated not in (None, known.fingerprint):
@@ -284,7 +283,7 @@ def with_backbone(item: Loaded, known: Backbone) -> Loaded:
     raise UserError(
       f"'{item.name}' has rows of {width} features, and the tokens of the backbone "
       f"'{known.name or known.fingerprint[:12]}' have {known.width}, so it was not tuned "
-      "on it. Give --backbone the one that it was tuned on."
+      "on that backbone. Give --backbone the one that it was tuned on."
     )
   provenance = dataclasses.replace(
     item.provenance,
@@ -301,21 +300,21 @@ def width_of(leaves: Mapping[str, np.ndarray]) -> int | None:
 
 
 def _rows(leaves: Mapping[str, np.ndarray]) -> np.ndarray | None:
-  """Returns what stands before a source."""
+  """Returns the rows that stand before a source."""
   method = registry.of_leaves(leaves)
   return None if method is None else leaves[method.rows]
 
 
 def with_alpha(item: Loaded, alpha: float) -> Loaded:
-  """Returns parameters with an alpha that they did not state, on the user's word.
+  """Returns parameters with the user's alpha filled in where they state none.
 
-  What is folded has none, and stays as it is.
+  A folded prompt has no alpha and is returned unchanged.
   """
   known = item.provenance
   if known.space == "effective" or known.alpha == alpha:
     return item
   if not math.isfinite(alpha):
-    raise UserError(f"Alpha is {alpha}. Give an ordinary number, as DePT's 8.")
+    raise UserError(f"Alpha is {alpha}. Give a finite number, such as DePT's 8.")
   if known.alpha is not None:
     raise UserError(
       f"'{item.name}' states another alpha ({known.alpha:g}) than --alpha ({alpha:g}). "
@@ -328,13 +327,13 @@ def with_alpha(item: Loaded, alpha: float) -> Loaded:
 
 
 def with_initial(item: Loaded, initial: Loaded) -> Loaded:
-  """Returns a prompt with the initial prompt that it was tuned from, on the user's word.
+  """Returns a prompt with the user's initial prompt filled in where it states none.
 
-  The initial prompt itself counts as no task.
+  If `item` is the initial prompt itself, it gets no task.
 
   Raises:
-    UserError: `item` is a vector, states another initial prompt, or is of another method,
-      form, alpha or backbone than `initial`; `initial` is a vector.
+    UserError: `item` is a vector, states another initial prompt, or differs from `initial`
+      in method, shapes, alpha or backbone; `initial` is a vector.
   """
   known, start = item.provenance, identity.prompt_digest(initial.leaves)
   if known.kind != "prompt" or known.initial_digest not in (None, start):
@@ -383,13 +382,13 @@ def with_initial(item: Loaded, initial: Loaded) -> Loaded:
 
 
 def _seed(initial: Loaded, digest: str) -> int | None:
-  """Returns the seed of an initial prompt, where it is known to be one."""
+  """Returns the seed of an initial prompt, or None if it is not known to be one."""
   known = initial.provenance
   return known.initial_seed if known.initial_digest == digest else None
 
 
 def with_task(item: Loaded, task: str) -> Loaded:
-  """Returns a prompt or vector whose one unknown task is named.
+  """Returns a prompt or vector with its one unknown task named.
 
   Raises:
     UserError: it states other tasks.

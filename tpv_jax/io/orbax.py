@@ -1,9 +1,9 @@
-"""Checkpoints of T5X: reads its two layouts leaf by leaf, and writes the one of Orbax.
+"""T5X's checkpoints: reads both layouts leaf by leaf, and writes Orbax's.
 
-Orbax's layout is that of `checkpoint_<step>/state`; the one from before, of the public
-checkpoints of 2022, is a file `checkpoint` of msgpack beside folders of zarr. Both are
-read by tensorstore, whoever wrote them and on however many devices, on this host. Orbax
-(and with it JAX) is imported by what writes; T5X and TensorFlow are needed by nothing.
+Orbax's layout is `checkpoint_<step>/state`; the older one, of the public checkpoints of
+2022, is a msgpack file `checkpoint` beside zarr folders. tensorstore reads both on this
+host, whatever wrote them and on however many devices. Only writing imports Orbax, and with
+it JAX; nothing needs T5X or TensorFlow.
 """
 
 import functools
@@ -24,28 +24,28 @@ from tpv_jax.core.identity import is_floating, unflatten
 from tpv_jax.core.leaves import Leaf, read_all
 
 _METADATA = "_METADATA"
-"""The file in which Orbax describes a PyTree; every folder of a PyTree has it."""
+"""The file in which Orbax describes a PyTree; the folder of every saved PyTree has it."""
 
 RUN = "run"
-"""The name, in the metadata of a checkpoint, of the run that it belongs to."""
+"""The key, in a checkpoint's metadata, of the run that it belongs to."""
 
 _ABOUT = "_CHECKPOINT_METADATA"
-"""The JSON file in which Orbax's manager keeps the metadata given with a checkpoint."""
+"""The JSON file in which Orbax's manager keeps a checkpoint's custom metadata."""
 
 _UNFINISHED = ".orbax-checkpoint-tmp"
-"""In the name of a local folder until it is complete and renamed."""
+"""Part of a local folder's name until the folder is complete and renamed."""
 
 _COMMITTED = "commit_success.txt"
-"""The file that Orbax writes last into a folder of an object store."""
+"""The file that Orbax writes last in an object store, where nothing is renamed."""
 
 _INFLATED_FROM_BYTES = 1 << 28
-"""Arrays that claim fewer bytes are read without checking that they can be so large."""
+"""Arrays that claim less are read without a comparison with the size of their files."""
 
 AT_ONCE_BYTES = 1 << 25
-"""Leaves are written when those that were read have this many bytes."""
+"""Bytes of leaves that are read before all of them must be written."""
 
 Keys = tuple[str, ...]
-"""Where a leaf lies in the saved tree, outermost first."""
+"""The keys of a leaf in the saved tree, outermost first."""
 
 
 def state_folder(path: files.PathLike) -> files.Path | None:
@@ -85,9 +85,9 @@ def checkpoints_in(path: files.PathLike) -> list[files.Path]:
 
 
 def run_of_checkpoint(path: files.PathLike) -> str | None:
-  """Returns the run that `checkpoint_<step>` states, None if it states none.
+  """Returns the run that `checkpoint_<step>` states, or None.
 
-  T5X's checkpoints, and those of tpv_jax from before there were such statements, do not.
+  T5X's checkpoints state none, and neither do early ones of tpv_jax.
   """
   path = files.to_path(path)
   folder = path.parent if path.name == "state" else path
@@ -124,14 +124,14 @@ def lazy_leaves(path: files.PathLike, prefix: str = "target/prompt") -> dict[str
   `prefix="target"` is a whole backbone. The dtypes are those of the storage.
 
   Args:
-    path: `checkpoint_<step>`, or the `state` folder in it; of the layout from before
-      Orbax also the file `checkpoint`. May be on gs://.
+    path: `checkpoint_<step>`, or the `state` folder in it; in the older layout also the
+      file `checkpoint`. May be on gs://.
     prefix: path of a collection in the saved tree, parts joined by "/".
 
   Raises:
-    UserError: there is no such folder; it is no checkpoint, an unfinished one, a folder
-      of checkpoints, or damaged; a symbolic link leads out of it; nothing is saved under
-      `prefix`. Damage of a leaf's values is found when the leaf is read.
+    UserError: there is no such folder; it is not a checkpoint, or an unfinished one, a
+      folder of checkpoints, or damaged; a symbolic link leads out of it; nothing is saved
+      under `prefix`. Damage to a leaf's values is reported when the leaf is read.
   """
   absolute, names = files.absolute(path), prefix.strip("/")
   refuse_foreign_files(absolute)
@@ -177,22 +177,22 @@ def lazy_leaves(path: files.PathLike, prefix: str = "target/prompt") -> dict[str
 
 
 def save_checkpoint(path: files.Path, flat: Mapping[str, Any], step: int = 0) -> None:
-  """Writes a T5X checkpoint with the leaves as its `target`, one leaf at a time.
+  """Writes a T5X checkpoint with the leaves as its `target`; they are read one by one.
 
-  There is no state of an optimizer in it but the step, as in what T5X itself restores
-  a model from for inference or fine-tuning.
+  Its only optimizer state is the step, which is all that T5X needs to restore a model for
+  inference or fine-tuning.
 
   Args:
-    path: `checkpoint_<step>`, which does not exist; may be on gs://.
+    path: `checkpoint_<step>`, which does not exist yet; may be on gs://.
     flat: arrays or `Leaf`s by T5X path.
-    step: of the training.
+    step: of training.
   """
   import jax
   import orbax.checkpoint as ocp
   from orbax.checkpoint import type_handlers
 
   class OneByOne(type_handlers.NumpyHandler):
-    """Orbax's handler of arrays, which reads them when the ones before are written."""
+    """Orbax's handler of arrays, but it reads each one after writing those before it."""
 
     async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[Any]:
       waiting: list[Any] = []
@@ -206,8 +206,8 @@ def save_checkpoint(path: files.Path, flat: Mapping[str, Any], step: int = 0) ->
               future.result()
             waiting, size = [], 0
       except BaseException as error:
-        # Raised when Orbax has waited for all that is being written: it would appear
-        # again after the caller removed the folder.
+        # Raised only after Orbax has finished the pending writes: they would make the
+        # folder again after the caller removed it.
         failed.append(error)
       return waiting
 
@@ -235,12 +235,12 @@ def save_checkpoint(path: files.Path, flat: Mapping[str, Any], step: int = 0) ->
 
 
 def _open(specs: Mapping[Keys, Any], shown: str) -> dict[Keys, Any]:
-  """Returns the opened arrays; all are asked for at once, for stores answer slowly."""
+  """Returns the opened arrays; all are opened at once, because stores answer slowly."""
   import tensorstore
 
   stores: dict[Keys, Any] = {}
   try:
-    # One alone first: where many fail together, tensorstore's threads print traces.
+    # The first alone: when many fail together, tensorstore's threads print traces.
     for keys, spec in list(specs.items())[:1]:
       stores[keys] = tensorstore.open(spec, open=True).result()
     opening = {keys: tensorstore.open(spec, open=True) for keys, spec in specs.items()}
@@ -259,9 +259,9 @@ def _read(store: Any, shown: str) -> np.ndarray:
 def _refuse_inflated(
   stores: Mapping[Keys, Any], folder: files.Path, shown: str
 ) -> None:
-  """Raises `UserError` if arrays or their chunks would be far larger than what is stored.
+  """Raises `UserError` if arrays or their chunks claim far more bytes than are stored.
 
-  Weights hardly compress. A folder in a store is left out: listing it costs too much.
+  Weights hardly compress. Object stores are not checked: listing a folder costs too much.
   """
   claimed = sum(
     max(map(math.prod, (store.shape, store.chunk_layout.read_chunk.shape or ())))
@@ -274,13 +274,13 @@ def _refuse_inflated(
   stored = sum(file.stat().st_size for file in here if file.is_file())
   if claimed > 100 * stored:
     raise UserError(
-      f"'{shown}' states arrays of {claimed} bytes and holds {stored}. Take another "
-      "copy."
+      f"'{shown}' claims arrays of {claimed} bytes, but its files have only {stored}. "
+      "Take another copy."
     )
 
 
 def refuse_foreign_files(path: files.Path) -> None:
-  """Raises `UserError` if a file of the checkpoint lies elsewhere, or is no regular one.
+  """Raises `UserError` if a file of the checkpoint lies outside it or is not regular.
 
   See `files.inside` and `files.refuse_irregular`.
   """
@@ -304,7 +304,7 @@ def _kvstore(folder: files.Path, name: str = "") -> dict[str, str]:
 def _spec(
   folder: files.Path, described: Mapping[str, Any], keys: Keys, value: Any
 ) -> dict[str, Any]:
-  """Returns where an array of Orbax's layout lies, for tensorstore."""
+  """Returns tensorstore's spec of an array in Orbax's layout."""
   name = ".".join(keys)
   ocdbt = described.get("use_ocdbt")
   if ocdbt is None:
@@ -328,7 +328,7 @@ def _legacy_file(path: files.Path) -> files.Path | None:
 
 
 def _legacy_tree(path: files.Path, shown: str) -> dict[Keys, Any]:
-  """Returns what the msgpack file says of each leaf: its values, or where they lie.
+  """Returns what the msgpack file says about each leaf: its values, or where they lie.
 
   Flax's encoding: an array is the extension 1, itself msgpack of (shape, dtype, bytes).
   """
@@ -366,9 +366,9 @@ def _legacy_leaves(tree: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:
 
 
 def _legacy_spec(folder: files.Path, keys: Keys, value: Any) -> dict[str, Any]:
-  """Returns where an array of the old layout lies, for tensorstore.
+  """Returns tensorstore's spec of an array in the older layout.
 
-  The file says where it lay when it was written; it is now beside the file.
+  The file states the array's path at the time of writing; now it lies beside the file.
   """
   kvstore = value["kvstore"] if isinstance(value["kvstore"], dict) else {}
   stated = [at.get("path") for at in (kvstore, value)]
@@ -386,8 +386,8 @@ def _legacy_spec(folder: files.Path, keys: Keys, value: Any) -> dict[str, Any]:
 def _saved(folder: files.Path, shown: str) -> tuple[dict[Keys, None], dict[str, Any]]:
   """Returns the keys of every array in Orbax's own description, and the description.
 
-  Read from the file rather than by `Checkpointer.metadata`, which opens every array of
-  the checkpoint, a whole backbone, and needs each to be whole.
+  They are read from the file, because `Checkpointer.metadata` opens every array of the
+  checkpoint, which may be a whole backbone, and fails if one is damaged.
   """
   try:
     content = json.loads(files.read_bytes(folder / _METADATA))

@@ -1,13 +1,13 @@
-"""Reads and writes safetensors files, whoever wrote them: the header first, and checked.
+"""Reads and writes safetensors files; the header is read first and checked.
 
     8 bytes, little-endian: length of the header
     header: JSON, {"__metadata__": {str: str}, name: {"dtype", "shape", "data_offsets"}}
     values, little-endian, in C order
 
-Nothing is read, and no memory asked for, before the header has been found to describe
-exactly the bytes that follow it: every value belongs to one leaf, none is missing. The
-library of that name leaves gs:// out and writes metadata in an order that differs from
-process to process; here equal content has equal bytes. NumPy and ml_dtypes only.
+No value is read and no memory allocated before the header is known to describe exactly
+the bytes that follow it: every byte belongs to one leaf. The library `safetensors` does not
+support gs:// and writes metadata in an order that differs between processes; here equal
+content gives equal bytes. NumPy and ml_dtypes only.
 """
 
 import contextlib
@@ -29,14 +29,14 @@ from tpv_jax.core.errors import UserError
 from tpv_jax.core.leaves import Leaf, read_all
 
 MAX_HEADER_BYTES = 1 << 24
-"""The longest header: a thousand leaves need a hundredth of it; more is damage."""
+"""A thousand leaves need a hundredth of it, so a longer header is damage."""
 
 FLOATS = {
   "F32": np.dtype("<f4"),
   "F16": np.dtype("<f2"),
   "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-"""The dtypes that are read by default, by their names in the format."""
+"""The dtypes that are read unless a caller accepts fewer, by their names in the format."""
 
 _NAMES = {dtype: name for name, dtype in FLOATS.items()}
 
@@ -46,21 +46,21 @@ _BITS = {
   **dict.fromkeys(("U32", "I32", "F32"), 32),
   **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }
-"""Every dtype of the format except those of less than a byte."""
+"""Bits of a value, for every dtype of the format that has whole bytes."""
 
 DIGEST = "content_digest"
-"""The name of a `ContentDigest` in the metadata."""
+"""The key of a `ContentDigest` in the metadata."""
 
 _METADATA = "__metadata__"
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """What the header says of one leaf.
+  """What the header says about one leaf.
 
   Attributes:
     dtype: as the format names it: 'F32', 'BF16', ...
-    shape: of the leaf; () of a single number.
+    shape: of the leaf; () for a scalar.
     start: where its values begin in the file, in bytes.
     end: where they end.
   """
@@ -85,11 +85,11 @@ class Header:
 
 
 def read_header(path: files.PathLike) -> Header:
-  """Returns the checked header of a file, here or on gs://; no value is read.
+  """Returns the checked header of a file, local or on gs://; no value is read.
 
   Raises:
-    UserError: there is no such file; it is no safetensors file, a truncated one, or its
-      header contradicts itself or the file's size.
+    UserError: there is no such file; it is not a safetensors file or a truncated one; or
+      its header contradicts itself or the file's size.
   """
   with _open(files.to_path(path)) as file:
     return _header(file, str(path))
@@ -101,14 +101,14 @@ def opened(
 ) -> Iterator[tuple[dict[str, str], dict[str, Leaf]]]:
   """Yields the metadata and the leaves by name, in file order, to be read one by one.
 
-  A leaf can be read while the file is open only; what is read is a copy.
+  A leaf can be read only while the file is open; reading it makes a copy.
 
   Args:
-    path: here or on gs://.
-    dtypes: which to accept, of `FLOATS`.
+    path: local or on gs://.
+    dtypes: which of `FLOATS` to accept.
 
   Raises:
-    UserError: as `read_header`; a leaf is of another dtype; when a leaf is read, the
+    UserError: as `read_header`; a leaf has another dtype; or, when a leaf is read, the
       file was truncated meanwhile.
   """
   with _open(files.to_path(path)) as file:
@@ -137,7 +137,7 @@ def write(
   metadata: Mapping[str, str],
   overwrite: bool = False,
 ) -> None:
-  """Writes a file in one step; leaves, in the order of their names, are read one by one.
+  """Writes a file in one step; leaves are read one by one, in the order of their names.
 
   Args:
     path: ends in `.safetensors`; may be on gs://.
@@ -165,22 +165,22 @@ def encode(leaves: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
 
 
 class ContentDigest:
-  """SHA-256 over the values of a file as they come, and last over what precedes them.
+  """SHA-256 over a file's values, leaf by leaf, and at the end over its header.
 
-  So that the values can be read once, before the metadata are known.
+  In this order the values can be read once, before the metadata are known.
   """
 
   def __init__(self) -> None:
     self._digest = hashlib.sha256()
 
   def add(self, values: np.ndarray) -> None:
-    """Takes the values of the next leaf, in the order of the names."""
+    """Adds the values of the next leaf, in the order of the names."""
     self._digest.update(_values(values))
 
   def stated_in(
     self, leaves: Mapping[str, Any], metadata: Mapping[str, str]
   ) -> dict[str, str]:
-    """Returns the metadata with the digest, `DIGEST`, of a file of these leaves."""
+    """Returns the metadata with the digest of a file of these leaves, under `DIGEST`."""
     others = {name: text for name, text in metadata.items() if name != DIGEST}
     digest = self._digest.copy()
     digest.update(_start(leaves, others))
@@ -188,7 +188,7 @@ class ContentDigest:
 
 
 def is_as_written(path: files.PathLike) -> bool:
-  """Returns whether the header of a file is, byte for byte, what `write` makes of it."""
+  """Returns whether a file's header is, byte for byte, the one that `write` would write."""
   with opened(path) as (metadata, leaves), _open(files.to_path(path)) as file:
     start = _start(leaves, metadata)
     return file.read(len(start)) == start
@@ -198,13 +198,13 @@ def check_suffix(path: files.PathLike) -> None:
   """Raises `UserError` unless `path` ends in `.safetensors`."""
   if files.to_path(path).suffix != ".safetensors":
     raise UserError(
-      f"'{path}' does not end in .safetensors, the one format that is written. Name "
+      f"'{path}' does not end in .safetensors, the only format that is written. Name "
       f"the output '{path}.safetensors'."
     )
 
 
 def _start(leaves: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
-  """Returns what stands before the values: the header and its length."""
+  """Returns the bytes before the values: the header's length and the header."""
   header: dict[str, Any] = {_METADATA: dict(sorted(metadata.items()))}
   offset = 0
   for name in sorted(leaves):
@@ -213,8 +213,8 @@ def _start(leaves: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
       raise UserError(f"A leaf cannot be named {name!r} in a safetensors file.")
     if np.dtype(leaf.dtype) not in _NAMES:
       raise UserError(
-        f"Leaf '{name}' is {leaf.dtype}; what is stored is float32, float16 or "
-        "bfloat16. Convert it first."
+        f"Leaf '{name}' is {leaf.dtype}; only float32, float16 and bfloat16 can be "
+        "stored. Convert it first."
       )
     end = offset + math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
     header[name] = {
@@ -245,8 +245,8 @@ def _leaves(
   for name, entry in header.entries.items():
     if entry.dtype not in dtypes:
       raise UserError(
-        f"'{shown}' holds the leaf '{name}' in {entry.dtype}; what is read here is "
-        f"{', '.join(dtypes)}. Convert it with the tool that wrote it."
+        f"'{shown}' holds the leaf '{name}' in {entry.dtype}; the only dtypes read here "
+        f"are {', '.join(dtypes)}. Convert it with the tool that wrote it."
       )
 
   def leaf(name: str, entry: Entry) -> Leaf:
@@ -309,10 +309,10 @@ def _header(file: Any, shown: str) -> Header:
 
 
 def pickle_advice(path: files.PathLike) -> str:
-  """Returns what is said of a file that is never opened, after its name.
+  """Returns the message about a pickle, which is never opened, to follow the file's name.
 
-  The command reads whatever others save: a state dict, or a tensor or parameter by
-  itself, also from a GPU. It runs no code of the file's.
+  The command in it reads whatever others save: a state dict, or a tensor or parameter by
+  itself, also from a GPU. It runs no code from the file.
   """
   given = files.to_path(path)
   output = f"{given.with_suffix('.safetensors')}"
@@ -327,7 +327,7 @@ def pickle_advice(path: files.PathLike) -> str:
   )
   return (
     "is a pickle or a zip of pickles, and loading one can run any code, so it is never "
-    f"opened. Where it is trusted, save it as safetensors: {errors.python_command(code)}"
+    f"opened. If you trust it, save it as safetensors: {errors.python_command(code)}"
   )
 
 
@@ -341,7 +341,7 @@ def _parse(text: bytes, size: int) -> Header:
     raise ValueError("its metadata are not strings by name")
   "".join(
     (*metadata, *metadata.values(), *content)
-  ).encode()  # Half a character is not.
+  ).encode()  # Refuses lone surrogates.
   first = 8 + len(text)
   entries = {name: _entry(name, spec, first) for name, spec in content.items()}
   in_order = sorted(entries.items(), key=lambda item: (item[1].start, item[1].end))
@@ -358,7 +358,7 @@ def _parse(text: bytes, size: int) -> Header:
 
 def _entry(name: str, spec: Any, first: int) -> Entry:
   if not isinstance(spec, dict) or spec.keys() != {"dtype", "shape", "data_offsets"}:
-    raise ValueError(f"the leaf {name!r} has not just dtype, shape and data_offsets")
+    raise ValueError(f"the leaf {name!r} needs exactly dtype, shape and data_offsets")
   dtype, shape, offsets = spec["dtype"], spec["shape"], spec["data_offsets"]
   if not isinstance(dtype, str) or dtype not in _BITS:
     raise ValueError(f"the leaf {name!r} is of an unknown dtype {str(dtype)[:40]!r}")
@@ -384,9 +384,9 @@ def _entry(name: str, spec: Any, first: int) -> Entry:
 
 
 def is_countable(shape: Collection[int]) -> bool:
-  """Returns whether NumPy makes arrays of this shape, of up to 16 bytes a value.
+  """Returns whether NumPy can make arrays of this shape, of up to 16 bytes a value.
 
-  It counts their bytes in 63 bits, and leaves out the sizes of 0.
+  NumPy counts their bytes in 63 bits, and leaves out sizes of 0.
   """
   return math.prod(size for size in shape if size) < 1 << 59
 

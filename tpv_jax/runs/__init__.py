@@ -1,1 +1,1 @@
-"""The folder of a run: what it states of itself, its prompts, its metrics, its lock."""
+"""The folder of a run: its manifest and settings, its prompts, its metrics, its lock."""

@@ -14,10 +14,10 @@ from tpv_jax.devices import processes
 
 
 class Events:
-  """TensorBoard's event file of a run, written at once.
+  """TensorBoard's event file of a run, written synchronously.
 
-  Not tensorboardX's `SummaryWriter`: it writes in a thread of its own, so a full device
-  would end in a trace beside the one clear line.
+  tensorboardX's `SummaryWriter` writes in a thread, where a full device would cause a
+  traceback beside the one clear line.
   """
 
   def __init__(self, folder: files.Path, first_step: int):
@@ -39,13 +39,13 @@ class Events:
     self._writer.flush()
 
   def close(self) -> None:
-    """Closes the file; what is written is on disk already."""
+    """Closes the file; everything written is on the disk already."""
     if self._writer is not None:
       self._writer.close()
 
 
 class _EventsWriter(EventsWriter):
-  """tensorboardX's writer of events, which would put the host's name into the file's."""
+  """tensorboardX's writer of events, without the host's name in the name of the file."""
 
   def __init__(self, folder: files.Path, first_step: int):
     now = time.time()
@@ -57,9 +57,9 @@ class _EventsWriter(EventsWriter):
 
 
 class _EventObject:
-  """The file under tensorboardX's event writer where nothing can be appended to.
+  """The file under tensorboardX's event writer in a store where nothing can be appended.
 
-  Its own one for gs:// would need credentials of another kind than etils.
+  tensorboardX's own for gs:// needs other credentials than etils.
   """
 
   def __init__(self, path: str):
@@ -67,7 +67,7 @@ class _EventObject:
     self._content = b""
 
   def write(self, content: bytes) -> None:
-    """Adds what the next flush writes."""
+    """Adds content for the next flush."""
     self._content += content
 
   def flush(self) -> None:

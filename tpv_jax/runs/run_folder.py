@@ -1,21 +1,21 @@
-"""The folder of a run: its files, written so that a kill at any moment does no harm.
+"""The folder of a run: its files, written so that a kill damages nothing.
 
 RUN/config.gin                    the operative gin configuration
 RUN/manifest.json                 settings (`run_settings`), versions, seeds, digests,
                                   status
-RUN/metrics.jsonl                 one line a log or validation; no wall-clock times,
+RUN/metrics.jsonl                 a line for each log or validation; no wall-clock times,
                                   so that a resumed run writes the same bytes
 RUN/initial_prompt.safetensors    written before the first step
 RUN/best_prompt.safetensors       by the chosen validation metric
 RUN/last_prompt.safetensors       of the newest checkpoint
-RUN/checkpoints/checkpoint_N/     Orbax, what is trained only
+RUN/checkpoints/checkpoint_N/     Orbax; only what is trained
 RUN/events.out.tfevents.*         TensorBoard
-RUN/.lock                         who works on the run now; see `locks`
+RUN/.lock                         the process that writes the run now; see `locks`
 RUN/.replaced/                    the run that OVERWRITE=True replaces, until the new one
                                   has done its first steps
 
-RUN may be on gs://, where nothing can be appended to: metrics and events are small and
-written anew with each line.
+RUN may be on gs://, where nothing can be appended: metrics and events are small, and each
+line writes the whole file again.
 """
 
 import contextlib
@@ -52,13 +52,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 FORMAT = "tpv_jax run 1"
-"""What the manifest of a run says it is."""
+"""The format that a run's manifest states."""
 
 LOCK = ".lock"
-"""The file in a folder that says who works in it; see `locks`."""
+"""The lock file of a folder; see `locks`."""
 
 REPLACED = ".replaced"
-"""The folder in a run's that holds the run which is being replaced."""
+"""The subfolder that holds the run that is being replaced."""
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -70,18 +70,18 @@ def versions() -> dict[str, str]:
 
 
 class RunFolder:
-  """The files of one run, each written atomically, by process 0 alone."""
+  """The files of one run; only process 0 writes them, each atomically."""
 
   def __init__(self, path: files.PathLike):
     if not isinstance(path, str | os.PathLike):
       raise UserError(f"RUN_DIR is {path!r}; it must be the path of a folder.")
     self.path = files.to_path(path)
-    self._begun = False  # By this object, without a step done yet.
+    self._begun = False  # Started by this object and not yet kept by `stands`.
     if files.is_remote(path):
       _refuse_without_google_cloud_storage(self.path)
 
   def events(self, first_step: int) -> "Events | None":
-    """Returns TensorBoard's event file; None, and says so, without tensorboardX.
+    """Returns TensorBoard's event file; without tensorboardX prints a line, returns None.
 
     Its events from `first_step` on replace those of earlier files.
     """
@@ -99,13 +99,12 @@ class RunFolder:
     return self.path / f"{which}_prompt.safetensors"
 
   def open(self, settings: Settings, overwrite: bool) -> dict[str, Any]:
-    """Makes the folder, or finds a run in it; returns its manifest.
+    """Makes the folder, or finds a run in it, and returns its manifest.
 
-    The manifest is the first file that is written and the last one that is deleted, so
-    a run killed at any moment is known again. `overwrite` starts a run that finished or
-    failed, or one with other settings, again, and puts aside its own files only, until
-    `stands`; a run that was stopped with these settings continues, so that one command
-    serves for both.
+    The manifest is written first and deleted last, so that a run killed at any moment is
+    recognised. With `overwrite`, a run that finished or failed or has other settings
+    starts again; the old run's own files are put aside until `stands`. A run that was
+    stopped with these settings continues, so that one command does both.
 
     Raises:
       UserError: the folder holds a run with other settings, or something else.
@@ -143,8 +142,8 @@ class RunFolder:
         sources.load(self.path, which)
       except UserError as error:
         raise UserError(
-          f"The run in '{self.path}' is finished, and its {which} prompt is not there as "
-          f"it was: {error} To train it again: --gin.OVERWRITE=True."
+          f"The run in '{self.path}' is finished, but its {which} prompt is missing or "
+          f"changed: {error} To train it again: --gin.OVERWRITE=True."
         ) from error
 
   def check(
@@ -159,17 +158,16 @@ class RunFolder:
     other = run_settings.difference(manifest, settings) if manifest else None
     if other and not overwrite:
       raise UserError(
-        f"'{self.path}' holds a run with another {other}. Continue it with the settings "
-        "it was started with, choose another RUN_DIR, or start again with "
-        "--gin.OVERWRITE=True."
+        f"'{self.path}' holds a run with another {other}. Continue it with its original "
+        "settings, choose another RUN_DIR, or start again with --gin.OVERWRITE=True."
       )
     return manifest, other
 
   def manifest(self) -> dict[str, Any]:
-    """Returns the manifest, {} if there is no folder yet or an empty one.
+    """Returns the manifest; {} if the folder does not exist or is empty.
 
     Raises:
-      UserError: something else than a run of ours is there.
+      UserError: the folder holds something that is not a run of ours.
     """
     path = self.path / "manifest.json"
     try:
@@ -200,8 +198,9 @@ class RunFolder:
     return list(itertools.chain(*(self.path.glob(name) for name in names)))
 
   def _put_aside(self) -> None:
-    """Moves the run into REPLACED, its manifest first; a store's, which has no names
-    that could be changed, is deleted, its manifest last.
+    """Moves the run into `REPLACED`, its manifest first.
+
+    In an object store, which cannot rename, it is deleted, its manifest last.
     """
     if files.is_remote(self.path):
       self._delete()
@@ -212,28 +211,28 @@ class RunFolder:
       path.rename(aside / path.name)
 
   def _delete(self) -> None:
-    """Deletes the files of a run, its manifest last, and nothing that lies beside them."""
+    """Deletes the run's own files, its manifest last."""
     for path in self._own():
       epath.Path(path).rmtree() if path.is_dir() else path.unlink()
 
   def stands(self) -> None:
-    """Deletes the run that this one replaces, now that its own first steps are done."""
+    """Deletes the run that this one replaces, now that this one's first steps are done."""
     if self._begun and (self.path / REPLACED).is_dir():
       (self.path / REPLACED / "manifest.json").unlink(missing_ok=True)
       shutil.rmtree(self.path / REPLACED)
     self._begun = False
 
   def withdraw(self) -> None:
-    """Deletes the run if its first steps, with which it counts as begun, are not done."""
+    """Deletes the run if its first steps are not done."""
     if self._begun:
       self._delete()
 
   def tidy(self) -> None:
-    """Brings back a run whose replacement did not get through its first steps.
+    """Restores a run whose replacement never did its first steps.
 
-    Whatever was interrupted: the replaced run's manifest is the first file that is put
-    aside or deleted, and the last one that comes back. Removes temporary files that
-    kills left.
+    This works after an interruption at any point: the replaced run's manifest is the first
+    file to be put aside or deleted, and the last to come back. Temporary files that killed
+    processes left are removed.
     """
     files.remove_leftovers(self.path)
     aside = self.path / REPLACED
@@ -241,10 +240,10 @@ class RunFolder:
       return
     if (aside / "manifest.json").exists():
       if (self.path / "manifest.json").exists():
-        self._delete()  # What the new run had written.
+        self._delete()  # The files of the new run.
       for path in RunFolder(aside)._own():
         path.rename(self.path / path.name)
-      screen.say(f"{self.path}: the run that was to be replaced is back.")
+      screen.say(f"{self.path}: restored the run that was to be replaced.")
     shutil.rmtree(aside)
 
   def write_manifest(self, manifest: dict[str, Any]) -> None:
@@ -275,16 +274,16 @@ class RunFolder:
       metrics = _metrics_of(line)
       if metrics is None:
         raise UserError(
-          f"Line {number} of '{self.path / 'metrics.jsonl'}' is damaged. Bring the file "
-          f"back from a copy, or remove '{self.path}' to train the prompt again."
+          f"Line {number} of '{self.path / 'metrics.jsonl'}' is damaged. Restore the file "
+          f"from a copy, or remove '{self.path}' to train the prompt again."
         )
       found.append(metrics)
     return found
 
   def lost_metrics(self, expected: Sequence[tuple[int, str]]) -> str | None:
-    """Returns what is wrong with the lines up to a step, None if it is nothing.
+    """Returns what is wrong with the lines up to a step, or None.
 
-    Damaged lines are no harm where those that should be there are.
+    Damaged lines do not matter if all expected ones are there.
 
     Args:
       expected: the (step, kind) of all lines up to that step, in order.
@@ -299,7 +298,7 @@ class RunFolder:
     return None
 
   def _metrics_lines(self) -> list[bytes]:
-    """Returns the lines, without empty ones and one that was cut short."""
+    """Returns the lines, without an incomplete last one and without empty ones."""
     path = self.path / "metrics.jsonl"
     *lines, _ = files.read_bytes(path).split(b"\n") if path.exists() else [b""]
     return [line for line in lines if line.strip()]
@@ -337,7 +336,7 @@ def _is_manifest(content: Any) -> bool:
 
 
 def _metrics_of(line: bytes) -> dict[str, Any] | None:
-  """Returns the content of a line of metrics.jsonl, None of a damaged one."""
+  """Returns the content of a line of metrics.jsonl, or None if it is damaged."""
   try:
     content = json.loads(line)
     if isinstance(content["step"], int) and isinstance(content["kind"], str):
@@ -348,12 +347,12 @@ def _metrics_of(line: bytes) -> dict[str, Any] | None:
 
 
 def _refuse_without_google_cloud_storage(path: files.Path) -> None:
-  """Raises `UserError` if Orbax could not delete old checkpoints, before any is there."""
+  """Raises `UserError` early if Orbax would not be able to delete old checkpoints."""
   try:
     from google.cloud import storage  # noqa: F401
   except ImportError as error:
     raise UserError(
-      f"RUN_DIR is '{path}', where Orbax deletes old checkpoints by google-cloud-storage"
+      f"RUN_DIR is '{path}', where Orbax deletes old checkpoints with google-cloud-storage"
       f", which is not installed ({error}): pip install gcsfs, which brings it. Or give "
       "a folder of this machine or of a file system that all hosts share."
     ) from None
@@ -361,13 +360,13 @@ def _refuse_without_google_cloud_storage(path: files.Path) -> None:
 
 @contextlib.contextmanager
 def alone(*folders: RunFolder) -> Iterator[None]:
-  """Holds the locks of run folders, which are made, within the block; tidies them.
+  """Makes and tidies run folders, and holds their locks within the block.
 
-  Several processes of one run have one lock. A run whose first steps fail, for want of
-  memory for instance, leaves nothing behind, and other settings can be tried there.
+  The processes of one run share one lock. A run whose first steps fail, for example for
+  lack of memory, leaves nothing behind, so that other settings can be tried there.
 
   Raises:
-    UserError: another run works in one of them, or not all processes see them.
+    UserError: another run uses one of them, or not all processes see them.
   """
   with contextlib.ExitStack() as stack:
 
@@ -389,10 +388,10 @@ def alone(*folders: RunFolder) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(path: files.PathLike) -> Iterator[None]:
-  """Holds the lock of a run's folder, which is made, and leaves the rest to others.
+  """Makes a run's folder and holds its lock within the block, without tidying it.
 
   Raises:
-    UserError: another run works in it, or not all processes see it.
+    UserError: another run uses it, or not all processes see it.
   """
   with contextlib.ExitStack() as stack:
     folder = files.to_path(path)
@@ -404,16 +403,16 @@ def held(path: files.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_output(path: files.PathLike, work: str, part: str) -> Iterator[pathlib.Path]:
-  """Makes the folder of a piece of work on many runs, or finds one, and locks it.
+  """Makes, or finds, the folder of work on many runs, and locks it within the block.
 
   Args:
     path: of the folder.
-    work: what it is called: 'study', 'ablation'.
-    part: a folder in it by which it is known again.
+    work: the name of the work: 'study', 'ablation'.
+    part: a subfolder by which the folder is recognised.
 
   Raises:
-    UserError: the folder holds something else, or lies in an object store; another
-      process works in it.
+    UserError: the folder holds something else, or lies in an object store, or another
+      process uses it.
   """
   if files.is_remote(path):
     raise UserError(
@@ -445,7 +444,7 @@ def write_results(
   write_report: Callable[[pathlib.Path, Any], None],
   config: Callable[[], str] | None,
 ) -> None:
-  """Writes results.json, config.gin and the report of a piece of work on many runs."""
+  """Writes results.json, config.gin and the report of work on many runs."""
   if processes.is_writer():
     files.write_json(folder / "results.json", results)
     if config is not None:
@@ -454,9 +453,9 @@ def write_results(
 
 
 def alone_at_output(function: Callable[P, T]) -> Callable[P, T]:
-  """Returns the function, which holds the lock of the file `output` while it runs.
+  """Returns the function with a lock on the file `output` while it runs.
 
-  An object store needs none: its objects are replaced whole.
+  In an object store no lock is needed: its objects are replaced whole.
   """
 
   @functools.wraps(function)
@@ -467,7 +466,7 @@ def alone_at_output(function: Callable[P, T]) -> Callable[P, T]:
 
       def enter() -> None:
         path = files.to_path(str(output))
-        if path.parent.is_dir():  # Otherwise the function says so.
+        if path.parent.is_dir():  # If it is not, the function reports it.
           lock = path.with_name(f".{path.name}{LOCK}")
           stack.enter_context(locks.held(lock, f"The output '{output}'"))
 
@@ -480,20 +479,20 @@ def alone_at_output(function: Callable[P, T]) -> Callable[P, T]:
 
 @contextlib.contextmanager
 def _locked(folder: files.Path, what: str) -> Iterator[None]:
-  """Holds the lock of a folder; what was made for it is gone afterwards if it is empty."""
+  """Makes a folder and holds its lock; folders it made are removed if they stay empty."""
   made = [path for path in (folder, *folder.parents) if not path.exists()]
   folder.mkdir(parents=True, exist_ok=True)
   try:
     with locks.held(folder / LOCK, what):
       yield
   finally:
-    with contextlib.suppress(OSError):  # Something was written.
+    with contextlib.suppress(OSError):  # They are not empty.
       for path in [] if files.is_remote(folder) else made:
         path.rmdir()
 
 
 def _on_writer(act: Callable[[], None]) -> None:
-  """Has process 0 do something; where it cannot, none goes on."""
+  """Makes process 0 call `act`; if that fails, no process continues."""
   problem: UserError | OSError | None = None
   try:
     if processes.is_writer():

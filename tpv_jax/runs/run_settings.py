@@ -1,15 +1,16 @@
-"""Whether two runs are the same: settings are compared by value, not by their text.
+"""Whether two runs are the same: their settings, compared by value and not by their text.
 
 A manifest states three things:
 
     settings           what was chosen and what follows from it, as JSON
-    settings_version   of what the settings are called and mean; 1 where none is stated
-    defaults           of the settings that had one when they were written, by flat name
+    settings_version   the version of the settings' names and meanings; 1 if none is stated
+    defaults           by flat name, the defaults at the time of writing
 
-Settings are compared flat, "network/emb_dim". One that the manifest lacks, for the code
-that wrote it had it not, counts as today's default; one that today's code lacks must have
-been at the default of then. Reports and notes for people are no settings. Where a setting
-gets another name or meaning, `VERSION` grows and `_upgraded` says what the older was.
+Settings are compared flat, "network/emb_dim". A setting that the manifest lacks, because
+it is newer than the code that wrote it, counts as today's default. One that today's code
+lacks must have had the default of its time. Reports and notes for people are not settings.
+When a setting changes its name or meaning, `VERSION` grows and `_upgraded` translates the
+older one.
 """
 
 import hashlib
@@ -28,8 +29,8 @@ from tpv_jax.vectors.provenance import canonical_json
 VERSION = 2
 
 _COMPUTED = {"learning_rate": 6e-5, "optimizer": 6e-4}
-"""Settings that are computed, and rounded to 5 and 4 digits: how far apart, relatively,
-another JAX or processor may put them, half a unit of the last digit and a little more."""
+"""Relative tolerances of computed settings, which are rounded to 5 and 4 digits: slightly
+more than half a unit of the last digit, because another JAX or processor may differ."""
 
 _NOT_IN_1 = (
   "patience",
@@ -38,24 +39,24 @@ _NOT_IN_1 = (
   "data/train_tokens",
   "data/validation_tokens",
 )
-"""Settings that manifests of version 1 did not state, at any value."""
+"""Settings that manifests of version 1 never state."""
 
 _MISSING = object()
 
 
 class Settings(NamedTuple):
-  """The settings of a run as it is called now.
+  """The settings of a run that is to be started.
 
   Attributes:
     values: as JSON, nested.
-    defaults: what they are where nobody sets them, nested alike; it may name others.
+    defaults: the default values, nested alike; further names are ignored.
   """
 
   values: Mapping[str, Any]
   defaults: Mapping[str, Any]
 
   def saved(self) -> dict[str, Any]:
-    """Returns what a manifest states."""
+    """Returns the settings as a manifest states them."""
     flat, defaults = flatten(self.values), flatten(self.defaults)
     return {
       "settings_version": VERSION,
@@ -64,7 +65,7 @@ class Settings(NamedTuple):
     }
 
   def digest(self) -> str:
-    """Returns 64 hex digits that name a run which starts with these settings."""
+    """Returns 64 hex digits that name a run that starts with these settings."""
     return hashlib.sha256(canonical_json(self.values).encode()).hexdigest()
 
 
@@ -72,20 +73,20 @@ def difference(manifest: Mapping[str, Any], now: Settings) -> str | None:
   """Returns the first setting that differs, with both values; None if all are equal.
 
   Args:
-    manifest: of the run that is there, with `Settings.saved` in it.
+    manifest: of the existing run, with `Settings.saved` in it.
     now: of the run that is to be started.
   """
   version = manifest.get("settings_version", 1)
   writer = f"tpv_jax {manifest.get('versions', {}).get('tpv_jax', '(unknown)')}"
   if version not in range(1, VERSION + 1):
     return (
-      f"version of its settings: {version} there, written by {writer}; this one "
+      f"version of its settings: {version} there, written by {writer}; this version "
       f"({PACKAGE_VERSION}) knows those up to {VERSION}"
     )
   here, defaults = flatten(as_json(now.values)), flatten(now.defaults)
   there = _upgraded(flatten(manifest["settings"]), version, here)
   defaults_there = manifest.get("defaults", {})
-  for name in {**here, **there}:  # What was chosen comes before what follows from it.
+  for name in {**here, **there}:  # Chosen settings come before computed ones.
     if name not in here:
       value = there[name]
       if value != defaults_there.get(name, _MISSING):
@@ -102,7 +103,7 @@ def difference(manifest: Mapping[str, Any], now: Settings) -> str | None:
 def same(
   there: Mapping[str, Any], here: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> bool:
-  """Returns whether saved values equal the current ones, as settings are compared."""
+  """Returns whether saved values equal today's, compared as settings are."""
   saved = {"settings_version": VERSION, "settings": there}
   return difference(saved, Settings(here, defaults)) is None
 
@@ -128,7 +129,7 @@ def defaults_of(*functions: Callable[..., Any]) -> dict[str, Any]:
 
 
 def as_json(value: Any) -> Any:
-  """Returns a setting as JSON: numbers and text as they are, others by their text."""
+  """Returns a setting as JSON: numbers and strings unchanged, other values as strings."""
   if isinstance(value, Mapping):
     return {str(key): as_json(item) for key, item in value.items()}
   if isinstance(value, list | tuple):
@@ -137,13 +138,13 @@ def as_json(value: Any) -> Any:
     return value.item()
   if isinstance(value, float) and not math.isfinite(value):
     return str(value)
-  if callable(value):  # Its text has an address in it, another one in each process.
+  if callable(value):  # Its repr has an address, which differs between processes.
     return getattr(value, "__qualname__", type(value).__qualname__)
   return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns nested settings by flat name, the parts of lists of numbers apart."""
+  """Returns nested settings by flat name; a list of plain values stays one setting."""
   flat: dict[str, Any] = {}
 
   def walk(value: Any, name: str) -> None:
@@ -173,7 +174,7 @@ def _same(name: str, one: Any, other: Any) -> bool:
 
 
 def _numbers(value: Any) -> list[float]:
-  """Returns the numbers in a list or in a text, [] if it holds anything else."""
+  """Returns the numbers in a list or string, or [] if it holds anything else."""
   items = value.split() if isinstance(value, str) else value
   try:
     numbers = [float(item) for item in items]
@@ -187,7 +188,7 @@ def _upgraded(
 ) -> dict[str, Any]:
   """Returns flat settings as today's code would have written them.
 
-  Version 1 had reports for people among them. What it did not state is taken to be as it
+  Version 1 had reports for people among them. What it did not state is assumed to be as it
   is now.
   """
   if version > 1:
@@ -199,7 +200,7 @@ def _upgraded(
   for name in _NOT_IN_1:
     if name in here:
       upgraded[name] = here[name]
-  # How many examples are validated on only the report said.
+  # Only the report stated the number of validation examples.
   counted = re.match(r"\d+(?= examples)", str(there.get("data/validation")))
   if counted:
     upgraded["data/validation_examples"] = int(counted[0])

@@ -400,7 +400,7 @@ BAD = {
   "a config that is a list": (write_config("[]"), "config.json' is no JSON object"),
   "another model": (
     change_config(model_type="umt5"),
-    r"model_type 'umt5' \(its layers have a relative bias each\); what is read",
+    r"model_type 'umt5' \(its layers have a relative bias each\); only",
   ),
   "a quantised model": (
     change_config(quantization_config={"quant_method": "bitsandbytes"}),
@@ -429,7 +429,7 @@ BAD = {
   ),
   "another activation": (
     change_config(feed_forward_proj="gated-silu"),
-    "feed_forward_proj 'gated-silu'; the network knows 'relu'",
+    "feed_forward_proj 'gated-silu'; the network supports 'relu'",
   ),
   "an activation that overrides": (
     change_config(dense_act_fn="relu"),
@@ -464,7 +464,7 @@ BAD = {
   ),
   "another end of what is generated": (
     write_generation(eos_token_id=[1, 7]),
-    r"generation_config.json' states eos_token_id \[1, 7\]; the network knows only 1",
+    r"generation_config.json' states eos_token_id \[1, 7\]; the network supports only 1",
   ),
   "a generation that is no JSON": (
     lambda folder: (folder / "generation_config.json").write_text("["),
@@ -476,7 +476,7 @@ BAD = {
   ),
   "other buckets": (
     change_config(relative_attention_num_buckets=64),
-    "relative_attention_num_buckets 64; the network knows only 32",
+    "relative_attention_num_buckets 64; the network supports only 32",
   ),
   "another distance": (change_config(relative_attention_max_distance=20), "only 128"),
   "another epsilon": (change_config(layer_norm_epsilon=1e-5), "only 1e-06"),
@@ -491,7 +491,7 @@ BAD = {
   "a million layers": (change_config(num_layers=10**6), "no T5 has over 1000"),
   "ties that are text": (
     change_config(tie_word_embeddings="no"),
-    "'no'; it is true or",
+    "'no'; it must be true or",
   ),
   "a config of more layers": (
     change_config(num_layers=4),
@@ -519,7 +519,7 @@ BAD = {
   ),
   "a leaf of integers": (
     with_leaf(WO, lambda leaf: leaf.astype(np.int8)),
-    r"wo.weight' in I8; what is read here is F32, F16, BF16",
+    r"wo.weight' in I8; the only dtypes read here are F32, F16, BF16",
   ),
   "a leaf in fp64": (with_leaf(WO, lambda leaf: leaf.astype(np.float64)), "in F64"),
   "NaN": (

@@ -21,7 +21,7 @@ class T5:
   tiny: Mapping[str, Mapping[str, Any]] = TINY
 
   def network(self, **numbers: Any) -> "Transformer":
-    """Returns the network of these numbers."""
+    """Returns the network with these arguments."""
     from tpv_jax.backbones.t5.network import Transformer
 
     return Transformer(**numbers)

@@ -1,8 +1,8 @@
-"""T5 in Hugging Face's form: T5, T5 1.1, Flan-T5 and mT5 of `transformers`.
+"""T5 in Hugging Face's format: T5, T5 1.1, Flan-T5 and mT5 of `transformers`.
 
-Hugging Face stores a linear map as [out, in] and T5X as [in, out], and so every matrix
-but the token table is turned; no value changes, for both scale the tied logits of v1.0 by
-D^-0.5 when they compute. NumPy only.
+Hugging Face stores a linear map as [out, in] and T5X as [in, out], so every matrix except
+the token table is transposed. No value changes: both scale the tied logits of v1.0 by
+D^-0.5 when they compute them. NumPy only.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ _DEFAULTS: dict[str, Any] = {
   "feed_forward_proj": "relu",
   "tie_word_embeddings": True,
 }
-"""The defaults of `transformers` for T5, where a config.json has no value."""
+"""The values that `transformers` uses for T5 if config.json does not state them."""
 
 _MT5_DEFAULTS = {
   **_DEFAULTS,
@@ -51,7 +51,7 @@ _FIXED: dict[str, tuple[Any, str]] = {
   "decoder_start_token_id": (0, "the start of decoding"),
   "is_encoder_decoder": (True, "an encoder and a decoder"),
 }
-"""Settings of which the network knows one value only, and what they are about."""
+"""Fields of which the network supports one value only: that value, and what it means."""
 
 _UNKNOWN = {
   "quantization_config": "weights that are quantised",
@@ -61,7 +61,7 @@ _UNKNOWN = {
   "transformers_weights": "weights in a file of another name",
   "auto_map": "a network in Python code of its own",
 }
-"""Settings that `transformers` obeys and the network lacks, if they are not empty."""
+"""Fields that `transformers` obeys unless they are empty, and the network cannot."""
 
 _ALIASES = {
   "hidden_size": "d_model",
@@ -69,7 +69,7 @@ _ALIASES = {
   "num_attention_heads": "num_heads",
   "head_dim": "d_kv",
 }
-"""Second names, which override the first in `transformers`."""
+"""Aliases of fields, which override the fields in `transformers`."""
 
 _TOKEN_RULES: dict[str, Any] = {
   "forced_bos_token_id": None,
@@ -94,14 +94,14 @@ _TOKEN_RULES: dict[str, Any] = {
   "dola_layers": None,
   "watermarking_config": None,
 }
-"""What forbids, forces or reweights tokens when `transformers` generates, and its default.
+"""Fields that forbid, force or reweight tokens in `transformers`, with their defaults.
 
-Here nothing does. How long and with how many beams to search, or whether to sample, is
-the user's to say on either side, and is not looked at.
+Decoding here has no such rules. Length, number of beams and sampling are ignored, because
+the user chooses them on either side.
 """
 
 _GELU = ("gelu_new", "gelu_pytorch_tanh")
-"""Names of the tanh approximation of GELU, which is what 'gated-gelu' means, too."""
+"""Names of the tanh approximation of GELU, which 'gated-gelu' means, too."""
 
 _SHARED = "shared.weight"
 _TABLES = (_SHARED, "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
@@ -110,12 +110,12 @@ _TABLES = (_SHARED, "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"
 _HEAD = "lm_head.weight"
 
 _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
-"""A leaf in the files of T5 1.0 that is not used; `transformers` ignores it as well."""
+"""A leaf in the files of T5 1.0 that nothing uses; `transformers` ignores it, too."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """What config.json says of the network; the names are Hugging Face's.
+  """What config.json says about the network; the names are Hugging Face's.
 
   Attributes:
     model_type: 't5' or 'mt5'.
@@ -127,8 +127,8 @@ class Config:
     num_decoder_layers: of the decoder.
     num_heads: attention heads.
     gated: whether the feed-forward block is 'gated-gelu' rather than 'relu'.
-    tied: whether logits come from the token table, scaled.
-    head_is_table: whether a head that is not stored is the token table, unscaled:
+    tied: whether logits come from the scaled token table.
+    head_is_table: whether a head that is not stored is the unscaled token table:
       `transformers` 5 makes and saves such models of the untied families.
   """
 
@@ -146,7 +146,7 @@ class Config:
 
   @property
   def numbers(self) -> dict[str, Any]:
-    """Returns the arguments of `network.Transformer`."""
+    """The arguments of `network.Transformer`."""
     return {
       "vocab_size": self.vocab_size,
       "emb_dim": self.d_model,
@@ -181,7 +181,7 @@ class Config:
 
 
 def places(config: Config) -> list[Place]:
-  """Returns the place of every leaf in Hugging Face's files and here, and its shape."""
+  """Returns every leaf of the network, with its names on either side and its shape."""
   found = [Place(_SHARED, TABLE, (config.vocab_size, config.d_model), False)]
   width, joined = config.d_model, config.num_heads * config.d_kv
 
@@ -237,13 +237,13 @@ def places(config: Config) -> list[Place]:
 def config_of(
   flat: Mapping[str, Any], source: str, model_type: str | None = None
 ) -> Config:
-  """Returns the config that the names and shapes of leaves by T5X path imply.
+  """Returns the config of leaves by T5X path, inferred from their names and shapes.
 
-  T5 1.1 and mT5 are one network: without `model_type`, the size of the table decides. One
-  with scaled logits is called T5, for `transformers` 5 knows no such mT5.
+  T5 1.1 and mT5 are one network: without `model_type`, the size of the table decides. A
+  network with scaled logits is called T5, because mT5 in `transformers` 5 has none.
 
   Raises:
-    UserError: they are no T5 that Hugging Face knows.
+    UserError: they are not the leaves of a T5 that Hugging Face supports.
   """
   try:
     heads = flat["encoder/relpos_bias/rel_embedding"].shape[0]
@@ -266,7 +266,7 @@ def config_of(
     )
   except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
     raise UserError(
-      f"'{source}' does not hold the leaves of a T5 (looking at {error}). Give a "
+      f"'{source}' does not hold the leaves of a T5 (failed at {error}). Give a "
       "backbone of the family T5, T5 1.1, Flan-T5 or mT5."
     ) from error
   hugging_face.check_leaves(source, places(config), flat, "one T5")
@@ -274,10 +274,11 @@ def config_of(
 
 
 def read_config(folder: files.Path) -> Config:
-  """Returns what the config.json of a folder says; a T5 or mT5.
+  """Returns the content of config.json in the folder of a T5 or mT5.
 
-  It is obeyed as `transformers` 4 and 5 obey it, or refused where the network can't, and
-  so is generation_config.json. Fields that no code of T5 there reads mean nothing here.
+  Every field of it and of generation_config.json means what it means to `transformers` 4
+  and 5, or is refused if the network does not support it. Fields that T5's code there does
+  not read are ignored.
   """
   content = read_json(folder, CONFIG)
   path = folder / CONFIG
@@ -310,15 +311,15 @@ def _refuse_unknown(content: Mapping[str, Any], path: files.Path) -> None:
     if content.get(key):
       raise UserError(
         f"'{path}' states {key} {short(content[key])}: {what}, which the network does "
-        "not know. Choose a T5, T5 1.1, Flan-T5 or mT5 in float32, float16 or bfloat16 "
-        "without."
+        "not support. Choose a T5, T5 1.1, Flan-T5 or mT5 in float32, float16 or bfloat16 "
+        "without it."
       )
   _refuse_other_values(content, path)
   if content.get("decoder_start_token_id") is None and content.get("bos_token_id"):
     raise UserError(
       f"'{path}' states bos_token_id {short(content['bos_token_id'])} and no "
       "decoder_start_token_id, so transformers starts decoding from it; the network "
-      "knows only 0. State decoder_start_token_id 0 there if it was trained so."
+      "supports only 0. State decoder_start_token_id 0 there if it was trained with 0."
     )
 
 
@@ -331,7 +332,7 @@ def _refuse_other_values(content: Mapping[str, Any], path: files.Path) -> None:
       continue
     if isinstance(stated, bool) is not isinstance(value, bool) or stated != value:
       raise UserError(
-        f"'{path}' states {key} {short(stated)}; the network knows only {value} "
+        f"'{path}' states {key} {short(stated)}; the network supports only {value} "
         f"({what}). Choose a T5, T5 1.1, Flan-T5 or mT5."
       )
 
@@ -342,8 +343,8 @@ def _refuse_token_rules(content: Mapping[str, Any], path: files.Path) -> None:
     if stated is not None and stated != default and stated not in ([], {}):
       raise UserError(
         f"'{path}' states {key} {short(stated)}, with which transformers generates "
-        "other tokens; decoding here has no such rule. Remove it there if answers "
-        "without it are meant."
+        "other tokens; decoding here has no such rule. Remove it there if you want "
+        "answers without it."
       )
 
 
@@ -356,7 +357,7 @@ def _sizes(stated: dict[str, Any], path: files.Path) -> dict[str, int]:
     if alias in stated and stated[alias] != stated[key]:
       raise UserError(
         f"'{path}' states {alias} {short(stated[alias])}, another name of {key}, which "
-        f"is {short(stated[key])} there. Remove the one that is wrong."
+        f"is {short(stated[key])} there. Remove the wrong one."
       )
   for key in (
     *("vocab_size", "d_model", "d_kv", "d_ff"),
@@ -382,8 +383,8 @@ def _sizes(stated: dict[str, Any], path: files.Path) -> dict[str, int]:
 def _is_gated(stated: Mapping[str, Any], path: files.Path) -> bool:
   """Returns whether the feed-forward block is 'gated-gelu' rather than 'relu'.
 
-  `feed_forward_proj` says so in `transformers`, and `dense_act_fn` and `is_gated_act`
-  override it.
+  In `transformers` `feed_forward_proj` says it, unless `dense_act_fn` or `is_gated_act`
+  overrides it.
   """
   said = stated["feed_forward_proj"]
   gate, _, activation = said.rpartition("-") if isinstance(said, str) else ("", "", "")
@@ -402,24 +403,23 @@ def _is_gated(stated: Mapping[str, Any], path: files.Path) -> bool:
     if key in stated
   )
   raise UserError(
-    f"'{path}' states feed_forward_proj {short(said)}{overriding}; the network knows "
+    f"'{path}' states feed_forward_proj {short(said)}{overriding}; the network supports "
     "'relu' (T5 1.0) and 'gated-gelu' with 'gelu_new' (T5 1.1, Flan-T5, mT5). Choose "
     "such a model."
   )
 
 
 def _is_tied(content: Mapping[str, Any], kind: str, path: files.Path) -> bool:
-  """Returns whether logits are those of the token table, scaled.
+  """Returns whether logits come from the scaled token table.
 
-  `transformers` 4 goes by `tie_word_embeddings`. 5 writes that as true whatever the
-  model, never scales mT5's logits, and says of T5's whether it does by
-  `scale_decoder_outputs`.
+  `transformers` 4 decides by `tie_word_embeddings`. Version 5 writes that as true for every
+  model, never scales mT5's logits, and decides for T5 by `scale_decoder_outputs`.
   """
   keys = ("tie_word_embeddings", "scale_decoder_outputs")
   for key in keys:
     if not isinstance(content.get(key, True), bool):
       raise UserError(
-        f"'{path}' states {key} {short(content[key])}; it is true or false. Take "
+        f"'{path}' states {key} {short(content[key])}; it must be true or false. Take "
         "another copy."
       )
   tied, scaled = (content.get(key) for key in keys)
@@ -429,8 +429,8 @@ def _is_tied(content: Mapping[str, Any], kind: str, path: files.Path) -> bool:
   if tied is False and scaled:
     raise UserError(
       f"'{path}' states tie_word_embeddings false and scale_decoder_outputs true, as "
-      "transformers 5.0 wrote by mistake: 4 goes by the first, and 5 by the second. Set "
-      f"{_AS_TRAINED}."
+      "transformers 5.0 wrote by mistake: version 4 obeys the first, and version 5 the "
+      f"second. Set {_AS_TRAINED}."
     )
   return tied is not False if scaled is None else scaled
 

@@ -1,7 +1,7 @@
-"""The numbers of the public T5 models, as arguments of `network.Transformer`.
+"""The sizes of the public T5 models, as arguments of `network.Transformer`.
 
 Sources: the configurations that T5X and the papers give (Raffel et al. 2020; Shazeer
-2020 for v1.1; Xue et al. 2021 for mT5). LM-adapted T5 and Flan-T5 are as v1.1.
+2020 for v1.1; Xue et al. 2021 for mT5). LM-adapted T5 and Flan-T5 have the sizes of v1.1.
 """
 
 from typing import Any
@@ -68,4 +68,4 @@ TINY: dict[str, dict[str, Any]] = {
   "t5_v1_0_tiny": {**_v1_0(8, 2, 2, 6, 16), "vocab_size": 32},
   "t5_v1_1_tiny": {**_v1_1(32, 8, 2, 2, 16), "head_dim": 6},
 }
-"""Of tests: no public model has these."""
+"""Sizes for tests; no public model has them."""

@@ -1,1 +1,1 @@
-"""Metrics of predicted texts: a function and a line in `registry` each."""
+"""Metrics of predicted texts; each is a function and a line in `registry`."""

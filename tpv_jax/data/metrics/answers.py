@@ -20,31 +20,31 @@ DETERMINERS = frozenset(
 
 
 def squad_exact_match(given: Predicted) -> float:
-  """Returns the share of predictions that are one of the right answers, as SQuAD says it.
+  """Returns SQuAD's exact match: the share of predictions that equal a right answer.
 
-  Both are lower-cased, ASCII punctuation and the articles a, an and the are removed, and
-  white space is collapsed (official script; T5's `normalize_squad`).
+  Both are normalised: lower-cased, without ASCII punctuation and the articles a, an and
+  the, and with white space collapsed (official script; T5's `normalize_squad`).
   """
   return _best_answers(lambda answer, text: float(answer == text), given)
 
 
 def squad_f1(given: Predicted) -> float:
-  """Returns SQuAD's F1: of the common words, for the closest of the right answers.
+  """Returns SQuAD's F1: of the words in common with the closest right answer.
 
-  Normalised as in `squad_exact_match`. If nothing is left of both, it is 1, as in the
-  script of SQuAD v2 and not in T5's, which says 0; that is where "" answers "".
+  Texts are normalised as in `squad_exact_match`. If both become empty, it is 1, as in the
+  script of SQuAD v2; T5's gives 0.
   """
   return _best_answers(_word_f1, given)
 
 
 def wsc_match(given: Predicted) -> float:
-  """Returns WSC's accuracy when the model says what a pronoun refers to.
+  """Returns WSC's accuracy for predictions that say what a pronoun refers to.
 
-  As T5's `wsc_simple`: the target is a candidate, which is right if it is among the
-  answers of its example (a wrong one has `answers=("",)`). A prediction names it if the
-  words of one are all among those of the other, without case and `DETERMINERS`; unless
-  only one has an apostrophe ("Bob's hat" is not Bob). A prediction is right if it names
-  a right candidate, or does not name a wrong one. An empty one is wrong.
+  As in T5's `wsc_simple`, the target is a candidate, which is right if it is among the
+  answers of its example (a wrong one has `answers=("",)`). A prediction names the candidate
+  if all words of one occur in the other, ignoring case and `DETERMINERS`, unless only one
+  of them has an apostrophe ("Bob's hat" is not Bob). A prediction is right if it names a
+  right candidate, or does not name a wrong one. An empty prediction is wrong.
   """
   return float(
     np.mean(
@@ -57,7 +57,7 @@ def wsc_match(given: Predicted) -> float:
 
 
 def _best_answers(score: Callable[[str, str], float], given: Predicted) -> float:
-  """Returns the mean of each prediction's best score among its normalised answers."""
+  """Returns the mean, over predictions, of the best score with any normalised answer."""
   return float(
     np.mean(
       [

@@ -14,14 +14,14 @@ from tpv_jax.data.metrics.protocol import Metric, Predicted
 def exact_match(given: Predicted) -> float:
   """Returns the share of predictions equal to their targets, as the vocabulary writes them.
 
-  That is what the target's tokens are decoded to. A target that was trimmed or has
-  unknown tokens can't be written, so no prediction of it is right. Training (`model`),
-  searches (`Evaluator.exact_match`) and evaluation count by this one definition, the
-  first two by tokens: a target is written by greedy decoding if and only if each of its
-  tokens, EOS included, is the arg max after the ones before it and none is unknown.
-  (Text is right here by whatever tokens; to those two, by the vocabulary's own.)
+  What the vocabulary writes is the decoded tokens of the target. A target that was trimmed
+  or has unknown tokens can't be written, so no prediction of it is right. Training
+  (`model`), searches (`Evaluator.exact_match`) and evaluation share this definition, but
+  the first two compare tokens: greedy decoding writes a target if and only if each of its
+  tokens, EOS included, is the arg max after the tokens before it and none is unknown.
+  (A text is right here whatever its tokens; those two require the vocabulary's own.)
 
-  A prediction that is no label counts as wrong, so over all examples of a
+  A prediction that is not a label counts as wrong, so over all examples of a
   classification task this is the accuracy of generated labels.
   """
   written = given.written or given.targets
@@ -30,11 +30,11 @@ def exact_match(given: Predicted) -> float:
 
 
 def macro_f1(given: Predicted) -> float:
-  """Returns the mean over the labels of each one's F1.
+  """Returns the mean of the labels' F1 scores.
 
-  A prediction that is no label lowers the recall of the target's label and is no class
-  of its own (as T5's `mean_multiclass_f1`). A label that is neither a target nor
-  predicted has F1 0. Without labels, the classes are those among the targets.
+  A prediction that is not a label lowers the recall of the target's label and is not a
+  class of its own (as in T5's `mean_multiclass_f1`). A label that is neither a target nor
+  predicted has F1 0. Without labels, the classes are the different targets.
   """
   scores = []
   for label in given.classes:
@@ -47,9 +47,9 @@ def macro_f1(given: Predicted) -> float:
 def f1(given: Predicted) -> float:
   """Returns the F1 of the second of two labels, the positive one as in GLUE.
 
-  A prediction that is no label counts as the opposite of its target (T5's
-  `f1_score_with_invalid`). Over all answers of MultiRC this is its F1a. It is 0 without
-  a positive target or prediction.
+  A prediction that is not a label counts as the opposite of its target (T5's
+  `f1_score_with_invalid`). Over all answers of MultiRC this is its F1a. It is 0 if there
+  is no positive target or no positive prediction.
   """
   import sklearn.metrics
 
@@ -74,14 +74,14 @@ F1 = Metric(
 def matthews(given: Predicted) -> float:
   """Returns Matthews' correlation coefficient, in [-1, 1].
 
-  All predictions that are no labels form one extra class, which is always wrong (as in
+  All predictions that are not labels form one extra class, which is always wrong (as in
   T5, where they get the class id -1). It is 0 if all predictions are equal.
   """
   import sklearn.metrics
 
   ids = {label: index for index, label in enumerate(given.classes)}
   with warnings.catch_warnings():
-    # One class only: scikit-learn says 0, which is what we document.
+    # With only one class scikit-learn warns and gives 0, as documented here.
     warnings.simplefilter("ignore")
     return float(
       sklearn.metrics.matthews_corrcoef(
@@ -94,11 +94,11 @@ def matthews(given: Predicted) -> float:
 def group_exact_match(given: Predicted) -> float:
   """Returns the share of groups whose predictions are all equal to their targets.
 
-  MultiRC's exact match: a question counts if each of its answers is judged rightly. A
-  split that cuts a question in two makes two easier ones of it.
+  This is MultiRC's exact match: a question counts if all its answers are judged correctly.
+  A split that separates the answers of a question makes two easier ones of it.
 
   Raises:
-    UserError: the examples state no groups.
+    UserError: an example states no group.
   """
   if not all(given.groups):
     raise UserError(

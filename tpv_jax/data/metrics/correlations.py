@@ -7,14 +7,14 @@ from typing import Any
 from tpv_jax.data.metrics.protocol import Predicted
 
 NOT_A_NUMBER = -1.0
-"""What a prediction counts as that is no finite number (T5's `string_to_float`)."""
+"""The value of a prediction that is not a finite number (T5's `string_to_float`)."""
 
 
 def pearson(given: Predicted) -> float:
   """Returns Pearson's correlation of the numbers that the texts spell, in [-1, 1].
 
-  A prediction that is no finite number counts as `NOT_A_NUMBER`. It is 0 (ours; not
-  NaN) for fewer than two examples, or if one side is constant.
+  A prediction that is not a finite number counts as `NOT_A_NUMBER`. The result is 0 (ours;
+  not NaN) for fewer than two examples, or if one side is constant.
   """
   import scipy.stats
 

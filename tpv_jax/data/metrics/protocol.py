@@ -1,4 +1,4 @@
-"""What a metric is given, and what one is."""
+"""The interface of metrics: their input, and what they return."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -7,16 +7,16 @@ from typing import Protocol, runtime_checkable
 
 @dataclasses.dataclass(frozen=True)
 class Predicted:
-  """What was predicted beside what is right, one entry an example.
+  """Predictions and right answers, with one entry for each example.
 
   Attributes:
     targets: the right answers, or WSC's candidates.
     predictions: decoded texts, or chosen labels.
-    labels: the task's labels, or None where the targets are free.
+    labels: the task's labels, or None if the targets are free.
     answers: all right answers of each example.
-    groups: what each example belongs to; MultiRC: its question.
-    written: each target as the vocabulary writes it (`labels.spelling`), None if it
-      can't; () means the targets.
+    groups: the group of each example; for MultiRC its question.
+    written: each target as the vocabulary writes it (`labels.spelling`), or None if it
+      can't; () stands for the targets.
   """
 
   targets: Sequence[str]
@@ -33,31 +33,31 @@ class Predicted:
 
   @property
   def classes(self) -> list[str]:
-    """The labels; without any, the different targets in alphabetical order."""
+    """The labels; without labels, the different targets in alphabetical order."""
     return sorted(set(self.targets)) if self.labels is None else list(self.labels)
 
 
 @runtime_checkable
 class Score(Protocol):
-  """A metric as a function: its score of what was predicted; more is better."""
+  """A metric as a function of predictions; a higher score is better."""
 
   def __call__(self, given: Predicted, /) -> float:
     """Returns a finite number of at most 1.
 
     Raises:
-      UserError: the examples lack what it needs, such as groups.
+      UserError: the examples lack something that it needs, such as groups.
     """
     ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-  """A metric with what it needs to know of a task before anything runs.
+  """A metric, with its requirements on a task, which are checked before anything runs.
 
   Attributes:
     score: the function.
     labels: how many labels the task must have; None for any number, or none.
-    advice: what is said of a task that has another number.
+    advice: the message about a task with another number.
   """
 
   score: Score

@@ -1,8 +1,8 @@
-"""The metrics, a function and one line here each, and how predictions are measured.
+"""The metrics: each is a function and one line here, and `compute` applies them.
 
-Texts are compared after white space is collapsed, with their case. A prediction that
-cannot be read (no label, no number, no answer) counts as wrong. Scores are fractions or
-coefficients (T5's own evaluation multiplies them by 100).
+Texts are compared with their case, after white space is collapsed. A prediction that cannot
+be read (as a label, number or answer) counts as wrong. Scores are fractions or coefficients
+(T5's own evaluation multiplies them by 100).
 """
 
 from collections.abc import Iterable, Sequence
@@ -43,7 +43,7 @@ def metric(name: str) -> Metric:
 
 
 def check_name(name: str, labels: Sequence[str] | None = None) -> None:
-  """Raises `UserError` if there is no metric of that name, or not for these labels."""
+  """Raises `UserError` if there is no such metric, or it does not apply to these labels."""
   needed, given = metric(name), len(labels or ())
   if needed.labels not in (None, given):
     raise UserError(f"{needed.advice}; the task has {given}.")
@@ -64,14 +64,14 @@ def compute(
     names: of `METRICS`.
     targets: the right answers, in the order of the predictions.
     predictions: generated texts, or chosen labels (see `of_labels`).
-    labels: the task's labels, or None where the targets are free.
-    answers: all right answers of each example, () for its target alone.
+    labels: the task's labels, or None if the targets are free.
+    answers: all right answers of each example; () if only its target is right.
     groups: of each example, '' for none.
     written: see `Predicted`; by default the targets.
 
   Raises:
-    UserError: an unknown metric, or one that these examples lack something for.
-    ValueError: nothing to measure, or unequal numbers.
+    UserError: a metric is unknown, or needs something that these examples lack.
+    ValueError: there are no examples, or the arguments have different lengths.
   """
   names = tuple(names)
   for name in names:
@@ -98,10 +98,10 @@ def compute(
 
 
 def of_labels(scores: dict[str, float]) -> dict[str, float]:
-  """Returns the scores of rank classification under the names that reports have.
+  """Returns the scores of rank classification under the names for reports.
 
-  They are the same metrics, of the labels that score highest instead of generated
-  text: 'label_<metric>', and 'label_accuracy' for their exact match.
+  These are the same metrics, applied to the labels that score highest instead of generated
+  text: 'label_<metric>', and 'label_accuracy' for exact match.
   """
   names = {"exact_match": "label_accuracy"}
   return {names.get(name, f"label_{name}"): value for name, value in scores.items()}

@@ -1,1 +1,1 @@
-"""The tasks of both papers: what one is, and a table for each suite."""
+"""The tasks of both papers: their definition, and a table for each suite."""

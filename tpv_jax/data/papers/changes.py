@@ -1,4 +1,4 @@
-"""What some templates read instead of the raw row."""
+"""Changes of raw rows that some templates need."""
 
 import re
 
@@ -19,7 +19,7 @@ def marked_wsc(row: Row, where: str) -> Row:
     first,
     "*",
   )
-  # The marks before it are two more words.
+  # If the first span comes before, its marks are two more words.
   second += 2 * (first < second)
   text = _marked(text, definition.text(row, "span2_text", where), second, "#")
   return {**row, "text": text}
@@ -35,10 +35,10 @@ def _marked(text: str, span: str, index: int, mark: str) -> str:
 
 
 def starred_pronoun(row: Row, where: str) -> Row:
-  """Returns the row with '*' at both sides of the pronoun, as T5's `wsc_simple` does.
+  """Returns the row with '*' on both sides of the pronoun, as T5's `wsc_simple` does.
 
-  Where the pronoun's index is off by one (it is in one row), or there is punctuation
-  behind it (in another), this gives what T5 has written out for these two.
+  In one row the pronoun's index is off by one, and in another punctuation follows the
+  pronoun. T5 has the results for these two written out, and this gives the same.
   """
   pronoun = definition.text(row, "span2_text", where)
   words = definition.text(row, "text", where).split(" ")
@@ -79,7 +79,7 @@ def first_answer(row: Row, where: str) -> Row:
     if column not in row:
       definition.text(row, column, where)
     raise UserError(
-      f"{where}: '{column}' must be a list of texts, [] where the context has no answer. "
+      f"{where}: '{column}' must be a list of strings, [] if the context has no answer. "
       "Correct the row."
     )
   answers = tuple(dict.fromkeys(found)) or (definition.UNANSWERABLE,)

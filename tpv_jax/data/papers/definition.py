@@ -1,7 +1,7 @@
 """The definition of a paper's task: source, template, labels, splits, metrics.
 
-Plain Python. `sources` reads and exports the data, `seqio_tasks` streams it to T5X; both
-make an example of a row by `Definition.example`, so both give equal strings.
+Plain Python. `exported` writes the data, and `seqio_tasks` streams it to T5X; both turn rows
+into examples by `Definition.example`, so that they give equal strings.
 """
 
 import dataclasses
@@ -33,13 +33,13 @@ UNANSWERABLE = "unanswerable"
 """The target of a SQuAD v2 question that its context does not answer. Ours."""
 
 SEED = 0
-"""Of the rows that a split rule takes; another seed gives other splits."""
+"""Seed of the rows that a split rule chooses; another seed gives other splits."""
 
 SOURCE_LENGTH = 256
 """The longest source of both papers, in tokens."""
 
 Row = Mapping[str, Any]
-"""A raw row: texts, numbers, lists of texts; a class by its name, None if not given."""
+"""A raw row: strings, numbers, lists of strings; a class is its name, or None if unknown."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,30 +47,30 @@ class Definition:
   """A task: where its rows come from, and what they mean.
 
   Attributes:
-    name: one word; `_t5` at the end: the T5 package's template.
+    name: one word; it ends in `_t5` if the template is the T5 package's.
     title: what it is about.
     tfds: the data set's name in TensorFlow Datasets, or None.
     hugging_face: its name in the Hugging Face hub, if TFDS does not have it.
     template: the source text, columns in braces.
-    labels: the source's class names in their order, each with its label word; None
-      where targets are free.
+    labels: the source's class names in their order, each with its label word; None if
+      targets are free.
     papers: `TPV`, `EPT`.
-    licence: what the source says of it.
-    sizes: how many rows the source's 'train' split and its `held_out` one have.
-    large: the rule of the splits: 1,000 rows of train become validation, and `held_out`
+    licence: of the data, according to the source.
+    sizes: how many rows the source's 'train' and `held_out` splits have.
+    large: the split rule: if True, 1,000 rows of train become validation, and `held_out`
       is the test split; otherwise `held_out` is halved into validation and test.
     target: the column of the answer.
     metrics: names in `data.metrics.registry`; the first is the task's own.
-    held_out: the source's split that the rule speaks of.
+    held_out: the name of the source's held-out split.
     epochs: of a source prompt in the task-vector paper.
     target_length: the longest target in tokens of T5's vocabulary, EOS included.
-    most_tokens: of a source; the papers' 256, more for long answers.
-    change: gives the row that the template reads, where that is not the raw one.
-    rounded_to: targets are numbers, written as the nearest multiple.
+    most_tokens: of a source; the papers' 256, except for tasks with long sources.
+    change: turns the raw row into the one that the template reads; None if they are equal.
+    rounded_to: for targets that are numbers: they are written as the nearest multiple.
     limits: the least and the largest of targets that are numbers.
     answers: the column of all accepted answers.
-    trained_class: the only class whose rows are in train and validation; None: all.
-    trained_rows: how many of train's rows those are; None: all.
+    trained_class: the only class whose rows are in train and validation; None for all.
+    trained_rows: how many rows of train have this class; None for all.
     group: the column of the group that an example belongs to; only of large tasks. A
       group lies in train or in validation as a whole, by its name, whatever the seed.
     skip_unlabelled: rows without a label are left out and are no error.
@@ -121,15 +121,15 @@ class Definition:
 
   @property
   def source(self) -> str:
-    """Where the rows come from, in words."""
+    """The source of the rows, in words."""
     return f"TFDS {self.tfds}" if self.tfds else f"Hugging Face {self.hugging_face}"
 
   @property
   def lengths(self) -> dict[str, int]:
     """The longest source and target in tokens, EOS included.
 
-    Where sources were measured: the longest, rounded up to a multiple of 32, but not
-    more than `most_tokens`. Longer texts are trimmed, and counted.
+    If sources were measured, it is the longest, rounded up to a multiple of 32, but at
+    most `most_tokens`; otherwise `most_tokens`. Longer texts are trimmed, and counted.
     """
     longest = MEASURED[self.name][-1] if self.name in MEASURED else self.most_tokens
     return {
@@ -139,14 +139,14 @@ class Definition:
 
   @property
   def steps(self) -> int:
-    """The task-vector paper's training: `epochs` at batches of 32."""
+    """The steps of training in the task-vector paper: `epochs` with batches of 32."""
     rows = self.sizes[0] if self.trained_rows is None else self.trained_rows
     train = rows - (FROM_TRAIN if self.large else 0)
     return -(-train * self.epochs // 32)
 
   @property
   def split_rule(self) -> str:
-    """How the papers' splits are made of the source's, in words."""
+    """The rule by which the papers' splits are made from the source's, in words."""
     if self.group is not None:
       return (
         f"about {FROM_TRAIN:,} of train, in whole groups, become validation; "
@@ -162,13 +162,13 @@ class Definition:
   def places(
     self, split: str, counts: Mapping[str, int], seed: int = SEED
   ) -> tuple[str, Int[np.ndarray, " N"]]:
-    """Returns the source's split that `split` is taken from, and its rows' numbers.
+    """Returns the source's split from which `split` is taken, and the numbers of its rows.
 
-    Disjoint, by seed, in the source's order: arXiv 2408.01119, section 4
-    (docs/methods.md, "Source prompts of the papers").
-    A train split of fewer than 2,000 rows gives half of them, not 1,000; the odd row of
-    a held-out split goes to test. Both ours. Where examples have a `group`, train and
-    validation both get all rows of train, and `example` keeps each split's own.
+    The rows are disjoint, chosen by the seed, and in the source's order, by the rules of
+    arXiv 2408.01119, section 4. A train split of fewer than 2,000 rows gives half of them
+    instead of 1,000; the odd row of a held-out split goes to test (both ours). If examples
+    have a `group`, train and validation both get all rows of train, and `example` selects
+    those of each split.
 
     Args:
       split: 'train', 'validation' or 'test'.
@@ -176,7 +176,7 @@ class Definition:
       seed: of the choice.
 
     Raises:
-      UserError: no such split.
+      UserError: there is no such split.
     """
     check_split(self.name, split)
     from_train = ("train", "validation") if self.large else ("train",)
@@ -189,15 +189,15 @@ class Definition:
     return source, np.sort(chosen[:taken] if split == "validation" else chosen[taken:])
 
   def example(self, row: Row, where: str, split: str) -> Example | None:
-    """Returns the example of a raw row, None if it does not belong to the split.
+    """Returns the example of a raw row, or None if it is not in the split.
 
     Args:
       row: by column; a class is its name in the source.
       where: names the row in errors.
-      split: that the row is for; see `trained_class` and `group`.
+      split: the split; see `trained_class` and `group`.
 
     Raises:
-      UserError: a column is missing, or the label is, or it is outside the set.
+      UserError: a column or the label is missing, or the label is not one of `labels`.
     """
     if self.skip_unlabelled and row.get(self.target) is None:
       return None
@@ -224,11 +224,11 @@ class Definition:
     return example
 
   def fields(self, inputs: str) -> tuple[tuple[int, int], ...]:
-    """Returns where the columns' texts lie in a source that the template gave.
+    """Returns where the texts of the columns begin and end in a source of the template.
 
-    The words between them are looked for in their order, so a text that holds them itself
-    ends there; columns with white space between them alone are one. Both roads ask here,
-    since an exported source is all that one of them has.
+    The template's words are searched in their order, so a column that contains the next
+    ones ends there. Columns with only white space between them count as one. Both
+    `exported` and `seqio_tasks` use this, because an exported source has no columns.
     """
     found = self._pattern.fullmatch(inputs)
     return () if found is None else found.regs[1:]
@@ -278,13 +278,13 @@ class Definition:
 
 
 def example_rows(which: Definition) -> list[dict[str, Any]]:
-  """Returns two invented rows in the form of the data set, with classes by number."""
+  """Returns two invented rows in the data set's format, with classes as numbers."""
   file = importlib.resources.files("tpv_jax.data") / "example_rows.json"
   return json.loads(file.read_text())[which.data]
 
 
 def check_classes(which: Definition, found: Mapping[str, list[str]]) -> None:
-  """Raises `UserError` if the source's classes are not those that the table names.
+  """Raises `UserError` if the source's classes are not those of the definition.
 
   Args:
     which: the task.
@@ -313,14 +313,14 @@ def text(row: Row, column: str, where: str, null: str | None = None) -> str:
     raise UserError(f"{where}: column '{column}' is empty. Fill it, or remove the row.")
   if isinstance(value, Mapping | list):
     raise UserError(
-      f"{where}: '{column}' holds several values; a text or a number is needed. Flatten "
+      f"{where}: '{column}' holds several values; it must be a string or a number. Flatten "
       "the file first."
     )
   return str(value)
 
 
 def index(row: Row, column: str, where: str) -> int:
-  """Returns the number of a word, from 0, that a column holds."""
+  """Returns a column's value as the number of a word, from 0."""
   number = text(row, column, where)
   if not re.fullmatch(r"\d{1,6}", number, re.ASCII):
     raise UserError(
@@ -342,5 +342,5 @@ def truth(row: Row, where: str) -> str:
 
 
 def same(*words: str) -> dict[str, str]:
-  """Returns labels whose words are the classes' names."""
+  """Returns labels whose words are the names of the classes."""
   return {word: word for word in words}

@@ -1,4 +1,4 @@
-"""How long sources are, measured on public data."""
+"""Lengths of sources, measured on public data."""
 
 MEASURED: dict[str, tuple[int, int, int, int, int]] = {
   "glue_qnli": (5463, 54, 98, 130, 305),
@@ -24,8 +24,8 @@ MEASURED: dict[str, tuple[int, int, int, int, int]] = {
   "super_glue_wsc_t5": (168, 40, 83, 99, 132),
   "super_glue_cb_t5": (120, 88, 187, 288, 301),
 }
-"""Sources in tokens of T5's vocabulary, EOS included: texts, median, 95th and 99th
-percentile, the longest. Measured on public copies of train and held-out rows, some of
-them parts of the official splits (QNLI, SNLI, BoolQ, WiC, CB, WSC). AG News: the test file
-only. SST-2: the data set of whole sentences (6,920 and 872), while GLUE trains on phrases
-as well. MRPC: an imperfect copy, without GLUE's own validation split."""
+"""Number of texts, and their median, 95th and 99th percentile and longest length in tokens
+of T5's vocabulary, EOS included. Measured on public copies of train and held-out rows, some
+of them parts of the official splits (QNLI, SNLI, BoolQ, WiC, CB, WSC). AG News: the test
+file only. SST-2: the data set of whole sentences (6,920 and 872), while GLUE also trains on
+phrases. MRPC: an imperfect copy, without GLUE's own validation split."""

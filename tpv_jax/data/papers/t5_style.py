@@ -1,4 +1,4 @@
-"""What the T5 package's templates make of GLUE and SuperGLUE."""
+"""GLUE and SuperGLUE with the T5 package's templates."""
 
 from typing import Any
 
@@ -21,10 +21,10 @@ TEMPLATES = {
   "super_glue_wsc": "wsc: {text}",
   "super_glue_cb": "cb hypothesis: {hypothesis} premise: {premise}",
 }
-"""What the T5 package's preprocessors write; the label words are the same."""
+"""The sources that the T5 package's preprocessors write; the label words are the same."""
 
 DIFFERENCES: dict[str, dict[str, Any]] = {
-  # The question stands last, and 256 tokens would cut it off in 9 % of the sources.
+  # The question comes last, and 256 tokens would cut it off in 9 % of the sources.
   "super_glue_boolq": {"most_tokens": 512},
   "super_glue_wsc": {
     "title": "WSC: the noun that a pronoun (*) means",
@@ -38,6 +38,6 @@ DIFFERENCES: dict[str, dict[str, Any]] = {
     "target_length": 16,
   },
 }
-"""T5 reads 512 tokens. It trains WSC on right nouns only, 259 of the rows; in evaluation
-the answer is compared with a noun. Validation on right nouns only is ours: its loss would
-otherwise reward wrong ones."""
+"""Where the T5 package's tasks differ beyond the template. T5 reads 512 tokens. It trains
+WSC only on rows with the right noun, 259 of them; in evaluation the answer is compared with
+a noun. Validation on right nouns only is ours: otherwise its loss would reward wrong ones."""
