@@ -124,7 +124,7 @@ $(VENV)/.installed: $(BIN) setup.py pyproject.toml | same-python
 	$(INSTALL)
 	@touch "$@"
 
-$(VENV)/.installed-fast: EXTRAS := [test]
+$(VENV)/.installed-fast: EXTRAS := [test,gcs]
 $(VENV)/.installed-fast: $(BIN) setup.py pyproject.toml | same-python
 	@echo "== installing tpv_jax with its test extra"
 	$(INSTALL)

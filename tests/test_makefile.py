@@ -182,7 +182,7 @@ def test_the_fast_tests_need_no_tensorflow(project):
   project.add("python3", "3.13")
   project.make("test-fast", "JOBS=2")
   *_, install, tests = project.calls.read_text().splitlines()
-  assert install == "-m pip install -e .[test]"
+  assert install == "-m pip install -e .[test,gcs]"
   assert tests == "tests/fast.py -n 2 --dist worksteal"
   project.make("test")
   assert "installing" not in project.make("test-fast").stdout
