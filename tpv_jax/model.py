@@ -582,7 +582,7 @@ def _on_every_device(folded: Any) -> Any:
 
   So are their gradients. Otherwise XLA would shard activations as the prompt is sharded.
   """
-  return jax.tree.map(lambda x: partitioning.lie(x, *[None] * x.ndim), folded)
+  return jax.tree.map(lambda x: partitioning.constrain(x, *[None] * x.ndim), folded)
 
 
 def _rows(folded: Folded, ids: Int[Array, " B"]) -> Folded:

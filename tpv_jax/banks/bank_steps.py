@@ -123,7 +123,7 @@ def build(
   )
   by_prompt = stack(replicated)
   bodies = _Bodies(
-    model, learning_rate, functools.partial(partitioning.in_force, mesh, layout.rules)
+    model, learning_rate, functools.partial(partitioning.axis_rules, mesh, layout.rules)
   )
   return BankSteps(
     initialise=jax.jit(jax.vmap(one), out_shardings=shardings),

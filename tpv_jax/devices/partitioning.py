@@ -167,32 +167,32 @@ class Layout:
   kept_whole: list[str]
 
 
-_IN_FORCE: contextvars.ContextVar[tuple[Mesh, Rules] | None] = contextvars.ContextVar(
+_AXIS_RULES: contextvars.ContextVar[tuple[Mesh, Rules] | None] = contextvars.ContextVar(
   "axis rules", default=None
 )
 
 
 @contextlib.contextmanager
-def in_force(mesh: Mesh, rules: Rules) -> Iterator[None]:
-  """Makes `lie` use this mesh and these rules for what is traced within the block."""
-  token = _IN_FORCE.set((mesh, rules))
+def axis_rules(mesh: Mesh, rules: Rules) -> Iterator[None]:
+  """Makes `constrain` use this mesh and these rules for what is traced within the block."""
+  token = _AXIS_RULES.set((mesh, rules))
   try:
     yield
   finally:
-    _IN_FORCE.reset(token)
+    _AXIS_RULES.reset(token)
 
 
-def lie(x: Any, *axes: str | None) -> Any:
+def constrain(x: Any, *axes: str | None) -> Any:
   """Returns the array with its sharding, and its gradient's, constrained by the rules.
 
-  The rules are those of the surrounding `in_force`; without one, `x` is returned as it is.
+  The rules are those of the surrounding `axis_rules`; without one, `x` is returned as it is.
   XLA alone might gather large parameters instead of the small arrays computed from them.
 
   Args:
     x: the array.
     axes: the name of each axis, or None for an axis that is whole on each device.
   """
-  found = _IN_FORCE.get()
+  found = _AXIS_RULES.get()
   if found is None:
     return x
   mesh, rules = found

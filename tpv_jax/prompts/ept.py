@@ -65,7 +65,7 @@ class EPT(nn.Module):
   def __call__(self) -> Folded:
     """Returns the folded prompt, (3.12), in fp32 whatever the backbone's dtype is."""
     leaves = {
-      name: partitioning.lie(
+      name: partitioning.constrain(
         jnp.asarray(
           param_with_axes(name, _initializer(name, form), form.shape, axes=form.axes)
         ),
@@ -76,7 +76,9 @@ class EPT(nn.Module):
     with jax.default_matmul_precision("float32"):
       folded = equations.fold(leaves, self.alpha)
     # If the parameters are sharded over devices, these are computed in the same shards.
-    return jax.tree.map(lambda x: partitioning.lie(x, None, "prompt_embed"), folded)
+    return jax.tree.map(
+      lambda x: partitioning.constrain(x, None, "prompt_embed"), folded
+    )
 
   def parameters(self) -> dict[str, equations.Parameter]:
     """Returns the shape and the start of every parameter by name."""

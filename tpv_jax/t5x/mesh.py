@@ -13,7 +13,7 @@ from t5x import partitioning
 from tpv_jax.core.checks import Size
 from tpv_jax.core.errors import UserError
 from tpv_jax.devices import meshes
-from tpv_jax.devices.partitioning import Rules, in_force, merged, that_divide
+from tpv_jax.devices.partitioning import Rules, axis_rules, merged, that_divide
 
 
 class Partitioner(partitioning.PjitPartitioner):
@@ -54,7 +54,7 @@ class Partitioner(partitioning.PjitPartitioner):
 
     @functools.wraps(fn)
     def placed(*inputs: Any) -> Any:
-      with in_force(self.mesh, self._logical_axis_rules):
+      with axis_rules(self.mesh, self._logical_axis_rules):
         return fn(*inputs)
 
     return super().partition(placed, *args, **kwargs)

@@ -85,11 +85,11 @@ def build(
       )
       return state, report
 
-    with partitioning.in_force(mesh, layout.rules):
+    with partitioning.axis_rules(mesh, layout.rules):
       return jax.lax.scan(one_step, state, batches)
 
   def validate(trainable: Leaves, frozen: Leaves, batch: dict[str, Array]) -> Any:
-    with partitioning.in_force(mesh, layout.rules):
+    with partitioning.axis_rules(mesh, layout.rules):
       return model.eval_fn(model.merge(trainable, frozen), batch)[1]
 
   shardings = state_shardings(
