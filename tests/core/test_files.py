@@ -48,6 +48,23 @@ def test_a_new_file_has_the_rights_that_the_umask_leaves(tmp_path):
   assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.parametrize(
+  ("text", "problem"),
+  [
+    ('{"name": "\\ud83d"}', "surrogates not allowed"),
+    (b'{"name": "\xed\xa0\xbd"}', "surrogates not allowed"),
+    ("[" * 100_000, "nested too deeply"),
+    ("{", "property name"),
+  ],
+)
+def test_json_that_could_not_be_written_again_is_a_value_error(text, problem):
+  with pytest.raises(ValueError, match=problem):
+    files.parse_json(text)
+  assert files.parse_json('{"name": "\\ud83d\\ude00 \u00e9"}') == {
+    "name": "\U0001f600 \u00e9"
+  }
+
+
 def test_json_without_a_meaning_is_refused(tmp_path):
   with pytest.raises(ValueError, match="not JSON compliant"):
     files.write_json(tmp_path / "a", float("nan"))

@@ -140,6 +140,8 @@ def resealed(content: bytes, old: bytes, new: bytes) -> bytes:
     (b'\\"vector\\"', b'\\"matrix\\"', r"neither 'prompt' nor 'vector'"),
     (b'\\"steps\\"', b'\\"stops\\"', r"unknown or missing fields: steps, stops"),
     (b'"provenance"', b'"provenence"', r"cannot be read"),
+    # Half of a surrogate pair, which could be neither printed nor written again.
+    (b"ab" * 32, rb"\\ud83d" + b"a" * 57, r"surrogates not allowed"),
   ],
 )
 def test_a_whole_file_of_another_version_says_so(path, old, new, expected):

@@ -184,6 +184,21 @@ def reading(path: PathLike) -> Iterator[Any]:
     yield file
 
 
+def parse_json(text: str | bytes) -> Any:
+  """Returns what JSON says that need not be trusted.
+
+  Raises:
+    ValueError: it is no JSON, is nested too deeply, or holds a lone surrogate, which could
+      be neither printed nor written to a file again.
+  """
+  try:
+    content = json.loads(text)
+    json.dumps(content, ensure_ascii=False).encode()
+  except RecursionError as error:
+    raise ValueError("it is nested too deeply") from error
+  return content
+
+
 def read_json(path: PathLike, most_bytes: int = 1 << 20) -> dict[str, Any]:
   """Returns the JSON object in a file, which need not be trusted.
 
@@ -196,12 +211,11 @@ def read_json(path: PathLike, most_bytes: int = 1 << 20) -> dict[str, Any]:
   try:
     if len(text) > most_bytes:
       raise ValueError(f"it has more than {most_bytes} bytes")
-    content = json.loads(text)
-    json.dumps(content, ensure_ascii=False).encode()
+    content = parse_json(text)
     if isinstance(content, dict):
       return content
     problem = f"it holds {str(content)[:40]!r}"
-  except (ValueError, RecursionError) as error:
+  except ValueError as error:
     problem = str(error)
   raise UserError(
     f"'{os.fspath(path)}' is no JSON object: {problem}. Take another copy."

@@ -143,7 +143,7 @@ def _write(path: files.Path, content: dict[str, Any]) -> None:
 def _read(path: files.Path) -> dict[str, Any]:
   """Returns the content of a lock file; {} if it is gone or still empty."""
   try:
-    content = json.loads(path.read_text())
+    content = files.parse_json(path.read_text())
   except (OSError, ValueError):
     return {}
   return content if isinstance(content, dict) else {}

@@ -6,7 +6,6 @@ Other tools' files are read by `peft` and `arrays`; the user can add what they d
 
 import contextlib
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
@@ -113,8 +112,8 @@ def _in_run(run: files.Path, which: str) -> files.Path:
 def _manifest(run: files.PathLike) -> dict[str, Any]:
   """Returns the manifest of a run, or {} if it cannot be read."""
   try:
-    content = json.loads(files.read_bytes(files.to_path(run) / "manifest.json"))
-  except (OSError, ValueError, RecursionError):
+    content = files.parse_json(files.read_bytes(files.to_path(run) / "manifest.json"))
+  except (OSError, ValueError):
     return {}
   return content if isinstance(content, dict) else {}
 

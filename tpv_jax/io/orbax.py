@@ -7,7 +7,6 @@ it JAX; nothing needs T5X or TensorFlow.
 """
 
 import functools
-import json
 import math
 import os
 import pathlib
@@ -92,7 +91,7 @@ def run_of_checkpoint(path: files.PathLike) -> str | None:
   path = files.to_path(path)
   folder = path.parent if path.name == "state" else path
   try:
-    run = json.loads(files.read_bytes(folder / _ABOUT))["custom_metadata"][RUN]
+    run = files.parse_json(files.read_bytes(folder / _ABOUT))["custom_metadata"][RUN]
   except (OSError, ValueError, KeyError, TypeError, RecursionError):
     return None
   return run if isinstance(run, str) else None
@@ -390,7 +389,7 @@ def _saved(folder: files.Path, shown: str) -> tuple[dict[Keys, None], dict[str, 
   checkpoint, which may be a whole backbone, and fails if one is damaged.
   """
   try:
-    content = json.loads(files.read_bytes(folder / _METADATA))
+    content = files.parse_json(files.read_bytes(folder / _METADATA))
     saved = {
       tuple(str(key["key"]) for key in entry["key_metadata"]): None
       for entry in content["tree_metadata"].values()

@@ -171,7 +171,7 @@ class RunFolder:
     """
     path = self.path / "manifest.json"
     try:
-      manifest = json.loads(files.read_bytes(path))
+      manifest = files.parse_json(files.read_bytes(path))
       if _is_manifest(manifest):
         return manifest
     except (ValueError, FileNotFoundError, NotADirectoryError):
@@ -338,7 +338,7 @@ def _is_manifest(content: Any) -> bool:
 def _metrics_of(line: bytes) -> dict[str, Any] | None:
   """Returns the content of a line of metrics.jsonl, or None if it is damaged."""
   try:
-    content = json.loads(line)
+    content = files.parse_json(line)
     if isinstance(content["step"], int) and isinstance(content["kind"], str):
       return content
   except (ValueError, KeyError, TypeError, RecursionError):

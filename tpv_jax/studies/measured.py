@@ -40,7 +40,7 @@ class Measured:
     self._found: dict[str, Any] = {"subject": json.loads(json.dumps(subject))}
     if not overwrite and path.exists():
       with contextlib.suppress(ValueError):  # A damaged file is measured again.
-        before = json.loads(files.read_bytes(path))
+        before = files.parse_json(files.read_bytes(path))
         if _is_measured(before) and same(before["subject"], subject, defaults):
           self._found = before
 

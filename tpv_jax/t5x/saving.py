@@ -13,7 +13,6 @@ T5X is imported.
 
 import dataclasses
 import importlib.metadata
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -252,7 +251,7 @@ def read_members(model_dir: str) -> list[dict[str, Any]] | None:
   if not path.exists():
     return None
   try:
-    return [dict(**member) for member in json.loads(files.read_bytes(path))]
+    return [dict(**member) for member in files.parse_json(files.read_bytes(path))]
   except (ValueError, TypeError) as error:
     raise UserError(
       f"Cannot read '{path}', which names the prompts of the bank's checkpoints "

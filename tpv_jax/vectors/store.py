@@ -12,7 +12,6 @@ any byte is noticed.
 """
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -91,8 +90,8 @@ def read(path: files.PathLike) -> tuple[dict[str, np.ndarray], Provenance]:
   try:
     if metadata["format"] != FORMAT:
       raise ValueError(f"its format is {metadata['format']!r}, not {FORMAT!r}")
-    provenance = Provenance.from_json(json.loads(metadata["provenance"]))
-  except (ValueError, KeyError, TypeError, RecursionError) as error:
+    provenance = Provenance.from_json(files.parse_json(metadata["provenance"]))
+  except (ValueError, KeyError, TypeError) as error:
     raise UserError(
       f"'{path}' cannot be read by tpv_jax {VERSION}: {error}. Read it "
       "with the version that wrote it."
