@@ -39,16 +39,19 @@ for word in "$@"; do
     fail "$word takes no flags of several processes: write python -m tpv_jax.$word."
 done
 
-# Each process leads a process group, so that its children end with it.
+# Each process leads a process group, so that its children end with it. What numbers its
+# lines is outside the group, so that no line is lost when the group is ended.
 set -m
-groups=()
+groups=() readers=()
 end_all() {
   trap - EXIT
   exec 2>/dev/null # Bash reports each process that a signal ended.
   kill -- "${groups[@]}" || true
   local deadline=$((SECONDS + grace))
-  while kill -0 -- "${groups[@]}" && ((SECONDS < deadline)); do sleep 0.1; done
-  kill -KILL -- "${groups[@]}" || true
+  while kill -0 -- "${groups[@]}" "${readers[@]}" && ((SECONDS < deadline)); do
+    sleep 0.1
+  done
+  kill -KILL -- "${groups[@]}" "${readers[@]}" || true
   wait
 }
 trap end_all EXIT
@@ -63,8 +66,11 @@ for ((index = 0; index < count; index++)); do
     echo '&'
     continue
   fi
-  "$@" "${flags[@]}" > >(trap '' TERM && exec sed -u "s/^/[$index] /") 2>&1 &
+  exec {lines}> >(trap '' HUP INT TERM && exec sed -u "s/^/[$index] /")
+  readers+=("$!")
+  "$@" "${flags[@]}" >&"$lines" 2>&1 {lines}>&- &
   groups+=("-$!")
+  exec {lines}>&-
 done
 $dry_run && exit 0
 for ((left = count; left > 0; left--)); do

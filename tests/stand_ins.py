@@ -101,7 +101,7 @@ def begin(arguments: list[str]) -> int:
   """Runs a verb with gin files up to where its work begins; returns its exit code."""
   from tpv_jax import cli
   from tpv_jax.banks import bank
-  from tpv_jax.evaluation import evaluation
+  from tpv_jax.evaluation import evaluation, searching
   from tpv_jax.training import training
 
   def work(*_, **__):
@@ -111,7 +111,7 @@ def begin(arguments: list[str]) -> int:
     for owner, name in (
       (training.Run, "execute"),
       (bank, "Plan"),
-      (evaluation, "_search"),
+      (searching, "best_of_each"),
       (evaluation.Evaluator, "evaluate_all"),
     ):
       patches.enter_context(unittest.mock.patch.object(owner, name, work))

@@ -349,7 +349,9 @@ def test_a_file_of_ours_whose_provenance_nests_too_deeply_is_refused(tmp_path):
   content = bytearray(safetensors.encode(leaves, metadata))
   digest = hashlib.sha256(content).hexdigest().encode()
   path.write_bytes(bytes(content).replace(b"0" * 64, digest, 1))
-  with pytest.raises(UserError, match=r"cannot be read by tpv_jax .* recursion"):
+  with pytest.raises(
+    UserError, match=r"cannot be read by tpv_jax .* nested too deeply"
+  ):
     sources.load(path)
 
 
