@@ -271,7 +271,7 @@ def test_a_t5x_checkpoint_goes_the_whole_way(vectors, tpv, refused):
   shown = tpv("show", "t5x/checkpoint_9")
   assert re.search(r"^terms +unknown task$", shown, re.M)
   assert re.search(r"^backbone +unknown$", shown, re.M)
-  assert "initial prompt must be given" in refused(
+  assert "give its initial prompt" in refused(
     "diff", "t5x/checkpoint_9", "-o", "v.safetensors"
   )
   two = ("t5x/checkpoint_9", "t5x/checkpoint_0")

@@ -24,7 +24,7 @@ def test_an_unknown_split_is_refused_with_near_misses():
 
 
 def test_an_empty_split_is_refused_by_name():
-  with pytest.raises(UserError, match="Split 'test' of task 'review' is empty"):
+  with pytest.raises(UserError, match="Split 'test' of task 'review' has no examples"):
     task(train=[Example("a", "good")]).examples("test")
 
 

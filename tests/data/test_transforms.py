@@ -60,7 +60,7 @@ def test_a_mixture_takes_its_tasks_in_turn_as_long_as_each_has_an_example():
 def test_a_mixture_of_no_tasks_or_of_two_kinds_is_refused():
   with pytest.raises(UserError, match="'both' has no tasks"):
     transforms.mixture("both", [])
-  with pytest.raises(UserError, match="in 'b', one without"):
+  with pytest.raises(UserError, match="and one without, 'b'"):
     transforms.mixture("both", [task("a", ("x",)), task("b", None)])
   free = transforms.mixture("both", [task("a", None, 1), task("b", None)])
   assert free.labels is None

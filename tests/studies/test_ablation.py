@@ -152,7 +152,7 @@ def test_the_report_says_so_if_ept_does_not_win(finished):
   assert "EPT does **not** win here (place 2 of 4)" in text
   assert "minus plain tuning -10.0 ± 0.0 (0 : 4)" in text
   assert "EPT without fusion: 20.0 points less than EPT" in text
-  assert "moves a method's mean by up to 5.0 points" in text
+  assert "a method's mean has a standard deviation of up to 5.0 points" in text
   made_up["ept"]["mean"] = 0.95
   text = report.markdown({**results, "summary": {"16": made_up}})
   assert "EPT has the highest mean here (place 1 of 4)" in text

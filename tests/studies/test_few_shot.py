@@ -143,7 +143,7 @@ def test_the_report_has_its_tables_and_its_plot(finished, capsys):
   assert "python -m x" in text
   for label in starts.STARTS.values():
     assert text.count(f"| {label} |") >= 3
-  assert "batches of 8 for 30" in text
+  assert "in batches of 8 (30 examples)" in text
   assert "P + 0.5 v" in text
   assert "Of copied words. Related: a; the sum: a + b; unrelated: c." in text
   assert (folder / "scores.png").read_bytes().startswith(b"\x89PNG")
