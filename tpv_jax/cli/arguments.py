@@ -76,6 +76,23 @@ def add_backbone(parser: Parser, what: str) -> None:
   )
 
 
+def add_weighted_vectors(parser: Parser) -> None:
+  """Adds vectors with their weights, and what may be allowed of them, and the output."""
+  explain_paths(parser)
+  add_output(parser)
+  parser.add_argument("vectors", metavar="V", nargs="+", help="a vector")
+  parser.add_argument(
+    "-w",
+    "--weights",
+    metavar="W",
+    nargs="+",
+    type=number,
+    help="one coefficient for each vector, in their order (default: all 1)",
+  )
+  add_allow_mixed_origin(parser, "vectors of different or unknown initial prompts")
+  add_allow_unknown_backbone(parser)
+
+
 def add_allow_mixed_origin(parser: Parser, what: str) -> None:
   """Adds `--allow-mixed-origin`."""
   parser.add_argument(

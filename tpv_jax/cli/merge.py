@@ -37,9 +37,7 @@ class _List(argparse.Action):
 
 def add_arguments(parser: Parser) -> None:
   """Adds vectors, the rule with its options, weights, lambda and the output."""
-  arguments.explain_paths(parser)
-  arguments.add_output(parser)
-  parser.add_argument("vectors", metavar="V", nargs="+", help="a vector")
+  arguments.add_weighted_vectors(parser)
   parser.add_argument(
     "--rule",
     default="task_arithmetic",
@@ -47,14 +45,6 @@ def add_arguments(parser: Parser) -> None:
   )
   parser.add_argument(
     "--list", action=_List, nargs=0, help="print the rules with their options, and exit"
-  )
-  parser.add_argument(
-    "-w",
-    "--weights",
-    metavar="W",
-    nargs="+",
-    type=arguments.number,
-    help="one for each vector, in their order (default: all 1)",
   )
   parser.add_argument(
     "--lambda",
@@ -72,10 +62,6 @@ def add_arguments(parser: Parser) -> None:
       type=arguments.number,
       help=f"an option of the rule {', '.join(rules)}",
     )
-  arguments.add_allow_mixed_origin(
-    parser, "vectors of different or unknown initial prompts"
-  )
-  arguments.add_allow_unknown_backbone(parser)
 
 
 def run(options: argparse.Namespace) -> None:

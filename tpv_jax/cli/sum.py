@@ -16,21 +16,7 @@ ON_CPU = True
 
 def add_arguments(parser: Parser) -> None:
   """Adds vectors, their weights, and the output."""
-  arguments.explain_paths(parser)
-  arguments.add_output(parser)
-  parser.add_argument("vectors", metavar="V", nargs="+", help="a vector")
-  parser.add_argument(
-    "-w",
-    "--weights",
-    metavar="W",
-    nargs="+",
-    type=arguments.number,
-    help="one coefficient for each vector, in their order (default: all 1)",
-  )
-  arguments.add_allow_mixed_origin(
-    parser, "vectors of different or unknown initial prompts"
-  )
-  arguments.add_allow_unknown_backbone(parser)
+  arguments.add_weighted_vectors(parser)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from tpv_jax.core.errors import UserError, near_misses
-from tpv_jax.core.registry import entry
+from tpv_jax.core.registry import find
 
 if TYPE_CHECKING:
   from tpv_jax.studies.base import Study
@@ -22,10 +21,5 @@ def study(name: str) -> "type[Study]":
   Raises:
     UserError: there is none.
   """
-  if name not in STUDIES:
-    raise UserError(
-      f"There is no study '{name}'.{near_misses(name, STUDIES)} The studies are "
-      f"{', '.join(STUDIES)}."
-    )
-  found: type[Study] = entry(STUDIES[name])
+  found: type[Study] = find(STUDIES, name, "study", plural="studies")
   return found

@@ -10,10 +10,10 @@ from jaxtyping import Float64
 class Rule(Protocol):
   """A rule whose result is sum_i c_i v_i, with coefficients from lengths and angles.
 
-  A rule is a frozen dataclass: its fields are its options with their defaults, and its
-  `__post_init__` raises `UserError` for an option that cannot be. The first line of its
-  docstring is what `tpv merge --list` says of it. Since the result is linear, its terms
-  are those of the vectors times the coefficients.
+  A rule is a frozen dataclass that extends this class. Its fields are its options with
+  their defaults, and its `__post_init__` raises `UserError` for an option that cannot be.
+  The first line of its docstring is what `tpv merge --list` says of it. Since the result
+  is linear, its terms are those of the vectors times the coefficients.
 
   Attributes:
     source: the paper, and what it is called there; or 'ours'.
@@ -24,9 +24,9 @@ class Rule(Protocol):
 
   __dataclass_fields__: ClassVar[dict[str, Any]]
   source: ClassVar[str]
-  number: ClassVar[int | None]
-  weighted: ClassVar[bool]
-  ordered: ClassVar[bool]
+  number: ClassVar[int | None] = None
+  weighted: ClassVar[bool] = False
+  ordered: ClassVar[bool] = False
 
   def coefficients(
     self, gram: Float64[np.ndarray, "N N"], weights: Float64[np.ndarray, " N"]

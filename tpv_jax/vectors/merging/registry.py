@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 from tpv_jax.core.errors import UserError, near_misses
-from tpv_jax.core.registry import entry
+from tpv_jax.core.registry import find
 
 if TYPE_CHECKING:
   from tpv_jax.vectors.merging.protocol import Rule
@@ -27,12 +27,9 @@ def rule(name: str) -> "type[Rule]":
   Raises:
     UserError: there is none; near misses are named.
   """
-  if name not in RULES:
-    raise UserError(
-      f"There is no merge rule '{name}'.{near_misses(name, RULES)} The rules are "
-      f"{', '.join(RULES)} (tpv merge --list)."
-    )
-  found: type[Rule] = entry(RULES[name])
+  found: type[Rule] = find(
+    RULES, name, "merge rule", plural="rules", hint=" (tpv merge --list)"
+  )
   return found
 
 

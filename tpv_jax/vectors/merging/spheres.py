@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from tpv_jax.core.errors import UserError
+from tpv_jax.vectors.merging.protocol import Rule
 
 _PARALLEL = 0.9995
 """The absolute cosine above which `Slerp` takes the straight line, as mergekit does."""
@@ -16,7 +17,7 @@ _OPPOSITE = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
-class Slerp:
+class Slerp(Rule):
   """The point at t on the arc from the first of two vectors to the second.
 
   With the angle a between them, c = (sin((1 - t) a), sin(t a)) / sin(a), and on the
@@ -31,7 +32,6 @@ class Slerp:
 
   source: ClassVar[str] = "mergekit, slerp (of the vectors, not of the prompts)"
   number: ClassVar[int | None] = 2
-  weighted: ClassVar[bool] = False
   ordered: ClassVar[bool] = True
 
   t: float = 0.5
@@ -61,7 +61,7 @@ class Slerp:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelStock:
+class ModelStock(Rule):
   """The average, shortened by how far the vectors point apart.
 
   For N vectors with the mean cosine k of their pairs, c_i = t / N with
@@ -69,9 +69,6 @@ class ModelStock:
   """
 
   source: ClassVar[str] = "arXiv 2403.19522, section 4"
-  number: ClassVar[int | None] = None
-  weighted: ClassVar[bool] = False
-  ordered: ClassVar[bool] = False
 
   def coefficients(
     self, gram: Float64[np.ndarray, "N N"], weights: Float64[np.ndarray, " N"]

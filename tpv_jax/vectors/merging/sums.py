@@ -7,16 +7,15 @@ import numpy as np
 from jaxtyping import Float64
 
 from tpv_jax.core.errors import UserError
+from tpv_jax.vectors.merging.protocol import Rule
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskArithmetic:
+class TaskArithmetic(Rule):
   """The sum of the vectors, each times its weight: c_i = w_i."""
 
   source: ClassVar[str] = "arXiv 2212.04089, task arithmetic"
-  number: ClassVar[int | None] = None
   weighted: ClassVar[bool] = True
-  ordered: ClassVar[bool] = False
 
   def coefficients(
     self, gram: Float64[np.ndarray, "N N"], weights: Float64[np.ndarray, " N"]
@@ -26,13 +25,11 @@ class TaskArithmetic:
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear:
+class Linear(Rule):
   """The weighted average: c_i = w_i / sum_j w_j."""
 
   source: ClassVar[str] = "mergekit, linear"
-  number: ClassVar[int | None] = None
   weighted: ClassVar[bool] = True
-  ordered: ClassVar[bool] = False
 
   def coefficients(
     self, gram: Float64[np.ndarray, "N N"], weights: Float64[np.ndarray, " N"]
@@ -42,13 +39,11 @@ class Linear:
 
 
 @dataclasses.dataclass(frozen=True)
-class NormBalanced:
+class NormBalanced(Rule):
   """The weighted sum of the vectors, each scaled to their mean norm."""
 
   source: ClassVar[str] = "ours"
-  number: ClassVar[int | None] = None
   weighted: ClassVar[bool] = True
-  ordered: ClassVar[bool] = False
 
   def coefficients(
     self, gram: Float64[np.ndarray, "N N"], weights: Float64[np.ndarray, " N"]
@@ -59,13 +54,10 @@ class NormBalanced:
 
 
 @dataclasses.dataclass(frozen=True)
-class MetaGPT:
+class MetaGPT(Rule):
   """The sum with the shares of the squared norms: c_i = |v_i|^2 / sum_j |v_j|^2."""
 
   source: ClassVar[str] = "arXiv 2406.11385, without data"
-  number: ClassVar[int | None] = None
-  weighted: ClassVar[bool] = False
-  ordered: ClassVar[bool] = False
 
   def coefficients(
     self, gram: Float64[np.ndarray, "N N"], weights: Float64[np.ndarray, " N"]
