@@ -71,11 +71,12 @@ class Tokenized:
   """Examples as token ids, padded with 0 to a static length.
 
   Attributes:
-    inputs: source tokens, a row for each example, with EOS at the end.
+    inputs: source tokens, a row for each example, between the vocabulary's `source_start`
+      and `source_end` (EOS for T5).
     targets: target tokens, with EOS at the end unless trimmed.
     sources: what the sources lost.
     answers: what the targets lost; exact match counts every such target as wrong.
-    tokens: how many tokens remain, with EOS and without padding.
+    tokens: how many tokens remain, with BOS and EOS and without padding.
   """
 
   inputs: Int32[np.ndarray, "N T"]
@@ -110,7 +111,7 @@ def tokenize(
 ) -> Tokenized:
   """Returns the examples as padded token ids, with counts of what was lost.
 
-  A source that is too long is shortened as in `source_ids`, and keeps EOS. A target that
+  A source that is too long is shortened as in `source_ids`, and keeps its end. A target that
   is too long keeps its first L tokens without EOS, as in T5's own tasks. So no prompt
   learns to stop in the middle, and no metric takes the truncated text for the answer.
 
@@ -141,32 +142,37 @@ def tokenize(
 def source_ids(
   example: Example, vocabulary: Vocabulary, longest: int
 ) -> tuple[list[int], int]:
-  """Returns the tokens of a source, EOS included, and how many were lost.
+  """Returns the tokens of a source, BOS and EOS included, and how many were lost.
 
   A source that is too long is cut at the ends of its longest fields, which keep equally
-  many tokens; the template's words and the shorter fields stay whole ('longest first', as
-  Hugging Face calls it). In such a source every part is tokenised separately.
+  many tokens; the words around them (the template's, a chat template's) and the shorter
+  fields stay whole ('longest first', as Hugging Face calls it). In such a source every part
+  is tokenised separately.
 
   Raises:
     UserError: the words around the fields leave no room for them.
   """
-  ids, room = vocabulary.encode(example.inputs), longest - 1
+  start, end = vocabulary.source_start, vocabulary.source_end
+  (ids,) = vocabulary.encode_source(example.inputs)
+  room = longest - len(start) - len(end)
   lost = max(0, len(ids) - room)
-  kept = _cut(example, vocabulary, room) if lost and example.fields else ids[:room]
-  return [*kept, vocabulary.eos_id], lost
+  kept = _cut(example, vocabulary, room, longest) if lost else ids
+  return [*start, *kept, *end], lost
 
 
-def _cut(example: Example, vocabulary: Vocabulary, room: int) -> list[int]:
-  text, parts, end = example.inputs, [], 0
-  for start, stop in (*example.fields, (len(text), len(text))):
-    parts += [vocabulary.encode(one) for one in (text[end:start], text[start:stop])]
-    end = stop
+def _cut(
+  example: Example, vocabulary: Vocabulary, room: int, longest: int
+) -> list[int]:
+  text = example.inputs
+  parts = vocabulary.encode_source(text, example.fields or ((0, len(text)),))
   fields = sorted(range(1, len(parts), 2), key=lambda place: len(parts[place]))
   left = room - sum(map(len, parts[::2]))
-  if left < sum(bool(parts[place]) for place in fields):
-    least = 1 + room - left + len(example.fields)
+  # A source without columns and without words around it may lose all of its text.
+  around = example.fields or any(parts[::2])
+  if around and left < sum(bool(parts[place]) for place in fields):
+    least = longest - left + len(fields)
     raise UserError(
-      f"LENGTHS['inputs'] is {1 + room}, which leaves no room between the template's own "
+      f"LENGTHS['inputs'] is {longest}, which leaves no room between the template's own "
       f"words, so a source would lose a whole column. Set LENGTHS['inputs'] to {least} or "
       f"more. The source begins: '{text:.80}'"
     )
@@ -181,7 +187,7 @@ def target_ids(
   example: Example, vocabulary: Vocabulary, longest: int
 ) -> tuple[list[int], int]:
   """Returns the tokens of a target, and how many were lost, EOS included."""
-  ids = [*vocabulary.encode(example.targets), vocabulary.eos_id]
+  ids = [*vocabulary.encode_target(example.targets), vocabulary.eos_id]
   return ids[:longest], max(0, len(ids) - longest)
 
 
@@ -313,11 +319,8 @@ def label_tokens(
       (`labels.check_labels`).
   """
   check_labels(labels, vocabulary, longest)
-  return tokenize(
-    [Example("", label) for label in labels],
-    vocabulary,
-    {"inputs": 1, "targets": longest},
-  ).targets
+  found = [target_ids(Example("", label), vocabulary, longest) for label in labels]
+  return _rows(found, longest, vocabulary.unk_id)[0]
 
 
 def _filled(

@@ -103,7 +103,7 @@ def spelling(
   It can't if there are unknown tokens, or more than `longest` tokens with EOS. The result
   differs from the text if the vocabulary normalises it (T5's turns '…' into '...').
   """
-  ids = vocabulary.encode(text)
+  ids = vocabulary.encode_target(text)
   if vocabulary.unk_id in ids or (longest is not None and len(ids) >= longest):
     return None
   return vocabulary.decode(ids)
@@ -113,9 +113,9 @@ def _fault(
   text: str, vocabulary: Vocabulary, longest: int | None, labels: Sequence[str] = ()
 ) -> str:
   """Returns why the text can't be written, and what to do."""
-  ids = vocabulary.encode(text)
+  ids = vocabulary.encode_target(text)
   if longest is not None and len(ids) >= longest:
-    most = 1 + max(len(vocabulary.encode(one)) for one in (text, *labels))
+    most = 1 + max(len(vocabulary.encode_target(one)) for one in (text, *labels))
     return (
       f"'{text:.80}' has {1 + len(ids)} tokens with EOS, and LENGTHS['targets'] is "
       f"{longest}, so it would be cut. Set LENGTHS['targets'] to at least {most}."

@@ -1,7 +1,10 @@
 """Vocabularies: text to token ids and back.
 
-All of them have the members of `Vocabulary`. Encoding never adds EOS
-(`batches.tokenize` does); decoding stops at EOS and skips padding, as seqio does.
+All of them have the members of `Vocabulary`. Encoding never adds EOS or BOS
+(`batches.tokenize` does); decoding stops at an end token and skips padding, as seqio does.
+
+Id 0 is padding in every batch. T5's vocabularies have a piece for it. Those of decoder-only
+models have none, so their ids are the tokenizer's plus one (`Vocabulary.first_id`).
 
 The digest of a vocabulary is SHA-256 over its pieces in the order of their ids, in UTF-8,
 each followed by a line feed. So a SentencePiece model and the `tokenizer.json` made from it
@@ -12,6 +15,7 @@ import errno
 import functools
 import hashlib
 import importlib.resources
+import itertools
 import json
 import operator
 import os
@@ -45,12 +49,28 @@ class Vocabulary(Protocol):
     """The id of padding: always 0, as in T5."""
 
   @property
+  def first_id(self) -> int:
+    """The id of the first row of the backbone's table: 0 for T5, 1 for decoder-only."""
+
+  @property
   def eos_id(self) -> int:
-    """The id that ends a text."""
+    """The id that a target ends with; the first of `end_ids`."""
+
+  @property
+  def end_ids(self) -> tuple[int, ...]:
+    """The ids that end a decoded text."""
 
   @property
   def unk_id(self) -> int:
-    """The id of pieces that are not in the vocabulary."""
+    """The id of pieces that are not in the vocabulary; -1 if every text has ids."""
+
+  @property
+  def source_start(self) -> tuple[int, ...]:
+    """The ids in front of every source."""
+
+  @property
+  def source_end(self) -> tuple[int, ...]:
+    """The ids behind every source."""
 
   @property
   def digest(self) -> str:
@@ -59,11 +79,69 @@ class Vocabulary(Protocol):
   def encode(self, text: str) -> list[int]:
     """Returns the token ids of `text`, without EOS."""
 
+  def encode_source(
+    self, text: str, fields: Sequence[tuple[int, int]] = ()
+  ) -> list[list[int]]:
+    """Returns the ids of a source, without `source_start` and `source_end`.
+
+    Args:
+      text: the source.
+      fields: where columns begin and end in it, in their order. With them the parts are
+        encoded separately: words, first column, words, second column, ..., words. Without
+        them the source is one part.
+    """
+
+  def encode_target(self, text: str) -> list[int]:
+    """Returns the ids of a target, as they stand behind a source, without EOS."""
+
   def decode(self, ids: Iterable[SupportsIndex]) -> str:
-    """Returns the text of `ids` up to the first EOS, padding skipped."""
+    """Returns the text of `ids` up to the first end token, padding skipped.
+
+    Of `encode_target`'s ids it is the target.
+    """
 
 
-class WordVocabulary:
+class EncoderDecoderVocabulary:
+  """The members that T5's vocabularies share: sources and targets are texts with EOS."""
+
+  first_id = 0
+  pad_id = 0
+  source_start: tuple[int, ...] = ()
+  eos_id: int
+  """The id that ends a text."""
+
+  @property
+  def end_ids(self) -> tuple[int, ...]:
+    """EOS alone."""
+    return (self.eos_id,)
+
+  @property
+  def source_end(self) -> tuple[int, ...]:
+    """EOS: the encoder sees it behind every source."""
+    return (self.eos_id,)
+
+  def encode(self, text: str) -> list[int]:
+    """Returns the token ids of `text`, without EOS."""
+    raise NotImplementedError
+
+  def encode_source(
+    self, text: str, fields: Sequence[tuple[int, int]] = ()
+  ) -> list[list[int]]:
+    """Returns the ids of a source, in one part or in those of its fields."""
+    return [self.encode(part) for part in split_at(text, fields)]
+
+  def encode_target(self, text: str) -> list[int]:
+    """Returns the ids of a target, without EOS."""
+    return self.encode(text)
+
+
+def split_at(text: str, fields: Sequence[tuple[int, int]]) -> list[str]:
+  """Returns the parts of a text between and inside its fields, the latter at odd places."""
+  ends = [0, *itertools.chain(*fields), len(text)]
+  return [text[start:stop] for start, stop in itertools.pairwise(ends)]
+
+
+class WordVocabulary(EncoderDecoderVocabulary):
   """A vocabulary of whole words, split at white space.
 
   Ids: 0 `<pad>`, 1 `</s>`, 2 `<unk>`, then the words in their order. A word that is not
@@ -71,7 +149,6 @@ class WordVocabulary:
   Texts are not changed: no lower-casing, no splitting of punctuation.
   """
 
-  pad_id = 0
   eos_id = 1
   unk_id = 2
 
@@ -146,14 +223,12 @@ class WordVocabulary:
     return " ".join(words)
 
 
-class SentencePieceVocabulary:
+class SentencePieceVocabulary(EncoderDecoderVocabulary):
   """A SentencePiece model with T5's extra ids: the ids are those that seqio gives.
 
   The extra ids come after the model's own and count down: `<extra_id_0>` has the
   highest id. Padding is id 0. `sentencepiece` is imported when an instance is made.
   """
-
-  pad_id = 0
 
   def __init__(self, path: PathLike, extra_ids: int | None = None):
     """Reads the model.
@@ -202,6 +277,7 @@ class SentencePieceVocabulary:
         for name in ("pad_id", "eos_id", "unk_id")
       },
     )
+    self.eos_id = self._processor.eos_id()
 
   def scored_pieces(self) -> list[tuple[str, float]]:
     """Returns the pieces and their scores, which are log-probabilities."""
@@ -239,11 +315,6 @@ class SentencePieceVocabulary:
     return self.vocab_size
 
   @property
-  def eos_id(self) -> int:
-    """The id that ends a text (1 in T5's models)."""
-    return self._processor.eos_id()
-
-  @property
   def unk_id(self) -> int:
     """The id of pieces that are not in the model (2 in T5's models)."""
     return self._processor.unk_id()
@@ -266,7 +337,7 @@ class SentencePieceVocabulary:
     return self._processor.DecodeIds(kept)
 
 
-class HuggingFaceVocabulary:
+class HuggingFaceVocabulary(EncoderDecoderVocabulary):
   """A Hugging Face `tokenizer.json` that gives the ids of the SentencePiece model.
 
   It reads the Unigram models of T5's family. `tokenizers` runs without the added tokens at
@@ -274,8 +345,6 @@ class HuggingFaceVocabulary:
   ordinary text, and a sentinel is recognised only at the start of the text or after a
   space. Needs the extra 'tokenizers'.
   """
-
-  pad_id = 0
 
   def __init__(self, path: PathLike):
     """Reads the file.
@@ -309,8 +378,7 @@ class HuggingFaceVocabulary:
         "unk_id": unknown if 0 <= unknown < len(pieces) else -1,
       },
     )
-    self.eos_id: int = ids[EOS]
-    """The id that ends a text (1 in T5's models)."""
+    self.eos_id = ids[EOS]
     self.unk_id: int = unknown
     """The id of pieces that are not in the model (2 in T5's models)."""
     self.vocab_size: int = len(pieces)
@@ -437,6 +505,10 @@ def embedded() -> WordVocabulary:
 MOST_SPARE_ROWS = 256
 """Most embedding rows without an id: tables are padded to a multiple of 128 or so."""
 
+SPARE_PART = 32
+"""The part of a decoder-only model's rows that may be spare, if it is more: a 32nd (ours).
+Qwen 2.5-7B has 399 spare rows of 152,064, DeepSeek-LLM 2,385 of 102,400."""
+
 
 def check_fits(
   vocabulary: Vocabulary, rows: int, backbone: str = "the backbone"
@@ -445,17 +517,21 @@ def check_fits(
 
   It cannot have more ids than the backbone has embedding rows. It may have fewer (T5 has
   32,100 ids and 32,128 rows; without the extra ids, 128 fewer), but not more than
-  `MOST_SPARE_ROWS` fewer (ours): then it is another vocabulary.
+  `MOST_SPARE_ROWS` fewer, or a `SPARE_PART` of a decoder-only model's (ours): then it is
+  another vocabulary.
   """
-  if rows - vocabulary.vocab_size > MOST_SPARE_ROWS:
+  count, most = vocabulary.vocab_size - vocabulary.first_id, MOST_SPARE_ROWS
+  if vocabulary.first_id:
+    most = max(most, rows // SPARE_PART)
+  if rows - count > most:
     raise UserError(
-      f"The vocabulary has only {vocabulary.vocab_size} ids, and {backbone} has "
+      f"The vocabulary has only {count} ids, and {backbone} has "
       f"embeddings for {rows}, so it was trained with another vocabulary. Choose the one "
       "that belongs to it."
     )
-  if vocabulary.vocab_size > rows:
+  if count > rows:
     raise UserError(
-      f"The vocabulary has {vocabulary.vocab_size} ids, but {backbone} has embeddings "
+      f"The vocabulary has {count} ids, but {backbone} has embeddings "
       f"for only {rows}, so it was trained with another vocabulary. Choose the one "
       "that belongs to it."
     )
