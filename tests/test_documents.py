@@ -180,7 +180,7 @@ def test_the_commands_in_the_headers_of_scripts_run(check):
 
 TRAIN = "train --gin_file=gin_configs/runs/{}.gin --gin.TASK_NAME='topic'"
 SETTINGS = {
-  "prompts/plain.gin": (TRAIN.format("embedded"), [[0], [1, 2], [3, 4, 5]]),
+  "prompts/plain.gin": (TRAIN.format("embedded"), [[0], [1], [2, 3], [4, 5, 6]]),
   "runs/tuning.gin": (
     TRAIN.format("embedded_ept") + " --gin.FUSION_WIDTH=0 --gin.SPACES=0",
     [[0], [1], [2], [3, 4, 5, 6, 7, 8]],

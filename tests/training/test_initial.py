@@ -16,6 +16,7 @@ TABLE = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)
 LABELS = ((5, 7), (9,), (11, 12, 13))
 STARTS = {
   "uniform": functools.partial(initial.uniform, length=8),
+  "small_normal": functools.partial(initial.small_normal, length=8),
   "sampled_vocabulary": functools.partial(initial.sampled_vocabulary, length=8),
   "class_labels": functools.partial(
     initial.class_labels, length=8, label_token_ids=LABELS
@@ -51,6 +52,23 @@ def test_uniform_fills_its_range():
   assert 0.249 < prompt.max() < 0.25
   # The mean of 30,000 draws has a standard deviation of 0.14 / sqrt(30000) = 0.0008.
   assert abs(prompt.mean()) < 0.004
+
+
+@pytest.mark.parametrize("rows", [2, 5000])
+def test_small_normal_has_a_tenth_of_the_standard_deviation_of_the_table(rows):
+  table = np.random.default_rng(1).normal(3.0, 2.0, (rows, 6)).astype(np.float32)
+  prompt = initial.small_normal(table, 0, length=5000)
+  # Of 30,000 draws: the mean's standard error is 1/173, the deviation's 1/245.
+  wanted = 0.1 * np.std(table.astype(np.float64))
+  assert abs(prompt.mean()) < 0.03 * wanted
+  assert prompt.std() == pytest.approx(wanted, rel=0.02)
+  larger = initial.small_normal(table, 0, length=5000, scale=1.0)
+  np.testing.assert_allclose(larger, 10 * prompt, rtol=1e-6)
+
+
+def test_small_normal_refuses_a_table_of_equal_values():
+  with pytest.raises(UserError, match=r"deviation of 0\.0.*@initial\.uniform"):
+    initial.small_normal(np.zeros((4, 6), np.float32), 0, length=2)
 
 
 def test_sampled_vocabulary_takes_different_rows_of_the_most_common_tokens():

@@ -107,6 +107,40 @@ def uniform(
 
 
 @checked
+def small_normal(
+  table: Table, seed: int, length: Size, scale: Positive = 0.1
+) -> Float[np.ndarray, "P D"]:
+  """Returns `length` normal rows whose deviation is `scale` times the table's: (1.6), ours.
+
+  The table's deviation is that of all its values, accumulated in fp64. The start for
+  decoder-only models: vectors move to other starts if they are longer than their own.
+
+  Raises:
+    UserError: all values of the table are equal, so that the prompt would be zero.
+  """
+  deviation = _deviation(table)
+  if not deviation > 0:
+    raise UserError(
+      f"The embeddings have a standard deviation of {deviation}, so a start of that "
+      "scale would be zero. Set INITIAL_PROMPT to @initial.uniform."
+    )
+  rng = np.random.default_rng(seed)
+  prompt = rng.standard_normal((length, table.shape[1])) * (scale * deviation)
+  return prompt.astype(np.float32)
+
+
+def _deviation(table: Table, rows: int = 4096) -> float:
+  """Returns the standard deviation of a table's values, read `rows` at a time."""
+  total = squares = 0.0
+  for first in range(0, len(table), rows):
+    block = table[first : first + rows].astype(np.float64)
+    total += block.sum()
+    squares += np.square(block).sum()
+  mean = total / table.size
+  return float(np.sqrt(max(squares / table.size - mean**2, 0.0)))
+
+
+@checked
 def sampled_vocabulary(
   table: Table, seed: int, length: Size, most_common: Size = 5000, first: SizeOrNone = 3
 ) -> Float[np.ndarray, "P D"]:
