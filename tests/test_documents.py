@@ -145,6 +145,9 @@ def headers(room):
 LONG = (*verbs.GROUPS["train and evaluate"], *verbs.GROUPS["studies"])
 """Verbs whose examples take minutes."""
 
+OUTSIDE = ("fetch",)
+"""Verbs whose examples need the internet."""
+
 
 def examples(commands, *call):
   """Returns the examples that a command's --help prints."""
@@ -162,7 +165,9 @@ def examples(commands, *call):
 @pytest.mark.parametrize("verb", sorted({*verbs.VERBS, ""} - {*LONG}))
 def test_the_examples_in_the_help_of_tpv_run(verb, commands, check):
   check(
-    dataclasses.replace(step, mark="outside") if step.text.split()[1] in LONG else step
+    dataclasses.replace(step, mark="outside")
+    if step.text.split()[1] in (*LONG, *OUTSIDE)
+    else step
     for step in examples(commands, "tpv", *filter(None, [verb]))
   )
 

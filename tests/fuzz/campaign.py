@@ -404,6 +404,7 @@ def _settle(home: pathlib.Path) -> None:
   for variable, name in places.items():
     os.environ[variable] = str(home / name)
     (home / name).mkdir(parents=True, exist_ok=True)
+  os.environ["PIP_NO_INDEX"] = "1"  # `tpv fetch` reaches no server.
   tempfile.tempdir = None
 
 

@@ -29,13 +29,16 @@ from tpv_jax.core.errors import UserError
 from tpv_jax.core.leaves import Leaf, misfits, not_finite
 from tpv_jax.data import vocabularies
 from tpv_jax.data.vocabularies import Vocabulary
-from tpv_jax.formats import hugging_face
+from tpv_jax.formats import hugging_face, packaged
 from tpv_jax.io import orbax, safetensors
 
 EMBEDDED = "embedded"
 """The path that names the backbone inside the package."""
 
 EMBEDDED_PATH = pathlib.Path(__file__).parent.parent / EMBEDDED / "backbone.safetensors"
+
+NAMES = (EMBEDDED, *packaged.MODELS)
+"""What names a backbone without being a path."""
 
 FORMAT = "tpv_jax backbone 1"
 
@@ -110,7 +113,7 @@ def load_backbone(
   host holds about one leaf.
 
   Args:
-    path: 'embedded'; a `.safetensors` file of `save_backbone`; a folder of Hugging Face
+    path: one of `NAMES`; a `.safetensors` file of `save_backbone`; a folder of Hugging Face
       with a T5, T5 1.1, Flan-T5 or mT5 in safetensors; a T5X checkpoint of either layout
       (`checkpoint_<step>`), without its soft prompt. Local or on gs://.
     network: if given, the names and shapes of the leaves must be its own; this is checked
@@ -137,6 +140,20 @@ def load_backbone(
   )
 
 
+def located(path: files.PathLike) -> files.Path:
+  """Returns where the backbone lies that `path` names: one of `NAMES`, or a path.
+
+  Raises:
+    UserError: it is the name of a model that was not fetched yet.
+  """
+  name = str(path)
+  if name == EMBEDDED:
+    return EMBEDDED_PATH
+  if name in packaged.MODELS:
+    return packaged.found(name) / packaged.BACKBONE
+  return files.to_path(path)
+
+
 def name_of(path: files.PathLike) -> str:
   """Returns the name for a folder that states none, such as 't5_base/checkpoint_1000000'.
 
@@ -158,16 +175,16 @@ def name_of(path: files.PathLike) -> str:
 @contextlib.contextmanager
 def opened(path: files.PathLike) -> Iterator[Opened]:
   """Yields the backbone at `path` (see `load_backbone`), with leaves to read in the block."""
-  path = EMBEDDED_PATH if str(path) == EMBEDDED else files.to_path(path)
+  path = located(path)
   with contextlib.ExitStack() as stack:
     if path.is_file() and path.name != "checkpoint":
       yield _of_file(path, *stack.enter_context(safetensors.opened(path)))
       return
     if not path.exists():
       raise UserError(
-        f"There is no backbone '{path}'. Give 'embedded', a .safetensors file, a folder "
-        "of Hugging Face or a T5X checkpoint folder."
-        + errors.near_misses(str(path), [EMBEDDED])
+        f"There is no backbone '{path}'. Give {' or '.join(map(repr, NAMES))}, a "
+        ".safetensors file, a folder of Hugging Face or a T5X checkpoint folder."
+        + errors.near_misses(str(path), NAMES)
       )
     if hugging_face.is_folder(path):
       family = registry.of_folder(path)
@@ -350,7 +367,7 @@ def _read(
     name: dataclasses.replace(leaf, read=functools.partial(look, name))
     for name, leaf in source.leaves.items()
   }
-  fingerprint = _fingerprint(watched, files.to_path(path))
+  fingerprint = _fingerprint(watched, located(path))
   for name in watched:
     if name not in kept:  # The fingerprint was cached, so the leaf was not read.
       look(name)

@@ -42,6 +42,7 @@ GROUPS = {
     "import": ("tpv_jax.cli.import_", "another tool's prompt, as a file of ours"),
     "export": ("tpv_jax.cli.export", "a prompt as another tool's file"),
     "convert": ("tpv_jax.cli.convert", "a backbone in another tool's format"),
+    "fetch": ("tpv_jax.cli.fetch", "a small pre-trained model, once, into the cache"),
   },
   "tasks": {
     "tasks": ("tpv_jax.cli.tasks", "list, show, prepare, export both papers' tasks"),
