@@ -23,7 +23,11 @@ FEATURES = re.compile(
 PADDING = re.compile(r"\b(tokens|ids|targets|inputs|sources?)\)?\s*(>|!=|==)\s*0\b")
 """A test by hand of what `batches.is_padding` tells."""
 
-OF_A_FAMILY = ("backbones/t5/",)
+OF_A_FAMILY = tuple(
+  f"backbones/{folder.name}/"
+  for folder in sorted((PACKAGE / "backbones").iterdir())
+  if (folder / "__init__.py").is_file()
+)
 OF_AN_ARCHITECTURE = (
   *OF_A_FAMILY,
   *(
@@ -80,10 +84,12 @@ def test_networks_are_made_with_inputs_of_their_own():
         assert "init_inputs()" in ast.unparse(node), name
 
 
-def test_families_are_imported_by_their_registry_only():
+@pytest.mark.parametrize("family", OF_A_FAMILY)
+def test_families_are_imported_by_their_registry_only(family):
+  module = family.strip("/").replace("/", ".")
   importers = {
     name
     for name, path in FILES.items()
-    if "backbones.t5" in code(path) and not name.startswith("backbones/t5/")
+    if module in code(path) and not name.startswith(family)
   }
   assert importers == {"backbones/registry.py"}

@@ -338,10 +338,7 @@ def test_leaves_that_are_no_t5_are_refused(tmp_path, capsys):
   loading.save_backbone(path, {"layer/kernel": np.ones((2, 2), np.float32)}, "odd")
   assert cli.main(["convert", str(path), "-o", str(tmp_path / "checkpoint_0")]) == 2
   printed = capsys.readouterr().err
-  assert (
-    "odd.safetensors' has no 'token_embedder/embedding' (T5), so it belongs to no"
-    in printed
-  )
+  assert "odd.safetensors' has no 'token_embedder/embedding' (T5) or " in printed
 
 
 def test_a_bucket_holds_the_same_bytes_as_a_folder(bucket, tmp_path):

@@ -8,6 +8,7 @@ in memory at a time.
 import contextlib
 import dataclasses
 import functools
+import json
 import math
 import os
 import pathlib
@@ -18,8 +19,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from tpv_jax.backbones import loading, registry
-from tpv_jax.backbones.protocol import Config, Family
+from tpv_jax.backbones import loading
+from tpv_jax.backbones.protocol import Config
 from tpv_jax.core import files, identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.core.leaves import Leaf
@@ -44,14 +45,12 @@ class Plan:
   Attributes:
     source: the backbone, its leaves in the dtype of the result.
     to: one of `TARGETS`.
-    family: the backbone's.
     config: of its network, as Hugging Face's.
     names: by T5X path, the name of each leaf in the source and in the result.
   """
 
   source: loading.Opened
   to: str
-  family: Family
   config: Config
   names: dict[str, tuple[str, str]]
 
@@ -104,9 +103,8 @@ def planned(path: files.PathLike, to: str, dtype: str | None = None) -> Iterator
     UserError: as `load_backbone`; or the leaves are not those of a known family.
   """
   with loading.opened(path) as source:
-    family = registry.of_leaves(source.leaves, str(path))
-    config = family.config_of(source.leaves, str(path), source.model_type)
-    theirs = {place.path: place.name for place in family.places(config)}
+    config = source.config
+    theirs = {place.path: place.name for place in source.family.places(config)}
     leaves = {
       name: leaf.cast(DTYPES[dtype]) if dtype else leaf
       for name, leaf in sorted(source.leaves.items())
@@ -119,7 +117,6 @@ def planned(path: files.PathLike, to: str, dtype: str | None = None) -> Iterator
     yield Plan(
       dataclasses.replace(source, leaves=leaves),
       to,
-      family,
       config,
       {name: (leaf.source, made[name]) for name, leaf in leaves.items()},
     )
@@ -152,17 +149,22 @@ def convert(
     "fingerprint": fingerprint,
     "vocabulary": source.vocabulary,
     "model_type": plan.config.model_type,
+    "network": loading.network_of(source.family, plan.config),
   }
   leaves = _watched(source.leaves, "write", report)
   with _appearing(output, plan.to) as there:
     if plan.to == "safetensors":
-      metadata = {name: text for name, text in noted.items() if text is not None}
+      metadata = {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in noted.items()
+        if value is not None
+      }
       stated = digest.stated_in(leaves, {**metadata, "format": loading.FORMAT})
       safetensors.write(there, leaves, stated)
     elif plan.to == "hugging-face":
       files.write_json(there / loading.BESIDE, noted)
-      dtype = str(source.leaves[plan.family.table].dtype)
-      places = plan.family.places(plan.config)
+      dtype = str(source.leaves[source.family.table].dtype)
+      places = source.family.places(plan.config)
       hugging_face.save(there, plan.config.to_json(dtype), places, leaves)
     else:
       step = orbax.checkpoint_step(output)

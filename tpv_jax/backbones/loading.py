@@ -1,10 +1,11 @@
-"""Loads the weights of a backbone: our files, Hugging Face's folders, T5X's checkpoints.
+"""Loads the weights of a backbone from our files, Hugging Face's folders, GGUF or T5X.
 
 Our file holds the leaves under their T5X paths ("encoder/layers_0/mlp/wo/kernel"), in fp32
 or bf16. Its metadata are `format`, `name`, `fingerprint`, the `content_digest` (see
 `safetensors.ContentDigest`; it detects a change of any byte) and, where known, the digest
-of the vocabulary. Any reader of safetensors opens it. From every format leaves are read one
-by one, so that the host needs little more memory than for what it keeps.
+of the vocabulary and the `network`: JSON of its family and numbers. Any reader of
+safetensors opens it. From every format leaves are read one by one, so that the host needs
+little more memory than for what it keeps.
 """
 
 import contextlib
@@ -23,13 +24,13 @@ import ml_dtypes
 import numpy as np
 
 from tpv_jax.backbones import registry
-from tpv_jax.backbones.protocol import Network
+from tpv_jax.backbones.protocol import Config, Family, Network
 from tpv_jax.core import errors, files, identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.core.leaves import Leaf, misfits, not_finite
 from tpv_jax.data import vocabularies
 from tpv_jax.data.vocabularies import Vocabulary
-from tpv_jax.formats import hugging_face, packaged
+from tpv_jax.formats import gguf, hugging_face, packaged
 from tpv_jax.io import orbax, safetensors
 
 EMBEDDED = "embedded"
@@ -39,6 +40,12 @@ EMBEDDED_PATH = pathlib.Path(__file__).parent.parent / EMBEDDED / "backbone.safe
 
 NAMES = (EMBEDDED, *packaged.MODELS)
 """What names a backbone without being a path."""
+
+BACKBONES = (
+  f"{' or '.join(map(repr, NAMES))}, a .safetensors file of ours, a folder of Hugging Face, "
+  "a GGUF file or a T5X checkpoint folder"
+)
+"""What may be given as a backbone, for messages."""
 
 FORMAT = "tpv_jax backbone 1"
 
@@ -87,18 +94,34 @@ class Opened:
   Attributes:
     leaves: by T5X path, in fp32 or bf16; the `source` of each is its stored name.
     name: of the backbone, for people.
-    kind: 'hugging-face', 't5x' or 'safetensors'.
+    kind: 'hugging-face', 'gguf', 't5x' or 'safetensors'.
+    family: that it belongs to.
+    read_config: see `config`.
     vocabulary: digest of its vocabulary, or None if unknown.
     fingerprint: the one that the source states, or None.
-    model_type: Hugging Face's, 't5' or 'mt5', or None if unknown.
   """
 
   leaves: dict[str, Leaf]
   name: str
   kind: str
+  family: Family
+  read_config: Callable[[], Config]
   vocabulary: str | None = None
   fingerprint: str | None = None
-  model_type: str | None = None
+
+  @property
+  def config(self) -> Config:
+    """What the source, or what it states of its leaves, says about its network.
+
+    Raises:
+      UserError: the leaves are not those of a network of the family.
+    """
+    return self.read_config()
+
+  @property
+  def numbers(self) -> Mapping[str, Any]:
+    """The arguments of the family's network."""
+    return self.config.numbers
 
 
 def load_backbone(
@@ -114,8 +137,8 @@ def load_backbone(
 
   Args:
     path: one of `NAMES`; a `.safetensors` file of `save_backbone`; a folder of Hugging Face
-      with a T5, T5 1.1, Flan-T5 or mT5 in safetensors; a T5X checkpoint of either layout
-      (`checkpoint_<step>`), without its soft prompt. Local or on gs://.
+      with a model of a known family in safetensors; a GGUF file; a T5X checkpoint of either
+      layout (`checkpoint_<step>`), without its soft prompt. Local or on gs://.
     network: if given, the names and shapes of the leaves must be its own; this is checked
       before values are read.
     vocabulary: if given, it must be the backbone's: by its digest if the backbone states
@@ -173,41 +196,45 @@ def name_of(path: files.PathLike) -> str:
 
 
 @contextlib.contextmanager
-def opened(path: files.PathLike) -> Iterator[Opened]:
-  """Yields the backbone at `path` (see `load_backbone`), with leaves to read in the block."""
+def opened(path: files.PathLike, whole: bool = True) -> Iterator[Opened]:
+  """Yields the backbone at `path` (see `load_backbone`), with leaves to read in the block.
+
+  Args:
+    path: as for `load_backbone`.
+    whole: False if no value will be read: damage to the values of a file of ours then goes
+      unnoticed, and no more than its header is read.
+  """
   path = located(path)
   with contextlib.ExitStack() as stack:
+    if path.is_file() and gguf.is_gguf(path):
+      yield _of_gguf(path, stack.enter_context(gguf.opened(path)))
+      return
     if path.is_file() and path.name != "checkpoint":
-      yield _of_file(path, *stack.enter_context(safetensors.opened(path)))
+      yield _of_file(path, *stack.enter_context(safetensors.opened(path)), whole)
       return
     if not path.exists():
       raise UserError(
-        f"There is no backbone '{path}'. Give {' or '.join(map(repr, NAMES))}, a "
-        ".safetensors file, a folder of Hugging Face or a T5X checkpoint folder."
+        f"There is no backbone '{path}'. Give {BACKBONES}."
         + errors.near_misses(str(path), NAMES)
       )
+    stated = beside(path)
     if hugging_face.is_folder(path):
       family = registry.of_folder(path)
       config = family.read_config(path)
       found = stack.enter_context(hugging_face.stored_leaves(path))
-      leaves = family.by_path(str(path), config, found)
-      kind, stated = "hugging-face", {"model_type": config.model_type, **beside(path)}
+      leaves = _kept(family.by_path(str(path), config, found), path)
+      kind, read_config = "hugging-face", lambda: config
     else:
-      leaves = orbax.lazy_leaves(path, prefix="target")
-      kind, stated = "t5x", beside(path)
-    leaves = {
-      name: leaf.cast(_STORED[0]) if leaf.dtype == np.float16 else leaf
-      for name, leaf in leaves.items()
-      if not name.startswith("prompt/")
-    }
-    _check_dtypes(leaves, path)
+      kind, leaves = "t5x", _kept(orbax.lazy_leaves(path, prefix="target"), path)
+      family, read_config = _stated_network(stated, leaves, path)
     yield Opened(
       leaves,
       stated.get("name") or name_of(path),
       kind,
+      family,
+      read_config,
       stated.get("vocabulary"),
       stated.get("fingerprint"),
-      stated.get("model_type"),
     )
 
 
@@ -238,6 +265,7 @@ def save_backbone(
   vocabulary: str | None = None,
   metadata: Mapping[str, str] | None = None,
   overwrite: bool = False,
+  network: Mapping[str, Any] | None = None,
 ) -> str:
   """Writes leaves by path to our `.safetensors` form and returns their fingerprint.
 
@@ -248,6 +276,7 @@ def save_backbone(
     vocabulary: digest of its vocabulary.
     metadata: further strings, such as the recipe, kept for people.
     overwrite: whether an existing file may be replaced.
+    network: see `network_of`; None if the leaves tell it.
   """
   safetensors.check_suffix(path)
   for leaf in flat:
@@ -274,9 +303,16 @@ def save_backbone(
   stated = {"format": FORMAT, "name": name, "fingerprint": fingerprint}
   if vocabulary is not None:
     stated["vocabulary"] = vocabulary
+  if network is not None:
+    stated["network"] = json.dumps(network)
   stated = digest.stated_in(flat, {**(metadata or {}), **stated})
   safetensors.write(path, flat, stated, overwrite)
   return fingerprint
+
+
+def network_of(family: Family, config: Config) -> dict[str, Any]:
+  """Returns what files state about a network: its family's name and its numbers."""
+  return {"family": registry.key_of(family), **config.numbers}
 
 
 def check(flat: Mapping[str, Any], network: Network, source: str) -> None:
@@ -289,8 +325,48 @@ def check(flat: Mapping[str, Any], network: Network, source: str) -> None:
   if faults:
     raise UserError(
       f"The backbone '{source}' does not fit the network: {faults}. "
-      "Include the gin file of its size and version."
+      "Include the gin file of its size and version, or "
+      "gin_configs/backbones/pretrained.gin, which takes them from the backbone."
     )
+
+
+def _kept(leaves: Mapping[str, Leaf], path: files.Path) -> dict[str, Leaf]:
+  """Returns the leaves of a backbone among those of another format, none in fp16."""
+  kept = {
+    name: leaf.cast(_STORED[0]) if leaf.dtype == np.float16 else leaf
+    for name, leaf in leaves.items()
+    if not name.startswith("prompt/")
+  }
+  _check_dtypes(kept, path)
+  return kept
+
+
+def _stated_network(
+  stated: Mapping[str, str], leaves: dict[str, Leaf], path: files.Path
+) -> tuple[Family, Callable[[], Config]]:
+  """Returns the family of a backbone in T5X's form, and what reads its config."""
+  network: dict[str, Any] = {}
+  if "network" in stated:
+    try:
+      network = files.parse_json(stated["network"])
+      if not isinstance(network, dict) or "family" not in network:
+        raise ValueError("it is no object with a family")
+    except ValueError as error:
+      raise UserError(
+        f"'{path}' states no network that can be read: {error}. Take another copy."
+      ) from error
+  family = registry.of_leaves(leaves, str(path), network.pop("family", None))
+  return family, lambda: family.config_of(
+    leaves, str(path), stated.get("model_type"), network or None
+  )
+
+
+def _of_gguf(path: files.Path, file: gguf.File) -> Opened:
+  family, config, leaves = registry.of_gguf(file)
+  name = file.metadata.get("general.name")
+  if not isinstance(name, str) or not name.strip():
+    name = path.stem
+  return Opened(_kept(leaves, path), name, "gguf", family, lambda: config)
 
 
 def _check_dtypes(leaves: Mapping[str, Leaf], path: files.Path) -> None:
@@ -303,19 +379,19 @@ def _check_dtypes(leaves: Mapping[str, Leaf], path: files.Path) -> None:
 
 
 def _of_file(
-  path: files.Path, metadata: Mapping[str, str], leaves: dict[str, Leaf]
+  path: files.Path, metadata: Mapping[str, str], leaves: dict[str, Leaf], whole: bool
 ) -> Opened:
   if metadata.get("format") != FORMAT:
     raise UserError(
       f"'{path}' is not a backbone of tpv_jax (its format is "
-      f"{metadata.get('format', 'not stated')!r}). Give a file of save_backbone, a "
-      "T5X checkpoint, 'embedded', or the whole folder of a model of Hugging Face."
+      f"{metadata.get('format', 'not stated')!r}). Give a file of save_backbone, a GGUF "
+      "file, a T5X checkpoint, 'embedded', or the whole folder of a model of Hugging Face."
     )
   _check_dtypes(leaves, path)
   for name in ("name", "fingerprint", safetensors.DIGEST):
     if name not in metadata:
       raise UserError(f"'{path}' does not state its {name}. Take another copy.")
-  if not _is_known(leaves, path):
+  if whole and not _is_known(leaves, path):
     digest = safetensors.ContentDigest()
     for name in sorted(leaves):
       digest.add(np.asarray(leaves[name]))
@@ -332,9 +408,9 @@ def _of_file(
     leaves,
     metadata["name"],
     "safetensors",
+    *_stated_network(metadata, leaves, path),
     metadata.get("vocabulary"),
     metadata["fingerprint"],
-    metadata.get("model_type"),
   )
 
 
@@ -344,7 +420,11 @@ def beside(folder: files.Path) -> dict[str, str]:
   if not path.is_file():
     return {}
   content = files.read_json(files.inside(folder, BESIDE))
-  return {name: str(value) for name, value in content.items() if value is not None}
+  return {
+    name: json.dumps(value) if isinstance(value, dict) else str(value)
+    for name, value in content.items()
+    if value is not None
+  }
 
 
 def _rows(leaves: Mapping[str, Any], source: str) -> int:

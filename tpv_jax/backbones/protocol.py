@@ -6,7 +6,7 @@ calls it through the module of that name: `encoder_decoder` calls what
 `EncoderDecoderNetwork` lists.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,6 +15,7 @@ from jaxtyping import Array, Int
 
 from tpv_jax.core import files
 from tpv_jax.core.leaves import Leaf
+from tpv_jax.formats import gguf
 from tpv_jax.formats.hugging_face import Place
 
 AnyArray = Array | np.ndarray
@@ -151,16 +152,24 @@ class Config(Protocol):
     """Returns the content of config.json, for weights stored in `dtype`."""
 
 
+GgufReader = Callable[[gguf.File], tuple[Config, dict[str, Leaf]]]
+"""Returns the config of a GGUF file and its leaves by path, after checking both.
+
+It raises `UserError` about a value that the network does not support.
+"""
+
+
 @runtime_checkable
 class Family(Protocol):
   """A family of backbones: its network, its public sizes, and its names elsewhere.
 
   Attributes:
     name: for people: 'T5'.
-    table: path of the token embeddings, as in the network's TABLE. A file whose leaves
-      include it belongs to this family.
+    table: path of the token embeddings, as in the network's TABLE. A file that states no
+      family belongs to the first one whose table is among its leaves.
     model_types: model_type in config.json of Hugging Face -> the models' names.
     not_read: model_type of a related model that cannot be read -> the reason.
+    gguf: general.architecture of GGUF files that are read -> their reader; empty for none.
     sizes: name -> the arguments of the network.
     tiny: name -> the arguments of a network for tests, one for each variant in the family.
   """
@@ -169,6 +178,7 @@ class Family(Protocol):
   table: str
   model_types: Mapping[str, str]
   not_read: Mapping[str, str]
+  gguf: Mapping[str, GgufReader]
   sizes: Mapping[str, Mapping[str, Any]]
   tiny: Mapping[str, Mapping[str, Any]]
 
@@ -183,12 +193,24 @@ class Family(Protocol):
     """
 
   def config_of(
-    self, leaves: Mapping[str, Any], source: str, model_type: str | None = None
+    self,
+    leaves: Mapping[str, Any],
+    source: str,
+    model_type: str | None = None,
+    numbers: Mapping[str, Any] | None = None,
   ) -> Config:
-    """Returns the config of leaves by T5X path, inferred from their names and shapes.
+    """Returns the config of leaves by T5X path.
+
+    Args:
+      leaves: of a whole network.
+      source: where they come from, for messages.
+      model_type: Hugging Face's, if the source states it.
+      numbers: the network's arguments that the source states, from JSON that need not be
+        trusted; None if it states none. Leaves tell the rest by their names and shapes.
 
     Raises:
-      UserError: they are not the leaves of a network of this family.
+      UserError: they are not the leaves of a network of this family, or not of one with
+        these numbers; or no numbers are stated and the leaves do not tell them.
     """
 
   def places(self, config: Any) -> list[Place]:

@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from tpv_jax.core import files
 from tpv_jax.core.errors import UserError
+from tpv_jax.core.leaves import Leaf
 from tpv_jax.core.registry import entry
-from tpv_jax.formats import hugging_face
+from tpv_jax.formats import gguf, hugging_face
 
 if TYPE_CHECKING:
-  from tpv_jax.backbones.protocol import Family
+  from tpv_jax.backbones.protocol import Config, Family
 
 FAMILIES = {
   "t5": "tpv_jax.backbones.t5.family:FAMILY",
+  "llama": "tpv_jax.backbones.llama.family:FAMILY",
 }
 """Name -> module:attribute of a `protocol.Family`, which is imported on first use."""
 
@@ -30,13 +32,31 @@ def families() -> Iterable["Family"]:
   return map(family, FAMILIES)
 
 
-def of_leaves(leaves: Mapping[str, Any], source: str) -> "Family":
-  """Returns the family whose token embeddings are among the leaves of `source`.
+def key_of(one: "Family") -> str:
+  """Returns the name that `FAMILIES` gives a family, which files state."""
+  return next(name for name in FAMILIES if family(name) is one)
+
+
+def of_leaves(
+  leaves: Mapping[str, Any], source: str, stated: object = None
+) -> "Family":
+  """Returns the family that `source` states, or whose token embeddings it has.
+
+  Args:
+    leaves: by T5X path.
+    source: where they come from, for messages.
+    stated: the family's name in `FAMILIES` as a file states it, or None.
 
   Raises:
-    UserError: no family has them.
+    UserError: there is no such family, or no family has the leaves.
   """
-  for one in families():
+  if stated is not None and stated not in list(FAMILIES):
+    raise UserError(
+      f"The backbone '{source}' states the family {hugging_face.short(stated)}; only "
+      f"{', '.join(FAMILIES)} are known. Take another copy, or a newer version of tpv_jax."
+    )
+  known = families() if stated is None else [family(str(stated))]
+  for one in known:
     if one.table in leaves:
       return one
   tables = " or ".join(f"'{one.table}' ({one.name})" for one in families())
@@ -65,6 +85,23 @@ def of_folder(folder: files.Path) -> "Family":
   raise UserError(
     f"'{folder / hugging_face.CONFIG}' has the model_type {hugging_face.short(kind)}"
     f"{why}; only {known} can be read. Choose one of these."
+  )
+
+
+def of_gguf(file: gguf.File) -> tuple["Family", "Config", dict[str, Leaf]]:
+  """Returns the family of a GGUF file, its config, and its leaves by T5X path.
+
+  Raises:
+    UserError: no family reads this architecture, or the file does not fit it.
+  """
+  architecture = file.text("general.architecture")
+  for one in families():
+    if architecture in one.gguf:
+      return one, *one.gguf[architecture](file)
+  known = ", ".join(name for one in families() for name in one.gguf)
+  raise UserError(
+    f"'{file.shown}' states general.architecture {hugging_face.short(architecture)}; "
+    f"only {known} can be read. Choose one of these."
   )
 
 

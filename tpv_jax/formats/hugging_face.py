@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,46 @@ FILE_BYTES = 5 * 10**9
 """Most bytes of a file that `save` writes; `transformers` splits at the same size."""
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+_UNKNOWN = {
+  "quantization_config": "weights that are quantised",
+  "pruned_heads": "attention heads that are left out",
+  "tie_encoder_decoder": "one stack for encoder and decoder",
+  "per_layer_config": "layers of different forms",
+  "transformers_weights": "weights in a file of another name",
+  "auto_map": "a network in Python code of its own",
+}
+"""Fields that `transformers` obeys unless they are empty, and the network cannot."""
+
+_TOKEN_RULES: dict[str, Any] = {
+  "forced_bos_token_id": None,
+  "forced_eos_token_id": None,
+  "suppress_tokens": None,
+  "begin_suppress_tokens": None,
+  "bad_words_ids": None,
+  "force_words_ids": None,
+  "constraints": None,
+  "sequence_bias": None,
+  "stop_strings": None,
+  "min_length": 0,
+  "min_new_tokens": None,
+  "no_repeat_ngram_size": 0,
+  "encoder_no_repeat_ngram_size": 0,
+  "repetition_penalty": 1.0,
+  "encoder_repetition_penalty": 1.0,
+  "exponential_decay_length_penalty": None,
+  "guidance_scale": None,
+  "num_beam_groups": 1,
+  "penalty_alpha": None,
+  "dola_layers": None,
+  "watermarking_config": None,
+}
+"""Fields that forbid, force or reweight tokens in `transformers`, with their defaults.
+
+Decoding here has no such rules. Length, number of beams and sampling are ignored, because
+the user chooses them on either side.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,16 +129,25 @@ def stored_leaves(folder: files.Path) -> Iterator[dict[str, Leaf]]:
 
 
 def by_path(
-  source: str, places: Sequence[Place], found: Mapping[str, Leaf]
+  source: str,
+  places: Sequence[Place],
+  found: Mapping[str, Leaf],
+  stated_in: str = f"its {CONFIG}",
 ) -> dict[str, Leaf]:
   """Returns the leaves by T5X path, after a check of their names and shapes.
 
-  A leaf's `source` is the name that it has in the folder.
+  A leaf's `source` is the name that it is stored with.
+
+  Args:
+    source: where the leaves come from, for messages.
+    places: of the network.
+    found: the leaves by Hugging Face's names.
+    stated_in: what states the numbers of the network, for messages.
   """
   faults = misfits({place.name: place.shape for place in places}, found)
   if faults:
     raise UserError(
-      f"The weights of '{source}' do not fit its {CONFIG}: {faults}. Give config and "
+      f"The weights of '{source}' do not fit {stated_in}: {faults}. Give config and "
       "weights of one model."
     )
   return {
@@ -238,6 +287,62 @@ def read_json(folder: files.Path, name: str) -> dict[str, Any]:
     )
   files.inside(folder, name)
   return files.read_json(path)
+
+
+def refuse_unknown(content: Mapping[str, Any], path: files.Path, models: str) -> None:
+  """Raises `UserError` about a field of config.json that no network here obeys.
+
+  Args:
+    content: of config.json.
+    path: of config.json.
+    models: those that are read, for the advice.
+  """
+  for key, what in _UNKNOWN.items():
+    if content.get(key):
+      raise UserError(
+        f"'{path}' states {key} {short(content[key])}: {what}, which the network does "
+        f"not support. Choose {models} in float32, float16 or bfloat16 without it."
+      )
+
+
+def refuse_token_rules(
+  content: Mapping[str, Any], path: files.Path, unused: Collection[str] = ()
+) -> None:
+  """Raises `UserError` about a rule that forbids, forces or reweights tokens.
+
+  Args:
+    content: of config.json or generation_config.json.
+    path: of that file.
+    unused: rules that are left to the user, as lengths, beams and sampling are.
+  """
+  for key, default in _TOKEN_RULES.items():
+    stated = content.get(key)
+    if key in unused or stated is None or stated == default or stated in ([], {}):
+      continue
+    raise UserError(
+      f"'{path}' states {key} {short(stated)}, with which transformers generates "
+      "other tokens; decoding here has no such rule. Remove it there if you want "
+      "answers without it."
+    )
+
+
+def whole(number: Any, name: str, path: files.Path | str) -> int:
+  """Returns a number of a config that is whole and at least 1.
+
+  Args:
+    number: as the file states it.
+    name: of the number.
+    path: of the file, for messages.
+
+  Raises:
+    UserError: it is anything else.
+  """
+  if not isinstance(number, int) or isinstance(number, bool) or not 0 < number < 2**31:
+    raise UserError(
+      f"'{path}' states {name} {short(number)}; it must be a whole number of at least "
+      "1. Take another copy."
+    )
+  return number
 
 
 def _pickles(folder: files.Path) -> list[str]:

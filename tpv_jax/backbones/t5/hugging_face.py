@@ -6,6 +6,7 @@ D^-0.5 when they compute them. NumPy only.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,16 +54,6 @@ _FIXED: dict[str, tuple[Any, str]] = {
 }
 """Fields of which the network supports one value only: that value, and what it means."""
 
-_UNKNOWN = {
-  "quantization_config": "weights that are quantised",
-  "pruned_heads": "attention heads that are left out",
-  "tie_encoder_decoder": "one stack for encoder and decoder",
-  "per_layer_config": "layers of different forms",
-  "transformers_weights": "weights in a file of another name",
-  "auto_map": "a network in Python code of its own",
-}
-"""Fields that `transformers` obeys unless they are empty, and the network cannot."""
-
 _ALIASES = {
   "hidden_size": "d_model",
   "num_hidden_layers": "num_layers",
@@ -70,35 +61,6 @@ _ALIASES = {
   "head_dim": "d_kv",
 }
 """Aliases of fields, which override the fields in `transformers`."""
-
-_TOKEN_RULES: dict[str, Any] = {
-  "forced_bos_token_id": None,
-  "forced_eos_token_id": None,
-  "suppress_tokens": None,
-  "begin_suppress_tokens": None,
-  "bad_words_ids": None,
-  "force_words_ids": None,
-  "constraints": None,
-  "sequence_bias": None,
-  "stop_strings": None,
-  "min_length": 0,
-  "min_new_tokens": None,
-  "no_repeat_ngram_size": 0,
-  "encoder_no_repeat_ngram_size": 0,
-  "repetition_penalty": 1.0,
-  "encoder_repetition_penalty": 1.0,
-  "exponential_decay_length_penalty": None,
-  "guidance_scale": None,
-  "num_beam_groups": 1,
-  "penalty_alpha": None,
-  "dola_layers": None,
-  "watermarking_config": None,
-}
-"""Fields that forbid, force or reweight tokens in `transformers`, with their defaults.
-
-Decoding here has no such rules. Length, number of beams and sampling are ignored, because
-the user chooses them on either side.
-"""
 
 _GELU = ("gelu_new", "gelu_pytorch_tanh")
 """Names of the tanh approximation of GELU, which 'gated-gelu' means, too."""
@@ -235,7 +197,10 @@ def places(config: Config) -> list[Place]:
 
 
 def config_of(
-  flat: Mapping[str, Any], source: str, model_type: str | None = None
+  flat: Mapping[str, Any],
+  source: str,
+  model_type: str | None = None,
+  numbers: Mapping[str, Any] | None = None,
 ) -> Config:
   """Returns the config of leaves by T5X path, inferred from their names and shapes.
 
@@ -243,7 +208,8 @@ def config_of(
   network with scaled logits is called T5, because mT5 in `transformers` 5 has none.
 
   Raises:
-    UserError: they are not the leaves of a T5 that Hugging Face supports.
+    UserError: they are not the leaves of a T5 that Hugging Face supports, or not of one
+      with the stated `numbers`.
   """
   try:
     heads = flat["encoder/relpos_bias/rel_embedding"].shape[0]
@@ -270,6 +236,12 @@ def config_of(
       "backbone of the family T5, T5 1.1, Flan-T5 or mT5."
     ) from error
   hugging_face.check_leaves(source, places(config), flat, "one T5")
+  found = json.loads(json.dumps(config.numbers))
+  if numbers is not None and numbers != found:
+    raise UserError(
+      f"'{source}' states the numbers {short(numbers)} of its network, and its leaves have "
+      f"{short(found)}. Take another copy."
+    )
   return config
 
 
@@ -284,10 +256,10 @@ def read_config(folder: files.Path) -> Config:
   path = folder / CONFIG
   kind = content["model_type"]
   _refuse_unknown(content, path)
-  _refuse_token_rules(content, path)
+  hugging_face.refuse_token_rules(content, path)
   if (folder / GENERATION).exists():
     generation = read_json(folder, GENERATION)
-    _refuse_token_rules(generation, folder / GENERATION)
+    hugging_face.refuse_token_rules(generation, folder / GENERATION)
     ids = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
     _refuse_other_values(
       {key: generation[key] for key in ids if generation.get(key) is not None},
@@ -307,13 +279,7 @@ def read_config(folder: files.Path) -> Config:
 
 def _refuse_unknown(content: Mapping[str, Any], path: files.Path) -> None:
   """Raises `UserError` about a field that the network cannot obey."""
-  for key, what in _UNKNOWN.items():
-    if content.get(key):
-      raise UserError(
-        f"'{path}' states {key} {short(content[key])}: {what}, which the network does "
-        "not support. Choose a T5, T5 1.1, Flan-T5 or mT5 in float32, float16 or bfloat16 "
-        "without it."
-      )
+  hugging_face.refuse_unknown(content, path, "a T5, T5 1.1, Flan-T5 or mT5")
   _refuse_other_values(content, path)
   if content.get("decoder_start_token_id") is None and content.get("bos_token_id"):
     raise UserError(
@@ -337,17 +303,6 @@ def _refuse_other_values(content: Mapping[str, Any], path: files.Path) -> None:
       )
 
 
-def _refuse_token_rules(content: Mapping[str, Any], path: files.Path) -> None:
-  for key, default in _TOKEN_RULES.items():
-    stated = content.get(key)
-    if stated is not None and stated != default and stated not in ([], {}):
-      raise UserError(
-        f"'{path}' states {key} {short(stated)}, with which transformers generates "
-        "other tokens; decoding here has no such rule. Remove it there if you want "
-        "answers without it."
-      )
-
-
 def _sizes(stated: dict[str, Any], path: files.Path) -> dict[str, int]:
   """Returns the numbers of a `Config`, checked."""
   sizes: dict[str, int] = {}
@@ -363,15 +318,7 @@ def _sizes(stated: dict[str, Any], path: files.Path) -> dict[str, int]:
     *("vocab_size", "d_model", "d_kv", "d_ff"),
     *("num_layers", "num_decoder_layers", "num_heads"),
   ):
-    number = stated[key]
-    if (
-      not isinstance(number, int) or isinstance(number, bool) or not 0 < number < 2**31
-    ):
-      raise UserError(
-        f"'{path}' states {key} {short(number)}; it must be a whole number of at least "
-        "1. Take another copy."
-      )
-    sizes[key] = number
+    sizes[key] = hugging_face.whole(stated[key], key, path)
   if max(sizes["num_layers"], sizes["num_decoder_layers"]) > 1_000:
     raise UserError(
       f"'{path}' states {sizes['num_layers']} layers; no T5 has over 1000. Take another "
