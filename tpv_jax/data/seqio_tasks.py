@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tpv_jax.core.errors import UserError
 from tpv_jax.core.files import PathLike
-from tpv_jax.data import exported, sources, vocabularies
+from tpv_jax.data import exported, sources, tokenizer_files, vocabularies
 from tpv_jax.data.batches import order, source_ids
 from tpv_jax.data.labels import check_labels, check_task, spelling
 from tpv_jax.data.papers import definition
@@ -109,7 +109,7 @@ def is_same(one: seqio.Vocabulary, other: seqio.Vocabulary) -> bool:
     return one.sp_model == other.sp_model
   pieces = map(one.tokenizer.IdToPiece, range(one.vocab_size))
   ours = isinstance(other, SeqioVocabulary)
-  return ours and vocabularies.digest(pieces) == other.vocabulary.digest
+  return ours and tokenizer_files.digest(pieces) == other.vocabulary.digest
 
 
 def register(task: Task, vocabulary: Vocabulary, name: str | None = None) -> seqio.Task:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -118,6 +119,12 @@ class Task:
   def split_digest(self, split: str) -> str:
     """Returns the `digest` of the examples of `split`."""
     return digest(self.examples(split))
+
+
+def split_at(text: str, fields: Sequence[tuple[int, int]]) -> list[str]:
+  """Returns the parts of a text between and inside its fields, the latter at odd places."""
+  ends = [0, *itertools.chain(*fields), len(text)]
+  return [text[start:stop] for start, stop in itertools.pairwise(ends)]
 
 
 def check_split(name: str, split: str) -> None:

@@ -21,7 +21,7 @@ import re
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tpv_jax.core.errors import UserError, some
@@ -31,6 +31,7 @@ from tpv_jax.core.files import (
   cache_folder,
   inside,
   read_json,
+  to_path,
   write_bytes,
 )
 
@@ -62,6 +63,14 @@ _CLASSES = (
 def named(piece: str) -> str:
   """Returns a piece as the SentencePiece model with T5's extra ids spells it."""
   return f"▁{piece}" if piece[:1] == "<" and SENTINEL.fullmatch(piece) else piece
+
+
+def digest(pieces: Iterable[str]) -> str:
+  """Returns the digest of a vocabulary with these pieces; see `vocabularies`."""
+  found = hashlib.sha256()
+  for piece in pieces:
+    found.update(f"{piece}\n".encode())
+  return found.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,10 +152,10 @@ def _adds(part: Mapping[str, Any]) -> bool:
 
 
 def malformed(path: PathLike, error: object) -> UserError:
-  """Returns the error for a tokenizer.json that cannot be used."""
+  """Returns the error for a file whose tokenizer cannot be used."""
+  what = "tokenizer" if to_path(path).suffix == ".gguf" else TOKENIZER
   return UserError(
-    f"'{path}' cannot be read as a {TOKENIZER} ({error!s:.200}). Take another copy, or "
-    f"give the SentencePiece model ({SPIECE})."
+    f"'{path}' cannot be read as a {what} ({error!s:.200}). Take another copy."
   )
 
 

@@ -13,9 +13,7 @@ have the same digest, and a digest determines what ids mean.
 
 import errno
 import functools
-import hashlib
 import importlib.resources
-import itertools
 import json
 import operator
 import os
@@ -25,8 +23,19 @@ from typing import Any, Protocol, SupportsIndex, runtime_checkable
 from tpv_jax.core.checks import checked
 from tpv_jax.core.errors import UserError, at_least
 from tpv_jax.core.files import Path, PathLike, inside, read_bytes, to_path
-from tpv_jax.data import tokenizer_files
-from tpv_jax.data.tokenizer_files import EOS, MAX_BYTES, PAD, SPIECE, TOKENIZER, UNK
+from tpv_jax.data import decoder_files, gguf_tokenizers, tokenizer_files
+from tpv_jax.data.byte_pairs import BytePairVocabulary, Stated
+from tpv_jax.data.chat_templates import Setting
+from tpv_jax.data.tasks import split_at
+from tpv_jax.data.tokenizer_files import (
+  EOS,
+  MAX_BYTES,
+  PAD,
+  SPIECE,
+  TOKENIZER,
+  UNK,
+  digest,
+)
 
 SPECIAL = (PAD, EOS, UNK)
 
@@ -34,6 +43,8 @@ EXTRA_IDS = 100
 """The number of sentinels in T5 and mT5."""
 
 MOST_EXTRA_IDS = 1 << 16
+
+GGUF = ".gguf"
 
 
 @runtime_checkable
@@ -133,12 +144,6 @@ class EncoderDecoderVocabulary:
   def encode_target(self, text: str) -> list[int]:
     """Returns the ids of a target, without EOS."""
     return self.encode(text)
-
-
-def split_at(text: str, fields: Sequence[tuple[int, int]]) -> list[str]:
-  """Returns the parts of a text between and inside its fields, the latter at odd places."""
-  ends = [0, *itertools.chain(*fields), len(text)]
-  return [text[start:stop] for start, stop in itertools.pairwise(ends)]
 
 
 class WordVocabulary(EncoderDecoderVocabulary):
@@ -429,10 +434,11 @@ def load(path: PathLike, extra_ids: int | None = None) -> Vocabulary:
   """Returns the vocabulary at `path`, whose name determines the kind.
 
   Args:
-    path: a `tokenizer.json` (any `.json`), a `.txt` with a word in each line, a
-      SentencePiece model (any other name), or a folder of Hugging Face. In a folder the
-      `spiece.model` is read if there is one, otherwise the `tokenizer.json`; both give the
-      same ids.
+    path: a `tokenizer.json` (any `.json`) with a Unigram model, as T5's have, or with a BPE
+      model, as decoder-only models have; a `.gguf` file with its tokenizer inside; a `.txt`
+      with a word in each line; a SentencePiece model (any other name); or a folder of
+      Hugging Face. In a folder the `spiece.model` is read if there is one, otherwise the
+      `tokenizer.json`; T5's give the same ids.
     extra_ids: of a SentencePiece model; by default that of the folder's
       `tokenizer_config.json`, otherwise see `SentencePieceVocabulary`.
 
@@ -441,7 +447,8 @@ def load(path: PathLike, extra_ids: int | None = None) -> Vocabulary:
       leads out of the folder.
   """
   path = to_path(path)
-  if path.is_dir():
+  stated = _of_decoder(path)
+  if stated is None and path.is_dir():
     found = [name for name in (SPIECE, TOKENIZER) if (path / name).exists()]
     if not found:
       raise UserError(
@@ -449,16 +456,69 @@ def load(path: PathLike, extra_ids: int | None = None) -> Vocabulary:
         "of Hugging Face's with its tokenizer, or the file itself."
       )
     return _of_folder(path, found, extra_ids)
+  if extra_ids is not None and (stated is not None or path.suffix == ".json"):
+    raise UserError(
+      f"extra_ids = {extra_ids} is for a SentencePiece model; '{path}' has its extra "
+      "ids inside. Leave extra_ids out."
+    )
+  if stated is not None:
+    return BytePairVocabulary(stated)
   if path.suffix == ".json":
-    if extra_ids is not None:
-      raise UserError(
-        f"extra_ids = {extra_ids} is for a SentencePiece model; '{path}' has its extra "
-        "ids inside. Leave extra_ids out."
-      )
     return HuggingFaceVocabulary(path)
   if path.suffix == ".txt":
     return WordVocabulary(path)
   return SentencePieceVocabulary(path, extra_ids)
+
+
+def of_backbone(
+  path: PathLike, vocabulary_file: PathLike | None = None, chat: Setting = None
+) -> Vocabulary:
+  """Returns the vocabulary of the backbone at `path`.
+
+  Args:
+    path: 'embedded', a folder of Hugging Face, a GGUF file, or another backbone.
+    vocabulary_file: what `load` reads instead; a backbone that brings no vocabulary, such
+      as a file of ours, needs it.
+    chat: for a decoder-only model, whether sources and targets are turns of a conversation:
+      None for no chat template, True for the model's own, or {'system': text} for it with
+      this system text.
+
+  Raises:
+    UserError: as `load`; the backbone brings no vocabulary and none is given; or there is
+      no chat template to use.
+  """
+  if vocabulary_file is None and str(path) == "embedded":
+    found: Vocabulary = embedded()
+  else:
+    source = to_path(path if vocabulary_file is None else vocabulary_file)
+    if vocabulary_file is None and not (source.is_dir() or source.suffix == GGUF):
+      raise UserError(
+        f"The backbone '{path}' brings no vocabulary. Set VOCABULARY_FILE to the one that "
+        "it was trained with: its tokenizer.json or SentencePiece model, or the folder or "
+        "GGUF file that it was made of."
+      )
+    stated = _of_decoder(source)
+    if stated is not None:
+      return BytePairVocabulary(stated, chat)
+    found = load(source)
+  if chat:
+    raise UserError(
+      f"CHAT is for decoder-only models, and '{path}' is an encoder-decoder, which takes "
+      "texts as they are. Set CHAT = None."
+    )
+  return found
+
+
+def _of_decoder(path: Path) -> Stated | None:
+  """Returns what a decoder-only model's tokenizer states; None if this is another file."""
+  if path.suffix == GGUF:
+    return gguf_tokenizers.read(path)
+  tokenizer = path / TOKENIZER if path.is_dir() else path
+  if path.is_dir() and ((path / SPIECE).exists() or not tokenizer.exists()):
+    return None
+  if tokenizer.suffix != ".json" or not decoder_files.is_byte_pairs(tokenizer):
+    return None
+  return decoder_files.read(path)
 
 
 def _of_folder(folder: Path, found: list[str], extra_ids: int | None) -> Vocabulary:
@@ -535,14 +595,6 @@ def check_fits(
       f"for only {rows}, so it was trained with another vocabulary. Choose the one "
       "that belongs to it."
     )
-
-
-def digest(pieces: Iterable[str]) -> str:
-  """Returns the digest of a vocabulary with these pieces; see the module."""
-  found = hashlib.sha256()
-  for piece in pieces:
-    found.update(f"{piece}\n".encode())
-  return found.hexdigest()
 
 
 def _check_ids(path: PathLike, ids: dict[str, int]) -> None:
