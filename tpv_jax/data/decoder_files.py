@@ -12,11 +12,20 @@ tokenizer.json's post_processor does; config.json's bos_token_id says nothing (Q
 one and adds none).
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tpv_jax.core.errors import UserError, some
-from tpv_jax.core.files import Path, PathLike, inside, read_bytes, read_json, to_path
+from tpv_jax.core.files import (
+  Path,
+  PathLike,
+  inside,
+  read_bytes,
+  read_json,
+  to_path,
+  write_text,
+)
 from tpv_jax.data import byte_pairs
 from tpv_jax.data.byte_pairs import Stated
 from tpv_jax.data.chat_templates import MOST_LETTERS
@@ -67,6 +76,21 @@ def read(path: PathLike) -> Stated:
     words=words,
     template=_template(folder, config),
   )
+
+
+def write(stated: Stated, folder: Path) -> None:
+  """Writes the files that `read` reads the same from, and `transformers` too."""
+  bos = stated.words.get("bos_token")
+  adds = {} if stated.start and bos is None else {"add_bos_token": bool(stated.start)}
+  config = {"tokenizer_class": "PreTrainedTokenizerFast", **stated.words, **adds}
+  if stated.template is not None:
+    config["chat_template"] = stated.template
+  for name, content in (
+    (TOKENIZER, stated.content),
+    (CONFIG, config),
+    ("generation_config.json", {"eos_token_id": list(stated.ends)}),
+  ):
+    write_text(folder / name, json.dumps(content, ensure_ascii=False))
 
 
 def _optional(folder: Path, name: str) -> dict[str, Any]:

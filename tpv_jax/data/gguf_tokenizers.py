@@ -14,6 +14,7 @@ from typing import Any
 from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.core.files import PathLike, to_path
 from tpv_jax.data.byte_pairs import MOST_PIECES, Stated
+from tpv_jax.formats import gguf
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 """GGUF's types of tokens."""
@@ -26,7 +27,7 @@ def read(path: PathLike) -> Stated:
     UserError: the file is damaged, or its tokenizer is of a kind that is not read.
   """
   path = to_path(path)
-  return of_metadata(_metadata(path), path)
+  return of_metadata(gguf.read_metadata(path), path)
 
 
 def of_metadata(metadata: Mapping[str, Any], path: PathLike) -> Stated:
@@ -44,7 +45,7 @@ def of_metadata(metadata: Mapping[str, Any], path: PathLike) -> Stated:
     )
   try:
     tokens = [str(token) for token in found["tokens"]]
-    types = [int(one) for one in found.get("token_type") or [_NORMAL] * len(tokens)]
+    types = [int(one) for one in found.get("token_type", [_NORMAL] * len(tokens))]
     if len(types) != len(tokens) or not 0 < len(tokens) <= MOST_PIECES:
       raise ValueError(f"{len(tokens)} pieces and {len(types)} types")
     while types and types[-1] == _UNUSED and tokens[-1] == f"[PAD{len(tokens) - 1}]":
@@ -272,11 +273,3 @@ def _content(
       **model,
     },
   }
-
-
-def _metadata(path: PathLike) -> dict[str, Any]:
-  """Returns the metadata of a GGUF file."""
-  import gguf
-
-  reader = gguf.GGUFReader(path)
-  return {name: field.contents() for name, field in reader.fields.items()}

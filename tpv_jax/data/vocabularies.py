@@ -36,6 +36,7 @@ from tpv_jax.data.tokenizer_files import (
   UNK,
   digest,
 )
+from tpv_jax.formats import packaged
 
 SPECIAL = (PAD, EOS, UNK)
 
@@ -476,7 +477,8 @@ def of_backbone(
   """Returns the vocabulary of the backbone at `path`.
 
   Args:
-    path: 'embedded', a folder of Hugging Face, a GGUF file, or another backbone.
+    path: 'embedded', the name of a fetched model ('smollm2'), a folder of Hugging Face, a
+      GGUF file, or another backbone.
     vocabulary_file: what `load` reads instead; a backbone that brings no vocabulary, such
       as a file of ours, needs it.
     chat: for a decoder-only model, whether sources and targets are turns of a conversation:
@@ -490,6 +492,8 @@ def of_backbone(
   if vocabulary_file is None and str(path) == "embedded":
     found: Vocabulary = embedded()
   else:
+    if str(path) in packaged.MODELS:
+      path = packaged.found(str(path))
     source = to_path(path if vocabulary_file is None else vocabulary_file)
     if vocabulary_file is None and not (source.is_dir() or source.suffix == GGUF):
       raise UserError(
