@@ -24,7 +24,9 @@ import record
 from jax.sharding import Mesh
 
 from tpv_jax import model as model_lib
-from tpv_jax.backbones.t5 import attention, layers, network, sizes
+from tpv_jax.backbones import layers
+from tpv_jax.backbones.attention import MASKED
+from tpv_jax.backbones.t5 import attention, network, sizes
 from tpv_jax.core import files, identity
 from tpv_jax.core.errors import UserError, at_least
 from tpv_jax.data import batches
@@ -59,7 +61,7 @@ def plain_attention(queries: Any, keys: Any, values: Any, mask: Any, bias: Any) 
     "bqhk,bshk->bhqs", queries, keys, preferred_element_type=jnp.float32
   )
   logits = logits if bias is None else logits + bias
-  weights = jax.nn.softmax(jnp.where(mask, logits, attention.MASKED))
+  weights = jax.nn.softmax(jnp.where(mask, logits, MASKED))
   return jnp.einsum("bhqs,bshk->bqhk", weights.astype(queries.dtype), values)
 
 

@@ -33,6 +33,7 @@ OF_AN_ARCHITECTURE = (
   *(
     "backbones/protocol.py",
     "encoder_decoder.py",
+    "decoder_only.py",
     "data/batches.py",
     "data/packing.py",
   ),

@@ -13,6 +13,7 @@ ROOMS = (
   *(
     "backbones",
     "encoder_decoder",
+    "decoder_only",
     "model",
     "runs",
     "evaluation",
@@ -22,7 +23,7 @@ ROOMS = (
   ),
   *("settings", "t5x", "cli", "__main__"),
 )
-"""In the order of their arrows; `encoder_decoder` and `model` are one module each."""
+"""In the order of their arrows; those from `encoder_decoder` to `model` are one module each."""
 
 NEVER = {
   "settings": set(ROOMS[2:-1]) - {"devices", "settings"},

@@ -5,14 +5,19 @@ A batch is a mapping of arrays with T5X's feature names: `encoder_input_tokens` 
 batches also have `*_segment_ids` and `*_positions` (`data.batches`, `data.packing`).
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from tpv_jax.backbones import decoding
-from tpv_jax.backbones.protocol import EncoderDecoderNetwork, Places
+from tpv_jax.backbones.protocol import (
+  Architecture,
+  EncoderDecoderNetwork,
+  Places,
+  Targets,
+)
 from tpv_jax.data.batches import is_padding
 from tpv_jax.prompts.equations import Folded
 
@@ -20,23 +25,7 @@ Params = Mapping[str, Any]
 Batch = Mapping[str, Any]
 
 
-class Targets(NamedTuple):
-  """The target tokens of a batch.
-
-  Attributes:
-    tokens: [B, L].
-    weights: [B, L], of the tokens' losses; 0 at padding.
-    segments: [B, L], 1, 2, ... for the targets of a packed row; None if not packed.
-    prompts: [B, L], the index in the bank of each target's prompt; None if not packed.
-  """
-
-  tokens: Int[Array, "B L"]
-  weights: Float[Array, "B L"]
-  segments: Int[Array, "B L"] | None = None
-  prompts: Int[Array, "B L"] | None = None
-
-
-class EncoderDecoder:
+class EncoderDecoder(Architecture):
   """The architecture of encoder-decoders, as `SoftPromptModel` uses it.
 
   Attributes:
@@ -113,38 +102,33 @@ class EncoderDecoder:
     folded: Folded | None,
     batch: Batch,
     target_length: int | None,
-    eos_id: int,
+    end_ids: Sequence[int],
     num_beams: int = 1,
     length_penalty: float = 1.0,
   ) -> tuple[Int[Array, "B L"], Float[Array, " B"]]:
-    """Returns the decoded tokens of each row and their scores, see `decoding.decode`.
-
-    Args:
-      backbone: its parameters.
-      folded: one prompt for all rows, or [B, P, D] with one for each row.
-      batch: its `encoder_input_tokens` are decoded.
-      target_length: L, the most tokens to write; None for the length of the batch's
-        targets.
-      eos_id: the end token.
-      num_beams: 1 for greedy decoding.
-      length_penalty: of beam search.
-    """
+    """Returns the decoded tokens of each row and their scores, see `Architecture`."""
     source = jnp.asarray(batch["encoder_input_tokens"])
     if target_length is None:
       target_length = batch["decoder_input_tokens"].shape[1]
     encoded = self._apply(
       backbone, source, method=self.network.encode, **_leaves(folded)
     )
+    cache = self._apply(
+      backbone, encoded, source, target_length, method=self.network.start_decoding
+    )
     return decoding.decode(
       self.network,
       backbone,
-      encoded,
-      source,
+      cache,
+      jnp.all(is_padding(source), axis=1),
       target_length,
-      eos_id,
+      end_ids,
       num_beams,
       length_penalty,
     )
+
+  def check_lengths(self, prompt: int, source: int, target: int) -> None:
+    """Relative positions have no limit."""
 
   def _apply(self, backbone: Params, *inputs: Any, **options: Any) -> Any:
     return self.network.apply({"params": backbone}, *inputs, **options)

@@ -3,7 +3,7 @@
 It has the members that T5X calls (by duck typing) and imports neither T5X nor seqio nor
 TensorFlow. The loss is that of docs/methods.md, (6.1) to (6.4). What a batch contains, and
 how a prompt is prepended to it, depends on the backbone's architecture and is defined in
-its module (`encoder_decoder`).
+its module (`encoder_decoder`, `decoder_only`).
 """
 
 import functools
@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from tpv_jax.backbones.protocol import Network
+from tpv_jax.backbones.protocol import Architecture, Network
 from tpv_jax.core import identity
 from tpv_jax.core.checks import BelowOne, NotNegative, Size, checked
 from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.data.batches import is_padding
+from tpv_jax.decoder_only import DecoderOnly
 from tpv_jax.devices import partitioning
 from tpv_jax.devices.averages import Average
 from tpv_jax.encoder_decoder import EncoderDecoder
@@ -36,8 +37,9 @@ Leaves = dict[str, Any]
 LOGITS_AT_ONCE = 2**23
 """The most logits that the loss computes at a time, 32 MiB of fp32 (ours)."""
 
-ARCHITECTURES: dict[str, Callable[[Any], EncoderDecoder]] = {
-  "encoder_decoder": EncoderDecoder
+ARCHITECTURES: dict[str, Callable[[Any], Architecture]] = {
+  "encoder_decoder": EncoderDecoder,
+  "decoder_only": DecoderOnly,
 }
 """A network's ARCHITECTURE -> the class that feeds batches to it."""
 
@@ -57,7 +59,7 @@ class SoftPromptModel:
       optionally 'delta' [M, D]; otherwise the model is the backbone alone (pre-training,
       "no prompt").
     input_vocabulary: of the source.
-    output_vocabulary: of the targets; its `eos_id` ends decoding.
+    output_vocabulary: of the targets; its `end_ids` end decoding.
     optimizer_def: handed to T5X; the standalone runner reads it too.
     trainable: regular expression that must match a leaf's whole path for it to be trained.
     z_loss: weight of log(Z)^2, added to each token's loss, (6.3).
@@ -105,11 +107,12 @@ class SoftPromptModel:
     self.num_beams = num_beams
     self.length_penalty = length_penalty
     eos_id = getattr(output_vocabulary, "eos_id", None)
-    self._eos_id = 1 if eos_id is None else int(eos_id)
+    eos_id = 1 if eos_id is None else int(eos_id)
+    self._end_ids = tuple(getattr(output_vocabulary, "end_ids", (eos_id,)))
     self._unk_id = getattr(output_vocabulary, "unk_id", None)
 
   @property
-  def architecture(self) -> EncoderDecoder:
+  def architecture(self) -> Architecture:
     """What feeds batches to the network."""
     return ARCHITECTURES[self.network.ARCHITECTURE](self.network)
 
@@ -227,7 +230,7 @@ class SoftPromptModel:
     )
     loss_sum, weight_sum = jnp.sum(losses * weights), jnp.sum(weights)
     counted = weights > 0
-    ended = jnp.any(counted & (targets == self._eos_id), axis=-1)
+    ended = jnp.any(counted & self._ends(targets), axis=-1)
     right = ended & jnp.all(self._written(targets, hits) | ~counted, axis=-1)
     metrics: Metrics = {
       "loss": Average(total=loss_sum, count=weight_sum),
@@ -342,7 +345,7 @@ class SoftPromptModel:
     owner = jax.ops.segment_max(
       prompt.reshape(-1), example.reshape(-1), num_segments=len(size)
     ).clip(0)
-    ended = by_example(weights * (targets == self._eos_id)) > 0
+    ended = by_example(weights * self._ends(targets)) > 0
     right = ended & (by_example(weights * self._written(targets, hits)) == size)
     return by_prompt(losses * weights, prompt), {
       "target_tokens": by_prompt(weights, prompt),
@@ -380,7 +383,7 @@ class SoftPromptModel:
       return jax.vmap(add)(values, segments)
 
     misses = by_choice((counted & ~self._written(targets, hits)).astype(jnp.int32))
-    ends = by_choice((targets == self._eos_id).astype(jnp.int32))
+    ends = by_choice(self._ends(targets).astype(jnp.int32))
     return by_choice(jnp.where(counted, -losses, 0.0)), (misses == 0) & (ends > 0)
 
   def predict_rows(
@@ -453,6 +456,10 @@ class SoftPromptModel:
     """Returns which target tokens greedy decoding writes: the hits, but never `<unk>`."""
     return hits if self._unk_id is None else hits & (targets != self._unk_id)
 
+  def _ends(self, tokens: Int[Array, "..."]) -> Bool[Array, "..."]:
+    """Returns which tokens end an answer."""
+    return jnp.isin(tokens, jnp.asarray(self._end_ids))
+
   def _trains(self, path: str) -> bool:
     return re.fullmatch(self.trainable, path) is not None
 
@@ -489,7 +496,7 @@ class SoftPromptModel:
       folded,
       batch,
       target_length,
-      self._eos_id,
+      self._end_ids,
       self.num_beams,
       self.length_penalty,
     )
@@ -509,7 +516,7 @@ class SoftPromptModel:
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
   ) -> tuple[Float[Array, "B L"], Bool[Array, "B L"]]:
-    """Returns each token's loss, see `token_losses`, and whether it is the arg max.
+    """Returns each token's loss, see `token_losses`, and whether decoding would write it.
 
     If there are more than `LOGITS_AT_ONCE` logits, they are computed for some target
     positions at a time, and again in the backward pass, so that they are never all in
@@ -520,8 +527,12 @@ class SoftPromptModel:
       states: Float[Array, "B part D"], targets: Int[Array, "B part"]
     ) -> tuple[Float[Array, "B part"], Bool[Array, "B part"]]:
       logits = self._apply(params, states, method=self.network.logits)
-      losses = token_losses(logits, targets, label_smoothing, z_loss)
-      return losses, jnp.argmax(logits, axis=-1) == targets
+      losses = token_losses(
+        logits, targets, label_smoothing, z_loss, self.network.FIRST_ID
+      )
+      best = jnp.argmax(logits, axis=-1)
+      # Any end token ends an answer as well as the target's own.
+      return losses, (best == targets) | (self._ends(best) & self._ends(targets))
 
     rows, length = targets.shape
     at_once = max(1, LOGITS_AT_ONCE // (rows * self.network.vocab_size))
@@ -553,23 +564,28 @@ def token_losses(
   targets: Int[Array, "B L"],
   label_smoothing: float = 0.0,
   z_loss: float = 0.0,
+  first_id: int = 0,
 ) -> Float[Array, "B L"]:
   """Returns each target token's cross-entropy in nats (fp32), padding tokens included.
 
   docs/methods.md, (6.1) to (6.3). With `label_smoothing` s the target keeps probability
   1 - s, the other V - 1 tokens share s, and the entropy of that distribution is subtracted,
   so that the least possible loss is 0 (as in T5X). `z_loss` adds `z_loss * log(Z)^2`.
+  The logits of ids below `first_id` are minus infinity: no token has them, and the loss of
+  such a target means nothing (but is finite, for a weight of 0).
   """
   logits = logits.astype(jnp.float32)
-  vocabulary = logits.shape[-1]
   log_z = jax.nn.logsumexp(logits, axis=-1)
   # A masked sum instead of a gather: it stays local when the vocabulary is sharded.
-  hit = jnp.arange(vocabulary) == targets[..., None]
+  ids = jnp.arange(logits.shape[-1])
+  hit = (ids == targets[..., None]) & (ids >= first_id)
   target = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
   losses = log_z - target
   if label_smoothing:
+    vocabulary = logits.shape[-1] - first_id
     kept, other = 1.0 - label_smoothing, label_smoothing / (vocabulary - 1)
-    others = (vocabulary - 1) * log_z - (jnp.sum(logits, axis=-1) - target)
+    total = jnp.sum(logits[..., first_id:], axis=-1)
+    others = (vocabulary - 1) * log_z - (total - target)
     entropy = -kept * math.log(kept) - label_smoothing * math.log(other)
     losses = kept * losses + other * others - entropy
   if z_loss:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decoding_start import begin
 
 from tpv_jax.backbones import decoding
 from tpv_jax.backbones.t5 import network
@@ -60,9 +61,12 @@ def encode(net, params, prompt=None, source=SOURCE):
 
 
 def greedy(net, params, encoded, source, length, eos_id):
-  return jax.jit(lambda p, e: decoding.greedy(net, p, e, source, length, eos_id))(
-    params, encoded
-  )
+  @jax.jit
+  def decode(p, e):
+    start = begin(net, p, e, source, length)
+    return decoding.greedy(net, p, *start, length, (eos_id,))
+
+  return decode(params, encoded)
 
 
 def rerun(net, params, encoded, eos_id):
@@ -145,11 +149,12 @@ def every_hypothesis(net, params, encoded, source, length, eos_id):
 
 def beam_search(net, params, encoded, source, length, eos_id, beams):
   """Returns the jitted search, a function of the length penalty."""
-  search = jax.jit(
-    lambda p, e, penalty: decoding.beam_search(
-      net, p, e, source, length, eos_id, beams, penalty
-    )
-  )
+
+  @jax.jit
+  def search(p, e, penalty):
+    start = begin(net, p, e, source, length)
+    return decoding.beam_search(net, p, *start, length, (eos_id,), beams, penalty)
+
   return functools.partial(search, params, encoded)
 
 
@@ -204,7 +209,10 @@ rows = NamedSharding(mesh, PartitionSpec("data"))
 @jax.jit
 def search(params, source):
   encoded = net.apply({{"params": params}}, source, method=net.encode)
-  return decoding.beam_search(net, params, encoded, source, 6, 9, 3)
+  cache = net.apply({{"params": params}}, encoded, source, 6, method=net.start_decoding)
+  return decoding.beam_search(
+    net, params, cache, (source == 0).all(axis=1), 6, (9,), 3
+  )
 tokens, scores = search(params, jax.device_put(source, rows))
 assert len(scores.sharding.device_set) == 8
 one_tokens, one_scores = search(params, source)
@@ -248,7 +256,8 @@ def test_a_step_projects_neither_the_source_nor_the_past(model, num_beams):
   encoded = encode(net, params)
 
   def decode(params, encoded):
-    return decoding.decode(net, params, encoded, SOURCE, LENGTH, num_beams=num_beams)
+    start = begin(net, params, encoded, SOURCE, LENGTH)
+    return decoding.decode(net, params, *start, LENGTH, num_beams=num_beams)
 
   closed = jax.make_jaxpr(decode)(params, encoded)
   [body] = bodies(closed.jaxpr)

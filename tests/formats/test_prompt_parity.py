@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decoding_start import begin
 
 from tpv_jax import cli
 from tpv_jax.backbones import decoding, loading
@@ -196,7 +197,8 @@ def generated():
   def generate(frozen):
     encoded = net.apply({"params": frozen}, source, prompt=prompt, method=net.encode)
     longest = theirs["tokens"].shape[1]
-    return decoding.greedy(net, frozen, encoded, source, longest)[0]
+    start = begin(net, frozen, encoded, source, longest)
+    return decoding.greedy(net, frozen, *start, longest)[0]
 
   return np.asarray(generate(identity.unflatten(backbone())))
 

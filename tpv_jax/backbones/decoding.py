@@ -1,22 +1,22 @@
 """Greedy decoding and beam search, with a key-value cache."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int
 
-from tpv_jax.backbones.protocol import AnyArray, EncoderDecoderNetwork
+from tpv_jax.backbones.protocol import Network
 
 
 def decode(
-  network: EncoderDecoderNetwork,
+  network: Network,
   backbone: Mapping[str, Any],
-  encoded: Float[Array, "B joined D"],
-  source: Num[AnyArray, "B T"],
+  cache: Any,
+  empty: Bool[Array, " B"],
   target_length: int,
-  eos_id: int = 1,
+  end_ids: Sequence[int] = (1,),
   num_beams: int = 1,
   length_penalty: float | Float[Array, ""] = 1.0,
 ) -> tuple[Int[Array, "B L"], Float[Array, " B"]]:
@@ -25,7 +25,7 @@ def decode(
   With one beam the score is a sum of log-probabilities; with several it is divided by the
   length as in `beam_search`.
   """
-  inputs = (network, backbone, encoded, source, target_length, eos_id)
+  inputs = (network, backbone, cache, empty, target_length, end_ids)
   if num_beams == 1:
     return greedy(*inputs)
   tokens, scores = beam_search(*inputs, num_beams, length_penalty)
@@ -33,37 +33,30 @@ def decode(
 
 
 def greedy(
-  network: EncoderDecoderNetwork,
+  network: Network,
   backbone: Mapping[str, Any],
-  encoded: Float[Array, "B joined D"],
-  source: Num[AnyArray, "B T"],
+  cache: Any,
+  empty: Bool[Array, " B"],
   target_length: int,
-  eos_id: int = 1,
+  end_ids: Sequence[int] = (1,),
 ) -> tuple[Int[Array, "B L"], Float[Array, " B"]]:
   """Returns the most probable token at each step, and the sum of their log-probabilities.
 
-  A row ends with its first `eos_id`, which counts in its score; zeros follow. A row of
-  padding only, as in the last batch, has no tokens and scores 0. The loop stops when all
-  rows have ended or `target_length` tokens are written. The keys and values of the source
-  are computed once.
+  A row ends with its first end token, which counts in its score; zeros follow. An empty row
+  has no tokens and scores 0. The loop stops when all rows have ended or `target_length`
+  tokens are written.
 
   Args:
     network: its method `decode_step` is called.
     backbone: its parameters.
-    encoded: from `network.encode`, with the prompt's positions if it had one.
-    source: the source, for its padding.
+    cache: from `network.start_decoding`, with the keys and values of the source.
+    empty: which rows are only padding, as in the last batch.
     target_length: L, the most tokens to write.
-    eos_id: the end token.
+    end_ids: the tokens that end a row.
   """
   variables = {"params": backbone}
-  cache: Any = network.apply(
-    variables,
-    encoded,
-    source,
-    target_length,
-    method=network.start_decoding,
-  )
-  rows = encoded.shape[0]
+  ends = jnp.asarray(end_ids)
+  rows = len(empty)
 
   def go_on(state: tuple[Any, ...]) -> Array:
     index, _, over, *_ = state
@@ -84,13 +77,13 @@ def greedy(
     scores = scores + jnp.where(over, 0.0, log_probability)
     last = jnp.where(over, 0, best)
     tokens = jax.lax.dynamic_update_slice_in_dim(tokens, last[:, None], index, axis=1)
-    over = over | (last == eos_id)
+    over = over | jnp.isin(last, ends)
     return index + 1, last, over, tokens, scores, written.self_keys_values
 
   start = (
     jnp.zeros((), jnp.int32),
     jnp.zeros((rows,), jnp.int32),
-    jnp.all(jnp.asarray(source) == 0, axis=1),
+    empty,
     jnp.zeros((rows, target_length), jnp.int32),
     jnp.zeros((rows,), jnp.float32),
     cache.self_keys_values,
@@ -100,12 +93,12 @@ def greedy(
 
 
 def beam_search(
-  network: EncoderDecoderNetwork,
+  network: Network,
   backbone: Mapping[str, Any],
-  encoded: Float[Array, "B joined D"],
-  source: Num[AnyArray, "B T"],
+  cache: Any,
+  empty: Bool[Array, " B"],
   target_length: int,
-  eos_id: int = 1,
+  end_ids: Sequence[int] = (1,),
   num_beams: int = 4,
   length_penalty: float | Float[Array, ""] = 1.0,
 ) -> tuple[Int[Array, "B beams L"], Float[Array, "B beams"]]:
@@ -116,7 +109,8 @@ def beam_search(
 
   - The score of a hypothesis is its log-probability over `length ** length_penalty`; its
     length counts the end token. So 0 prefers short hypotheses, and larger values longer ones.
-  - Each step takes the `2 * num_beams` best continuations. Of those that do not end, the
+  - Each step takes the `2 * num_beams` best continuations (more if there are several end
+    tokens, so that enough of them do not end). Of those that do not end, the
     `num_beams` best go on. Those that end count as finished if they are among the
     `num_beams` best of all. A hypothesis of `target_length` tokens is finished, too.
   - A row stops when it has `num_beams` finished hypotheses and the best unfinished one
@@ -126,8 +120,8 @@ def beam_search(
   T5X's own beam search differs: it divides by `((5 + length) / 6) ** 0.6`, compares with
   the best score that is possible at full length, and puts the best beam last.
 
-  Zeros follow the end token. A row of padding only has no tokens and scores 0. All beams of
-  a row share its encoded source and the source's keys and values.
+  Zeros follow the end token. An empty row has no tokens and scores 0. All beams of a row
+  share the source's keys and values.
 
   Args: see `greedy`, and
     num_beams: hypotheses kept at each step.
@@ -137,14 +131,7 @@ def beam_search(
     are empty and score minus infinity.
   """
   variables = {"params": backbone}
-  rows = encoded.shape[0]
-  cache: Any = network.apply(
-    variables,
-    encoded,
-    source,
-    target_length,
-    method=network.start_decoding,
-  )
+  rows = len(empty)
   one_each = jnp.repeat(jnp.arange(rows), num_beams)
 
   def of_beams(values: Any, beams: Int[Array, "B chosen"]) -> Any:
@@ -169,13 +156,14 @@ def beam_search(
     logits, written = output
     following = jax.nn.log_softmax(logits).reshape(rows, num_beams, -1)
     every = (following + scores[:, :, None]).reshape(rows, -1)
-    count = 2 * num_beams  # Enough go on, because each beam has only one end token.
+    # Enough go on, because each beam has only so many end tokens.
+    count = (1 + len(end_ids)) * num_beams
     scores, place = jax.lax.top_k(every, count)
     beam, token = jnp.divmod(place, following.shape[-1])
     tokens = of_beams(tokens, beam).at[:, :, index].set(token.astype(jnp.int32))
 
     length = jnp.asarray(index + 1, jnp.float32) ** length_penalty
-    ends = (token == eos_id) | (index + 1 == target_length)
+    ends = jnp.isin(token, jnp.asarray(end_ids)) | (index + 1 == target_length)
     counts = ends & (jnp.arange(count) < num_beams) & still_open[:, None]
     candidates = jnp.concatenate(
       [best_scores, jnp.where(counts, scores / length, -jnp.inf)], axis=1
@@ -195,17 +183,16 @@ def beam_search(
     tokens = of_beams(tokens, chosen)
     return index + 1, still_open, tokens, scores, best, best_scores, kept
 
-  full = ~jnp.all(jnp.asarray(source) == 0, axis=1)
   none = jnp.full((rows, num_beams), -jnp.inf)
-  empty = jnp.zeros((rows, num_beams, target_length), jnp.int32)
+  no_tokens = jnp.zeros((rows, num_beams, target_length), jnp.int32)
   start = (
     jnp.zeros((), jnp.int32),
-    full,
-    empty,
+    ~empty,
+    no_tokens,
     none.at[:, 0].set(0.0),  # One beam at the start, or all would stay equal.
-    empty,
+    no_tokens,
     none,
     jax.tree.map(lambda values: values[one_each], cache.self_keys_values),
   )
   _, _, _, _, best, best_scores, _ = jax.lax.while_loop(go_on, step, start)
-  return best, jnp.where(full[:, None], best_scores, 0.0)
+  return best, jnp.where(empty[:, None], 0.0, best_scores)

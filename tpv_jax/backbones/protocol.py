@@ -3,15 +3,16 @@
 A family is a folder of this room with a `Family`, which one line of `registry.FAMILIES`
 names. Its network is a Flax module that names its architecture. `model.SoftPromptModel`
 calls it through the module of that name: `encoder_decoder` calls what
-`EncoderDecoderNetwork` lists.
+`EncoderDecoderNetwork` lists, `decoder_only` what `DecoderOnlyNetwork` lists. Both keep
+`Architecture`.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from tpv_jax.core import files
 from tpv_jax.core.leaves import Leaf
@@ -45,8 +46,10 @@ class Network(Protocol):
   its checkpoints and its standard rules fit.
 
   Attributes:
-    ARCHITECTURE: the module of this package that calls it: 'encoder_decoder'.
+    ARCHITECTURE: the module of this package that calls it: 'encoder_decoder' or
+      'decoder_only'.
     TABLE: path of the token embeddings [V, D] among its parameters.
+    FIRST_ID: the id of the table's first row: 0, or 1 where padding has no row.
     vocab_size: V, rows of the table.
     emb_dim: D, features of a token.
     dtype: of the computation, 'float32' or 'bfloat16'.
@@ -55,6 +58,7 @@ class Network(Protocol):
 
   ARCHITECTURE: ClassVar[str]
   TABLE: ClassVar[str]
+  FIRST_ID: ClassVar[int]
   vocab_size: int
   emb_dim: int
   dtype: str
@@ -76,7 +80,23 @@ class Network(Protocol):
     """
 
   def logits(self, x: Any) -> Any:
-    """Returns fp32 logits [B, L, V] of states [B, L, D]."""
+    """Returns fp32 logits of all ids, [B, L, FIRST_ID + V], of states [B, L, D].
+
+    Those of ids below FIRST_ID are minus infinity.
+    """
+
+  def decode_step(self, tokens: Any, index: Any, cache: Any) -> Any:
+    """Returns the fp32 logits of token `index` [hypotheses, ids], and the new cache.
+
+    The cache comes from the `start_decoding` of the architecture. It is a Flax dataclass
+    whose `self_keys_values` has a row for each hypothesis; its other fields have a row for
+    each source, which equally many hypotheses in consecutive rows share.
+
+    Args:
+      tokens: [hypotheses], the ones before it; 0 at index 0.
+      index: how many tokens have been written.
+      cache: of the tokens before `tokens`.
+    """
 
 
 @runtime_checkable
@@ -126,14 +146,113 @@ class EncoderDecoderNetwork(Network, Protocol):
   def start_decoding(
     self, encoded: Any, encoder_input_tokens: Any, target_length: int
   ) -> Any:
-    """Returns the cache for up to `target_length` calls of `decode_step`.
+    """Returns the cache for up to `target_length` calls of `decode_step`."""
 
-    It is a Flax dataclass whose `self_keys_values` has a row for each hypothesis; its other
-    fields have a row for each source.
+
+@runtime_checkable
+class DecoderOnlyNetwork(Network, Protocol):
+  """A network that predicts each position from those before it.
+
+  Ids are the tokenizer's plus one, so that id 0, padding, is no token of any vocabulary.
+
+  Attributes:
+    max_positions: the longest row, from the prompt to the answer's end.
+  """
+
+  max_positions: int
+
+  def embed(self, tokens: Any) -> Any:
+    """Returns the embedded tokens [B, W, D], in the space of prompts."""
+
+  def states(
+    self, x: Any, positions: Any, mask: Any, enable_dropout: bool = False
+  ) -> Any:
+    """Returns the states from which `logits` predicts what follows each position.
+
+    Args:
+      x: [B, W, D], embedded tokens and prompts.
+      positions: [B, W], from 0 within an example.
+      mask: [B, 1, W, W], true where a position (the first W) sees another (the second).
+      enable_dropout: needs the rng 'dropout'.
     """
 
-  def decode_step(self, tokens: Any, index: Any, cache: Any) -> Any:
-    """Returns the fp32 logits [hypotheses, V] that follow `tokens`, and the new cache."""
+  def start_decoding(
+    self, x: Any, positions: Any, mask: Any, last: Any, target_length: int
+  ) -> Any:
+    """Returns the cache for up to `target_length` calls of `decode_step`.
+
+    Args:
+      x: [B, W, D], embedded sources with their prompts.
+      positions: [B, W].
+      mask: [B, 1, W, W]; an answer sees what the last position sees.
+      last: [B], the index of each source's last position.
+      target_length: L.
+    """
+
+
+class Targets(NamedTuple):
+  """The target tokens of a batch.
+
+  Attributes:
+    tokens: [B, L].
+    weights: [B, L], of the tokens' losses; 0 at padding.
+    segments: [B, L], 1, 2, ... for the targets of a packed row; None if not packed.
+    prompts: [B, L], the index in the bank of each target's prompt; None if not packed.
+  """
+
+  tokens: Int[Array, "B L"]
+  weights: Float[Array, "B L"]
+  segments: Int[Array, "B L"] | None = None
+  prompts: Int[Array, "B L"] | None = None
+
+
+@runtime_checkable
+class Architecture(Protocol):
+  """What feeds batches to networks of one kind, for `model.SoftPromptModel`.
+
+  Its constructor takes the network. `folded` is a `prompts.equations.Folded`: one prompt
+  for all rows, or one for each; in packed rows those of a bank.
+  """
+
+  def feature_converter(self) -> Any:
+    """Returns seqio's converter; call it with `pack=False`."""
+
+  def targets(self, batch: Any) -> Targets:
+    """Returns the targets of a batch."""
+
+  def states(
+    self, backbone: Any, folded: Any, batch: Any, dropout_rng: Any = None
+  ) -> Any:
+    """Returns the states [B, L, D] from which each target is predicted."""
+
+  def packed_states(self, backbone: Any, folded: Any, batch: Any) -> Any:
+    """Returns the states [B, L, D] of the targets of packed rows, each with its prompt."""
+
+  def decode(
+    self,
+    backbone: Any,
+    folded: Any,
+    batch: Any,
+    target_length: int | None,
+    end_ids: Sequence[int],
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+  ) -> Any:
+    """Returns the decoded tokens [B, L] and their scores [B], see `decoding.decode`.
+
+    Args:
+      backbone: its parameters.
+      folded: the prompts.
+      batch: its sources are decoded.
+      target_length: L, the most tokens to write; None for the length of the batch's
+        targets.
+      end_ids: the tokens that end an answer.
+      num_beams: 1 for greedy decoding.
+      length_penalty: of beam search.
+    """
+
+  def check_lengths(self, prompt: int, source: int, target: int) -> None:
+    """Raises `UserError` if rows of these lengths are too long for the network."""
 
 
 @runtime_checkable

@@ -46,6 +46,7 @@ LOGICAL_AXIS_RULES: Rules = (
   ("mlp", MODEL),
   ("heads", MODEL),
   ("joined_kv", MODEL),
+  ("joined_kv_groups", MODEL),
   ("kv", None),
   ("embed", None),
   ("relpos_buckets", None),
@@ -126,6 +127,7 @@ def param_shardings(
   params_axes: Mapping[str, Any],
   mesh: Mesh | AbstractMesh,
   params: Mapping[str, Any] | None = None,
+  units: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
   """Returns the tree of parameters with a `NamedSharding` for each.
 
@@ -134,6 +136,7 @@ def param_shardings(
     mesh: from `make_mesh`, or an abstract one, which needs no devices.
     params: the parameters or their shapes. With them, an axis whose size the mesh does
       not divide is replicated; without, JAX refuses to place such a parameter.
+    units: see `that_divide`.
 
   Raises:
     UserError: an axis name has no rule.
@@ -142,7 +145,7 @@ def param_shardings(
   shapes = {path: (0,) * len(axes) for path, axes in names.items()}
   if params is not None:
     shapes = {path: leaf.shape for path, leaf in identity.flatten(params).items()}
-  rules, _ = that_divide(LOGICAL_AXIS_RULES, names, shapes, mesh)
+  rules, _ = that_divide(LOGICAL_AXIS_RULES, names, shapes, mesh, units)
   return identity.unflatten(
     {path: _sharding(axes, rules, mesh) for path, axes in names.items()}
   )
@@ -216,7 +219,9 @@ def layout(model: Any, mesh: Mesh | AbstractMesh) -> Layout:
     axis_names(variables["params_axes"]),
   )
   shapes = {path: leaf.shape for path, leaf in params.items()}
-  rules, kept_whole = that_divide(LOGICAL_AXIS_RULES, names, shapes, mesh)
+  rules, kept_whole = that_divide(
+    LOGICAL_AXIS_RULES, names, shapes, mesh, units_of(model)
+  )
   return Layout(
     mesh,
     rules,
@@ -236,6 +241,7 @@ def that_divide(
   names: Mapping[str, Sequence[str]],
   shapes: Mapping[str, Sequence[int]],
   mesh: Mesh | AbstractMesh,
+  units: Mapping[str, int] | None = None,
 ) -> tuple[Rules, list[str]]:
   """Returns the rules, changed to replicate axes that the mesh does not divide.
 
@@ -248,6 +254,8 @@ def that_divide(
     names: of the axes of each parameter, by path.
     shapes: of the parameters, by path.
     mesh: of the devices.
+    units: for some axis names, how many neighbours stay together, such as the features
+      of a head; the mesh must divide the number of units. 1 by default.
 
   Raises:
     UserError: an axis name has no rule.
@@ -256,6 +264,8 @@ def that_divide(
   for path, axes in names.items():
     _refuse_unknown(path, axes, rules)
     sizes |= dict(zip(axes, shapes[path], strict=True))
+  for name, unit in (units or {}).items():
+    sizes[name] = sizes.get(name, 0) // unit
   kept: list[tuple[str, str | None]] = []
   whole: list[tuple[str, str | None]] = []
   lines = []
@@ -266,6 +276,12 @@ def that_divide(
     else:
       kept.append((name, cut))
   return (*kept, *whole), lines
+
+
+def units_of(model: Any) -> Mapping[str, int]:
+  """Returns the `units` of `that_divide` that a model's network has, if it has any."""
+  units: Mapping[str, int] = getattr(getattr(model, "network", None), "AXIS_UNITS", {})
+  return units
 
 
 def why_replicated(name: str, size: int, cut: str, devices: int) -> str:
@@ -348,7 +364,12 @@ def placer(network: Any, mesh: Mesh) -> Callable[[str, np.ndarray], jax.Array]:
   """
   variables = jax.eval_shape(network.init, jax.random.key(0), *network.init_inputs())
   shardings = identity.flatten(
-    param_shardings(variables["params_axes"], mesh, variables["params"])
+    param_shardings(
+      variables["params_axes"],
+      mesh,
+      variables["params"],
+      getattr(network, "AXIS_UNITS", None),
+    )
   )
 
   def place(path: str, leaf: np.ndarray) -> jax.Array:

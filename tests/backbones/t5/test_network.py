@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpv_jax.backbones.t5 import attention, layers, network
+from tpv_jax.backbones import attention as shared_attention
+from tpv_jax.backbones import layers
+from tpv_jax.backbones.t5 import attention, network
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 
@@ -319,7 +321,9 @@ def test_attention_has_the_values_and_gradients_of_the_formula(
   def formula(queries, keys, values, bias):
     logits = jnp.einsum("bqhk,bshk->bhqs", queries, keys)
     logits = logits + bias if biased else logits
-    exponentials = jnp.exp(jnp.where(mask, logits, attention.MASKED) - logits.max())
+    exponentials = jnp.exp(
+      jnp.where(mask, logits, shared_attention.MASKED) - logits.max()
+    )
     nothing = ~mask.any(axis=-1, keepdims=True)
     total = exponentials.sum(axis=-1, keepdims=True)
     weights = jnp.where(nothing, 1 / 5, exponentials / jnp.where(nothing, 1.0, total))
@@ -327,7 +331,7 @@ def test_attention_has_the_values_and_gradients_of_the_formula(
 
   def ours(queries, keys, values, bias):
     factors = (leaf.astype(dtype) for leaf in (queries, keys, values))
-    return attention.attention(*factors, mask, bias if biased else None)
+    return shared_attention.attention(*factors, mask, bias if biased else None)
 
   expected, pull_formula_back = jax.vjp(formula, *inputs, bias)
   found, pull_back = jax.vjp(ours, *inputs, bias)

@@ -15,6 +15,7 @@ import hf_references as references
 import jax
 import numpy as np
 import pytest
+from decoding_start import begin
 
 from tpv_jax.backbones import decoding, loading
 from tpv_jax.backbones.t5 import attention, hugging_face, network
@@ -82,7 +83,8 @@ def greedy(family, case):
   source, expected = arrays["encoder_input_tokens"], arrays["greedy"]
   net, params = transformer(family), identity.unflatten(flat(family))
   encoded = net.apply({"params": params}, source, method=net.encode)
-  return decoding.greedy(net, params, encoded, source, expected.shape[1])[0], expected
+  start = begin(net, params, encoded, source, expected.shape[1])
+  return decoding.greedy(net, params, *start, expected.shape[1])[0], expected
 
 
 def beams(family, case):
@@ -98,8 +100,9 @@ def beams(family, case):
 
   @jax.jit
   def search(length_penalty):
+    start = begin(net, params, encoded, source, length)
     return decoding.beam_search(
-      net, params, encoded, source, length, 1, beams, length_penalty
+      net, params, *start, length, (1,), beams, length_penalty
     )
 
   for index, penalty in enumerate(references.stored(family)["beam_length_penalties"]):

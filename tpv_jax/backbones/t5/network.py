@@ -27,9 +27,9 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from tpv_jax.backbones import placing
+from tpv_jax.backbones.layers import ACTIVATIONS, Dense, Embed, LayerNorm, Mlp
 from tpv_jax.backbones.protocol import AnyArray, Places
 from tpv_jax.backbones.t5.attention import Attention, RelativeBias
-from tpv_jax.backbones.t5.layers import ACTIVATIONS, Dense, Embed, LayerNorm, Mlp
 from tpv_jax.core.checks import BelowOne, NotEmpty, OneOf, Size, check_fields
 from tpv_jax.core.errors import UserError, near_misses
 
@@ -337,6 +337,7 @@ class Transformer(nn.Module):
 
   ARCHITECTURE: ClassVar[str] = "encoder_decoder"
   TABLE: ClassVar[str] = "token_embedder/embedding"
+  FIRST_ID: ClassVar[int] = 0
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -373,7 +374,10 @@ class Transformer(nn.Module):
       dropout_rate=self.dropout_rate,
       dtype=self.dtype,
     )
-    self.token_embedder = Embed(self.vocab_size, self.emb_dim, self.dtype)
+    # T5 1.0 divides its tied logits by sqrt(D).
+    self.token_embedder = Embed(
+      self.vocab_size, self.emb_dim, self.dtype, logits_scale=self.emb_dim**-0.5
+    )
     self.encoder = Encoder(config, self.num_encoder_layers, self.remat)
     self.decoder = Decoder(
       config,

@@ -1,4 +1,4 @@
-"""The layers that know nothing of attention, with T5X's parameter names and axes."""
+"""The layers that all families share, with T5X's parameter names and axes."""
 
 import functools
 import operator
@@ -19,12 +19,13 @@ _fan_in_truncated = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_n
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   "relu": jax.nn.relu,
   "gelu": functools.partial(jax.nn.gelu, approximate=True),
+  "silu": jax.nn.silu,
   "linear": lambda x: x,
 }
 
 
 class Dense(nn.Module):
-  """A linear map without bias over the last axis, with its kernel stored as a matrix.
+  """A linear map over the last axis, with its kernel stored as a matrix.
 
   Factors are in `dtype`; so is the result, unless `to_fp32` asks for fp32.
   """
@@ -34,6 +35,7 @@ class Dense(nn.Module):
   dtype: str
   kernel_init: Any = _fan_in_truncated
   to_fp32: bool = False
+  use_bias: bool = False
 
   @nn.compact
   def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
@@ -45,19 +47,26 @@ class Dense(nn.Module):
       axes=self.axes,
     )
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-    return project_to_fp32(x, kernel) if self.to_fp32 else jnp.dot(x, kernel)
+    y = project_to_fp32(x, kernel) if self.to_fp32 else jnp.dot(x, kernel)
+    if self.use_bias:
+      bias = param_with_axes(
+        "bias", nn.initializers.zeros, (self.features,), jnp.float32, axes=self.axes[1:]
+      )
+      y = y + bias.astype(y.dtype)
+    return y
 
 
 class LayerNorm(nn.Module):
-  """T5's layer norm: division by the root mean square (in fp32) and a scale; no bias."""
+  """The norm of T5 and LLaMA: division by the root mean square (in fp32) and a scale."""
 
   dtype: str
   epsilon: float = 1e-6
+  axis: str = "embed"
 
   @nn.compact
   def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     scale = param_with_axes(
-      "scale", nn.initializers.ones, (x.shape[-1],), jnp.float32, axes=("embed",)
+      "scale", nn.initializers.ones, (x.shape[-1],), jnp.float32, axes=(self.axis,)
     )
     x = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
@@ -66,32 +75,49 @@ class LayerNorm(nn.Module):
 
 
 class Embed(nn.Module):
-  """The token table [V, D], used for input and, in v1.0, for output."""
+  """The token table [V, D], used for input and, where logits are tied to it, for output.
+
+  Attributes:
+    vocab_size: V.
+    features: D.
+    dtype: of the computation.
+    first_id: the id of the first row.
+    logits_scale: a factor of tied logits.
+    stddev: of fresh parameters.
+  """
 
   vocab_size: int
   features: int
   dtype: str
+  first_id: int = 0
+  logits_scale: float = 1.0
+  stddev: float = 1.0
 
   def setup(self) -> None:
     self.embedding = param_with_axes(
       "embedding",
-      nn.initializers.normal(stddev=1.0),
+      nn.initializers.normal(stddev=self.stddev),
       (self.vocab_size, self.features),
       jnp.float32,
       axes=("vocab", "embed"),
     )
 
   def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """Returns the rows of the tokens; an id outside the table gives NaN."""
-    return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+    """Returns the rows of the tokens.
+
+    An id below `first_id` (padding) gives the first row, one above the table NaN.
+    """
+    rows = jnp.maximum(tokens - self.first_id, 0)
+    return jnp.take(self.embedding, rows, axis=0).astype(self.dtype)
 
   def attend(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
-    """Returns `x @ embedding.T / sqrt(D)` in fp32, the tied logits of v1.0.
+    """Returns the tied logits `x @ embedding.T * logits_scale` in fp32.
 
     Both factors are in `dtype`, the sums are fp32.
     """
     table = self.embedding.astype(self.dtype)
-    return project_to_fp32(x.astype(self.dtype), table.T) * self.features**-0.5
+    logits = project_to_fp32(x.astype(self.dtype), table.T)
+    return logits if self.logits_scale == 1.0 else logits * self.logits_scale
 
 
 @jax.custom_vjp

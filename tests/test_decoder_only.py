@@ -1,0 +1,283 @@
+"""Decoder-only models: rows of any layout get the numbers of `[prompt][source][target]`."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tpv_jax import decoder_only
+from tpv_jax.backbones.llama.network import Llama
+from tpv_jax.core.errors import UserError
+from tpv_jax.data import batches, packing, row_fitting
+from tpv_jax.model import SoftPromptModel
+from tpv_jax.prompts import plain
+from tpv_jax.prompts.equations import Folded
+
+pytestmark = pytest.mark.usefixtures("compiles_faster")
+
+P, D, V = 3, 16, 20
+LENGTHS = ((5, 2), (3, 4), (1, 1), (4, 3))
+"""Tokens of each source and target."""
+
+
+class Ids:
+  """A vocabulary of which only the ids matter: those of the tokenizer plus one."""
+
+  eos_id = 2
+  end_ids = (2, 5)
+  unk_id = -1
+
+
+@pytest.fixture(scope="module")
+def network():
+  return Llama(
+    vocab_size=V,
+    emb_dim=D,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    num_layers=2,
+    mlp_dim=24,
+    logits_via_embedding=True,
+    max_positions=64,
+  )
+
+
+@pytest.fixture(scope="module")
+def params(network):
+  variables = jax.jit(network.init)(jax.random.key(0), *network.init_inputs())
+  # Large enough that every position matters.
+  return jax.tree.map(lambda leaf: leaf * 1.5, variables["params"])
+
+
+@pytest.fixture(scope="module")
+def folded():
+  rng = np.random.default_rng(1)
+  return Folded(
+    jnp.asarray(rng.standard_normal((P, D)), jnp.float32),
+    jnp.asarray(rng.standard_normal((8, D)), jnp.float32),
+  )
+
+
+def examples(seed=0):
+  rng = np.random.default_rng(seed)
+  return [
+    (rng.integers(1, V + 1, source), np.append(rng.integers(6, V + 1, target - 1), 2))
+    for source, target in LENGTHS
+  ]
+
+
+def batch_of(pairs, width=6, targets=5):
+  rows = [np.zeros((len(pairs), one), np.int32) for one in (width, targets)]
+  for number, pair in enumerate(pairs):
+    for row, tokens in zip(rows, pair, strict=True):
+      row[number, : len(tokens)] = tokens
+  return batches.features(*rows)
+
+
+def alone(network, params, folded, source, target):
+  """Returns the logits of each target token from one row without padding, step by step.
+
+  They come from the plain network on `[prompt][source][target]`; the prompt and the delta
+  are put into a table that has a row for each position.
+  """
+  table = params["decoder"]["token_embedder"]["embedding"]
+  rows = [table[int(token) - 1] for token in source]
+  if folded.delta is not None:
+    rows = [row + folded.delta[i] for i, row in enumerate(rows)]
+  rows = [*folded.prompt, *rows, *(table[int(token) - 1] for token in target[:-1])]
+  x = jnp.stack(rows)[None]
+  width = x.shape[1]
+  mask = jnp.tril(jnp.ones((1, 1, width, width), bool))
+  logits = whole_row(network)(params, x, jnp.arange(width)[None], mask)
+  return logits[0, len(folded.prompt) + len(source) - 1 :]
+
+
+@functools.cache
+def whole_row(network):
+  def logits(params, *inputs):
+    states = network.apply({"params": params}, *inputs, method=network.states)
+    return network.apply({"params": params}, states, method=network.logits)
+
+  return jax.jit(logits)
+
+
+def test_padded_rows_equal_rows_without_padding(network, params, folded):
+  model = SoftPromptModel(network, None, Ids(), Ids())
+  pairs = examples()
+  found = jax.jit(model.target_logits)(folded, params, batch_of(pairs))
+  for row, (source, target) in enumerate(pairs):
+    expected = alone(network, params, folded, source, target)
+    np.testing.assert_allclose(
+      found[row, : len(target)], expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_the_tokenizers_id_0_is_a_token_and_padding_is_never_written(
+  network, params, folded
+):
+  tokens = jnp.array([[1, 1, 4]])
+  logits = jax.jit(network.apply)({"params": params}, tokens)
+  assert logits.shape == (1, 3, V + 1)
+  assert np.isneginf(logits[..., 0]).all()
+  assert np.isfinite(logits[..., 1:]).all()
+  first = network.apply({"params": params}, tokens, method=network.embed)[0, 0]
+  table = params["decoder"]["token_embedder"]["embedding"]
+  np.testing.assert_array_equal(first, table[0])
+
+
+def test_packed_rows_equal_rows_of_one_example(network, params, folded):
+  model = SoftPromptModel(network, None, Ids(), Ids())
+  bank = Folded(
+    jnp.stack([folded.prompt, 2 * folded.prompt]),
+    jnp.stack([folded.delta, -folded.delta]),
+  )
+  pairs = examples()
+  shape = row_fitting.Shape(rows=2, width=16, targets=8)
+  items = [packing.Item(number % 2, *pair) for number, pair in enumerate(pairs)]
+  expected = np.zeros(2)
+  for item in items:
+    own = Folded(*(leaf[item.prompt_id] for leaf in bank))
+    logits = alone(network, params, own, item.source, item.target)
+    log = jax.nn.log_softmax(logits)
+    expected[item.prompt_id] -= log[np.arange(len(item.target)), item.target].sum()
+  found = np.zeros(2)
+  calls = packing.pack(items, row_fitting.Shapes(shape, shape, P))
+  assert max(packing.example_count(call) for _, call in calls) > 2, "nothing is packed"
+  for _, call in calls:
+    found += np.asarray(jax.jit(model.bank_loss_sums)(bank, params, call)[0])
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_choices_share_their_source_and_do_not_see_each_other(network, params, folded):
+  model = SoftPromptModel(network, None, Ids(), Ids())
+  bank = jax.tree.map(lambda leaf: leaf[None], folded)
+  sources = [source for source, _ in examples()]
+  choices = [np.array([7, 2]), np.array([7, 8, 2]), np.array([9, 2])]
+  features, first = packing.pack_choices(
+    sources, [choices] * 4, [0] * 4, row_fitting.Shape(1, 24, 16), P
+  )
+  scores, _ = jax.jit(model.score_choices)(bank, params, features)
+  for source, (row, column) in zip(sources, first, strict=True):
+    for number, choice in enumerate(choices):
+      log = jax.nn.log_softmax(alone(network, params, folded, source, choice))
+      expected = log[np.arange(len(choice)), choice].sum()
+      np.testing.assert_allclose(scores[row, column + number], expected, rtol=1e-4)
+
+
+def continued(network, params, folded, source, length):
+  """Returns greedy decoding without a cache: the whole row again for each token."""
+  written = []
+  for _ in range(length):
+    logits = alone(network, params, folded, source, np.array([*written, 0]))[-1]
+    written.append(int(np.argmax(logits)))
+    if written[-1] in Ids.end_ids:
+      break
+  return written
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_decoding_with_a_cache_equals_whole_rows(network, params, folded, beams):
+  model = SoftPromptModel(network, None, Ids(), Ids(), num_beams=beams)
+  pairs = examples(3)
+  batch = batch_of(pairs)
+  found = np.asarray(
+    jax.jit(functools.partial(model._decode, target_length=6))(params, folded, batch)[0]
+  )
+  for row, (source, _) in zip(found, pairs, strict=True):
+    expected = continued(network, params, folded, source, 6)
+    if beams == 1:
+      assert row[row > 0].tolist() == expected
+    else:
+      score = functools.partial(log_probability, network, params, folded, source)
+      assert score(row[row > 0]) >= score(expected) - 1e-4
+
+
+def log_probability(network, params, folded, source, tokens):
+  """Returns the mean log-probability of an answer, by which beams are compared."""
+  tokens = np.asarray(tokens)
+  log = jax.nn.log_softmax(alone(network, params, folded, source, tokens))
+  return float(log[np.arange(len(tokens)), tokens].mean())
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_is_that_of_the_rows_alone(network, params, folded, smoothing):
+  model = SoftPromptModel(
+    network, None, Ids(), Ids(), label_smoothing=smoothing, z_loss=0.01
+  )
+  pairs = examples()
+  both = {**params, "prompt": folded.leaves()}
+  found = jax.jit(model.loss_fn)(both, batch_of(pairs), None)[0]
+  total = 0.0
+  for source, target in pairs:
+    logits = alone(network, params, folded, source, target)[:, 1:]
+    log = jax.nn.log_softmax(logits)
+    wanted = np.full(log.shape, smoothing / (V - 1))
+    wanted[np.arange(len(target)), target - 1] = 1 - smoothing
+    entropy = -(wanted[0] * np.log(np.maximum(wanted[0], 1e-30))).sum()
+    z = jax.nn.logsumexp(logits, axis=-1)
+    total += float((-(wanted * log).sum(-1) - entropy + 0.01 * z**2).sum())
+  np.testing.assert_allclose(
+    found, total / sum(target for _, target in LENGTHS), rtol=1e-5
+  )
+
+
+def test_every_end_token_ends_an_answer_and_counts_as_right(network, params, folded):
+  model = SoftPromptModel(network, None, Ids(), Ids())
+  bank = jax.tree.map(lambda leaf: leaf[None], folded)
+  # A table in which the other end token is more probable than the target's own.
+  source = np.array([3, 4])
+  answers = []
+  for order in ((2, 5), (5, 2)):
+    changed = jax.tree.map(lambda leaf: leaf, params)
+    logits = alone(network, params, folded, source, np.array([2]))[0]
+    table = np.array(changed["decoder"]["token_embedder"]["embedding"])
+    best = int(np.argmax(logits)) - 1
+    # Tied rows: the most probable token's row becomes that of an end token's output.
+    for rank, token in enumerate(order):
+      table[token - 1] = table[best] * (3 - rank)
+    changed["decoder"]["token_embedder"]["embedding"] = jnp.asarray(table)
+    features, first = packing.pack_choices(
+      [source], [[np.array([2])]], [0], row_fitting.Shape(1, 8, 4), P
+    )
+    _, writes = jax.jit(model.score_choices)(bank, changed, features)
+    decode = jax.jit(functools.partial(model._decode, target_length=3))
+    decoded = decode(changed, folded, batch_of([(source, [2])]))[0]
+    answers.append((bool(writes[first[0][0], first[0][1]]), int(decoded[0, 0])))
+  assert [writes for writes, _ in answers] == [
+    written in Ids.end_ids for _, written in answers
+  ]
+  assert {written for _, written in answers} <= {2, 5}
+
+
+def test_a_row_longer_than_the_network_is_refused(network):
+  architecture = decoder_only.DecoderOnly(network)
+  architecture.check_lengths(3, 50, 11)
+  with pytest.raises(UserError, match=r"at most 50"):
+    architecture.check_lengths(3, 51, 11)
+
+
+def test_packed_rows_without_places_are_refused(network, params, folded):
+  model = SoftPromptModel(network, None, Ids(), Ids())
+  batch = {**batch_of(examples()), "encoder_segment_ids": np.ones((4, 6), np.int32)}
+  with pytest.raises(UserError, match="pack=False"):
+    model.target_logits(folded, params, batch)
+
+
+def test_remat_and_training_give_equal_gradients(network, params):
+  prompt = plain.Prompt(P, D)
+  start = {"prompt": {"prompt": jnp.ones((P, D))}}
+  gradients = []
+  for remat in (False, True):
+    model = SoftPromptModel(network.clone(remat=remat), prompt, Ids(), Ids())
+    gradient = jax.jit(
+      jax.grad(
+        lambda own, m=model: m.loss_fn({**params, **own}, batch_of(examples()), None)[0]
+      )
+    )
+    gradients.append(gradient(start)["prompt"]["prompt"])
+    assert np.isfinite(gradients[-1]).all()
+  np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)
+  assert np.abs(gradients[0]).min() > 0

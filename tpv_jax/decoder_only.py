@@ -1,0 +1,269 @@
+"""Decoder-only models for `model.SoftPromptModel`: how their batches are read and computed.
+
+Batches are those of `encoder_decoder`: a row of sources and a row of targets. Here both are
+one row of W + L positions, computed in one causal pass: first the source row, in which each
+source stands behind its prompt, then the target row. A target token's position goes on
+where its source ends, so rotary positions are those of `[prompt][source][target]` without a
+gap, and the mask hides padding and other examples (docs/methods.md, "Decoder-only models").
+
+The state of a position predicts the token that follows it. Nothing is shifted in: the place
+of a target's start token in `decoder_input_tokens` is a hole that no position sees, and the
+first token of a target is predicted from the last position of its source, or of its prompt
+if the source is empty. So the choices of one example share its source, and each is computed
+as if it stood there alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from tpv_jax.backbones import decoding, placing
+from tpv_jax.backbones.protocol import (
+  Architecture,
+  DecoderOnlyNetwork,
+  Places,
+  Targets,
+)
+from tpv_jax.core.errors import UserError
+from tpv_jax.data.batches import is_padding
+from tpv_jax.prompts.equations import Folded
+
+Params = Mapping[str, Any]
+Batch = Mapping[str, Any]
+
+
+class _Row(NamedTuple):
+  """The source row, with its prompts.
+
+  Attributes:
+    x: [B, W, D], embedded.
+    positions: [B, W], of each within its example, prompt included.
+    segments: [B, W], 1, 2, ... for the examples of a row, 0 at padding.
+  """
+
+  x: Float[Array, "B W D"]
+  positions: Int[Array, "B W"]
+  segments: Int[Array, "B W"]
+
+
+class DecoderOnly(Architecture):
+  """The architecture of decoder-only models, as `SoftPromptModel` uses it.
+
+  Attributes:
+    network: the backbone.
+  """
+
+  def __init__(self, network: DecoderOnlyNetwork):
+    self.network = network
+
+  def feature_converter(self) -> Any:
+    """Raises `UserError`: real T5X cannot train these models yet."""
+    raise UserError(
+      "Decoder-only models run under the standalone runner only (tpv train, tpv bank, "
+      "tpv eval). Use it, or a T5 backbone."
+    )
+
+  def targets(self, batch: Batch) -> Targets:
+    """Returns the targets of a batch."""
+    tokens = jnp.asarray(batch["decoder_target_tokens"]).astype(jnp.int32)
+    weights = batch.get("decoder_loss_weights")
+    return Targets(
+      tokens,
+      jnp.asarray(~is_padding(tokens) if weights is None else weights).astype(
+        jnp.float32
+      ),
+      batch.get("decoder_segment_ids"),
+      batch.get("decoder_prompt_ids"),
+    )
+
+  def states(
+    self,
+    backbone: Params,
+    folded: Folded | None,
+    batch: Batch,
+    dropout_rng: Array | None = None,
+  ) -> Float[Array, "B L D"]:
+    """Returns the states that predict the targets; rows share a prompt or have their own."""
+    if "encoder_segment_ids" in batch:
+      raise UserError(
+        "These rows are packed, and it is not known where a prompt would stand in them. "
+        "Build the batches without packing (pack=False)."
+      )
+    targets = jnp.asarray(batch["decoder_target_tokens"])
+    segments = (~is_padding(targets)).astype(jnp.int32)
+    row = self._source(backbone, folded, batch)
+    return self._target_states(backbone, row, batch, segments, segments, dropout_rng)
+
+  def packed_states(
+    self, backbone: Params, folded: Folded, batch: Batch
+  ) -> Float[Array, "B L D"]:
+    """Returns the states that predict the targets of packed rows, each with its prompt."""
+    own = jnp.asarray(batch["decoder_segment_ids"])
+    seen = jnp.asarray(batch.get("source_segment_ids", own))
+    row = self._packed_source(backbone, folded, batch)
+    return self._target_states(backbone, row, batch, own, seen)
+
+  def decode(
+    self,
+    backbone: Params,
+    folded: Folded | None,
+    batch: Batch,
+    target_length: int | None,
+    end_ids: Sequence[int],
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+  ) -> tuple[Int[Array, "B L"], Float[Array, " B"]]:
+    """Returns the decoded tokens of each row and their scores, see `Architecture`."""
+    if target_length is None:
+      target_length = batch["decoder_input_tokens"].shape[1]
+    row = self._source(backbone, folded, batch)
+    cache = self._apply(
+      backbone,
+      row.x,
+      row.positions,
+      _seen(row.segments, row.segments, causal=True),
+      _last(row.segments, jnp.ones((len(row.x), 1), jnp.int32))[:, 0],
+      target_length,
+      method=self.network.start_decoding,
+    )
+    return decoding.decode(
+      self.network,
+      backbone,
+      cache,
+      jnp.all(is_padding(jnp.asarray(batch["encoder_input_tokens"])), axis=1),
+      target_length,
+      end_ids,
+      num_beams,
+      length_penalty,
+    )
+
+  def check_lengths(self, prompt: int, source: int, target: int) -> None:
+    """Raises `UserError` if prompt, source and target are longer than the network's rows."""
+    most, length = self.network.max_positions, prompt + source + target
+    if length > most:
+      raise UserError(
+        f"A prompt of {prompt} tokens, sources of {source} and targets of {target} make "
+        f"rows of {length} positions, and the backbone has {most}. Set LENGTHS['inputs'] "
+        f"to at most {max(0, most - prompt - target)}, or shorten the prompt."
+      )
+
+  def _source(self, backbone: Params, folded: Folded | None, batch: Batch) -> _Row:
+    """Returns sources of one example each, behind their prompts."""
+    tokens = jnp.asarray(batch["encoder_input_tokens"]).astype(jnp.int32)
+    x = self._embed(backbone, tokens)
+    x = placing.place(x, tokens, **_leaves(folded))
+    rows, width = x.shape[:2]
+    length = width - tokens.shape[1]
+    return _Row(
+      x,
+      jnp.broadcast_to(jnp.arange(width), (rows, width)),
+      jnp.pad(
+        (~is_padding(tokens)).astype(jnp.int32),
+        ((0, 0), (length, 0)),
+        constant_values=1,
+      ),
+    )
+
+  def _packed_source(self, backbone: Params, folded: Folded, batch: Batch) -> _Row:
+    """Returns rows of several examples, each behind its own prompt of a bank."""
+    tokens = jnp.asarray(batch["encoder_input_tokens"]).astype(jnp.int32)
+    places = Places(
+      batch["encoder_prompt_ids"], batch["prompt_positions"], batch["encoder_positions"]
+    )
+    x = self._embed(backbone, tokens)
+    x = placing.place(x, tokens, places=places, **folded.leaves())
+    return _Row(
+      x,
+      jnp.where(
+        jnp.asarray(places.prompt_positions) > 0,
+        places.prompt_positions - 1,
+        places.source_positions + folded.prompt.shape[-2],
+      ),
+      jnp.asarray(batch["encoder_segment_ids"]),
+    )
+
+  def _target_states(
+    self,
+    backbone: Params,
+    row: _Row,
+    batch: Batch,
+    own: Int[Array, "B L"],
+    seen: Int[Array, "B L"],
+    dropout_rng: Array | None = None,
+  ) -> Float[Array, "B L D"]:
+    """Returns the state that predicts each target token.
+
+    Args:
+      backbone: its parameters.
+      row: the sources.
+      batch: has the targets.
+      own: the segment of each target position; each is a target of its own.
+      seen: the segment of the source that it belongs to.
+      dropout_rng: None for no dropout.
+    """
+    tokens = jnp.asarray(batch["decoder_input_tokens"]).astype(jnp.int32)
+    width, length = row.x.shape[1], tokens.shape[1]
+    # 1. Number the positions of each target: 0 at its start, which is a hole.
+    column = jnp.arange(length)
+    before = jnp.pad(own, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+    start = own != before
+    begin = jax.lax.cummax(jnp.where(start, column, 0), axis=1)
+    # 2. Their places go on where their source ends.
+    last = _last(row.segments, seen)
+    end = jnp.take_along_axis(row.positions, last, axis=1)
+    positions = jnp.concatenate([row.positions, end + column - begin], axis=1)
+    # 3. Sources see their own, targets their source and themselves, and nobody a hole.
+    of_sources = _seen(row.segments, row.segments, causal=True)
+    of_targets = _seen(own, own, causal=True) & ~start[:, None, None, :]
+    mask = jnp.concatenate(
+      [
+        jnp.pad(of_sources, ((0, 0), (0, 0), (0, 0), (0, length))),
+        jnp.concatenate([_seen(seen, row.segments), of_targets], axis=3),
+      ],
+      axis=2,
+    )
+    # 4. Compute both rows at once, and take the states from which targets are predicted.
+    x = jnp.concatenate([row.x, self._embed(backbone, tokens)], axis=1)
+    states = self._apply(
+      backbone,
+      x,
+      positions,
+      mask,
+      enable_dropout=dropout_rng is not None,
+      rngs=None if dropout_rng is None else {"dropout": dropout_rng},
+      method=self.network.states,
+    )
+    at = jnp.where(start, last, width + column)
+    return jnp.take_along_axis(states, at[..., None], axis=1)
+
+  def _embed(self, backbone: Params, tokens: Array) -> Float[Array, "B W D"]:
+    return self._apply(backbone, tokens, method=self.network.embed)
+
+  def _apply(self, backbone: Params, *inputs: Any, **options: Any) -> Any:
+    return self.network.apply({"params": backbone}, *inputs, **options)
+
+
+def _leaves(folded: Folded | None) -> dict[str, Any]:
+  return {"prompt": None} if folded is None else folded.leaves()
+
+
+def _seen(
+  queries: Int[Array, "B queries"], keys: Int[Array, "B keys"], causal: bool = False
+) -> Bool[Array, "B 1 queries keys"]:
+  """Returns which keys are of the query's segment, padding being of none.
+
+  If `causal`, queries and keys are the same positions, and none sees one behind it.
+  """
+  queries, keys = jnp.asarray(queries)[:, :, None], jnp.asarray(keys)[:, None, :]
+  seen = (queries == keys) & (keys > 0)
+  return (jnp.tril(seen) if causal else seen)[:, None]
+
+
+def _last(segments: Int[Array, "B W"], wanted: Int[Array, "B L"]) -> Int[Array, "B L"]:
+  """Returns the index of the last position of each wanted segment, 0 if there is none."""
+  column = jnp.arange(segments.shape[1])
+  found = jnp.asarray(wanted)[:, :, None] == segments[:, None, :]
+  return jnp.max(jnp.where(found, column, 0), axis=-1)
