@@ -229,8 +229,9 @@ def test_exact_match_counts_the_rows_that_greedy_decoding_gets_right(params):
 
   assert exact_match() == 0  # None of the targets ends.
   for row in (0, 2):
-    ours._eos_id = int(written[row, -1])
-    ends = (written[[0, 2]] == ours._eos_id).any(axis=1)
+    end_id = int(written[row, -1])
+    ours._end_ids = (end_id,)
+    ends = (written[[0, 2]] == end_id).any(axis=1)
     assert exact_match() == pytest.approx(ends.sum() / 3)
     ours._unk_id = int(written[row, 0])
     known = (written[[0, 2]] != ours._unk_id).all(axis=1)
