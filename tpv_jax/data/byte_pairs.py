@@ -165,7 +165,8 @@ class BytePairVocabulary:
     if self.chat is None:
       return self._segment(f" {text}", self._inside) if text else []
     turn = self._answer(text)
-    return self._parts(turn, [turn.text], self._behind(self._generation))[0]
+    place = self._behind(self.chat.frames[0].after)
+    return self._parts(turn, [turn.text], place or self._inside)[0]
 
   def joint(self, source: str, target: str) -> tuple[list[int], list[int]]:
     """Returns the ids of a source and its target, encoded apart and as one text.
@@ -205,7 +206,7 @@ class BytePairVocabulary:
       )
     if self.chat is None:
       return text.removeprefix(" ")
-    frame = self._answer_frame
+    frame = self._ended(self.chat.frames[1])
     return text.removeprefix(frame.before).removesuffix(frame.after)
 
   # --- parts of a text
@@ -267,20 +268,12 @@ class BytePairVocabulary:
 
   # --- the assistant's turn
 
-  @functools.cached_property
-  def _generation(self) -> str:
-    """The template's words in front of the assistant's turn."""
-    assert self.chat is not None
-    return self.chat.source("").after
-
-  @functools.cached_property
-  def _answer_frame(self) -> Turn:
-    return self._answer("")
-
   def _answer(self, text: str) -> Turn:
     """Returns the assistant's turn up to its end token."""
     assert self.chat is not None
-    turn = self.chat.target(text)
+    return self._ended(self.chat.target(text))
+
+  def _ended(self, turn: Turn) -> Turn:
     end = self._splits.search(turn.after)
     after = turn.after if end is None else turn.after[: end.start()]
     return dataclasses.replace(turn, after=after)
@@ -288,7 +281,7 @@ class BytePairVocabulary:
   def _end_of_turn(self) -> int | None:
     """Returns the special token behind the assistant's text, None if there is none."""
     assert self.chat is not None
-    end = self._splits.search(self.chat.target("").after)
+    end = self._splits.search(self.chat.frames[1].after)
     return None if end is None else self._special[end[0]]
 
   # --- checks

@@ -79,7 +79,7 @@ class ChatTemplate:
     if len(self.template) > MOST_LETTERS:
       raise self._error(f"has {len(self.template)} letters")
     self._try_out()
-    _ = self._source, self._target
+    _ = self.frames
 
   @functools.cached_property
   def digest(self) -> str:
@@ -88,19 +88,19 @@ class ChatTemplate:
 
   def source(self, text: str) -> Turn:
     """Returns the user's turn, up to where the assistant's text begins."""
-    return self._placed(self._source, text, self._written(text))
+    return self._placed(self.frames[0], text, self._written(text))
 
   def target(self, text: str) -> Turn:
     """Returns the assistant's turn, behind the text of `source`."""
-    return self._placed(self._target, text, self._answer(text))
+    return self._placed(self.frames[1], text, self._answer(text))
 
   @functools.cached_property
-  def _source(self) -> Turn:
-    return self._around(_USER, self._written(_USER), "user's")
-
-  @functools.cached_property
-  def _target(self) -> Turn:
-    return self._around(_ANSWER, self._answer(_ANSWER), "assistant's")
+  def frames(self) -> tuple[Turn, Turn]:
+    """What the template writes around the user's text and around the assistant's."""
+    return (
+      self._around(_USER, self._written(_USER), "user's"),
+      self._around(_ANSWER, self._answer(_ANSWER), "assistant's"),
+    )
 
   def _written(self, user: str, answer: str | None = None) -> str:
     """Returns the conversation, or what stands before the answer if that is None."""

@@ -1,0 +1,190 @@
+"""A tokenizer inside a GGUF file is the one that it was made of."""
+
+import json
+
+import pytest
+from tokenizer_references import STORED, write
+
+from tpv_jax.core.errors import UserError
+from tpv_jax.data import gguf_tokenizers, vocabularies
+from tpv_jax.data.byte_pairs import BytePairVocabulary
+
+pytest.importorskip("tokenizers", reason="needs the extra 'llm'")
+
+PRE = {"smollm": "smollm", "llama_3": "llama-bpe", "qwen": "qwen2"}
+
+
+def metadata(family, **changed):
+  """Returns what llama.cpp's converter states of a family's tokenizer."""
+  files = {name: text for name, text in STORED[family]["files"].items()}
+  content = json.loads(files["tokenizer.json"])
+  config = json.loads(files["tokenizer_config.json"])
+  model, added = content["model"], content["added_tokens"]
+  ids = {**model["vocab"], **{token["content"]: token["id"] for token in added}}
+  kinds = {token["content"]: 3 if token["special"] else 4 for token in added}
+  tokens = sorted(ids, key=ids.get)
+  found = {
+    "tokens": tokens,
+    "token_type": [kinds.get(token, 1) for token in tokens],
+    "eos_token_id": 2 if family != "llama_3" else 5,
+    "add_bos_token": family not in ("smollm", "qwen"),
+    "bos_token_id": 0 if family == "llama_3" else 1,
+  }
+  if model.get("byte_fallback"):
+    byte = [token.startswith("<0x") for token in tokens]
+    found["token_type"] = [
+      6 if is_byte else kind
+      for is_byte, kind in zip(byte, found["token_type"], strict=True)
+    ]
+    found["token_type"][0] = 2
+    rank = {a + b: -i for i, (a, b) in reversed([*enumerate(model["merges"])])}
+    found["scores"] = [float(rank.get(token, -(10**4))) for token in tokens]
+    found["model"] = "llama"
+  else:
+    found["merges"] = [" ".join(pair) for pair in model["merges"]]
+    found |= {"model": "gpt2", "pre": PRE.get(family, "deepseek-llm")}
+  found |= changed
+  template = config.get("chat_template")
+  template = template if isinstance(template, str) or template is None else None
+  return {
+    **{f"tokenizer.ggml.{key}": v for key, v in found.items() if v is not None},
+    **({} if template is None else {"tokenizer.chat_template": template}),
+  }
+
+
+def load(family, chat=None, **changed):
+  stated = gguf_tokenizers.of_metadata(metadata(family, **changed), "x.gguf")
+  return BytePairVocabulary(stated, chat)
+
+
+@pytest.mark.parametrize("family", ["smollm", "llama_3", "qwen", "llama_2"])
+def test_ids_are_those_of_the_tokenizer_that_it_was_made_of(family, tmp_path):
+  inside, folder = load(family), vocabularies.load(write(tmp_path, family))
+  assert inside.digest == folder.digest
+  assert inside.source_start == folder.source_start
+  assert inside.eos_id == folder.eos_id
+  for text, *_ in STORED[family]["texts"]:
+    assert inside.encode(text) == folder.encode(text), text
+    assert inside.encode_source(text) == folder.encode_source(text)
+    assert inside.encode_target(text) == folder.encode_target(text)
+    ids = inside.encode_target(text)
+    assert inside.decode(ids) == folder.decode(ids)
+
+
+def test_the_chat_template_inside_gives_the_same_conversation(tmp_path):
+  inside = load("llama_3", {"system": "Be brief."})
+  folder = vocabularies.of_backbone(
+    write(tmp_path, "llama_3"), chat={"system": "Be brief."}
+  )
+  assert inside.encode_source("a film") == folder.encode_source("a film")
+  assert inside.encode_target("good") == folder.encode_target("good")
+  assert inside.chat.digest == folder.chat.digest
+
+
+def splits(pre, text):
+  """Returns the parts into which a rule splits a text, as llama.cpp shows them."""
+  import tokenizers
+
+  content = gguf_tokenizers.of_metadata(metadata("smollm", pre=pre), "x.gguf").content
+  tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
+  return [
+    text[begin:end]
+    for _, (begin, end) in tokenizer.pre_tokenizer.pre_tokenize_str(text)
+  ]
+
+
+@pytest.mark.parametrize(
+  ("pre", "text", "parts"),
+  [
+    # GPT-2's rule alone would give 'x', '\n', '\n', '1', '.': digits are split first.
+    ("smollm", "x\n\n1. 123a", ["x", "\n\n", "1", ".", " ", "1", "2", "3", "a"]),
+    ("llama-bpe", "x\n\n1. 1234a", ["x", "\n\n", "1", ".", " ", "123", "4", "a"]),
+    ("qwen2", "It'S 12!\n", ["It", "'S", " ", "1", "2", "!\n"]),
+    # Line ends stand alone, numbers stay whole, letters of other scripts stand apart.
+    ("deepseek-llm", "x\n\n12. ab", ["x", "\n", "\n", "12", ".", " ab"]),
+    (
+      "deepseek-llm",
+      " abé!? \u4e2d\u6587  ",
+      [" ab", "é", "!?", " ", "\u4e2d\u6587", "  "],
+    ),
+    ("deepseek-llm", "\u0430\u0431\u05d0", ["\u0430\u0431", "\u05d0"]),
+  ],
+)
+def test_texts_are_split_by_the_rule_that_the_file_names(pre, text, parts):
+  assert splits(pre, text) == parts
+
+
+def test_spare_pieces_of_the_converter_are_left_out(tmp_path):
+  tokens = metadata("smollm")["tokenizer.ggml.tokens"]
+  count = len(tokens)
+  more = [f"[PAD{index}]" for index in range(count, count + 5)]
+  kinds = [*metadata("smollm")["tokenizer.ggml.token_type"], *[5] * 5]
+  padded = load("smollm", tokens=[*tokens, *more], token_type=kinds)
+  assert padded.vocab_size == count + 1
+  assert padded.digest == load("smollm").digest
+
+
+def test_bos_where_the_file_does_not_say_is_as_in_llama_cpp():
+  for family, expected in (("smollm", ()), ("llama_3", (1,)), ("llama_2", (2,))):
+    assert load(family, add_bos_token=None).source_start == expected
+  assert load("llama_3", add_bos_token=False).source_start == ()
+
+
+def test_without_a_space_in_front_a_text_has_none():
+  vocabulary = load("llama_2", add_space_prefix=False)
+  assert vocabulary.encode(" a") == load("llama_2").encode("a")
+  assert vocabulary.encode("a") != load("llama_2").encode("a")
+  assert vocabulary.decode(vocabulary.encode_target("good")) == "good"
+
+
+def test_a_gguf_file_brings_its_vocabulary(tmp_path):
+  gguf = pytest.importorskip("gguf", reason="needs the extra 'llm'")
+  import numpy as np
+
+  path = tmp_path / "tiny.gguf"
+  writer = gguf.GGUFWriter(path, "llama")
+  for key, value in metadata("llama_2").items():
+    if isinstance(value, bool):
+      writer.add_bool(key, value)
+    elif isinstance(value, int):
+      writer.add_uint32(key, value)
+    elif isinstance(value, str):
+      writer.add_string(key, value)
+    else:
+      writer.add_array(key, value)
+  writer.add_tensor("token_embd.weight", np.zeros((4, 32), np.float32))
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+  for found in (vocabularies.load(path), vocabularies.of_backbone(path)):
+    assert found.digest == load("llama_2").digest
+  assert vocabularies.of_backbone(path, chat=True).chat is not None
+
+
+@pytest.mark.parametrize(
+  ("family", "changed", "message"),
+  [
+    ("smollm", {"model": "t5"}, "of kind 't5'; read are 'gpt2', 'llama'"),
+    ("smollm", {"model": None}, "of kind None"),
+    ("smollm", {"pre": "gpt-4o"}, "by the rule 'gpt-4o'.*read are smollm, llama-bpe"),
+    ("smollm", {"pre": "qwen3"}, "Did you mean 'qwen2'"),
+    ("smollm", {"pre": None}, "by the rule None"),
+    ("smollm", {"tokens": None}, "KeyError: 'tokens'"),
+    ("smollm", {"tokens": []}, "0 pieces"),
+    ("smollm", {"merges": None}, "KeyError: 'merges'"),
+    ("smollm", {"merges": ["a b c"]}, "cannot be read"),
+    ("smollm", {"merges": ["a zzz"]}, "cannot be read"),
+    ("smollm", {"token_type": [1]}, "420 pieces and 1 types"),
+    ("smollm", {"eos_token_id": 10**6}, "cannot be read .*IndexError"),
+    ("smollm", {"eos_token_id": None}, "state no end token"),
+    ("llama_2", {"scores": [1.0]}, "420 pieces and 1 scores"),
+    ("llama_2", {"scores": None}, "KeyError: 'scores'"),
+    ("llama_2", {"bos_token_id": None}, "KeyError: 'bos_token'"),
+  ],
+)
+def test_what_cannot_be_read_is_refused_in_one_line(family, changed, message):
+  with pytest.raises(UserError, match=message) as caught:
+    load(family, **changed)
+  assert "x.gguf" in str(caught.value)
+  assert "\n" not in str(caught.value)
