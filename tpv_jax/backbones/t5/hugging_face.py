@@ -236,11 +236,13 @@ def config_of(
       "backbone of the family T5, T5 1.1, Flan-T5 or mT5."
     ) from error
   hugging_face.check_leaves(source, places(config), flat, "one T5")
-  found = json.loads(json.dumps(config.numbers))
-  if numbers is not None and numbers != found:
+  stated, found = (
+    json.dumps(one, sort_keys=True) for one in (numbers, config.numbers)
+  )
+  if numbers is not None and stated != found:
     raise UserError(
-      f"'{source}' states the numbers {short(numbers)} of its network, and its leaves have "
-      f"{short(found)}. Take another copy."
+      f"'{source}' states {short(stated, 400)} of its network, and its leaves have "
+      f"{short(found, 400)}. Take another copy."
     )
   return config
 
