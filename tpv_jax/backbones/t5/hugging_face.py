@@ -236,9 +236,7 @@ def config_of(
       "backbone of the family T5, T5 1.1, Flan-T5 or mT5."
     ) from error
   hugging_face.check_leaves(source, places(config), flat, "one T5")
-  stated, found = (
-    json.dumps(one, sort_keys=True) for one in (numbers, config.numbers)
-  )
+  stated, found = (json.dumps(one, sort_keys=True) for one in (numbers, config.numbers))
   if numbers is not None and stated != found:
     raise UserError(
       f"'{source}' states {short(stated, 400)} of its network, and its leaves have "
