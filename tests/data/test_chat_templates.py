@@ -46,7 +46,7 @@ def test_the_system_text_is_a_setting(setting, before):
 def test_the_digest_names_the_template_and_the_system_text():
   digests = {
     chosen(template, setting).digest
-    for template in (MESSAGES + PROMPT, MESSAGES + " " + PROMPT)
+    for template in (MESSAGES + PROMPT, "x" + MESSAGES + PROMPT)
     for setting in (True, {"system": ""}, {"system": "a"})
   }
   assert len(digests) == 6
@@ -105,10 +105,6 @@ def test_templates_have_what_they_have_in_transformers(extra, written):
       "{% if messages | length > 1 %}x{% endif %}" + MESSAGES,
       "does not begin as the text that it lets the model answer: 'x<user>",
     ),
-    (
-      MESSAGES + "<assistant>",
-      "does not begin as .* '<assistant>ans.* instead of '<ass",
-    ),
     ("x" * (1 << 21), "has 2097152 letters"),
   ],
 )
@@ -121,7 +117,7 @@ def test_a_template_that_fails_is_refused_in_one_line(template, message):
 
 def test_a_text_that_the_template_changes_is_refused():
   template = chosen(
-    MESSAGES.replace("m.content", "m.content | replace('a', 'b')") + PROMPT
+    MESSAGES.replace("m.content", "m.content | replace('xaz', 'b')") + PROMPT
   )
   assert template.source("xyz").text == "xyz"
   with pytest.raises(UserError, match=r"changes a text beyond white space .*: 'xaz'"):
@@ -136,8 +132,8 @@ def test_a_text_that_the_template_changes_is_refused():
   ],
 )
 def test_a_template_that_takes_too_much_is_refused(costly, monkeypatch):
-  monkeypatch.setattr(chat_templates, "MOST_SECONDS", 0.5)
-  with pytest.raises(UserError, match=r"takes more than 0\.5 s or 1024 MiB"):
+  monkeypatch.setattr(chat_templates, "MOST_SECONDS", 0.2)
+  with pytest.raises(UserError, match=r"takes more than 0\.2 s or 1024 MiB"):
     chosen(costly + MESSAGES + PROMPT)
 
 

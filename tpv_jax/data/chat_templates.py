@@ -34,7 +34,7 @@ MOST_SECONDS, MOST_MEMORY = 10.0, 1 << 30
 _USER, _ANSWER = "\ue000user\ue001", "\ue000answer\ue001"
 """They stand for the texts of both turns, to find where a template puts them."""
 
-Setting = bool | Mapping[str, Any] | None
+Setting = Any
 """Of a run: None or False for no template, True for the template as it is, or
 `{'system': text}` for the template with this system text."""
 
