@@ -182,6 +182,17 @@ def test_a_sum_keeps_what_its_parts_share(sst2, rte):
   assert algebra.sum_vectors([sst2, sst2]).provenance.steps == 250
 
 
+def test_the_chat_template_stays_where_all_parts_share_it(sst2, rte, initial):
+  one, two = (changed(item, chat_digest="a" * 64) for item in (sst2, rte))
+  other = changed(rte, chat_digest="b" * 64)
+  assert algebra.sum_vectors([one, two]).provenance.chat_digest == "a" * 64
+  assert algebra.sum_vectors([one, other]).provenance.chat_digest is None
+  assert algebra.negate(one).provenance.chat_digest == "a" * 64
+  assert algebra.apply(one, initial).provenance.chat_digest == "a" * 64
+  tuned = changed(algebra.apply(sst2, initial), chat_digest="a" * 64)
+  assert algebra.diff(tuned, initial).provenance.chat_digest == "a" * 64
+
+
 def test_vectors_of_two_initial_prompts_are_added_only_on_the_users_word(sst2, foreign):
   expected = (
     r"Cannot add 'diff sst2' and 'diff trec': they start from different initial prompts "

@@ -49,6 +49,15 @@ def test_parameters_of_ept_come_back_with_their_alpha_and_folded_origin():
   assert Provenance.from_json(json.loads(text)) == one
 
 
+def test_a_chat_template_is_stated_only_where_there_is_one():
+  one = Provenance(kind="prompt", chat_digest="2" * 64)
+  assert one.to_json()["chat_digest"] == "2" * 64
+  assert Provenance.from_json(one.to_json()) == one
+  assert "chat_digest" not in Provenance(kind="prompt").to_json()
+  with pytest.raises(ValueError, match="not a SHA-256"):
+    Provenance(kind="prompt", chat_digest="chatml")
+
+
 def test_files_from_before_there_were_spaces_are_of_the_effective_one():
   content = Provenance(kind="vector", initial_digest="0" * 64).to_json()
   for name in ("space", "alpha", "initial_folded_digest"):

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tpv_jax.core.errors import UserError
+from tpv_jax.data.byte_pairs import BytePairVocabulary
 from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
 
@@ -107,6 +108,30 @@ def spelling(
   if vocabulary.unk_id in ids or (longest is not None and len(ids) >= longest):
     return None
   return vocabulary.decode(ids)
+
+
+def joined_otherwise(
+  labels: Sequence[str], vocabulary: Vocabulary, source: str
+) -> tuple[str, ...]:
+  """Returns the labels that have other tokens where source and label are one text.
+
+  A decoder-only model reads a source and its target one after the other, encoded apart.
+  If its tokenizer would join letters over the border, it has seen other tokens there in its
+  pre-training, and such a label may score lower. T5's encoder and decoder read two texts.
+
+  Args:
+    labels: the label words.
+    vocabulary: the backbone's.
+    source: an example's.
+  """
+  if not isinstance(vocabulary, BytePairVocabulary):
+    return ()
+  found = []
+  for label in labels:
+    apart, together = vocabulary.joint(source, label)
+    if apart != together[: len(apart)]:
+      found.append(label)
+  return tuple(found)
 
 
 def _fault(

@@ -25,7 +25,7 @@ from tpv_jax.core.errors import UserError, at_least
 from tpv_jax.core.files import Path, PathLike, inside, read_bytes, to_path
 from tpv_jax.data import decoder_files, gguf_tokenizers, tokenizer_files
 from tpv_jax.data.byte_pairs import BytePairVocabulary, Stated
-from tpv_jax.data.chat_templates import Setting
+from tpv_jax.data.chat_templates import ChatTemplate, Setting
 from tpv_jax.data.tasks import split_at
 from tpv_jax.data.tokenizer_files import (
   EOS,
@@ -88,6 +88,10 @@ class Vocabulary(Protocol):
   def digest(self) -> str:
     """64 hex digits that name the pieces in the order of their ids (SHA-256)."""
 
+  @property
+  def chat(self) -> ChatTemplate | None:
+    """The chat template by which sources and targets are written; None without one."""
+
   def encode(self, text: str) -> list[int]:
     """Returns the token ids of `text`, without EOS."""
 
@@ -119,6 +123,7 @@ class EncoderDecoderVocabulary:
   first_id = 0
   pad_id = 0
   source_start: tuple[int, ...] = ()
+  chat: ChatTemplate | None = None
   eos_id: int
   """The id that ends a text."""
 

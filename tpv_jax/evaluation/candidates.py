@@ -5,7 +5,7 @@ They are read from files and folded, so that each can be an entry of a bank.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -227,6 +227,28 @@ def check_fits(
     raise UserError(
       f"The prompt has width {leaves['prompt'].shape[1]}, the backbone {width}. "
       "Choose the backbone that it was trained on."
+    )
+
+
+def say_other_template(found: Iterable[Provenance | None], chat: Any) -> None:
+  """Says so if prompts were trained by another chat template than they are tried with.
+
+  Args:
+    found: the provenance of each prompt.
+    chat: the `ChatTemplate` of this evaluation, or None.
+  """
+  mine = None if chat is None else chat.digest
+  trained = {one.chat_digest for one in found if one is not None and one.terms}
+  for other in sorted(trained - {mine}, key=str):
+    theirs, here = (
+      "without a chat template"
+      if digest is None
+      else f"by chat template {digest[:12]}…"
+      for digest in (other, mine)
+    )
+    screen.say(
+      f"Note: a prompt was trained on texts written {theirs} and is tried on texts "
+      f"written {here}. If that is not meant, set CHAT as in the run's config.gin."
     )
 
 

@@ -122,6 +122,9 @@ def evaluate(
   for one in itertools.chain(*groups):
     if one.leaves is not None and one.provenance is not None:
       candidates.check_fits(one.leaves, one.provenance, loaded)
+  candidates.say_other_template(
+    [one.provenance for one in itertools.chain(*groups)], vocabulary.chat
+  )
   evaluator = Evaluator(
     model,
     loaded.params,
@@ -235,6 +238,7 @@ def infer(
   leaves, provenance = candidates.subject(prompt, vector, initial, coefficient, which)
   if provenance is not None:
     candidates.check_fits(leaves, provenance, loaded)
+  candidates.say_other_template([provenance], vocabulary.chat)
   evaluator = Evaluator(
     model,
     loaded.params,

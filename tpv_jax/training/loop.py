@@ -88,6 +88,7 @@ class Run:
       self.initial,
       self.data.name,
       tunes_backbone=any(not path.startswith("prompt/") for path in self.trained),
+      chat_digest=self.data.settings().get("chat"),
     )
     self.recompiled = 0
 

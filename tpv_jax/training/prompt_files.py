@@ -35,12 +35,14 @@ class PromptFiles:
     initial: what the run starts from; None if the model has no prompt.
     task: what it is trained on.
     tunes_backbone: whether the backbone is trained too, so that its fingerprint changes.
+    chat_digest: of the chat template that its texts are written by, if there is one.
   """
 
   folder: RunFolder
   initial: Drawn | None
   task: str
   tunes_backbone: bool
+  chat_digest: str | None = None
 
   def write(self, which: str, leaves: Mapping[str, np.ndarray], steps: int) -> None:
     """Writes the 'initial', 'best' or 'last' prompt, as it is after `steps` steps."""
@@ -49,7 +51,9 @@ class PromptFiles:
       self.initial.provenance, steps=steps, versions=versions()
     )
     if which != "initial":
-      provenance = dataclasses.replace(provenance, terms=(Term(self.task, 1.0),))
+      provenance = dataclasses.replace(
+        provenance, terms=(Term(self.task, 1.0),), chat_digest=self.chat_digest
+      )
       if self.tunes_backbone:
         note = "the backbone was trained as well, so its fingerprint changed"
         provenance = dataclasses.replace(

@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
 from tpv_jax.core.checks import Lengths, Seed, Size, checked
+from tpv_jax.core.errors import some
 from tpv_jax.data import batches
 from tpv_jax.data.batches import Features
-from tpv_jax.data.labels import check_task
+from tpv_jax.data.labels import check_task, joined_otherwise
 from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
 
@@ -84,6 +85,16 @@ class TaskData:
       for split, tokenized in (("train", train), ("validation", validation))
       if tokenized.sources or tokenized.answers
     ]
+    odd = joined_otherwise(
+      task.labels or (), vocabulary, task.examples("train")[0].inputs
+    )
+    if odd:
+      self._losses.append(
+        f"{task.name}: the tokenizer joins letters of a source with the label "
+        f"{some(map(repr, odd))} behind it; here they are encoded apart, so the model "
+        "reads other tokens than in its pre-training. Another label word or another end "
+        "of the template may score higher"
+      )
     self._settings = {
       "task": task.name,
       "lengths": dict(lengths),
@@ -97,11 +108,15 @@ class TaskData:
       "train_tokens": train.digest(),
       "validation_tokens": validation.digest(),
     }
+    if vocabulary.chat is not None:
+      self._settings["chat"] = vocabulary.chat.digest
     self._description = {
       **self._settings,
       "train": train.report(),
       "validation": validation.report(),
     }
+    if vocabulary.chat is not None:
+      self._description["system_text"] = vocabulary.chat.system
     if task.origin is not None:
       self._description["origin"] = dict(task.origin())
 

@@ -264,6 +264,7 @@ def sum_vectors(
     space=known[0].space,
     alpha=known[0].alpha,
     initial_folded_digest=_agreed([one.initial_folded_digest for one in known]),
+    chat_digest=_agreed([one.chat_digest for one in known]),
     versions=dict(
       sorted(set.intersection(*(set(one.versions.items()) for one in known)))
     ),

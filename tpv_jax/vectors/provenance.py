@@ -62,6 +62,8 @@ class Provenance:
     alpha: of a DePT or EPT prompt, whose parameters mean nothing without it.
     initial_folded_digest: in the factor space, the digest of the initial prompt's folded
       form; it becomes `initial_digest` when the prompt is folded.
+    chat_digest: of a prompt that was trained on turns of a conversation, the digest of the
+      chat template and its system text. Files state it only if there is one.
     versions: of the packages that trained it, name -> version.
     notes: what the user overrode and what could not be known, one sentence each.
 
@@ -83,6 +85,7 @@ class Provenance:
   space: str = "effective"
   alpha: float | None = None
   initial_folded_digest: str | None = None
+  chat_digest: str | None = None
   versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
   notes: tuple[str, ...] = ()
 
@@ -96,6 +99,7 @@ class Provenance:
       self.initial_digest,
       self.applied_to_digest,
       self.initial_folded_digest,
+      self.chat_digest,
       *self.mixed_origins,
     ):
       if digest is not None and not re.fullmatch("[0-9a-f]{64}", digest):
@@ -154,6 +158,8 @@ class Provenance:
     content["mixed_origins"] = list(self.mixed_origins)
     content["versions"] = dict(sorted(self.versions.items()))
     content["notes"] = list(self.notes)
+    if self.chat_digest is None:
+      del content["chat_digest"]
     return content
 
   @classmethod
@@ -183,7 +189,12 @@ class Provenance:
     return cls(terms=terms, **fields)
 
 
-_ADDED_FIELDS = {"space": "effective", "alpha": None, "initial_folded_digest": None}
+_ADDED_FIELDS = {
+  "space": "effective",
+  "alpha": None,
+  "initial_folded_digest": None,
+  "chat_digest": None,
+}
 """The values of these fields in files from before the fields existed."""
 
 _TEXT, _COUNT = (str, type(None)), (int, type(None))
@@ -202,6 +213,7 @@ _JSON_TYPES: dict[str, type | tuple[type, ...]] = {
   "space": str,
   "alpha": (int, float, type(None)),
   "initial_folded_digest": _TEXT,
+  "chat_digest": _TEXT,
   "versions": dict,
   "notes": list,
 }
