@@ -290,6 +290,92 @@ def test_what_is_exported_is_what_peft_writes_and_comes_back_bit_for_bit(
   }
 
 
+def causal(rows=5):
+  """The changes of `CONFIG` with which PEFT writes a decoder-only model's adapter."""
+  return {
+    "base_model_name_or_path": "meta-llama/Llama-3.1-8B",
+    "num_transformer_submodules": 1,
+    "num_virtual_tokens": rows,
+    "task_type": "CAUSAL_LM",
+  }
+
+
+def test_an_adapter_of_a_decoder_only_model_is_all_prompt_and_says_so(adapter):
+  loaded = sources.load(adapter({"prompt_embeddings": ROWS[:5]}, **causal()))
+  assert loaded.leaves["prompt"].tobytes() == ROWS[:5].tobytes()
+  assert loaded.provenance.architecture == "decoder_only"
+  assert loaded.provenance.backbone_name == "meta-llama/Llama-3.1-8B"
+  (note,) = loaded.provenance.notes
+  assert "task_type 'CAUSAL_LM'" in note
+
+
+def test_a_decoder_only_models_prompt_goes_out_as_peft_writes_it(
+  adapter, initial_prompt, tmp_path
+):
+  start = initial_prompt(0)
+  known = dataclasses.replace(start.provenance, architecture="decoder_only")
+  start = dataclasses.replace(start, provenance=known)
+  peft.write(tmp_path / "out", start)
+  written = json.loads((tmp_path / "out" / peft.CONFIG).read_text())
+  expected = causal(len(start.leaves["prompt"])) | {"base_model_name_or_path": None}
+  assert expected.items() <= written.items()
+  rows = safetensors.numpy.load_file(tmp_path / "out" / peft.WEIGHTS)
+  assert rows["prompt_embeddings"].tobytes() == start.leaves["prompt"].tobytes()
+  again = sources.load(tmp_path / "out")
+  assert again.provenance == start.provenance
+  assert again.leaves["prompt"].tobytes() == start.leaves["prompt"].tobytes()
+
+
+def test_what_a_prompts_backbone_is_goes_along_with_every_operation(
+  initial_prompt, tuned_prompt, adapter, tmp_path
+):
+  def of_a_decoder(item):
+    known = dataclasses.replace(item.provenance, architecture="decoder_only")
+    return dataclasses.replace(item, provenance=known)
+
+  start = of_a_decoder(initial_prompt(0))
+  tuned = of_a_decoder(tuned_prompt(start, "sst2", 1))
+  vector = algebra.diff(tuned, start)
+  both = algebra.sum_vectors([vector, algebra.scale(vector, 0.5)])
+  for item in (vector, both, algebra.apply(both, start), algebra.fold(tuned)):
+    assert item.provenance.architecture == "decoder_only"
+  path = tmp_path / "out.safetensors"
+  sources.save(path, both)
+  assert sources.load(path).provenance == both.provenance
+  assert "architecture" not in initial_prompt(0).provenance.to_json()
+
+
+def test_depts_adapters_of_decoder_only_models_are_refused(adapter):
+  folder = adapter(**causal(), peft_type=peft.DEPT)
+  refused(folder, "adds its update to every position of a row, targets and padding")
+
+
+def test_peft_applies_what_is_exported_for_a_decoder_only_model(
+  initial_prompt, tmp_path
+):
+  torch = pytest.importorskip("torch")
+  theirs = pytest.importorskip("peft")
+  transformers = pytest.importorskip("transformers")
+  start = initial_prompt(0)
+  known = dataclasses.replace(start.provenance, architecture="decoder_only")
+  peft.write(tmp_path / "out", dataclasses.replace(start, provenance=known))
+  config = transformers.LlamaConfig(
+    vocab_size=12,
+    hidden_size=6,
+    intermediate_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=1,
+  )
+  model = transformers.LlamaForCausalLM(config).eval()
+  ids = torch.tensor([[3, 4, 5]])
+  rows = torch.from_numpy(start.leaves["prompt"].copy())[None]
+  joined = torch.cat([rows, model.get_input_embeddings()(ids)], dim=1)
+  with torch.no_grad():
+    expected = model(inputs_embeds=joined).logits
+    found = theirs.PeftModel.from_pretrained(model, tmp_path / "out")(ids).logits
+  torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
 def test_a_vector_and_a_delta_have_no_place_in_an_adapter(
   initial_prompt, tuned_prompt, ept_initial, ept_tuned, tmp_path
 ):

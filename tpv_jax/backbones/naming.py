@@ -17,10 +17,20 @@ def named(text: str) -> Backbone:
     known = item.provenance
     if known.backbone_fingerprint is not None:
       return Backbone(
-        known.backbone_fingerprint, known.backbone_name, sources.width_of(item.leaves)
+        known.backbone_fingerprint,
+        known.backbone_name,
+        sources.width_of(item.leaves),
+        known.architecture,
       )
   from tpv_jax.backbones import loading
 
   # Keeps the leaves' shapes only.
   found = loading.load_backbone(text, place=lambda name, leaf: leaf.shape)
-  return Backbone(found.fingerprint, found.name, found.table[1])
+  with loading.opened(text, whole=False) as source:
+    architecture = source.family.network(**source.numbers).ARCHITECTURE
+  return Backbone(
+    found.fingerprint,
+    found.name,
+    found.table[1],
+    None if architecture == "encoder_decoder" else architecture,
+  )

@@ -1,12 +1,17 @@
-"""Prints the provenance of a prompt or vector, its leaves and its digest."""
+"""Prints the provenance of a prompt or vector, its leaves and its digest.
+
+Of a backbone it prints the numbers of its network: of a folder of Hugging Face, a GGUF file,
+a .safetensors file of ours or a name such as 'smollm2'.
+"""
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from tpv_jax.cli import arguments
 from tpv_jax.cli.arguments import Parser
 from tpv_jax.core import identity
-from tpv_jax.core.errors import printable, to_json
+from tpv_jax.core.errors import UserError, printable, to_json
 from tpv_jax.formats import sources
 from tpv_jax.vectors import arithmetic
 from tpv_jax.vectors.loaded import Loaded
@@ -15,6 +20,7 @@ from tpv_jax.vectors.provenance import describe_terms
 EXAMPLES = """\
   tpv show both.safetensors
   tpv show runs/sst2 --json
+  tpv show model.gguf
 """
 ON_CPU = True
 
@@ -22,14 +28,28 @@ ON_CPU = True
 def add_arguments(parser: Parser) -> None:
   """Adds a prompt or vector."""
   arguments.explain_paths(parser)
-  parser.add_argument("path", metavar="PATH", help="a prompt or vector")
+  parser.add_argument("path", metavar="PATH", help="a prompt, vector or backbone")
   arguments.add_which(parser, sources.WHICH)
   parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(options: argparse.Namespace) -> None:
   """Prints the table, or JSON."""
-  item = sources.load(options.path, options.which)
+  try:
+    item = sources.load(options.path, options.which)
+  except UserError:
+    from tpv_jax.backbones import (
+      description,  # Imports JAX, which a prompt does not need.
+    )
+
+    if not description.is_backbone(options.path):
+      raise
+    content = description.describe(options.path)
+    if options.json:
+      print(to_json(content))
+    else:
+      _print(description.rows(content))
+    return
   known = item.provenance
   digest = identity.prompt_digest(item.leaves)
   shapes = {name: list(leaf.shape) for name, leaf in item.leaves.items()}
@@ -54,6 +74,7 @@ def run(options: argparse.Namespace) -> None:
     ("digest", digest),
     ("backbone", known.backbone_name),
     ("  fingerprint", known.backbone_fingerprint),
+    *((("  network", known.architecture),) if known.architecture else ()),
     *_origin_rows(item),
     ("steps", known.steps),
     ("method", known.method),
@@ -63,6 +84,10 @@ def run(options: argparse.Namespace) -> None:
     ("versions", ", ".join(f"{k} {v}" for k, v in known.versions.items()) or None),
     *(("note", note) for note in known.notes),
   ]
+  _print(rows)
+
+
+def _print(rows: Sequence[tuple[str, Any]]) -> None:
   for label, value in rows:
     shown = "unknown" if value is None else printable(str(value))
     print(f"{label:<14}{shown}")

@@ -5,7 +5,8 @@
     tpv_provenance.json         ours, see `sidecar`; PEFT does not look at it
 
 For an encoder-decoder model PEFT makes 2P rows for P prompt tokens and uses the first P
-(`PeftModelForSeq2SeqLM.forward` in 0.21); the others get no gradient. NumPy only.
+(`PeftModelForSeq2SeqLM.forward` in 0.21); the others get no gradient. For a decoder-only
+one it makes P. NumPy only.
 """
 
 import contextlib
@@ -37,6 +38,9 @@ _LOW_RANK = {
   "prompt_encoder.lora_embedding_A": "low_rank_a",
   "prompt_encoder.lora_embedding_B": "low_rank_b",
 }
+
+CAUSAL, _SEQUENCE = "CAUSAL_LM", "SEQ_2_SEQ_LM"
+"""PEFT's names of decoder-only models and of encoder-decoders."""
 
 _PICKLE = "adapter_model.bin"
 
@@ -106,14 +110,15 @@ def write(
 ) -> None:
   """Writes a prompt as an adapter that `PeftModel.from_pretrained` loads.
 
-  DePT and EPT prompts are folded. The rows are doubled, as PEFT doubles its own; the second
-  half is zeros. The provenance, for which PEFT has no place, lies beside them.
+  DePT and EPT prompts are folded. For an encoder-decoder the rows are doubled, as PEFT
+  doubles its own; the second half is zeros. The provenance, for which PEFT has no place,
+  lies beside them; it says what the model is, and an unknown one is an encoder-decoder.
 
   Args:
     path: a new folder; with `overwrite`, one whose files of these names are replaced.
     prompt: any prompt that adds nothing to the source's embeddings.
     base_model: the backbone's name in the config: a name on the hub or a relative path,
-      from which `AutoPeftModelForSeq2SeqLM` loads it. `PeftModel` needs none.
+      from which PEFT's auto classes load it. `PeftModel` needs none.
     overwrite: whether existing files may be replaced.
 
   Raises:
@@ -133,23 +138,24 @@ def write(
   refuse_delta(folded, "A PEFT adapter of prompt tuning")
   values = np.asarray(folded.leaves["prompt"], np.float32)
   tokens, features = values.shape
+  causal = folded.provenance.architecture == "decoder_only"
   config = {
     "auto_mapping": None,
     "base_model_name_or_path": base_model,
     "inference_mode": True,
     "num_attention_heads": None,
     "num_layers": None,
-    "num_transformer_submodules": 2,
+    "num_transformer_submodules": 1 if causal else 2,
     "num_virtual_tokens": tokens,
     "peft_type": "PROMPT_TUNING",
     "prompt_tuning_init": "RANDOM",
     "prompt_tuning_init_text": None,
     "revision": None,
-    "task_type": "SEQ_2_SEQ_LM",
+    "task_type": CAUSAL if causal else _SEQUENCE,
     "token_dim": features,
     "tokenizer_name_or_path": None,
   }
-  rows = np.concatenate([values, np.zeros_like(values)])
+  rows = values if causal else np.concatenate([values, np.zeros_like(values)])
   contents = {
     CONFIG: files.json_bytes(config),
     WEIGHTS: safetensors.encode({LEAF: rows}, {"format": "pt"}),
@@ -203,6 +209,13 @@ def _config(folder: files.Path) -> Mapping[str, Any]:
 
 def _refuse_other_kind(config: Mapping[str, Any], folder: files.Path) -> None:
   kind = config.get("peft_type")
+  if kind == DEPT and config.get("task_type") == CAUSAL:
+    raise UserError(
+      f"'{folder}' is an adapter of DePT's own code for a decoder-only model. That code "
+      "adds its update to every position of a row, targets and padding too, and ours adds "
+      "it to the source, so the answers would differ. Train it again here (tpv train with "
+      "a file of gin_configs/prompts/, such as dept.gin)."
+    )
   if kind in ("PROMPT_TUNING", DEPT):
     return
   if kind == "MULTITASK_PROMPT_TUNING":
@@ -285,7 +298,7 @@ def _tokens(config: Mapping[str, Any], shape: tuple[int, ...], shown: str) -> in
   stacks = config.get("num_transformer_submodules")
   width = config.get("token_dim")
   if stacks is None:
-    stacks = 2 if config.get("task_type") == "SEQ_2_SEQ_LM" else 1
+    stacks = 2 if config.get("task_type") == _SEQUENCE else 1
   if type(tokens) is int and tokens >= 1 and stacks in (1, 2):
     rows, columns = shape
     if rows == tokens * stacks and width in (None, columns):
@@ -327,6 +340,7 @@ def _provenance(
   return dataclasses.replace(
     known,
     backbone_name=base and files.without_folders(base),
+    architecture="decoder_only" if config.get("task_type") == CAUSAL else None,
     versions={} if version is None else {"peft": version},
     notes=tuple(notes),
   )

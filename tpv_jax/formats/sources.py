@@ -259,11 +259,13 @@ class Backbone(NamedTuple):
     fingerprint: see `identity.backbone_fingerprint`.
     name: for people.
     width: of its tokens; None if only the fingerprint is known.
+    architecture: see `Provenance`.
   """
 
   fingerprint: str
   name: str | None = None
   width: int | None = None
+  architecture: str | None = None
 
 
 def with_backbone(item: Loaded, known: Backbone) -> Loaded:
@@ -288,6 +290,7 @@ def with_backbone(item: Loaded, known: Backbone) -> Loaded:
     item.provenance,
     backbone_fingerprint=known.fingerprint,
     backbone_name=item.provenance.backbone_name or known.name,
+    architecture=item.provenance.architecture or known.architecture,
   )
   return dataclasses.replace(item, provenance=provenance)
 

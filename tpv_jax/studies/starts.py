@@ -68,7 +68,13 @@ def drawn(
   return [
     algebra.fold(
       initial.draw(
-        model.prompt, job.start, table, job.seed, backbone.name, backbone.fingerprint
+        model.prompt,
+        job.start,
+        table,
+        job.seed,
+        backbone.name,
+        backbone.fingerprint,
+        model.network.ARCHITECTURE,
       )
     )
     for job in jobs

@@ -28,7 +28,7 @@ from tpv_jax.core.errors import UserError
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.devices import processes
 from tpv_jax.evaluation import candidates
-from tpv_jax.formats import hugging_face
+from tpv_jax.formats import gguf, hugging_face
 from tpv_jax.formats.sources import Which
 from tpv_jax.io import orbax
 from tpv_jax.model import PROMPT, SoftPromptModel
@@ -230,7 +230,13 @@ class Initializer(utils.TrainStateInitializer):
       seed = self.members[place].initial_seed if self.members else self.initial_seed
       if restored and self.initial_prompt is not None:
         start = initial.draw(
-          self.model.prompt, self.initial_prompt, table, seed, name, fingerprint
+          self.model.prompt,
+          self.initial_prompt,
+          table,
+          seed,
+          name,
+          fingerprint,
+          self.model.network.ARCHITECTURE,
         )
         saving.check_start(folder, start.provenance)
       own = {k: x[place] for k, x in restored.items()} if self.members else restored
@@ -260,7 +266,13 @@ class Initializer(utils.TrainStateInitializer):
     """Returns the leaves of one initial prompt, and writes them to its run's folder."""
     assert self.initial_prompt is not None
     drawn = initial.draw(
-      self.model.prompt, self.initial_prompt, table, seed, name, fingerprint
+      self.model.prompt,
+      self.initial_prompt,
+      table,
+      seed,
+      name,
+      fingerprint,
+      self.model.network.ARCHITECTURE,
     )
     if drawn.refactored is not None:
       given, made = drawn.refactored, algebra.fold(drawn).leaves
@@ -274,8 +286,8 @@ class Initializer(utils.TrainStateInitializer):
 
   def _load_backbone(self) -> tuple[dict[str, jax.Array], str, str]:
     """Returns the backbone's leaves on the devices, its name and its fingerprint."""
-    of_file = self.backbone == loading.EMBEDDED or self.backbone.endswith(
-      ".safetensors"
+    of_file = self.backbone in loading.NAMES or self.backbone.endswith(
+      (".safetensors", gguf.SUFFIX)
     )
     if of_file or hugging_face.is_folder(self.backbone):
       loaded = loading.load_backbone(

@@ -51,6 +51,7 @@ def draw(
   seed: int,
   backbone_name: str | None,
   fingerprint: str | None,
+  architecture: str | None = None,
 ) -> Drawn:
   """Returns the parameters that a run starts from (fp32), with their provenance.
 
@@ -66,6 +67,7 @@ def draw(
     seed: of the initial prompt.
     backbone_name: for the provenance.
     fingerprint: of the backbone.
+    architecture: of the backbone, as its network states it.
 
   Raises:
     UserError: the start does not fit the module or the backbone.
@@ -88,6 +90,7 @@ def draw(
     kind="prompt",
     backbone_name=backbone_name,
     backbone_fingerprint=fingerprint,
+    architecture=None if architecture == "encoder_decoder" else architecture,
     initial_digest=identity.prompt_digest(leaves),
     initial_seed=seed if from_seed else None,
     steps=0,

@@ -45,6 +45,8 @@ class Provenance:
     terms: the tasks with their signed coefficients; () for an initial prompt.
     backbone_name: for people; one backbone may have several names.
     backbone_fingerprint: `identity.backbone_fingerprint` of the frozen backbone.
+    architecture: of the backbone, 'decoder_only'; None for an encoder-decoder, or if
+      unknown.
     initial_digest: `identity.prompt_digest` of the initial prompt: of a tuned prompt, the
       one that training started from; of an initial prompt, its own; of a vector, the one
       that was subtracted.
@@ -75,6 +77,7 @@ class Provenance:
   terms: tuple[Term, ...] = ()
   backbone_name: str | None = None
   backbone_fingerprint: str | None = None
+  architecture: str | None = None
   initial_digest: str | None = None
   initial_seed: int | None = None
   applied_to_digest: str | None = None
@@ -158,8 +161,9 @@ class Provenance:
     content["mixed_origins"] = list(self.mixed_origins)
     content["versions"] = dict(sorted(self.versions.items()))
     content["notes"] = list(self.notes)
-    if self.chat_digest is None:
-      del content["chat_digest"]
+    for name in ("architecture", "chat_digest"):
+      if content[name] is None:
+        del content[name]  # As in files from before the field existed.
     return content
 
   @classmethod
@@ -193,6 +197,7 @@ _ADDED_FIELDS = {
   "space": "effective",
   "alpha": None,
   "initial_folded_digest": None,
+  "architecture": None,
   "chat_digest": None,
 }
 """The values of these fields in files from before the fields existed."""
@@ -203,6 +208,7 @@ _JSON_TYPES: dict[str, type | tuple[type, ...]] = {
   "terms": list,
   "backbone_name": _TEXT,
   "backbone_fingerprint": _TEXT,
+  "architecture": _TEXT,
   "initial_digest": _TEXT,
   "initial_seed": _COUNT,
   "applied_to_digest": _TEXT,
