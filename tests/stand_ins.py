@@ -20,6 +20,7 @@ import tempfile
 import unittest.mock
 
 import hf_references
+import llama_models
 import numpy as np
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -234,6 +235,12 @@ def tiny_t5(family: str):
     hf_references.write_folder(path, family)
 
   return write
+
+
+def tiny_llama(path):
+  """Writes a GGUF file with a tiny LLaMA, its matrices in blocks of Q8_0."""
+  content = llama_models.CONFIGS["llama tied"] | {"hidden_size": 32, "head_dim": 8}
+  llama_models.write_gguf(path, content, kind="Q8_0")
 
 
 def t5_with_vocabulary(family: str):
@@ -486,6 +493,8 @@ FILES = {
   "spiece.model": lambda path: path.write_bytes(spiece()),
   "checkpoint_1100000": checkpoint("t5_1_1"),
   "tiny_t5": tiny_t5("t5_1_1"),
+  "tiny_llama.gguf": tiny_llama,
+  "model.gguf": tiny_llama,
   "t5_hf": tiny_t5("t5_1_1"),
   "initial": reference("peft_initial"),
   "tuned": reference("peft_tuned"),

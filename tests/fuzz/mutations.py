@@ -228,10 +228,12 @@ def safetensors(content: bytes, rng: random.Random) -> bytes:
   """Returns the file with its header changed as JSON, its values as they were."""
   length = int.from_bytes(content[:8], "little")
   header = json.loads(content[8 : 8 + length])
-  if rng.random() < 0.5 and "provenance" in header.get("__metadata__", {}):
+  stated = header.get("__metadata__", {})
+  nested = [name for name in ("provenance", "network") if name in stated]
+  if nested and rng.random() < 0.5:
     # What is signed and means something is JSON in the JSON.
-    within = json.loads(header["__metadata__"]["provenance"])
-    header["__metadata__"]["provenance"] = changed_json(within, rng)
+    name = rng.choice(nested)
+    stated[name] = changed_json(json.loads(stated[name]), rng)
     made = dumps(header).encode("utf-8", "surrogatepass")
   else:
     made = json_file(content[8 : 8 + length], rng)
@@ -365,6 +367,66 @@ def protobuf(content: bytes, rng: random.Random) -> bytes:
     inner = damaged(fields[place][2:], rng)[:127]
     fields[place] = fields[place][:1] + bytes([len(inner)]) + inner
   return b"".join(fields)
+
+
+def gguf(content: bytes, rng: random.Random) -> bytes:
+  """Returns the file with a number, a type, a length or a text of its header changed."""
+  sizes = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+  numbers, texts, at = [(4, 4), (8, 8), (16, 8)], [], 24
+
+  def number(size: int) -> int:
+    nonlocal at
+    numbers.append((at, size))
+    at += size
+    return int.from_bytes(content[at - size : at], "little")
+
+  def word() -> None:
+    nonlocal at
+    start, length = at, number(8)
+    texts.append((start, length))
+    at += length
+
+  def value(kind: int) -> None:
+    if kind == 8:
+      word()
+    elif kind == 9:
+      inner, count = number(4), number(8)
+      for _ in range(count):
+        value(inner)
+    else:
+      number(sizes[kind])
+
+  tensors, keys = (int.from_bytes(content[a : a + 8], "little") for a in (8, 16))
+  for _ in range(keys):
+    word()
+    value(number(4))
+  for _ in range(tensors):
+    word()
+    for size in (8,) * number(4) + (4, 8):
+      number(size)
+  if rng.random() < 0.4:
+    start, length = rng.choice(texts)
+    old = content[start + 8 : start + 8 + length]
+    new = rng.choice(
+      (
+        *(b"", b"llama", b"qwen2", b"gemma3", b"yarn", b"linear", b"model", b"\xff"),
+        *(b"x" * 5000, b"../x", b"\x1b[31m", b"\0", old + b"x", old[:-1], old.upper()),
+        *(b"general.alignment", b"output.weight", b"rope_freqs.weight", b"split.count"),
+        *(b"llama.rope.scaling.type", b"llama.expert_count", b"blk.1.attn_q.weight"),
+      )
+    )
+    made = len(new).to_bytes(8, "little") + new
+    return content[:start] + made + content[start + 8 + length :]
+  start, size = rng.choice(numbers)
+  old = int.from_bytes(content[start : start + size], "little")
+  new = rng.choice(
+    (
+      *(0, 1, 2, 3, 8, 9, 12, 30, 99, 2**16, 2**31, 2**32 - 1, 2**40, 2**63, 2**64 - 1),
+      *(old + 1, old - 1, 2 * old, old + 32, old // 2, 0x7FC00000, 0xBF800000),
+    )
+  )
+  made = (new % 2 ** (8 * size)).to_bytes(size, "little")
+  return content[:start] + made + content[start + size :]
 
 
 # --- gin
@@ -526,6 +588,7 @@ STRUCTURED: dict[str, Sequence[Callable[[bytes, random.Random], bytes]]] = {
   ".md": (yaml_head,),
   ".gin": (gin_file,),
   ".safetensors": (safetensors,),
+  ".gguf": (gguf,),
   ".npy": (npy,),
   ".npz": (npz,),
   ".model": (protobuf,),

@@ -3,9 +3,10 @@
 Only --dtype changes values. The fingerprint, over the values rounded to bf16, is the same
 on both sides: vectors and prompts of one backbone belong to the other as well.
 
-SOURCE is a folder of Hugging Face (T5, T5 1.1, Flan-T5 or mT5 in safetensors), a T5X
-checkpoint (Orbax, or the layout of 2022), a .safetensors file of ours, or 'embedded', here
-or on gs://. An existing output is never replaced.
+SOURCE is a folder of Hugging Face in safetensors (T5, T5 1.1, Flan-T5, mT5; LLaMA, SmolLM2,
+DeepSeek-LLM, Mistral, Qwen 2.5, Qwen 3), a GGUF file of the latter, a T5X checkpoint (Orbax,
+or the layout of 2022), a .safetensors file of ours, or a name: 'embedded', 'smollm2'. Paths
+may be on gs://. An existing output is never replaced.
 """
 
 import argparse
@@ -18,6 +19,7 @@ EXAMPLES = """\
   tpv convert gs://t5-data/pretrained_models/t5x/t5_base/checkpoint_999900 \\
       -o t5_base --to hugging-face
   tpv convert mt5-small -o mt5.safetensors --dtype bfloat16
+  tpv convert model.gguf -o model.safetensors --dtype bfloat16
   tpv convert flan-t5-base -o t5x/checkpoint_0 --dry-run
 """
 ON_CPU = True

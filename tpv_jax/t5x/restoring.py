@@ -334,12 +334,13 @@ class Initializer(utils.TrainStateInitializer):
       rows = self._shapes[self.model.network.TABLE].shape[0]
       digest = self._noted.get("vocabulary")
       loading.check_vocabulary(self.vocabulary, self.backbone, digest, rows)
-    if self.backbone == loading.EMBEDDED:
+    if self.backbone in loading.NAMES:
+      loading.located(self.backbone)  # Refuses a model that was not fetched.
       return
     if not files.to_path(self.backbone).exists():
       raise UserError(
-        f"There is no backbone '{self.backbone}'. Give 'embedded', a .safetensors file, "
-        "a folder of Hugging Face or a T5X checkpoint folder (checkpoint_<step>)."
+        f"There is no backbone '{self.backbone}'. Give {loading.BACKBONES} "
+        "(checkpoint_<step>)."
       )
     if orbax.state_folder(self.backbone) is not None:
       saved = orbax.shapes(self.backbone, prefix="target")

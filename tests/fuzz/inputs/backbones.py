@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import shutil
 
 import numpy as np
 
@@ -65,6 +66,32 @@ def _make_sharded() -> None:
   total = sum(leaf.nbytes for leaf in weights.values())
   index = {"metadata": {"total_size": total}, "weight_map": place}
   pathlib.Path("b/model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _make_llama(name: str) -> None:
+  import llama_models
+
+  llama_models.write(pathlib.Path("b"), llama_models.CONFIGS[name])
+
+
+def _make_ours_of_llama() -> None:
+  import llama_models
+
+  from tpv_jax.backbones import conversion
+
+  folder = llama_models.write(pathlib.Path("folder"), llama_models.CONFIGS["llama"])
+  with conversion.planned(folder, "safetensors") as plan:
+    conversion.convert(plan, folder, "b.safetensors", lambda *_: None)
+  shutil.rmtree(folder)
+
+
+def _make_gguf(kind: str = "F16") -> None:
+  import llama_models
+
+  content = llama_models.CONFIGS["llama"]
+  if kind == "Q8_0":
+    content = {**content, "hidden_size": 32, "head_dim": 8}
+  llama_models.write_gguf(pathlib.Path("b.gguf"), content, kind=kind)
 
 
 def _make_orbax() -> None:
@@ -134,6 +161,27 @@ KINDS = {
   "Hugging Face folder": Kind(_make_hugging_face, _converts("b"), outputs=_OUT),
   "Hugging Face folder, gated": Kind(
     functools.partial(_make_hugging_face, "flan_t5"), _converts("b"), outputs=_OUT
+  ),
+  "LLaMA folder": Kind(
+    functools.partial(_make_llama, "llama"), _converts("b", "show b"), outputs=_OUT
+  ),
+  "Qwen folder": Kind(
+    functools.partial(_make_llama, "qwen3"), _converts("b", "show b"), outputs=_OUT
+  ),
+  "our decoder-only backbone": Kind(
+    _make_ours_of_llama,
+    _converts("b.safetensors"),
+    functools.partial(mutations.damage, own=(".safetensors",)),
+    _OUT,
+  ),
+  "GGUF file": Kind(
+    _make_gguf, _converts("b.gguf", "show b.gguf"), outputs=_OUT, needs="gguf"
+  ),
+  "quantised GGUF file": Kind(
+    functools.partial(_make_gguf, "Q8_0"),
+    _converts("b.gguf", "show b.gguf --json"),
+    outputs=_OUT,
+    needs="gguf",
   ),
   "Hugging Face shards": Kind(_make_sharded, _converts("b"), outputs=_OUT),
   "Orbax checkpoint": Kind(_make_orbax, _converts("checkpoint_1"), outputs=_OUT),
