@@ -175,6 +175,13 @@ KEYS = {
   ),
   "an adapter": ({"general.type": "adapter"}, "general.type 'adapter'; only a 'model'"),
   "parts": ({"split.count": 3}, "one of 3 parts .* llama-gguf-split --merge"),
+  "parts by layer": ({"split.count": [1, 2]}, r"one of array\(\[1, 2\]"),
+  "scalings": ({"llama.rope.scaling.type": [1, 2]}, "type array.* which is no text"),
+  "a factor for each": (
+    {"llama.rope.scaling.factor": [1, 2]},
+    r"rope.scaling.factor array\(\[1, 2\].* positive number",
+  ),
+  "types": ({"general.type": [1, 2]}, "general.type array.* which is no text"),
   "heads by layer": (
     {"llama.attention.head_count_kv": [1, 2]},
     r"head_count_kv array\(\[1, 2\].* whole number",

@@ -125,13 +125,13 @@ class File:
   metadata: dict[str, Any]
   leaves: dict[str, Leaf]
 
-  def text(self, key: str) -> str:
-    """Returns the string under a key.
+  def text(self, key: str, otherwise: str | None = None) -> str:
+    """Returns the string under a key, or `otherwise` if the file does not state it.
 
     Raises:
-      UserError: there is none.
+      UserError: there is neither.
     """
-    found = self.metadata.get(key)
+    found = self.metadata.get(key, otherwise)
     if isinstance(found, str):
       return found
     raise UserError(
@@ -329,7 +329,7 @@ class _Header:
 
 def _refuse_parts(metadata: Mapping[str, Any], shown: str) -> None:
   parts = metadata.get("split.count", 0)
-  if parts not in (0, 1):
+  if isinstance(parts, np.ndarray) or parts not in (0, 1):
     raise UserError(
       f"'{shown}' is one of {_short(parts)} parts of a model. Join them first: "
       "llama-gguf-split --merge FIRST_PART OUT.gguf."

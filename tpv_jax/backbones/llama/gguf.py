@@ -84,7 +84,7 @@ def read(file: File) -> tuple[Config, dict[str, Leaf]]:
     UserError: a key states what the network does not support, or the tensors don't fit.
   """
   architecture = file.text("general.architecture")
-  if (kind := file.metadata.get("general.type", "model")) != "model":
+  if (kind := file.text("general.type", "model")) != "model":
     raise UserError(
       f"'{file.shown}' states general.type {short(kind)}; only a 'model' is read. Give "
       "the file of the whole model."
@@ -122,6 +122,7 @@ def _config(
 ) -> Config:
   """Returns the config that the keys of the architecture state."""
   _refuse_other_keys(architecture, stated, file.shown)
+  scaling = file.text(f"{architecture}.rope.scaling.type", "none")
 
   def number(key: str, otherwise: Any = None) -> Any:
     found = stated.get(key, otherwise)
@@ -157,7 +158,7 @@ def _config(
     "num_layers": whole("block_count"),
     "mlp_dim": whole("feed_forward_length"),
     "rope_theta": number("rope.freq_base", 10_000.0),
-    "rope_divisors": _divisors(architecture, stated, head_dim, file.shown, divisors),
+    "rope_divisors": _divisors(scaling, stated, head_dim, file.shown, divisors),
     "norm_epsilon": number("attention.layer_norm_rms_epsilon"),
     "attention_bias": architecture == "qwen2",
     "qk_norm": architecture == "qwen3",
@@ -181,23 +182,22 @@ def _refuse_other_keys(
 
 
 def _divisors(
-  architecture: str,
+  kind: str,
   stated: Mapping[str, Any],
   head_dim: int,
   shown: str,
   tensor: Leaf | None,
 ) -> tuple[float, ...]:
   """Returns what the rotary frequencies are divided by."""
-  kind = stated.get("rope.scaling.type", "none")
   factor = stated.get("rope.scaling.factor", 1.0)
   if "rope.scale_linear" in stated:
     kind, factor = "linear", stated["rope.scale_linear"]
   if kind not in ("none", "linear"):
     raise UserError(
-      f"'{shown}' states {architecture}.rope.scaling.type {short(kind)}; only 'none', "
-      f"'linear' and the tensor '{_DIVISORS}' are read. Choose another model."
+      f"'{shown}' states rope.scaling.type {short(kind)}; only 'none', 'linear' and the "
+      f"tensor '{_DIVISORS}' are read. Choose another model."
     )
-  numbers.refuse_not_positive(factor, f"{architecture}.rope.scaling.factor", shown)
+  numbers.refuse_not_positive(factor, "rope.scaling.factor", shown)
   scale = float(factor) if kind == "linear" else 1.0
   if tensor is None:
     return () if scale == 1.0 else rotary.linear(head_dim, scale)
