@@ -41,7 +41,28 @@ def test_every_data_set_of_both_papers_is_there():
     for paper in which.papers
   )
   assert papers == {TPV: 19, EPT: 13}
-  assert len(DEFINITIONS) == 24 + 13
+  assert len(DEFINITIONS) == 24 + 13 + 24
+
+
+def test_every_data_set_has_an_instruction_and_says_whose_words_it_has():
+  words = {
+    which.data: which.instruction
+    for name, which in DEFINITIONS.items()
+    if name.endswith("_instruct")
+  }
+  assert set(words) == {
+    name for name, which in DEFINITIONS.items() if name == which.data
+  }
+  assert collections.Counter(words.values()) == {TPV: 13, "ours": 11}
+  assert {which.instruction for which in DEFINITIONS.values()} == {None, TPV, "ours"}
+
+
+def test_an_instruction_names_every_label_of_its_task():
+  for name, which in DEFINITIONS.items():
+    if which.instruction is not None and which.words is not None:
+      sentence = which.template.partition("\n")[0]
+      named = sentence.partition(": ")[2].partition(". Reply")[0].split(", ")
+      assert sorted(named) == sorted(which.words), name
 
 
 def test_classes_stand_in_the_order_of_the_sources():

@@ -170,7 +170,7 @@ def _show(options: argparse.Namespace) -> None:
     "source": which.source,
     "licence": which.licence,
     "fields": ", ".join(which.columns),
-    "template": which.template,
+    "template": _in_one_line(which.template),
     "labels": _labels(which),
     "metrics": ", ".join(which.metrics),
     "splits": f"{which.split_rule} (seed {definition.SEED})",
@@ -212,22 +212,26 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def tables(chosen: list["Definition"]) -> str:
-  """Returns the tables of docs/tasks.md: the papers' style, then the T5 package's."""
+  """Returns the tables of docs/tasks.md: the papers' style, T5's, and instructions."""
   lines = [
     "| task | source | template | labels | splits | metrics | papers | licence |",
     "|---|---|---|---|---|---|---|---|",
   ]
   t5 = ["| task | template | labels | metrics |", "|---|---|---|---|"]
+  instructions = ["| task | words | instruction | labels |", "|---|---|---|---|"]
   for which in chosen:
-    template, labels = f"`{which.template}`", _labels(which)
+    template, labels = f"`{_in_one_line(which.template)}`", _labels(which)
     metrics = ", ".join(which.metrics)
     if which.name == which.data:
       cells = (which.source, template, labels, which.split_rule, metrics)
       rest = (" ".join(which.papers), which.licence)
       lines.append(_cells(f"**{which.name}** {which.title}", *cells, *rest))
+    elif which.instruction is not None:
+      cells = (which.instruction, template, labels)
+      instructions.append(_cells(f"**{which.name}**", *cells))
     else:
       t5.append(_cells(f"**{which.name}**", template, labels, metrics))
-  return "\n".join([*lines, "", *t5])
+  return "\n".join([*lines, "", *t5, "", *instructions])
 
 
 def gin_text(which: "Definition") -> str:
@@ -240,7 +244,7 @@ def gin_text(which: "Definition") -> str:
 #
 # Provides: TASK, TASKS, TASK_NAME, LENGTHS, PAPER_STEPS, DATA_DIR
 # Often set: DATA_DIR, that of 'prepare'; None: $TFDS_DATA_DIR, or ~/tensorflow_datasets
-# Template: {which.template}
+# Template: {_in_one_line(which.template)}{_words(which)}
 # Labels: {_labels(which)}
 # Metrics: {", ".join(which.metrics)}
 # Splits: {which.split_rule}
@@ -264,6 +268,18 @@ exported.task:
 
 def _cells(*texts: str) -> str:
   return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
+
+
+def _in_one_line(template: str) -> str:
+  return template.replace("\n", "\\n").rstrip()
+
+
+def _words(which: "Definition") -> str:
+  """Returns whose words an instruction has, for the line of its template."""
+  if which.instruction is None:
+    return ""
+  whose = "ours" if which.instruction == "ours" else "the paper's code's"
+  return f"\n# Words of the instruction: {whose}"
 
 
 def _labels(which: "Definition") -> str:

@@ -6,7 +6,7 @@
 import dataclasses
 
 from tpv_jax.core.errors import UserError, near_misses
-from tpv_jax.data.papers import glue, others, super_glue, t5_style
+from tpv_jax.data.papers import glue, instruct_style, others, super_glue, t5_style
 from tpv_jax.data.papers.definition import Definition
 
 _PAPER_STYLE = (*glue.TASKS, *super_glue.TASKS, *others.TASKS)
@@ -26,9 +26,21 @@ DEFINITIONS: dict[str, Definition] = {
       for which in _PAPER_STYLE
       if which.name in t5_style.TEMPLATES
     ),
+    *(
+      dataclasses.replace(
+        which,
+        name=f"{which.name}_instruct",
+        variant_of=which,
+        template=instruct_style.TEMPLATES[which.name],
+        labels=instruct_style.LABELS.get(which.name, which.labels),
+        instruction="TPV" if which.name in instruct_style.AUTHORS else "ours",
+        most_tokens=instruct_style.AUTHORS_LENGTH,
+      )
+      for which in _PAPER_STYLE
+    ),
   )
 }
-"""Every task by its name: first in the papers' style, then in the T5 package's."""
+"""Every task by its name: in the papers' style, in the T5 package's, and as an instruction."""
 
 
 def definition(name: str) -> Definition:

@@ -241,10 +241,10 @@ def say_other_template(found: Iterable[Provenance | None], chat: Any) -> None:
   trained = {one.chat_digest for one in found if one is not None and one.terms}
   for other in sorted(trained - {mine}, key=str):
     theirs, here = (
-      "without a chat template"
-      if digest is None
-      else f"by chat template {digest[:12]}…"
-      for digest in (other, mine)
+      "without a stated chat template"
+      if one is None
+      else f"by chat template {one[:12]}…"
+      for one in (other, mine)
     )
     screen.say(
       f"Note: a prompt was trained on texts written {theirs} and is tried on texts "

@@ -47,7 +47,8 @@ class Definition:
   """A task: where its rows come from, and what they mean.
 
   Attributes:
-    name: one word; it ends in `_t5` if the template is the T5 package's.
+    name: one word; it ends in `_t5` if the template is the T5 package's, and in `_instruct`
+      if it is an instruction for decoder-only models.
     title: what it is about.
     tfds: the data set's name in TensorFlow Datasets, or None.
     hugging_face: its name in the Hugging Face hub, if TFDS does not have it.
@@ -75,6 +76,7 @@ class Definition:
       group lies in train or in validation as a whole, by its name, whatever the seed.
     skip_unlabelled: rows without a label are left out and are no error.
     variant_of: the task on whose data this is, with another template.
+    instruction: whose words an instruction has: `TPV`, from its public code, or 'ours'.
   """
 
   name: str
@@ -102,10 +104,11 @@ class Definition:
   group: str | None = None
   skip_unlabelled: bool = False
   variant_of: "Definition | None" = None
+  instruction: str | None = None
 
   @property
   def data(self) -> str:
-    """The name of the data set, which a T5-style variant shares."""
+    """The name of the data set, which its variants share."""
     return (self.variant_of or self).name
 
   @property
