@@ -227,8 +227,8 @@ def tables(chosen: list["Definition"]) -> str:
       rest = (" ".join(which.papers), which.licence)
       lines.append(_cells(f"**{which.name}** {which.title}", *cells, *rest))
     elif which.instruction is not None:
-      cells = (which.instruction, template, labels)
-      instructions.append(_cells(f"**{which.name}**", *cells))
+      words = (which.instruction, template, labels)
+      instructions.append(_cells(f"**{which.name}**", *words))
     else:
       t5.append(_cells(f"**{which.name}**", template, labels, metrics))
   return "\n".join([*lines, "", *t5, "", *instructions])

@@ -240,7 +240,7 @@ class Definition:
   def _pattern(self) -> re.Pattern[str]:
     column, pattern = "(.*?)", ""
     for literal, name, _, _ in string.Formatter().parse(self.template):
-      if literal.strip() or not pattern.endswith(column):
+      if literal.strip() or name is None or not pattern.endswith(column):
         pattern += re.escape(literal) + (column if name else "")
     return re.compile(pattern, re.DOTALL)
 
