@@ -202,7 +202,7 @@ def test_the_choice_that_is_written_greedily_is_known(model, backbone, monkeypat
   _, written = model.score_choices(folded, backbone, packed)
   row, segment = first[0]
   assert not written[row, segment : segment + 2].any()  # Neither has an end.
-  monkeypatch.setattr(model, "_eos_id", int(tokens[-1]))
+  monkeypatch.setattr(model, "_end_ids", (int(tokens[-1]),))
   _, written = model.score_choices(folded, backbone, packed)
   assert written[row, segment : segment + 2].tolist() == [False, True]
 

@@ -267,7 +267,7 @@ def test_validation_in_shared_rows_gives_each_prompt_the_means_of_its_own():
   written = model.predict_batch(
     model.merge(prompts[1], frozen), batches.features(sources[:1], every[:1])
   )
-  model._eos_id = int(written[0, 0])
+  model._end_ids = (int(written[0, 0]),)
   for own in rows[1:]:
     own.append(batches.features(sources, every))
   items = [i for n in range(PROMPTS) for one in rows[n] for i in packing.items(one, n)]

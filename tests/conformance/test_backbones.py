@@ -70,6 +70,21 @@ def test_family_and_network_keep_their_protocols(name, form):
   assert family.table == network.TABLE
   if network.ARCHITECTURE == "encoder_decoder":
     assert isinstance(network, protocol.EncoderDecoderNetwork)
+  else:
+    assert isinstance(network, protocol.DecoderOnlyNetwork)
+    assert network.FIRST_ID == 1
+  assert isinstance(model_of(network).architecture, protocol.Architecture)
+
+
+def test_ids_without_a_row_have_no_probability(name, form):
+  network, params, _ = built(name, form)
+  states = jnp.ones((1, 2, network.emb_dim))
+  logits = network.apply({"params": params}, states, method=network.logits)
+  first = network.FIRST_ID
+  assert logits.shape == (1, 2, first + network.vocab_size)
+  assert logits.dtype == np.float32
+  assert np.isneginf(logits[..., :first]).all()
+  assert np.isfinite(logits[..., first:]).all()
 
 
 def test_every_parameter_has_axes_that_the_rules_know(name, form):
