@@ -9,6 +9,8 @@ import pytest
 
 from tpv_jax import decoder_only
 from tpv_jax.backbones.llama.network import Llama
+from tpv_jax.backbones.t5 import network as t5
+from tpv_jax.backbones.t5 import sizes as t5_sizes
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import batches, packing, row_fitting
 from tpv_jax.model import SoftPromptModel
@@ -200,6 +202,55 @@ def log_probability(network, params, folded, source, tokens):
   tokens = np.asarray(tokens)
   log = jax.nn.log_softmax(alone(network, params, folded, source, tokens))
   return float(log[np.arange(len(tokens)), tokens].mean())
+
+
+def of_sources(network, params, folded, source):
+  """Returns the log-probability of each source token in a row without padding."""
+  # As a target behind an empty source, which does not get the delta: add it to the table.
+  table = params["decoder"]["token_embedder"]["embedding"]
+  rows = [table[int(token) - 1] + folded.delta[i] for i, token in enumerate(source)]
+  x = jnp.concatenate([folded.prompt, jnp.stack(rows)])[None]
+  width = x.shape[1]
+  mask = jnp.tril(jnp.ones((1, 1, width, width), bool))
+  logits = whole_row(network)(params, x, jnp.arange(width)[None], mask)[0]
+  log = jax.nn.log_softmax(logits)[len(folded.prompt) - 1 : -1]
+  return log[np.arange(len(source)), source]
+
+
+def test_the_loss_on_sources_is_on_every_source_token_too(network, params, folded):
+  model = SoftPromptModel(network, None, Ids(), Ids(), loss_on_sources=True)
+  pairs = examples()
+  both = {**params, "prompt": folded.leaves()}
+  loss, weights, metrics = jax.jit(model.loss_sums)(both, batch_of(pairs))
+  plain_model = SoftPromptModel(network, None, Ids(), Ids())
+  of_targets, _, plain_metrics = jax.jit(plain_model.loss_sums)(both, batch_of(pairs))
+  expected = -sum(of_sources(network, params, folded, one).sum() for one, _ in pairs)
+  np.testing.assert_allclose(loss - of_targets, expected, rtol=1e-5)
+  assert weights == sum(map(sum, LENGTHS))
+  assert metrics["exact_match"].compute() == plain_metrics["exact_match"].compute()
+  # Packed rows count the same tokens.
+  bank = jax.tree.map(lambda leaf: leaf[None], folded)
+  shape = row_fitting.Shape(rows=2, width=16, targets=8)
+  packed = tokens = 0.0
+  for _, call in packing.pack(
+    [packing.Item(0, *pair) for pair in pairs], row_fitting.Shapes(shape, shape, P)
+  ):
+    losses, counts = jax.jit(model.bank_loss_sums)(bank, params, call)
+    packed, tokens = packed + losses[0], tokens + counts["target_tokens"][0]
+  np.testing.assert_allclose(packed, loss, rtol=1e-5)
+  assert tokens == weights
+  assert model.weight_sums(batch_of(pairs)) == weights
+
+
+def test_an_encoder_decoder_has_no_loss_on_sources():
+  with pytest.raises(UserError, match="LOSS_ON_SOURCES"):
+    SoftPromptModel(
+      t5.Transformer(**t5_sizes.TINY["t5_v1_0_tiny"]),
+      None,
+      Ids(),
+      Ids(),
+      loss_on_sources=True,
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -4,7 +4,7 @@ Batches are those of `encoder_decoder`: a row of sources and a row of targets. H
 one row of W + L positions, computed in one causal pass: first the source row, in which each
 source stands behind its prompt, then the target row. A target token's position goes on
 where its source ends, so rotary positions are those of `[prompt][source][target]` without a
-gap, and the mask hides padding and other examples (docs/methods.md, "Decoder-only models").
+gap, and the mask hides padding and other examples: docs/methods.md, (11.1) to (11.4).
 
 The state of a position predicts the token that follows it. Nothing is shifted in: the place
 of a target's start token in `decoder_input_tokens` is a hole that no position sees, and the
@@ -14,7 +14,7 @@ as if it stood there alone.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,8 @@ class DecoderOnly(Architecture):
     network: the backbone.
   """
 
+  PREDICTS_SOURCES: ClassVar[bool] = True
+
   def __init__(self, network: DecoderOnlyNetwork):
     self.network = network
 
@@ -66,17 +68,42 @@ class DecoderOnly(Architecture):
       "tpv eval). Use it, or a T5 backbone."
     )
 
-  def targets(self, batch: Batch) -> Targets:
-    """Returns the targets of a batch."""
+  def targets(self, batch: Batch, with_sources: bool = False) -> Targets:
+    """Returns the targets of a batch; with its sources, these stand before them.
+
+    A source token has weight 1 if a position of its example stands before it.
+    """
     tokens = jnp.asarray(batch["decoder_target_tokens"]).astype(jnp.int32)
     weights = batch.get("decoder_loss_weights")
-    return Targets(
+    targets = Targets(
       tokens,
       jnp.asarray(~is_padding(tokens) if weights is None else weights).astype(
         jnp.float32
       ),
       batch.get("decoder_segment_ids"),
       batch.get("decoder_prompt_ids"),
+    )
+    if not with_sources:
+      return targets
+    sources = jnp.asarray(batch["encoder_input_tokens"]).astype(jnp.int32)
+    counted = ~is_padding(sources)
+    segments = prompts = None
+    if targets.segments is not None:
+      segments = jnp.asarray(batch["encoder_segment_ids"])
+      prompts = jnp.asarray(batch["encoder_prompt_ids"])
+      counted &= segments == _before(segments)
+
+    def joined(of_sources: Array | None, of_targets: Any) -> Any:
+      if of_sources is None:
+        return None
+      return jnp.concatenate([of_sources, jnp.asarray(of_targets)], axis=1)
+
+    return Targets(
+      joined(sources, targets.tokens),
+      joined(counted.astype(jnp.float32), targets.weights),
+      joined(segments, targets.segments),
+      joined(prompts, targets.prompts),
+      first_answer=sources.shape[1],
     )
 
   def states(
@@ -85,6 +112,7 @@ class DecoderOnly(Architecture):
     folded: Folded | None,
     batch: Batch,
     dropout_rng: Array | None = None,
+    with_sources: bool = False,
   ) -> Float[Array, "B L D"]:
     """Returns the states that predict the targets; rows share a prompt or have their own."""
     if "encoder_segment_ids" in batch:
@@ -94,17 +122,21 @@ class DecoderOnly(Architecture):
       )
     targets = jnp.asarray(batch["decoder_target_tokens"])
     segments = (~is_padding(targets)).astype(jnp.int32)
-    row = self._source(backbone, folded, batch)
-    return self._target_states(backbone, row, batch, segments, segments, dropout_rng)
+    row = self._source(backbone, folded, batch, targets.shape[1])
+    source = batch["encoder_input_tokens"].shape[1] if with_sources else 0
+    return self._predicting(
+      backbone, row, batch, segments, segments, source, dropout_rng
+    )
 
   def packed_states(
-    self, backbone: Params, folded: Folded, batch: Batch
+    self, backbone: Params, folded: Folded, batch: Batch, with_sources: bool = False
   ) -> Float[Array, "B L D"]:
     """Returns the states that predict the targets of packed rows, each with its prompt."""
     own = jnp.asarray(batch["decoder_segment_ids"])
     seen = jnp.asarray(batch.get("source_segment_ids", own))
     row = self._packed_source(backbone, folded, batch)
-    return self._target_states(backbone, row, batch, own, seen)
+    source = row.x.shape[1] if with_sources else 0
+    return self._predicting(backbone, row, batch, own, seen, source)
 
   def decode(
     self,
@@ -119,7 +151,7 @@ class DecoderOnly(Architecture):
     """Returns the decoded tokens of each row and their scores, see `Architecture`."""
     if target_length is None:
       target_length = batch["decoder_input_tokens"].shape[1]
-    row = self._source(backbone, folded, batch)
+    row = self._source(backbone, folded, batch, target_length)
     cache = self._apply(
       backbone,
       row.x,
@@ -150,13 +182,20 @@ class DecoderOnly(Architecture):
         f"to at most {max(0, most - prompt - target)}, or shorten the prompt."
       )
 
-  def _source(self, backbone: Params, folded: Folded | None, batch: Batch) -> _Row:
-    """Returns sources of one example each, behind their prompts."""
+  def _source(
+    self, backbone: Params, folded: Folded | None, batch: Batch, target_length: int
+  ) -> _Row:
+    """Returns sources of one example each, behind their prompts.
+
+    Raises:
+      UserError: they and targets of `target_length` are longer than the network's rows.
+    """
     tokens = jnp.asarray(batch["encoder_input_tokens"]).astype(jnp.int32)
     x = self._embed(backbone, tokens)
     x = placing.place(x, tokens, **_leaves(folded))
     rows, width = x.shape[:2]
     length = width - tokens.shape[1]
+    self.check_lengths(length, tokens.shape[1], target_length)
     return _Row(
       x,
       jnp.broadcast_to(jnp.arange(width), (rows, width)),
@@ -185,16 +224,17 @@ class DecoderOnly(Architecture):
       jnp.asarray(batch["encoder_segment_ids"]),
     )
 
-  def _target_states(
+  def _predicting(
     self,
     backbone: Params,
     row: _Row,
     batch: Batch,
     own: Int[Array, "B L"],
     seen: Int[Array, "B L"],
+    source: int = 0,
     dropout_rng: Array | None = None,
-  ) -> Float[Array, "B L D"]:
-    """Returns the state that predicts each target token.
+  ) -> Float[Array, "B predicted D"]:
+    """Returns the state that predicts each token.
 
     Args:
       backbone: its parameters.
@@ -202,14 +242,14 @@ class DecoderOnly(Architecture):
       batch: has the targets.
       own: the segment of each target position; each is a target of its own.
       seen: the segment of the source that it belongs to.
+      source: how many of the source row's last positions are predicted as well.
       dropout_rng: None for no dropout.
     """
     tokens = jnp.asarray(batch["decoder_input_tokens"]).astype(jnp.int32)
     width, length = row.x.shape[1], tokens.shape[1]
     # 1. Number the positions of each target: 0 at its start, which is a hole.
     column = jnp.arange(length)
-    before = jnp.pad(own, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
-    start = own != before
+    start = own != _before(own)
     begin = jax.lax.cummax(jnp.where(start, column, 0), axis=1)
     # 2. Their places go on where their source ends.
     last = _last(row.segments, seen)
@@ -225,7 +265,7 @@ class DecoderOnly(Architecture):
       ],
       axis=2,
     )
-    # 4. Compute both rows at once, and take the states from which targets are predicted.
+    # 4. Compute both rows at once, and take the states from which tokens are predicted.
     x = jnp.concatenate([row.x, self._embed(backbone, tokens)], axis=1)
     states = self._apply(
       backbone,
@@ -237,6 +277,9 @@ class DecoderOnly(Architecture):
       method=self.network.states,
     )
     at = jnp.where(start, last, width + column)
+    before = jnp.maximum(jnp.arange(width - source, width) - 1, 0)
+    before = jnp.broadcast_to(before, (len(at), source))
+    at = jnp.concatenate([before, at], axis=1)
     return jnp.take_along_axis(states, at[..., None], axis=1)
 
   def _embed(self, backbone: Params, tokens: Array) -> Float[Array, "B W D"]:
@@ -248,6 +291,11 @@ class DecoderOnly(Architecture):
 
 def _leaves(folded: Folded | None) -> dict[str, Any]:
   return {"prompt": None} if folded is None else folded.leaves()
+
+
+def _before(segments: Int[Array, "B W"]) -> Int[Array, "B W"]:
+  """Returns the segment of the position before each; -1 before the first."""
+  return jnp.pad(segments, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
 
 
 def _seen(

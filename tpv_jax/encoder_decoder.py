@@ -41,8 +41,9 @@ class EncoderDecoder(Architecture):
 
     return seqio.EncDecFeatureConverter
 
-  def targets(self, batch: Batch) -> Targets:
+  def targets(self, batch: Batch, with_sources: bool = False) -> Targets:
     """Returns the targets of a batch."""
+    del with_sources  # An encoder does not predict them.
     tokens = jnp.asarray(batch["decoder_target_tokens"]).astype(jnp.int32)
     weights = batch.get("decoder_loss_weights")
     return Targets(
@@ -60,8 +61,10 @@ class EncoderDecoder(Architecture):
     folded: Folded | None,
     batch: Batch,
     dropout_rng: Array | None = None,
+    with_sources: bool = False,
   ) -> Float[Array, "B L D"]:
     """Returns the decoder's states at each target; rows share a prompt or have their own."""
+    del with_sources
     return self._apply(
       backbone,
       batch["encoder_input_tokens"],
@@ -76,9 +79,10 @@ class EncoderDecoder(Architecture):
     )
 
   def packed_states(
-    self, backbone: Params, folded: Folded, batch: Batch
+    self, backbone: Params, folded: Folded, batch: Batch, with_sources: bool = False
   ) -> Float[Array, "B L D"]:
     """Returns the decoder's states at each target of packed rows, each with its prompt."""
+    del with_sources
     return self._apply(
       backbone,
       batch["encoder_input_tokens"],

@@ -66,6 +66,8 @@ class SoftPromptModel:
     label_smoothing: probability spread over the wrong tokens, (6.2).
     num_beams: of beam search; 1 for greedy decoding.
     length_penalty: of beam search, see `decoding.beam_search`.
+    loss_on_sources: whether the loss is on source tokens as well as on targets, (11.4);
+      only decoder-only models predict them.
   """
 
   @checked
@@ -81,7 +83,13 @@ class SoftPromptModel:
     label_smoothing: BelowOne = 0.0,
     num_beams: Size = 1,
     length_penalty: float = 1.0,
+    loss_on_sources: bool = False,
   ):
+    if loss_on_sources and not ARCHITECTURES[network.ARCHITECTURE].PREDICTS_SOURCES:
+      raise UserError(
+        "LOSS_ON_SOURCES = True asks for a loss on source tokens, which an encoder-decoder "
+        "does not predict. Set it to False, or choose a decoder-only backbone."
+      )
     if prompt is not None and prompt.features != network.emb_dim:
       raise UserError(
         f"The prompt's rows have {prompt.features} features, the backbone's tokens "
@@ -106,6 +114,7 @@ class SoftPromptModel:
     self.label_smoothing = label_smoothing
     self.num_beams = num_beams
     self.length_penalty = length_penalty
+    self.loss_on_sources = loss_on_sources
     eos_id = getattr(output_vocabulary, "eos_id", None)
     eos_id = 1 if eos_id is None else int(eos_id)
     self._end_ids = tuple(getattr(output_vocabulary, "end_ids", (eos_id,)))
@@ -191,7 +200,7 @@ class SoftPromptModel:
 
   def weight_sums(self, batch: Batch) -> Float[Array, "..."]:
     """Returns the summed weights that `loss_sums` returns, without computing the loss."""
-    return jnp.sum(self.architecture.targets(batch).weights)
+    return jnp.sum(self.architecture.targets(batch, self.loss_on_sources).weights)
 
   def loss_sums(
     self,
@@ -201,6 +210,8 @@ class SoftPromptModel:
     folded: Folded | None = None,
   ) -> tuple[Float[Array, "..."], Float[Array, "..."], Metrics]:
     """Returns the weighted losses and the weights, both summed over target tokens (fp32).
+
+    With `loss_on_sources` source tokens count as target tokens, except in `exact_match`.
 
     Unlike means, sums can be added over devices and micro-batches. Here they are scalars;
     a bank has one for each prompt.
@@ -223,15 +234,20 @@ class SoftPromptModel:
       folded = self.fold(params)
     # Again, for a prompt that was passed folded: its gradient then lies whole too.
     folded = _on_every_device(folded)
-    states = self.architecture.states(_backbone(params), folded, batch, dropout_rng)
-    targets, weights, *_ = self.architecture.targets(batch)
+    states = self.architecture.states(
+      _backbone(params), folded, batch, dropout_rng, self.loss_on_sources
+    )
+    targets, weights, _, _, first = self.architecture.targets(
+      batch, self.loss_on_sources
+    )
     losses, hits = self._losses(
       params, states, targets, self.label_smoothing, self.z_loss
     )
     loss_sum, weight_sum = jnp.sum(losses * weights), jnp.sum(weights)
-    counted = weights > 0
-    ended = jnp.any(counted & self._ends(targets), axis=-1)
-    right = ended & jnp.all(self._written(targets, hits) | ~counted, axis=-1)
+    answers, counted = targets[:, first:], weights[:, first:] > 0
+    ended = jnp.any(counted & self._ends(answers), axis=-1)
+    written = self._written(answers, hits[:, first:])
+    right = ended & jnp.all(written | ~counted, axis=-1)
     metrics: Metrics = {
       "loss": Average(total=loss_sum, count=weight_sum),
       "accuracy": Average(total=jnp.sum(hits * weights), count=weight_sum),
@@ -309,14 +325,19 @@ class SoftPromptModel:
     batch = {name: jnp.asarray(values) for name, values in batch.items()}
     folded = _on_every_device(folded)
     backbone = jax.lax.stop_gradient(_backbone(backbone))
-    targets, weights, segments, prompt = self.architecture.targets(batch)
+    targets, weights, segments, prompt, first = self.architecture.targets(
+      batch, self.loss_on_sources
+    )
+    with_sources = self.loss_on_sources
     if "prompt_ids" in batch:
       ids = batch["prompt_ids"].astype(jnp.int32)
-      states = self.architecture.states(backbone, _rows(folded, ids), batch)
+      states = self.architecture.states(
+        backbone, _rows(folded, ids), batch, with_sources=with_sources
+      )
       segments = (weights > 0).astype(jnp.int32)
       prompt = jnp.broadcast_to(ids[:, None], targets.shape)
     else:
-      states = self.architecture.packed_states(backbone, folded, batch)
+      states = self.architecture.packed_states(backbone, folded, batch, with_sources)
     assert segments is not None  # of packed rows
     assert prompt is not None
     losses, hits = self._losses(
@@ -341,12 +362,13 @@ class SoftPromptModel:
       )
 
     # 3. An example is right, (8.3), if it ended and all of its weight is on right tokens.
-    size = by_example(weights)
+    answers = jnp.where(jnp.arange(length) >= first, weights, 0.0)
+    size = by_example(answers)
     owner = jax.ops.segment_max(
       prompt.reshape(-1), example.reshape(-1), num_segments=len(size)
     ).clip(0)
-    ended = by_example(weights * self._ends(targets)) > 0
-    right = ended & (by_example(weights * self._written(targets, hits)) == size)
+    ended = by_example(answers * self._ends(targets)) > 0
+    right = ended & (by_example(answers * self._written(targets, hits)) == size)
     return by_prompt(losses * weights, prompt), {
       "target_tokens": by_prompt(weights, prompt),
       "accuracy": by_prompt(hits * weights, prompt),
@@ -372,7 +394,7 @@ class SoftPromptModel:
       batch: packed rows, see `data.packing.pack_choices`.
     """
     batch = {name: jnp.asarray(values) for name, values in batch.items()}
-    targets, _, segments, _ = self.architecture.targets(batch)
+    targets, _, segments, *_ = self.architecture.targets(batch)
     states = self.architecture.packed_states(_backbone(backbone), folded, batch)
     losses, hits = self._losses(backbone, states, targets)
     assert segments is not None  # of packed rows

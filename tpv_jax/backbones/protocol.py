@@ -191,19 +191,21 @@ class DecoderOnlyNetwork(Network, Protocol):
 
 
 class Targets(NamedTuple):
-  """The target tokens of a batch.
+  """The target tokens of a batch, and before them those of its sources if these count too.
 
   Attributes:
     tokens: [B, L].
     weights: [B, L], of the tokens' losses; 0 at padding.
     segments: [B, L], 1, 2, ... for the targets of a packed row; None if not packed.
     prompts: [B, L], the index in the bank of each target's prompt; None if not packed.
+    first_answer: the column of the first target token; columns before it are sources.
   """
 
   tokens: Int[Array, "B L"]
   weights: Float[Array, "B L"]
   segments: Int[Array, "B L"] | None = None
   prompts: Int[Array, "B L"] | None = None
+  first_answer: int = 0
 
 
 @runtime_checkable
@@ -212,20 +214,32 @@ class Architecture(Protocol):
 
   Its constructor takes the network. `folded` is a `prompts.equations.Folded`: one prompt
   for all rows, or one for each; in packed rows those of a bank.
+
+  Attributes:
+    PREDICTS_SOURCES: whether source tokens are predicted, and can have a loss.
   """
+
+  PREDICTS_SOURCES: ClassVar[bool] = False
 
   def feature_converter(self) -> Any:
     """Returns seqio's converter; call it with `pack=False`."""
 
-  def targets(self, batch: Any) -> Targets:
-    """Returns the targets of a batch."""
+  def targets(self, batch: Any, with_sources: bool = False) -> Targets:
+    """Returns the targets of a batch; with its sources, if the architecture has them."""
 
   def states(
-    self, backbone: Any, folded: Any, batch: Any, dropout_rng: Any = None
+    self,
+    backbone: Any,
+    folded: Any,
+    batch: Any,
+    dropout_rng: Any = None,
+    with_sources: bool = False,
   ) -> Any:
-    """Returns the states [B, L, D] from which each target is predicted."""
+    """Returns the states [B, L, D] from which each of `targets` is predicted."""
 
-  def packed_states(self, backbone: Any, folded: Any, batch: Any) -> Any:
+  def packed_states(
+    self, backbone: Any, folded: Any, batch: Any, with_sources: bool = False
+  ) -> Any:
     """Returns the states [B, L, D] of the targets of packed rows, each with its prompt."""
 
   def decode(

@@ -134,6 +134,7 @@ class Evaluator:
       }
     )
     self._features = model.network.emb_dim
+    self._architecture = model.architecture
     self._rows = partitioning.batch_sharding(mesh)
     # Replicated, so that every process can read the answers and every row its prompt.
     self._whole = partitioning.replicated(mesh)
@@ -421,7 +422,7 @@ class Evaluator:
     forms: dict[tuple[Any, ...], dict[int, list[int]]] = {}
     for index, prompt in enumerate(prompts):
       leaves = prompt or nothing
-      self._refuse_short_delta(leaves)
+      self._refuse_long_rows(leaves)
       form = tuple(sorted((name, leaf.shape) for name, leaf in leaves.items()))
       forms.setdefault(form, {}).setdefault(id(leaves), []).append(index)
     for owners in forms.values():
@@ -437,9 +438,12 @@ class Evaluator:
         members = [(i, place) for place, group in enumerate(part) for i in group]
         yield stacked.prompt.shape[1], folded, members
 
-  def _refuse_short_delta(self, leaves: Mapping[str, np.ndarray]) -> None:
-    if "delta" in leaves and len(leaves["delta"]) < self.lengths["inputs"]:
-      equations.refuse_short_delta(self.lengths["inputs"], len(leaves["delta"]))
+  def _refuse_long_rows(self, leaves: Mapping[str, np.ndarray]) -> None:
+    """Raises `UserError` if rows may be longer than the delta or the network allows."""
+    source, target = self.lengths["inputs"], self.lengths["targets"]
+    if "delta" in leaves and len(leaves["delta"]) < source:
+      equations.refuse_short_delta(source, len(leaves["delta"]))
+    self._architecture.check_lengths(len(leaves["prompt"]), source, target)
 
   def _bar(self, what: str, examples: Sequence[Sized]) -> Bar:
     """Returns a progress bar over the examples of all prompts."""

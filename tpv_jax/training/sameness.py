@@ -41,6 +41,7 @@ def settings_of(run: "Run") -> Settings:
     "trainable": model.trainable,
     "z_loss": model.z_loss,
     "label_smoothing": model.label_smoothing,
+    "loss_on_sources": model.loss_on_sources,
     "network": fields(model.network),
     "prompt": None if model.prompt is None else fields(model.prompt),
     "learning_rate": as_json(
