@@ -157,6 +157,13 @@ def test_added_tokens_that_are_not_special_are_recognised_as_in_transformers(tmp
   assert think + 1 in vocabulary.encode("a <think> b")
 
 
+def test_an_empty_source_is_the_words_of_the_template(tmp_path):
+  folder = write(tmp_path, "llama_2")
+  vocabulary = vocabularies.of_backbone(folder, chat={"system": "Be brief."})
+  (ids,) = vocabulary.encode_source(" ")
+  assert vocabulary.decode(ids) == "<s> [INST] <<SYS>>\nBe brief.\n<</SYS>> [/INST]"
+
+
 def test_a_long_source_keeps_the_words_around_its_columns(folder):
   text = "premise: the film is good hypothesis: a film is here label:"
   columns = ((9, 25), (38, 52))

@@ -88,7 +88,10 @@ class ChatTemplate:
 
   def source(self, text: str) -> Turn:
     """Returns the user's turn, up to where the assistant's text begins."""
-    return self._placed(self.frames[0], text, self._written(text))
+    written = self._written(text)
+    if not text.strip():  # LLaMA 2's template also strips its own words then.
+      return Turn(written, "", "")
+    return self._placed(self.frames[0], text, written)
 
   def target(self, text: str) -> Turn:
     """Returns the assistant's turn, behind the text of `source`."""

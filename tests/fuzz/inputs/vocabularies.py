@@ -1,9 +1,12 @@
 """Vocabularies: tokenizer.json, SentencePiece models, tokenizer folders."""
 
+import functools
+import json
 import pathlib
 import random
 
 import numpy as np
+import tokenizer_references
 
 from fuzz.campaign import Kind
 
@@ -59,6 +62,44 @@ def _make_folder() -> None:
   pathlib.Path("added_tokens.json").write_text("{}")
 
 
+def _make_byte_pairs(family: str) -> None:
+  """A decoder-only model's folder, with a chat template in a file of its own."""
+  folder = tokenizer_references.write(pathlib.Path(), family)
+  config = json.loads((folder / "tokenizer_config.json").read_text())
+  if isinstance(template := config.pop("chat_template", None), str):
+    (folder / "chat_template.jinja").write_text(template)
+  (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def _make_gguf(family: str) -> None:
+  tokenizer_references.write_gguf(pathlib.Path("tiny.gguf"), family)
+
+
+def _converses(path: str):
+  """Reads a decoder-only model's vocabulary, plain and with its chat template."""
+
+  def body() -> None:
+    from tpv_jax.data import batches, vocabularies
+    from tpv_jax.data.tasks import Example
+
+    for chat in (None, {"system": "Be kind."}):
+      vocabulary = vocabularies.of_backbone(path, chat=chat)
+      assert len(vocabulary.digest) == 64
+      example = Example("abc é x 12 <s> <|im_end|>", "a b", fields=((2, 9),))
+      lengths = {"inputs": 400, "targets": 400}
+      rows = batches.tokenize([example, Example("", "b")], vocabulary, lengths)
+      for ids in (*rows.inputs, *rows.targets):
+        assert all(0 <= index < vocabulary.vocab_size for index in ids)
+        assert isinstance(vocabulary.decode(ids), str)
+
+  def run(_: random.Random) -> int:
+    from tpv_jax.core import errors
+
+    return errors.run_command(body)
+
+  return run
+
+
 def _reads(path: str):
   def body() -> None:
     from tpv_jax.data import vocabularies
@@ -82,4 +123,13 @@ KINDS = {
   "tokenizer.json": Kind(_make_tokenizer, _reads("tokenizer.json"), needs="tokenizers"),
   "SentencePiece model": Kind(_make_spiece, _reads("spiece.model")),
   "tokenizer's folder": Kind(_make_folder, _reads(".")),
+  "byte-level BPE folder": Kind(
+    functools.partial(_make_byte_pairs, "smollm"), _converses("."), needs="jinja2"
+  ),
+  "SentencePiece BPE folder": Kind(
+    functools.partial(_make_byte_pairs, "llama_2"), _converses("."), needs="jinja2"
+  ),
+  "GGUF tokenizer": Kind(
+    functools.partial(_make_gguf, "llama_3"), _converses("tiny.gguf"), needs="gguf"
+  ),
 }
