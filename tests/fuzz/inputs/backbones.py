@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import random
 import shutil
 
 import numpy as np
@@ -74,15 +75,33 @@ def _make_llama(name: str) -> None:
   llama_models.write(pathlib.Path("b"), llama_models.CONFIGS[name])
 
 
-def _make_ours_of_llama() -> None:
+def _make_converted(output: str, to: str) -> None:
+  """A LLaMA in another format, which states the network's numbers."""
   import llama_models
 
   from tpv_jax.backbones import conversion
 
   folder = llama_models.write(pathlib.Path("folder"), llama_models.CONFIGS["llama"])
-  with conversion.planned(folder, "safetensors") as plan:
-    conversion.convert(plan, folder, "b.safetensors", lambda *_: None)
+  with conversion.planned(folder, to) as plan:
+    conversion.convert(plan, folder, output, lambda *_: None)
   shutil.rmtree(folder)
+
+
+def _damage_network(folder: pathlib.Path, rng: random.Random) -> mutations.Done:
+  """Changes the numbers that a file of ours states, and signs it again."""
+  from tpv_jax.io import safetensors
+
+  path = folder / "b.safetensors"
+  metadata, leaves = safetensors.read(path)
+  before = metadata["network"]
+  after = mutations.changed_json(json.loads(before), rng)
+  metadata["network"] = after.encode("utf-8", "replace").decode()
+  digest = safetensors.ContentDigest()
+  for name in sorted(leaves):
+    digest.add(leaves[name])
+  stated = digest.stated_in(leaves, metadata)
+  safetensors.write(path, leaves, stated, overwrite=True)
+  return mutations.Done(f"network: {after[:300]}")
 
 
 def _make_gguf(kind: str = "F16") -> None:
@@ -169,10 +188,21 @@ KINDS = {
     functools.partial(_make_llama, "qwen3"), _converts("b", "show b"), outputs=_OUT
   ),
   "our decoder-only backbone": Kind(
-    _make_ours_of_llama,
+    functools.partial(_make_converted, "b.safetensors", "safetensors"),
     _converts("b.safetensors"),
     functools.partial(mutations.damage, own=(".safetensors",)),
     _OUT,
+  ),
+  "network of a backbone": Kind(
+    functools.partial(_make_converted, "b.safetensors", "safetensors"),
+    _converts("b.safetensors", "show b.safetensors"),
+    _damage_network,
+    _OUT,
+  ),
+  "decoder-only checkpoint": Kind(
+    functools.partial(_make_converted, "checkpoint_1", "t5x"),
+    _converts("checkpoint_1"),
+    outputs=_OUT,
   ),
   "GGUF file": Kind(
     _make_gguf, _converts("b.gguf", "show b.gguf"), outputs=_OUT, needs="gguf"

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tpv_jax.backbones.attention import MASKED, attention
 from tpv_jax.backbones.layers import Dense, Embed, LayerNorm, Mlp
+from tpv_jax.backbones.protocol import AnyArray
 from tpv_jax.core.checks import BelowOne, OneOf, Positive, Size, check_fields
 from tpv_jax.core.errors import UserError
 
@@ -398,7 +399,7 @@ class Llama(nn.Module):
       self.remat,
     )
 
-  def __call__(self, tokens: Int[Array, "B W"]) -> Float[Array, "B W ids"]:
+  def __call__(self, tokens: Int[AnyArray, "B W"]) -> Float[Array, "B W ids"]:
     """Returns the fp32 logits behind each token of rows that begin at position 0.
 
     Padding on the right needs no mask: no token before it sees it.
