@@ -16,7 +16,8 @@ from tpv_jax.core import errors
 
 def not_finite(values: np.ndarray) -> str | None:
   """Returns how many values are NaN or infinite, and where; None if all are finite."""
-  finite = np.isfinite(values)
+  with np.errstate(invalid="ignore"):  # Of a NaN that signals.
+    finite = np.isfinite(values)
   if finite.all():
     return None
   where = np.unravel_index(int(np.argmin(finite)), values.shape)
