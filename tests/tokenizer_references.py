@@ -3,9 +3,9 @@
 import json
 import pathlib
 
-STORED = json.loads(
-  (pathlib.Path(__file__).parent / "references" / "tokenizers.json").read_text()
-)
+FILE = pathlib.Path(__file__).parent / "references" / "tokenizers.json"
+
+STORED = json.loads(FILE.read_text())
 """By family: its files, texts and conversations with the ids of `transformers`."""
 
 

@@ -4,10 +4,13 @@ The references are those of tests/references/make_tokenizer_references.py.
 """
 
 import copy
+import importlib.util
 import json
+import subprocess
+import sys
 
 import pytest
-from tokenizer_references import STORED, write
+from tokenizer_references import FILE, STORED, write
 
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import batches, byte_pairs, decoder_files, labels, vocabularies
@@ -223,6 +226,16 @@ def test_a_backbones_rows_may_be_many_more_than_the_pieces(tmp_path):
   large = copy.copy(vocabulary)
   large.vocab_size = 100_015 + 1
   vocabularies.check_fits(large, 102_400)
+
+
+def test_the_script_regenerates_the_references():
+  if importlib.util.find_spec("transformers") is None:
+    pytest.skip("needs the extra 'parity': transformers is not installed")
+  script = FILE.with_name("make_tokenizer_references.py")
+  done = subprocess.run(
+    [sys.executable, script, "--check"], capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_ids_without_a_piece_are_shown(tmp_path):

@@ -980,3 +980,12 @@ def test_inference_applies_a_vector(infer, prompt, vectors, monkeypatch):
   np.testing.assert_allclose(seen[0]["prompt"], expected, rtol=1e-5, atol=1e-6)
   with pytest.raises(UserError, match="2 prompts were given"):
     infer("a", vector=vectors, initial=run)
+
+
+def test_an_empty_source_without_bos_and_prompt_is_refused(evaluator):
+  # As a decoder-only vocabulary without BOS writes it.
+  empty = batches.Tokenized(np.zeros((1, 4), np.int32), np.ones((1, 2), np.int32))
+  with pytest.raises(UserError, match="nothing to answer to"):
+    evaluator.score([(None, empty, None)])
+  with pytest.raises(UserError, match="nothing to answer to"):
+    evaluator.decode([(None, empty.inputs)])

@@ -102,6 +102,26 @@ def test_class_labels_come_first_as_means_of_their_tokens():
   assert None not in rows_of(prompt[3:])
 
 
+def test_class_labels_of_a_decoder_only_model_are_the_rows_of_its_ids():
+  labels = ((6,), (1, 3))
+  prompt = initial.class_labels(TABLE, 0, length=2, label_token_ids=labels, first_id=1)
+  np.testing.assert_array_equal(prompt[0], TABLE[5])
+  np.testing.assert_allclose(prompt[1], (TABLE[0] + TABLE[2]) / 2, rtol=1e-6)
+  last = len(TABLE)
+  initial.class_labels(TABLE, 0, length=1, label_token_ids=((last,),), first_id=1)
+  for odd in (0, last + 1):
+    with pytest.raises(UserError, match=f"from 1 to {last}"):
+      initial.class_labels(TABLE, 0, length=1, label_token_ids=((odd,),), first_id=1)
+
+
+def test_a_run_says_where_the_ids_of_its_model_begin():
+  module = plain.Prompt(1, 6)
+  start = functools.partial(initial.class_labels, length=1, label_token_ids=((6,),))
+  for architecture, row in (("encoder_decoder", 6), ("decoder_only", 5)):
+    drawn = initial.draw(module, start, TABLE, 0, None, None, architecture)
+    np.testing.assert_array_equal(drawn.leaves["prompt"][0], TABLE[row])
+
+
 def test_class_labels_may_fill_the_prompt():
   prompt = initial.class_labels(TABLE, 0, length=2, label_token_ids=((5,), (6,)))
   assert rows_of(prompt) == [5, 6]

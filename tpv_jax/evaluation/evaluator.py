@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
 from tpv_jax.core import identity, screen
-from tpv_jax.core.errors import at_least
+from tpv_jax.core.errors import UserError, at_least
 from tpv_jax.core.screen import Bar
 from tpv_jax.data import batches, packing
 from tpv_jax.data.labels import spelling
@@ -296,6 +296,8 @@ class Evaluator:
       requests: a prompt, its examples, and their choices. The examples of several
         tasks share rows, which are packed once for all prompts with the same tasks.
     """
+    for prompt, tokenized, _ in requests:
+      self._refuse_nothing(prompt, tokenized.inputs)
     answers: list[Answer] = [
       (np.zeros((0, 0), np.float32), np.zeros((0, 0), bool)) for _ in requests
     ]
@@ -349,6 +351,8 @@ class Evaluator:
     Each row of a call is one example behind its own prompt; rows have at most two
     different lengths.
     """
+    for prompt, sources in requests:
+      self._refuse_nothing(prompt, sources)
     most = self.lengths["targets"]
     decoded = [np.zeros((len(sources), most), np.int32) for _, sources in requests]
     todo = [i for i, (_, sources) in enumerate(requests) if len(sources)]
@@ -437,6 +441,14 @@ class Evaluator:
         folded = jax.tree.map(lambda leaf: processes.put(leaf, self._whole), stacked)
         members = [(i, place) for place, group in enumerate(part) for i in group]
         yield stacked.prompt.shape[1], folded, members
+
+  def _refuse_nothing(self, prompt: Prompt, sources: Int[np.ndarray, "_ _"]) -> None:
+    """Raises `UserError` if an answer would follow from nothing at all."""
+    if prompt is None and not batches.token_counts(sources).all():
+      raise UserError(
+        "A source is empty, the tokenizer puts no BOS in front, and there is no prompt, so "
+        "the model has nothing to answer to. Give a prompt, fill the source, or set CHAT."
+      )
 
   def _refuse_long_rows(self, leaves: Mapping[str, np.ndarray]) -> None:
     """Raises `UserError` if rows may be longer than the delta or the network allows."""

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -62,7 +63,8 @@ def draw(
   Args:
     module: the soft prompt that is trained.
     initial: a function of this module. If it takes a `fingerprint`, it gets the
-      backbone's, and checks what it reads against it.
+      backbone's, and checks what it reads against it; if it takes a `first_id`, that of
+      the table's first row (1 for a decoder-only model).
     table: the backbone's embeddings.
     seed: of the initial prompt.
     backbone_name: for the provenance.
@@ -73,9 +75,8 @@ def draw(
     UserError: the start does not fit the module or the backbone.
   """
   assert module is not None  # A run without a prompt has no initial one.
-  start: Callable[..., np.ndarray | Loaded] = initial
-  if "fingerprint" in inspect.signature(start).parameters:
-    start = functools.partial(start, fingerprint=fingerprint)
+  first_id = int(architecture == "decoder_only")
+  start = _bound(initial, fingerprint=fingerprint, first_id=first_id)
   begin = start(table, seed)
   leaves = module.initial_leaves(begin, seed)
   others = module.initial_leaves(start(table, seed + 1), seed + 1)
@@ -98,6 +99,13 @@ def draw(
     **module.provenance(leaves),
   )
   return Drawn(leaves, provenance, "the initial prompt", start=begin)
+
+
+def _bound(initial: Initial, **known: Any) -> Initial:
+  """Returns the function with those of the arguments that it takes."""
+  taken = inspect.signature(initial).parameters
+  found = {name: value for name, value in known.items() if name in taken}
+  return functools.partial(initial, **found) if found else initial
 
 
 @checked
@@ -177,11 +185,13 @@ def class_labels(
   label_token_ids: Sequence[Sequence[int]],
   most_common: Size = 5000,
   first: SizeOrNone = 3,
+  first_id: SizeOrNone = 0,
 ) -> Float[np.ndarray, "P D"]:
   """Returns the mean embedding of each label's tokens, then sampled vocabulary.
 
   (1.5): Lester et al. 2021, section 3.2. `label_token_ids` has one sequence of ids for each
-  label, without end tokens.
+  label, without end tokens: those of the backbone's vocabulary, whose ids begin with
+  `first_id` (a decoder-only model's are its tokenizer's plus one).
 
   Raises:
     UserError: more labels than rows, a label without tokens, or an id out of range.
@@ -193,12 +203,13 @@ def class_labels(
     )
   rows = []
   for number, ids in enumerate(label_token_ids):
-    if not len(ids) or min(ids) < 0 or max(ids) >= len(table):
+    if not len(ids) or min(ids) < first_id or max(ids) - first_id >= len(table):
       raise UserError(
         f"Label {number} has the token ids {list(ids)}; each label needs at least one, "
-        f"from 0 to {len(table) - 1}. Encode the labels with the backbone's vocabulary."
+        f"from {first_id} to {first_id + len(table) - 1}. Encode the labels with the "
+        "backbone's vocabulary."
       )
-    rows.append(table[list(ids)].astype(np.float32).mean(axis=0))
+    rows.append(table[np.asarray(ids) - first_id].astype(np.float32).mean(axis=0))
   left = length - len(rows)
   if left:
     rows.extend(sampled_vocabulary(table, seed, left, most_common, first))
@@ -233,6 +244,7 @@ def from_vector(
   initial: Initial,
   coefficient: float = 1.0,
   fingerprint: str | None = None,
+  first_id: SizeOrNone = 0,
 ) -> Loaded:
   """Returns the folded prompt `initial(table, seed) + coefficient * vector`, in fp32.
 
@@ -247,7 +259,7 @@ def from_vector(
       prompt has another shape, or the vector belongs to another backbone than the one with
       this `fingerprint`.
   """
-  start = initial(table, seed)
+  start = _bound(initial, first_id=first_id)(table, seed)
   vector = _load(path, "vector", "best", fingerprint)
   if vector.provenance.space != "effective":
     raise UserError(
