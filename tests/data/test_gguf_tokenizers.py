@@ -115,6 +115,7 @@ def test_a_gguf_file_brings_its_vocabulary(tmp_path):
     ("smollm", {"pre": None}, "by the rule None"),
     ("smollm", {"tokens": None}, "KeyError: 'tokens'"),
     ("smollm", {"tokens": []}, "0 pieces"),
+    ("smollm", {"tokens": ["a"] * 420}, "two pieces are the same"),
     ("smollm", {"merges": None}, "KeyError: 'merges'"),
     ("smollm", {"merges": ["a b c"]}, "cannot be read"),
     ("smollm", {"merges": ["a zzz"]}, "cannot be read"),

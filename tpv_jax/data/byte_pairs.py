@@ -124,6 +124,7 @@ class BytePairVocabulary:
       if (end := self._end_of_turn()) is not None:
         self.end_ids = tuple(dict.fromkeys((end, *self.end_ids)))
     self._marked = functools.lru_cache(maxsize=64)(self._encode_marked)
+    self._answered = functools.lru_cache(maxsize=4096)(self._encode_answer)
 
   def __deepcopy__(self, memo: dict[int, Any]) -> "BytePairVocabulary":
     """Returns itself: gin copies its values, and this one never changes."""
@@ -162,11 +163,7 @@ class BytePairVocabulary:
 
   def encode_target(self, text: str) -> list[int]:
     """Returns the ids of a target behind its source, without the end token."""
-    if self.chat is None:
-      return self._segment(f" {text}", self._inside) if text else []
-    turn = self._answer(text)
-    place = self._behind(self.chat.frames[0].after)
-    return self._parts(turn, [turn.text], place or self._inside)[0]
+    return [*self._answered(text)]  # Labels recur in every example.
 
   def joint(self, source: str, target: str) -> tuple[list[int], list[int]]:
     """Returns the ids of a source and its target, encoded apart and as one text.
@@ -272,6 +269,13 @@ class BytePairVocabulary:
     """Returns the assistant's turn up to its end token."""
     assert self.chat is not None
     return self._ended(self.chat.target(text))
+
+  def _encode_answer(self, text: str) -> tuple[int, ...]:
+    if self.chat is None:
+      return tuple(self._segment(f" {text}", self._inside) if text else ())
+    turn = self._answer(text)
+    place = self._behind(self.chat.frames[0].after) or self._inside
+    return tuple(self._parts(turn, [turn.text], place)[0])
 
   def _ended(self, turn: Turn) -> Turn:
     end = self._splits.search(turn.after)

@@ -101,7 +101,7 @@ class ChatTemplate:
   def frames(self) -> tuple[Turn, Turn]:
     """What the template writes around the user's text and around the assistant's."""
     return (
-      self._around(_USER, self._written(_USER), "user's"),
+      self._around(_USER, self._before_answer, "user's"),
       self._around(_ANSWER, self._answer(_ANSWER), "assistant's"),
     )
 
@@ -126,7 +126,7 @@ class ChatTemplate:
 
   def _answer(self, text: str) -> str:
     """Returns what the conversation writes behind the source."""
-    before, whole = self._written(_USER), self._written(_USER, text)
+    before, whole = self._before_answer, self._written(_USER, text)
     if not whole.startswith(before):
       at = next(i for i in range(len(before)) if whole[i : i + 1] != before[i])
       raise self._error(
@@ -134,6 +134,10 @@ class ChatTemplate:
         f"answer: '{whole[at : at + 40]}' instead of '{before[at : at + 40]}'"
       )
     return whole.removeprefix(before)
+
+  @functools.cached_property
+  def _before_answer(self) -> str:
+    return self._written(_USER)
 
   def _around(self, mark: str, written: str, whose: str) -> Turn:
     if (count := written.count(mark)) != 1:

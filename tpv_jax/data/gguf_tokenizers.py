@@ -48,6 +48,8 @@ def of_metadata(metadata: Mapping[str, Any], path: PathLike) -> Stated:
     types = [int(one) for one in found.get("token_type", [_NORMAL] * len(tokens))]
     if len(types) != len(tokens) or not 0 < len(tokens) <= MOST_PIECES:
       raise ValueError(f"{len(tokens)} pieces and {len(types)} types")
+    if len(set(tokens)) < len(tokens):
+      raise ValueError("two pieces are the same")
     while types and types[-1] == _UNUSED and tokens[-1] == f"[PAD{len(tokens) - 1}]":
       del tokens[-1], types[-1]  # The converter's names for the table's spare rows.
     by_role = {
