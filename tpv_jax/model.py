@@ -37,7 +37,7 @@ Leaves = dict[str, Any]
 LOGITS_AT_ONCE = 2**23
 """The most logits that the loss computes at a time, 32 MiB of fp32 (ours)."""
 
-ARCHITECTURES: dict[str, Callable[[Any], Architecture]] = {
+ARCHITECTURES: dict[str, Any] = {
   "encoder_decoder": EncoderDecoder,
   "decoder_only": DecoderOnly,
 }
@@ -123,7 +123,8 @@ class SoftPromptModel:
   @property
   def architecture(self) -> Architecture:
     """What feeds batches to the network."""
-    return ARCHITECTURES[self.network.ARCHITECTURE](self.network)
+    architecture: Architecture = ARCHITECTURES[self.network.ARCHITECTURE](self.network)
+    return architecture
 
   @property
   def FEATURE_CONVERTER_CLS(self) -> Any:  # noqa: N802 (T5X's name)
