@@ -114,19 +114,11 @@ class Tiny:
 
   lengths = {"inputs": 8, "targets": 2}  # noqa: RUF012
 
-  def __init__(self):
-    import jax
-    import numpy as np
-
-    from tpv_jax.backbones import loading
+  def make_network(self):
+    """Returns the backbone's network."""
     from tpv_jax.backbones.t5 import network
-    from tpv_jax.core import identity
-    from tpv_jax.data import tasks, vocabularies
-    from tpv_jax.training import optimizers
 
-    words = [f"word{i}" for i in range(29)]
-    self.vocabulary = vocabularies.WordVocabulary(words)
-    self.network = network.Transformer(
+    return network.Transformer(
       vocab_size=32,
       emb_dim=16,
       num_heads=2,
@@ -137,6 +129,19 @@ class Tiny:
       mlp_activations=("relu",),
       logits_via_embedding=True,
     )
+
+  def __init__(self):
+    import jax
+    import numpy as np
+
+    from tpv_jax.backbones import loading
+    from tpv_jax.core import identity
+    from tpv_jax.data import tasks, vocabularies
+    from tpv_jax.training import optimizers
+
+    words = [f"word{i}" for i in range(29)]
+    self.vocabulary = vocabularies.WordVocabulary(words)
+    self.network = self.make_network()
     params = self.model(prompt=None).get_initial_variables(jax.random.key(7), {})[
       "params"
     ]
@@ -209,3 +214,29 @@ class Tiny:
       run_dir=run_dir,
       **(defaults | settings),
     )
+
+
+class TinyDecoder(Tiny):
+  """The same with a decoder-only backbone."""
+
+  def make_network(self):
+    """Returns the backbone's network."""
+    from tpv_jax.backbones.llama.network import Llama
+
+    return Llama(
+      vocab_size=32,
+      emb_dim=16,
+      num_heads=4,
+      num_kv_heads=2,
+      head_dim=4,
+      num_layers=2,
+      mlp_dim=32,
+      logits_via_embedding=True,
+      max_positions=64,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder():
+  """`tiny` with a decoder-only backbone."""
+  return TinyDecoder()
