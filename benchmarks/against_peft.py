@@ -1,4 +1,4 @@
-"""Times prompts on a T5, tpv_jax against Hugging Face PEFT, on one device.
+"""Times prompts on a T5 or a LLaMA, tpv_jax against Hugging Face PEFT, on one device.
 
 Both sides train the same random backbone (of a real size, so nothing is downloaded) on
 the same examples from the same initial prompts, with AdamW and without dropout; their
@@ -16,7 +16,12 @@ of the machine affects all of them, and ratios are taken within a round. The con
   evaluation
         the coefficients of the vectors of several tasks, each on its task's examples: ours
         in one pass, PEFT one after the other. Both by generating (as PEFT is used), and
-        both by one pass over the targets, which gives the same exact match
+        both by one pass over the targets, which gives the same exact match; T5 only, as
+        PEFT's own generation puts a LLaMA's prompt in front of every token that it writes
+
+PEFT's rows of a LLaMA are [prompt][source][target] and padding, its loss is on the targets,
+and its logits are those of every position, as transformers computes them; ours are those of
+the targets alone.
 """
 
 import argparse
@@ -41,6 +46,7 @@ import command  # noqa: E402
 import record  # noqa: E402
 from record import quartiles  # noqa: E402
 
+from tpv_jax.backbones.llama import sizes as llama_sizes  # noqa: E402
 from tpv_jax.backbones.t5 import sizes  # noqa: E402
 from tpv_jax.core import files  # noqa: E402
 from tpv_jax.core.errors import (  # noqa: E402
@@ -58,6 +64,9 @@ examples:
   a GPU: T5-base in bf16, 32 examples (8 in banks), also with larger blocks of rows:
     python benchmarks/against_peft.py --size base --wide-positions 16384 65536 \\
       --output benchmarks/results/against-peft-gpu-<date>.json
+  SmolLM2 as it is mostly tuned, a step at equal padding, in bf16:
+    python benchmarks/against_peft.py --size smollm2_135m --only a --source-lengths 64 \\
+      --prompt-length 20 --batch 4 --groups 1 --dtype bfloat16 --threads 2
   only the banks, each side with a Python of its own:
     python benchmarks/against_peft.py --only bank --peft-python /opt/torch/bin/python
 """
@@ -65,6 +74,7 @@ examples:
 
 DTYPES = ("float32", "bfloat16")
 CONTESTS = ("a", "b", "c", "bank", "evaluation")
+T5_ONLY = ("evaluation",)
 PEFT_PACKAGES = ("torch", "transformers", "peft", "safetensors")
 
 PADDED_TO = 256
@@ -131,14 +141,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Measures, prints tables, writes JSON; returns the exit code."""
   parser = command.parser(__doc__ or "", EXAMPLES)
   parser.add_argument(
-    "--size", default="small", help="small (the default), base or large: T5 v1.0"
+    "--size",
+    default="small",
+    help="small (the default), base or large: T5 v1.0; or a size of the LLaMA family, "
+    "such as smollm2_135m",
   )
   parser.add_argument(
     "--only",
     nargs="+",
-    default=CONTESTS,
     metavar="WHAT",
-    help=f"some of {' '.join(CONTESTS)}",
+    help=f"some of {' '.join(CONTESTS)}; by default all that the family has",
   )
   for name, kind, text in OPTIONS:
     by_device = [
@@ -202,17 +214,40 @@ def main(argv: Sequence[str] | None = None) -> int:
   return command.run(parser, "against_peft.py", run, argv)
 
 
+def known_sizes() -> dict[str, tuple[str, dict[str, Any]]]:
+  """Returns the sizes that both sides can build: name -> (family, numbers)."""
+  plain = {
+    name: numbers
+    for name, numbers in llama_sizes.SIZES.items()
+    if not {"attention_bias", "qk_norm", "rope_divisors"} & numbers.keys()
+  }
+  return {
+    name.removeprefix("t5_v1_0_"): ("t5", numbers)
+    for name, numbers in sizes.SIZES.items()
+    if "v1_0" in name
+  } | {name: ("llama", numbers) for name, numbers in plain.items()}
+
+
 def _check(options: argparse.Namespace) -> None:
-  known = [name.removeprefix("t5_v1_0_") for name in sizes.SIZES if "v1_0" in name]
+  """Raises `UserError` unless the options fit, and fills in what is compared."""
+  known = known_sizes()
   if options.size not in known:
     raise UserError(
       f"There is no size '{options.size}'.{near_misses(options.size, known)} Choose "
       f"one of {', '.join(known)}."
     )
+  without = T5_ONLY if known[options.size][0] == "llama" else ()
+  if options.only is None:
+    options.only = [name for name in CONTESTS if name not in without]
   for name in options.only:
     if name not in CONTESTS:
       raise UserError(
         f"There is no comparison '{name}'. Choose some of {' '.join(CONTESTS)}."
+      )
+    if name in without:
+      raise UserError(
+        f"The comparison '{name}' is of T5 only: PEFT's own generation is not one of "
+        f"'{options.size}'. Leave it out of --only."
       )
   largest = max(options.banks)
   for bank in options.banks:
@@ -285,12 +320,13 @@ class Bench:
   def __init__(self, options: argparse.Namespace, folder: pathlib.Path):
     self.options = options
     self.folder = folder
-    self.numbers = sizes.SIZES[f"t5_v1_0_{options.size}"]
+    self.family, self.numbers = known_sizes()[options.size]
     self.load_at_start = os.getloadavg()
     text = (HERE / "lengths" / "nlu.json").read_text()
     self.histograms = json.loads(text)["tasks"]
     self.versions: dict[str, Any] = {}
     self.common = {
+      "family": self.family,
       "numbers": self.numbers,
       "weights": str(folder / "weights.safetensors"),
       "prompt_length": options.prompt_length,
@@ -304,7 +340,7 @@ class Bench:
       "bank": 1,
       "evaluate": None,
     }
-    say(f"Writing a random T5-{options.size} for both sides.")
+    say(f"Writing a random {self.family} '{options.size}' for both sides.")
     nothing = {**self.common, "rows": "none", "dtype": "float32", "examples": None}
     writer = Worker("the weights", "ours", nothing, self)
     self.device = writer.ready["device"]
@@ -606,6 +642,8 @@ class Bench:
     seconds = np.asarray(row["seconds"])
     prompt = self.options.prompt_length
     joined = [prompt + sources for sources in used[0][1:]]
+    if self.family == "llama":
+      joined = [row + targets for row, targets in zip(joined, used[1][1:], strict=True)]
     useful = passes * np.asarray(
       [
         self.flops(np.ravel(source), np.ravel(target), training).sum()
@@ -645,15 +683,38 @@ class Bench:
     the forward pass. Embeddings, norms, softmax and the optimizer are left out, as usual.
 
     Args:
-      joined: encoder positions of the row, including the prompt's.
-      targets: decoder positions.
+      joined: encoder positions of the row, including the prompt's; of a LLaMA all.
+      targets: decoder positions; of a LLaMA those whose logits are computed.
       training: False for the forward pass alone.
     """
+    joined, targets = np.asarray(joined, np.float64), np.asarray(targets, np.float64)
+    of_family = self._llama_flops if self.family == "llama" else self._t5_flops
+    linear, attention = of_family(joined, targets)
+    numbers = self.numbers
+    logits = 2 * targets * numbers["emb_dim"] * numbers["vocab_size"]
+    if not training:
+      return linear + logits + attention
+    return 2 * (linear + logits) + 3 * attention
+
+  def _llama_flops(self, joined: Any, targets: Any) -> tuple[Any, Any]:
+    """Returns the flops of a forward pass but for logits: linear maps, attention."""
+    del targets
+    numbers = self.numbers
+    heads = numbers["num_heads"] * numbers["head_dim"]
+    shared = numbers["num_kv_heads"] * numbers["head_dim"]
+    features = 2 * heads + 2 * shared + 3 * numbers["mlp_dim"]
+    layers = numbers["num_layers"]
+    return (
+      layers * joined * 2 * numbers["emb_dim"] * features,
+      layers * 4 * joined**2 * heads,
+    )
+
+  def _t5_flops(self, joined: Any, targets: Any) -> tuple[Any, Any]:
+    """Returns the flops of a forward pass but for logits: linear maps, attention."""
     numbers = self.numbers
     width, hidden = numbers["emb_dim"], numbers["mlp_dim"]
     heads = numbers["num_heads"] * numbers["head_dim"]
     maps = len(numbers["mlp_activations"]) + 1
-    joined, targets = np.asarray(joined, np.float64), np.asarray(targets, np.float64)
     mlp = 2 * maps * width * hidden
     projection = 2 * width * heads
     encoder = joined * (4 * projection + mlp), 4 * joined**2 * heads
@@ -665,10 +726,7 @@ class Bench:
       numbers["num_encoder_layers"] * one + numbers["num_decoder_layers"] * other
       for one, other in zip(encoder, decoder, strict=True)
     )
-    logits = 2 * targets * width * numbers["vocab_size"]
-    if not training:
-      return linear + logits + attention
-    return 2 * (linear + logits) + 3 * attention
+    return linear, attention
 
   def report(self, command: str, results: dict[str, Any]) -> dict[str, Any]:
     """Returns the results with all that is needed to run them again."""

@@ -22,7 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
-from tpv_jax.backbones.t5 import network  # noqa: E402
+from tpv_jax.backbones import protocol, registry  # noqa: E402
 from tpv_jax.banks import bank_steps  # noqa: E402
 from tpv_jax.core import identity  # noqa: E402
 from tpv_jax.data import batches, packing, row_shapes  # noqa: E402
@@ -47,19 +47,20 @@ class Ours:
     if job["check"]:
       jax.config.update("jax_default_matmul_precision", "highest")
     self.job = job
-    numbers = job["numbers"] | {
-      "mlp_activations": tuple(job["numbers"]["mlp_activations"])
+    numbers = {
+      name: tuple(value) if isinstance(value, list) else value
+      for name, value in job["numbers"].items()
     }
-    self.transformer = network.Transformer(**numbers, dtype=job["dtype"])
+    self.network = registry.family(job["family"]).network(**numbers, dtype=job["dtype"])
     self.device = f"{jax.default_backend()}: {jax.devices()[0].device_kind}"
     self.versions = record.versions(PACKAGES)
     self.notes: dict[str, Any] = {}
     if job["rows"] == "none":
-      write_weights(self.transformer, pathlib.Path(job["weights"]))
+      write_weights(self.network, pathlib.Path(job["weights"]))
       return
     self.model = SoftPromptModel(
-      self.transformer,
-      plain.Prompt(job["prompt_length"], self.transformer.emb_dim),
+      self.network,
+      plain.Prompt(job["prompt_length"], self.network.emb_dim),
       None,
       None,
       optimizers.adamw(weight_decay=job["weight_decay"]),
@@ -70,7 +71,7 @@ class Ours:
     # Weights are on the device in the dtype of the computation, as PEFT's are.
     self.frozen = {
       path: processes.put(
-        leaf.astype(self.transformer.stored(path, leaf.dtype)), everywhere
+        leaf.astype(self.network.stored(path, leaf.dtype)), everywhere
       )
       for path, leaf in load_file(job["weights"]).items()
     }
@@ -147,7 +148,9 @@ class Ours:
         )
       ]
       packed = packing.pack(items, self.shapes)
-      calls += [(shape.rows, shape.width, shape.targets) for shape, _ in packed]
+      calls += [
+        self._call(shape.rows, shape.width, shape.targets) for shape, _ in packed
+      ]
       # As the runner does: the next step is packed while the device works on this one.
       self.state, report = bank_steps.train_step(
         self.bank, self.state, self.frozen, [call for _, call in packed], self.rates
@@ -202,9 +205,14 @@ class Ours:
     )
     jax.block_until_ready(self.state)
     joined = self.job["prompt_length"] + length
-    return np.asarray(report["loss"]).tolist(), [
-      (rows, joined, targets.shape[2])
-    ] * groups
+    call = self._call(rows, joined, targets.shape[2])
+    return np.asarray(report["loss"]).tolist(), [call] * groups
+
+  def _call(self, rows: int, joined: int, targets: int) -> tuple[int, int, int]:
+    """Returns the call as `side.Trainer.turn` does: a LLaMA's row holds its targets."""
+    if self.job["family"] == "llama":
+      joined += targets
+    return rows, joined, targets
 
   def product(self, size: int, times: int) -> None:
     """See `side.Trainer`."""
@@ -227,17 +235,18 @@ class Ours:
     return stats["peak_bytes_in_use"] if stats else None
 
 
-def write_weights(transformer: network.Transformer, path: pathlib.Path) -> None:
+def write_weights(network: protocol.Network, path: pathlib.Path) -> None:
   """Writes a random fp32 backbone with T5X's distributions, leaves by T5X path."""
-  bare = SoftPromptModel(transformer, None, None, None)
+  bare = SoftPromptModel(network, None, None, None)
   params = jax.jit(lambda rng: bare.get_initial_variables(rng, {})["params"])(
     jax.random.key(0)
   )
   leaves = {
     name: np.array(leaf, np.float32) for name, leaf in identity.flatten(params).items()
   }
-  # Padding also starts each target: with a random embedding, only it would be generated.
-  leaves["token_embedder/embedding"][0] = 0
+  if not network.FIRST_ID:
+    # Padding starts each target: with a random embedding, only it would be generated.
+    leaves[network.TABLE][0] = 0
   save_file(leaves, path)
 
 

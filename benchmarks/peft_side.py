@@ -1,4 +1,4 @@
-"""PEFT's side of `against_peft.py`: prompt tuning of Hugging Face's T5 with torch.
+"""PEFT's side of `against_peft.py`: prompt tuning of Hugging Face's models with torch.
 
 Not a command by itself. Imports torch, transformers, peft, safetensors and NumPy, but
 nothing of tpv_jax, and has its own mapping of T5X's leaves to those of transformers.
@@ -33,16 +33,20 @@ class Peft:
     self.device = f"{'gpu' if self.place == 'cuda' else 'cpu'}: {name}"
     self.versions = record.versions(PACKAGES)
     self.dtype = getattr(torch, job["dtype"])
-    backbone = hugging_face_model(job["numbers"], load_file(job["weights"]))
+    self.causal = job["family"] == "llama"
+    made = llama if self.causal else t5
+    backbone = made(job["numbers"], load_file(job["weights"]))
     backbone = backbone.to(self.place, self.dtype)
     length = job["prompt_length"]
     model = get_peft_model(
       backbone,
       PromptTuningConfig(
-        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=length, prompt_tuning_init="RANDOM"
+        task_type="CAUSAL_LM" if self.causal else "SEQ_2_SEQ_LM",
+        num_virtual_tokens=length,
+        prompt_tuning_init="RANDOM",
       ),
     )
-    # PEFT allocates twice the rows and uses the first half (docs/methods.md,
+    # For a T5, PEFT allocates twice the rows and uses the first half (docs/methods.md,
     # "Prompt tuning").
     prompt = model.prompt_encoder["default"].embedding.weight
     self.notes = {
@@ -71,22 +75,27 @@ class Peft:
       return self._evaluate(sources, targets)
     losses, calls = [], []
     for source, target in zip(sources, targets, strict=True):
+      if self.causal:
+        source, target = joined_rows(source, target)
       if self.job["rows"] == "longest":
-        source = source[:, : self._longest(source, source.shape[1])]
-        target = target[:, : self._longest(target, target.shape[1])]
+        longest = self._longest(source, source.shape[1])
+        source = source[:, :longest]
+        if not self.causal:
+          longest = self._longest(target, target.shape[1])
+        target = target[:, :longest]
       tokens = torch.from_numpy(np.ascontiguousarray(source)).to(self.place).long()
       labels = torch.from_numpy(np.ascontiguousarray(target)).to(self.place).long()
-      loss = self.model(
-        input_ids=tokens,
-        attention_mask=(tokens > 0).long(),
-        labels=labels.masked_fill(labels == 0, IGNORED),
-      ).loss
+      mask, labels = (tokens > 0).long(), labels.masked_fill(labels == 0, IGNORED)
+      if self.causal:  # Ids are the tokenizer's plus one.
+        tokens, labels = (tokens - 1).clamp(min=0), labels - (labels > 0).long()
+      loss = self.model(input_ids=tokens, attention_mask=mask, labels=labels).loss
       loss.backward()
       self.optimizer.step()
       self.optimizer.zero_grad(set_to_none=True)
       losses.append(loss.detach())  # Waiting for each loss would idle a GPU.
       joined = self.job["prompt_length"] + tokens.shape[1]
-      calls.append((len(tokens), joined, labels.shape[1]))
+      # transformers computes the logits of the whole row.
+      calls.append((len(tokens), joined, joined if self.causal else labels.shape[1]))
     if self.place == "cuda":
       torch.cuda.synchronize()
     return torch.stack(losses).float().tolist(), calls
@@ -157,7 +166,79 @@ class Peft:
     return torch.cuda.max_memory_allocated() if self.place == "cuda" else None
 
 
-def hugging_face_model(
+def joined_rows(
+  source: np.ndarray, target: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns rows of source, target and padding without a gap; and the targets' places."""
+  columns = source.shape[1] + target.shape[1]
+  tokens, labels = np.zeros((2, len(source), columns), source.dtype)
+  for row, (one, other) in enumerate(zip(source, target, strict=True)):
+    begin, length = np.count_nonzero(one), np.count_nonzero(other)
+    tokens[row, :begin] = one[:begin]
+    for made in (tokens, labels):
+      made[row, begin : begin + length] = other[:length]
+  return tokens, labels
+
+
+def llama(
+  config: dict[str, Any], weights: dict[str, np.ndarray]
+) -> transformers.LlamaForCausalLM:
+  """Returns Hugging Face's model with all of its weights replaced by ours."""
+  tied = config.get("logits_via_embedding", False)
+  model = transformers.LlamaForCausalLM(
+    transformers.LlamaConfig(
+      vocab_size=config["vocab_size"],
+      hidden_size=config["emb_dim"],
+      intermediate_size=config["mlp_dim"],
+      num_hidden_layers=config["num_layers"],
+      num_attention_heads=config["num_heads"],
+      num_key_value_heads=config["num_kv_heads"],
+      head_dim=config["head_dim"],
+      max_position_embeddings=config["max_positions"],
+      rms_norm_eps=config.get("norm_epsilon", 1e-5),
+      rope_parameters={
+        "rope_type": "default",
+        "rope_theta": config.get("rope_theta", 10_000.0),
+      },
+      tie_word_embeddings=tied,
+      use_cache=False,
+    )
+  ).eval()
+  paths = {
+    "model.embed_tokens": "decoder/token_embedder/embedding",
+    "model.norm": "decoder/decoder_norm/scale",
+  }
+  if not tied:
+    paths["lm_head"] = "decoder/logits_dense/kernel"
+  for number in range(config["num_layers"]):
+    theirs, ours = f"model.layers.{number}", f"decoder/layers_{number}"
+    paths |= {
+      f"{theirs}.input_layernorm": f"{ours}/pre_self_attention_layer_norm/scale",
+      f"{theirs}.self_attn.q_proj": f"{ours}/self_attention/query/kernel",
+      f"{theirs}.self_attn.k_proj": f"{ours}/self_attention/key/kernel",
+      f"{theirs}.self_attn.v_proj": f"{ours}/self_attention/value/kernel",
+      f"{theirs}.self_attn.o_proj": f"{ours}/self_attention/out/kernel",
+      f"{theirs}.post_attention_layernorm": f"{ours}/pre_mlp_layer_norm/scale",
+      f"{theirs}.mlp.gate_proj": f"{ours}/mlp/wi_0/kernel",
+      f"{theirs}.mlp.up_proj": f"{ours}/mlp/wi_1/kernel",
+      f"{theirs}.mlp.down_proj": f"{ours}/mlp/wo/kernel",
+    }
+  parameters = dict(model.named_parameters())
+  assert parameters.keys() == {f"{name}.weight" for name in paths}
+  assert set(paths.values()) == weights.keys()
+  for name, path in paths.items():
+    value, parameter = torch.from_numpy(weights[path]), parameters[f"{name}.weight"]
+    if path.endswith("/kernel"):  # Hugging Face stores [out, in].
+      value = value.T
+    assert parameter.shape == value.shape, (name, path)
+    with torch.no_grad():
+      parameter.copy_(value)
+  shared = model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+  assert shared == tied
+  return model
+
+
+def t5(
   config: dict[str, Any], weights: dict[str, np.ndarray]
 ) -> transformers.T5ForConditionalGeneration:
   """Returns Hugging Face's model with all of its weights replaced by ours."""

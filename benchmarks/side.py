@@ -31,7 +31,9 @@ class Trainer(Protocol):
   ) -> tuple[list[float], list[tuple[int, int, int]]]:
     """Trains on groups [groups, B, T] and [groups, B, L], each one step of one prompt.
 
-    Returns the loss of each group, and (rows, joined positions, targets) of each call.
+    Returns the loss of each group, and (rows, joined positions, targets) of each call. In a
+    decoder-only model the joined positions are all, and the targets are the positions whose
+    logits are computed.
     """
 
   def product(self, size: int, times: int) -> None:
