@@ -1,17 +1,20 @@
-"""Reads the stored references of Hugging Face's T5s (see make_hf_references.py).
+"""Reads the stored references of Hugging Face's models (see make_hf_references.py).
 
-Imports nothing of tpv_jax: `numbers` is written down here, so that our reading of
-config.json is compared with something.
+Those of the LLaMA family are made by make_llama_references.py. Imports nothing of tpv_jax:
+`numbers` is written down here, so that our reading of config.json is compared with
+something.
 """
 
 import functools
 import json
+import math
 import pathlib
 
 import numpy as np
 import safetensors.numpy
 
 FAMILIES = ("t5", "t5_1_1", "flan_t5", "mt5")
+LLAMAS = ("llama", "llama_tied", "llama_3_1", "qwen2", "qwen3", "mistral")
 FOLDER = pathlib.Path(__file__).parent / "references"
 
 
@@ -51,6 +54,35 @@ def numbers(family):
     "mlp_dim": 20 if family == "flan_t5" else 24,
     "mlp_activations": ("gelu", "linear") if gated else ("relu",),
     "logits_via_embedding": not gated,
+  }
+
+
+def llama_numbers(family):
+  """Returns the arguments of our network for a family of `LLAMAS`.
+
+  Those of LLaMA 3.1's scaling are the formula of its paper's code, written out: of the four
+  frequencies the second goes over from whole to an eighth.
+  """
+  tied, scaled = family == "llama_tied", family == "llama_3_1"
+  turns = 128 / (2 * math.pi) * 10_000 ** (-1 / 4)
+  whole = (turns - 1) / 3
+  return {
+    "vocab_size": 48,
+    "emb_dim": 24 if tied else 16,
+    "num_heads": 3 if tied else 4,
+    "num_kv_heads": {"llama_tied": 1, "llama_3_1": 4}.get(family, 2),
+    "head_dim": {"llama": 6, "qwen2": 4, "mistral": 6}.get(family, 8),
+    "num_layers": 2,
+    "mlp_dim": 24,
+    "rope_theta": {"llama": 5e5, "llama_tied": 1e5, "qwen2": 1e6, "qwen3": 1e6}.get(
+      family, 1e4
+    ),
+    "rope_divisors": (1.0, 1 / ((1 - whole) / 8 + whole), 8.0, 8.0) if scaled else (),
+    "norm_epsilon": 1e-6 if family.startswith("qwen") else 1e-5,
+    "attention_bias": family == "qwen2",
+    "qk_norm": family == "qwen3",
+    "logits_via_embedding": family in ("llama_tied", "qwen2"),
+    "max_positions": 160 if family == "mistral" else 512,
   }
 
 

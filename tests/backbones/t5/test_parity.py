@@ -198,7 +198,7 @@ def test_beam_search_finds_what_hugging_face_generates(family, case):
 
 
 def test_references_are_small():
-  stored = references.FOLDER.glob("hf_*.npz")
+  stored = [references.FOLDER / f"hf_{family}.npz" for family in FAMILIES]
   assert sum(path.stat().st_size for path in stored) < 1_000_000
 
 
