@@ -45,7 +45,7 @@ TRAINING_TOLERANCE = 1e-4
 """Of a hundred steps: each starts from what rounding left of the one before."""
 
 # What make_causal_peft_references.py trained with.
-RATE, WARMUP, DECAY = 0.1, 10, 0.01
+RATE, WARMUP, DECAY = 0.01, 10, 0.01
 
 
 class Ids:
@@ -215,7 +215,7 @@ def test_a_hundred_steps_of_adamw_stay_with_those_of_peft():
   found = training_distances()
   assert max(found.values()) < TRAINING_TOLERANCE, found
   # The training moved the prompt, and other settings would have moved it elsewhere.
-  assert distance(training()[1], prompt_of(INITIAL)) > 1
+  assert distance(training()[1], prompt_of(INITIAL)) > 0.5
 
 
 def test_prompts_that_peft_tuned_generate_what_peft_generates():

@@ -38,7 +38,7 @@ HERE = shared.HERE
 STORED = HERE / "peft_causal.npz"
 ADAPTERS = ("peft_causal_initial", "peft_causal_tuned")
 
-RATE = 0.1
+RATE = 0.01
 BATCH, SOURCE_LENGTH = 4, 12
 
 

@@ -1,7 +1,6 @@
 """Prints the parity table: what is compared with whom, and the largest difference.
 
-Each row is what a test holds (tests/backbone/test_parity.py, tests/formats/
-test_prompt_parity.py and, where T5X can be imported, tests/t5x/test_converted.py). The
+Each row is what a test holds (`MODULES` and, where T5X can be imported, `WITH_T5X`). The
 difference is the largest one over the largest value; of tokens it is 0 where all are equal.
 
   python tests/references/parity_table.py
@@ -12,7 +11,12 @@ import pathlib
 import sys
 
 TESTS = pathlib.Path(__file__).parents[1]
-MODULES = ("backbone/test_parity.py", "formats/test_prompt_parity.py")
+MODULES = (
+  "backbones/t5/test_parity.py",
+  "backbones/llama/test_parity.py",
+  "formats/test_prompt_parity.py",
+  "formats/test_causal_prompt_parity.py",
+)
 WITH_T5X = "t5x/test_converted.py"
 
 
