@@ -11,7 +11,10 @@ import jax
 import numpy as np
 import pytest
 
+from tpv_jax.backbones.llama import sizes as llama_sizes
+from tpv_jax.backbones.llama.network import Llama
 from tpv_jax.backbones.t5 import network, sizes
+from tpv_jax.data import batches
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import plain
 
@@ -27,6 +30,17 @@ TINY = {
   "mlp_dim": 96,
   "mlp_activations": ("relu",),
   "logits_via_embedding": True,
+}
+TINY_LLAMA = {
+  "vocab_size": 64,
+  "emb_dim": 128,
+  "num_heads": 6,
+  "num_kv_heads": 2,
+  "head_dim": 24,
+  "num_layers": 2,
+  "mlp_dim": 256,
+  "logits_via_embedding": True,
+  "max_positions": 512,
 }
 BANKS = [
   "--size=tiny",
@@ -55,6 +69,7 @@ def load():
 def script():
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(sizes.SIZES, "t5_v1_0_tiny", TINY)
+    patch.setitem(llama_sizes.SIZES, "llama_tiny", TINY_LLAMA)
     yield load()
 
 
@@ -62,7 +77,7 @@ def script():
 def drawn(script, monkeypatch):
   """Returns the part of a benchmark that draws and counts, without processes."""
   bench = object.__new__(script.Bench)
-  bench.numbers = TINY
+  bench.family, bench.numbers = "t5", TINY
   bench.histograms = {
     "short": {"sources": {"4": 1, "9": 3}, "targets": {"2": 1}},
     "long": {"sources": {"500": 1}, "targets": {"3": 1}},
@@ -104,6 +119,23 @@ def test_both_sides_have_equal_losses_before_and_after_an_update(
   monkeypatch.setattr(script, "SAME", 1e-12)
   assert script.main([*arguments, "--only=b"]) == 1
   assert "NOT" in capfd.readouterr().out
+
+
+def test_both_sides_have_equal_losses_on_a_llama(script, capfd, monkeypatch):
+  python = python_with_peft(script)
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  arguments = [
+    "--size=llama_tiny",
+    "--check",
+    "--no-compile",
+    "--only",
+    "a",
+    "b",
+    "bank",
+  ]
+  arguments += ["--banks", "1", "2", "--prompt-length=20", f"--peft-python={python}"]
+  assert script.main(arguments) == 0
+  assert "Both sides have the same losses." in capfd.readouterr().out
 
 
 def test_the_file_says_what_was_run_where_and_when(banks):
@@ -247,6 +279,23 @@ def test_the_flops_are_those_of_a_compiled_step(drawn):
   assert 2 * drawn.flops(256, 8) == pytest.approx(expected, rel=0.1)
 
 
+def test_the_flops_of_a_llama_are_those_of_a_compiled_step(drawn):
+  drawn.family, drawn.numbers = "llama", TINY_LLAMA
+  model = SoftPromptModel(Llama(**TINY_LLAMA), plain.Prompt(20, 128), None, None)
+  params = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), {}))
+  others = dict(params["params"])
+  prompt = others.pop("prompt")
+  batch = batches.features(np.ones((2, 236), np.int32), np.ones((2, 8), np.int32))
+
+  def loss(prompt, others):
+    return model.loss_sums({**others, "prompt": prompt}, batch)[0]
+
+  step = jax.jit(jax.grad(loss)).lower(prompt, others).compile()
+  # XLA counts norms and softmax too, and leaves out what no gradient needs.
+  expected = step.cost_analysis()["flops"]
+  assert 2 * drawn.flops(264, 8) == pytest.approx(expected, rel=0.1)
+
+
 def test_the_histograms_hold_counts_and_no_text():
   stored = json.loads((FOLDER / "lengths" / "nlu.json").read_text())
   assert "make.py" in stored["about"]
@@ -269,6 +318,7 @@ def test_bad_calls_are_one_clear_line(script, tmp_path, capsys, monkeypatch):
 
   assert "smal'. Did you mean 'small'" in refused("--size=smal")
   assert "no comparison 'd'" in refused("--only", "d")
+  assert "is of T5 only" in refused("--size=llama_tiny", "--only=evaluation")
   assert "does not divide" in refused("--banks", "3", "4")
   assert "not a Python that runs" in refused("--peft-python=/nowhere/python")
   there = tmp_path / "there.json"
