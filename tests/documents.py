@@ -244,6 +244,7 @@ class Runner:
       **os.environ,
       "PATH": f"{self.commands}:{os.environ['PATH']}",
       "COLUMNS": "200",
+      "XDG_CACHE_HOME": str(self.folder / "cache"),
       "DOCUMENTS": "parse" if only_parsed else "brief" if self.brief else "run",
       "INCOMPLETE": "1" if mark == "sentence" else "",
     }

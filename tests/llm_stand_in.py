@@ -2,7 +2,7 @@
 
 import llama_models
 
-from tpv_jax.data import byte_pairs
+from tpv_jax.data import byte_pairs, english
 
 CONFIG = {
   **llama_models.COMMON,
@@ -19,22 +19,23 @@ TEMPLATE = (
   "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+LABELS = tuple(label for _, labels in english.TASKS.values() for label in labels)
 
-def tokens(last):
-  """Returns special tokens, the 256 bytes, and the pieces of a word, and its merges."""
+
+def tokens(words):
+  """Returns special tokens, the 256 bytes and the words, each one token, and the merges."""
   special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-  pieces, merges = [], []
-  made = "\u0120"  # A space, as byte-level BPE writes it.
-  for letter in last:
-    merges.append(f"{made} {letter}")
-    made += letter
-    pieces.append(made)
-  return [*special, *byte_pairs.byte_letters(), *pieces], merges
+  merges = {}
+  for word in words:
+    made = "\u0120"  # A space, as byte-level BPE writes it.
+    for letter in word:
+      merges[f"{made} {letter}"] = made = made + letter
+  return [*special, *byte_pairs.byte_letters(), *merges.values()], [*merges]
 
 
-def write_gguf(path, last="answer"):
-  """Writes such a model as a GGUF file; `last` is the only word that is one token."""
-  pieces, merges = tokens(last)
+def write_gguf(path, words=LABELS):
+  """Writes such a model as a GGUF file and returns the path."""
+  pieces, merges = tokens(words)
   keys = {
     "tokenizer.ggml.model": "gpt2",
     "tokenizer.ggml.pre": "smollm",

