@@ -1,4 +1,7 @@
 # make demo   installs into .venv and runs the main job: prompts, vectors, sums, a report
+# make llm    downloads a small pre-trained language model (SmolLM2: 93 MB, Apache-2.0),
+#             tunes prompts on it for two tasks, adds their vectors, prints scores and
+#             answers; goes on where it was interrupted
 # make test   installs the extras for tests, then runs lint, types and all tests except
 #             those marked slow, which make test-all runs as well
 # make test-fast  runs the fast tests of the package as its wheel installs it, from another
@@ -16,7 +19,9 @@
 #             python3.13, python3.12 and python3.11 that runs
 # VENV=folder        where the environment is (default .venv)
 # OUT=folder         where the demo writes (default demo_out)
-# ARGS=...           more flags for the demo, such as --gin.OVERWRITE=True
+# LLM_OUT=folder     where make llm writes (default llm_out)
+# ARGS=...           more flags for the demo, such as --gin.OVERWRITE=True, or for the
+#                    tuning of make llm, such as --gin.TRAIN_STEPS=150
 # TESTS=tests/data   runs a part of the tests
 
 # Prints the version of a Python; fails if it is too old or cannot make environments, so
@@ -28,6 +33,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11; do \
   $$python -c '$(PROBE)' >/dev/null 2>&1 && { echo $$python; exit; }; done; echo python3)
 VENV ?= .venv
 OUT ?= demo_out
+LLM_OUT ?= llm_out
 TESTS ?= tests
 JOBS ?= auto
 COUNT ?= 20000
@@ -54,7 +60,7 @@ INSTALL = @$(SHELL_FUNCTIONS); \
   "$(BIN)" -m pip install -e '.$(EXTRAS)' || fail "pip could not install tpv_jax into" \
   "$(VENV); above it says why. Another Python may do: make PYTHON=python3.12 VENV=.venv-3.12"
 
-.PHONY: demo test test-all test-fast lint fuzz-long t5x-test t5x-check kill-check clean help same-python
+.PHONY: demo llm test test-all test-fast lint fuzz-long t5x-test t5x-check kill-check clean help same-python
 .DEFAULT_GOAL := help
 
 help:
@@ -63,6 +69,33 @@ help:
 demo: $(VENV)/.installed
 	@echo "== tuning prompts, making vectors, measuring sums; report in $(OUT)/report.md"
 	"$(BIN)" -m tpv_jax study --gin_file=gin_configs/runs/demo.gin --gin.OUTPUT_DIR="'$(OUT)'" $(ARGS)
+
+TPV = "$(BIN)" -m tpv_jax
+ENGLISH := --gin_file=gin_configs/tasks/english.gin
+
+llm: $(VENV)/.installed-llm
+	@echo "== fetching the model"
+	$(TPV) fetch smollm2
+	@echo "== tuning two prompts at once: the sentiment of reviews, the topic of sentences"
+	$(TPV) bank --gin_file=gin_configs/runs/bank_llm.gin $(ENGLISH) \
+	  --gin.TRAIN_STEPS=60 --gin.EVAL_PERIOD=20 --gin.OUTPUT_DIR="'$(LLM_OUT)'" $(ARGS)
+	@echo "== subtracting the initial prompt from each, and adding the two vectors"
+	$(TPV) diff "$(LLM_OUT)/sentiment-0" -o "$(LLM_OUT)/sentiment.safetensors" --overwrite
+	$(TPV) diff "$(LLM_OUT)/topic-0" -o "$(LLM_OUT)/topic.safetensors" --overwrite
+	$(TPV) sum "$(LLM_OUT)/sentiment.safetensors" "$(LLM_OUT)/topic.safetensors" \
+	  -o "$(LLM_OUT)/both.safetensors" --overwrite
+	@echo "== scoring on 60 test rows of each task: the untuned prompt, two tuned ones, the sum"
+	$(TPV) eval --gin_file=gin_configs/runs/eval_llm.gin $(ENGLISH) \
+	  --gin.PROMPT_PATH="['$(LLM_OUT)/topic-0/initial_prompt.safetensors', \
+	  '$(LLM_OUT)/sentiment-0', '$(LLM_OUT)/topic-0']" \
+	  --gin.VECTOR="'$(LLM_OUT)/both.safetensors'" --gin.INITIAL="'$(LLM_OUT)/topic-0'" \
+	  --gin.OUTPUT="'$(LLM_OUT)/scores.json'" --gin.OVERWRITE=True
+	@echo "== answering the lines of examples/lines.txt with the sum"
+	$(TPV) infer --gin_file=gin_configs/runs/infer_llm.gin \
+	  --gin.VECTOR="'$(LLM_OUT)/both.safetensors'" --gin.INITIAL="'$(LLM_OUT)/topic-0'" \
+	  --gin.INPUT_FILE="'examples/lines.txt'" --gin.OUTPUT="'$(LLM_OUT)/answers.jsonl'" \
+	  --gin.OVERWRITE=True
+	@cat "$(LLM_OUT)/answers.jsonl"
 
 test: lint
 	@echo "== tests"
@@ -102,7 +135,7 @@ kill-check: $(VENV)/.installed-test
 
 clean:
 	@[ ! -e "$(VENV)/pyvenv.cfg" ] || rm -rf "$(VENV)"
-	rm -rf demo_out build tpv_jax.egg-info
+	rm -rf demo_out llm_out build tpv_jax.egg-info
 
 $(BIN):
 	@$(SHELL_FUNCTIONS); python="$(PYTHON)"; version=$$(version "$$python") || exit 2; \
@@ -123,6 +156,12 @@ $(VENV)/.installed: $(BIN) setup.py pyproject.toml | same-python
 	@echo "== installing tpv_jax (JAX and friends, about 700 MB on disk)"
 	$(INSTALL)
 	@touch "$@"
+
+$(VENV)/.installed-llm: EXTRAS := [llm]
+$(VENV)/.installed-llm: $(BIN) setup.py pyproject.toml | same-python
+	@echo "== installing tpv_jax with its extra for language models"
+	$(INSTALL)
+	@touch "$@" "$(VENV)/.installed"
 
 $(VENV)/.installed-fast: EXTRAS := [test,gcs]
 $(VENV)/.installed-fast: $(BIN) setup.py pyproject.toml | same-python

@@ -36,7 +36,7 @@ class Project:
   def __init__(self, folder):
     self.folder, self.path, self.calls = folder, folder / "path", folder / "calls"
     self.path.mkdir()
-    for tool in ("cp", "ls", "make", "mkdir", "realpath", "rm", "sed", "sh", "touch"):
+    for tool in ("cat", "cp", "ls", "make", "mkdir", "realpath", "rm", "sed", "sh", "touch"):
       (self.path / tool).symlink_to(shutil.which(tool))
     shutil.copy(REPOSITORY / "Makefile", folder)
     for name in ("setup.py", "pyproject.toml"):
@@ -242,6 +242,17 @@ def test_the_environments_of_tests_and_demo_are_installed_once(project):
     project.make(target)
   installs = [line for line in project.calls.read_text().splitlines() if " -e " in line]
   assert installs == ["-m pip install -e .", "-m pip install -e .[test,data,hf]"]
+
+
+def test_the_language_model_is_fetched_tuned_added_scored_and_asked(project):
+  project.add("python3", "3.13")
+  (project.folder / "llm_out").mkdir()
+  (project.folder / "llm_out/answers.jsonl").write_text("the answers\n")
+  assert project.make("llm").stdout.endswith("the answers\n")
+  calls = project.calls.read_text().splitlines()
+  assert "-m pip install -e .[llm]" in calls
+  verbs = re.findall(r"-m tpv_jax (\w+)", "\n".join(calls))
+  assert verbs == ["fetch", "bank", "diff", "diff", "sum", "eval", "infer"]
 
 
 def test_cleaning_and_failing_remove_environments_only(project):
