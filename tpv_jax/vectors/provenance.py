@@ -45,8 +45,6 @@ class Provenance:
     terms: the tasks with their signed coefficients; () for an initial prompt.
     backbone_name: for people; one backbone may have several names.
     backbone_fingerprint: `identity.backbone_fingerprint` of the frozen backbone.
-    architecture: of the backbone, 'decoder_only'; None for an encoder-decoder, or if
-      unknown.
     initial_digest: `identity.prompt_digest` of the initial prompt: of a tuned prompt, the
       one that training started from; of an initial prompt, its own; of a vector, the one
       that was subtracted.
@@ -66,6 +64,8 @@ class Provenance:
       form; it becomes `initial_digest` when the prompt is folded.
     chat_digest: of a prompt that was trained on turns of a conversation, the digest of the
       chat template and its system text. Files state it only if there is one.
+    architecture: of the backbone, 'decoder_only'; None for an encoder-decoder, or if
+      unknown.
     versions: of the packages that trained it, name -> version.
     notes: what the user overrode and what could not be known, one sentence each.
 
@@ -77,7 +77,6 @@ class Provenance:
   terms: tuple[Term, ...] = ()
   backbone_name: str | None = None
   backbone_fingerprint: str | None = None
-  architecture: str | None = None
   initial_digest: str | None = None
   initial_seed: int | None = None
   applied_to_digest: str | None = None
@@ -89,6 +88,7 @@ class Provenance:
   alpha: float | None = None
   initial_folded_digest: str | None = None
   chat_digest: str | None = None
+  architecture: str | None = None
   versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
   notes: tuple[str, ...] = ()
 
