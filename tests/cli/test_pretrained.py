@@ -10,6 +10,8 @@ import stand_ins
 import tokenizer_references
 
 from tpv_jax import cli
+from tpv_jax.data import vocabularies
+from tpv_jax.vectors import store
 
 pytest.importorskip("tokenizers", reason="needs the extra 'llm'")
 
@@ -84,6 +86,29 @@ def test_a_decoder_only_folder_is_tuned_and_its_gguf_file_takes_the_prompt(
   capsys.readouterr()
   assert cli.main(["show", str(run), "--json"]) == 0
   assert json.loads(capsys.readouterr().out)["architecture"] == "decoder_only"
+
+
+def test_a_prompt_states_the_chat_template_that_it_was_trained_by(
+  tmp_path, task, capsys
+):
+  pytest.importorskip("jinja2", reason="needs the extra 'llm'")
+  folder, run = tmp_path / "model", tmp_path / "run"
+  decoder(folder)
+  bindings = [f"BACKBONE={str(folder)!r}", "LENGTHS={'inputs': 100, 'targets': 6}"]
+  chat = "CHAT={'system': 'Be brief.'}"
+  code = tpv("train", "llm", task, *bindings, chat, f"RUN_DIR={str(run)!r}", *FEW)
+  assert code == 0, capsys.readouterr().err
+  template = vocabularies.of_backbone(folder, chat={"system": "Be brief."}).chat
+  data = json.loads((run / "manifest.json").read_text())["data"]
+  assert (data["chat"], data["system_text"]) == (template.digest, "Be brief.")
+  assert cli.main(["diff", str(run), "-o", str(tmp_path / "v.safetensors")]) == 0
+  _, known = store.read(tmp_path / "v.safetensors")
+  assert known.chat_digest == template.digest
+  capsys.readouterr()
+  bindings += [f"PROMPT_PATH={str(run)!r}", f"OUTPUT={str(tmp_path / 'r.json')!r}"]
+  assert tpv("eval", "eval_llm", task, *bindings) == 0
+  line = f"written by chat template {template.digest[:12]}… and is tried on texts written"
+  assert line in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -74,6 +74,16 @@ def test_texts_are_split_by_the_rule_that_the_file_names(pre, text, parts):
   assert splits(pre, text) == parts
 
 
+@pytest.mark.parametrize(("family", "count"), [("llama_3", 1), ("smollm", 2)])
+def test_only_llama_3_takes_a_piece_that_no_merge_makes(family, count):
+  stated = metadata(family)
+  tokens = [*stated["tokenizer.ggml.tokens"], "Zq"]
+  types = [*stated["tokenizer.ggml.token_type"], 1]
+  ids = load(family, tokens=tokens, token_type=types).encode("Zq")
+  assert len(ids) == count
+  assert (len(tokens) in ids) == (count == 1)
+
+
 def test_spare_pieces_of_the_converter_are_left_out(tmp_path):
   tokens = metadata("smollm")["tokenizer.ggml.tokens"]
   count = len(tokens)
