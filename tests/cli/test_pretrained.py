@@ -55,7 +55,7 @@ def tpv(verb, run_file, task, *bindings):
 FEW = ("TRAIN_STEPS=2", "EVAL_PERIOD=2", "BATCH_SIZE=4", "PROMPT_LENGTH=3")
 
 
-def decoder(folder):
+def decoder(folder, **changed):
   """Writes a tiny LLaMA with a byte-level tokenizer; returns its config and weights."""
   tokenizer = json.loads(
     tokenizer_references.STORED["smollm"]["files"]["tokenizer.json"]
@@ -63,6 +63,7 @@ def decoder(folder):
   ids = {**tokenizer["model"]["vocab"]}
   ids |= {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
   content = {**models.CONFIGS["llama tied"], "vocab_size": max(ids.values()) + 1}
+  content |= changed
   leaves = models.weights(content)
   models.write(folder, content, leaves)
   tokenizer_references.write(folder, "smollm")
@@ -88,12 +89,13 @@ def test_a_decoder_only_folder_is_tuned_and_its_gguf_file_takes_the_prompt(
   assert json.loads(capsys.readouterr().out)["architecture"] == "decoder_only"
 
 
+@pytest.mark.slow
 def test_a_prompt_states_the_chat_template_that_it_was_trained_by(
   tmp_path, task, capsys
 ):
   pytest.importorskip("jinja2", reason="needs the extra 'llm'")
   folder, run = tmp_path / "model", tmp_path / "run"
-  decoder(folder)
+  decoder(folder, max_position_embeddings=128)
   bindings = [f"BACKBONE={str(folder)!r}", "LENGTHS={'inputs': 100, 'targets': 6}"]
   chat = "CHAT={'system': 'Be brief.'}"
   code = tpv("train", "llm", task, *bindings, chat, f"RUN_DIR={str(run)!r}", *FEW)
@@ -107,7 +109,9 @@ def test_a_prompt_states_the_chat_template_that_it_was_trained_by(
   capsys.readouterr()
   bindings += [f"PROMPT_PATH={str(run)!r}", f"OUTPUT={str(tmp_path / 'r.json')!r}"]
   assert tpv("eval", "eval_llm", task, *bindings) == 0
-  line = f"written by chat template {template.digest[:12]}… and is tried on texts written"
+  line = (
+    f"written by chat template {template.digest[:12]}… and is tried on texts written"
+  )
   assert line in capsys.readouterr().out
 
 
