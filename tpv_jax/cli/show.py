@@ -11,7 +11,7 @@ from typing import Any
 from tpv_jax.cli import arguments
 from tpv_jax.cli.arguments import Parser
 from tpv_jax.core import identity
-from tpv_jax.core.errors import UserError, printable, to_json
+from tpv_jax.core.errors import UserError, near_misses, printable, to_json
 from tpv_jax.formats import sources
 from tpv_jax.vectors import arithmetic
 from tpv_jax.vectors.loaded import Loaded
@@ -21,6 +21,7 @@ EXAMPLES = """\
   tpv show both.safetensors
   tpv show runs/sst2 --json
   tpv show model.gguf
+  tpv show smollm2                 a model that 'tpv fetch' fetched
 """
 ON_CPU = True
 
@@ -37,13 +38,13 @@ def run(options: argparse.Namespace) -> None:
   """Prints the table, or JSON."""
   try:
     item = sources.load(options.path, options.which)
-  except UserError:
-    from tpv_jax.backbones import (
-      description,  # Imports JAX, which a prompt does not need.
-    )
+  except UserError as error:
+    # They import JAX, which a prompt does not need.
+    from tpv_jax.backbones import description, loading
 
     if not description.is_backbone(options.path):
-      raise
+      close = near_misses(str(options.path), loading.NAMES)
+      raise UserError(f"{error}{close}") from None
     content = description.describe(options.path)
     if options.json:
       print(to_json(content))
