@@ -264,6 +264,9 @@ def edited(family, edit):
     ("smollm", lambda c: c["model"]["merges"].append(["a", "qqq"]), "cannot be read"),
     ("smollm", lambda c: c["model"]["vocab"].update({"z" * 2000: 5}), "2000 letters"),
     ("smollm", lambda c: c.update(pre_tokenizer={"type": "?"}), "cannot be read"),
+    ("smollm", lambda c: c["added_tokens"][0].update(content=""), "token is empty"),
+    ("smollm", lambda c: c["added_tokens"][0].update(id=999), "not at its id 999"),
+    ("smollm", lambda c: c["added_tokens"][0].update(id=5), "not at its id 5"),
     ("smollm", lambda c: c["added_tokens"][0].update(lstrip=True), "take the white"),
     (
       "llama_2",

@@ -98,9 +98,14 @@ class BytePairVocabulary:
     self.unk_id: int = -1 if unknown is None else 1 + self._index(unknown, "unk_token")
     """The id of what the tokenizer can't write; -1 for byte-level BPE, which writes all."""
     _refuse_lost_letters(content, self.pieces, self.path)
+    added = content.get("added_tokens") or ()
+    for token in added:
+      if self.pieces[token["id"] :][:1] != [token["content"]]:
+        odd = f"the added token {token['content']!r:.40} is not at its id {token['id']}"
+        raise tokenizer_files.malformed(self.path, odd)
     self._special = {
       str(token["content"]): 1 + int(token["id"])
-      for token in content.get("added_tokens") or ()
+      for token in added
       if token.get("special")
     }
     parts = sorted(self._special, key=len, reverse=True)
@@ -339,6 +344,8 @@ def _checked(content: Mapping[str, Any], path: PathLike) -> dict[str, Any]:
         raise ValueError(f"a piece has the id {index!r:.40}")
     if not numbers:
       raise ValueError("it has no pieces")
+    if not all(token["content"] for token in added):
+      raise ValueError("an added token is empty")
     for piece in (*vocabulary, *(str(token["content"]) for token in added)):
       if len(piece) > tokenizer_files.MOST_LETTERS:
         raise ValueError(f"a piece has {len(piece)} letters")
