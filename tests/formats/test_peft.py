@@ -345,6 +345,17 @@ def test_what_a_prompts_backbone_is_goes_along_with_every_operation(
   assert "architecture" not in initial_prompt(0).provenance.to_json()
 
 
+def test_a_backbone_that_is_named_tells_what_it_is(adapter, tmp_path):
+  import llama_models
+
+  folder = llama_models.write(tmp_path / "model", llama_models.CONFIGS["llama tied"])
+  np.save(tmp_path / "p.npy", np.ones((3, 12), np.float32))
+  arguments = ["-o", str(tmp_path / "p.safetensors"), "--backbone", str(folder)]
+  assert cli.main(["import", str(tmp_path / "p.npy"), *arguments]) == 0
+  loaded = sources.load(tmp_path / "p.safetensors")
+  assert loaded.provenance.architecture == "decoder_only"
+
+
 def test_depts_adapters_of_decoder_only_models_are_refused(adapter):
   folder = adapter(**causal(), peft_type=peft.DEPT)
   refused(folder, "adds its update to every position of a row, targets and padding")

@@ -26,7 +26,9 @@ def named(text: str) -> Backbone:
 
   # Keeps the leaves' shapes only.
   found = loading.load_backbone(text, place=lambda name, leaf: leaf.shape)
-  with loading.opened(text, whole=False) as source:
+  architecture = None
+  with contextlib.suppress(UserError), loading.opened(text, whole=False) as source:
+    # Leaves that are no whole network give a fingerprint all the same.
     architecture = source.family.network(**source.numbers).ARCHITECTURE
   return Backbone(
     found.fingerprint,
