@@ -164,9 +164,12 @@ def compared(gguf: str, theirs: Mapping[str, Any]) -> tuple[dict[str, str], bool
   ]
   wrong_ids = len(encoded) - sum(encoded)
   apart, perplexities = [], []
-  for number, _ in enumerate(texts):
+  width = max(len(theirs[f"ids/{number}"]) for number in range(len(texts)))
+  for number in range(len(texts)):
     ids = jnp.asarray(theirs[f"ids/{number}"], jnp.int32)[None] + 1
-    logits = logits_of(params, ids)[0, :, 1:]
+    length = ids.shape[1]  # Padded rows are compiled once.
+    row = jnp.pad(ids, ((0, 0), (0, width - length)))
+    logits = logits_of(params, row)[0, :length, 1:]
     expected = theirs.get(f"logits/{number}")
     if expected is not None:
       apart.append(float(np.abs(logits - expected).max() / np.abs(expected).max()))
