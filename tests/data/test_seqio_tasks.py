@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+import tokenizer_references
 
 from tpv_jax.core.errors import UserError
-from tpv_jax.data import batches
+from tpv_jax.data import batches, vocabularies
 from tpv_jax.data.tasks import Example, Task
 from tpv_jax.data.vocabularies import WordVocabulary
 
@@ -166,3 +167,10 @@ def test_wrapped_vocabularies_are_equal_when_their_words_are():
   assert one == same
   assert hash(one) == hash(same)
   assert one != seqio_tasks.SeqioVocabulary(WORDS)
+
+
+def test_a_decoder_only_vocabulary_is_refused(tmp_path):
+  pytest.importorskip("tokenizers", reason="needs the extra 'llm'")
+  folder = tokenizer_references.write(tmp_path, "smollm")
+  with pytest.raises(UserError, match="not trained under T5X yet"):
+    seqio_tasks.seqio_vocabulary(vocabularies.load(folder))

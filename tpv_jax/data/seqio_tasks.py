@@ -84,7 +84,17 @@ class SeqioVocabulary(seqio.Vocabulary):
 
 
 def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.Vocabulary:
-  """Returns a seqio vocabulary with the same ids: seqio's own for SentencePiece, or ours."""
+  """Returns a seqio vocabulary with the same ids: seqio's own for SentencePiece, or ours.
+
+  Raises:
+    UserError: the vocabulary is a decoder-only model's, whose sources have another form
+      than these tasks give them.
+  """
+  if vocabulary.first_id:
+    raise UserError(
+      "Decoder-only models are not trained under T5X yet: its tasks would put an end token "
+      "behind each source. Use tpv train, bank, eval or infer."
+    )
   if isinstance(vocabulary, vocabularies.SentencePieceVocabulary):
     return seqio.SentencePieceVocabulary(
       str(vocabulary.path), extra_ids=vocabulary.extra_ids
