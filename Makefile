@@ -84,17 +84,16 @@ llm: $(VENV)/.installed-llm
 	$(TPV) diff "$(LLM_OUT)/topic-0" -o "$(LLM_OUT)/topic.safetensors" --overwrite
 	$(TPV) sum "$(LLM_OUT)/sentiment.safetensors" "$(LLM_OUT)/topic.safetensors" \
 	  -o "$(LLM_OUT)/both.safetensors" --overwrite
-	@echo "== scoring on 60 test rows of each task: the untuned prompt, two tuned ones, the sum"
+	@echo "== scoring on 60 test rows of each task: the untuned prompt, two tuned ones, then the sum"
 	$(TPV) eval --gin_file=gin_configs/runs/eval_llm.gin $(ENGLISH) \
 	  --gin.PROMPT_PATH="['$(LLM_OUT)/topic-0/initial_prompt.safetensors', \
 	  '$(LLM_OUT)/sentiment-0', '$(LLM_OUT)/topic-0']" \
 	  --gin.VECTOR="'$(LLM_OUT)/both.safetensors'" --gin.INITIAL="'$(LLM_OUT)/topic-0'" \
 	  --gin.OUTPUT="'$(LLM_OUT)/scores.json'" --gin.OVERWRITE=True
-	@echo "== answering the lines of examples/lines.txt with the sum"
+	@echo "== answering the lines of examples/reviews.txt with the prompt for sentiment"
 	$(TPV) infer --gin_file=gin_configs/runs/infer_llm.gin \
-	  --gin.VECTOR="'$(LLM_OUT)/both.safetensors'" --gin.INITIAL="'$(LLM_OUT)/topic-0'" \
-	  --gin.INPUT_FILE="'examples/lines.txt'" --gin.OUTPUT="'$(LLM_OUT)/answers.jsonl'" \
-	  --gin.OVERWRITE=True
+	  --gin.PROMPT_PATH="'$(LLM_OUT)/sentiment-0'" --gin.OVERWRITE=True \
+	  --gin.INPUT_FILE="'examples/reviews.txt'" --gin.OUTPUT="'$(LLM_OUT)/answers.jsonl'"
 	@cat "$(LLM_OUT)/answers.jsonl"
 
 test: lint
