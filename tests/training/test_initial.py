@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import pytest
 
+from tpv_jax.backbones import registry
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.prompts import ept, plain
@@ -117,9 +118,12 @@ def test_class_labels_of_a_decoder_only_model_are_the_rows_of_its_ids():
 def test_a_run_says_where_the_ids_of_its_model_begin():
   module = plain.Prompt(1, 6)
   start = functools.partial(initial.class_labels, length=1, label_token_ids=((6,),))
-  for architecture, row in (("encoder_decoder", 6), ("decoder_only", 5)):
-    drawn = initial.draw(module, start, TABLE, 0, None, None, architecture)
+  for name, row, stated in (("t5", 6, None), ("llama", 5, "decoder_only")):
+    family = registry.family(name)
+    network = family.network(**next(iter(family.tiny.values())))
+    drawn = initial.draw(module, start, TABLE, 0, None, None, network)
     np.testing.assert_array_equal(drawn.leaves["prompt"][0], TABLE[row])
+    assert drawn.provenance.architecture == stated
 
 
 def test_class_labels_may_fill_the_prompt():

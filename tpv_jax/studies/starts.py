@@ -74,7 +74,7 @@ def drawn(
         job.seed,
         backbone.name,
         backbone.fingerprint,
-        model.network.ARCHITECTURE,
+        model.network,
       )
     )
     for job in jobs

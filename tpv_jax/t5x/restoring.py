@@ -236,7 +236,7 @@ class Initializer(utils.TrainStateInitializer):
           seed,
           name,
           fingerprint,
-          self.model.network.ARCHITECTURE,
+          self.model.network,
         )
         saving.check_start(folder, start.provenance)
       own = {k: x[place] for k, x in restored.items()} if self.members else restored
@@ -272,7 +272,7 @@ class Initializer(utils.TrainStateInitializer):
       seed,
       name,
       fingerprint,
-      self.model.network.ARCHITECTURE,
+      self.model.network,
     )
     if drawn.refactored is not None:
       given, made = drawn.refactored, algebra.fold(drawn).leaves

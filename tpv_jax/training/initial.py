@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -24,6 +24,9 @@ from tpv_jax.prompts.protocol import SoftPrompt
 from tpv_jax.vectors import algebra, arithmetic
 from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import Provenance
+
+if TYPE_CHECKING:
+  from tpv_jax.backbones.protocol import Network
 
 Table = Float[np.ndarray, "V D"]
 Initial = Callable[[np.ndarray, int], np.ndarray | Loaded]
@@ -52,7 +55,7 @@ def draw(
   seed: int,
   backbone_name: str | None,
   fingerprint: str | None,
-  architecture: str | None = None,
+  network: "Network | None" = None,
 ) -> Drawn:
   """Returns the parameters that a run starts from (fp32), with their provenance.
 
@@ -69,13 +72,14 @@ def draw(
     seed: of the initial prompt.
     backbone_name: for the provenance.
     fingerprint: of the backbone.
-    architecture: of the backbone, as its network states it.
+    network: the backbone's; an encoder-decoder if it is not given.
 
   Raises:
     UserError: the start does not fit the module or the backbone.
   """
   assert module is not None  # A run without a prompt has no initial one.
-  first_id = int(architecture == "decoder_only")
+  architecture = "encoder_decoder" if network is None else network.ARCHITECTURE
+  first_id = 0 if network is None else network.FIRST_ID
   start = _bound(initial, fingerprint=fingerprint, first_id=first_id)
   begin = start(table, seed)
   leaves = module.initial_leaves(begin, seed)

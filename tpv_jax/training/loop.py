@@ -272,7 +272,7 @@ class Run:
       self.initial_seed,
       self.backbone.name,
       self.backbone.fingerprint,
-      self.model.network.ARCHITECTURE,
+      self.model.network,
     )
 
   def place_frozen(self) -> compiled.Leaves:
