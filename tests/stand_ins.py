@@ -33,8 +33,9 @@ BRIEF = {
   "tpv train": "--gin.TRAIN_STEPS=4 --gin.EVAL_PERIOD=2",
   "tpv bank": "--gin.TRAIN_STEPS=4 --gin.EVAL_PERIOD=2",
   "tpv study": "--gin.TRAIN_STEPS=4 --gin.EVAL_PERIOD=2 --gin.INITIAL_SEEDS=[0,1]",
-  "tpv ablation": "--gin.TRAIN_STEPS=2 --gin.EVAL_PERIOD=1 --gin.INITIAL_SEEDS=[0]"
-  " --gin.TASK_NAMES=['topic'] --gin.TUNING_TASKS=['topic'] --gin.PROMPT_LENGTHS=[]"
+  "tpv ablation": "--gin.TRAIN_STEPS=2 --gin.EVAL_PERIOD=1 --gin.INITIAL_SEEDS=[0,1]"
+  " --gin.TASK_NAMES=['sentiment','topic'] --gin.TUNING_TASKS=['topic']"
+  " --gin.PROMPT_LENGTHS=[]"
   " --gin.PLAIN_RATES=[1.0] --gin.DECOMPOSED_RATES=[(1.0,0.01)]",
   "tpv few-shot": "--gin.TRAIN_STEPS=2 --gin.EVAL_PERIOD=1 --gin.SOURCE_STEPS=2"
   " --gin.SOURCE_EVAL_PERIOD=1 --gin.INITIAL_SEEDS=[10] --gin.SHOTS=[0,5]"
