@@ -104,6 +104,9 @@ def planned(path: files.PathLike, to: str, dtype: str | None = None) -> Iterator
   """
   with loading.opened(path) as source:
     config = source.config
+    if source.family.leaves_tell_numbers:
+      # Of several configs for these leaves, the one that all versions read alike.
+      config = source.family.config_of(source.leaves, str(path), config.model_type)
     theirs = {place.path: place.name for place in source.family.places(config)}
     leaves = {
       name: leaf.cast(DTYPES[dtype]) if dtype else leaf
@@ -144,13 +147,14 @@ def convert(
     _watched(source.leaves, "read", report, look)
   )
   loading.check_fingerprint(source.fingerprint, fingerprint, path)
-  noted = {
+  noted: dict[str, Any] = {
     "name": source.name,
     "fingerprint": fingerprint,
     "vocabulary": source.vocabulary,
     "model_type": plan.config.model_type,
-    "network": loading.network_of(source.family, plan.config),
   }
+  if (network := loading.network_of(source.family, plan.config)) is not None:
+    noted["network"] = network
   leaves = _watched(source.leaves, "write", report)
   with _appearing(output, plan.to) as there:
     if plan.to == "safetensors":

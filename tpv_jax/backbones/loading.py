@@ -310,8 +310,13 @@ def save_backbone(
   return fingerprint
 
 
-def network_of(family: Family, config: Config) -> dict[str, Any]:
-  """Returns what files state about a network: its family's name and its numbers."""
+def network_of(family: Family, config: Config) -> dict[str, Any] | None:
+  """Returns what files state about a network: its family's name and its numbers.
+
+  None if the leaves tell them.
+  """
+  if family.leaves_tell_numbers:
+    return None
   return {"family": registry.key_of(family), **config.numbers}
 
 

@@ -302,6 +302,8 @@ class Family(Protocol):
       family belongs to the first one whose table is among its leaves.
     model_types: model_type in config.json of Hugging Face -> the models' names.
     not_read: model_type of a related model that cannot be read -> the reason.
+    leaves_tell_numbers: whether `config_of` needs no stated numbers; files state the
+      network's numbers only if it does.
     gguf: general.architecture of GGUF files that are read -> their reader; empty for none.
     sizes: name -> the arguments of the network.
     tiny: name -> the arguments of a network for tests, one for each variant in the family.
@@ -311,6 +313,7 @@ class Family(Protocol):
   table: str
   model_types: Mapping[str, str]
   not_read: Mapping[str, str]
+  leaves_tell_numbers: bool
   gguf: Mapping[str, GgufReader]
   sizes: Mapping[str, Mapping[str, Any]]
   tiny: Mapping[str, Mapping[str, Any]]

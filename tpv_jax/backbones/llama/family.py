@@ -26,6 +26,7 @@ class LlamaFamily:
   }
   sizes: Mapping[str, Mapping[str, Any]] = SIZES
   tiny: Mapping[str, Mapping[str, Any]] = TINY
+  leaves_tell_numbers = False  # Neither heads nor rotary positions.
   gguf: Mapping[str, "GgufReader"] = gguf.READERS
 
   def network(self, **numbers: Any) -> "Llama":

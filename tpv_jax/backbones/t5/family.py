@@ -18,6 +18,7 @@ class T5:
   table = hugging_face.TABLE
   model_types: Mapping[str, str] = {"t5": "T5, T5 1.1, Flan-T5", "mt5": "mT5"}
   not_read: Mapping[str, str] = {"umt5": "its layers have a relative bias each"}
+  leaves_tell_numbers = True
   gguf: Mapping[str, "GgufReader"] = {}
   sizes: Mapping[str, Mapping[str, Any]] = SIZES
   tiny: Mapping[str, Mapping[str, Any]] = TINY
