@@ -6,43 +6,33 @@ Distances are the largest difference over the largest value.
 """
 
 import functools
-import hashlib
 import importlib.util
 import json
-import pathlib
 import subprocess
 import sys
-import tempfile
 
 import hf_references
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peft_references
 import pytest
+from peft_references import TOLERANCE, TRAINING_TOLERANCE, distance
 
-from tpv_jax.backbones import loading
 from tpv_jax.backbones.llama.network import Llama
 from tpv_jax.core import identity
-from tpv_jax.core.leaves import read_all
 from tpv_jax.data import batches
-from tpv_jax.devices import partitioning
 from tpv_jax.formats import peft, sources
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import plain
 from tpv_jax.prompts.equations import Folded
-from tpv_jax.training import optimizers, steps
+from tpv_jax.training import optimizers
 
 pytestmark = pytest.mark.usefixtures("compiles_faster")
 
 FOLDER = hf_references.FOLDER
 INITIAL, TUNED = FOLDER / "peft_causal_initial", FOLDER / "peft_causal_tuned"
 FAMILY = "llama"
-
-TOLERANCE = 1e-5
-"""Of one pass in fp32; about a hundred roundings."""
-
-TRAINING_TOLERANCE = 1e-4
-"""Of a hundred steps: each starts from what rounding left of the one before."""
 
 # What make_causal_peft_references.py trained with.
 RATE, WARMUP, DECAY = 0.01, 10, 0.01
@@ -54,36 +44,9 @@ class Ids:
   eos_id, end_ids, unk_id = 3, (3,), -1
 
 
-@functools.cache
-def stored():
-  with np.load(FOLDER / "peft_causal.npz", allow_pickle=False) as file:
-    return dict(file)
-
-
-def part(name):
-  return {
-    path.removeprefix(f"{name}/"): value
-    for path, value in stored().items()
-    if path.startswith(f"{name}/")
-  }
-
-
-def distance(ours, theirs):
-  return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-
-
-@functools.cache
-def backbone():
-  """The leaves by T5X path, from those that the references were made with."""
-  theirs = hf_references.weights(FAMILY)
-  digest = hashlib.sha256(b"".join(theirs[name].tobytes() for name in sorted(theirs)))
-  assert digest.hexdigest() == str(stored()["backbone"]), (
-    "peft_causal.npz was made with other weights than hf_llama.npz has: make it again"
-  )
-  with tempfile.TemporaryDirectory() as folder:
-    path = hf_references.write_folder(pathlib.Path(folder) / FAMILY, FAMILY)
-    with loading.opened(path) as source:
-      return read_all(source.leaves)
+stored = functools.partial(peft_references.stored, "peft_causal")
+part = functools.partial(peft_references.part, "peft_causal")
+backbone = functools.partial(peft_references.backbone, "peft_causal", FAMILY)
 
 
 @functools.cache
@@ -143,22 +106,14 @@ def forward(prompt=None, frozen=None):
 @functools.cache
 def training():
   """Returns the losses of our training, and the prompt after it."""
-  schedule = optimizers.constant(RATE, WARMUP)
-  built = steps.build(model(), schedule, 1, partitioning.make_mesh())
   theirs = part("training")
-  state, report = built.train(
-    built.initialise({"prompt/prompt": jnp.asarray(prompt_of(INITIAL))}),
-    {path: jnp.asarray(leaf) for path, leaf in backbone().items()},
-    steps.put_batches(
-      built,
-      [
-        batch_of({name: theirs[name][step] for name in ("source", "target")})
-        for step in range(len(theirs["losses"]))
-      ],
-    ),
-    jax.random.key(0),
+  own = [
+    batch_of({name: theirs[name][step] for name in ("source", "target")})
+    for step in range(len(theirs["losses"]))
+  ]
+  return peft_references.train(
+    model(), prompt_of(INITIAL), backbone(), own, RATE, WARMUP
   )
-  return np.asarray(report["loss"]), np.asarray(state.trainable["prompt/prompt"])
 
 
 def training_distances():

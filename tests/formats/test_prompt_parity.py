@@ -6,78 +6,42 @@ are the largest difference over the largest value.
 """
 
 import functools
-import hashlib
 import importlib.util
 import json
-import pathlib
 import subprocess
 import sys
-import tempfile
 import types
 
 import hf_references
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peft_references
 import pytest
 from decoding_start import begin
+from peft_references import TOLERANCE, TRAINING_TOLERANCE, distance
 
 from tpv_jax import cli
-from tpv_jax.backbones import decoding, loading
+from tpv_jax.backbones import decoding
 from tpv_jax.backbones.t5 import network
 from tpv_jax.core import identity
-from tpv_jax.core.leaves import read_all
-from tpv_jax.devices import partitioning
 from tpv_jax.formats import peft, sources
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import ept, equations, plain
-from tpv_jax.training import optimizers, steps
+from tpv_jax.training import optimizers
 from tpv_jax.vectors import store
 
 FOLDER = hf_references.FOLDER
 INITIAL, TUNED = FOLDER / "peft_initial", FOLDER / "peft_tuned"
 FAMILY = "t5_1_1"
 
-TOLERANCE = 1e-5
-"""Of one pass in fp32; about a hundred roundings."""
-
-TRAINING_TOLERANCE = 1e-4
-"""Of a hundred steps: each starts from what rounding left of the one before."""
-
 # What make_peft_references.py trained with, and DePT's alpha there.
 RATE, WARMUP, DECAY, ALPHA = 0.3, 10, 0.01, 8.0
 
 
-@functools.cache
-def stored():
-  with np.load(FOLDER / "peft.npz", allow_pickle=False) as file:
-    return dict(file)
-
-
-def part(name):
-  return {
-    path.removeprefix(f"{name}/"): value
-    for path, value in stored().items()
-    if path.startswith(f"{name}/")
-  }
-
-
-def distance(ours, theirs):
-  return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-
-
-@functools.cache
-def backbone():
-  """The leaves by T5X path, from those that the references were made with."""
-  theirs = hf_references.weights(FAMILY)
-  digest = hashlib.sha256(b"".join(theirs[name].tobytes() for name in sorted(theirs)))
-  assert digest.hexdigest() == str(stored()["backbone"]), (
-    "peft.npz was made with other weights than hf_t5_1_1.npz has: make it again"
-  )
-  with tempfile.TemporaryDirectory() as folder:
-    path = hf_references.write_folder(pathlib.Path(folder) / "t5", FAMILY)
-    with loading.opened(path) as source:
-      return read_all(source.leaves)
+stored = functools.partial(peft_references.stored, "peft")
+part = functools.partial(peft_references.part, "peft")
+backbone = functools.partial(peft_references.backbone, "peft", FAMILY)
 
 
 @functools.cache
@@ -155,25 +119,14 @@ def dept(leaves=None, alpha=ALPHA, frozen=None):
 def training():
   """Returns the losses of our training, and the prompt after it."""
   initial = sources.load(INITIAL).leaves["prompt"]
-  model = model_of(plain.Prompt(*initial.shape))
-  built = steps.build(
-    model, optimizers.constant(RATE, WARMUP), 1, partitioning.make_mesh()
-  )
   theirs = part("training")
-  batches = batch_of(theirs)
-  state, report = built.train(
-    built.initialise({"prompt/prompt": jnp.asarray(initial)}),
-    {path: jnp.asarray(leaf) for path, leaf in backbone().items()},
-    steps.put_batches(
-      built,
-      [
-        {name: values[step] for name, values in batches.items()}
-        for step in range(len(theirs["losses"]))
-      ],
-    ),
-    jax.random.key(0),
-  )
-  return np.asarray(report["loss"]), np.asarray(state.trainable["prompt/prompt"])
+  every = batch_of(theirs)
+  own = [
+    {name: values[step] for name, values in every.items()}
+    for step in range(len(theirs["losses"]))
+  ]
+  model = model_of(plain.Prompt(*initial.shape))
+  return peft_references.train(model, initial, backbone(), own, RATE, WARMUP)
 
 
 def training_distances():
