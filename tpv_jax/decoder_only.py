@@ -73,16 +73,7 @@ class DecoderOnly(Architecture):
 
     A source token has weight 1 if a position of its example stands before it.
     """
-    tokens = jnp.asarray(batch["decoder_target_tokens"]).astype(jnp.int32)
-    weights = batch.get("decoder_loss_weights")
-    targets = Targets(
-      tokens,
-      jnp.asarray(~is_padding(tokens) if weights is None else weights).astype(
-        jnp.float32
-      ),
-      batch.get("decoder_segment_ids"),
-      batch.get("decoder_prompt_ids"),
-    )
+    targets = Targets.of(batch)
     if not with_sources:
       return targets
     sources = jnp.asarray(batch["encoder_input_tokens"]).astype(jnp.int32)
@@ -192,7 +183,8 @@ class DecoderOnly(Architecture):
     """
     tokens = jnp.asarray(batch["encoder_input_tokens"]).astype(jnp.int32)
     x = self._embed(backbone, tokens)
-    x = placing.place(x, tokens, **_leaves(folded))
+    if folded is not None:
+      x = placing.place(x, tokens, **folded.leaves())
     rows, width = x.shape[:2]
     length = width - tokens.shape[1]
     self.check_lengths(length, tokens.shape[1], target_length)
@@ -287,10 +279,6 @@ class DecoderOnly(Architecture):
 
   def _apply(self, backbone: Params, *inputs: Any, **options: Any) -> Any:
     return self.network.apply({"params": backbone}, *inputs, **options)
-
-
-def _leaves(folded: Folded | None) -> dict[str, Any]:
-  return {"prompt": None} if folded is None else folded.leaves()
 
 
 def _before(segments: Int[Array, "B W"]) -> Int[Array, "B W"]:

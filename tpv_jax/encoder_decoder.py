@@ -44,16 +44,7 @@ class EncoderDecoder(Architecture):
   def targets(self, batch: Batch, with_sources: bool = False) -> Targets:
     """Returns the targets of a batch."""
     del with_sources  # An encoder does not predict them.
-    tokens = jnp.asarray(batch["decoder_target_tokens"]).astype(jnp.int32)
-    weights = batch.get("decoder_loss_weights")
-    return Targets(
-      tokens,
-      jnp.asarray(~is_padding(tokens) if weights is None else weights).astype(
-        jnp.float32
-      ),
-      batch.get("decoder_segment_ids"),
-      batch.get("decoder_prompt_ids"),
-    )
+    return Targets.of(batch)
 
   def states(
     self,

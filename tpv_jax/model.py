@@ -326,10 +326,10 @@ class SoftPromptModel:
     batch = {name: jnp.asarray(values) for name, values in batch.items()}
     folded = _on_every_device(folded)
     backbone = jax.lax.stop_gradient(_backbone(backbone))
-    targets, weights, segments, prompt, first = self.architecture.targets(
-      batch, self.loss_on_sources
-    )
     with_sources = self.loss_on_sources
+    targets, weights, segments, prompt, first = self.architecture.targets(
+      batch, with_sources
+    )
     if "prompt_ids" in batch:
       ids = batch["prompt_ids"].astype(jnp.int32)
       states = self.architecture.states(

@@ -10,12 +10,14 @@ calls it through the module of that name: `encoder_decoder` calls what
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
 from tpv_jax.core import files
 from tpv_jax.core.leaves import Leaf
+from tpv_jax.data.batches import is_padding
 from tpv_jax.formats import gguf
 from tpv_jax.formats.hugging_face import Place
 
@@ -206,6 +208,18 @@ class Targets(NamedTuple):
   segments: Int[Array, "B L"] | None = None
   prompts: Int[Array, "B L"] | None = None
   first_answer: int = 0
+
+  @classmethod
+  def of(cls, batch: Mapping[str, Any]) -> "Targets":
+    """Returns the targets of a batch, each of weight 1 if it states no weights."""
+    tokens = jnp.asarray(batch["decoder_target_tokens"]).astype(jnp.int32)
+    weights = batch.get("decoder_loss_weights", ~is_padding(tokens))
+    return cls(
+      tokens,
+      jnp.asarray(weights).astype(jnp.float32),
+      batch.get("decoder_segment_ids"),
+      batch.get("decoder_prompt_ids"),
+    )
 
 
 @runtime_checkable

@@ -37,16 +37,8 @@ ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 """The special tokens that chat templates are given."""
 
 
-def is_byte_pairs(path: PathLike) -> bool:
-  """Returns whether a tokenizer.json has a BPE model, and no Unigram model as T5's have."""
-  model = read_json(path, MAX_BYTES).get("model")
-  return isinstance(model, dict) and (
-    model.get("type") == "BPE" or ("type" not in model and "merges" in model)
-  )
-
-
-def read(path: PathLike) -> Stated:
-  """Returns what a tokenizer's files state.
+def read(path: PathLike) -> Stated | None:
+  """Returns what a tokenizer's files state; None if its model is not BPE, as T5's is not.
 
   Args:
     path: a folder of Hugging Face, or a tokenizer.json; of its folder's other files are
@@ -58,8 +50,10 @@ def read(path: PathLike) -> Stated:
   """
   path = to_path(path)
   folder, name = (path, TOKENIZER) if path.is_dir() else (path.parent, path.name)
+  content = read_json(folder / name, MAX_BYTES)
+  if not _is_byte_pairs(content.get("model")):
+    return None
   found = inside(folder, name)
-  content = read_json(found, MAX_BYTES)
   config = _optional(folder, CONFIG)
   ids = _ids(content, found)
   where = folder / CONFIG
@@ -91,6 +85,12 @@ def write(stated: Stated, folder: Path) -> None:
     ("generation_config.json", {"eos_token_id": list(stated.ends)}),
   ):
     write_text(folder / name, json.dumps(content, ensure_ascii=False))
+
+
+def _is_byte_pairs(model: Any) -> bool:
+  return isinstance(model, dict) and (
+    model.get("type") == "BPE" or ("type" not in model and "merges" in model)
+  )
 
 
 def _optional(folder: Path, name: str) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from tpv_jax.core.files import (
   to_path,
   write_bytes,
 )
+from tpv_jax.formats import gguf
 
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
 
@@ -153,7 +154,7 @@ def _adds(part: Mapping[str, Any]) -> bool:
 
 def malformed(path: PathLike, error: object) -> UserError:
   """Returns the error for a file whose tokenizer cannot be used."""
-  what = "tokenizer" if to_path(path).suffix == ".gguf" else TOKENIZER
+  what = "tokenizer" if gguf.is_gguf(to_path(path)) else TOKENIZER
   return UserError(
     f"'{path}' cannot be read as a {what} ({error!s:.200}). Take another copy."
   )

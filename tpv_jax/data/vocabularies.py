@@ -11,6 +11,7 @@ each followed by a line feed. So a SentencePiece model and the `tokenizer.json` 
 have the same digest, and a digest determines what ids mean.
 """
 
+import abc
 import errno
 import functools
 import importlib.resources
@@ -36,7 +37,7 @@ from tpv_jax.data.tokenizer_files import (
   UNK,
   digest,
 )
-from tpv_jax.formats import packaged
+from tpv_jax.formats import gguf, packaged
 
 SPECIAL = (PAD, EOS, UNK)
 
@@ -44,8 +45,6 @@ EXTRA_IDS = 100
 """The number of sentinels in T5 and mT5."""
 
 MOST_EXTRA_IDS = 1 << 16
-
-GGUF = ".gguf"
 
 
 @runtime_checkable
@@ -117,7 +116,7 @@ class Vocabulary(Protocol):
     """
 
 
-class EncoderDecoderVocabulary:
+class EncoderDecoderVocabulary(abc.ABC):
   """The members that T5's vocabularies share: sources and targets are texts with EOS."""
 
   first_id = 0
@@ -137,9 +136,9 @@ class EncoderDecoderVocabulary:
     """EOS: the encoder sees it behind every source."""
     return (self.eos_id,)
 
+  @abc.abstractmethod
   def encode(self, text: str) -> list[int]:
     """Returns the token ids of `text`, without EOS."""
-    raise NotImplementedError
 
   def encode_source(
     self, text: str, fields: Sequence[tuple[int, int]] = ()
@@ -500,7 +499,7 @@ def of_backbone(
     if str(path) in packaged.MODELS:
       path = packaged.found(str(path))
     source = to_path(path if vocabulary_file is None else vocabulary_file)
-    if vocabulary_file is None and not (source.is_dir() or source.suffix == GGUF):
+    if vocabulary_file is None and not (source.is_dir() or gguf.is_gguf(source)):
       raise UserError(
         f"The backbone '{path}' brings no vocabulary. Set VOCABULARY_FILE to the one that "
         "it was trained with: its tokenizer.json or SentencePiece model, or the folder or "
@@ -520,14 +519,12 @@ def of_backbone(
 
 def _of_decoder(path: Path) -> Stated | None:
   """Returns what a decoder-only model's tokenizer states; None if this is another file."""
-  if path.suffix == GGUF:
+  if gguf.is_gguf(path):
     return gguf_tokenizers.read(path)
   tokenizer = path / TOKENIZER if path.is_dir() else path
   if path.is_dir() and ((path / SPIECE).exists() or not tokenizer.exists()):
     return None
-  if tokenizer.suffix != ".json" or not decoder_files.is_byte_pairs(tokenizer):
-    return None
-  return decoder_files.read(path)
+  return decoder_files.read(path) if tokenizer.suffix == ".json" else None
 
 
 def _of_folder(folder: Path, found: list[str], extra_ids: int | None) -> Vocabulary:
