@@ -5,7 +5,8 @@ import json
 import numpy as np
 import safetensors.numpy
 
-from tpv_jax.backbones.llama import config, rotary, sizes
+from tpv_jax.backbones import rotary
+from tpv_jax.backbones.llama import config, sizes
 
 # As `transformers` writes them, with numbers that differ wherever two could be confused.
 COMMON = {

@@ -28,6 +28,8 @@ OF_A_FAMILY = tuple(
   for folder in sorted((PACKAGE / "backbones").iterdir())
   if (folder / "__init__.py").is_file()
 )
+SHARED = tuple(f"backbones/decoder_{part}.py" for part in ("config", "gguf", "stack"))
+"""What families of decoder-only networks share."""
 OF_AN_ARCHITECTURE = (
   *OF_A_FAMILY,
   *(
@@ -68,7 +70,7 @@ def found(pattern, allowed):
 @pytest.mark.parametrize(
   ("pattern", "allowed"),
   [
-    (PARAMETERS, OF_A_FAMILY),
+    (PARAMETERS, (*OF_A_FAMILY, *SHARED)),
     (FEATURES, OF_AN_ARCHITECTURE),
     (PADDING, (*OF_A_FAMILY, "backbones/decoding.py")),
   ],

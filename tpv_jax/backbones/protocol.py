@@ -56,6 +56,8 @@ class Network(Protocol):
     emb_dim: D, features of a token.
     dtype: of the computation, 'float32' or 'bfloat16'.
     dropout_rate: 0 for a frozen backbone.
+    embedding_scale: the factor between a row of the table and an embedded token, beside
+      which prompts stand; 1 for most.
   """
 
   ARCHITECTURE: ClassVar[str]
@@ -65,6 +67,9 @@ class Network(Protocol):
   emb_dim: int
   dtype: str
   dropout_rate: float
+
+  @property
+  def embedding_scale(self) -> float: ...
 
   def init(self, rngs: Any, *inputs: Any) -> Any:
     """Returns fresh `params` and their logical axes, `params_axes` (Flax)."""

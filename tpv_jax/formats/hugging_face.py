@@ -345,6 +345,26 @@ def whole(number: Any, name: str, path: files.Path | str) -> int:
   return number
 
 
+def positive(number: Any, name: str, path: files.Path | str) -> float:
+  """Returns a number of a config that is positive and finite.
+
+  Args: see `whole`.
+
+  Raises:
+    UserError: it is anything else.
+  """
+  if (
+    not isinstance(number, int | float)
+    or isinstance(number, bool)
+    or not 0 < number < 1e30
+  ):
+    raise UserError(
+      f"'{path}' states {name} {short(number)}; it must be a positive number. Take "
+      "another copy."
+    )
+  return float(number)
+
+
 def _pickles(folder: files.Path) -> list[str]:
   names = sorted(entry.name for entry in folder.iterdir())
   return [name for name in names if os.path.splitext(name)[1] in _PICKLES]

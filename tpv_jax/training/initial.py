@@ -68,7 +68,8 @@ def draw(
     initial: a function of this module. If it takes a `fingerprint`, it gets the
       backbone's, and checks what it reads against it; if it takes a `first_id`, that of
       the table's first row (1 for a decoder-only model).
-    table: the backbone's embeddings.
+    table: the backbone's embeddings; a start gets them as they stand beside a prompt,
+      times the network's `embedding_scale`.
     seed: of the initial prompt.
     backbone_name: for the provenance.
     fingerprint: of the backbone.
@@ -80,6 +81,8 @@ def draw(
   assert module is not None  # A run without a prompt has no initial one.
   architecture = "encoder_decoder" if network is None else network.ARCHITECTURE
   first_id = 0 if network is None else network.FIRST_ID
+  if network is not None and network.embedding_scale != 1.0:
+    table = table * np.float32(network.embedding_scale)
   start = _bound(initial, fingerprint=fingerprint, first_id=first_id)
   begin = start(table, seed)
   leaves = module.initial_leaves(begin, seed)

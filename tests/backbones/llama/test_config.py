@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tpv_jax import cli
-from tpv_jax.backbones import conversion, loading
-from tpv_jax.backbones.llama import config, hugging_face, rotary, sizes
+from tpv_jax.backbones import conversion, loading, rotary
+from tpv_jax.backbones.llama import config, hugging_face, sizes
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.io import safetensors

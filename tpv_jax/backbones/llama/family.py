@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tpv_jax.backbones import decoder_config
 from tpv_jax.backbones.llama import config, gguf, hugging_face
 from tpv_jax.backbones.llama.sizes import SIZES, TINY
 
@@ -15,10 +16,9 @@ class LlamaFamily:
   """LLaMA 2 and 3, SmolLM2, DeepSeek-LLM, Qwen 2.5 and 3, Mistral; see `protocol.Family`."""
 
   name = "LLaMA"
-  table = config.TABLE
+  table = decoder_config.TABLE
   model_types: Mapping[str, str] = config.MODEL_TYPES
   not_read: Mapping[str, str] = {
-    "gemma3_text": "it has other norms and windows",
     "mixtral": "its feed-forward blocks are experts",
     "phi3": "its query, key and value are one matrix",
     "qwen2_moe": "its feed-forward blocks are experts",

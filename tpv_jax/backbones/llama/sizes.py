@@ -5,7 +5,7 @@ Sources: the models' own config.json. Any other size is read from such a file.
 
 from typing import Any
 
-from tpv_jax.backbones.llama import rotary
+from tpv_jax.backbones import rotary
 
 _LLAMA_3_1 = rotary.llama3(128, 500_000.0, 8.0)
 _LLAMA_3_2 = rotary.llama3(64, 500_000.0, 32.0)

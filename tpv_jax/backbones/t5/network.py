@@ -338,6 +338,7 @@ class Transformer(nn.Module):
   ARCHITECTURE: ClassVar[str] = "encoder_decoder"
   TABLE: ClassVar[str] = "token_embedder/embedding"
   FIRST_ID: ClassVar[int] = 0
+  embedding_scale: ClassVar[float] = 1.0
 
   def __post_init__(self) -> None:
     super().__post_init__()
