@@ -332,3 +332,77 @@ def test_remat_and_training_give_equal_gradients(network, params):
     assert np.isfinite(gradients[-1]).all()
   np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)
   assert np.abs(gradients[0]).min() > 0
+
+
+def joined(pairs, width=6, targets=5):
+  """Rows of source and target, as `seqio.DecoderFeatureConverter` makes them."""
+  rows = np.zeros((len(pairs), width + targets), np.int32)
+  mask, weights = np.zeros_like(rows), np.zeros_like(rows)
+  for number, (source, target) in enumerate(pairs):
+    both = [*source, *target]
+    rows[number, : len(both)] = both
+    mask[number, : len(source) + 1] = 1
+    weights[number, len(source) : len(both)] = 1
+  shifted = np.pad(rows, ((0, 0), (1, 0)))[:, :-1]
+  return {
+    "decoder_target_tokens": rows,
+    "decoder_input_tokens": shifted,
+    "decoder_causal_attention": mask,
+    "decoder_loss_weights": weights,
+  }
+
+
+ODD = [
+  (np.array([], int), np.array([7, 2])),
+  (np.array([4, 5, 6, 7, 8, 9]), np.array([])),
+]
+"""An example without a source, and one without a target."""
+
+JOINED = {"inputs": 6, "targets": 5}
+
+
+def test_rows_of_source_and_target_are_taken_apart():
+  pairs = [*examples(), *ODD]
+  batch = joined([*pairs, ([], [])])
+  batch["decoder_causal_attention"][-1] = 0  # A row that fills up a batch.
+  batch["decoder_loss_weights"][0] = 3  # The sources' are not read.
+  ours = batch_of([*pairs, ([], [])])
+  ours["decoder_loss_weights"][0, : LENGTHS[0][1]] = 3
+  batch["prompt_ids"] = np.arange(len(pairs) + 1)
+  found = jax.jit(lambda one: decoder_only.apart(one, JOINED))(
+    # T5X traces evaluation with fp32.
+    {name: values.astype(np.float32) for name, values in batch.items()}
+  )
+  found["decoder_loss_weights"] *= found["decoder_target_tokens"] > 0
+  assert found.keys() - {"prompt_ids"} == ours.keys()
+  for name, values in ours.items():
+    np.testing.assert_array_equal(found[name], values, err_msg=name)
+  assert found["prompt_ids"].tolist() == batch["prompt_ids"].tolist()
+  assert decoder_only.apart(ours, None) is ours
+
+
+def test_a_model_computes_the_same_from_rows_of_source_and_target(
+  network, params, folded
+):
+  model = SoftPromptModel(
+    network, None, Ids(), Ids(), loss_on_sources=True, lengths=JOINED
+  )
+  both = {**params, "prompt": folded.leaves()}
+
+  @jax.jit
+  def results(batch):
+    decoded = model.predict_batch_with_aux(both, batch)
+    return model.loss_sums(both, batch), model.weight_sums(batch), decoded
+
+  theirs, own = results(joined(examples())), results(batch_of(examples()))
+  jax.tree.map(np.testing.assert_array_equal, theirs, own)
+
+
+def test_rows_of_source_and_target_that_cannot_be_taken_apart_are_refused(network):
+  batch = joined(examples())
+  for lengths in (None, {"inputs": 6, "targets": 4}):
+    with pytest.raises(UserError, match=r"row of 11 ids.*lengths = %LENGTHS"):
+      decoder_only.DecoderOnly(network, lengths).targets(batch)
+  packed = {**batch, "decoder_segment_ids": batch["decoder_causal_attention"]}
+  with pytest.raises(UserError, match="pack=False"):
+    decoder_only.apart(packed, JOINED)

@@ -11,6 +11,9 @@ of a target's start token in `decoder_input_tokens` is a hole that no position s
 first token of a target is predicted from the last position of its source, or of its prompt
 if the source is empty. So the choices of one example share its source, and each is computed
 as if it stood there alone.
+
+Real T5X has other batches, with a source and its target in one row. `apart` makes ours of
+them, in the compiled program.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +31,7 @@ from tpv_jax.backbones.protocol import (
   Targets,
 )
 from tpv_jax.core.errors import UserError
-from tpv_jax.data.batches import is_padding
+from tpv_jax.data.batches import PADDING, is_padding
 from tpv_jax.prompts.equations import Folded
 
 Params = Mapping[str, Any]
@@ -54,25 +57,29 @@ class DecoderOnly(Architecture):
 
   Attributes:
     network: the backbone.
+    lengths: of sources and targets, where a batch has both in one row; see `apart`.
   """
 
   PREDICTS_SOURCES: ClassVar[bool] = True
 
-  def __init__(self, network: DecoderOnlyNetwork):
+  def __init__(
+    self, network: DecoderOnlyNetwork, lengths: Mapping[str, int] | None = None
+  ):
     self.network = network
+    self.lengths = lengths
 
   def feature_converter(self) -> Any:
-    """Raises `UserError`: real T5X cannot train these models yet."""
-    raise UserError(
-      "Decoder-only models run under the standalone runner only (tpv train, tpv bank, "
-      "tpv eval). Use it, or a T5 backbone."
-    )
+    """Returns seqio's converter; call it with `pack=False`. `apart` reads its batches."""
+    import seqio
+
+    return seqio.DecoderFeatureConverter
 
   def targets(self, batch: Batch, with_sources: bool = False) -> Targets:
     """Returns the targets of a batch; with its sources, these stand before them.
 
     A source token has weight 1 if a position of its example stands before it.
     """
+    batch = apart(batch, self.lengths)
     targets = Targets.of(batch)
     if not with_sources:
       return targets
@@ -111,6 +118,7 @@ class DecoderOnly(Architecture):
         "These rows are packed, and it is not known where a prompt would stand in them. "
         "Build the batches without packing (pack=False)."
       )
+    batch = apart(batch, self.lengths)
     targets = jnp.asarray(batch["decoder_target_tokens"])
     segments = (~is_padding(targets)).astype(jnp.int32)
     row = self._source(backbone, folded, batch, targets.shape[1])
@@ -140,6 +148,7 @@ class DecoderOnly(Architecture):
     length_penalty: float = 1.0,
   ) -> tuple[Int[Array, "B L"], Float[Array, " B"]]:
     """Returns the decoded tokens of each row and their scores, see `Architecture`."""
+    batch = apart(batch, self.lengths)
     if target_length is None:
       target_length = batch["decoder_input_tokens"].shape[1]
     row = self._source(backbone, folded, batch, target_length)
@@ -279,6 +288,52 @@ class DecoderOnly(Architecture):
 
   def _apply(self, backbone: Params, *inputs: Any, **options: Any) -> Any:
     return self.network.apply({"params": backbone}, *inputs, **options)
+
+
+def apart(batch: Batch, lengths: Mapping[str, int] | None) -> Batch:
+  """Returns a batch with sources and targets in rows of their own.
+
+  A batch of `seqio.DecoderFeatureConverter`, (11.5), has rows of T + L ids: the source,
+  the target, padding. `decoder_causal_attention` is 1 at the source and at one position
+  more, and makes no attention bidirectional. Any other batch is returned as it is.
+
+  Args:
+    batch: of `data.batches` or of seqio's converter, not packed.
+    lengths: {'inputs': T, 'targets': L}, by which the rows were made.
+
+  Raises:
+    UserError: the rows are packed, or not T + L wide, or `lengths` is None.
+  """
+  if "decoder_causal_attention" not in batch:
+    return batch
+  if "decoder_segment_ids" in batch:
+    raise UserError(
+      "These rows are packed, and it is not known where a prompt would stand in them. "
+      "Build the batches without packing (pack=False)."
+    )
+  tokens = jnp.asarray(batch["decoder_target_tokens"]).astype(jnp.int32)
+  if lengths is None or tokens.shape[1] != sum(lengths.values()):
+    raise UserError(
+      f"The batch has sources and targets in one row of {tokens.shape[1]} ids, and the "
+      f"model's lengths are {lengths}. Set SoftPromptModel.lengths = %LENGTHS, as "
+      "gin_configs/t5x/common.gin does, to the lengths of the data."
+    )
+  mask = jnp.asarray(batch["decoder_causal_attention"]).astype(jnp.int32)
+  size = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True) - 1, 0)  # of each source
+  column = jnp.arange(lengths["inputs"])
+  at = size + jnp.arange(lengths["targets"])
+  targets = jnp.take_along_axis(tokens, at, axis=1)
+  features = {
+    "encoder_input_tokens": jnp.where(column < size, tokens[:, column], PADDING),
+    "decoder_target_tokens": targets,
+    "decoder_input_tokens": jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+  }
+  if "decoder_loss_weights" in batch:
+    weights = jnp.asarray(batch["decoder_loss_weights"])
+    features["decoder_loss_weights"] = jnp.take_along_axis(weights, at, axis=1)
+  if "prompt_ids" in batch:
+    features["prompt_ids"] = batch["prompt_ids"]
+  return features
 
 
 def _before(segments: Int[Array, "B W"]) -> Int[Array, "B W"]:

@@ -32,7 +32,10 @@ class EncoderDecoder(Architecture):
     network: the backbone.
   """
 
-  def __init__(self, network: EncoderDecoderNetwork):
+  def __init__(
+    self, network: EncoderDecoderNetwork, lengths: Mapping[str, int] | None = None
+  ):
+    del lengths  # Sources and targets have rows of their own.
     self.network = network
 
   def feature_converter(self) -> Any:

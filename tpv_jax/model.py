@@ -6,6 +6,7 @@ how a prompt is prepended to it, depends on the backbone's architecture and is d
 its module (`encoder_decoder`, `decoder_only`).
 """
 
+import copy
 import functools
 import math
 import re
@@ -18,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tpv_jax.backbones.protocol import Architecture, Network
 from tpv_jax.core import identity
-from tpv_jax.core.checks import BelowOne, NotNegative, Size, checked
+from tpv_jax.core.checks import BelowOne, Lengths, NotNegative, Size, checked
 from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.data.batches import is_padding
 from tpv_jax.decoder_only import DecoderOnly
@@ -68,6 +69,8 @@ class SoftPromptModel:
     length_penalty: of beam search, see `decoding.beam_search`.
     loss_on_sources: whether the loss is on source tokens as well as on targets, (11.4);
       only decoder-only models predict them.
+    lengths: of sources and targets, in tokens: where a batch has both in one row, as T5X's
+      of decoder-only models, they are told apart by it (`decoder_only.apart`).
   """
 
   @checked
@@ -84,19 +87,14 @@ class SoftPromptModel:
     num_beams: Size = 1,
     length_penalty: float = 1.0,
     loss_on_sources: bool = False,
+    lengths: Lengths | None = None,
   ):
     if loss_on_sources and not ARCHITECTURES[network.ARCHITECTURE].PREDICTS_SOURCES:
       raise UserError(
         "LOSS_ON_SOURCES = True asks for a loss on source tokens, which an encoder-decoder "
         "does not predict. Set it to False, or choose a decoder-only backbone."
       )
-    if prompt is not None and prompt.features != network.emb_dim:
-      raise UserError(
-        f"The prompt's rows have {prompt.features} features, the backbone's tokens "
-        f"{network.emb_dim}. Set the prompt's features to {network.emb_dim}."
-      )
-    if prompt is not None:
-      refuse_source_reading(prompt)
+    refuse_misfit(prompt, network)
     try:
       re.compile(trainable)
     except re.error as error:
@@ -115,16 +113,30 @@ class SoftPromptModel:
     self.num_beams = num_beams
     self.length_penalty = length_penalty
     self.loss_on_sources = loss_on_sources
+    self.lengths = lengths
     eos_id = getattr(output_vocabulary, "eos_id", None)
     eos_id = 1 if eos_id is None else int(eos_id)
     self._end_ids = tuple(getattr(output_vocabulary, "end_ids", (eos_id,)))
     self._unk_id = getattr(output_vocabulary, "unk_id", None)
 
+  def with_prompt(self, prompt: SoftPrompt | None) -> "SoftPromptModel":
+    """Returns the same model with another prompt.
+
+    Raises:
+      UserError: the prompt has another width than the backbone.
+    """
+    refuse_misfit(prompt, self.network)
+    made = copy.copy(self)
+    made.prompt = prompt
+    return made
+
   @property
   def architecture(self) -> Architecture:
     """What feeds batches to the network."""
-    architecture: Architecture = ARCHITECTURES[self.network.ARCHITECTURE](self.network)
-    return architecture
+    made: Architecture = ARCHITECTURES[self.network.ARCHITECTURE](
+      self.network, self.lengths
+    )
+    return made
 
   @property
   def FEATURE_CONVERTER_CLS(self) -> Any:  # noqa: N802 (T5X's name)
@@ -575,6 +587,18 @@ class SoftPromptModel:
       lambda one: jax.checkpoint(part)(*one), (split(states), split(targets))
     )
     return join(losses), join(hits)
+
+
+def refuse_misfit(prompt: SoftPrompt | None, network: Network) -> None:
+  """Raises `UserError` if a prompt is of no form that a model has, or of another width."""
+  if prompt is None:
+    return
+  if prompt.features != network.emb_dim:
+    raise UserError(
+      f"The prompt's rows have {prompt.features} features, the backbone's tokens "
+      f"{network.emb_dim}. Set the prompt's features to {network.emb_dim}."
+    )
+  refuse_source_reading(prompt)
 
 
 def divisor(weight_sum: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -1,3 +1,4 @@
+import llm_stand_in
 import numpy as np
 import pytest
 import tokenizer_references
@@ -169,8 +170,66 @@ def test_wrapped_vocabularies_are_equal_when_their_words_are():
   assert one != seqio_tasks.SeqioVocabulary(WORDS)
 
 
-def test_a_decoder_only_vocabulary_is_refused(tmp_path):
+@pytest.fixture(params=["smollm", "llama_2"])
+def decoder(request, tmp_path):
+  """A decoder-only model's vocabulary: byte-level BPE, and one with BOS in front."""
   pytest.importorskip("tokenizers", reason="needs the extra 'llm'")
-  folder = tokenizer_references.write(tmp_path, "smollm")
-  with pytest.raises(UserError, match="not trained under T5X yet"):
-    seqio_tasks.seqio_vocabulary(vocabularies.load(folder))
+  return vocabularies.load(tokenizer_references.write(tmp_path, request.param))
+
+
+def in_one_row(batch):
+  """What seqio makes of a batch of ours for a decoder-only model."""
+  rows = [
+    [*source[source > 0], *target[target > 0]]
+    for source, target in zip(
+      batch["encoder_input_tokens"], batch["decoder_target_tokens"], strict=True
+    )
+  ]
+  width = sum(batches.widths(batch).values())
+  return np.array([row + [0] * (width - len(row)) for row in rows])
+
+
+@pytest.mark.parametrize("longest", [6, 40])
+def test_both_roads_give_a_decoder_only_model_the_same_tokens(decoder, longest):
+  texts = ("Is it good? It is: ", "x", "", "a  b\n\nc", "The last one, a longer text.")
+  examples = [Example(text, "no" if i % 2 else "yes") for i, text in enumerate(texts)]
+  task = Task("free", None, "exact_match", lambda split: examples)
+  registered = seqio_tasks.register(task, decoder, "tpv_free")
+  lengths = {"inputs": longest, "targets": 3}
+  try:
+    dataset = seqio.get_mixture_or_task("tpv_free").get_dataset(
+      lengths, "test", shuffle=False
+    )
+    rows = seqio.DecoderFeatureConverter(pack=False)(dataset, lengths)
+    (theirs,) = rows.batch(len(examples)).as_numpy_iterator()
+    whole = [row["whole"] for row in dataset.as_numpy_iterator()]
+    (target,) = dataset.take(1).as_numpy_iterator()
+    assert target["inputs_pretokenized"].decode() == texts[0]
+  finally:
+    seqio.TaskRegistry.remove("tpv_free")
+  (ours,) = batches.eval_batches(batches.tokenize(examples, decoder, lengths), 5)
+  np.testing.assert_array_equal(theirs["decoder_target_tokens"], in_one_row(ours))
+  sizes = batches.token_counts(ours["encoder_input_tokens"])
+  np.testing.assert_array_equal(
+    theirs["decoder_causal_attention"].sum(axis=1) - 1, sizes
+  )
+  expected = [len(decoder.encode_target(one.targets)) < 3 for one in examples]
+  assert whole == expected
+  vocabulary = registered.output_features["targets"].vocabulary
+  decoded = vocabulary.decode_tf(tf.constant(ours["decoder_target_tokens"])).numpy()
+  assert [text.decode() for text, fits in zip(decoded, whole, strict=True) if fits] == [
+    one.targets for one, fits in zip(examples, whole, strict=True) if fits
+  ]
+  assert not registered.output_features["inputs"].add_eos
+
+
+def test_wrapped_vocabularies_differ_where_a_chat_template_writes_the_sources(tmp_path):
+  pytest.importorskip("tokenizers", reason="needs the extra 'llm'")
+  path = llm_stand_in.write_gguf(tmp_path / "tiny.gguf")
+  plain, chat, other = (
+    seqio_tasks.seqio_vocabulary(vocabularies.of_backbone(path, chat=setting))
+    for setting in (None, True, {"system": "Be brief."})
+  )
+  assert plain == seqio_tasks.seqio_vocabulary(vocabularies.of_backbone(path))
+  assert len({plain.identity, chat.identity, other.identity}) == 3
+  assert plain != chat != other

@@ -1,17 +1,21 @@
 """Tasks for T5X by name; needs seqio, not T5X."""
 
+import dataclasses
 import io
 import shutil
 
 import gin
 import pytest
+import tokenizer_references
 
 from tpv_jax.core.errors import UserError
-from tpv_jax.data import registry, sources, vocabularies
+from tpv_jax.data import english, registry, sources, vocabularies
 from tpv_jax.embedded import suite
 from tpv_jax.t5x import tasks
 
 seqio = pytest.importorskip("seqio", reason="the extra 'data' is not installed")
+
+from tpv_jax.data import seqio_tasks  # noqa: E402
 
 
 def test_one_of_our_tasks_is_registered_once_and_found_again():
@@ -74,8 +78,8 @@ def add_task():
   """Returns a function that registers a task with a vocabulary, until the test ends."""
   names = []
 
-  def add(name, vocabulary):
-    feature = seqio.Feature(vocabulary)
+  def add(name, vocabulary, add_eos=True):
+    feature = seqio.Feature(vocabulary, add_eos=add_eos)
     seqio.TaskRegistry.add(
       name,
       source=seqio.FunctionDataSource(_no_rows, splits=("train",)),
@@ -103,6 +107,27 @@ def test_vocabularies_are_compared_by_their_content(spiece, add_task, tmp_path):
     tasks.named("tpv_test_copied", fewer)
   with pytest.raises(UserError, match="ids would mean other words"):
     tasks.named("tpv_test_copied", vocabularies.embedded())
+
+
+def test_a_decoder_only_model_refuses_sources_that_end(add_task, tmp_path):
+  pytest.importorskip("tokenizers", reason="needs the extra 'llm'")
+  folder = tokenizer_references.write(tmp_path, "smollm")
+  mine = vocabularies.load(folder)
+  add_task("tpv_test_ended", seqio_tasks.seqio_vocabulary(mine))
+  with pytest.raises(UserError, match="'tpv_test_ended' puts an end token behind each"):
+    tasks.named("tpv_test_ended", mine)
+  add_task("tpv_test_open", seqio_tasks.seqio_vocabulary(mine), add_eos=False)
+  assert tasks.named("tpv_test_open", mine) == "tpv_test_open"
+  own = dataclasses.replace(english.task("topic"), name="english_topic")
+  name = tasks.registered(own, mine)
+  found = seqio.get_mixture_or_task(name).get_dataset(
+    {"inputs": 200, "targets": 9}, "test", shuffle=False
+  )
+  row = next(found.as_numpy_iterator())
+  source = row["inputs_pretokenized"].decode()
+  assert source.startswith("Sentence: ")
+  assert mine.decode(row["inputs"]) == source
+  seqio.TaskRegistry.remove(name)
 
 
 def test_a_tasks_vocabulary_that_cannot_be_read_is_said(spiece, add_task):

@@ -231,8 +231,9 @@ class Targets(NamedTuple):
 class Architecture(Protocol):
   """What feeds batches to networks of one kind, for `model.SoftPromptModel`.
 
-  Its constructor takes the network. `folded` is a `prompts.equations.Folded`: one prompt
-  for all rows, or one for each; in packed rows those of a bank.
+  Its constructor takes the network, and the lengths {'inputs': T, 'targets': L} of batches
+  that have source and target in one row, or None. `folded` is a `prompts.equations.Folded`:
+  one prompt for all rows, or one for each; in packed rows those of a bank.
 
   Attributes:
     PREDICTS_SOURCES: whether source tokens are predicted, and can have a loss.

@@ -1,10 +1,12 @@
 """Our tasks as seqio tasks, for T5X: the only module that imports TensorFlow and seqio.
 
-Token ids are those of `batches.tokenize`. Needs the extra `data`.
+Token ids are those of `batches.tokenize`, for T5's vocabularies and for those of
+decoder-only models. Needs the extra `data`.
 """
 
 import functools
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +17,7 @@ import tensorflow as tf
 from tpv_jax.core.errors import UserError
 from tpv_jax.core.files import PathLike
 from tpv_jax.data import exported, sources, tokenizer_files, vocabularies
-from tpv_jax.data.batches import order, source_ids
+from tpv_jax.data.batches import order, source_ids, target_ids
 from tpv_jax.data.labels import check_labels, check_task, spelling
 from tpv_jax.data.papers import definition
 from tpv_jax.data.papers.definition import Definition
@@ -33,7 +35,7 @@ class SeqioVocabulary(seqio.Vocabulary):
 
   @property
   def bos_id(self) -> None:
-    """None: T5's decoder starts from padding."""
+    """None: T5's decoder starts from padding, and `source_start` is in the sources."""
     return None
 
   @property
@@ -42,9 +44,9 @@ class SeqioVocabulary(seqio.Vocabulary):
     return self.vocabulary.eos_id
 
   @property
-  def unk_id(self) -> int:
-    """The id of pieces that are not in the vocabulary."""
-    return self.vocabulary.unk_id
+  def unk_id(self) -> int | None:
+    """The id of pieces that are not in the vocabulary; None if every text has ids."""
+    return None if self.vocabulary.unk_id < 0 else self.vocabulary.unk_id
 
   @property
   def _base_vocab_size(self) -> int:
@@ -71,30 +73,30 @@ class SeqioVocabulary(seqio.Vocabulary):
     texts = tf.numpy_function(decode, [ids], tf.string, stateful=False)
     return tf.ensure_shape(texts, ids.shape[:-1])
 
+  @property
+  def identity(self) -> tuple[Any, ...]:
+    """What determines the ids of a source and its target."""
+    own = self.vocabulary
+    chat = own.chat.digest if own.chat else None
+    return own.digest, own.source_start, own.source_end, own.end_ids, chat
+
   def __eq__(self, other: object) -> bool:
-    """Returns whether both wrap vocabularies of equal content."""
-    return (
-      isinstance(other, SeqioVocabulary)
-      and self.vocabulary.digest == other.vocabulary.digest
-    )
+    """Returns whether both wrap vocabularies of equal `identity`."""
+    return isinstance(other, SeqioVocabulary) and self.identity == other.identity
 
   def __hash__(self) -> int:
     """Returns a hash of the content."""
     return hash(self.vocabulary.digest)
 
+  def __str__(self) -> str:
+    """Returns what tells it from others, for messages."""
+    own = self.vocabulary
+    chat = " with a chat template" if own.chat else ""
+    return f"{own.digest[:12]}… of {own.vocab_size} ids{chat}"
+
 
 def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.Vocabulary:
-  """Returns a seqio vocabulary with the same ids: seqio's own for SentencePiece, or ours.
-
-  Raises:
-    UserError: the vocabulary is a decoder-only model's, whose sources have another form
-      than these tasks give them.
-  """
-  if vocabulary.first_id:
-    raise UserError(
-      "Decoder-only models are not trained under T5X yet: its tasks would put an end token "
-      "behind each source. Use tpv train, bank, eval or infer."
-    )
+  """Returns a seqio vocabulary with the same ids: seqio's own for SentencePiece, or ours."""
   if isinstance(vocabulary, vocabularies.SentencePieceVocabulary):
     return seqio.SentencePieceVocabulary(
       str(vocabulary.path), extra_ids=vocabulary.extra_ids
@@ -125,8 +127,8 @@ def is_same(one: seqio.Vocabulary, other: seqio.Vocabulary) -> bool:
 def register(task: Task, vocabulary: Vocabulary, name: str | None = None) -> seqio.Task:
   """Registers a task with seqio and returns it.
 
-  Its features are 'inputs' and 'targets', with EOS at the end and trimmed to the lengths
-  that the caller of `get_dataset` gives, as in `batches.tokenize`. Shuffling uses the seed
+  Its features are 'inputs' and 'targets', with the tokens of `batches.tokenize`, trimmed to
+  the lengths that the caller of `get_dataset` gives. Shuffling uses the seed
   given there (None means 0). Its metrics, of generated text, are `Task.scores`.
 
   Args:
@@ -243,15 +245,18 @@ def _add(
     examples, written = zip(*targets, strict=True)
     return task.scores(examples, predictions, written)
 
-  feature = seqio.Feature(seqio_vocabulary(vocabulary), add_eos=True)
+  feature = functools.partial(seqio.Feature, seqio_vocabulary(vocabulary))
+  ended = functools.partial(_ended, task=task, vocabulary=vocabulary)
   return seqio.TaskRegistry.add(
     name,
     source=seqio.FunctionDataSource(dataset, splits=SPLITS),
-    preprocessors=[
-      seqio.preprocessors.tokenize,
-      functools.partial(_ended, task=task, vocabulary=vocabulary),
-    ],
-    output_features={"inputs": feature, "targets": feature},
+    preprocessors=[functools.partial(_continued, task=task, vocabulary=vocabulary)]
+    if vocabulary.first_id
+    else [seqio.preprocessors.tokenize, ended],
+    output_features={
+      "inputs": feature(add_eos=bool(vocabulary.source_end)),
+      "targets": feature(add_eos=True),
+    },
     postprocess_fn=answer,
     metric_fns=[scores],
     shuffle_buffer_size=neighbours,
@@ -297,6 +302,50 @@ def _ended(
     return {**row, "inputs": inputs, "targets": targets, "whole": whole}
 
   return dataset.map(ended, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _continued(
+  dataset: tf.data.Dataset,
+  output_features: dict[str, Any],
+  sequence_length: dict[str, int] | None = None,
+  *,
+  task: Task,
+  vocabulary: Vocabulary,
+) -> tf.data.Dataset:
+  """Returns tokenised examples of a decoder-only model: each target continues its source.
+
+  There is no EOS behind a source. Targets are trimmed by seqio, as in `_ended`.
+  """
+  del output_features
+  lengths = sequence_length or {}
+  longest = {name: lengths.get(name, sys.maxsize) for name in ("inputs", "targets")}
+  if task.labels is not None and "targets" in lengths:
+    check_labels(task.labels, vocabulary, lengths["targets"], f"task '{task.name}'")
+  if "inputs" in lengths:  # A chat template's words alone may be longer.
+    source_ids(Example("a " * lengths["inputs"], ""), vocabulary, lengths["inputs"])
+
+  def ids(text: bytes, target: bytes, fields: bytes) -> list[np.ndarray]:
+    spans = tuple((start, stop) for start, stop in json.loads(fields))
+    one = Example(_text(text), _text(target), fields=spans)
+    found = (
+      source_ids(one, vocabulary, longest["inputs"]),
+      target_ids(one, vocabulary, sys.maxsize),
+    )
+    return [np.asarray(tokens, np.int32) for tokens, _ in found]
+
+  def continued(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    texts = [row["inputs"], row["targets"], row["fields"]]
+    inputs, targets = tf.numpy_function(ids, texts, [tf.int32] * 2, stateful=False)
+    return {
+      **row,
+      "inputs_pretokenized": row["inputs"],
+      "targets_pretokenized": row["targets"],
+      "inputs": tf.ensure_shape(inputs, [None]),
+      "targets": tf.ensure_shape(targets, [None]),
+      "whole": tf.size(targets) <= min(longest["targets"], tf.int32.max),
+    }
+
+  return dataset.map(continued, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _streamed(

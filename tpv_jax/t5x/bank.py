@@ -103,7 +103,7 @@ class Bank(SoftPromptModel):
   """
 
   def __init__(self, model: SoftPromptModel, members: Sequence[Member]):
-    """Takes the model's parts, with its optimizer acting on each prompt alone.
+    """Takes all that the model has, with its optimizer acting on each prompt alone.
 
     Raises:
       UserError: the model has no prompt or has dropout, or two members have one name.
@@ -116,7 +116,7 @@ class Bank(SoftPromptModel):
     if model.network.dropout_rate:
       raise UserError(
         "A bank trains without dropout, as in the standalone runner. Set "
-        "Transformer.dropout_rate to 0."
+        "DROPOUT_RATE to 0."
       )
     if not members:
       raise UserError("The bank is empty. Give at least one prompt.")
@@ -127,20 +127,11 @@ class Bank(SoftPromptModel):
         f"{len(twice)} prompts of the bank share a name, such as '{twice[0]}', and so a "
         "folder. Give each task, seed and rate once."
       )
-    optimizer = model.optimizer_def
-    super().__init__(
-      model.network,
-      model.prompt,
-      model.input_vocabulary,
-      model.output_vocabulary,
-      TransformationOptimizer(
-        optimizer.transformation,
-        optimizer.trainable,
-        [member.rate for member in members],
-      ),
-      model.trainable,
-      model.z_loss,
-      model.label_smoothing,
+    vars(self).update(vars(model))
+    self.optimizer_def = TransformationOptimizer(
+      model.optimizer_def.transformation,
+      model.optimizer_def.trainable,
+      [member.rate for member in members],
     )
     self.members = tuple(members)
 
@@ -177,7 +168,7 @@ class Bank(SoftPromptModel):
 
   def weight_sums(self, batch: Batch) -> Float[Array, " N"]:
     """Returns the sum of the weights of each prompt's target tokens."""
-    weights = self.architecture.targets(batch).weights
+    weights = self.architecture.targets(batch, self.loss_on_sources).weights
     ids = jnp.asarray(batch["prompt_ids"]).astype(jnp.int32)
     return jax.ops.segment_sum(weights.sum(axis=-1), ids, len(self.members))
 

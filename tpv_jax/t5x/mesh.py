@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax
@@ -25,6 +26,8 @@ class Partitioner(partitioning.PjitPartitioner):
   """
 
   _logical_axis_rules: Rules
+  units: Mapping[str, int] = types.MappingProxyType({})
+  """See `partitioning.that_divide`; `restoring.Initializer` sets those of the network."""
 
   def get_mesh_axes(self, train_state: Any) -> Any:
     """Returns T5X's `PartitionSpec`s, and keeps only the rules that divide.
@@ -44,6 +47,7 @@ class Partitioner(partitioning.PjitPartitioner):
       {path: tuple(axes) for path, axes in names.items()},
       {path: leaf.shape for path, leaf in shapes.items()},
       self.mesh,
+      self.units,
     )
     for line in kept_whole:
       logging.warning("%s", line)

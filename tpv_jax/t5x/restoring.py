@@ -26,7 +26,7 @@ from tpv_jax.core import files, identity
 from tpv_jax.core.checks import Seed
 from tpv_jax.core.errors import UserError
 from tpv_jax.data.vocabularies import Vocabulary
-from tpv_jax.devices import processes
+from tpv_jax.devices import partitioning, processes
 from tpv_jax.evaluation import candidates
 from tpv_jax.formats import gguf, hugging_face
 from tpv_jax.formats.sources import Which
@@ -96,6 +96,8 @@ class Initializer(utils.TrainStateInitializer):
         "without a rule. Leave `partitioner = @mesh.partitioner()` as in our gin files, "
         "and set MODEL_PARALLEL, MODEL_PARALLEL_SUBMESH and AXIS_RULES."
       )
+    self.model: SoftPromptModel = init_fn.__self__  # type: ignore[attr-defined]
+    partitioner.units = partitioning.units_of(self.model)
     super().__init__(
       optimizer_def=optimizer_def,
       init_fn=init_fn,
@@ -104,9 +106,8 @@ class Initializer(utils.TrainStateInitializer):
       input_types=input_types,
     )
     self.global_train_state_shape: Any
-    self.model: SoftPromptModel = init_fn.__self__  # type: ignore[attr-defined]
     self.backbone = str(backbone)
-    if self.backbone != loading.EMBEDDED:
+    if self.backbone not in loading.NAMES:
       self.backbone = str(files.absolute(backbone))
     self.vocabulary = vocabulary
     self.initial_prompt = initial_prompt
@@ -120,7 +121,7 @@ class Initializer(utils.TrainStateInitializer):
     self._axes = identity.flatten(self.train_state_axes.params)
     self._noted = (
       {}
-      if self.backbone == loading.EMBEDDED
+      if self.backbone in loading.NAMES
       else loading.beside(files.to_path(self.backbone))
     )
     self._check_backbone()
@@ -508,14 +509,7 @@ def model_of(subject: Loaded, model: SoftPromptModel) -> SoftPromptModel:
   folded = Folded.of(subject.leaves)
   length, features = folded.prompt.shape
   longest = 0 if folded.delta is None else len(folded.delta)
-  return SoftPromptModel(
-    model.network,
-    plain.Prompt(length, features, longest),
-    model.input_vocabulary,
-    model.output_vocabulary,
-    num_beams=model.num_beams,
-    length_penalty=model.length_penalty,
-  )
+  return model.with_prompt(plain.Prompt(length, features, longest))
 
 
 def checkpoint_of(subject: Loaded, folder: str) -> str:

@@ -95,8 +95,8 @@ def named(name: str, vocabulary: Vocabulary, modules: Sequence[str] = ()) -> str
     modules: imported first, so that their tasks are registered.
 
   Raises:
-    UserError: there is no such task or mixture, or its vocabulary cannot be read or is
-      another one.
+    UserError: there is no such task or mixture; its vocabulary cannot be read or is another
+      one; or its sources end as T5's, and the vocabulary is a decoder-only model's.
   """
   import seqio
   import tensorflow as tf
@@ -125,7 +125,7 @@ def named(name: str, vocabulary: Vocabulary, modules: Sequence[str] = ()) -> str
   for feature in ("inputs", "targets"):
     if feature not in features:
       raise UserError(
-        f"seqio's task '{name}' has the features {', '.join(features)}; T5 needs "
+        f"seqio's task '{name}' has the features {', '.join(features)}; prompt tuning needs "
         "'inputs' and 'targets'. Choose a text-to-text task."
       )
     found = features[feature].vocabulary
@@ -143,4 +143,10 @@ def named(name: str, vocabulary: Vocabulary, modules: Sequence[str] = ()) -> str
         f"has {expected}: ids would mean other words. Choose the task's VOCABULARY_FILE, "
         "or a task with the backbone's."
       )
+  if vocabulary.first_id and features["inputs"].add_eos:
+    raise UserError(
+      f"seqio's task '{name}' puts an end token behind each source, as T5's have it; a "
+      "decoder-only model would take the text to be over there. Choose a file of "
+      "gin_configs/tasks, or register the task by tpv_jax.data.seqio_tasks.register."
+    )
   return name
