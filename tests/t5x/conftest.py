@@ -37,6 +37,79 @@ def under_t5x(t5x, tiny, tiny_file):
   return functools.partial(_Parts, tiny, tiny_file)
 
 
+@pytest.fixture(scope="session")
+def llm(t5x, tmp_path_factory):
+  """A tiny decoder-only model with a tokenizer of its own (see `Llm`)."""
+  pytest.importorskip("tokenizers", reason="needs the extra 'llm'")
+  return Llm(tmp_path_factory.mktemp("llm"))
+
+
+class Llm:
+  """A decoder-only backbone as a GGUF file, and a task whose batches both runners make."""
+
+  lengths = {"inputs": 12, "targets": 3}  # noqa: RUF012
+
+  def __init__(self, folder):
+    import llm_stand_in
+    import numpy as np
+
+    from tpv_jax.backbones import loading, networks
+    from tpv_jax.data import tasks, vocabularies
+
+    self.path = str(llm_stand_in.write_gguf(folder / "tiny.gguf"))
+    self.network = networks.network(self.path)
+    self.vocabulary = vocabularies.of_backbone(self.path)
+    self.backbone = loading.load_backbone(self.path)
+
+    def examples(split):
+      rng = np.random.default_rng(len(split))
+      texts = ["".join(rng.choice([*"abcdef"], n)) for n in rng.integers(0, 11, 48)]
+      return [tasks.Example(text, llm_stand_in.LABELS["a" in text]) for text in texts]
+
+    self.task = tasks.Task("letters", llm_stand_in.LABELS[:2], "exact_match", examples)
+
+  def model(self, kind="plain", for_t5x=True, **settings):
+    """Returns a model with a plain prompt or EPT, trained by AdamW."""
+    from tpv_jax.model import SoftPromptModel
+    from tpv_jax.prompts import ept, plain
+    from tpv_jax.training import optimizers
+
+    parts = {"source_length": 12, "rank": 2, "fusion_width": 2, "spaces": 2}
+    width = self.network.emb_dim
+    rates = {"prompt": 1.0, "low_rank": 0.02, "fusion": 0.1, "spaces": 0.1}
+    made = SoftPromptModel(
+      self.network,
+      plain.Prompt(3, width) if kind == "plain" else ept.EPT(3, width, **parts),
+      self.vocabulary,
+      self.vocabulary,
+      optimizers.by_group(
+        optimizers.adamw(weight_decay=0.01), rates if kind == "ept" else {}
+      ),
+      lengths=self.lengths,
+      **settings,
+    )
+    return t5x_model(made) if for_t5x else made
+
+  def batches(self, rows, count):
+    """Returns the first batches of seqio, and the same rows as the standalone runner's."""
+    import seqio
+
+    from tpv_jax.data import batches
+    from tpv_jax.t5x import tasks
+
+    tokenized = batches.tokenize(
+      self.task.examples("train"), self.vocabulary, self.lengths
+    )
+    dataset = seqio.get_mixture_or_task(
+      tasks.registered(self.task, self.vocabulary)
+    ).get_dataset(self.lengths, "train", shuffle=False)
+    theirs = seqio.DecoderFeatureConverter(pack=False)(dataset, self.lengths)
+    return (
+      [*theirs.batch(rows).take(count).as_numpy_iterator()],
+      [*batches.eval_batches(tokenized, rows)][:count],
+    )
+
+
 class _Parts:
   """A model with T5X's partitioner, initialiser and trainer around it."""
 

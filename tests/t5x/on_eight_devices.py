@@ -26,7 +26,7 @@ def parts(under_t5x, tiny, tmp_path):
   """Builds T5X's parts on a mesh of (8 / model_parallel) x model_parallel devices."""
   from tpv_jax.t5x import mesh
 
-  def build(model, model_parallel=2, bank=False, **settings):
+  def build(model, model_parallel=2, bank=False, backbone=None, **settings):
     model.optimizer_def = TransformationOptimizer(
       optimizers.by_group(optimizers.adamw(weight_decay=0.01, clip_norm=0.1), RATES)
     )
@@ -36,6 +36,7 @@ def parts(under_t5x, tiny, tmp_path):
       tmp_path / "run",
       model=model,
       partitioner=mesh.partitioner(model_parallel, **settings),
+      backbone=backbone,
       length=SHORT,
     )
 
@@ -164,3 +165,51 @@ def test_an_axis_without_a_rule_is_refused_by_its_name(tiny, parts, monkeypatch)
   monkeypatch.setattr(partitioning, "LOGICAL_AXIS_RULES", rules)
   with pytest.raises(UserError, match=r"'prompt/low_rank_a' has an axis 'rank' for"):
     parts(tiny.model("ept"), 1)
+
+
+def test_a_decoder_only_model_is_cut_by_whole_heads(llm, parts, caplog):
+  with caplog.at_level("WARNING", logger="absl"):
+    state = parts(llm.model("ept"), 4, backbone=llm.path).state()
+  assert "'joined_kv_groups' of size 2 is replicated" in caplog.text
+  flat = identity.flatten(state.params)
+  attention = "decoder/layers_0/self_attention"
+  for path, share in (
+    (f"{attention}/query/kernel", (WIDTH, 4)),
+    (f"{attention}/key/kernel", (WIDTH, 8)),
+    ("decoder/layers_0/mlp/wi_0/kernel", (WIDTH, 5)),
+    ("prompt/low_rank_b", (2, 4)),
+    ("prompt/short_prompt", (SHORT, 4)),
+  ):
+    assert flat[path].sharding.shard_shape(flat[path].shape) == share, path
+  two = identity.flatten(parts(llm.model(), 2, backbone=llm.path).state().params)
+  key = two[f"{attention}/key/kernel"]
+  assert key.sharding.shard_shape(key.shape) == (WIDTH, 4)
+
+
+def test_of_a_decoder_only_models_prompt_only_the_folded_one_is_gathered(llm, parts):
+  batch = llm.batches(16, 1)[0][0]
+  longest = llm.lengths["inputs"]
+  others = gathered(
+    parts(
+      llm.model().with_prompt(plain.Prompt(SHORT, WIDTH, longest)), backbone=llm.path
+    ),
+    batch,
+  )
+  folded = {f"f32[{SHORT},{WIDTH}]": 1, f"f32[{longest},{WIDTH}]": 1}
+  assert gathered(parts(llm.model("ept"), backbone=llm.path), batch) == others | folded
+
+
+def test_a_decoder_only_model_is_trained_as_on_one_device(llm, parts):
+  theirs, ours = llm.batches(16, 3)
+  made = parts(llm.model("ept"), backbone=llm.path)
+  trainer = made.trainer(RATE, 2)
+  for batch in theirs:
+    trainer.train(iter([batch]), 1).result()
+  after = jax.device_get(dict(trainer.train_state.params["prompt"]))
+  trainer.close()
+  model = llm.model("ept")
+  model.optimizer_def = made.model.optimizer_def
+  start = sources.load(made.model_dir, "initial").leaves
+  _, alone = device_programs.on_one_device(llm, model)(start, RATE, ours)
+  for name, leaf in alone.items():
+    np.testing.assert_allclose(after[name], leaf, atol=2e-5, err_msg=name)
