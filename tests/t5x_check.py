@@ -52,8 +52,8 @@ HEADER = """\
 
 Written by `make t5x-check`, not edited. Each command ran as it is printed in the document
 that is named, from the root of a clone, in a process of its own, on one CPU. Where it names
-a model or data that is not in the repository, a tiny model with random weights or invented
-rows lay there; trainings of a tiny T5 took 4 steps, and what `...` leaves out was that T5, a plain
+a model or data that is not in the repository, a tiny one with random weights or invented rows
+lay there; trainings of a tiny T5 took 4 steps, and what `...` leaves out was that T5, a plain
 prompt and a task from local files (tests/stand_ins.py).
 """
 
