@@ -212,4 +212,5 @@ def test_a_decoder_only_model_is_trained_as_on_one_device(llm, parts):
   start = sources.load(made.model_dir, "initial").leaves
   _, alone = device_programs.on_one_device(llm, model)(start, RATE, ours)
   for name, leaf in alone.items():
-    np.testing.assert_allclose(after[name], leaf, atol=2e-5, err_msg=name)
+    way = np.linalg.norm(leaf - start[name])
+    assert np.linalg.norm(after[name] - leaf) < 0.03 * way, name

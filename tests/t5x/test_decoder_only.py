@@ -1,7 +1,9 @@
 """Decoder-only models under real T5X: seqio's own batches, where a backbone comes from.
 
 T5X gets what `seqio.DecoderFeatureConverter` makes of a task, the standalone runner the
-batches that it makes itself. Sums are taken in another order, as `test_runners_agree` says.
+batches that it makes itself. Sums are taken in another order, and AdamW scales up the
+difference where a gradient is near zero, as EPT has many at its start: over four steps we
+allow 1e-4 of a loss, and 3 % of the way that a parameter moved.
 """
 
 import functools
@@ -23,7 +25,7 @@ from tpv_jax.t5x import restoring
 from tpv_jax.t5x.bank import Bank, Member
 from tpv_jax.training import initial, optimizers, steps
 
-RATE = optimizers.constant(0.3, warmup_steps=2)
+RATE = optimizers.constant(0.1)
 START = {
   "plain": functools.partial(initial.small_normal, length=3),
   "ept": functools.partial(initial.sampled_vocabulary, length=8),
@@ -80,19 +82,25 @@ def in_t5x(made, batches):
   return metrics, after
 
 
+def assert_near(found, expected, start):
+  """Both moved the leaves to the same place, as far as rounding lets them."""
+  for name, leaf in expected.items():
+    way = np.linalg.norm(leaf - start[name])
+    assert way > 0.01, name
+    assert np.linalg.norm(found[name] - leaf) < 0.03 * way, name
+
+
 @pytest.mark.parametrize(("kind", "with_sources"), [("plain", False), ("ept", True)])
 def test_both_runners_take_the_same_steps(llm, parts, kind, with_sources):
-  theirs, ours = llm.batches(8, 6)
+  theirs, ours = llm.batches(8, 4)
   settings = {"loss_on_sources": with_sources}
   made = parts("run", kind, llm.model(kind, **settings))
   metrics, after = in_t5x(made, theirs)
   start = sources.load(made.model_dir, "initial").leaves
   own = llm.model(kind, for_t5x=False, **settings)
   losses, leaves = standalone(llm, own, start, RATE, ours)
-  np.testing.assert_allclose([one["loss"] for one in metrics], losses, atol=1e-5)
-  for name, leaf in leaves.items():
-    assert np.abs(leaf - start[name]).max() > 0.005, name
-    np.testing.assert_allclose(after[name], leaf, atol=1e-4, err_msg=name)
+  np.testing.assert_allclose([one["loss"] for one in metrics], losses, rtol=1e-4)
+  assert_near(after, leaves, start)
 
 
 def test_a_bank_equals_the_runs_of_its_prompts_on_seqios_batches(llm, parts):
@@ -115,8 +123,8 @@ def test_a_bank_equals_the_runs_of_its_prompts_on_seqios_batches(llm, parts):
     rate = functools.partial(lambda by, step: by * RATE(step), member.rate)
     losses, leaves = standalone(llm, own, start, rate, ours[place::2])
     found = [one[f"loss/{member.name}"] for one in metrics]
-    np.testing.assert_allclose(found, losses, atol=1e-5)
-    np.testing.assert_allclose(after["prompt"][place], leaves["prompt"], atol=1e-4)
+    np.testing.assert_allclose(found, losses, rtol=1e-4)
+    assert_near({"prompt": after["prompt"][place]}, leaves, start)
   assert not np.array_equal(*after["prompt"])
 
 

@@ -25,6 +25,7 @@ OWN = [
   "gin_configs/prompts/plain.gin",
   T5X + "train.gin",
 ]
+ENGLISH = "gin_configs/tasks/english.gin"
 SEQIO = "SEQIO_TASK='s'", "LENGTHS={'inputs': 8, 'targets': 4}"
 BASE = "MODEL_DIR='m'", "BACKBONE='b'", "VOCABULARY_FILE='v'"
 
@@ -82,6 +83,14 @@ def test_files_none_of_which_runs_are_told_those_that_do(check, entry):
     ),
     ("evaluate", EVAL[0], EVAL[1:]),
     ("infer", INFER[0], INFER[1:]),
+    ("train", [T5X + "train_llm.gin", ENGLISH], (*TRAIN[1:], "CHAT=True")),
+    (
+      "train",
+      [T5X + "bank_llm.gin", ENGLISH, "gin_configs/prompts/ept.gin"],
+      ("MODEL_DIR='m'", "LOSS_ON_SOURCES=True", "INITIAL_SEEDS=[0, 1]"),
+    ),
+    ("evaluate", [T5X + "eval_llm.gin", ENGLISH], (*EVAL[1:], "BACKBONE='b'")),
+    ("infer", [T5X + "infer_llm.gin", ENGLISH], (*INFER[1:], "NUM_BEAMS=2")),
   ],
 )
 def test_what_the_gin_files_for_t5x_take_is_read(check, entry, files, bindings):
