@@ -16,8 +16,9 @@ of the machine affects all of them, and ratios are taken within a round. The con
   evaluation
         the coefficients of the vectors of several tasks, each on its task's examples: ours
         in one pass, PEFT one after the other. Both by generating (as PEFT is used), and
-        both by one pass over the targets, which gives the same exact match; T5 only, as
-        PEFT's own generation puts a LLaMA's prompt in front of every token that it writes
+        both by one pass over the targets, which gives the same exact match. PEFT's own
+        generation puts a LLaMA's prompt in front of every token that it writes, so there
+        transformers generates from the embedded prompt and source
 
 PEFT's rows of a LLaMA are [prompt][source][target] and padding, its loss is on the targets,
 and its logits are those of every position, as transformers computes them; ours are those of
@@ -74,7 +75,6 @@ examples:
 
 DTYPES = ("float32", "bfloat16")
 CONTESTS = ("a", "b", "c", "bank", "evaluation")
-T5_ONLY = ("evaluation",)
 PEFT_PACKAGES = ("torch", "transformers", "peft", "safetensors")
 
 PADDED_TO = 256
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--only",
     nargs="+",
     metavar="WHAT",
-    help=f"some of {' '.join(CONTESTS)}; by default all that the family has",
+    help=f"some of {' '.join(CONTESTS)}; by default all",
   )
   for name, kind, text in OPTIONS:
     by_device = [
@@ -236,18 +236,12 @@ def _check(options: argparse.Namespace) -> None:
       f"There is no size '{options.size}'.{near_misses(options.size, known)} Choose "
       f"one of {', '.join(known)}."
     )
-  without = T5_ONLY if known[options.size][0] == "llama" else ()
   if options.only is None:
-    options.only = [name for name in CONTESTS if name not in without]
+    options.only = list(CONTESTS)
   for name in options.only:
     if name not in CONTESTS:
       raise UserError(
         f"There is no comparison '{name}'. Choose some of {' '.join(CONTESTS)}."
-      )
-    if name in without:
-      raise UserError(
-        f"The comparison '{name}' is of T5 only: PEFT's own generation is not one of "
-        f"'{options.size}'. Leave it out of --only."
       )
   largest = max(options.banks)
   for bank in options.banks:

@@ -183,7 +183,7 @@ class Ours:
       found = self.evaluator.score([(prompt, task, None) for prompt, task in pairs])
       losses = [float(-scores.sum()) for scores, _ in found]
     calls = [
-      shape
+      self._call(*shape)
       for name, counted in self.evaluator.work.calls.items()
       for shape in (counted - before.get(name, type(counted)())).elements()
     ]

@@ -107,41 +107,100 @@ class Peft:
     """Evaluates one candidate after the other, a task's examples in one batch each."""
     prompt = self.model.prompt_encoder["default"].embedding.weight
     length, most = self.job["prompt_length"], self.job["new_tokens"]
-    losses, calls, hits = [], [], []
+    of_family = self._evaluate_llama if self.causal else self._evaluate_t5
+    losses, calls = [], []
     for source, target, own in zip(sources, targets, self.candidates, strict=True):
       if self.job["rows"] == "longest":
         source = source[:, : self._longest(source, source.shape[1])]
-      tokens = torch.from_numpy(np.ascontiguousarray(source)).to(self.place).long()
-      labels = torch.from_numpy(np.ascontiguousarray(target[:, :most])).to(self.place)
-      labels = labels.long()
-      mask = (tokens > 0).long()
       for candidate in own:
         prompt[:length] = torch.from_numpy(candidate).to(prompt)
-        if self.job["evaluate"] == "generate":
-          written = self.model.generate(
-            input_ids=tokens,
-            attention_mask=mask,
-            max_new_tokens=most,
-            do_sample=False,
-            num_beams=1,
-          )[:, 1:]
-          losses.append(written.sum().float())
-          made = written.shape[1]
-        else:
-          # The exact match of greedy decoding in one pass, as on our side.
-          logits = self.model(
-            input_ids=tokens,
-            attention_mask=mask,
-            labels=labels.masked_fill(labels == 0, IGNORED),
-          ).logits.float()
-          scores = torch.log_softmax(logits, -1).gather(-1, labels[..., None])[..., 0]
-          losses.append(-(scores * (labels > 0)).sum())
-          hits.append(((logits.argmax(-1) == labels) | (labels == 0)).all(1).sum())
-          made = most
-        calls.append((len(tokens), length + tokens.shape[1], made))
+        losses.append(of_family(source, target[:, :most]))
+        made = length + source.shape[1] + (most if self.causal else 0)
+        calls.append((len(source), made, most))
     if self.place == "cuda":
       torch.cuda.synchronize()
     return torch.stack(losses).tolist(), calls
+
+  def _evaluate_t5(self, source: np.ndarray, target: np.ndarray) -> torch.Tensor:
+    """Returns the sum of the written ids, or the targets' loss."""
+    tokens, labels = self._placed(source), self._placed(target)
+    mask = (tokens > 0).long()
+    if self.job["evaluate"] == "generate":
+      written = self.model.generate(
+        input_ids=tokens,
+        attention_mask=mask,
+        max_new_tokens=labels.shape[1],
+        do_sample=False,
+        num_beams=1,
+      )
+      return written[:, 1:].sum().float()
+    logits = self.model(
+      input_ids=tokens,
+      attention_mask=mask,
+      labels=labels.masked_fill(labels == 0, IGNORED),
+    ).logits
+    return self._scored(logits, labels, labels)
+
+  def _evaluate_llama(self, source: np.ndarray, target: np.ndarray) -> torch.Tensor:
+    """Returns the sum of the written ids, or the targets' loss; ids are ours."""
+    length = self.job["prompt_length"]
+    if self.job["evaluate"] == "generate":
+      # PEFT's own generation puts the prompt in front of every token that it writes. So
+      # it is given as embeddings, padded on the left, as generation wants them.
+      base = self.model.get_base_model()
+      prompt = self.model.prompt_encoder["default"].embedding.weight[:length]
+      embedded = base.get_input_embeddings()(self._placed(source - (source > 0)))
+      counts = np.count_nonzero(source, axis=1).tolist()
+      rows = [
+        torch.cat([prompt.to(self.dtype), row[:count]])
+        for row, count in zip(embedded, counts, strict=True)
+      ]
+      mask = [torch.ones(len(row), device=self.place).long() for row in rows]
+      inputs, mask = (
+        torch.nn.utils.rnn.pad_sequence(one, batch_first=True, padding_side="left")
+        for one in (rows, mask)
+      )
+      written = base.generate(
+        inputs_embeds=inputs,
+        attention_mask=mask,
+        max_new_tokens=target.shape[1],
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        eos_token_id=0,
+        pad_token_id=0,
+      )
+      ends = (written == 0).long()
+      counted = ends.cumsum(1) - ends == 0  # Up to and with the first end token.
+      return ((written + 1) * counted).sum().float()
+    tokens, labels = map(self._placed, joined_rows(source, target))
+    logits = self.model(
+      input_ids=(tokens - 1).clamp(min=0), attention_mask=(tokens > 0).long()
+    ).logits[:, length - 1 : -1]
+    return self._scored(logits, labels, labels - 1)
+
+  def _placed(self, tokens: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(tokens)).to(self.place).long()
+
+  @staticmethod
+  def _scored(
+    logits: torch.Tensor, labels: torch.Tensor, wanted: torch.Tensor
+  ) -> torch.Tensor:
+    """Returns the loss of targets, and computes their exact match as well.
+
+    Args:
+      logits: [B, L, V], that predict each label.
+      labels: [B, L], 0 where there is none.
+      wanted: [B, L], the labels as ids of the network.
+    """
+    there = labels > 0
+    logits = logits[there].float()
+    own = torch.where(there, wanted, 0)[there]
+    scores = torch.log_softmax(logits, -1).gather(-1, own[:, None])[:, 0]
+    right = torch.ones_like(there)
+    right[there] = logits.argmax(-1) == own
+    right.all(1).sum()  # The exact match of greedy decoding, as our side computes it.
+    return -scores.sum()
 
   def _longest(self, tokens: np.ndarray, most: int) -> int:
     """Returns the longest row's length, on a GPU rounded up to a multiple of 8."""
