@@ -33,7 +33,7 @@ TINY = {
 }
 TINY_LLAMA = {
   "vocab_size": 64,
-  "emb_dim": 128,
+  "emb_dim": 132,
   "num_heads": 6,
   "num_kv_heads": 2,
   "head_dim": 24,

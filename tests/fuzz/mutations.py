@@ -235,6 +235,11 @@ def safetensors(content: bytes, rng: random.Random) -> bytes:
     name = rng.choice(nested)
     stated[name] = changed_json(json.loads(stated[name]), rng)
     made = dumps(header).encode("utf-8", "surrogatepass")
+  elif stated and rng.random() < 0.3:
+    # A network has many leaves, and little else would ever be hit.
+    changed = changed_json(header.pop("__metadata__"), rng)
+    text = f'{{"__metadata__": {changed}, {dumps(header)[1:]}'
+    made = text.encode("utf-8", "surrogatepass")
   else:
     made = json_file(content[8 : 8 + length], rng)
   if rng.random() < 0.8:
@@ -258,6 +263,21 @@ def signed(content: bytes) -> bytes | None:
   data[place] = b"0" * 64
   data[place] = hashlib.sha256(data).hexdigest().encode()
   return bytes(data)
+
+
+def signed_by_values(content: bytes) -> bytes | None:
+  """Returns a backbone of ours written and signed as ours are; None if it is no file."""
+  from tpv_jax.core.errors import UserError
+  from tpv_jax.io import safetensors
+
+  try:
+    metadata, leaves = safetensors.decode(content, "the file")
+    digest = safetensors.ContentDigest()
+    for name in sorted(leaves):
+      digest.add(leaves[name])
+    return safetensors.encode(leaves, digest.stated_in(leaves, metadata))
+  except (UserError, UnicodeEncodeError):
+    return None
 
 
 def npy(content: bytes, rng: random.Random) -> bytes:
@@ -618,6 +638,7 @@ def damage(
   rng: random.Random,
   kept: Sequence[str] = (),
   own: Sequence[str] = (),
+  sign: Callable[[bytes], bytes | None] = signed,
 ) -> Done:
   """Damages one file of a folder in place and returns what was done.
 
@@ -626,6 +647,7 @@ def damage(
     rng: decides.
     kept: parts of the names of files that are left as they are.
     own: ends of the names of files of which each byte is signed.
+    sign: returns such a file with the digest that it should state; None if it has none.
   """
   files = sorted(
     path
@@ -653,7 +675,7 @@ def damage(
     after, chosen = damaged(content, rng), damaged
   refused = signs
   if signs and chosen is not damaged:
-    again = signed(after)
+    again = sign(after)
     if rng.random() < 0.7 and again is not None:
       after, refused = again, False
     # A header written anew that states nothing of ours is another tool's, and no damage.

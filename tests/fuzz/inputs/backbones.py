@@ -96,11 +96,9 @@ def _damage_network(folder: pathlib.Path, rng: random.Random) -> mutations.Done:
   before = metadata["network"]
   after = mutations.changed_json(json.loads(before), rng)
   metadata["network"] = after.encode("utf-8", "replace").decode()
-  digest = safetensors.ContentDigest()
-  for name in sorted(leaves):
-    digest.add(leaves[name])
-  stated = digest.stated_in(leaves, metadata)
-  safetensors.write(path, leaves, stated, overwrite=True)
+  signed = mutations.signed_by_values(safetensors.encode(leaves, metadata))
+  assert signed is not None
+  path.write_bytes(signed)
   return mutations.Done(f"network: {after[:300]}")
 
 
@@ -170,11 +168,15 @@ def _converts(path: str, *more: str):
 
 _OUT = ("out*", "checkpoint_9")
 
+_damage_ours = functools.partial(
+  mutations.damage, own=(".safetensors",), sign=mutations.signed_by_values
+)
+
 KINDS = {
   "our backbone": Kind(
     _make_ours,
     _converts("b.safetensors"),
-    functools.partial(mutations.damage, own=(".safetensors",)),
+    _damage_ours,
     _OUT,
   ),
   "Hugging Face folder": Kind(_make_hugging_face, _converts("b"), outputs=_OUT),
@@ -190,7 +192,7 @@ KINDS = {
   "our decoder-only backbone": Kind(
     functools.partial(_make_converted, "b.safetensors", "safetensors"),
     _converts("b.safetensors"),
-    functools.partial(mutations.damage, own=(".safetensors",)),
+    _damage_ours,
     _OUT,
   ),
   "network of a backbone": Kind(
