@@ -16,14 +16,14 @@ Real T5X has other batches, with a source and its target in one row. `apart` mak
 them, in the compiled program.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from tpv_jax.backbones import decoding, placing
+from tpv_jax.backbones import placing
 from tpv_jax.backbones.protocol import (
   Architecture,
   DecoderOnlyNetwork,
@@ -137,17 +137,14 @@ class DecoderOnly(Architecture):
     source = row.x.shape[1] if with_sources else 0
     return self._predicting(backbone, row, batch, own, seen, source)
 
-  def decode(
+  def start_decoding(
     self,
     backbone: Params,
     folded: Folded | None,
     batch: Batch,
     target_length: int | None,
-    end_ids: Sequence[int],
-    num_beams: int = 1,
-    length_penalty: float = 1.0,
-  ) -> tuple[Int[Array, "B L"], Float[Array, " B"]]:
-    """Returns the decoded tokens of each row and their scores, see `Architecture`."""
+  ) -> tuple[Any, Bool[Array, " B"], int]:
+    """Returns the cache of the sources, which are empty, and L."""
     batch = apart(batch, self.lengths)
     if target_length is None:
       target_length = batch["decoder_input_tokens"].shape[1]
@@ -161,16 +158,8 @@ class DecoderOnly(Architecture):
       target_length,
       method=self.network.start_decoding,
     )
-    return decoding.decode(
-      self.network,
-      backbone,
-      cache,
-      jnp.all(is_padding(jnp.asarray(batch["encoder_input_tokens"])), axis=1),
-      target_length,
-      end_ids,
-      num_beams,
-      length_penalty,
-    )
+    empty = jnp.all(is_padding(jnp.asarray(batch["encoder_input_tokens"])), axis=1)
+    return cache, empty, target_length
 
   def check_lengths(self, prompt: int, source: int, target: int) -> None:
     """Raises `UserError` if prompt, source and target are longer than the network's rows."""

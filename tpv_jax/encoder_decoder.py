@@ -5,13 +5,12 @@ A batch is a mapping of arrays with T5X's feature names: `encoder_input_tokens` 
 batches also have `*_segment_ids` and `*_positions` (`data.batches`, `data.packing`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from tpv_jax.backbones import decoding
 from tpv_jax.backbones.protocol import (
   Architecture,
   EncoderDecoderNetwork,
@@ -94,17 +93,14 @@ class EncoderDecoder(Architecture):
       **_leaves(folded),
     )
 
-  def decode(
+  def start_decoding(
     self,
     backbone: Params,
     folded: Folded | None,
     batch: Batch,
     target_length: int | None,
-    end_ids: Sequence[int],
-    num_beams: int = 1,
-    length_penalty: float = 1.0,
-  ) -> tuple[Int[Array, "B L"], Float[Array, " B"]]:
-    """Returns the decoded tokens of each row and their scores, see `Architecture`."""
+  ) -> tuple[Any, Bool[Array, " B"], int]:
+    """Returns the cache of the encoded sources, which are empty, and L."""
     source = jnp.asarray(batch["encoder_input_tokens"])
     if target_length is None:
       target_length = batch["decoder_input_tokens"].shape[1]
@@ -114,16 +110,7 @@ class EncoderDecoder(Architecture):
     cache = self._apply(
       backbone, encoded, source, target_length, method=self.network.start_decoding
     )
-    return decoding.decode(
-      self.network,
-      backbone,
-      cache,
-      jnp.all(is_padding(source), axis=1),
-      target_length,
-      end_ids,
-      num_beams,
-      length_penalty,
-    )
+    return cache, jnp.all(is_padding(source), axis=1), target_length
 
   def check_lengths(self, prompt: int, source: int, target: int) -> None:
     """Relative positions have no limit."""

@@ -17,9 +17,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from tpv_jax.backbones import decoding
 from tpv_jax.backbones.protocol import Architecture, Network
 from tpv_jax.core import identity
-from tpv_jax.core.checks import BelowOne, Lengths, NotNegative, Size, checked
+from tpv_jax.core.checks import (
+  BelowOne,
+  Lengths,
+  NotNegative,
+  Seed,
+  Share,
+  Size,
+  checked,
+)
 from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.data.batches import is_padding
 from tpv_jax.decoder_only import DecoderOnly
@@ -65,8 +74,7 @@ class SoftPromptModel:
     trainable: regular expression that must match a leaf's whole path for it to be trained.
     z_loss: weight of log(Z)^2, added to each token's loss, (6.3).
     label_smoothing: probability spread over the wrong tokens, (6.2).
-    num_beams: of beam search; 1 for greedy decoding.
-    length_penalty: of beam search, see `decoding.beam_search`.
+    choice: how the tokens of an answer are chosen.
     loss_on_sources: whether the loss is on source tokens as well as on targets, (11.4);
       only decoder-only models predict them.
     lengths: of sources and targets, in tokens: where a batch has both in one row, as T5X's
@@ -88,7 +96,11 @@ class SoftPromptModel:
     length_penalty: float = 1.0,
     loss_on_sources: bool = False,
     lengths: Lengths | None = None,
+    temperature: NotNegative = 0.0,
+    top_p: Share = 1.0,
+    sampling_seed: Seed = 0,
   ):
+    """See the attributes, and `decoding.Choice` for `num_beams` and what is like it."""
     if loss_on_sources and not ARCHITECTURES[network.ARCHITECTURE].PREDICTS_SOURCES:
       raise UserError(
         "LOSS_ON_SOURCES = True asks for a loss on source tokens, which an encoder-decoder "
@@ -110,8 +122,9 @@ class SoftPromptModel:
     self.trainable = trainable
     self.z_loss = z_loss
     self.label_smoothing = label_smoothing
-    self.num_beams = num_beams
-    self.length_penalty = length_penalty
+    self.choice = decoding.Choice(
+      num_beams, length_penalty, temperature, top_p, sampling_seed
+    )
     self.loss_on_sources = loss_on_sources
     self.lengths = lengths
     eos_id = getattr(output_vocabulary, "eos_id", None)
@@ -433,11 +446,32 @@ class SoftPromptModel:
     Args:
       folded: the prompts of a bank [N, S, D], and optionally deltas [N, M, D].
       backbone: the backbone's parameters.
-      batch: sources, and `prompt_ids` [B], the index of each row's prompt in the bank.
+      batch: sources; `prompt_ids` [B], the index of each row's prompt in the bank; and
+        `example_ids` [B], by which tokens are drawn.
       target_length: L, the most tokens to write.
     """
     rows = _rows(folded, jnp.asarray(batch["prompt_ids"]))
     return self._decode(backbone, rows, batch, target_length)[0]
+
+  def begin_rows(
+    self, folded: Folded, backbone: Params, batch: Batch, target_length: int
+  ) -> tuple[Any, decoding.Written]:
+    """Returns a cache, and what `write_token` continues; then rows grow token by token.
+
+    Args: see `predict_rows`, whose tokens these are; one beam only.
+    """
+    rows = _rows(folded, jnp.asarray(batch["prompt_ids"]))
+    cache, empty, _ = self._start(backbone, rows, batch, target_length)
+    examples = self._examples(batch)
+    return cache, decoding.begin(cache, empty, self.choice, examples)
+
+  def write_token(
+    self, backbone: Params, cache: Any, written: decoding.Written
+  ) -> decoding.Written:
+    """Returns what is written with one token more, see `decoding.write_token`."""
+    return decoding.write_token(
+      self.network, _backbone(backbone), cache, written, self._end_ids, self.choice
+    )
 
   def eval_fn(self, params: Params, batch: Batch) -> tuple[Float[Array, ""], Metrics]:
     """Returns loss and metrics as `loss_fn` does, without dropout."""
@@ -457,7 +491,8 @@ class SoftPromptModel:
     Greedy decoding scores a row by the sum of its tokens' log-probabilities. With several
     beams the best beam is returned, and its sum is divided by its length as
     `decoding.beam_search` says. At most as many tokens are written as the batch's targets
-    have positions. `rng`, which T5X passes, is not used: decoding is deterministic.
+    have positions. `rng`, which T5X passes, is not used: what is drawn depends on the seed
+    and on the numbers of the examples only.
     """
     del rng
     tokens, scores = self._decode(params, self._folded_alone(params), batch)
@@ -526,15 +561,41 @@ class SoftPromptModel:
     batch: Batch,
     target_length: int | None = None,
   ) -> tuple[Int[Array, "B L"], Float[Array, " B"]]:
-    return self.architecture.decode(
+    """Returns the tokens [B, L] and the score of each row, see `decoding.decode`."""
+    cache, empty, target_length = self._start(params, folded, batch, target_length)
+    return decoding.decode(
+      self.network,
       _backbone(params),
-      folded,
-      batch,
+      cache,
+      empty,
       target_length,
       self._end_ids,
-      self.num_beams,
-      self.length_penalty,
+      self.choice,
+      self._examples(batch),
     )
+
+  def _start(
+    self,
+    params: Params,
+    folded: Folded | None,
+    batch: Batch,
+    target_length: int | None = None,
+  ) -> tuple[Any, Bool[Array, " B"], int]:
+    return self.architecture.start_decoding(
+      _backbone(params), folded, batch, target_length
+    )
+
+  def _examples(self, batch: Batch) -> Int[Array, " B"] | None:
+    """Returns the numbers of the examples, which decide what is drawn for them."""
+    if not self.choice.temperature:
+      return None
+    if "example_ids" not in batch:
+      raise UserError(
+        f"TEMPERATURE = {self.choice.temperature:g} draws answers by the number of each "
+        "example, and these batches do not state it. Answer with 'tpv infer' or 'tpv "
+        "eval', or set TEMPERATURE = 0."
+      )
+    return jnp.asarray(batch["example_ids"]).astype(jnp.int32)
 
   def _states(
     self, params: Params, batch: Batch, dropout_rng: Array | None

@@ -64,7 +64,7 @@ def greedy(net, params, encoded, source, length, eos_id):
   @jax.jit
   def decode(p, e):
     start = begin(net, p, e, source, length)
-    return decoding.greedy(net, p, *start, length, (eos_id,))
+    return decoding.write(net, p, *start, length, (eos_id,))
 
   return decode(params, encoded)
 
@@ -257,7 +257,8 @@ def test_a_step_projects_neither_the_source_nor_the_past(model, num_beams):
 
   def decode(params, encoded):
     start = begin(net, params, encoded, SOURCE, LENGTH)
-    return decoding.decode(net, params, *start, LENGTH, num_beams=num_beams)
+    choice = decoding.Choice(num_beams)
+    return decoding.decode(net, params, *start, LENGTH, choice=choice)
 
   closed = jax.make_jaxpr(decode)(params, encoded)
   [body] = bodies(closed.jaxpr)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import Tiny
 
-from tpv_jax.backbones import loading
+from tpv_jax.backbones import decoding, loading
 from tpv_jax.core import identity, screen
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import batches, packing, tasks, vocabularies
@@ -368,18 +368,53 @@ tiny.backbone = loading.load_backbone(path, tiny.network, tiny.vocabulary)
 prompts = test_evaluation.candidates({{"prompt": np.load(folder / "prompt.npy")}})
 _, _, answers = test_evaluation.mixed(tiny, [prompts[1], prompts[-1]])
 answers = [(texts, scored.tolist()) for texts, scored in answers]
-(folder / "found.json").write_text(json.dumps([jax.device_count(), answers]))
+drawn = test_evaluation.drawn(tiny, prompts[1], batch_size=24).tolist()
+(folder / "found.json").write_text(json.dumps([jax.device_count(), answers, drawn]))
 """
   flags = "--xla_force_host_platform_device_count=8"
   subprocess.run(
     [sys.executable, "-c", script], env={**os.environ, "XLA_FLAGS": flags}, check=True
   )
-  devices, found = json.loads((tmp_path / "found.json").read_text())
+  devices, found, answers = json.loads((tmp_path / "found.json").read_text())
   assert devices == 8
+  assert drawn(tiny, candidates(prompt[1])[1], batch_size=40).tolist() == answers
   expected = [*many[2][2:4], *many[2][-2:]]
   for (texts, scored), (other_texts, other) in zip(expected, found, strict=True):
     assert texts == other_texts
     np.testing.assert_allclose(other, scored, rtol=2e-5)  # Other summation orders.
+
+
+def drawn(tiny, leaves, batch_size, rows=slice(None)):
+  """Returns the tokens that are drawn for examples of the test split."""
+  model = tiny.model(prompt=None)
+  model.choice = decoding.Choice(temperature=2.0, top_p=0.95, sampling_seed=5)
+  drawing = evaluation.Evaluator(
+    model, tiny.backbone.params, tiny.vocabulary, tiny.lengths, batch_size
+  )
+  inputs = drawing.tokenize(tiny.task.examples("test")).inputs
+  numbers = np.arange(len(inputs))[rows]
+  return drawing.decode([(leaves, inputs[rows])], [numbers])[0]
+
+
+def test_what_is_drawn_hangs_on_the_example_alone(tiny, prompt):
+  whole = drawn(tiny, prompt[1], batch_size=40)
+  assert len({*map(tuple, whole.tolist())}) > 5
+  others = drawn(tiny, prompt[1], batch_size=16, rows=slice(None, None, -3))
+  np.testing.assert_array_equal(others, whole[::-3])
+
+
+def test_labels_do_not_stand_in_for_what_is_drawn(tiny, evaluator, prompt):
+  model = tiny.model(prompt=None)
+  model.choice = decoding.Choice(temperature=2.0, top_p=0.95, sampling_seed=5)
+  drawing = evaluation.Evaluator(
+    model, tiny.backbone.params, tiny.vocabulary, tiny.lengths, batch_size=40
+  )
+  found = drawing.evaluate(prompt[1], tiny.task, "test")
+  rows = drawn(tiny, prompt[1], batch_size=40)
+  assert found.generated == [tiny.vocabulary.decode(row) for row in rows]
+  greedy = evaluator.evaluate(prompt[1], tiny.task, "test")
+  assert found.generated != greedy.generated
+  assert found.chosen == greedy.chosen
 
 
 def test_sources_longer_than_a_delta_are_refused(tiny, evaluator):
@@ -395,7 +430,7 @@ def test_sources_longer_than_a_delta_are_refused(tiny, evaluator):
 def test_with_beams_no_label_stands_in_for_what_is_decoded(tiny, evaluator, prompt):
   searching = tiny.model(prompt=None)
   # With as many beams as tokens and this penalty the empty text is the best.
-  searching.num_beams, searching.length_penalty = 32, -30.0
+  searching.choice = decoding.Choice(num_beams=32, length_penalty=-30.0)
   beams = evaluation.Evaluator(
     searching, tiny.backbone.params, tiny.vocabulary, tiny.lengths, batch_size=16
   )

@@ -151,7 +151,7 @@ def generated():
     encoded = net.apply({"params": frozen}, source, prompt=prompt, method=net.encode)
     longest = theirs["tokens"].shape[1]
     start = begin(net, frozen, encoded, source, longest)
-    return decoding.greedy(net, frozen, *start, longest)[0]
+    return decoding.write(net, frozen, *start, longest)[0]
 
   return np.asarray(generate(identity.unflatten(backbone())))
 

@@ -7,7 +7,7 @@ calls it through the module of that name: `encoder_decoder` calls what
 `Architecture`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
@@ -262,27 +262,17 @@ class Architecture(Protocol):
   ) -> Any:
     """Returns the states [B, L, D] of the targets of packed rows, each with its prompt."""
 
-  def decode(
-    self,
-    backbone: Any,
-    folded: Any,
-    batch: Any,
-    target_length: int | None,
-    end_ids: Sequence[int],
-    num_beams: int = 1,
-    length_penalty: float = 1.0,
-  ) -> Any:
-    """Returns the decoded tokens [B, L] and their scores [B], see `decoding.decode`.
+  def start_decoding(
+    self, backbone: Any, folded: Any, batch: Any, target_length: int | None
+  ) -> tuple[Any, Any, int]:
+    """Returns what `decoding.decode` starts from: a cache, which rows are empty, and L.
 
     Args:
       backbone: its parameters.
       folded: the prompts.
-      batch: its sources are decoded.
+      batch: its sources are answered.
       target_length: L, the most tokens to write; None for the length of the batch's
         targets.
-      end_ids: the tokens that end an answer.
-      num_beams: 1 for greedy decoding.
-      length_penalty: of beam search.
     """
 
   def check_lengths(self, prompt: int, source: int, target: int) -> None:

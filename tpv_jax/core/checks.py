@@ -110,6 +110,7 @@ Seed = Annotated[int, Range(least=0, most=2**32 - 1)]
 NotNegative = Annotated[float, Range(least=0)]
 Positive = Annotated[float, Range(above=0)]
 Fraction = Annotated[float, Range(least=0, most=1)]
+Share = Annotated[float, Range(above=0, most=1)]
 BelowOne = Annotated[float, Range(least=0, below=1)]
 Lengths = Annotated[Mapping[str, Size], Keys(("inputs", "targets"))]
 """{'inputs': T, 'targets': L} in tokens, EOS included."""

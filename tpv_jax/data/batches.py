@@ -223,15 +223,23 @@ def features(
 
 
 def sources(
-  rows: Int[np.ndarray, "B T"], prompt_ids: Int[np.ndarray, " B"]
+  rows: Int[np.ndarray, "B T"],
+  prompt_ids: Int[np.ndarray, " B"],
+  example_ids: Int[np.ndarray, " B"],
 ) -> Features:
   """Returns a batch of padded sources, for decoding.
 
   Args:
     rows: the sources.
     prompt_ids: for each row, the index of its prompt in a bank.
+    example_ids: for each row, the number of its example, by which its answer is drawn if
+      answers are drawn.
   """
-  return {"encoder_input_tokens": rows, "prompt_ids": prompt_ids}
+  return {
+    "encoder_input_tokens": rows,
+    "prompt_ids": prompt_ids,
+    "example_ids": example_ids,
+  }
 
 
 def widths(batch: Features) -> dict[str, int]:

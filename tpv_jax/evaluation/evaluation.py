@@ -79,8 +79,8 @@ def evaluate(
       `candidates.GRID` (True) or from the numbers given, instead of using `coefficient`.
     search_split: the split on which the coefficients are tried.
     search_examples: how many of the first examples of each task are used; None uses all.
-    search_metric: 'exact_match' of greedy decoding with the target, whatever `num_beams`
-      is; 'label_accuracy', of the label that scores highest; or 'own', each task's own
+    search_metric: 'exact_match' of greedy decoding with the target, however answers are
+      chosen; 'label_accuracy', of the label that scores highest; or 'own', each task's own
       metric of the decoded text, which takes longer. The mean over the tasks decides;
       the smaller coefficient wins a tie.
     own_tasks: evaluate each candidate only on the tasks that it was trained on.
@@ -157,6 +157,7 @@ def evaluate(
   content = {
     **report.candidates_of(chosen, searches),
     "backbone": {"name": loaded.name, "fingerprint": loaded.fingerprint},
+    "decoding": model.choice.to_json(),
     "results": report.scores_of(results, names),
     "work": evaluator.work.to_json(),
     "versions": versions(),
@@ -262,6 +263,7 @@ def infer(
     print(
       f"Wrote {len(rows)} lines to {output}; each was read as it is, without a template. "
       f"Sources: {tokenized.sources}."
+      + ("" if model.choice.is_greedy else f" Answers: {model.choice}.")
     )
   return 0
 

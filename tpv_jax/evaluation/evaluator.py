@@ -72,7 +72,7 @@ class Evaluator:
   Prompts are given folded, or as None for the backbone alone. Prompts of one form (equal
   shapes) share calls, whatever their tasks; each form is compiled separately. Choices
   are scored in packed rows: each example is encoded once, behind its prompt, and all of
-  its choices are scored against it. Text is decoded by the model's `num_beams`; greedy
+  its choices are scored against it. Text is decoded by the model's `choice`; greedy
   decoding skips the examples for which scoring has shown that it writes a label.
   """
 
@@ -101,15 +101,8 @@ class Evaluator:
       progress: show a progress bar.
     """
     # Without a prompt module the model reads a folded prompt of any length.
-    model = SoftPromptModel(
-      model.network,
-      None,
-      model.input_vocabulary,
-      model.output_vocabulary,
-      num_beams=model.num_beams,
-      length_penalty=model.length_penalty,
-    )
-    self._beams = model.num_beams > 1
+    model = model.with_prompt(None)
+    self._greedy = model.choice.is_greedy
     self.vocabulary = vocabulary
     self.lengths = dict(lengths)
     at_least("The batch size", batch_size, 1)
@@ -225,7 +218,7 @@ class Evaluator:
     texts: list[list[str | None]] = []
     for index, (_, given, labels) in enumerate(requests):
       texts.append([None] * len(given))
-      if index in scored and not self._beams:
+      if index in scored and self._greedy:
         words = [self._text(row) for row in tokens[tuple(labels or ())]]
         for row, label in np.argwhere(scored[index][1]):
           texts[index][row] = words[label]
@@ -234,7 +227,8 @@ class Evaluator:
       [
         (prompt, sources.inputs[rows])
         for (prompt, sources, _), rows in zip(requests, open_rows, strict=True)
-      ]
+      ],
+      open_rows,
     )
     for one, rows, written in zip(texts, open_rows, decoded, strict=True):
       for row, ids in zip(rows, written, strict=True):
@@ -344,13 +338,22 @@ class Evaluator:
     return answers
 
   def decode(
-    self, requests: Sequence[tuple[Prompt, Int[np.ndarray, "_ _"]]]
+    self,
+    requests: Sequence[tuple[Prompt, Int[np.ndarray, "_ _"]]],
+    numbers: Sequence[Sequence[int]] | None = None,
   ) -> list[Int[np.ndarray, "_ _"]]:
     """Returns the decoded tokens of each prompt's sources, in one pass.
 
     Each row of a call is one example behind its own prompt; rows have at most two
     different lengths.
+
+    Args:
+      requests: a prompt and its sources.
+      numbers: for each request the numbers of its examples, by which tokens are drawn; by
+        default they count from 0.
     """
+    if numbers is None:
+      numbers = [range(len(sources)) for _, sources in requests]
     for prompt, sources in requests:
       self._refuse_nothing(prompt, sources)
     most = self.lengths["targets"]
@@ -360,6 +363,7 @@ class Evaluator:
       for length, folded, members in self._banks([requests[i][0] for i in todo]):
         owners = [todo[i] for i, _ in members]
         sources = np.concatenate([requests[i][1] for i in owners])
+        examples = np.concatenate([np.asarray(numbers[i], np.int32) for i in owners])
         counts = [len(requests[i][1]) for i in owners]
         places = np.repeat([place for _, place in members], counts).astype(np.int32)
         tokens = batches.token_counts(sources)
@@ -370,7 +374,9 @@ class Evaluator:
           left[rows] = False
           if not len(rows):
             continue
-          blocks = in_blocks(sources[rows, :width], places[rows], self.batch_size)
+          blocks = in_blocks(
+            sources[rows, :width], places[rows], examples[rows], self.batch_size
+          )
           found = self._call(self._predict, folded, blocks, bar)
           written[rows] = np.concatenate(found)[: len(rows)]
           self.work.used += int(tokens[rows].sum()) + length * len(rows)

@@ -101,13 +101,20 @@ def pack(
 
 
 def in_blocks(
-  sources: Int[np.ndarray, "N T"], places: Int[np.ndarray, " N"], size: int
+  sources: Int[np.ndarray, "N T"],
+  places: Int[np.ndarray, " N"],
+  numbers: Int[np.ndarray, " N"],
+  size: int,
 ) -> Iterator[batches.Features]:
-  """Yields batches of `size` sources with their prompts' places; the last is padded."""
+  """Yields batches of `size` sources with their prompts' places; the last is padded.
+
+  `numbers` are those of the examples, see `batches.sources`.
+  """
   for start in range(0, len(sources), size):
-    rows = sources[start : start + size], places[start : start + size]
-    empty = size - len(rows[0])
+    block = slice(start, start + size)
+    empty = size - len(sources[block])
     yield batches.sources(
-      np.pad(rows[0], ((0, empty), (0, 0)), constant_values=batches.PADDING),
-      np.pad(rows[1], (0, empty)),
+      np.pad(sources[block], ((0, empty), (0, 0)), constant_values=batches.PADDING),
+      np.pad(places[block], (0, empty)),
+      np.pad(numbers[block], (0, empty)),
     )

@@ -242,7 +242,10 @@ class Session:
     """
     whole = {**subject, "backbone": self.backbone.fingerprint}
     if decoding is not None:
-      whole |= {"beams": decoding.num_beams, "length_penalty": decoding.length_penalty}
+      choice = decoding.choice
+      whole |= {"beams": choice.num_beams, "length_penalty": choice.length_penalty}
+      whole |= {"temperature": choice.temperature, "top_p": choice.top_p}
+      whole |= {"sampling_seed": choice.sampling_seed}
     overwrite = self.settings.overwrite
     return Measured(self.folder / NAME, whole, defaults, overwrite)
 

@@ -84,7 +84,7 @@ def greedy(family, case):
   net, params = transformer(family), identity.unflatten(flat(family))
   encoded = net.apply({"params": params}, source, method=net.encode)
   start = begin(net, params, encoded, source, expected.shape[1])
-  return decoding.greedy(net, params, *start, expected.shape[1])[0], expected
+  return decoding.write(net, params, *start, expected.shape[1])[0], expected
 
 
 def beams(family, case):
