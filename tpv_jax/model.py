@@ -462,8 +462,8 @@ class SoftPromptModel:
     """
     rows = _rows(folded, jnp.asarray(batch["prompt_ids"]))
     cache, empty, _ = self._start(backbone, rows, batch, target_length)
-    examples = self._examples(batch)
-    return cache, decoding.begin(cache, empty, self.choice, examples)
+    written = decoding.begin(cache, empty, self.choice, self._examples(batch))
+    return cache, written
 
   def write_token(
     self, backbone: Params, cache: Any, written: decoding.Written

@@ -2,23 +2,26 @@
 
 import itertools
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
+
+import jax
 
 from tpv_jax.backbones import loading
 from tpv_jax.core import files
 from tpv_jax.core.checks import Lengths, OneOf, Size, checked
 from tpv_jax.core.errors import UserError, near_misses
-from tpv_jax.data import text_files
+from tpv_jax.data import batches, text_files
 from tpv_jax.data.labels import check_labels, check_task
 from tpv_jax.data.lines import read_text
 from tpv_jax.data.tasks import SPLITS, Example, Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.devices import partitioning, processes
 from tpv_jax.embedded import suite
-from tpv_jax.evaluation import candidates, report, searching
+from tpv_jax.evaluation import candidates, report, searching, streaming, terminal
 from tpv_jax.evaluation.candidates import Candidate
-from tpv_jax.evaluation.evaluator import AT_ONCE, Evaluator
+from tpv_jax.evaluation.evaluator import AT_ONCE, Evaluator, Prompt
 from tpv_jax.formats.sources import Which
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.runs.run_folder import alone_at_output, versions
@@ -200,8 +203,8 @@ def infer(
   backbone: str,
   vocabulary: Vocabulary,
   lengths: Lengths,
-  input_file: files.PathLike,
-  output: files.PathLike,
+  input_file: files.PathLike | None = None,
+  output: files.PathLike | None = None,
   prompt: str | None = None,
   which: Which = "best",
   vector: candidates.Vector | None = None,
@@ -214,11 +217,14 @@ def infer(
 ) -> int:
   """Writes what the model generates for each line of a text file, as JSON lines.
 
+  Without a file, lines are typed at the terminal or come from a pipe, and each is answered
+  before the next is read: by its text as it grows, or by the label that scores highest.
+
   Args:
     input_file: UTF-8 text, one source per line; lines end with a line feed, or a carriage
-      return and a line feed. No template is applied.
-    output: JSON lines `{"inputs", "generated"}`; with labels also `"label"` (the one
-      that scores highest) and `"scores"` (log-probabilities by label).
+      return and a line feed. No template is applied. None for standard input.
+    output: of a file's lines, JSON lines `{"inputs", "generated"}`; with labels also
+      `"label"` (the one that scores highest) and `"scores"` (log-probabilities by label).
     labels: also score these: a list of words, or a task's mapping from values to words.
     See `evaluate` for the others.
 
@@ -228,13 +234,13 @@ def infer(
     UserError: an input that is empty or not text, an output that exists, labels that
       the model cannot write, or a prompt of another backbone.
   """
-  files.check_output(output, overwrite)
+  _check_output(input_file, output, overwrite)
   words = None
   if labels is not None:
     words = tuple(dict.fromkeys(text_files.label_words(labels).values()))
     check_labels(words, vocabulary, lengths["targets"], "LABELS")
   processes.wait_for_all("the output is checked")
-  lines = _lines(input_file)
+  lines = [] if input_file is None else _lines(input_file)
   loaded = loading.load_backbone(backbone, model.network, vocabulary)
   leaves, provenance = candidates.subject(prompt, vector, initial, coefficient, which)
   if provenance is not None:
@@ -245,9 +251,13 @@ def infer(
     loaded.params,
     vocabulary,
     lengths,
-    batch_size,
+    1 if output is None else batch_size,
     partitioning.make_mesh(model_parallel),
+    1,
   )
+  if output is None:
+    _answer_as_asked(evaluator, leaves or None, words)
+    return 0
   tokenized = evaluator.tokenize([Example(line, "") for line in lines])
   generated, scored = evaluator.answer(leaves or None, tokenized, words)
   rows: list[dict[str, Any]] = [
@@ -266,6 +276,53 @@ def infer(
       + ("" if model.choice.is_greedy else f" Answers: {model.choice}.")
     )
   return 0
+
+
+def _check_output(
+  input_file: files.PathLike | None, output: files.PathLike | None, overwrite: bool
+) -> None:
+  """Raises `UserError` unless a file's answers have a place, and other answers none."""
+  if input_file is not None and output is not None:
+    files.check_output(output, overwrite)
+  elif input_file is not None:
+    raise UserError(
+      "The answers to INPUT_FILE need a place: give --gin.OUTPUT as well."
+    )
+  elif output is not None:
+    raise UserError(
+      f"OUTPUT = '{output}' is for the answers to INPUT_FILE, and none is given, so answers "
+      "go to the terminal. Give --gin.INPUT_FILE, or leave OUTPUT out ('tpv infer ... < "
+      "lines.txt > answers.txt' reads and writes text)."
+    )
+  elif jax.process_count() > 1:
+    raise UserError(
+      "Lines from the terminal are answered by a single process. Give INPUT_FILE and "
+      "OUTPUT, or start one process."
+    )
+
+
+def _answer_as_asked(
+  evaluator: Evaluator, prompt: Prompt, words: Sequence[str] | None
+) -> None:
+  """Answers each line of standard input before the next one is read."""
+  if terminal.is_typed():
+    print(
+      "Type a source, with the words of the task's template, and press Enter. Ctrl-D ends.",
+      file=sys.stderr,
+    )
+  writer = streaming.Writer(evaluator, prompt)
+  vocabulary, most = evaluator.vocabulary, evaluator.lengths["targets"]
+  labels = None if words is None else batches.label_tokens(words, vocabulary, most)
+  for number, line in enumerate(terminal.lines()):
+    tokenized = evaluator.tokenize([Example(line, "")])
+    if tokenized.sources:
+      print(f"Note: {tokenized.sources}.", file=sys.stderr)
+    if words is None:
+      tokens = writer.tokens(tokenized.inputs[0], number)
+      terminal.show(streaming.growing_text(vocabulary, tokens))
+    else:
+      ((scores, _),) = evaluator.score([(prompt, tokenized, labels)])
+      terminal.show([words[int(scores[0].argmax())]])
 
 
 _TABLES = (*text_files.FORMATS, ".parquet", ".xlsx")

@@ -102,7 +102,7 @@ class Evaluator:
     """
     # Without a prompt module the model reads a folded prompt of any length.
     model = model.with_prompt(None)
-    self._greedy = model.choice.is_greedy
+    self.model = model
     self.vocabulary = vocabulary
     self.lengths = dict(lengths)
     at_least("The batch size", batch_size, 1)
@@ -116,7 +116,7 @@ class Evaluator:
     self._grain = mesh.shape[partitioning.DATA]
     self.batch_size = self._to_grain(batch_size)
     parameters = partitioning.layout(model, mesh).parameters
-    self._backbone = identity.unflatten(
+    self.backbone = identity.unflatten(
       {
         path: processes.put(
           np.asarray(leaf).astype(model.network.stored(path, leaf.dtype)),
@@ -218,7 +218,7 @@ class Evaluator:
     texts: list[list[str | None]] = []
     for index, (_, given, labels) in enumerate(requests):
       texts.append([None] * len(given))
-      if index in scored and self._greedy:
+      if index in scored and self.model.choice.is_greedy:
         words = [self._text(row) for row in tokens[tuple(labels or ())]]
         for row, label in np.argwhere(scored[index][1]):
           texts[index][row] = words[label]
@@ -303,7 +303,7 @@ class Evaluator:
     ]
     packed: dict[tuple[Any, ...], tuple[batches.Features, list[np.ndarray]]] = {}
     with self._bar("scoring", [tokenized for _, tokenized, _ in requests]) as bar:
-      for length, folded, members in self._banks([one[0] for one in requests], sets):
+      for length, folded, members in self.banks([one[0] for one in requests], sets):
         shape = self._sizes.packed(length, [requests[i][1:] for i, _ in members])
         before, packed = packed, {}  # Keeps no rows but those of the bank before.
         parts, found_at, start = [], [], 0
@@ -360,7 +360,7 @@ class Evaluator:
     decoded = [np.zeros((len(sources), most), np.int32) for _, sources in requests]
     todo = [i for i, (_, sources) in enumerate(requests) if len(sources)]
     with self._bar("decoding", [requests[i][1] for i in todo]) as bar:
-      for length, folded, members in self._banks([requests[i][0] for i in todo]):
+      for length, folded, members in self.banks([requests[i][0] for i in todo]):
         owners = [todo[i] for i, _ in members]
         sources = np.concatenate([requests[i][1] for i in owners])
         examples = np.concatenate([np.asarray(numbers[i], np.int32) for i in owners])
@@ -413,7 +413,7 @@ class Evaluator:
   def _to_grain(self, rows: int) -> int:
     return -(-max(1, rows) // self._grain) * self._grain
 
-  def _banks(
+  def banks(
     self, prompts: Sequence[Prompt], sets: Sequence[int] | None = None
   ) -> Iterator[tuple[int, Folded, list[tuple[int, int]]]]:
     """Yields banks of prompts of one form: (prompt length, the bank, its members).
@@ -485,7 +485,7 @@ class Evaluator:
     answers: list[Any] = []
     for features in calls:
       placed = processes.put_all(features, self._rows)
-      answers.append(function(folded, self._backbone, placed))
+      answers.append(function(folded, self.backbone, placed))
       if len(answers) > _AHEAD:
         answers[-_AHEAD - 1] = jax.device_get(answers[-_AHEAD - 1])
       bar.update(packing.example_count(features))

@@ -1,0 +1,92 @@
+"""One answer at a time, token by token, as it is written."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from tpv_jax.data import batches
+from tpv_jax.data.vocabularies import Vocabulary
+from tpv_jax.evaluation.evaluator import Evaluator, Prompt
+
+FIRST_WIDTH = 32
+"""The least width of a source's row; longer ones double it (ours)."""
+
+_HELD_BACK = "\ufffd"
+"""What stands for bytes that are no whole character yet."""
+
+
+class Writer:
+  """Writes answers behind one prompt, with what an evaluator has on the devices.
+
+  Sources have a few widths, each compiled when it is first needed.
+  """
+
+  def __init__(self, evaluator: Evaluator, prompt: Prompt):
+    """Puts the prompt on the devices."""
+    ((_, self._folded, _),) = evaluator.banks([prompt])
+    self._evaluator, self._prompt = evaluator, prompt
+    longest, self._most = (evaluator.lengths[name] for name in ("inputs", "targets"))
+    self._widths = [longest]
+    while self._widths[0] > 2 * FIRST_WIDTH:
+      self._widths.insert(0, -(-self._widths[0] // 2))
+    model = evaluator.model
+    self._one_beam = model.choice.num_beams == 1
+
+    def begin(folded: Any, backbone: Any, batch: Any) -> Any:
+      evaluator.work.compiled += 1  # Runs only while JAX traces the function.
+      return model.begin_rows(folded, backbone, batch, self._most)
+
+    def go_on(backbone: Any, cache: Any, written: Any) -> Any:
+      evaluator.work.compiled += 1
+      return model.write_token(backbone, cache, written)
+
+    self._begin, self._go_on = jax.jit(begin), jax.jit(go_on)
+
+  def tokens(self, source: Int[np.ndarray, " T"], number: int = 0) -> Iterator[int]:
+    """Yields the tokens of an answer as they are written, its end token included.
+
+    They are those that `Evaluator.decode` gives; with several beams they come at once.
+
+    Args:
+      source: padded.
+      number: of the example, by which tokens are drawn.
+    """
+    if not self._one_beam:
+      decoded = self._evaluator.decode([(self._prompt, source[None])], [[number]])
+      yield from filter(None, decoded[0][0].tolist())
+      return
+    used = len(batches.without_padding(source))
+    width = min(one for one in self._widths if one >= used)
+    batch = batches.sources(
+      source[None, :width], np.zeros(1, np.int32), np.full(1, number, np.int32)
+    )
+    backbone = self._evaluator.backbone
+    cache, written = self._begin(self._folded, backbone, batch)
+    for _ in range(self._most):
+      if written.over[0]:
+        return
+      written = self._go_on(backbone, cache, written)
+      yield int(written.last[0])
+
+
+def growing_text(vocabulary: Vocabulary, tokens: Iterable[int]) -> Iterator[str]:
+  """Yields the parts of a text, each as soon as its tokens tell it.
+
+  Together they are what the vocabulary decodes from all tokens. A character waits for the
+  last of its bytes. Should a later token change what was yielded, the whole text follows
+  on a line of its own.
+  """
+  ids: list[int] = []
+  shown = text = ""
+  for token in tokens:
+    ids.append(token)
+    text = vocabulary.decode(ids)
+    sure = text.rstrip(_HELD_BACK)
+    if sure != shown and sure.startswith(shown):
+      yield sure[len(shown) :]
+      shown = sure
+  if text != shown:
+    yield text[len(shown) :] if text.startswith(shown) else f"\n{text}"
