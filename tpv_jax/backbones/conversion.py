@@ -24,10 +24,20 @@ from tpv_jax.backbones.protocol import Config
 from tpv_jax.core import files, identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.core.leaves import Leaf
-from tpv_jax.formats import hugging_face
+from tpv_jax.data import decoder_files, gguf_tokenizers
+from tpv_jax.formats import hugging_face, packaged
 from tpv_jax.io import orbax, safetensors
 
 TARGETS = ("hugging-face", "t5x", "safetensors")
+
+TOKENIZER_FILES = (
+  *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+  *("added_tokens.json", "chat_template.jinja", "spiece.model", "tokenizer.model"),
+  *("vocab.json", "merges.txt", hugging_face.GENERATION),
+)
+"""Files of Hugging Face beside the weights: the tokenizer, and what ends an answer."""
+
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 DTYPES = {
   "float32": np.dtype(np.float32),
@@ -169,7 +179,9 @@ def convert(
       files.write_json(there / loading.BESIDE, noted)
       dtype = str(source.leaves[source.family.table].dtype)
       places = source.family.places(plan.config)
-      hugging_face.save(there, plan.config.to_json(dtype), places, leaves)
+      content = plan.config.to_json(dtype)
+      content |= _copy_tokenizer(source.kind, path, there, content)
+      hugging_face.save(there, content, places, leaves)
     else:
       step = orbax.checkpoint_step(output)
       orbax.save_checkpoint(there, leaves, step or 0)
@@ -184,6 +196,46 @@ def convert(
         f"({read_back[:12]}…, not {fingerprint[:12]}…) and was removed. Check the disk."
       )
   return fingerprint
+
+
+def tokenizer_files(folder: files.PathLike) -> list[str]:
+  """Returns which of `TOKENIZER_FILES` lie in a folder that was written."""
+  folder = files.to_path(folder)
+  return [name for name in TOKENIZER_FILES if (folder / name).exists()]
+
+
+def _copy_tokenizer(
+  kind: str, path: files.PathLike, there: files.Path, content: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Writes the source's tokenizer into a folder of Hugging Face, where it has one.
+
+  Args:
+    kind: of the source.
+    path: of the source.
+    there: the folder.
+    content: of config.json.
+
+  Returns: the ids of special tokens that the source states, and `content` does not.
+  """
+  if kind == "gguf":
+    with contextlib.suppress(UserError):  # One that is not read; the command says so.
+      decoder_files.write(gguf_tokenizers.read(path), there)
+    return {}
+  folder = loading.located(path)
+  if kind != "hugging-face":
+    if str(path) not in packaged.MODELS:
+      return {}
+    folder = folder.parent
+  for name in tokenizer_files(folder):
+    files.write_bytes(there / name, files.read_bytes(files.inside(folder, name)))
+  if kind != "hugging-face":
+    return {}
+  stated = hugging_face.read_json(folder, hugging_face.CONFIG)
+  return {
+    name: stated[name]
+    for name in _SPECIAL_IDS
+    if stated.get(name) is not None and content.get(name) is None
+  }
 
 
 def check_output(output: files.PathLike, to: str) -> None:

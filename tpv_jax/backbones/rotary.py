@@ -5,7 +5,7 @@ Hugging Face's files name the scaling. No array is made here.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tpv_jax.core.errors import UserError
@@ -146,19 +146,32 @@ def scaling(divisors: tuple[float, ...], head_dim: int, theta: float) -> dict[st
   factor = max(divisors)
   if _close(divisors, linear(head_dim, factor)):
     return {"rope_type": "linear", "factor": factor}
-  if _close(divisors, llama3(head_dim, theta, factor)):
-    return {
-      "rope_type": "llama3",
-      "factor": factor,
-      "low_freq_factor": LOW,
-      "high_freq_factor": HIGH,
-      "original_max_position_embeddings": ORIGINAL,
-    }
+  for original in (ORIGINAL, *_first_lengths(divisors, head_dim, theta)):
+    if _close(divisors, llama3(head_dim, theta, factor, original=original)):
+      return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": LOW,
+        "high_freq_factor": HIGH,
+        "original_max_position_embeddings": original,
+      }
   raise UserError(
     "The rotary frequencies of this model are divided by numbers for which config.json "
     "of Hugging Face has no name: neither linear scaling nor LLaMA 3.1's. Write a "
     ".safetensors file of ours or a T5X checkpoint instead."
   )
+
+
+def _first_lengths(
+  divisors: tuple[float, ...], head_dim: int, theta: float
+) -> Iterator[int]:
+  """Yields the first lengths at which `llama3` gives one of the divisors that go over."""
+  factor = max(divisors)
+  for pair, divisor in enumerate(divisors):
+    if 1 < divisor < factor:
+      kept = (1 / divisor - 1 / factor) / (1 - 1 / factor)
+      turns = LOW + kept * (HIGH - LOW)
+      yield round(turns * 2 * math.pi * theta ** (2 * pair / head_dim))
 
 
 def _close(some: tuple[float, ...], others: tuple[float, ...]) -> bool:

@@ -74,3 +74,10 @@ def run(options: argparse.Namespace) -> None:
     f"{conversion.describe(plan)[-1]}.\n"
     f"  fingerprint {fingerprint}, the same when read back."
   )
+  if to == "hugging-face":
+    beside = ", ".join(conversion.tokenizer_files(options.output))
+    print(
+      f"  beside it: {beside}."
+      if beside
+      else "  no tokenizer: the source brings none. Copy the model's own files there."
+    )

@@ -1,8 +1,10 @@
 """Writes a prompt as another tool's file, and its provenance as JSON beside it.
 
-DePT and EPT prompts are folded for 'peft' and 'npy', which hold only the rows before a
-source; a prompt with a delta is refused there. 'npz' holds every leaf of PATH: a prompt's
-parameters, or a folded prompt.
+DePT and EPT prompts are folded for 'peft', 'npy' and 'prompt-embeds', which hold only the
+rows before a source. What such a prompt adds to the source's own embeddings, its delta, has
+no place there: the prompt is refused, or written without it (--without-delta), which
+changes its answers. 'npz' holds every leaf of PATH: a prompt's parameters, or a folded
+prompt.
 
 'backbone' is for a run that trained a whole backbone: its newest weights are written as
 one .safetensors file of ours, rounded to bf16 and stored as fp32, so that the file holds
@@ -14,7 +16,7 @@ import argparse
 from tpv_jax.cli import arguments
 from tpv_jax.cli.arguments import Parser
 from tpv_jax.core.errors import UserError, printable
-from tpv_jax.formats import arrays, peft, sources
+from tpv_jax.formats import arrays, peft, prompt_embeds, sources
 from tpv_jax.vectors import algebra
 from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import describe_terms
@@ -22,16 +24,20 @@ from tpv_jax.vectors.provenance import describe_terms
 EXAMPLES = """\
   tpv export runs/sst2 --to peft -o adapter --base-model google/t5-v1_1-base
   tpv export sst2.safetensors --to npy -o sst2.npy
+  tpv export runs/sst2 --to prompt-embeds -o sst2_embeds.safetensors
   tpv export runs/ept_sst2 --to npz -o ept_sst2.npz
   tpv export runs/pretraining --to backbone -o backbone.safetensors --name mine
 """
 ON_CPU = True
 
-TARGETS = ("peft", "npy", "npz", "backbone")
+TARGETS = ("peft", "npy", "prompt-embeds", "npz", "backbone")
+
+_ROWS_ONLY = ("peft", "npy", "prompt-embeds")
 
 _READERS = {
-  "which": ("peft", "npy", "npz"),
-  "alpha": ("peft", "npy", "npz"),
+  "which": (*_ROWS_ONLY, "npz"),
+  "alpha": (*_ROWS_ONLY, "npz"),
+  "without_delta": _ROWS_ONLY,
   "base_model": ("peft",),
   "name": ("backbone",),
 }
@@ -49,13 +55,20 @@ def add_arguments(parser: Parser) -> None:
     choices=TARGETS,
     required=True,
     help="'peft': an adapter's folder, which PeftModel.from_pretrained loads; 'npy': one "
-    "array [P, D]; 'npz': every leaf under our names, the one target for a delta; "
+    "array [P, D]; 'prompt-embeds': the same as safetensors, for servers and transformers; "
+    "'npz': every leaf under our names, the one target for a delta; "
     "'backbone': the weights of a pre-training run",
   )
   arguments.add_output(parser, "a new folder (peft) or file")
   arguments.add_which(parser, sources.WHICH)
   parser.set_defaults(which=None)
   arguments.add_alpha(parser)
+  parser.add_argument(
+    "--without-delta",
+    action="store_true",
+    default=None,
+    help="leave out what a DePT or EPT prompt adds to the source's tokens",
+  )
   parser.add_argument(
     "--base-model",
     metavar="NAME",
@@ -92,18 +105,22 @@ def _export_backbone(options: argparse.Namespace) -> None:
 
 
 def _export_prompt(options: argparse.Namespace) -> None:
-  checked = peft.check_output if options.to == "peft" else arrays.check_output
-  checked(options.output, options.overwrite)
+  room = {"peft": peft, "prompt-embeds": prompt_embeds}.get(options.to, arrays)
+  room.check_output(options.output, options.overwrite)
   item = sources.load(options.path, options.which or "best")
   if options.alpha is not None:
     item = sources.with_alpha(item, options.alpha)
+  before = item.provenance.notes
+  if options.without_delta:
+    item = peft.without_delta(item)
   if options.to == "peft":
     peft.write(options.output, item, options.base_model, options.overwrite)
     beside = f"{options.output}/{peft.PROVENANCE}"
   else:
     if options.to == "npy":
       item = _one_array(item)
-    arrays.write(options.output, item, options.overwrite)
+    write = prompt_embeds.write if options.to == "prompt-embeds" else arrays.write
+    write(options.output, item, options.overwrite)
     beside = f"{options.output}.json"
   known = item.provenance
   output = printable(str(options.output))
@@ -111,6 +128,8 @@ def _export_prompt(options: argparse.Namespace) -> None:
     f"Wrote the {known.kind} '{output}': {describe_terms(known.terms)}.\n"
     f"  its provenance lies beside it, in '{printable(beside)}'."
   )
+  for note in known.notes[len(before) :]:
+    print(f"  note: {printable(note)}.")
 
 
 def _one_array(item: Loaded) -> Loaded:

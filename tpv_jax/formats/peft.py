@@ -192,8 +192,27 @@ def refuse_delta(folded: Loaded, what: str) -> None:
       f"{what} puts rows before a source and adds nothing to its embeddings; "
       f"'{folded.name}' adds a delta {list(delta.shape)} to them, without which its "
       "answers would differ. To keep both, fold it and write an .npz file (tpv fold, tpv "
-      "export --to npz) or answer with 'tpv infer'; or train a plain prompt."
+      "export --to npz) or answer with 'tpv infer'; or train a plain prompt. To lose the "
+      "delta, give --without-delta."
     )
+
+
+def without_delta(prompt: Loaded) -> Loaded:
+  """Returns the rows of a prompt alone; a note says what was left out, if anything was."""
+  folded = algebra.fold(prompt)
+  delta = folded.leaves.get("delta")
+  if delta is None:
+    return folded
+  known = folded.provenance
+  if delta.any():
+    left_out = (
+      f"the delta {list(delta.shape)} on source tokens was left out, of norm "
+      f"{np.linalg.norm(delta):.4g} beside the rows' "
+      f"{np.linalg.norm(folded.leaves['prompt']):.4g}, so answers are not the whole "
+      "prompt's"
+    )
+    known = dataclasses.replace(known, notes=(*known.notes, left_out))
+  return Loaded({"prompt": folded.leaves["prompt"]}, known, folded.name)
 
 
 def _config(folder: files.Path) -> Mapping[str, Any]:

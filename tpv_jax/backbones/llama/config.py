@@ -51,8 +51,9 @@ class Config(decoder_config.Config):
   def to_json(self, dtype: str) -> dict[str, Any]:
     """Returns the content of config.json, for weights stored in `dtype`.
 
-    Rotary settings are in both spellings. Ids of special tokens are the tokenizer's, which
-    is not written.
+    Rotary settings are in both spellings. Ids of special tokens are the tokenizer's, and
+    stated by whoever knows it. Mistral's longest row is stated as its window, too: so
+    `transformers` sees in longer rows what the model was trained to see.
 
     Raises:
       UserError: the format has no name for this scaling of rotary positions.
@@ -81,7 +82,8 @@ class Config(decoder_config.Config):
       "vocab_size": self.vocab_size,
     }
     if self.model_type != "llama":
-      content["sliding_window"] = None
+      window = self.max_positions if self.model_type == "mistral" else None
+      content["sliding_window"] = window
     if self.model_type in ("qwen2", "qwen3"):
       content["use_sliding_window"] = False
     if self.model_type in ("llama", "qwen3"):
