@@ -12,7 +12,7 @@ from tpv_jax.data import vocabularies
 from tpv_jax.evaluation import streaming
 from tpv_jax.evaluation.evaluator import Evaluator
 
-LENGTHS = {"inputs": 80, "targets": 6}
+LENGTHS = {"inputs": 48, "targets": 6}
 PROMPT = {"prompt": np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)}
 
 
@@ -33,7 +33,7 @@ def sources(rows=6):
   """Returns sources of very different lengths, among them an empty one."""
   rng = np.random.default_rng(5)
   found = np.zeros((rows, LENGTHS["inputs"]), np.int32)
-  for row, length in zip(found, (5, 0, 70, 41, 1, 80), strict=True):
+  for row, length in zip(found, (5, 0, 45, 30, 1, 48), strict=True):
     row[:length] = rng.integers(3, 32, length)
   return found
 
@@ -53,7 +53,7 @@ def test_tokens_that_come_one_by_one_are_those_of_decoding(backbone, choice):
   for source, number, row in zip(rows, numbers, expected, strict=True):
     tokens = list(writer.tokens(source, number))
     assert np.pad(tokens, (0, len(row) - len(tokens))).tolist() == row.tolist()
-  # Of the widths 40 and 80 each is compiled once, whatever the number of lines.
+  # Of the widths 24 and 48 each is compiled once, whatever the number of lines.
   assert evaluator.work.compiled - before == 4
   assert len({*map(tuple, expected.tolist())}) > 2 or not choice
 

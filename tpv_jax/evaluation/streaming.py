@@ -11,8 +11,8 @@ from tpv_jax.data import batches
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.evaluation.evaluator import Evaluator, Prompt
 
-FIRST_WIDTH = 32
-"""The least width of a source's row; longer ones double it (ours)."""
+SHORTEST = 16
+"""No source's row is shorter; each of the others is twice as wide as the one before (ours)."""
 
 _HELD_BACK = "\ufffd"
 """What stands for bytes that are no whole character yet."""
@@ -30,7 +30,7 @@ class Writer:
     self._evaluator, self._prompt = evaluator, prompt
     longest, self._most = (evaluator.lengths[name] for name in ("inputs", "targets"))
     self._widths = [longest]
-    while self._widths[0] > 2 * FIRST_WIDTH:
+    while self._widths[0] > 2 * SHORTEST:
       self._widths.insert(0, -(-self._widths[0] // 2))
     model = evaluator.model
     self._one_beam = model.choice.num_beams == 1
