@@ -10,10 +10,13 @@ from tpv_jax import cli
   [
     ("npy", "--base-model=x", "peft"),
     ("backbone", "--base-model=x", "peft"),
-    ("backbone", "--which=best", "peft or npy or npz"),
-    ("backbone", "--alpha=8", "peft or npy or npz"),
+    ("backbone", "--which=best", "peft or npy or prompt-embeds or npz"),
+    ("backbone", "--alpha=8", "peft or npy or prompt-embeds or npz"),
     ("peft", "--name=mine", "backbone"),
     ("npz", "--name=mine", "backbone"),
+    ("prompt-embeds", "--base-model=x", "peft"),
+    ("npz", "--without-delta", "peft or npy or prompt-embeds"),
+    ("backbone", "--without-delta", "peft or npy or prompt-embeds"),
   ],
 )
 def test_an_option_that_a_target_does_not_read_is_refused_by_its_name(

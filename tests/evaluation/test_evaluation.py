@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import json
 import os
 import pathlib
@@ -922,6 +923,43 @@ def test_inference_answers_each_line(tiny, prompt, tmp_path, evaluator):
   (tmp_path / "in.txt").write_text("")
   with pytest.raises(UserError, match="is empty"):
     infer(overwrite=True)
+
+
+def test_lines_of_a_pipe_are_answered_as_those_of_a_file(
+  tiny, prompt, tmp_path, monkeypatch, capsys
+):
+  lines = [example.inputs for example in tiny.task.examples("test")[:3]]
+  text = "".join(f"{line}\n" for line in lines)
+  (tmp_path / "in.txt").write_text(text)
+  backbone = write_backbone(tiny, tmp_path / "backbone.safetensors")
+  given = (tiny.model(prompt=None), backbone, tiny.vocabulary, tiny.lengths)
+  given[0].choice = decoding.Choice(temperature=2.0, top_p=0.95, sampling_seed=5)
+  out = tmp_path / "out.jsonl"
+  behind = {"prompt": str(prompt[0]), "which": "last"}
+  labels = tiny.task.labels
+  evaluation.infer(*given, str(tmp_path / "in.txt"), str(out), labels=labels, **behind)
+  assert "Answers: drawn at temperature 2, top_p 0.95, seed 5.\n" in (
+    capsys.readouterr().out
+  )
+  rows = [json.loads(line) for line in out.read_text().splitlines()]
+  for name, options in (("generated", {}), ("label", {"labels": labels})):
+    stdin = io.TextIOWrapper(io.BytesIO(text.encode()))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert evaluation.infer(*given, **options, **behind) == 0
+    assert capsys.readouterr().out == "".join(f"{row[name]}\n" for row in rows)
+
+
+@pytest.mark.parametrize(
+  ("given", "message"),
+  [
+    ({"input_file": "in.txt"}, "answers to INPUT_FILE need a place: give --gin.OUTPUT"),
+    ({"output": "out.jsonl"}, r"OUTPUT = 'out.jsonl' is for the answers to INPUT_FILE"),
+  ],
+)
+def test_a_file_and_its_answers_are_given_together(tiny, given, message):
+  model = tiny.model(prompt=None)
+  with pytest.raises(UserError, match=message):
+    evaluation.infer(model, "none", tiny.vocabulary, tiny.lengths, **given)
 
 
 @pytest.fixture

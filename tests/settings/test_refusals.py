@@ -73,6 +73,11 @@ def checked(tmp_path):
       ("VECTOR=['a', ['b', 'c']]", "SEARCH=[0]"),
     ),
     (evaluation.infer, ["infer_embedded"], ("INPUT_FILE='i'", "OUTPUT='o'")),
+    (
+      evaluation.infer,
+      ["infer_llm"],
+      ("TEMPERATURE=0.7", "TOP_P=0.9", "SAMPLING_SEED=3"),
+    ),
     (study.study, ["demo"], ("OUTPUT_DIR='o'", "AS_BANK=False")),
     (ablation.ablation, ["ablation"], ("OUTPUT_DIR='o'", "TUNING_TASKS=['nli']")),
     (few_shot.compare_starts, ["few_shot_embedded"], ("OUTPUT_DIR='o'", "SHOTS=[0]")),
