@@ -1,5 +1,6 @@
 """Evaluation of prompts on tasks, by generation and by the scores of the labels."""
 
+import contextlib
 import itertools
 import pathlib
 import sys
@@ -245,7 +246,9 @@ def infer(
   leaves, provenance = candidates.subject(prompt, vector, initial, coefficient, which)
   if provenance is not None:
     candidates.check_fits(leaves, provenance, loaded)
-  candidates.say_other_template([provenance], vocabulary.chat)
+  # Where answers are printed, nothing else is.
+  with contextlib.redirect_stdout(sys.stderr if output is None else sys.stdout):
+    candidates.say_other_template([provenance], vocabulary.chat)
   evaluator = Evaluator(
     model,
     loaded.params,
@@ -316,7 +319,7 @@ def _answer_as_asked(
   for number, line in enumerate(terminal.lines()):
     tokenized = evaluator.tokenize([Example(line, "")])
     if tokenized.sources:
-      print(f"Note: {tokenized.sources}.", file=sys.stderr)
+      print(f"Note on line {number + 1}: {tokenized.sources}.", file=sys.stderr)
     if words is None:
       tokens = writer.tokens(tokenized.inputs[0], number)
       terminal.show(streaming.growing_text(vocabulary, tokens))

@@ -291,7 +291,7 @@ class Evaluator:
         tasks share rows, which are packed once for all prompts with the same tasks.
     """
     for prompt, tokenized, _ in requests:
-      self._refuse_nothing(prompt, tokenized.inputs)
+      self.refuse_nothing(prompt, tokenized.inputs)
     answers: list[Answer] = [
       (np.zeros((0, 0), np.float32), np.zeros((0, 0), bool)) for _ in requests
     ]
@@ -355,7 +355,7 @@ class Evaluator:
     if numbers is None:
       numbers = [range(len(sources)) for _, sources in requests]
     for prompt, sources in requests:
-      self._refuse_nothing(prompt, sources)
+      self.refuse_nothing(prompt, sources)
     most = self.lengths["targets"]
     decoded = [np.zeros((len(sources), most), np.int32) for _, sources in requests]
     todo = [i for i, (_, sources) in enumerate(requests) if len(sources)]
@@ -448,7 +448,7 @@ class Evaluator:
         members = [(i, place) for place, group in enumerate(part) for i in group]
         yield stacked.prompt.shape[1], folded, members
 
-  def _refuse_nothing(self, prompt: Prompt, sources: Int[np.ndarray, "_ _"]) -> None:
+  def refuse_nothing(self, prompt: Prompt, sources: Int[np.ndarray, "_ _"]) -> None:
     """Raises `UserError` if an answer would follow from nothing at all."""
     if prompt is None and not batches.token_counts(sources).all():
       raise UserError(

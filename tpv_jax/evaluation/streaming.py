@@ -53,7 +53,11 @@ class Writer:
     Args:
       source: padded.
       number: of the example, by which tokens are drawn.
+
+    Raises:
+      UserError: the answer would follow from nothing at all.
     """
+    self._evaluator.refuse_nothing(self._prompt, source[None])
     if not self._one_beam:
       decoded = self._evaluator.decode([(self._prompt, source[None])], [[number]])
       yield from filter(None, decoded[0][0].tolist())
