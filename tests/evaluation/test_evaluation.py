@@ -393,7 +393,7 @@ def drawn(tiny, leaves, batch_size, rows=slice(None)):
     model, tiny.backbone.params, tiny.vocabulary, tiny.lengths, batch_size
   )
   inputs = drawing.tokenize(tiny.task.examples("test")).inputs
-  numbers = np.arange(len(inputs))[rows]
+  numbers = [*range(len(inputs))][rows]
   return drawing.decode([(leaves, inputs[rows])], [numbers])[0]
 
 
@@ -733,7 +733,7 @@ def test_the_backbone_of_an_evaluation_in_bf16_lies_in_bf16(tiny):
   evaluator = evaluation.Evaluator(
     model, tiny.backbone.params, tiny.vocabulary, tiny.lengths
   )
-  leaves = identity.flatten(evaluator._backbone)
+  leaves = identity.flatten(evaluator.backbone)
   kept = {path for path, leaf in leaves.items() if leaf.dtype == np.float32}
   assert kept == {path for path in leaves if path.endswith("rel_embedding")}
 
