@@ -197,7 +197,7 @@ class Attention(nn.Module):
   def step(
     self,
     x: Float[Array, "hypotheses 1 D"],
-    angles: Angles,
+    angles: tuple[Array, Array],
     seen: Bool[Array, "B both"],
     index: Int[Array, ""],
     own: KeysValues,
