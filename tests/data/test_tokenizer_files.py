@@ -263,6 +263,7 @@ def test_what_the_library_dies_of_is_one_line(converted, tmp_path, capfd, case):
 def test_a_tokenizer_that_ends_its_process_is_refused(tmp_path, monkeypatch):
   pytest.importorskip("tokenizers", reason="needs the extra 'tokenizers'")
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  trial = tokenizer_files._TRIAL
   kill = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
   monkeypatch.setattr(tokenizer_files, "_TRIAL", kill)
   with pytest.raises(UserError, match="its process ended with -11"):
@@ -270,6 +271,14 @@ def test_a_tokenizer_that_ends_its_process_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(tokenizer_files, "_TRIAL", "import time; time.sleep(60)")
   monkeypatch.setattr(tokenizer_files, "MOST_SECONDS", 0.2)
   with pytest.raises(UserError, match=r"takes longer than 0.2 s"):
+    tokenizer_files.try_out("{}", "x.json")
+  # The limit is one of the processor's time: a busy machine takes longer for a large one.
+  limit = "import resource, sys; n = int(sys.argv[2])\nwhile True:\n  "
+  limit += "resource.setrlimit(resource.RLIMIT_CPU, (n, n + 9))"
+  assert "RLIMIT_CPU, (seconds, seconds + 10)" in trial
+  monkeypatch.setattr(tokenizer_files, "_TRIAL", limit)
+  monkeypatch.setattr(tokenizer_files, "MOST_SECONDS", 1)
+  with pytest.raises(UserError, match=r"takes longer than 1 s"):
     tokenizer_files.try_out("{}", "x.json")
   assert list(tmp_path.iterdir()) == []
 

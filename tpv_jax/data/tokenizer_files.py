@@ -18,6 +18,7 @@ import json
 import math
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -49,8 +50,8 @@ MAX_BYTES = 1 << 26
 MOST_LETTERS = 1024
 """Most letters of a piece; SentencePiece's limit is 16, and long ones crash `tokenizers`."""
 
-MOST_SECONDS = 120.0
-"""Time limit for trying out a tokenizer; mT5's takes two seconds."""
+MOST_SECONDS = 120
+"""Limit of the processor's time for trying out a tokenizer; Gemma's takes seven seconds."""
 
 SENTINEL = re.compile(r"▁?<extra_id_\d+>")
 
@@ -387,6 +388,8 @@ _TRIAL = """
 import resource, sys
 sys.path.append(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+seconds = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 10))
 import tokenizers
 text = sys.stdin.buffer.read().decode()
 tokenizer = tokenizers.Tokenizer.from_str(text)
@@ -433,14 +436,16 @@ def try_out(text: str, path: PathLike) -> None:
   packages = os.path.dirname(os.path.dirname(tokenizers.__file__))
   try:
     done = subprocess.run(
-      [sys.executable, "-I", "-S", "-c", _TRIAL, packages],
+      [sys.executable, "-I", "-S", "-c", _TRIAL, packages, str(MOST_SECONDS)],
       input=text.encode(),
       capture_output=True,
-      timeout=MOST_SECONDS,
+      timeout=10 * MOST_SECONDS,  # On a busy machine.
     )
     code, said = done.returncode, done.stderr.decode(errors="replace").strip()
   except subprocess.TimeoutExpired:
     code, said = 1, f"it takes longer than {MOST_SECONDS:g} s"
+  if code == -signal.SIGXCPU:
+    said = f"it takes longer than {MOST_SECONDS:g} s"
   if code:
     last = said.splitlines()[-1] if said else f"its process ended with {code}"
     raise malformed(path, last)
