@@ -125,13 +125,13 @@ GGUF_NAMES = {
 }
 
 
-def gguf_name(name):
+def gguf_name(name, parts=GGUF_NAMES):
   """Returns the name that llama.cpp's converter gives a tensor of Hugging Face."""
   stem, _, last = name.rpartition(".")
   if stem.startswith("model.layers."):
     _, _, number, part = stem.split(".", 3)
-    return f"blk.{number}.{GGUF_NAMES[part]}.{last}"
-  return f"{GGUF_NAMES[stem]}.{last}"
+    return f"blk.{number}.{parts[part]}.{last}"
+  return f"{parts[stem]}.{last}"
 
 
 def permuted(rows, heads):
@@ -147,7 +147,9 @@ def permuted(rows, heads):
   )
 
 
-def write_gguf(path, content, leaves=None, kind="F32", keys=None, raw=None):
+def write_gguf(
+  path, content, leaves=None, kind="F32", keys=None, raw=None, of=None, names=GGUF_NAMES
+):
   """Writes what llama.cpp's converter makes of a folder; returns the path.
 
   Args:
@@ -157,12 +159,14 @@ def write_gguf(path, content, leaves=None, kind="F32", keys=None, raw=None):
     kind: the type of matrices whose rows have whole blocks.
     keys: further keys or other values for them; None leaves one out.
     raw: name -> (uint8 rows, type), instead of a tensor's values.
+    of: the architecture, if it is not named as the model_type.
+    names: Hugging Face's names of parts -> llama.cpp's.
   """
   import gguf
 
   leaves = weights(content) if leaves is None else leaves
   kind_of = content["model_type"]
-  architecture = "llama" if kind_of == "mistral" else kind_of
+  architecture = of or ("llama" if kind_of == "mistral" else kind_of)
   heads = content["num_attention_heads"]
   writer = gguf.GGUFWriter(path, architecture)
   stated = {
@@ -201,7 +205,7 @@ def write_gguf(path, content, leaves=None, kind="F32", keys=None, raw=None):
     wanted = gguf.GGMLQuantizationType[kind]
     if values.ndim < 2 or values.shape[-1] % gguf.GGML_QUANT_SIZES[wanted][0]:
       wanted = gguf.GGMLQuantizationType.F32
-    name = gguf_name(name)
+    name = gguf_name(name, names)
     if raw and name in raw:
       rows, wanted = raw[name]
       writer.add_tensor(name, rows, raw_dtype=gguf.GGMLQuantizationType[wanted])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tpv_jax import decoder_only
+from tpv_jax.backbones.gemma3.network import Gemma3
 from tpv_jax.backbones.llama.network import Llama
 from tpv_jax.backbones.t5 import network as t5
 from tpv_jax.backbones.t5 import sizes as t5_sizes
@@ -32,19 +33,32 @@ class Ids:
   unk_id = -1
 
 
+SIZES = {
+  "vocab_size": V,
+  "emb_dim": D,
+  "num_heads": 4,
+  "num_kv_heads": 2,
+  "head_dim": 6,
+  "num_layers": 2,
+  "mlp_dim": 24,
+  "logits_via_embedding": True,
+  "max_positions": 64,
+}
+NETWORKS = {
+  "llama": Llama(**SIZES),
+  # A layer that sees 4 positions, fewer than any row has, and one that sees all.
+  "gemma3": Gemma3(**SIZES, window=4, full_period=2, local_rope_theta=50.0),
+}
+
+both_networks = pytest.mark.parametrize(
+  "network", NETWORKS, indirect=True, scope="module"
+)
+"""For a test of layouts: windows count positions of the example, wherever they stand."""
+
+
 @pytest.fixture(scope="module")
-def network():
-  return Llama(
-    vocab_size=V,
-    emb_dim=D,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=6,
-    num_layers=2,
-    mlp_dim=24,
-    logits_via_embedding=True,
-    max_positions=64,
-  )
+def network(request):
+  return NETWORKS[getattr(request, "param", "llama")]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +99,7 @@ def alone(network, params, folded, source, target):
   They come from the plain network on `[prompt][source][target]`; the prompt and the delta
   are put into a table that has a row for each position.
   """
-  table = params["decoder"]["token_embedder"]["embedding"]
+  table = params["decoder"]["token_embedder"]["embedding"] * network.embedding_scale
   rows = [table[int(token) - 1] for token in source]
   if folded.delta is not None:
     rows = [row + folded.delta[i] for i, row in enumerate(rows)]
@@ -106,6 +120,7 @@ def whole_row(network):
   return jax.jit(logits)
 
 
+@both_networks
 def test_padded_rows_equal_rows_without_padding(network, params, folded):
   model = SoftPromptModel(network, None, Ids(), Ids())
   pairs = examples()
@@ -130,6 +145,7 @@ def test_the_tokenizers_id_0_is_a_token_and_padding_is_never_written(
   np.testing.assert_array_equal(first, table[0])
 
 
+@both_networks
 def test_packed_rows_equal_rows_of_one_example(network, params, folded):
   model = SoftPromptModel(network, None, Ids(), Ids())
   bank = Folded(
@@ -153,6 +169,7 @@ def test_packed_rows_equal_rows_of_one_example(network, params, folded):
   np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@both_networks
 def test_choices_share_their_source_and_do_not_see_each_other(network, params, folded):
   model = SoftPromptModel(network, None, Ids(), Ids())
   bank = jax.tree.map(lambda leaf: leaf[None], folded)
@@ -180,6 +197,7 @@ def continued(network, params, folded, source, length):
   return written
 
 
+@both_networks
 @pytest.mark.parametrize("beams", [1, 3])
 def test_decoding_with_a_cache_equals_whole_rows(network, params, folded, beams):
   model = SoftPromptModel(network, None, Ids(), Ids(), num_beams=beams)

@@ -87,6 +87,17 @@ def test_ids_without_a_row_have_no_probability(name, form):
   assert np.isfinite(logits[..., first:]).all()
 
 
+def test_embedded_tokens_are_rows_of_the_table_times_the_scale(name, form):
+  network, params, _ = built(name, form)
+  assert network.embedding_scale > 0
+  if network.ARCHITECTURE == "encoder_decoder":
+    return
+  table = identity.flatten(params)[network.TABLE]
+  tokens = jnp.arange(network.FIRST_ID, network.FIRST_ID + len(table))[None]
+  found = network.apply({"params": params}, tokens, method=network.embed)
+  np.testing.assert_allclose(found[0], table * network.embedding_scale, rtol=1e-6)
+
+
 def test_every_parameter_has_axes_that_the_rules_know(name, form):
   network = network_of(name, form)
   variables = jax.eval_shape(network.init, jax.random.key(0), *network.init_inputs())

@@ -126,6 +126,16 @@ def test_a_run_says_where_the_ids_of_its_model_begin():
     assert drawn.provenance.architecture == stated
 
 
+def test_a_start_from_tokens_stands_where_the_network_puts_tokens():
+  module = plain.Prompt(1, 6)
+  start = functools.partial(initial.class_labels, length=1, label_token_ids=((6,),))
+  family = registry.family("gemma3")
+  network = family.network(**{**family.tiny["gemma_3_tiny"], "emb_dim": 6})
+  drawn = initial.draw(module, start, TABLE, 0, None, None, network)
+  expected = TABLE[5] * np.float32(6**0.5)
+  np.testing.assert_allclose(drawn.leaves["prompt"][0], expected, rtol=1e-6)
+
+
 def test_class_labels_may_fill_the_prompt():
   prompt = initial.class_labels(TABLE, 0, length=2, label_token_ids=((5,), (6,)))
   assert rows_of(prompt) == [5, 6]

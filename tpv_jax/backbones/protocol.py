@@ -311,7 +311,8 @@ class Family(Protocol):
     table: path of the token embeddings, as in the network's TABLE. A file that states no
       family belongs to the first one whose table is among its leaves.
     model_types: model_type in config.json of Hugging Face -> the models' names.
-    not_read: model_type of a related model that cannot be read -> the reason.
+    not_read: model_type, or architecture in GGUF files, of a related model that cannot be
+      read -> the reason.
     leaves_tell_numbers: whether `config_of` needs no stated numbers; files state the
       network's numbers only if it does.
     gguf: general.architecture of GGUF files that are read -> their reader; empty for none.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 FAMILIES = {
   "t5": "tpv_jax.backbones.t5.family:FAMILY",
   "llama": "tpv_jax.backbones.llama.family:FAMILY",
+  "gemma3": "tpv_jax.backbones.gemma3.family:FAMILY",
 }
 """Name -> module:attribute of a `protocol.Family`, which is imported on first use."""
 
@@ -74,17 +75,14 @@ def of_folder(folder: files.Path) -> "Family":
   """
   kind = hugging_face.read_json(folder, hugging_face.CONFIG).get("model_type")
   read: dict[str, str] = {}
-  why = ""
   for one in families():
     if isinstance(kind, str) and kind in one.model_types:
       return one
     read |= one.model_types
-    if isinstance(kind, str) and kind in one.not_read:
-      why = f" ({one.not_read[kind]})"
   known = " and ".join(f"'{name}' ({what})" for name, what in read.items())
   raise UserError(
     f"'{folder / hugging_face.CONFIG}' has the model_type {hugging_face.short(kind)}"
-    f"{why}; only {known} can be read. Choose one of these."
+    f"{_why_not(kind)}; only {known} can be read. Choose one of these."
   )
 
 
@@ -100,9 +98,16 @@ def of_gguf(file: gguf.File) -> tuple["Family", "Config", dict[str, Leaf]]:
       return one, *one.gguf[architecture](file)
   known = ", ".join(name for one in families() for name in one.gguf)
   raise UserError(
-    f"'{file.shown}' states general.architecture {hugging_face.short(architecture)}; "
-    f"only {known} can be read. Choose one of these."
+    f"'{file.shown}' states general.architecture {hugging_face.short(architecture)}"
+    f"{_why_not(architecture)}; only {known} can be read. Choose one of these."
   )
+
+
+def _why_not(kind: object) -> str:
+  """Returns the reason why models of a kind are not read, if a family states one."""
+  reasons = (one.not_read.get(kind) for one in families() if isinstance(kind, str))
+  reason = next(filter(None, reasons), None)
+  return "" if reason is None else f" ({reason})"
 
 
 def sizes() -> dict[str, tuple["Family", Mapping[str, Any]]]:

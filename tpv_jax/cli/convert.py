@@ -4,9 +4,9 @@ Only --dtype changes values. The fingerprint, over the values rounded to bf16, i
 on both sides: vectors and prompts of one backbone belong to the other as well.
 
 SOURCE is a folder of Hugging Face in safetensors (T5, T5 1.1, Flan-T5, mT5; LLaMA, SmolLM2,
-DeepSeek-LLM, Mistral, Qwen 2.5, Qwen 3), a GGUF file of the latter, a T5X checkpoint (Orbax,
-or the layout of 2022), a .safetensors file of ours, or a name: 'embedded', 'smollm2'. Paths
-may be on gs://. An existing output is never replaced.
+DeepSeek-LLM, Mistral, Qwen 2.5, Qwen 3, Gemma 3), a GGUF file of the latter, a T5X
+checkpoint (Orbax, or the layout of 2022), a .safetensors file of ours, or a name:
+'embedded', 'smollm2'. Paths may be on gs://. An existing output is never replaced.
 """
 
 import argparse

@@ -288,7 +288,7 @@ def test_numbers_are_stated_by_files_because_leaves_do_not_tell_them(tmp_path, f
 STATED = {
   "no JSON": ("{", "states no network that can be read"),
   "a list": ("[1]", "no object with a family"),
-  "another family": ({"family": "gemma"}, "family 'gemma'; only t5, llama are known"),
+  "another family": ({"family": "gemma"}, "family 'gemma'; only t5, llama, gemma3"),
   "a family that is a list": ({"family": ["t5"]}, r"the family \['t5'\]"),
   "the wrong family": ({"family": "t5"}, "belongs to no known family"),
   "a number too many": ({"experts": 8}, "an unknown number 'experts'"),

@@ -75,6 +75,22 @@ def _make_llama(name: str) -> None:
   llama_models.write(pathlib.Path("b"), llama_models.CONFIGS[name])
 
 
+def _make_gemma(with_images: bool = False) -> None:
+  import gemma_models
+
+  path = pathlib.Path("b")
+  if with_images:
+    gemma_models.write_with_images(path)
+  else:
+    gemma_models.write(path)
+
+
+def _make_gemma_gguf() -> None:
+  import gemma_models
+
+  gemma_models.write_gguf(pathlib.Path("b.gguf"), kind="F16")
+
+
 def _make_converted(output: str, to: str) -> None:
   """A LLaMA in another format, which states the network's numbers."""
   import llama_models
@@ -188,6 +204,13 @@ KINDS = {
   ),
   "Qwen folder": Kind(
     functools.partial(_make_llama, "qwen3"), _converts("b", "show b"), outputs=_OUT
+  ),
+  "Gemma folder": Kind(_make_gemma, _converts("b", "show b"), outputs=_OUT),
+  "Gemma folder with images": Kind(
+    functools.partial(_make_gemma, True), _converts("b", "show b"), outputs=_OUT
+  ),
+  "Gemma GGUF file": Kind(
+    _make_gemma_gguf, _converts("b.gguf", "show b.gguf"), outputs=_OUT, needs="gguf"
   ),
   "our decoder-only backbone": Kind(
     functools.partial(_make_converted, "b.safetensors", "safetensors"),
