@@ -1,6 +1,7 @@
 """Reads the stored references of Hugging Face's models (see make_hf_references.py).
 
-Those of the LLaMA family are made by make_llama_references.py. Imports nothing of tpv_jax:
+Those of decoder-only families are made by make_llama_references.py and
+make_gemma_references.py. Imports nothing of tpv_jax:
 `numbers` is written down here, so that our reading of config.json is compared with
 something.
 """
@@ -15,6 +16,7 @@ import safetensors.numpy
 
 FAMILIES = ("t5", "t5_1_1", "flan_t5", "mt5")
 LLAMAS = ("llama", "llama_tied", "llama_3_1", "qwen2", "qwen3", "mistral")
+GEMMAS = ("gemma3", "gemma3_scaled")
 FOLDER = pathlib.Path(__file__).parent / "references"
 
 
@@ -54,6 +56,34 @@ def numbers(family):
     "mlp_dim": 20 if family == "flan_t5" else 24,
     "mlp_activations": ("gelu", "linear") if gated else ("relu",),
     "logits_via_embedding": not gated,
+  }
+
+
+def decoder_numbers(family):
+  """Returns the arguments of our network for a family of `LLAMAS` or `GEMMAS`."""
+  return gemma_numbers(family) if family in GEMMAS else llama_numbers(family)
+
+
+def gemma_numbers(family):
+  """Returns the arguments of our network for a family of `GEMMAS`."""
+  scaled = family == "gemma3_scaled"
+  return {
+    "vocab_size": 48,
+    "emb_dim": 24 if scaled else 16,
+    "num_heads": 3 if scaled else 4,
+    "num_kv_heads": 1 if scaled else 2,
+    "head_dim": 8 if scaled else 6,
+    "num_layers": 3 if scaled else 2,
+    "mlp_dim": 24,
+    "rope_theta": 5e3,
+    "rope_divisors": (8.0,) * 4 if scaled else (),
+    "local_rope_theta": 100.0,
+    "window": 16 if scaled else 9,
+    "full_period": 3 if scaled else 2,
+    "query_scalar": 5.0 if scaled else 10.0,
+    "norm_epsilon": 1e-6,
+    "logits_via_embedding": not scaled,
+    "max_positions": 512,
   }
 
 

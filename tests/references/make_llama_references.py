@@ -28,6 +28,7 @@ hide here. Needs the extra 'parity' (torch, transformers).
 import copy
 import json
 import sys
+from collections.abc import Callable
 
 import make_hf_references as hf
 import numpy as np
@@ -127,8 +128,27 @@ NONE = -1
 """Stands at padding."""
 
 
-def random_weights(config: dict, rng: np.random.Generator) -> hf.Arrays:
-  """Returns fp32 weights by Hugging Face's names, sized so that every one matters."""
+NORMS = ("input_layernorm", "post_attention_layernorm")
+
+
+def random_weights(
+  config: dict,
+  rng: np.random.Generator,
+  norms: tuple[str, ...] = NORMS,
+  norm_mean: float = 1.0,
+  qk_norm: bool | None = None,
+) -> hf.Arrays:
+  """Returns fp32 weights by Hugging Face's names, sized so that every one matters.
+
+  Args:
+    config: of the model.
+    rng: of all values.
+    norms: those of a layer.
+    norm_mean: of their weights.
+    qk_norm: whether queries and keys have norms; by default those of Qwen 3 do.
+  """
+  if qk_norm is None:
+    qk_norm = config["model_type"] == "qwen3"
   width, hidden = config["hidden_size"], config["intermediate_size"]
   heads, shared = config["num_attention_heads"], config["num_key_value_heads"]
   head = config.get("head_dim", width // heads)
@@ -138,7 +158,7 @@ def random_weights(config: dict, rng: np.random.Generator) -> hf.Arrays:
     weights[name] = (mean + std * rng.standard_normal(shape)).astype(np.float32)
 
   def norm(name: str, size: int) -> None:
-    normal(f"{name}.weight", size, std=0.2, mean=1.0)
+    normal(f"{name}.weight", size, std=0.2, mean=norm_mean)
 
   def linear(name: str, outputs: int, inputs: int) -> None:
     normal(f"{name}.weight", outputs, inputs, std=1.5 * inputs**-0.5)
@@ -150,16 +170,17 @@ def random_weights(config: dict, rng: np.random.Generator) -> hf.Arrays:
   )
   for number in range(config["num_hidden_layers"]):
     layer = f"model.layers.{number}"
-    norm(f"{layer}.input_layernorm", width)
+    norm(f"{layer}.{norms[0]}", width)
     for letter, size in (("q", heads), ("k", shared), ("v", shared)):
       name = f"{layer}.self_attn.{letter}"
       linear(f"{name}_proj", size * head, width)
       if config["model_type"] == "qwen2":
         normal(f"{name}_proj.bias", size * head, std=0.5)
-      if config["model_type"] == "qwen3" and letter != "v":
+      if qk_norm and letter != "v":
         norm(f"{name}_norm", head)
     linear(f"{layer}.self_attn.o_proj", width, heads * head)
-    norm(f"{layer}.post_attention_layernorm", width)
+    for name in norms[1:]:
+      norm(f"{layer}.{name}", width)
     linear(f"{layer}.mlp.gate_proj", hidden, width)
     linear(f"{layer}.mlp.up_proj", hidden, width)
     linear(f"{layer}.mlp.down_proj", width, hidden)
@@ -194,9 +215,15 @@ def joined(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def references(family: str, seed: int) -> hf.Arrays:
   """Returns the arrays of one file."""
-  config = FAMILIES[family]
+  return of_model(FAMILIES[family], seed)
+
+
+def of_model(
+  config: dict, seed: int, weights_of: Callable[..., hf.Arrays] = random_weights
+) -> hf.Arrays:
+  """Returns the arrays of a model with this config."""
   rng = np.random.default_rng(seed)
-  weights = random_weights(config, rng)
+  weights = weights_of(config, rng)
   model = hf.loaded(config, weights, transformers.AutoModelForCausalLM)
   arrays = {f"weights/{name}": leaf for name, leaf in weights.items()}
   arrays["config"] = np.array(json.dumps(config, indent=2, sort_keys=True))

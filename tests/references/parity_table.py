@@ -14,6 +14,7 @@ TESTS = pathlib.Path(__file__).parents[1]
 MODULES = (
   "backbones/t5/test_parity.py",
   "backbones/llama/test_parity.py",
+  "backbones/gemma3/test_parity.py",
   "formats/test_prompt_parity.py",
   "formats/test_causal_prompt_parity.py",
 )
