@@ -44,13 +44,27 @@ def metadata(family, **changed):
     "add_bos_token": family not in ("smollm", "qwen"),
     "bos_token_id": 0 if family == "llama_3" else 1,
   }
+  if family == "gemma":
+    runs = [token for token in tokens if {*token} in ({"\n"}, {"▁"}) and token != "▁"]
+    kinds |= dict.fromkeys(runs, 4)
+    found |= {
+      # The converter writes the user's spaces as they are in texts.
+      "tokens": [
+        t.replace("▁", " ") if t in runs and len(t) > 1 else t for t in tokens
+      ],
+      "token_type": [kinds.get(token, 1) for token in tokens],
+      "eos_token_id": 1,
+      "bos_token_id": 2,
+      "add_space_prefix": False,
+    }
   if model.get("byte_fallback"):
     byte = [token.startswith("<0x") for token in tokens]
     found["token_type"] = [
       6 if is_byte else kind
       for is_byte, kind in zip(byte, found["token_type"], strict=True)
     ]
-    found["token_type"][0] = 2
+    if family != "gemma":
+      found["token_type"][0] = 2
     rank = {a + b: -i for i, (a, b) in reversed([*enumerate(model["merges"])])}
     found["scores"] = [float(rank.get(token, -(10**4))) for token in tokens]
     found["model"] = "llama"

@@ -65,7 +65,7 @@ def test_a_source_and_its_target_are_the_ids_of_the_joint_text(folder, family):
   (source,) = vocabulary.encode_source("the film is good \n")
   joint = vocabulary.encode("the film is good positive")
   assert [*source, *vocabulary.encode_target("positive")] == joint
-  if family in BYTE_LEVEL:
+  if family in (*BYTE_LEVEL, "gemma"):
     assert vocabulary.encode_target("positive") == vocabulary.encode(" positive")
   else:  # A space of its own stands in front of a text.
     assert vocabulary.encode_target("positive") == vocabulary.encode("positive")

@@ -17,7 +17,7 @@ def load(family, chat=None, **changed):
   return BytePairVocabulary(stated, chat)
 
 
-@pytest.mark.parametrize("family", ["smollm", "llama_3", "qwen", "llama_2"])
+@pytest.mark.parametrize("family", ["smollm", "llama_3", "qwen", "llama_2", "gemma"])
 def test_ids_are_those_of_the_tokenizer_that_it_was_made_of(family, tmp_path):
   inside, folder = load(family), vocabularies.load(write(tmp_path, family))
   assert inside.digest == folder.digest
@@ -105,6 +105,20 @@ def test_without_a_space_in_front_a_text_has_none():
   assert vocabulary.encode(" a") == load("llama_2").encode("a")
   assert vocabulary.encode("a") != load("llama_2").encode("a")
   assert vocabulary.decode(vocabulary.encode_target("good")) == "good"
+
+
+def test_runs_of_spaces_are_pieces_of_gemma_and_turns_end_a_text():
+  vocabulary = load("gemma", True)
+  (ids,) = vocabulary.encode_source("a  b")
+  pieces = [vocabulary.pieces[index - 1] for index in ids]
+  assert pieces[:4] == ["<bos>", "<start_of_turn>", *pieces[2:4]]
+  assert pieces[pieces.index("▁▁") - 1 : pieces.index("▁▁") + 2] == ["a", "▁▁", "b"]
+  assert vocabulary.decode(vocabulary.encode("a  b\n\nc")) == "a  b\n\nc"
+  ends = {vocabulary.pieces[index - 1] for index in vocabulary.end_ids}
+  assert ends == {"<eos>", "<end_of_turn>"}
+  assert (
+    load("gemma").eos_id == 2
+  )  # <eos>, of id 1: without a template a target ends so.
 
 
 def test_a_gguf_file_brings_its_vocabulary(tmp_path):

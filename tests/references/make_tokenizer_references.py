@@ -153,6 +153,32 @@ INSTRUCTIONS = (
   "{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
 
+MODEL_TURNS = """{{ bos_token }}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- set before = messages[0]['content'] + '\n\n' -%}
+    {%- set turns = messages[1:] -%}
+{%- else -%}
+    {%- set before = "" -%}
+    {%- set turns = messages -%}
+{%- endif -%}
+{%- for message in turns -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception("Roles must alternate") }}
+    {%- endif -%}
+    {%- set role = "model" if message['role'] == 'assistant' else message['role'] -%}
+    {{ '<start_of_turn>' + role + '\n' + (before if loop.first else "") }}
+    {%- if message['content'] is string -%}
+        {{ message['content'] | trim }}
+    {%- elif message['content'] is iterable -%}
+        {%- for item in message['content'] -%}{{ item['text'] | trim }}{%- endfor -%}
+    {%- endif -%}
+    {{ '<end_of_turn>\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{ '<start_of_turn>model\n' }}
+{%- endif -%}
+"""
+
 TURNS = (
   "{{ bos_token }}{% for message in messages %}"
   "{% if message['role'] == 'system' %}{{ '<|sys|>\n' + message['content'] + eos_token }}"
@@ -324,6 +350,41 @@ def mistral():
   return with_bos(made, "<s>"), config, {"eos_token_id": 2}
 
 
+def gemma():
+  """SentencePiece's BPE without a space in front; runs of spaces and lines are pieces."""
+  special = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
+  special += ("<start_of_turn>", "<end_of_turn>")
+  runs = [letter * count for letter in "\n▁" for count in range(1, 6)]
+  learner = Tokenizer(models.BPE())
+  learner.pre_tokenizer = pre.Metaspace()
+  reserved = [*special, *runs, *(f"<0x{byte:02X}>" for byte in range(256))]
+  trainer = trainers.BpeTrainer(
+    vocab_size=440, special_tokens=reserved, show_progress=False
+  )
+  learner.train_from_iterator(CORPUS.replace("東京", "").split("\n"), trainer)
+  learnt = json.loads(learner.to_str())["model"]
+  # Runs are joined first: SentencePiece never splits pieces of the user's.
+  of_runs = [(run[:cut], run[cut:]) for run in runs for cut in range(1, len(run))]
+  made = Tokenizer(
+    models.BPE(
+      vocab=learnt["vocab"],
+      merges=[*of_runs, *(tuple(pair) for pair in learnt["merges"])],
+      unk_token="<unk>",
+      fuse_unk=True,
+      byte_fallback=True,
+    )
+  )
+  made.add_special_tokens(list(special))
+  made.normalizer = normalizers.Replace(" ", "▁")
+  made.pre_tokenizer = pre.Split(" ", "merged_with_previous")
+  made.decoder = decoders.Sequence(
+    [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+  )
+  config = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
+  config |= {"add_bos_token": True, "chat_template": MODEL_TURNS}
+  return with_bos(made, "<bos>"), config, {"eos_token_id": [1, 6]}
+
+
 FAMILIES = {
   "smollm": smollm,
   "llama_3": llama_3,
@@ -331,6 +392,7 @@ FAMILIES = {
   "deepseek": deepseek,
   "llama_2": llama_2,
   "mistral": mistral,
+  "gemma": gemma,
 }
 
 

@@ -1,8 +1,8 @@
-"""Vocabularies of decoder-only models: BPE, as in LLaMA, SmolLM2, Qwen, DeepSeek, Mistral.
+"""Vocabularies of decoder-only models: BPE, as in LLaMA, Qwen, DeepSeek, Mistral, Gemma.
 
 Their tokenizers are byte-level BPE, or SentencePiece's BPE, which puts a space in front of a
-text. Each id is the tokenizer's plus one, because 0 is padding in every batch. The files
-that hold a tokenizer are read by `decoder_files` and `gguf_tokenizers`.
+text (not Gemma's). Each id is the tokenizer's plus one, because 0 is padding in every batch.
+The files that hold a tokenizer are read by `decoder_files` and `gguf_tokenizers`.
 
 Special tokens (BOS, the end, the marks of a conversation) are recognised in what a chat
 template writes, and never in the texts of a task, whatever these spell; `transformers`
@@ -365,7 +365,7 @@ def _checked(content: Mapping[str, Any], path: PathLike) -> dict[str, Any]:
   if stripping:
     raise UserError(
       f"'{path}' has special tokens that take the white space beside them "
-      f"({some(map(repr, stripping))}), which no tokenizer of the LLaMA family has. Give "
+      f"({some(map(repr, stripping))}), which no tokenizer that is read here has. Give "
       "the tokenizer that belongs to the backbone."
     )
   return {

@@ -1,10 +1,10 @@
 """Tokenizers inside GGUF files, as the tokenizer.json that they were made from.
 
 `tokenizer.ggml.model` is 'gpt2' for byte-level BPE, which states its merges and by name
-(`tokenizer.ggml.pre`) how a text is split before; or 'llama' for SentencePiece's BPE, which
-states scores. What the names mean is llama.cpp's rule, and the models' own tokenizer.json
-where this says more. `transformers` splits texts of 'smollm' and 'deepseek-llm' as GPT-2
-does, which gives other ids for some texts. Needs the extra 'llm'.
+(`tokenizer.ggml.pre`) how a text is split before; or 'llama' for SentencePiece's BPE (LLaMA
+2, Gemma), which states scores. What the names mean is llama.cpp's rule, and the models' own
+tokenizer.json where this says more. `transformers` splits texts of 'smollm' and
+'deepseek-llm' as GPT-2 does, which gives other ids for some texts. Needs the extra 'llm'.
 """
 
 import re
@@ -41,7 +41,7 @@ def of_metadata(metadata: Mapping[str, Any], path: PathLike) -> Stated:
   if kind not in _KINDS:
     raise UserError(
       f"The tokenizer in '{path}' is of kind {kind!r:.40}; read are "
-      f"{', '.join(map(repr, _KINDS))}. Give a file of the LLaMA family."
+      f"{', '.join(map(repr, _KINDS))}. Give the file of another model."
     )
   try:
     tokens = [str(token) for token in found["tokens"]]
@@ -67,6 +67,11 @@ def of_metadata(metadata: Mapping[str, Any], path: PathLike) -> Stated:
       f"{error!s:.100}). Take another copy."
     ) from error
   ends = [by_role[role] for role in ("eos_token", "eot_token") if role in by_role]
+  ends += [
+    index
+    for index, token in enumerate(tokens)
+    if token == _END_OF_TURN and types[index] == _CONTROL
+  ]
   template = metadata.get("tokenizer.chat_template")
   return Stated(
     path=path,
@@ -86,6 +91,10 @@ _ROLES = {
   "eot_token": "eot",
 }
 """GGUF's names of special tokens by Hugging Face's."""
+
+
+_END_OF_TURN = "<end_of_turn>"
+"""Gemma's mark, which ends a text, as llama.cpp decides, where a file doesn't say so, too."""
 
 
 def _adds_bos(kind: Any, pre: Any) -> bool:
@@ -192,6 +201,12 @@ def _sentence_piece(
   if len(scores) != len(tokens):
     raise ValueError(f"{len(tokens)} pieces and {len(scores)} scores")
   spaced = bool(found.get("add_space_prefix", True))
+  if not spaced:
+    # The converter writes spaces of the user's pieces (Gemma's "  ") as they are in texts.
+    tokens = [
+      token.replace(" ", "▁") if kind == _USER else token
+      for token, kind in zip(tokens, types, strict=True)
+    ]
   space = [{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
   front = [{"type": "Prepend", "prepend": "▁"}] if spaced else []
   back = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if spaced else []
@@ -213,6 +228,7 @@ def _sentence_piece(
         *back,
       ],
     },
+    user_in_normal=not spaced,
     unk_token=unknown[0] if unknown else None,
     fuse_unk=True,
     byte_fallback=_BYTE in types,
@@ -249,12 +265,26 @@ def _content(
   normalizer: Any,
   pre_tokenizer: Any,
   decoder: Any,
+  user_in_normal: bool = False,
   **model: Any,
 ) -> dict[str, Any]:
-  """Returns the content of a tokenizer.json."""
+  """Returns the content of a tokenizer.json.
+
+  Args:
+    tokens: the pieces.
+    types: of them.
+    merges: pairs of pieces, the best first.
+    normalizer: a step of a tokenizer.json, or None.
+    pre_tokenizer: likewise.
+    decoder: likewise.
+    user_in_normal: whether the user's pieces are looked for in the text that the normalizer
+      made.
+    model: further settings of BPE.
+  """
   added = [
     {
-      **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
+      **dict.fromkeys(("single_word", "lstrip", "rstrip"), False),
+      "normalized": user_in_normal and kind == _USER,
       "id": index,
       "content": token,
       "special": kind != _USER,

@@ -132,4 +132,7 @@ KINDS = {
   "GGUF tokenizer": Kind(
     functools.partial(_make_gguf, "llama_3"), _converses("tiny.gguf"), needs="gguf"
   ),
+  "GGUF tokenizer of Gemma": Kind(
+    functools.partial(_make_gguf, "gemma"), _converses("tiny.gguf"), needs="gguf"
+  ),
 }
