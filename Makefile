@@ -78,7 +78,8 @@ llm: $(VENV)/.installed-llm
 	$(TPV) fetch smollm2
 	@echo "== tuning two prompts at once: the sentiment of reviews, the topic of sentences"
 	$(TPV) bank --gin_file=gin_configs/runs/bank_llm.gin $(ENGLISH) \
-	  --gin.TRAIN_STEPS=60 --gin.EVAL_PERIOD=20 --gin.OUTPUT_DIR="'$(LLM_OUT)'" $(ARGS)
+	  --gin.TRAIN_STEPS=50 --gin.BATCH_SIZE=8 --gin.EVAL_PERIOD=25 \
+	  --gin.OUTPUT_DIR="'$(LLM_OUT)'" $(ARGS)
 	@echo "== subtracting the initial prompt from each, and adding the two vectors"
 	$(TPV) diff "$(LLM_OUT)/sentiment-0" -o "$(LLM_OUT)/sentiment.safetensors" --overwrite
 	$(TPV) diff "$(LLM_OUT)/topic-0" -o "$(LLM_OUT)/topic.safetensors" --overwrite
