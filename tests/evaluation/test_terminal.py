@@ -134,3 +134,31 @@ def test_ctrl_c_ends_with_one_line(person):
   shown, code = person.end()
   assert shown.replace("^C", "").split() == ["interrupted"]
   assert code == 128 + signal.SIGINT
+
+
+INFER = """
+import sys
+from tpv_jax import cli
+sys.argv[1:] = ["infer", "--gin_file=gin_configs/runs/infer_embedded.gin"]
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.slow
+def test_the_command_answers_a_person_until_ctrl_d_or_ctrl_c():
+  for keys, code, last in (("\x04", 0, ""), ("\x03", 130, "interrupted")):
+    person = Person(INFER)
+    try:
+      assert "Ctrl-D ends" in person.read_until(terminal.ASK, seconds=280)
+      person.type("review: the book was clever\r")
+      shown = person.read_until(f"\n{terminal.ASK}", seconds=280)
+      echoed, answer, *_ = shown.splitlines()
+      assert echoed == "review: the book was clever"
+      assert answer.split()
+      person.type(keys)
+      shown, ended = person.end()
+      assert ended == code
+      assert shown.replace("^C", "").replace("^D", "").strip() == last
+    finally:
+      person.process.kill()
+      os.close(person.handle)
