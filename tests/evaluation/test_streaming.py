@@ -79,7 +79,7 @@ class Bytes:
   "text", ["plain", "naïve 漢字 🙂🙂!", "a\ufffdb\ufffd", "", "\n\nx"]
 )
 def test_a_letter_appears_when_its_last_byte_is_there(text):
-  parts = list(streaming.growing_text(Bytes(), text.encode()))
+  parts = list(streaming.growing_text(Bytes().decode, text.encode()))
   assert "".join(parts) == text
   assert all(parts)
   if "\ufffd" not in text:
@@ -91,7 +91,7 @@ def test_bytes_that_are_no_text_appear_as_they_are_decoded():
   for _ in range(300):
     ids = [rng.choice([65, 32, 195, 169, 240, 159, 153, 130]) for _ in range(9)]
     ids += rng.choice([[], [0]])
-    parts = list(streaming.growing_text(Bytes(), ids))
+    parts = list(streaming.growing_text(Bytes().decode, ids))
     assert "".join(parts) == Bytes().decode(ids)
 
 
@@ -100,7 +100,7 @@ def test_a_text_that_a_later_token_changes_is_repeated_whole():
     def decode(self, ids):
       return "abc"[: len(ids)] if len(ids) < 3 else "xyz"
 
-  assert "".join(streaming.growing_text(Turning(), [1, 2, 3])) == "ab\nxyz"
+  assert "".join(streaming.growing_text(Turning().decode, [1, 2, 3])) == "ab\nxyz"
 
 
 @pytest.mark.parametrize("family", ["smollm", "llama_3", "qwen", "deepseek", "llama_2"])
@@ -111,11 +111,16 @@ def test_texts_of_decoder_only_vocabularies_only_grow(family, chat, tmp_path):
   from tokenizer_references import write
 
   vocabulary = vocabularies.of_backbone(write(tmp_path, family), chat=chat)
+  left_out = "" if chat is None else vocabulary.chat.frames[1].before
   rng = random.Random(1)
   for _ in range(200):
     ids = [rng.randrange(1, vocabulary.vocab_size) for _ in range(12)]
-    parts = list(streaming.growing_text(vocabulary, ids))
-    assert "".join(parts) == vocabulary.decode(ids)
+    whole = vocabulary.decode(ids)
+    found = "".join(streaming.growing_text(vocabulary.decode, ids, left_out))
+    # LLaMA 2's tokens of bytes at random are seldom letters.
+    assert found == whole or (family == "llama_2" and found.endswith(f"\n{whole}"))
   answer = "naïve 🙂 text"
   ids = [*vocabulary.encode_target(answer), vocabulary.end_ids[-1]]
-  assert "".join(streaming.growing_text(vocabulary, ids)) == answer
+  parts = list(streaming.growing_text(vocabulary.decode, ids, left_out))
+  assert "".join(parts) == answer
+  assert len(parts) > 3

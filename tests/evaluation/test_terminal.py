@@ -150,11 +150,10 @@ def test_the_command_answers_a_person_until_ctrl_d_or_ctrl_c():
     person = Person(INFER)
     try:
       assert "Ctrl-D ends" in person.read_until(terminal.ASK, seconds=280)
-      person.type("review: the book was clever\r")
+      person.type("some words here\r")
       shown = person.read_until(f"\n{terminal.ASK}", seconds=280)
-      echoed, answer, *_ = shown.splitlines()
-      assert echoed == "review: the book was clever"
-      assert answer.split()
+      assert "some words here" in shown
+      assert "kate spotted" in shown.splitlines()
       person.type(keys)
       shown, ended = person.end()
       assert ended == code

@@ -316,13 +316,14 @@ def _answer_as_asked(
   writer = streaming.Writer(evaluator, prompt)
   vocabulary, most = evaluator.vocabulary, evaluator.lengths["targets"]
   labels = None if words is None else batches.label_tokens(words, vocabulary, most)
+  left_out = "" if vocabulary.chat is None else vocabulary.chat.frames[1].before
   for number, line in enumerate(terminal.lines()):
     tokenized = evaluator.tokenize([Example(line, "")])
     if tokenized.sources:
       print(f"Note on line {number + 1}: {tokenized.sources}.", file=sys.stderr)
     if words is None:
       tokens = writer.tokens(tokenized.inputs[0], number)
-      terminal.show(streaming.growing_text(vocabulary, tokens))
+      terminal.show(streaming.growing_text(vocabulary.decode, tokens, left_out))
     else:
       ((scores, _),) = evaluator.score([(prompt, tokenized, labels)])
       terminal.show([words[int(scores[0].argmax())]])

@@ -1,6 +1,6 @@
 """One answer at a time, token by token, as it is written."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Int
 
 from tpv_jax.data import batches
-from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.evaluation.evaluator import Evaluator, Prompt
 
 SHORTEST = 16
@@ -76,19 +75,30 @@ class Writer:
       yield int(written.last[0])
 
 
-def growing_text(vocabulary: Vocabulary, tokens: Iterable[int]) -> Iterator[str]:
+def growing_text(
+  decode: Callable[[list[int]], str], tokens: Iterable[int], left_out: str = ""
+) -> Iterator[str]:
   """Yields the parts of a text, each as soon as its tokens tell it.
 
-  Together they are what the vocabulary decodes from all tokens. A character waits for the
-  last of its bytes. Should a later token change what was yielded, the whole text follows
-  on a line of its own.
+  Together they are what `decode` gives for all tokens. A character waits for the last of
+  its bytes. Should a later token change what was yielded, the whole text follows on a line
+  of its own: of LLaMA 2's tokens for single bytes, one that belongs to no character spoils
+  those before it.
+
+  Args:
+    decode: of a vocabulary.
+    tokens: of an answer.
+    left_out: what `decode` leaves out at the start once it is whole, as a chat template's
+      words in front of an answer.
   """
   ids: list[int] = []
   shown = text = ""
   for token in tokens:
     ids.append(token)
-    text = vocabulary.decode(ids)
+    text = decode(ids)
     sure = text.rstrip(_HELD_BACK)
+    if left_out.startswith(sure):
+      continue
     if sure != shown and sure.startswith(shown):
       yield sure[len(shown) :]
       shown = sure
