@@ -41,8 +41,25 @@ def tokens(words):
 
 def write_gguf(path, words=LABELS):
   """Writes such a model as a GGUF file and returns the path."""
+  keys = tokenizer(words)
+  content = {**CONFIG, "vocab_size": len(keys["tokenizer.ggml.tokens"])}
+  return llama_models.write_gguf(path, content, keys=keys)
+
+
+def write_gemma(path, words=LABELS):
+  """Writes a tiny Gemma 3 with the same tokenizer; sees fewer positions than a row has."""
+  import gemma_models
+
+  keys = tokenizer(words)
+  count = len(keys["tokenizer.ggml.tokens"])
+  leaves = gemma_models.weights({**gemma_models.NUMBERS, "vocab_size": count})
+  return gemma_models.write_gguf(path, leaves, keys=keys)
+
+
+def tokenizer(words):
+  """Returns what a GGUF file states of such a tokenizer."""
   pieces, merges = tokens(words)
-  keys = {
+  return {
     "tokenizer.ggml.model": "gpt2",
     "tokenizer.ggml.pre": "smollm",
     "tokenizer.ggml.tokens": pieces,
@@ -53,8 +70,6 @@ def write_gguf(path, words=LABELS):
     "tokenizer.ggml.add_bos_token": False,
     "tokenizer.chat_template": TEMPLATE,
   }
-  content = {**CONFIG, "vocab_size": len(pieces)}
-  return llama_models.write_gguf(path, content, keys=keys)
 
 
 def write_wheel(folder, content=b"GGUF", member=MEMBER):

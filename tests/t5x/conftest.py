@@ -44,19 +44,29 @@ def llm(t5x, tmp_path_factory):
   return Llm(tmp_path_factory.mktemp("llm"))
 
 
+@pytest.fixture(scope="session")
+def gemma(t5x, tmp_path_factory):
+  """A tiny Gemma 3 with the tokenizer and the task of `llm`."""
+  import llm_stand_in
+
+  pytest.importorskip("tokenizers", reason="needs the extra 'llm'")
+  return Llm(tmp_path_factory.mktemp("gemma"), llm_stand_in.write_gemma)
+
+
 class Llm:
   """A decoder-only backbone as a GGUF file, and a task whose batches both runners make."""
 
   lengths = {"inputs": 12, "targets": 3}  # noqa: RUF012
 
-  def __init__(self, folder):
+  def __init__(self, folder, write=None):
     import llm_stand_in
     import numpy as np
 
     from tpv_jax.backbones import loading, networks
     from tpv_jax.data import tasks, vocabularies
 
-    self.path = str(llm_stand_in.write_gguf(folder / "tiny.gguf"))
+    write = write or llm_stand_in.write_gguf
+    self.path = str(write(folder / "tiny.gguf"))
     self.network = networks.network(self.path)
     self.vocabulary = vocabularies.of_backbone(self.path)
     self.backbone = loading.load_backbone(self.path)

@@ -92,9 +92,18 @@ def assert_near(found, expected, start):
 
 @pytest.mark.parametrize(("kind", "with_sources"), [("plain", False), ("ept", True)])
 def test_both_runners_take_the_same_steps(llm, parts, kind, with_sources):
+  assert_same_steps(llm, parts, kind, with_sources)
+
+
+def test_both_runners_take_the_same_steps_on_a_gemma(gemma, parts):
+  assert gemma.network.window < sum(gemma.lengths.values())
+  assert_same_steps(gemma, parts, "plain", False)
+
+
+def assert_same_steps(llm, parts, kind, with_sources):
   theirs, ours = llm.batches(8, 4)
   settings = {"loss_on_sources": with_sources}
-  made = parts("run", kind, llm.model(kind, **settings))
+  made = parts("run", kind, llm.model(kind, **settings), backbone=llm.path)
   metrics, after = in_t5x(made, theirs)
   start = sources.load(made.model_dir, "initial").leaves
   own = llm.model(kind, for_t5x=False, **settings)
