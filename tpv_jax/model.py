@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from tpv_jax.backbones import decoding
+from tpv_jax.backbones import decoding, quantization
 from tpv_jax.backbones.protocol import Architecture, Network
 from tpv_jax.core import identity
 from tpv_jax.core.checks import (
@@ -183,7 +183,8 @@ class SoftPromptModel:
 
     Raises:
       UserError: `trainable` matches no leaf, or only some of the prompt's: a prompt's
-        files hold the trained leaves, and would lack the others.
+        files hold the trained leaves, and would lack the others. Or it matches a leaf that
+        is quantised.
     """
     flat = identity.flatten(params)
     trainable = {path: leaf for path, leaf in flat.items() if self._trains(path)}
@@ -193,6 +194,7 @@ class SoftPromptModel:
         "nothing would be trained. SoftPromptModel.trainable must match whole paths, "
         f"such as '{next(iter(flat))}'." + near_misses(self.trainable, flat)
       )
+    quantization.refuse_training(self.network, trainable)
     prompt = [path for path in flat if path.startswith(f"{PROMPT}/")]
     left = [path for path in prompt if path not in trainable]
     if left and len(left) < len(prompt):

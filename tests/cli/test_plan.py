@@ -1,11 +1,12 @@
 """The plan of a backbone on a mesh: published sizes, and every large leaf cut."""
 
+import dataclasses
 import math
 
 import pytest
 
 from tpv_jax import cli
-from tpv_jax.cli import plan
+from tpv_jax.training import estimate, plans
 
 
 @pytest.mark.parametrize(
@@ -19,7 +20,9 @@ from tpv_jax.cli import plan
 )
 def test_a_pod_of_4_by_8_cuts_every_large_parameter_into_eight(size, parameters):
   found = [
-    leaf for leaf in plan.make(size, 4, 8).leaves if not leaf.path.startswith("prompt/")
+    leaf
+    for leaf in plans.Planned(size).on(4, 8).leaves
+    if not leaf.path.startswith("prompt/")
   ]
   assert sum(math.prod(leaf.shape) for leaf in found) == parameters
   for leaf in found:
@@ -34,7 +37,7 @@ def test_a_pod_of_4_by_8_cuts_every_large_parameter_into_eight(size, parameters)
 def test_the_prompt_is_on_every_chip_whole():
   (prompt,) = [
     leaf
-    for leaf in plan.make("t5_v1_1_small", 2, 2).leaves
+    for leaf in plans.Planned("t5_v1_1_small").on(2, 2).leaves
     if leaf.path.startswith("prompt/")
   ]
   assert prompt.shape == prompt.share == (100, 512)
@@ -50,7 +53,7 @@ def test_the_table_counts_bytes_of_a_chip(capsys):
 
 
 def test_what_has_the_width_of_an_ept_prompt_is_cut_over_the_chips():
-  made = plan.make("t5_v1_1_small", 2, 4, ept=True)
+  made = plans.Planned("t5_v1_1_small", ept=True).on(2, 4)
   leaves = [leaf for leaf in made.leaves if leaf.path.startswith("prompt/")]
   assert len(leaves) == 10
   assert not [x for x in made.kept_whole if "prompt" in x]
@@ -83,8 +86,42 @@ def test_the_prompts_of_a_bank_are_counted(capsys):
     (["t5_v1_1_small", "--bank", "0"], "--bank is 0; it must be a whole number"),
     (["t5_v1_1_smal"], "There is no size 't5_v1_1_smal'. Did you mean 't5_v1_1_small'"),
     (["t5_v1_1_small", "--mesh", "4"], "'4' is not a mesh: write DATAxMODEL"),
+    (["t5_v1_1_small", "t5_v1_1_base"], "A table of several sizes needs --chip"),
+    (
+      ["t5_v1_1_small", "--chip", "h100", "v5e", "--quantize", "int8"],
+      "--quantize is for one size on one chip",
+    ),
+    (["t5_v1_1_small", "--rows", "0"], "--rows is 0; it must be a whole number"),
   ],
 )
 def test_mistakes_are_one_line(capsys, arguments, message):
   assert cli.main(["plan", *arguments]) == 2
   assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("compiles_faster")
+def test_a_chip_says_whether_a_step_fits_and_what_it_costs(capsys, monkeypatch):
+  arguments = ["plan", "smollm2_135m", "--chip", "h100", "--quantize", "int8"]
+  assert cli.main(arguments) == 0
+  text = " ".join(capsys.readouterr().out.split())
+  assert "smollm2_135m on 1 x 1 chips (data x model), bfloat16, kernels int8" in text
+  # 134.5 million parameters, 28.3 of them embeddings in bf16, and scales.
+  assert "156." in text.split("frozen backbone")[1]
+  assert "A step of 16 rows of 256 + 16 tokens: 3.0 TFLOP." in text
+  assert "has 74.51 GiB: fits." in text
+  assert "40% of 989 TFLOP/s a chip (assumed, not measured)" in text
+  small = dataclasses.replace(estimate.CHIPS["h100"], memory=2 * 2**30)
+  monkeypatch.setattr(estimate, "CHIPS", {"h100": small})
+  assert cli.main(arguments) == 0
+  assert "fits with MICROBATCHES = 4" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.usefixtures("compiles_faster")
+def test_several_chips_make_a_table(capsys):
+  sizes = ["smollm2_135m", "qwen_3_0_6b"]
+  assert cli.main(["plan", *sizes, "--chip", "h100", "v5e", "--ept"]) == 0
+  head, line, *rows = capsys.readouterr().out.splitlines()
+  assert head.count("|") == line.count("|") == 8
+  assert [row.split(" | ")[:2] for row in rows] == [
+    [f"| {size}", chips] for size in sizes for chips in ("one H100 SXM", "v5e-8")
+  ]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpv_jax.backbones import loading, protocol, registry
+from tpv_jax.backbones import loading, protocol, quantization, registry
 from tpv_jax.core import identity
 from tpv_jax.data import batches, packing, row_fitting
 from tpv_jax.data.vocabularies import WordVocabulary
@@ -178,6 +178,29 @@ def test_bf16_storage_changes_no_number_of_a_bf16_network(name, form):
   model = SoftPromptModel(network, None, WORDS, WORDS)
   one, other = (model.loss_sums(tree, batch)[0] for tree in (params, stored))
   assert float(one) == float(other)
+
+
+def test_every_kernel_may_be_quantised(name, form):
+  pytest.importorskip("qwix", reason="qwix is not installed")
+  network = network_of(name, form, quantize="int4")
+  variables = jax.eval_shape(network.init, jax.random.key(0), *network.init_inputs())
+  flat = identity.flatten(variables["params"])
+  stored = {
+    path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in flat.items()
+  }
+  for path in filter(quantization.is_quantized, flat):
+    inputs, outputs = flat[path].shape
+    stored[path] = quantization.Quantized(
+      jax.ShapeDtypeStruct((inputs, outputs), jnp.int4),
+      jax.ShapeDtypeStruct((1, outputs), jnp.float32),
+      "int4",
+    )
+  assert stored != flat
+  model = SoftPromptModel(network, None, WORDS, WORDS)
+  batch = batches.features(*rows())
+  tree = identity.unflatten(stored)
+  loss = jax.eval_shape(lambda tree: model.loss_sums(tree, batch)[0], tree)
+  assert loss.shape == ()
 
 
 def test_hugging_faces_folder_goes_out_and_in_bit_by_bit(name, form, tmp_path):

@@ -332,6 +332,16 @@ def test_a_backbone_that_is_not_there_is_said(under_t5x, tmp_path):
     under_t5x(tmp_path / "run", backbone=tmp_path / "nothing")
 
 
+def test_a_quantised_backbone_is_refused(tiny, under_t5x, tmp_path):
+  model = under_t5x(tmp_path / "before").model
+  model.network = tiny.network.clone(quantize="int8")
+  with pytest.raises(
+    UserError, match="QUANTIZE = 'int8': T5X's states hold plain arrays"
+  ):
+    under_t5x(tmp_path / "run", model=model)
+  assert not (tmp_path / "run").exists()
+
+
 def test_another_vocabulary_than_the_backbones_is_refused(tiny, under_t5x, tmp_path):
   larger = vocabularies.WordVocabulary([f"word{i}" for i in range(60)])
   path = save_with_t5x(tiny, under_t5x, tmp_path / "pretrained", True)

@@ -25,6 +25,7 @@ from tpv_jax.backbones.attention import MASKED, attention
 from tpv_jax.backbones.decoder_config import TABLE
 from tpv_jax.backbones.layers import Dense, Embed, Mlp
 from tpv_jax.backbones.protocol import AnyArray
+from tpv_jax.backbones.quantization import Mode
 from tpv_jax.core.checks import BelowOne, OneOf, Size, check_fields
 from tpv_jax.core.errors import UserError
 
@@ -406,6 +407,7 @@ class CausalNetwork(nn.Module):
     dtype: of the computation, 'float32' or 'bfloat16'. Either way, norms, rotary angles and
       softmax are computed, and logits accumulated, in fp32.
     remat: whether layers recompute their activations in the backward pass.
+    quantize: how frozen kernels are stored: 'int8', 'int4', 'nf4', or None as they are.
   """
 
   vocab_size: Size
@@ -420,6 +422,7 @@ class CausalNetwork(nn.Module):
   dropout_rate: BelowOne = 0.0
   dtype: Annotated[str, OneOf(("float32", "bfloat16"))] = "float32"
   remat: bool = False
+  quantize: Mode | None = None
 
   ARCHITECTURE: ClassVar[str] = "decoder_only"
   TABLE: ClassVar[str] = TABLE

@@ -11,7 +11,9 @@ from flax import linen as nn
 from flax.linen.partitioning import param_with_axes
 from jaxtyping import Array, Float, Int
 
+from tpv_jax.backbones import quantization
 from tpv_jax.backbones.protocol import AnyArray
+from tpv_jax.backbones.quantization import Quantized
 
 _fan_in_truncated = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
@@ -27,7 +29,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 class Dense(nn.Module):
   """A linear map over the last axis, with its kernel stored as a matrix.
 
-  Factors are in `dtype`; so is the result, unless `to_fp32` asks for fp32.
+  Factors are in `dtype`; so is the result, unless `to_fp32` asks for fp32. A kernel that is
+  frozen may be quantised.
   """
 
   features: int
@@ -46,8 +49,13 @@ class Dense(nn.Module):
       jnp.float32,
       axes=self.axes,
     )
-    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-    y = project_to_fp32(x, kernel) if self.to_fp32 else jnp.dot(x, kernel)
+    x = x.astype(self.dtype)
+    if isinstance(kernel, Quantized):
+      y = quantization.multiply(x, kernel)
+    elif self.to_fp32:
+      y = project_to_fp32(x, kernel.astype(self.dtype))
+    else:
+      y = jnp.dot(x, kernel.astype(self.dtype))
     if self.use_bias:
       bias = param_with_axes(
         "bias", nn.initializers.zeros, (self.features,), jnp.float32, axes=self.axes[1:]

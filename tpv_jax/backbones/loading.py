@@ -23,7 +23,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from tpv_jax.backbones import registry
+from tpv_jax.backbones import quantization, registry
 from tpv_jax.backbones.protocol import Config, Family, Network
 from tpv_jax.core import errors, files, identity
 from tpv_jax.core.errors import UserError
@@ -60,8 +60,9 @@ _SAMPLED, _BLOCK_BYTES = 64, 4096
 
 _STORED = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
 
-Place = Callable[[str, np.ndarray], Any]
-"""Called with the path and the values of a leaf; returns what is kept, as on a device."""
+Place = Callable[[str, Any], Any]
+"""Called with the path of a leaf and its values, which may be quantised; returns what is
+kept, as on a device."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,8 @@ class Backbone:
   Attributes:
     params: nested dict of NumPy arrays, the tree of its network.
     name: the name that it states, for people.
-    fingerprint: its identity, for programs; see `identity.backbone_fingerprint`.
+    fingerprint: its identity, for programs; see `identity.backbone_fingerprint`. That of
+      the weights before they were quantised.
     vocabulary: digest of the vocabulary it was trained with, or None if unknown.
   """
 
@@ -79,6 +81,12 @@ class Backbone:
   name: str
   fingerprint: str
   vocabulary: str | None = None
+
+  def stated(self, network: Network) -> dict[str, str]:
+    """Returns what manifests and results state of it as it is in a network, as JSON."""
+    known = {"name": self.name, "fingerprint": self.fingerprint}
+    mode = quantization.mode_of(network)
+    return known if mode is None else {**known, "quantize": mode}
 
   @property
   def table(self) -> Any:
@@ -132,8 +140,8 @@ def load_backbone(
 ) -> Backbone:
   """Returns the weights that `path` names, in the dtype of their storage.
 
-  fp16 becomes fp32, which is exact. Leaves are read one by one; besides what is kept, the
-  host holds about one leaf.
+  fp16 becomes fp32, which is exact. Leaves are read one by one, and quantised at once if
+  `network` says so; besides what is kept, the host holds about one leaf.
 
   Args:
     path: one of `NAMES`; a `.safetensors` file of `save_backbone`; a folder of Hugging Face
@@ -148,8 +156,10 @@ def load_backbone(
 
   Raises:
     UserError: there is no such file; it is of another kind, truncated or altered, or
-      holds NaN or infinity; it does not fit `network` or `vocabulary`.
+      holds NaN or infinity; it does not fit `network` or `vocabulary`; or it is to be
+      quantised and qwix is missing.
   """
+  quantization.check(network)
   with opened(path) as source:
     if network is not None:
       check(source.leaves, network, str(path))
@@ -157,7 +167,7 @@ def load_backbone(
       check_vocabulary(
         vocabulary, source.name, source.vocabulary, _rows(source.leaves, str(path))
       )
-    params, fingerprint = _read(source, path, place)
+    params, fingerprint = _read(source, path, network, place)
   return Backbone(
     identity.unflatten(params), source.name, fingerprint, source.vocabulary
   )
@@ -437,7 +447,7 @@ def _rows(leaves: Mapping[str, Any], source: str) -> int:
 
 
 def _read(
-  source: Opened, path: files.PathLike, place: Place | None
+  source: Opened, path: files.PathLike, network: Network | None, place: Place | None
 ) -> tuple[dict[str, Any], str]:
   """Returns what is kept of each leaf, by path, and the fingerprint, in one pass."""
   kept: dict[str, Any] = {}
@@ -445,7 +455,10 @@ def _read(
   def look(name: str) -> np.ndarray:
     values = np.asarray(source.leaves[name])
     refuse_not_finite(name, values, str(path))
-    kept[name] = values if place is None else place(name, values)
+    leaf: Any = values
+    if network is not None:
+      leaf = quantization.quantized_on_host(network, name, values)
+    kept[name] = leaf if place is None else place(name, leaf)
     return values
 
   watched = {

@@ -1,6 +1,7 @@
 """The memory that a bank's step needs on a device, and the memory that is free."""
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -8,11 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Sharding
+from jax.sharding import NamedSharding, Sharding
 
 from tpv_jax.banks.bank_steps import BankSteps
 from tpv_jax.data import packing, row_fitting
-from tpv_jax.devices import processes
+from tpv_jax.devices import partitioning, processes
 from tpv_jax.training.steps import Leaves
 
 GIBIBYTE = 2**30
@@ -85,10 +86,10 @@ def need(
   folded = _placed(jax.eval_shape(steps.fold, stacked), steps.whole)
   sums = _placed(jax.eval_shape(steps.zeros, folded), steps.by_prompt)
   placed = {
-    path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=steps.frozen[path])
+    path: jax.tree.map(functools.partial(_part, sharding=steps.frozen[path]), leaf)
     for path, leaf in frozen.items()
   }
-  backbone = _bytes(placed.values())
+  backbone = _bytes(jax.tree.leaves(placed))
   largest = 0
   for shape in {shapes.wide, shapes.short}:
     features = _placed(packing.empty(shape), steps.rows)
@@ -140,6 +141,12 @@ def _placed(tree: Any, sharding: Sharding) -> Any:
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
   )
+
+
+def _part(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+  """Returns the shape of a leaf, or of a part of one that is quantised."""
+  fitting = partitioning.that_fits(sharding, leaf.shape)
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=fitting)
 
 
 def _bytes(leaves: Iterable[jax.ShapeDtypeStruct]) -> int:

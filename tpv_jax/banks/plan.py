@@ -1,6 +1,7 @@
 """The plan of a bank: how many prompts are trained at once, and the shapes of rows."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 import jax
 
+from tpv_jax.backbones import quantization
 from tpv_jax.banks import bank_steps, memory
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
@@ -167,12 +169,14 @@ class Plan:
     run = self.runs[0]
     assert run.initial is not None  # A prompt needs both.
     assert run.backbone is not None
-    stored = run.model.network.stored
+    network = run.model.network
     return memory.need(
       self.steps,
       identity.flatten({PROMPT: run.initial.leaves}),
       {
-        path: jax.ShapeDtypeStruct(leaf.shape, stored(path, leaf.dtype))
+        path: jax.eval_shape(
+          functools.partial(quantization.stored, network, path), leaf
+        )
         for path, leaf in identity.flatten(run.backbone.params).items()
       },
       prompts,

@@ -1,141 +1,61 @@
-"""Prints what each chip holds of a backbone on a mesh, without weights.
+"""Prints what each chip holds of a backbone on a mesh, and what a step costs.
 
-Shapes come from abstract evaluation, shardings from the rules of training; nothing is
-allocated and no device is needed, so a pod can be planned on a laptop.
+Shapes come from abstract evaluation, shardings from the rules of training; no weights are
+read, nothing is allocated and no device is needed, so a pod can be planned on a laptop.
 """
 
 import argparse
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tpv_jax.cli.arguments import Parser
 from tpv_jax.core import screen
-from tpv_jax.core.errors import UserError, at_least, near_misses
+from tpv_jax.core.errors import UserError, at_least
 
 if TYPE_CHECKING:
   from rich.table import Table
+
+  from tpv_jax.training import estimate
+  from tpv_jax.training.plans import Leaf, Planned
 
 EXAMPLES = """\
   tpv plan t5_v1_1_xxl --mesh 4x8
   tpv plan t5_v1_1_base --mesh 8x1 --storage float32 --leaves
   tpv plan t5_v1_1_base --mesh 8x1 --bank 32
   tpv plan t5_v1_1_xl --mesh 4x8 --ept --leaves
+  tpv plan llama_3_1_8b --chip h100 --quantize int8
+  tpv plan smollm2_135m llama_3_1_8b --chip h100 v5e v5p
 """
 ON_CPU = True
 
 
-@dataclasses.dataclass(frozen=True)
-class Leaf:
-  """One parameter on a mesh.
-
-  Attributes:
-    path: its T5X path.
-    shape: of the whole parameter.
-    axes: logical names of its axes.
-    cut: the mesh axis that splits each axis, or None.
-    share: the shape of the part that one chip holds.
-  """
-
-  path: str
-  shape: tuple[int, ...]
-  axes: tuple[str, ...]
-  cut: tuple[str | None, ...]
-  share: tuple[int, ...]
-
-
-class Plan(NamedTuple):
-  """The parameters on a mesh.
-
-  Attributes:
-    leaves: every parameter.
-    kept_whole: a line for each axis that is not split because its size does not divide.
-  """
-
-  leaves: list[Leaf]
-  kept_whole: list[str]
-
-
-def make(
-  size: str,
-  data: int,
-  model: int,
-  prompt_length: int = 100,
-  ept: bool = False,
-  short_length: int = 40,
-  source_length: int = 256,
-) -> Plan:
-  """Returns the parameters of a size in `registry.sizes` on a mesh of data x model chips.
-
-  Args:
-    size: of the backbone.
-    data: chips along the axis that splits the rows.
-    model: chips along the axis that splits a parameter.
-    prompt_length: P.
-    ept: an EPT prompt with the budget of a plain one of P tokens, as ept.gin makes it,
-      instead of the plain one.
-    short_length: S of the EPT prompt.
-    source_length: M of the EPT prompt.
-
-  Raises:
-    UserError: no such size, or no such prompt.
-  """
-  from jax.sharding import AbstractMesh
-
-  from tpv_jax.backbones import registry
-  from tpv_jax.devices import partitioning
-  from tpv_jax.model import SoftPromptModel
-  from tpv_jax.prompts import budget, plain
-  from tpv_jax.prompts.ept import EPT
-
-  sizes = registry.sizes()
-  if size not in sizes:
-    raise UserError(
-      f"There is no size '{size}'.{near_misses(size, sizes)} The sizes are "
-      f"{', '.join(sizes)}."
-    )
-  family, numbers = sizes[size]
-  features = numbers["emb_dim"]
-  prompt: plain.Prompt | EPT = plain.Prompt(length=prompt_length, features=features)
-  if ept:
-    fusion_width, spaces, bottleneck = 4, 4, 1
-    rank = budget.rank(
-      *(prompt_length, short_length, features, source_length),
-      *(fusion_width, spaces, bottleneck),
-    )
-    prompt = EPT(
-      *(short_length, features, source_length, rank),
-      *(fusion_width, spaces, bottleneck),
-    )
-  layout = partitioning.layout(
-    SoftPromptModel(family.network(**numbers), prompt, None, None),
-    AbstractMesh((data, model), (partitioning.DATA, partitioning.MODEL)),
-  )
-  return Plan(
-    [
-      Leaf(
-        path=path,
-        shape=leaf.shape,
-        axes=layout.axes[path],
-        cut=tuple(leaf.sharding.spec),
-        share=leaf.sharding.shard_shape(leaf.shape),
-      )
-      for path, leaf in layout.parameters.items()
-    ],
-    layout.kept_whole,
-  )
-
-
 def add_arguments(parser: Parser) -> None:
   """Adds the backbone, the mesh, and what is trained on it."""
-  parser.add_argument("size", metavar="SIZE", help="a name such as t5_v1_1_xl")
-  parser.add_argument("--mesh", default="4x8", help="data x model chips (4x8)")
+  parser.add_argument(
+    "sizes",
+    metavar="SIZE",
+    nargs="+",
+    help="a name such as t5_v1_1_xl; several: a table",
+  )
+  parser.add_argument("--mesh", help="data x model chips (4x8, or the chip's machine)")
+  parser.add_argument(
+    "--chip",
+    nargs="+",
+    choices=("h100", "v5e", "v5p"),
+    metavar="CHIP",
+    help="h100 (one), v5e (v5e-8), v5p (v5p-8): whether a step fits, and what it costs; "
+    "several: a table",
+  )
   parser.add_argument(
     "--storage",
     choices=("bfloat16", "float32"),
     default="bfloat16",
     help="dtype of the frozen backbone on the chips (bfloat16)",
+  )
+  parser.add_argument(
+    "--quantize", choices=("int8", "int4", "nf4"), help="its kernels in fewer bits"
   )
   parser.add_argument("--prompt-length", type=int, default=100, help="P (100)")
   parser.add_argument(
@@ -144,47 +64,152 @@ def add_arguments(parser: Parser) -> None:
     help="an EPT prompt with the budget of P plain tokens, as ept.gin makes it",
   )
   parser.add_argument("--short-length", type=int, default=40, help="S of EPT (40)")
-  parser.add_argument("--source-length", type=int, default=256, help="M of EPT (256)")
+  parser.add_argument(
+    "--source-length", type=int, default=256, help="M of EPT, and T of a step (256)"
+  )
+  parser.add_argument("--target-length", type=int, default=16, help="L of a step (16)")
+  parser.add_argument("--rows", type=int, default=16, help="examples of a step (16)")
   parser.add_argument("--bank", type=int, default=1, help="N, prompts at once (1)")
   parser.add_argument("--leaves", action="store_true", help="a line for each parameter")
 
 
 def run(options: argparse.Namespace) -> None:
-  """Prints the plan."""
-  from tpv_jax.devices import partitioning
+  """Prints the plan, or a table of several."""
+  from tpv_jax.training.plans import Planned
 
-  data, _, model = options.mesh.partition("x")
-  if not (data.isdigit() and model.isdigit() and int(data) and int(model)):
-    raise UserError(f"'{options.mesh}' is not a mesh: write DATAxMODEL, such as 4x8.")
-  at_least("--bank", options.bank, 1)
-  leaves, kept_whole = make(
-    *(options.size, int(data), int(model), options.prompt_length),
-    *(options.ept, options.short_length, options.source_length),
-  )
+  for name in ("bank", "rows", "target_length"):
+    at_least(f"--{name.replace('_', '-')}", getattr(options, name), 1)
+  plans = [
+    Planned(
+      *(size, options.storage, options.quantize, options.prompt_length),
+      *(options.ept, options.short_length, options.source_length),
+    )
+    for size in options.sizes
+  ]
+  if len(plans) == 1 and len(options.chip or ()) < 2:
+    _print_one(plans[0], options)
+    return
+  given = [
+    f"--{name}" for name in ("mesh", "leaves", "quantize") if getattr(options, name)
+  ]
+  if options.bank > 1:
+    given.append("--bank")
+  if given or not options.chip:
+    raise UserError(
+      f"{given[0]} is for one size on one chip; leave it out of a table."
+      if given
+      else "A table of several sizes needs --chip, such as --chip h100 v5e v5p."
+    )
+  _print_table(plans, options)
+
+
+def _print_one(planned: "Planned", options: argparse.Namespace) -> None:
+  """Prints what the chips hold and, of named chips, what a step costs."""
+  from tpv_jax.banks import memory
+  from tpv_jax.devices import partitioning
+  from tpv_jax.training import estimate
+
+  (chip,) = map(estimate.CHIPS.get, options.chip or (None,))
+  mesh = options.mesh or ("4x8" if chip is None else "{}x{}".format(*chip.mesh))
+  data, model = _mesh(mesh)
+  leaves, kept_whole = planned.on(data, model)
   here = options.bank
-  if options.bank % int(data) == 0:
-    here //= int(data)
+  if options.bank % data == 0:
+    here //= data
   elif options.bank > 1:
     kept_whole.append(
-      partitioning.why_replicated("bank", options.bank, partitioning.DATA, int(data))
+      partitioning.why_replicated("bank", options.bank, partitioning.DATA, data)
     )
-  width = {"bfloat16": 2, "float32": 4}[options.storage]
   console = screen.console()
   if options.leaves:
     console.print(_table_of_leaves(leaves))
   console.print(
-    f"{options.size} on {data} x {model} chips (data x model), {options.storage}"
+    f"{planned.size} on {data} x {model} chips (data x model), {planned.storage}"
+    + (f", kernels {planned.quantize}" if planned.quantize else "")
   )
-  console.print(_table_of_parts(leaves, width, options.bank, here))
+  console.print(_table_of_parts(leaves, options.bank, here))
   for line in kept_whole:
     console.print(line)
+  if chip is None:
+    console.print(
+      "Activations come on top; they grow with the rows of a chip. A bank prints what its "
+      "compiled steps need before it starts (tpv bank). With --chip: what a step costs."
+    )
+    return
+  done = _work(planned, options)
+  held = _held(leaves, here)
+  step = estimate.step(done, chip, (data, model), options.rows, held)
+  fits = {
+    None: "does not fit: a single row keeps more than is left",
+    1: "fits",
+  }.get(step.parts, f"fits with MICROBATCHES = {step.parts}")
   console.print(
-    "Activations come on top; they grow with the rows of a chip. A bank prints what its "
-    "compiled steps need before it starts (tpv bank)."
+    f"A step of {options.rows} rows of {planned.source_length} + {options.target_length} "
+    f"tokens: {done.flops / 1e12:,.1f} TFLOP. A chip keeps at most "
+    f"{memory.text(step.kept)} for the backward pass, beside {memory.text(held)}, and has "
+    f"{memory.text(chip.memory)}: {fits}."
+  )
+  console.print(
+    f"About {step.seconds:.2g} s a step, at {estimate.UTILISATION:.0%} of "
+    f"{chip.flops / 1e12:g} TFLOP/s a chip (assumed, not measured), or at "
+    f"{chip.bandwidth / 1e12:g} TB/s to read the backbone twice; waiting for other chips "
+    "comes on top."
   )
 
 
-def _table_of_leaves(leaves: Sequence[Leaf]) -> "Table":
+def _print_table(plans: Sequence["Planned"], options: argparse.Namespace) -> None:
+  """Prints a row in Markdown for each size on each kind of chips."""
+  from tpv_jax.training import estimate
+
+  modes: dict[str, str | None] = {planned: None for planned in (options.storage,)}
+  modes |= {"int8": "int8", "int4 or nf4": "int4"}
+  names = [f"{name}: GiB a chip, fits" for name in modes]
+  head = ["backbone", "chips", "TFLOP a step", "s a step", *names]
+  print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}")
+  for planned in plans:
+    done = _work(planned, options)
+    for name in options.chip:
+      chip = estimate.CHIPS[name]
+      cells, seconds = [], []
+      for mode in modes.values():
+        leaves, _ = dataclasses.replace(planned, quantize=mode).on(*chip.mesh)
+        held = _held(leaves, 1)
+        step = estimate.step(done, chip, chip.mesh, options.rows, held)
+        fits = {None: "no", 1: "yes"}.get(step.parts, f"in {step.parts} parts")
+        cells.append(f"{held / 2**30:.2f}, {fits}")
+        seconds.append(step.seconds)
+      print(
+        f"| {planned.size} | {chip.machine} | {done.flops / 1e12:.1f} | "
+        f"{seconds[0]:.2g} | {' | '.join(cells)} |"
+      )
+
+
+def _work(planned: "Planned", options: argparse.Namespace) -> "estimate.Work":
+  from tpv_jax.training import estimate
+
+  return estimate.work(
+    dataclasses.replace(planned, quantize=None).model,
+    planned.layers,
+    *(options.rows, planned.source_length, options.target_length),
+  )
+
+
+def _held(leaves: Sequence["Leaf"], prompts: int) -> int:
+  """Returns the bytes of a chip: the backbone, and prompts with gradient and moments."""
+  return sum(
+    4 * prompts * leaf.size if leaf.path.startswith("prompt/") else leaf.size
+    for leaf in leaves
+  )
+
+
+def _mesh(text: str) -> tuple[int, int]:
+  data, _, model = text.partition("x")
+  if not (data.isdigit() and model.isdigit() and int(data) and int(model)):
+    raise UserError(f"'{text}' is not a mesh: write DATAxMODEL, such as 4x8.")
+  return int(data), int(model)
+
+
+def _table_of_leaves(leaves: Sequence["Leaf"]) -> "Table":
   """Returns a row for each parameter: its shape, its axes and how they are split."""
   from rich.table import Column, Table
 
@@ -198,13 +223,10 @@ def _table_of_leaves(leaves: Sequence[Leaf]) -> "Table":
   return table
 
 
-def _table_of_parts(
-  leaves: Sequence[Leaf], width: int, prompts: int, here: int
-) -> "Table":
+def _table_of_parts(leaves: Sequence["Leaf"], prompts: int, here: int) -> "Table":
   """Returns a row for the backbone and one for the prompts.
 
-  A value of the backbone has `width` bytes. A chip holds `here` of the prompts, each with
-  its gradient and two moments in fp32.
+  A chip holds `here` of the prompts, each with its gradient and two moments in fp32.
   """
   from rich.table import Table
 
@@ -214,16 +236,15 @@ def _table_of_parts(
   trained = [leaf for leaf in leaves if leaf.path.startswith("prompt/")]
   what = "prompt" if prompts == 1 else f"{prompts} prompts"
   table = Table("part", "parameters", "cut over chips", "bytes on a chip")
-  for name, part, size, times, held in (
-    ("frozen backbone", frozen, width, 1, 1),
-    (f"{what}, gradient and AdamW's two moments", trained, 4 * 4, prompts, here),
+  for name, part, times, held in (
+    ("frozen backbone", frozen, 1, 1),
+    (f"{what}, gradient and AdamW's two moments", trained, prompts, here),
   ):
     whole = times * sum(math.prod(leaf.shape) for leaf in part)
     cut = times * sum(
       math.prod(leaf.shape) for leaf in part if held < times or any(leaf.cut)
     )
-    share = held * sum(math.prod(leaf.share) for leaf in part)
     table.add_row(
-      name, f"{whole:,}", f"{100 * cut / whole:.1f} %", memory.text(share * size)
+      name, f"{whole:,}", f"{100 * cut / whole:.1f} %", memory.text(_held(part, held))
     )
   return table

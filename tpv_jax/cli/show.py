@@ -81,6 +81,7 @@ def run(options: argparse.Namespace) -> None:
     ("method", known.method),
     ("space", f"{known.space} ({_what(item)})"),
     *((("  alpha", known.alpha),) if known.space == "factor" else ()),
+    *((("  quantised", known.quantize),) if known.quantize else ()),
     *((("chat template", known.chat_digest),) if known.chat_digest else ()),
     ("versions", ", ".join(f"{k} {v}" for k, v in known.versions.items()) or None),
     *(("note", note) for note in known.notes),

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from flax.linen import spmd
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
@@ -356,7 +355,25 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def placer(network: Any, mesh: Mesh) -> Callable[[str, np.ndarray], jax.Array]:
+def that_fits(sharding: NamedSharding, shape: Sequence[int]) -> NamedSharding:
+  """Returns the sharding of a part of a leaf, such as the scales of a quantised kernel.
+
+  The part has the leaf's axes, shorter ones among them; those that the mesh does not
+  divide are replicated.
+  """
+  mesh, spec = sharding.mesh, (*sharding.spec, *[None] * len(shape))
+  return NamedSharding(
+    mesh,
+    PartitionSpec(
+      *(
+        cut if cut is None or size % mesh.shape[cut] == 0 else None
+        for size, cut in zip(shape, spec, strict=False)
+      )
+    ),
+  )
+
+
+def placer(network: Any, mesh: Mesh) -> Callable[[str, Any], Any]:
   """Returns a function that shards a leaf of `network`, for `load_backbone`.
 
   Each device gets its part of the host's leaf, which can then be freed: the host never
@@ -372,9 +389,12 @@ def placer(network: Any, mesh: Mesh) -> Callable[[str, np.ndarray], jax.Array]:
     )
   )
 
-  def place(path: str, leaf: np.ndarray) -> jax.Array:
-    return jax.make_array_from_callback(
-      leaf.shape, shardings[path], lambda index: leaf[index]
+  def place(path: str, leaf: Any) -> Any:
+    return jax.tree.map(
+      lambda part: jax.make_array_from_callback(
+        part.shape, that_fits(shardings[path], part.shape), lambda index: part[index]
+      ),
+      leaf,
     )
 
   return place

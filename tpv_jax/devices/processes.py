@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Sharding
+from jax.sharding import NamedSharding, Sharding
 
 from tpv_jax.core import files, screen
 from tpv_jax.core.errors import UserError
+from tpv_jax.devices import partitioning
 
 
 def join(flags: argparse.Namespace, preemption: bool = False) -> None:
@@ -120,12 +121,21 @@ def least(number: int) -> int:
   return int(multihost_utils.process_allgather(np.int32(number)).min())
 
 
-def put(value: np.ndarray, sharding: Sharding) -> jax.Array:
+def put(value: np.ndarray | jax.Array, sharding: Sharding) -> jax.Array:
   """Returns the array, which every process holds whole, sharded over all devices."""
   if jax.process_count() == 1:
     return jax.device_put(value, sharding)
   value = np.asarray(value)
   return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def put_leaf(leaf: Any, sharding: NamedSharding) -> Any:
+  """Returns a frozen leaf as `put` shards it; each part of one that is quantised."""
+  if isinstance(leaf, np.ndarray | jax.Array):
+    return put(leaf, sharding)
+  return jax.tree.map(
+    lambda part: put(part, partitioning.that_fits(sharding, part.shape)), leaf
+  )
 
 
 def put_all(

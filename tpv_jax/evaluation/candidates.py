@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tpv_jax.backbones import loading
+from tpv_jax.backbones import loading, quantization
+from tpv_jax.backbones.protocol import Network
 from tpv_jax.core import identity, screen
 from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.data.tasks import Task
@@ -18,7 +19,7 @@ from tpv_jax.devices import processes
 from tpv_jax.formats import sources
 from tpv_jax.vectors import algebra
 from tpv_jax.vectors.loaded import Loaded
-from tpv_jax.vectors.provenance import Provenance
+from tpv_jax.vectors.provenance import Provenance, describe_precision
 
 GRID = tuple(round(0.05 * step, 2) for step in range(21))
 """The coefficients that a search tries by default: 21 in [0, 1] (task arithmetic's)."""
@@ -249,6 +250,25 @@ def say_other_template(found: Iterable[Provenance | None], chat: Any) -> None:
     screen.say(
       f"Note: a prompt was trained on texts written {theirs} and is tried on texts "
       f"written {here}. If that is not meant, set CHAT as in the run's config.gin."
+    )
+
+
+def say_other_quantization(
+  found: Iterable[Provenance | None], network: Network
+) -> None:
+  """Says so if prompts were trained on the backbone quantised in another way.
+
+  Args:
+    found: the provenance of each prompt.
+    network: says how the backbone is quantised now.
+  """
+  mode = quantization.mode_of(network)
+  trained = {one.quantize for one in found if one is not None and one.terms}
+  for other in sorted(trained - {mode}, key=str):
+    screen.say(
+      f"Note: a prompt was trained on the backbone {describe_precision(other)} and is "
+      f"tried on it {describe_precision(mode)}. If that is not meant, set QUANTIZE as in "
+      "the run's config.gin."
     )
 
 

@@ -126,9 +126,9 @@ def evaluate(
   for one in itertools.chain(*groups):
     if one.leaves is not None and one.provenance is not None:
       candidates.check_fits(one.leaves, one.provenance, loaded)
-  candidates.say_other_template(
-    [one.provenance for one in itertools.chain(*groups)], vocabulary.chat
-  )
+  known = [one.provenance for one in itertools.chain(*groups)]
+  candidates.say_other_template(known, vocabulary.chat)
+  candidates.say_other_quantization(known, model.network)
   evaluator = Evaluator(
     model,
     loaded.params,
@@ -160,7 +160,7 @@ def evaluate(
   names = [one.name for one, _, _ in cells] if len(chosen) > 1 else None
   content = {
     **report.candidates_of(chosen, searches),
-    "backbone": {"name": loaded.name, "fingerprint": loaded.fingerprint},
+    "backbone": loaded.stated(model.network),
     "decoding": model.choice.to_json(),
     "results": report.scores_of(results, names),
     "work": evaluator.work.to_json(),
@@ -249,6 +249,7 @@ def infer(
   # Where answers are printed, nothing else is.
   with contextlib.redirect_stdout(sys.stderr if output is None else sys.stdout):
     candidates.say_other_template([provenance], vocabulary.chat)
+    candidates.say_other_quantization([provenance], model.network)
   evaluator = Evaluator(
     model,
     loaded.params,

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
+from tpv_jax.backbones import quantization
 from tpv_jax.core import identity, screen
 from tpv_jax.core.errors import UserError, at_least
 from tpv_jax.core.screen import Bar
@@ -118,9 +119,8 @@ class Evaluator:
     parameters = partitioning.layout(model, mesh).parameters
     self.backbone = identity.unflatten(
       {
-        path: processes.put(
-          np.asarray(leaf).astype(model.network.stored(path, leaf.dtype)),
-          parameters[path].sharding,
+        path: processes.put_leaf(
+          quantization.stored(model.network, path, leaf), parameters[path].sharding
         )
         for path, leaf in identity.flatten(params).items()
         if not path.startswith("prompt/")

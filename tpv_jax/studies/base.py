@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import jax
 
-from tpv_jax.backbones import loading
+from tpv_jax.backbones import loading, quantization
 from tpv_jax.backbones.protocol import Network
 from tpv_jax.banks import bank
 from tpv_jax.banks.bank import Entry
@@ -241,6 +241,8 @@ class Session:
       decoding: the model that decodes, if decoded text is measured.
     """
     whole = {**subject, "backbone": self.backbone.fingerprint}
+    if mode := quantization.mode_of(self.settings.network):
+      whole["quantize"] = mode
     if decoding is not None:
       choice = decoding.choice
       whole |= {"beams": choice.num_beams, "length_penalty": choice.length_penalty}
@@ -261,7 +263,7 @@ class Session:
 
   def subject(self) -> dict[str, Any]:
     """Returns the part of the results that states the backbone."""
-    return {"name": self.backbone.name, "fingerprint": self.backbone.fingerprint}
+    return self.backbone.stated(self.settings.network)
 
   def machine(self) -> dict[str, Any]:
     """Returns the part of the results that states the software and the device."""

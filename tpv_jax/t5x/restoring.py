@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding
 from t5x import train_state as train_state_lib
 from t5x import utils
 
-from tpv_jax.backbones import loading
+from tpv_jax.backbones import loading, quantization
 from tpv_jax.core import files, identity
 from tpv_jax.core.checks import Seed
 from tpv_jax.core.errors import UserError
@@ -97,6 +97,12 @@ class Initializer(utils.TrainStateInitializer):
         "and set MODEL_PARALLEL, MODEL_PARALLEL_SUBMESH and AXIS_RULES."
       )
     self.model: SoftPromptModel = init_fn.__self__  # type: ignore[attr-defined]
+    if mode := quantization.mode_of(self.model.network):
+      raise UserError(
+        f"QUANTIZE = '{mode}': T5X's states hold plain arrays only, so a quantised backbone "
+        "runs under 'tpv train', 'tpv bank', 'tpv eval' and 'tpv infer'. Set QUANTIZE = "
+        "None, or use them."
+      )
     partitioner.units = partitioning.units_of(self.model)
     super().__init__(
       optimizer_def=optimizer_def,

@@ -23,7 +23,7 @@ from tpv_jax.formats.sources import Which
 from tpv_jax.prompts.protocol import SoftPrompt
 from tpv_jax.vectors import algebra, arithmetic
 from tpv_jax.vectors.loaded import Loaded
-from tpv_jax.vectors.provenance import Provenance
+from tpv_jax.vectors.provenance import Provenance, describe_precision
 
 if TYPE_CHECKING:
   from tpv_jax.backbones.protocol import Network
@@ -93,12 +93,21 @@ def draw(
       "that the prompt or vector from which it starts is of its backbone is the user's "
       "word",
     )
+  mode: str | None = getattr(network, "quantize", None)
+  if isinstance(begin, Loaded) and begin.provenance.terms:
+    trained = begin.provenance.quantize
+    if trained != mode:
+      notes += (
+        "the prompt or vector from which it starts was trained on the backbone "
+        f"{describe_precision(trained)}, and this run has it {describe_precision(mode)}",
+      )
   from_seed = any(not np.array_equal(leaves[name], others[name]) for name in leaves)
   provenance = Provenance(
     kind="prompt",
     backbone_name=backbone_name,
     backbone_fingerprint=fingerprint,
     architecture=None if architecture == "encoder_decoder" else architecture,
+    quantize=mode,
     initial_digest=identity.prompt_digest(leaves),
     initial_seed=seed if from_seed else None,
     steps=0,

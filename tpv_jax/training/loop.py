@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 
-from tpv_jax.backbones import loading
+from tpv_jax.backbones import loading, quantization
 from tpv_jax.core import identity, screen
 from tpv_jax.core.checks import OneOf
 from tpv_jax.core.errors import UserError
@@ -203,9 +203,7 @@ class Run:
       "seed": self.seed,
       "initial_seed": self.initial_seed,
       "initial_digest": self.initial_digest,
-      "backbone": None
-      if self.backbone is None
-      else {"name": self.backbone.name, "fingerprint": self.backbone.fingerprint},
+      "backbone": self.backbone and self.backbone.stated(self.model.network),
       "data": self.data.describe(),
       "versions": versions(),
       "devices": [str(device.device_kind) for device in self.mesh.devices.flat],
@@ -278,14 +276,18 @@ class Run:
   def place_frozen(self) -> compiled.Leaves:
     """Returns the frozen leaves, on the devices, as the network stores them."""
     _, frozen = self.model.split(self._start)
-    stored = self.model.network.stored
-    return self._put(
-      {path: leaf.astype(stored(path, leaf.dtype)) for path, leaf in frozen.items()}
-    )
+    network = self.model.network
+    return {
+      path: self._put(path, quantization.stored(network, path, leaf))
+      for path, leaf in frozen.items()
+    }
 
   def fresh_state(self) -> compiled.TrainState:
     """Returns the state before the first step, on the devices."""
-    return self.steps.initialise(self._put(self.model.split(self._start)[0]))
+    trainable, _ = self.model.split(self._start)
+    return self.steps.initialise(
+      {path: self._put(path, leaf) for path, leaf in trainable.items()}
+    )
 
   @functools.cached_property
   def _start(self) -> dict[str, Any]:
@@ -299,11 +301,8 @@ class Run:
       params["prompt"] = dict(self.initial.leaves)
     return params
 
-  def _put(self, leaves: compiled.Leaves) -> compiled.Leaves:
-    return {
-      path: processes.put(leaf, self.steps.param_shardings[path])
-      for path, leaf in leaves.items()
-    }
+  def _put(self, path: str, leaf: Any) -> Any:
+    return processes.put_leaf(leaf, self.steps.param_shardings[path])
 
   def _loop(
     self,

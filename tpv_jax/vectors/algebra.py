@@ -139,6 +139,8 @@ def diff(
   fingerprint, notes = compatibility.common_backbone(
     [tuned, initial], allow_unknown=True
   )
+  mode, mode_notes = compatibility.common_quantization([tuned, initial])
+  notes += mode_notes
   mine, other = tuned.provenance, initial.provenance
   terms, mixed = named(tuned, task), mine.mixed_origins
   digest: str | None = start
@@ -167,6 +169,7 @@ def diff(
     backbone_name=mine.backbone_name or other.backbone_name,
     backbone_fingerprint=fingerprint,
     architecture=mine.architecture or other.architecture,
+    quantize=mode,
     initial_digest=digest,
     initial_seed=seed,
     applied_to_digest=None,
@@ -246,6 +249,7 @@ def sum_vectors(
   fingerprint, backbone_notes = compatibility.common_backbone(
     vectors, allow_unknown_backbone
   )
+  mode, mode_notes = compatibility.common_quantization(vectors)
   digest, mixed, origin_notes = compatibility.common_origin(vectors, allow_mixed_origin)
   known = [vector.provenance for vector in vectors]
   provenance = Provenance(
@@ -267,10 +271,11 @@ def sum_vectors(
     alpha=known[0].alpha,
     initial_folded_digest=_agreed([one.initial_folded_digest for one in known]),
     chat_digest=_agreed([one.chat_digest for one in known]),
+    quantize=mode,
     versions=dict(
       sorted(set.intersection(*(set(one.versions.items()) for one in known)))
     ),
-    notes=_union(*_notes_by_task(known), backbone_notes, origin_notes),
+    notes=_union(*_notes_by_task(known), backbone_notes, mode_notes, origin_notes),
   )
   values = arithmetic.linear([vector.leaves for vector in vectors], weights)
   return Loaded(values, provenance, "sum")
@@ -331,6 +336,8 @@ def apply(
   fingerprint, notes = compatibility.common_backbone(
     [vector, initial], allow_unknown_backbone
   )
+  mode, mode_notes = compatibility.common_quantization([vector, initial])
+  notes += mode_notes
   mine, other = vector.provenance, initial.provenance
   if mine.space == "factor" and mine.initial_digest != start:
     raise UserError(
@@ -351,6 +358,7 @@ def apply(
     backbone_name=mine.backbone_name or other.backbone_name,
     backbone_fingerprint=fingerprint,
     architecture=mine.architecture or other.architecture,
+    quantize=mode,
     applied_to_digest=start,
     applied_to_seed=other.initial_seed if other.initial_digest == start else None,
     notes=_union(mine.notes, notes),

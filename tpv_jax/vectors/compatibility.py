@@ -10,7 +10,7 @@ from tpv_jax.core.errors import UserError, option
 from tpv_jax.core.leaves import not_finite
 from tpv_jax.vectors import arithmetic
 from tpv_jax.vectors.loaded import Loaded
-from tpv_jax.vectors.provenance import describe_terms
+from tpv_jax.vectors.provenance import describe_precision, describe_terms
 
 
 def require_vector(item: Loaded) -> None:
@@ -127,6 +127,20 @@ def common_backbone(
       f"{_pass('unknown_backbone', verb)}."
     )
   return None, ("that all parts belong to one backbone is the user's word",)
+
+
+def common_quantization(
+  items: Sequence[Loaded],
+) -> tuple[str | None, tuple[str, ...]]:
+  """Returns how the backbone was quantised for all items, and a note if that differs.
+
+  It is one backbone all the same; prompts without terms were not trained and do not count.
+  """
+  modes = [item.provenance.quantize for item in items if item.provenance.terms]
+  if len(set(modes)) < 2:
+    return modes[0] if modes else None, ()
+  names = " and ".join(sorted({describe_precision(mode) for mode in modes}))
+  return None, (f"its parts were trained on the backbone {names}",)
 
 
 def common_origin(

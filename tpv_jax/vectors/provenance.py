@@ -66,6 +66,9 @@ class Provenance:
       chat template and its system text. Files state it only if there is one.
     architecture: of the backbone, 'decoder_only'; None for an encoder-decoder, or if
       unknown.
+    quantize: how the backbone's kernels were quantised during the training: 'int8', 'int4'
+      or 'nf4'; None if they were not, or if unknown. The fingerprint is that of the
+      backbone before.
     versions: of the packages that trained it, name -> version.
     notes: what the user overrode and what could not be known, one sentence each.
 
@@ -89,6 +92,7 @@ class Provenance:
   initial_folded_digest: str | None = None
   chat_digest: str | None = None
   architecture: str | None = None
+  quantize: str | None = None
   versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
   notes: tuple[str, ...] = ()
 
@@ -161,7 +165,7 @@ class Provenance:
     content["mixed_origins"] = list(self.mixed_origins)
     content["versions"] = dict(sorted(self.versions.items()))
     content["notes"] = list(self.notes)
-    for name in ("architecture", "chat_digest"):
+    for name in ("architecture", "chat_digest", "quantize"):
       if content[name] is None:
         del content[name]  # As in files from before the field existed.
     return content
@@ -199,6 +203,7 @@ _ADDED_FIELDS = {
   "initial_folded_digest": None,
   "architecture": None,
   "chat_digest": None,
+  "quantize": None,
 }
 """The values of these fields in files from before the fields existed."""
 
@@ -209,6 +214,7 @@ _JSON_TYPES: dict[str, type | tuple[type, ...]] = {
   "backbone_name": _TEXT,
   "backbone_fingerprint": _TEXT,
   "architecture": _TEXT,
+  "quantize": _TEXT,
   "initial_digest": _TEXT,
   "initial_seed": _COUNT,
   "applied_to_digest": _TEXT,
@@ -286,6 +292,11 @@ def describe_terms(terms: Iterable[Term]) -> str:
     else:
       text = f"-{part}" if term.coefficient < 0 else part
   return text or "none"
+
+
+def describe_precision(quantize: str | None) -> str:
+  """Returns how a backbone's kernels are stored, for people."""
+  return "as it is" if quantize is None else f"quantised as {quantize}"
 
 
 def canonical_json(content: Any) -> str:

@@ -29,6 +29,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from tpv_jax.backbones import placing
 from tpv_jax.backbones.layers import ACTIVATIONS, Dense, Embed, LayerNorm, Mlp
 from tpv_jax.backbones.protocol import AnyArray, Places
+from tpv_jax.backbones.quantization import Mode
 from tpv_jax.backbones.t5.attention import Attention, RelativeBias
 from tpv_jax.core.checks import BelowOne, NotEmpty, OneOf, Size, check_fields
 from tpv_jax.core.errors import UserError, near_misses
@@ -320,6 +321,7 @@ class Transformer(nn.Module):
       casts them.
     remat: whether layers recompute their activations in the backward pass, which saves
       memory and takes a third more time.
+    quantize: how frozen kernels are stored: 'int8', 'int4', 'nf4', or None as they are.
   """
 
   vocab_size: Size
@@ -334,6 +336,7 @@ class Transformer(nn.Module):
   dropout_rate: BelowOne = 0.0
   dtype: Annotated[str, OneOf(("float32", "bfloat16"))] = "float32"
   remat: bool = False
+  quantize: Mode | None = None
 
   ARCHITECTURE: ClassVar[str] = "encoder_decoder"
   TABLE: ClassVar[str] = "token_embedder/embedding"
