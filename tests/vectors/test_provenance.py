@@ -35,6 +35,12 @@ def test_json_text_gives_back_every_field(fields, terms):
   assert Provenance.from_json(json.loads(text)) == one
 
 
+def test_a_mode_is_stated_only_where_a_backbone_was_quantised():
+  one = Provenance(kind="prompt", quantize="int8")
+  assert Provenance.from_json(one.to_json()) == one
+  assert "quantize" not in Provenance(kind="prompt").to_json()
+
+
 def test_parameters_of_ept_come_back_with_their_alpha_and_folded_origin():
   one = Provenance(
     kind="vector",
