@@ -52,7 +52,7 @@ class Config(decoder_config.Config):
     """Returns the content of config.json, for weights stored in `dtype`.
 
     Rotary settings and windows are in both spellings. Ids of special tokens are the
-    tokenizer's, which is not written.
+    tokenizer's, and stated by whoever knows it.
 
     Raises:
       UserError: the format has no name for this scaling of rotary positions.
