@@ -28,8 +28,11 @@ OF_A_FAMILY = tuple(
   for folder in sorted((PACKAGE / "backbones").iterdir())
   if (folder / "__init__.py").is_file()
 )
-SHARED = tuple(f"backbones/decoder_{part}.py" for part in ("config", "gguf", "stack"))
-"""What families of decoder-only networks share."""
+SHARED = (
+  *(f"backbones/decoder_{part}.py" for part in ("config", "gguf", "stack")),
+  "backbones/quantization.py",
+)
+"""What families share: a stack of layers, and T5X's name of an output layer."""
 OF_AN_ARCHITECTURE = (
   *OF_A_FAMILY,
   *(

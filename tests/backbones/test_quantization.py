@@ -207,7 +207,7 @@ def test_logits_are_near_those_of_the_weights(kind, mode):
     for one, tree in ((other, identity.unflatten(params)), (tiny, tiny.backbone.params))
   )
   seen = np.isfinite(wanted)
-  distance = np.sqrt(np.mean((found - wanted)[seen] ** 2)) / np.std(wanted[seen])
+  distance = np.sqrt(np.mean((found[seen] - wanted[seen]) ** 2)) / np.std(wanted[seen])
   print(f"{kind}, {mode}: {distance:.4f} of the logits' deviation")
   assert 0 < distance < DISTANCE[mode]
 

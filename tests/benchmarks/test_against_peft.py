@@ -261,9 +261,7 @@ def test_the_flops_are_those_of_a_compiled_step(drawn):
   numbers = TINY | {"emb_dim": 128, "mlp_dim": 512, "num_decoder_layers": 1}
   drawn.numbers = numbers
   transformer = network.Transformer(**numbers)
-  model = SoftPromptModel(
-    transformer, plain.Prompt(20, TINY_LLAMA["emb_dim"]), None, None
-  )
+  model = SoftPromptModel(transformer, plain.Prompt(20, 128), None, None)
   params = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), {}))
   others = dict(params["params"])
   prompt = others.pop("prompt")

@@ -86,7 +86,10 @@ def check(network: Any) -> None:
 
 
 def is_quantized(path: str) -> bool:
-  """Returns whether a mode applies to the leaf at a path: a kernel, but no output layer."""
+  """Returns whether a mode applies to the leaf at a path: a kernel, but no output layer.
+
+  An output layer is named as in T5X.
+  """
   *_, module, leaf = ("", *path.split("/"))
   return leaf == "kernel" and module != "logits_dense"
 

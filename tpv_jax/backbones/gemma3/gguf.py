@@ -86,6 +86,7 @@ def _less_one(leaf: Leaf) -> Leaf:
   """Returns a leaf of a norm as what it adds to 1."""
 
   def added() -> np.ndarray:
-    return np.asarray(leaf.read(), np.float32) - np.float32(1)
+    with np.errstate(invalid="ignore"):  # Loading refuses what is not finite.
+      return np.asarray(leaf.read(), np.float32) - np.float32(1)
 
   return dataclasses.replace(leaf, dtype=np.dtype(np.float32), read=added)
