@@ -221,16 +221,16 @@ def _copy_tokenizer(
     with contextlib.suppress(UserError):  # One that is not read; the command says so.
       decoder_files.write(gguf_tokenizers.read(path), there)
     return {}
+  stated: Mapping[str, Any] = {}
   folder = loading.located(path)
-  if kind != "hugging-face":
-    if str(path) not in packaged.MODELS:
-      return {}
+  if kind == "hugging-face":
+    stated = hugging_face.read_json(folder, hugging_face.CONFIG)
+  elif str(path) in packaged.MODELS:
     folder = folder.parent
+  else:
+    return {}
   for name in tokenizer_files(folder):
     files.write_bytes(there / name, files.read_bytes(files.inside(folder, name)))
-  if kind != "hugging-face":
-    return {}
-  stated = hugging_face.read_json(folder, hugging_face.CONFIG)
   return {
     name: stated[name]
     for name in _SPECIAL_IDS

@@ -76,10 +76,14 @@ class LayerNorm(nn.Module):
     scale = param_with_axes(
       "scale", nn.initializers.ones, (x.shape[-1],), jnp.float32, axes=(self.axis,)
     )
-    x = x.astype(jnp.float32)
-    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-    normal = x * jax.lax.rsqrt(mean_square + self.epsilon)
-    return normal.astype(self.dtype) * scale.astype(self.dtype)
+    return normal(x, self.epsilon).astype(self.dtype) * scale.astype(self.dtype)
+
+
+def normal(x: Float[Array, "... D"], epsilon: float) -> Float[Array, "... D"]:
+  """Returns `x` over its root mean square, in fp32."""
+  x = x.astype(jnp.float32)
+  mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+  return x * jax.lax.rsqrt(mean_square + epsilon)
 
 
 class Embed(nn.Module):

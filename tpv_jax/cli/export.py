@@ -119,8 +119,7 @@ def _export_prompt(options: argparse.Namespace) -> None:
   else:
     if options.to == "npy":
       item = _one_array(item)
-    write = prompt_embeds.write if options.to == "prompt-embeds" else arrays.write
-    write(options.output, item, options.overwrite)
+    room.write(options.output, item, options.overwrite)
     beside = f"{options.output}.json"
   known = item.provenance
   output = printable(str(options.output))

@@ -161,8 +161,7 @@ def _print_table(plans: Sequence["Planned"], options: argparse.Namespace) -> Non
   """Prints a row in Markdown for each size on each kind of chips."""
   from tpv_jax.training import estimate
 
-  modes: dict[str, str | None] = {planned: None for planned in (options.storage,)}
-  modes |= {"int8": "int8", "int4 or nf4": "int4"}
+  modes = {options.storage: None, "int8": "int8", "int4 or nf4": "int4"}
   names = [f"{name}: GiB a chip, fits" for name in modes]
   head = ["backbone", "chips", "TFLOP a step", "s a step", *names]
   print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}")

@@ -276,15 +276,12 @@ def _ended(
   The feature 'whole' says whether the target is short enough not to be cut.
   """
   del output_features
-  lengths = sequence_length or {}
+  lengths = _checked_lengths(sequence_length, task, vocabulary)
   most = lengths.get("inputs")
   eos = tf.constant([vocabulary.eos_id], tf.int32)
-  if task.labels is not None and "targets" in lengths:
-    check_labels(task.labels, vocabulary, lengths["targets"], f"task '{task.name}'")
 
   def shortened(text: bytes, fields: bytes) -> np.ndarray:
-    spans = tuple((start, stop) for start, stop in json.loads(fields))
-    ids, _ = source_ids(Example(_text(text), "", fields=spans), vocabulary, most or 1)
+    ids, _ = source_ids(_asked(text, fields), vocabulary, most or 1)
     return np.asarray(ids, np.int32)
 
   def ended(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -317,16 +314,13 @@ def _continued(
   There is no EOS behind a source. Targets are trimmed by seqio, as in `_ended`.
   """
   del output_features
-  lengths = sequence_length or {}
+  lengths = _checked_lengths(sequence_length, task, vocabulary)
   longest = {name: lengths.get(name, sys.maxsize) for name in ("inputs", "targets")}
-  if task.labels is not None and "targets" in lengths:
-    check_labels(task.labels, vocabulary, lengths["targets"], f"task '{task.name}'")
   if "inputs" in lengths:  # A chat template's words alone may be longer.
     source_ids(Example("a " * lengths["inputs"], ""), vocabulary, lengths["inputs"])
 
   def ids(text: bytes, target: bytes, fields: bytes) -> list[np.ndarray]:
-    spans = tuple((start, stop) for start, stop in json.loads(fields))
-    one = Example(_text(text), _text(target), fields=spans)
+    one = _asked(text, fields, target)
     found = (
       source_ids(one, vocabulary, longest["inputs"]),
       target_ids(one, vocabulary, sys.maxsize),
@@ -346,6 +340,22 @@ def _continued(
     }
 
   return dataset.map(continued, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _checked_lengths(
+  lengths: dict[str, int] | None, task: Task, vocabulary: Vocabulary
+) -> dict[str, int]:
+  """Returns the lengths, within which the task's labels must be told apart."""
+  lengths = lengths or {}
+  if task.labels is not None and "targets" in lengths:
+    check_labels(task.labels, vocabulary, lengths["targets"], f"task '{task.name}'")
+  return lengths
+
+
+def _asked(text: bytes, fields: bytes, target: bytes = b"") -> Example:
+  """Returns the example of a source, the JSON of its columns' places, and a target."""
+  spans = tuple((start, stop) for start, stop in json.loads(fields))
+  return Example(_text(text), _text(target), fields=spans)
 
 
 def _streamed(

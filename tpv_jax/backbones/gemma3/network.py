@@ -7,13 +7,13 @@ Most layers see a window only; each `full_period`-th sees everything, with other
 frequencies.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.partitioning import param_with_axes
 from jaxtyping import Array, Float
 
 from tpv_jax.backbones.decoder_stack import CausalNetwork, Config, Reach
+from tpv_jax.backbones.layers import normal
 from tpv_jax.core.checks import Positive, Size
 
 
@@ -29,12 +29,9 @@ class Norm(nn.Module):
     scale = param_with_axes(
       "scale", nn.initializers.zeros, (x.shape[-1],), jnp.float32, axes=(self.axis,)
     )
-    x = x.astype(jnp.float32)
-    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-    normal = x * jax.lax.rsqrt(mean_square + self.epsilon)
     # What is stored is rounded, and not the sum, which would lose small numbers.
     factor = 1.0 + scale.astype(self.dtype).astype(jnp.float32)
-    return (normal * factor).astype(self.dtype)
+    return (normal(x, self.epsilon) * factor).astype(self.dtype)
 
 
 class Gemma3(CausalNetwork):
