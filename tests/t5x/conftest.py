@@ -180,6 +180,19 @@ class _Parts:
       num_microbatches=microbatches,
     )
 
+  def trained(self, learning_rate, batches, microbatches=None):
+    """Returns the metrics of a step on each batch, and the prompt's leaves after them."""
+    import jax
+    import numpy as np
+
+    trainer, metrics = self.trainer(learning_rate, microbatches), []
+    for batch in batches:
+      result = trainer.train(iter([batch]), 1).result()
+      metrics.append({name: float(metric.value) for name, metric in result.items()})
+    after = jax.tree.map(np.asarray, dict(trainer.train_state.params["prompt"]))
+    trainer.close()
+    return metrics, after
+
 
 def t5x_model(model):
   """Returns the model with its transformation made into T5X's optimizer."""

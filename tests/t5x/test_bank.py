@@ -81,18 +81,6 @@ def side_by_side(batches):
   return joined | {"prompt_ids": ids}
 
 
-def trained(parts, rate, batches, microbatches=None):
-  """Returns the metrics of each step, and the prompt's leaves after them."""
-  trainer = parts.trainer(rate, microbatches)
-  metrics = []
-  for batch in batches:
-    result = trainer.train(iter([batch]), 1).result()
-    metrics.append({name: float(metric.value) for name, metric in result.items()})
-  after = jax.tree.map(np.asarray, dict(trainer.train_state.params["prompt"]))
-  trainer.close()
-  return metrics, after
-
-
 @pytest.mark.parametrize(
   ("kind", "name", "microbatches"),
   [("plain", "adamw", 3), ("plain", "adafactor", None), ("ept", "adamw", 2)],
@@ -104,8 +92,7 @@ def test_a_bank_equals_the_runs_of_its_prompts_on_fixed_batches(
   made = transformation(kind, name, clip_norm=0.1)
   rate = optimizers.constant(0.3, warmup_steps=4)
   batches = [batches_of(tiny, member) for member in MEMBERS]
-  metrics, after = trained(
-    parts("bank", Bank(model_of(tiny, kind, made), MEMBERS)),
+  metrics, after = parts("bank", Bank(model_of(tiny, kind, made), MEMBERS)).trained(
     rate,
     map(side_by_side, zip(*batches, strict=True)),
     microbatches,
@@ -115,7 +102,7 @@ def test_a_bank_equals_the_runs_of_its_prompts_on_fixed_batches(
   for place, member in enumerate(MEMBERS):
     solo = parts(member.name, model, initial_seed=member.initial_seed)
     own_rate = functools.partial(lambda by, step: by * rate(step), member.rate)
-    its_metrics, its_leaves = trained(solo, own_rate, batches[place])
+    its_metrics, its_leaves = solo.trained(own_rate, batches[place])
     for metric in ("loss", "accuracy", "exact_match"):
       np.testing.assert_allclose(
         [step[f"{metric}/{member.name}"] for step in metrics],

@@ -69,17 +69,6 @@ def standalone(llm, model, start, rate, batches):
   return np.asarray(report["loss"]), after
 
 
-def in_t5x(made, batches):
-  """Returns the metrics of T5X's steps, and the leaves after them."""
-  trainer, metrics = made.trainer(RATE), []
-  for batch in batches:
-    result = trainer.train(iter([batch]), 1).result()
-    metrics.append({name: float(metric.value) for name, metric in result.items()})
-  after = jax.tree.map(np.asarray, dict(trainer.train_state.params["prompt"]))
-  trainer.close()
-  return metrics, after
-
-
 def assert_near(found, expected, start):
   """Both moved the leaves to the same place, as far as rounding lets them."""
   for name, leaf in expected.items():
@@ -102,7 +91,7 @@ def assert_same_steps(llm, parts, kind, with_sources):
   theirs, ours = llm.batches(8, 4)
   settings = {"loss_on_sources": with_sources}
   made = parts("run", kind, llm.model(kind, **settings), backbone=llm.path)
-  metrics, after = in_t5x(made, theirs)
+  metrics, after = made.trained(RATE, theirs)
   start = sources.load(made.model_dir, "initial").leaves
   own = llm.model(kind, for_t5x=False, **settings)
   losses, leaves = standalone(llm, own, start, RATE, ours)
@@ -125,7 +114,7 @@ def test_a_bank_equals_the_runs_of_its_prompts_on_seqios_batches(llm, parts):
     for one, other in zip(theirs[::2], theirs[1::2], strict=True)
   ]
   made = parts("bank", model=model, rows=16)
-  metrics, after = in_t5x(made, joined)
+  metrics, after = made.trained(RATE, joined)
   own = llm.model(for_t5x=False, loss_on_sources=True)
   for place, member in enumerate(members):
     start = sources.load(f"{made.model_dir}/{member.name}", "initial").leaves
@@ -180,10 +169,9 @@ def test_an_evaluated_model_keeps_its_settings(llm, t5x):
   from tpv_jax.vectors.provenance import of_leaves
 
   leaves = {"prompt": np.zeros((5, llm.network.emb_dim), np.float32)}
-  model = llm.model()
-  model.num_beams = 3
+  model = llm.model(num_beams=3)
   made = restoring.model_of(Loaded(leaves, of_leaves(leaves), "a"), model)
-  assert (made.prompt.length, made.num_beams) == (5, 3)
+  assert (made.prompt.length, made.choice.num_beams) == (5, 3)
   assert made.lengths == llm.lengths
   assert model.prompt.length == 3
   theirs, ours = llm.batches(4, 1)
