@@ -215,6 +215,48 @@ class Tiny:
       **(defaults | settings),
     )
 
+  def train_killed(self, run_dir, monkeypatch, step=10):
+    """Runs as `train`, dies after a step's checkpoint, and is continued."""
+    from tpv_jax.training import loop
+
+    save = loop.Run.save
+
+    def save_and_die(run, state, best):
+      save(run, state, best)
+      if int(state.step) == step:
+        raise ConnectionError("the machine is gone")
+
+    with monkeypatch.context() as patch:
+      patch.setattr(loop.Run, "save", save_and_die)
+      with pytest.raises(ConnectionError):
+        self.train(run_dir)
+    return self.train(run_dir)
+
+  def train_bank(self, folder, prompts):
+    """Trains a bank of plain prompts as `train` does; folder '0' is the run of `train`."""
+    import functools
+
+    from tpv_jax.banks import bank
+    from tpv_jax.training import initial
+
+    entries = [
+      bank.Entry(
+        self.data(seed=number), folder / str(number), initial_seed=number, seed=number
+      )
+      for number in range(prompts)
+    ]
+    bank.train_bank(
+      self.plain_model,
+      entries,
+      total_steps=20,
+      learning_rate=self.schedule,
+      backbone=self.backbone,
+      initial_prompt=functools.partial(initial.sampled_vocabulary, length=4),
+      eval_period=10,
+      log_period=5,
+      progress=False,
+    )
+
 
 class TinyDecoder(Tiny):
   """The same with a decoder-only backbone."""

@@ -6,6 +6,7 @@ Ids in our batches are the tokenizer's plus one.
 """
 
 import functools
+import importlib.util
 import pathlib
 import tempfile
 
@@ -160,6 +161,24 @@ def greedy(family, case):
   return np.asarray(
     decode(params, prompt_of(arrays, family), batch_of(arrays))[0]
   ), expected
+
+
+def needs_transformers():
+  """Skips a test where the library, or torch, is not installed."""
+  for package in ("torch", "transformers"):
+    if importlib.util.find_spec(package) is None:
+      pytest.skip(f"needs the extra 'parity': {package} is not installed")
+
+
+def logits_of_transformers(folder, length):
+  """Returns the library's fp32 logits of the row of ids 0, 1, ..., by a folder's model."""
+  needs_transformers()
+  import torch
+  import transformers
+
+  model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+  with torch.no_grad():
+    return model.eval()(torch.arange(length)[None]).logits.numpy()
 
 
 def parity_rows(names):

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from tpv_jax.backbones import loading, quantization, registry
-from tpv_jax.banks import bank
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.evaluation import candidates
@@ -22,8 +21,6 @@ from tpv_jax.evaluation.evaluator import Evaluator
 from tpv_jax.formats import sources
 from tpv_jax.prompts.equations import Folded
 from tpv_jax.runs.run_folder import RunFolder
-from tpv_jax.training import initial, loop
-from tpv_jax.training.task_data import TaskData
 from tpv_jax.vectors import algebra, store
 
 pytest.importorskip("qwix", reason="qwix is not installed")
@@ -212,9 +209,6 @@ def test_logits_are_near_those_of_the_weights(kind, mode):
   assert 0 < distance < DISTANCE[mode]
 
 
-START = functools.partial(initial.sampled_vocabulary, length=4)
-
-
 @functools.cache
 def run_of(folder, kind, mode, prompt=None):
   """Trains 20 steps and returns the run's folder."""
@@ -291,19 +285,8 @@ def test_a_run_is_not_continued_in_another_mode(runs):
 
 
 def test_a_run_that_is_stopped_ends_with_the_same_bits(runs, tmp_path, monkeypatch):
-  save = loop.Run.save
-
-  def save_and_die(self, state, best):
-    save(self, state, best)
-    if int(state.step) == 10:
-      raise ConnectionError("the machine is gone")
-
   tiny, whole = quantised("llama", "nf4"), run_of(runs, "llama", "nf4")
-  monkeypatch.setattr(loop.Run, "save", save_and_die)
-  with pytest.raises(ConnectionError):
-    tiny.train(tmp_path / "run")
-  monkeypatch.undo()
-  tiny.train(tmp_path / "run")
+  tiny.train_killed(tmp_path / "run", monkeypatch)
   for name in ("metrics.jsonl", "last_prompt.safetensors"):
     assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
 
@@ -317,26 +300,7 @@ def test_ept_prompts_are_trained(runs):
 
 def test_a_bank_trains_the_prompts_of_runs_alone(runs, tmp_path):
   tiny, alone = quantised("llama", "int8"), run_of(runs, "llama", "int8")
-  entries = [
-    bank.Entry(
-      TaskData(tiny.task, tiny.vocabulary, tiny.lengths, 8, seed=number),
-      tmp_path / str(number),
-      initial_seed=number,
-      seed=number,
-    )
-    for number in range(2)
-  ]
-  bank.train_bank(
-    tiny.plain_model,
-    entries,
-    total_steps=20,
-    learning_rate=tiny.schedule,
-    backbone=tiny.backbone,
-    initial_prompt=START,
-    eval_period=10,
-    log_period=5,
-    progress=False,
-  )
+  tiny.train_bank(tmp_path, prompts=2)
   start, solo = (leaves(alone, which)["prompt"] for which in ("initial", "last"))
   found = leaves(tmp_path / "0")["prompt"]
   # fp32 sums in another order, 20 steps of AdamW at 0.3.

@@ -13,8 +13,7 @@ import sys
 TESTS = pathlib.Path(__file__).parents[1]
 MODULES = (
   "backbones/t5/test_parity.py",
-  "backbones/llama/test_parity.py",
-  "backbones/gemma3/test_parity.py",
+  "backbones/test_decoder_parity.py",
   "formats/test_prompt_parity.py",
   "formats/test_causal_prompt_parity.py",
 )

@@ -1,6 +1,5 @@
 """A decoder-only backbone in the whole runner: runs, banks, evaluation, many devices."""
 
-import functools
 import os
 import pathlib
 import subprocess
@@ -12,19 +11,17 @@ import numpy as np
 import pytest
 
 from tpv_jax.backbones import loading
-from tpv_jax.banks import bank
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.evaluation.evaluator import Evaluator
 from tpv_jax.formats import sources
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import plain
-from tpv_jax.training import initial, loop
+from tpv_jax.training import loop
 from tpv_jax.training.task_data import TaskData
 from tpv_jax.vectors import algebra
 
 TESTS = pathlib.Path(__file__).parents[1]
-START = functools.partial(initial.sampled_vocabulary, length=4)
 FILES = (
   "metrics.jsonl",
   "initial_prompt.safetensors",
@@ -63,44 +60,14 @@ def test_an_ept_run_moves_every_parameter(tiny_decoder, tmp_path):
 def test_a_run_that_is_stopped_ends_with_the_same_bits(
   tiny_decoder, finished, tmp_path, monkeypatch
 ):
-  save = loop.Run.save
-
-  def save_and_die(self, state, best):
-    save(self, state, best)
-    if int(state.step) == 10:
-      raise ConnectionError("the machine is gone")
-
-  monkeypatch.setattr(loop.Run, "save", save_and_die)
-  with pytest.raises(ConnectionError):
-    tiny_decoder.train(tmp_path / "run")
-  monkeypatch.undo()
-  tiny_decoder.train(tmp_path / "run")
+  tiny_decoder.train_killed(tmp_path / "run", monkeypatch)
   for name in FILES:
     assert (tmp_path / "run" / name).read_bytes() == (finished[0] / name).read_bytes()
 
 
 def test_a_bank_trains_the_prompts_of_runs_alone(tiny_decoder, finished, tmp_path):
   tiny = tiny_decoder
-  entries = [
-    bank.Entry(
-      TaskData(tiny.task, tiny.vocabulary, tiny.lengths, 8, seed=number),
-      tmp_path / str(number),
-      initial_seed=number,
-      seed=number,
-    )
-    for number in range(3)
-  ]
-  bank.train_bank(
-    tiny.plain_model,
-    entries,
-    total_steps=20,
-    learning_rate=tiny.schedule,
-    backbone=tiny.backbone,
-    initial_prompt=START,
-    eval_period=10,
-    log_period=5,
-    progress=False,
-  )
+  tiny.train_bank(tmp_path, prompts=3)
   start, solo = (leaves(finished[0], which)["prompt"] for which in ("initial", "last"))
   found = leaves(tmp_path / "0")["prompt"]
   # fp32 sums in another order, 20 steps of AdamW at 0.3.

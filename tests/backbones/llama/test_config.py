@@ -3,6 +3,7 @@
 import math
 import re
 
+import decoder_parity
 import llama_models as models
 import numpy as np
 import pytest
@@ -348,15 +349,12 @@ def test_divisors_that_config_json_has_no_name_for_are_not_written(tmp_path, cap
 
 @pytest.mark.parametrize("name", models.CONFIGS)
 def test_transformers_computes_the_same_of_what_is_written(tmp_path, name):
-  torch = pytest.importorskip("torch", reason="needs the extra 'parity'")
-  transformers = pytest.importorskip("transformers", reason="needs the extra 'parity'")
+  decoder_parity.needs_transformers()
   folder = models.write(tmp_path / "model", models.CONFIGS[name])
   with conversion.planned(folder, "hugging-face") as plan:
     conversion.convert(plan, folder, tmp_path / "back", lambda *_: None)
-  tokens = torch.arange(10)[None]  # Fewer than a window has.
-  logits = []
-  for path in (folder, tmp_path / "back"):
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    with torch.no_grad():
-      logits.append(model.eval()(tokens).logits.numpy())
-  np.testing.assert_array_equal(*logits)
+  length = 10  # Fewer than a window has.
+  np.testing.assert_array_equal(
+    decoder_parity.logits_of_transformers(folder, length),
+    decoder_parity.logits_of_transformers(tmp_path / "back", length),
+  )
