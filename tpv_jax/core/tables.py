@@ -1,6 +1,10 @@
-"""Tables as plain text, for verbs that start at once."""
+"""Tables as plain text, for verbs that start at once, and as HTML for notebooks."""
 
 from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from tpv_jax.core.errors import printable
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -19,3 +23,16 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     ]
     lines.append("  ".join(cells).rstrip())
   return "\n".join(lines)
+
+
+def html(rows: Sequence[Sequence[Any]], header: Sequence[str] = ()) -> str:
+  """Returns rows as a table for notebooks, every text escaped; None is 'unknown'."""
+  return (
+    f"<table>{_html_row(header, 'th') if header else ''}"
+    f"{''.join(_html_row(row, 'td') for row in rows)}</table>"
+  )
+
+
+def _html_row(cells: Sequence[Any], kind: str) -> str:
+  shown = ("unknown" if cell is None else printable(str(cell)) for cell in cells)
+  return f"<tr>{''.join(f'<{kind}>{escape(text)}</{kind}>' for text in shown)}</tr>"

@@ -1,0 +1,80 @@
+"""What a prompt or vector states of itself, in rows for people."""
+
+from typing import Any
+
+from tpv_jax.core import identity
+from tpv_jax.vectors import arithmetic
+from tpv_jax.vectors.loaded import Loaded
+from tpv_jax.vectors.provenance import describe_terms
+
+
+def rows(item: Loaded) -> list[tuple[str, Any]]:
+  """Returns labels and values: what it is made of and where it comes from."""
+  known = item.provenance
+  return [
+    ("path", item.name),
+    ("kind", known.kind),
+    ("terms", describe_terms(known.terms)),
+    *(("leaf", f"{name} {shape}, fp32") for name, shape in shapes(item).items()),
+    ("norm", f"{arithmetic.norm(item.leaves):.6g}"),
+    ("digest", identity.prompt_digest(item.leaves)),
+    ("backbone", known.backbone_name),
+    ("  fingerprint", known.backbone_fingerprint),
+    *((("  network", known.architecture),) if known.architecture else ()),
+    *_origin_rows(item),
+    ("steps", known.steps),
+    ("method", known.method),
+    ("space", f"{known.space} ({_what(item)})"),
+    *((("  alpha", known.alpha),) if known.space == "factor" else ()),
+    *((("  quantised", known.quantize),) if known.quantize else ()),
+    *((("chat template", known.chat_digest),) if known.chat_digest else ()),
+    ("versions", ", ".join(f"{k} {v}" for k, v in known.versions.items()) or None),
+    *(("note", note) for note in known.notes),
+  ]
+
+
+def shapes(item: Loaded) -> dict[str, list[int]]:
+  """Returns the shape of each leaf."""
+  return {name: list(leaf.shape) for name, leaf in item.leaves.items()}
+
+
+def line(item: Loaded) -> str:
+  """Returns one line: the kind, the terms, the shapes, the norm and the backbone."""
+  known = item.provenance
+  what = describe_terms(known.terms) if known.terms or known.steps != 0 else "initial"
+  held = ", ".join(f"{name} {shape}" for name, shape in shapes(item).items())
+  norm = arithmetic.norm(item.leaves)
+  of = f", of {known.backbone_name}" if known.backbone_name else ""
+  return f"<{known.kind} {what}: {held}, norm {norm:.4g}{of}>"
+
+
+def _what(item: Loaded) -> str:
+  """Returns what the leaves of a prompt or vector mean."""
+  factor = item.provenance.space == "factor"
+  if item.provenance.kind == "vector":
+    if factor:
+      return "a difference of parameters, for use on the same initial ones only"
+    return "the difference of what two prompts do"
+  if factor:
+    return "parameters; 'tpv fold' gives what they do"
+  added = ", and what is added to it by position" if "delta" in item.leaves else ""
+  return f"what stands before a source{added}"
+
+
+def _origin_rows(item: Loaded) -> list[tuple[str, Any]]:
+  known = item.provenance
+  found: list[tuple[str, Any]]
+  if known.mixed_origins:
+    found = [("mixed origin", digest) for digest in known.mixed_origins]
+  else:
+    found = [("initial", known.initial_digest), ("  seed", known.initial_seed)]
+    if known.space == "factor":
+      found.append(("  folded", known.initial_folded_digest))
+  if known.applied_to_digest is not None:
+    word = {True: "yes", False: "no", None: None}[known.cross_origin]
+    found += [
+      ("applied to", known.applied_to_digest),
+      ("  seed", known.applied_to_seed),
+      ("cross-origin", word),
+    ]
+  return found
