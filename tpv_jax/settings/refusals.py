@@ -22,7 +22,8 @@ from tpv_jax.settings import gin_files
 from tpv_jax.settings.gin_files import MACRO, Key, Setting, Settings
 
 SUBJECTS = {
-  *("TASK", "TASKS", "TASK_NAME", "TASK_NAMES", "TASK_MODULES", "TUNING_TASKS"),
+  *("TASK", "TASKS", "TASK_FILES", "TASK_NAME", "TASK_NAMES", "TASK_MODULES"),
+  "TUNING_TASKS",
   *("SOURCES", "TARGETS", "SEQIO_TASK", "MIXTURE_OR_TASK_NAME", "ENTRIES", "MEMBERS"),
   *("DATA", "DATA_DIR", "PATHS", "TEMPLATE", "TARGET", "SPLITS", "METRIC", "LENGTHS"),
   *("SHOTS", "INPUT_FILE", "LABELS"),
