@@ -974,3 +974,40 @@ def test_tensorboard_reads_the_events_of_a_run(finished):
     for name in ("loss", "accuracy", "exact_match"):
       tag = f"{line['kind']}/{name}"
       assert read[tag, line["step"]] == pytest.approx(line[name])
+
+
+def test_the_manifest_states_what_the_prompt_needs_to_be_used_again(
+  tiny, tmp_path, monkeypatch
+):
+  from tpv_jax.backbones import loading
+  from tpv_jax.core import identity
+  from tpv_jax.data import recipes, vocabularies
+  from tpv_jax.training.task_data import TaskData
+
+  monkeypatch.chdir(tmp_path)
+  flat = identity.flatten(tiny.backbone.params)
+  loading.save_backbone("tiny.safetensors", flat, "tiny")
+  (tmp_path / "words.txt").write_text("\n".join(tiny.vocabulary.words) + "\n")
+  vocabulary = vocabularies.load("words.txt")
+  model = tiny.model()
+  model.input_vocabulary = vocabulary
+  recipe = recipes.Recipe("parity", "{text}", "label")
+  data = TaskData(
+    dataclasses.replace(tiny.task, recipe=recipe), vocabulary, tiny.lengths, 8
+  )
+  settings = {"model": model, "data": data, "total_steps": 5}
+  manifest = tiny.train("runs/one", backbone="tiny.safetensors", **settings)
+  assert manifest["subject"] == {
+    "backbone": "../../tiny.safetensors",
+    "family": "t5",
+    "vocabulary_file": "../../words.txt",
+    "chat": None,
+    "dtype": "float32",
+    "quantize": None,
+    "lengths": dict(tiny.lengths),
+    "recipe": recipe.to_json(),
+  }
+  assert str(tmp_path) not in (tmp_path / "runs/one/manifest.json").read_text()
+  assert "subject" not in manifest["settings"]
+  in_memory = tiny.train("runs/two", total_steps=5)
+  assert in_memory["subject"] is None

@@ -75,12 +75,14 @@ class Backbone:
     fingerprint: its identity, for programs; see `identity.backbone_fingerprint`. That of
       the weights before they were quantised.
     vocabulary: digest of the vocabulary it was trained with, or None if unknown.
+    given: what `load_backbone` was given; None if it was made in memory.
   """
 
   params: dict[str, Any]
   name: str
   fingerprint: str
   vocabulary: str | None = None
+  given: str | None = None
 
   def stated(self, network: Network) -> dict[str, str]:
     """Returns what manifests and results state of it as it is in a network, as JSON."""
@@ -169,7 +171,11 @@ def load_backbone(
       )
     params, fingerprint = _read(source, path, network, place)
   return Backbone(
-    identity.unflatten(params), source.name, fingerprint, source.vocabulary
+    identity.unflatten(params),
+    source.name,
+    fingerprint,
+    source.vocabulary,
+    os.fspath(path),
   )
 
 
@@ -185,6 +191,19 @@ def located(path: files.PathLike) -> files.Path:
   if name in packaged.MODELS:
     return packaged.found(name) / packaged.BACKBONE
   return files.to_path(path)
+
+
+def is_name(given: str) -> bool:
+  """Returns whether a backbone was given by its name, which is no path."""
+  return given in NAMES
+
+
+def brings(given: str, vocabulary: files.PathLike) -> bool:
+  """Returns whether `vocabularies.of_backbone` finds a vocabulary's file by the backbone."""
+  place = located(given)
+  home = place if place.is_dir() or not is_name(given) else place.parent
+  path = files.absolute(vocabulary)
+  return files.absolute(home) in (path, path.parent)
 
 
 def name_of(path: files.PathLike) -> str:

@@ -18,6 +18,7 @@ from tpv_jax.core.screen import Bar
 from tpv_jax.data import registry, sources
 from tpv_jax.data.papers import definition
 from tpv_jax.data.papers.definition import Definition
+from tpv_jax.data.recipes import CHANGES, Recipe
 from tpv_jax.data.sources import ABOUT, Say
 from tpv_jax.data.tasks import (
   SPLITS,
@@ -69,7 +70,32 @@ def task(name: str, data_dir: PathLike | None = None) -> Task:
 
   first, *more = which.metrics
   return Task(
-    name, which.words, first, load, tuple(more), functools.partial(_about, folder)
+    name,
+    which.words,
+    first,
+    load,
+    tuple(more),
+    functools.partial(_about, folder),
+    recipe_of(which),
+  )
+
+
+def recipe_of(which: Definition) -> Recipe:
+  """Returns how a task makes its sources and answers from raw rows.
+
+  A class is its name in the source of the rows. A change of the answer alone, SQuAD's, is
+  no part of it: its rows have the column 'answer'.
+  """
+  name = None if which.change is None else which.change.__name__
+  return Recipe(
+    task=which.name,
+    template=which.template,
+    target=which.target,
+    labels=which.labels,
+    metric=which.metrics[0],
+    allow_empty=True,
+    round_targets_to=which.rounded_to,
+    change=name if name in CHANGES else None,
   )
 
 

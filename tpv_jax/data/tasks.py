@@ -8,6 +8,7 @@ from typing import Any
 
 from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.data.metrics import registry as metrics
+from tpv_jax.data.recipes import Recipe
 
 SPLITS = ("train", "validation", "test")
 
@@ -48,6 +49,8 @@ class Task:
       called at every use, so an expensive loader should cache them.
     more_metrics: the names of further metrics that are usual for the task.
     origin: returns what a run's manifest says about the source of the examples.
+    recipe: how the examples are made from rows of columns, so that a prompt can answer new
+      rows; None if no recipe says it.
   """
 
   name: str
@@ -56,6 +59,7 @@ class Task:
   load: Callable[[str], Sequence[Example]]
   more_metrics: tuple[str, ...] = ()
   origin: Callable[[], Mapping[str, Any]] | None = None
+  recipe: Recipe | None = None
 
   def __post_init__(self) -> None:
     """Checks the metrics' names.

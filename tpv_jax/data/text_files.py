@@ -5,19 +5,18 @@ the file and the line.
 """
 
 import dataclasses
-import decimal
 import functools
 import os
 import pathlib
-import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from tpv_jax.core.checks import Positive, Seed, checked
 from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.core.files import PathLike
-from tpv_jax.data import lines
+from tpv_jax.data import lines, recipes
 from tpv_jax.data.batches import order
+from tpv_jax.data.recipes import Recipe, as_text
 from tpv_jax.data.tasks import SPLITS, Example, Task, deduplicate
 
 LARGE = 10_000
@@ -103,15 +102,20 @@ def text_file_task(
         f"{', '.join(SPLITS)}.{near_misses(split, SPLITS)}"
       )
   _check_rule(name, files, splits)
-  rows = _Rows(
-    template=_parsed(name, template),
+  recipe = Recipe(
+    task=name,
+    template=template,
     target=target,
-    words=None if labels is None else label_words(labels),
-    skip=tuple(map(_text, _listed(skip_labels))),
+    labels=None if labels is None else label_words(labels),
+    metric=metric,
+    allow_empty=allow_empty,
+    round_targets_to=None if round_targets_to is None else str(round_targets_to),
+  )
+  rows = _Rows(
+    recipe,
+    skip=tuple(map(as_text, _listed(skip_labels))),
     columns=None if columns is None else _column_names(columns),
     file_format=file_format,
-    step=None if round_targets_to is None else decimal.Decimal(str(round_targets_to)),
-    allow_empty=allow_empty,
   )
 
   @functools.cache
@@ -129,8 +133,7 @@ def text_file_task(
       )
     return found[split]
 
-  words = None if rows.words is None else tuple(dict.fromkeys(rows.words.values()))
-  return Task(name=name, labels=words, metric=metric, load=load)
+  return Task(name, recipe.words, metric, load, recipe=recipe)
 
 
 def _listed(values: Any) -> list[Any]:
@@ -248,14 +251,10 @@ def _taken(
 class _Rows:
   """The meaning of a file's rows; `read` returns its examples."""
 
-  template: tuple[tuple[str, str | None], ...]
-  target: str
-  words: Mapping[str, str] | None
+  recipe: Recipe
   skip: tuple[str, ...]
   columns: tuple[str, ...] | None
   file_format: str | None
-  step: decimal.Decimal | None
-  allow_empty: bool
 
   def read(self, paths: Sequence[PathLike]) -> tuple[Example, ...]:
     """Returns the examples of files in their order.
@@ -268,11 +267,17 @@ class _Rows:
   def _read(self, path: PathLike) -> list[Example]:
     examples = []
     for where, row in self._lines(path):
-      value = self._value(row, self.target, where).strip()
+      value = recipes.value(row, self.recipe.target, where).strip()
       if value in self.skip:
         continue
-      source, fields = self._source(row, where)
-      examples.append(Example(source, self._answer(value, where), fields=fields))
+      source, fields = self.recipe.source(row, where)
+      skip = [*self.skip, value]
+      fix = (
+        "Correct the line, add the label to text_file_task.labels, or leave such rows out: "
+        f"text_file_task.skip_labels = {skip!r:.200}."
+      )
+      answer = self.recipe.answer(value, where, fix)
+      examples.append(Example(source, answer, fields=fields))
     if not examples:
       skipped = " and those of text_file_task.skip_labels" if self.skip else ""
       raise UserError(
@@ -280,58 +285,6 @@ class _Rows:
         "file."
       )
     return examples
-
-  def _source(
-    self, row: Mapping[str, Any], where: str
-  ) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """Returns the source, and where the texts of its columns begin and end."""
-    source, fields = "", []
-    for literal, column in self.template:
-      source += literal
-      if column is not None:
-        text = self._value(row, column, where)
-        if not text.strip() and not self.allow_empty:
-          raise UserError(
-            f"{where}: column '{column}' is empty. Fill it, remove the line, or set "
-            "text_file_task.allow_empty = True."
-          )
-        fields.append((len(source), len(source) + len(text)))
-        source += text
-    return source, tuple(fields)
-
-  def _answer(self, value: str, where: str) -> str:
-    if not value:
-      raise UserError(
-        f"{where}: the target column '{self.target}' is empty. Fill it, or remove the "
-        "line."
-      )
-    if self.step is not None:
-      value = _rounded(value, self.step, where)
-    if self.words is None:
-      return value
-    if value not in self.words:
-      skip = [*self.skip, value]
-      raise UserError(
-        f"{where}: '{value:.80}' in column '{self.target}' is outside the labels "
-        f"{', '.join(self.words)}.{near_misses(value, self.words)} Correct the line, "
-        "add the label to text_file_task.labels, or leave such rows out: "
-        f"text_file_task.skip_labels = {skip!r:.200}."
-      )
-    return self.words[value]
-
-  def _value(self, row: Mapping[str, Any], column: str, where: str) -> str:
-    if column not in row:
-      raise UserError(
-        f"{where}: there is no column '{column}', only {', '.join(row) or 'none'}."
-        f"{near_misses(column, row)} Correct the template, the target, or the file."
-      )
-    value = row[column]
-    if isinstance(value, Mapping | list):
-      raise UserError(
-        f"{where}: '{column}' holds several values; it must be a string or a number. "
-        "Flatten the file first."
-      )
-    return _text(value)
 
   def _lines(self, path: PathLike) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yields (file and line, row by column name)."""
@@ -376,7 +329,7 @@ class _Rows:
     The delimiter is a comma, unless only semicolons or tabs give the columns in use, or as
     many columns as there are names.
     """
-    needed = {self.target, *(column for _, column in self.template if column)}
+    needed = {self.recipe.target, *self.recipe.columns}
 
     def fits(delimiter: str) -> bool:
       try:
@@ -396,29 +349,6 @@ class _Rows:
     yield from lines.csv_lines(path, text, *(others or (",",)))
 
 
-def _parsed(name: str, template: str) -> tuple[tuple[str, str | None], ...]:
-  """Returns the template as pairs of literal text and the column after it."""
-  try:
-    parts = tuple(string.Formatter().parse(template))
-  except ValueError as error:
-    raise UserError(
-      f"The template of task '{name}', {template!r}, cannot be read ({error}). Put columns "
-      "in braces, as in '{sentence}'; write {{ and }} for braces."
-    ) from error
-  for _, column, specification, conversion in parts:
-    if column == "" or specification or conversion:
-      raise UserError(
-        f"The template of task '{name}', {template!r}, must have only the name of a "
-        "column between braces, as in '{sentence}'."
-      )
-  if not any(column for _, column, _, _ in parts):
-    raise UserError(
-      f"The template of task '{name}', {template!r}, names no column, so all sources "
-      "would be equal. Put columns in braces, as in '{sentence}'."
-    )
-  return tuple((literal, column) for literal, column, _, _ in parts)
-
-
 def label_words(labels: Mapping[Any, Any] | Sequence[Any]) -> dict[str, str]:
   """Returns the label word of each value, as text.
 
@@ -436,56 +366,16 @@ def label_words(labels: Mapping[Any, Any] | Sequence[Any]) -> dict[str, str]:
       "free targets."
     )
   if not isinstance(labels, Mapping):
-    labels = {_text(word): word for word in labels}
+    labels = {as_text(word): word for word in labels}
   words: dict[str, str] = {}
   for value, word in labels.items():
-    if not isinstance(word, str | int | float) or not _text(word).strip():
+    if not isinstance(word, str | int | float) or not as_text(word).strip():
       raise UserError(
         f"The labels (LABELS) map {value!r} to {word!r:.200}; choose one word for it."
       )
-    if words.setdefault(_text(value).strip(), _text(word)) != _text(word):
+    if words.setdefault(as_text(value).strip(), as_text(word)) != as_text(word):
       raise UserError(
         f"The labels (LABELS) map the value '{value}' to two words, one of them for its "
         "other spelling. Give it once."
       )
   return words
-
-
-def _text(value: Any) -> str:
-  """Returns a value as JSON spells it; strings are unchanged, None becomes ''."""
-  if value is None:
-    return ""
-  if isinstance(value, bool):
-    return "true" if value else "false"
-  return str(value)
-
-
-MOST_DIGITS = 15
-"""Most digits before the point of a target that is rounded."""
-
-
-def nearest_multiple(value: str, step: str | decimal.Decimal) -> str | None:
-  """Returns the nearest multiple of `step`, with its decimals; None for what is no number.
-
-  Halves go to the even multiple. A number with more than `MOST_DIGITS` gives None, too.
-  """
-  step = decimal.Decimal(step)
-  try:
-    number = decimal.Decimal(value)
-  except decimal.InvalidOperation:
-    return None
-  if not number.is_finite() or number.adjusted() >= MOST_DIGITS:
-    return None
-  multiple = (number / step).to_integral_value(decimal.ROUND_HALF_EVEN)
-  return f"{multiple * step:f}"
-
-
-def _rounded(value: str, step: decimal.Decimal, where: str) -> str:
-  rounded = nearest_multiple(value, step)
-  if rounded is None:
-    raise UserError(
-      f"{where}: the target '{value:.80}' is no number (of {MOST_DIGITS} digits at most), "
-      f"but targets are to be rounded to multiples of {step}. Correct the line, or leave "
-      "out text_file_task.round_targets_to."
-    )
-  return rounded

@@ -40,7 +40,11 @@ def rotated(task: Task, name: str | None = None) -> Task:
       for example in task.examples(split)
     ]
 
-  return dataclasses.replace(task, name=name or task.name, load=load)
+  recipe = task.recipe
+  if recipe is not None and recipe.labels is not None:
+    words = {value: called[word] for value, word in recipe.labels.items()}
+    recipe = dataclasses.replace(recipe, labels=words)
+  return dataclasses.replace(task, name=name or task.name, load=load, recipe=recipe)
 
 
 @checked
@@ -107,4 +111,4 @@ def beside(name: str, task: Task, other: Task) -> Task:
     fields = ((0, len(first)), (1 + len(first), len(inputs)))
     return dataclasses.replace(example, inputs=inputs, fields=fields)
 
-  return dataclasses.replace(task, name=name, load=load)
+  return dataclasses.replace(task, name=name, load=load, recipe=None)

@@ -173,7 +173,9 @@ class WordVocabulary(EncoderDecoderVocabulary):
       UserError: there is no such file, the three special words are not the first ones, or
         a word is empty, repeated or holds white space.
     """
+    self.path: Path | None = None
     if isinstance(words, str | os.PathLike):
+      self.path = to_path(words)
       where, every = f"'{os.fspath(words)}'", _lines(words)
     else:
       where, every = "the word list", tuple(words)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from tpv_jax.core.checks import checked
 from tpv_jax.core.errors import UserError, near_misses
+from tpv_jax.data.recipes import Recipe
 from tpv_jax.data.tasks import Example, Task
 from tpv_jax.embedded import grammar, lexicon
 
@@ -46,6 +47,12 @@ def task(name: str) -> Task:
     labels=lexicon.labels(name),
     metric="exact_match",
     load=functools.partial(examples, name),
+    recipe=Recipe(
+      task=name,
+      template="{text}",
+      target="label",
+      labels={word: word for word in lexicon.labels(name)},
+    ),
   )
 
 

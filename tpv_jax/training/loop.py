@@ -20,6 +20,7 @@ from tpv_jax.core.screen import Bar
 from tpv_jax.data.batches import Features
 from tpv_jax.devices import partitioning, processes
 from tpv_jax.model import SoftPromptModel
+from tpv_jax.runs import subject
 from tpv_jax.runs.run_folder import FORMAT, RunFolder, versions
 from tpv_jax.runs.run_settings import Settings
 from tpv_jax.training import initial, refactoring, sameness
@@ -209,6 +210,10 @@ class Run:
       "devices": [str(device.device_kind) for device in self.mesh.devices.flat],
       "mesh": dict(self.mesh.shape),
     }
+    if self.backbone is not None:
+      self.manifest[subject.KEY] = subject.of_run(
+        self.folder.path, self.model, self.backbone, self.data
+      )
     if "bank" in previous:
       self.manifest["bank"] = previous["bank"]
     if self.initial is not None and self.initial.refactored is not None:

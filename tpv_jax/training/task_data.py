@@ -70,6 +70,8 @@ class TaskData:
         that the model cannot write (`labels.check_task`).
     """
     self.name = task.name
+    self.recipe = task.recipe
+    """How further sources of the task are made; None if it has no recipe."""
     self.batch_size = batch_size
     check_task(task, vocabulary, lengths, ("train", "validation"))
     train = batches.tokenize(task.examples("train"), vocabulary, lengths)

@@ -53,9 +53,11 @@ def starred_pronoun(row: Row, where: str) -> Row:
       f"{where}: word {index} is not the pronoun '{pronoun}' that 'span2_text' names. "
       "Correct 'span2_index'."
     )
-  noun = definition.text(row, "span1_text", where)
-  right = definition.truth(row, where) == "True"
-  return {**row, "text": " ".join(words), "answers": (noun if right else "",)}
+  changed = {**row, "text": " ".join(words)}
+  if {"label", "span1_text"} <= {*row}:  # A row that is to be answered lacks them.
+    noun = definition.text(row, "span1_text", where)
+    changed["answers"] = (noun if definition.truth(row, where) == "True" else "",)
+  return changed
 
 
 def without_markup(row: Row, where: str) -> Row:

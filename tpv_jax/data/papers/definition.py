@@ -20,8 +20,9 @@ from jaxtyping import Int
 from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.data.batches import order
 from tpv_jax.data.papers.measured import MEASURED
+from tpv_jax.data.recipes import nearest_multiple
 from tpv_jax.data.tasks import Example, check_split
-from tpv_jax.data.text_files import FROM_TRAIN, nearest_multiple
+from tpv_jax.data.text_files import FROM_TRAIN
 
 TPV = "TPV"
 """The task-vector paper (arXiv 2408.01119)."""
