@@ -13,6 +13,9 @@ from typing import Any
 from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.core.files import PathLike, read_bytes, to_path
 
+LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+"""For `str.translate`: escapes, in JSON, what some readers take for the end of a line."""
+
 MOST_LETTERS = 2**31 - 1
 """Most letters in a cell of a CSV file: the largest C long on every platform."""
 
@@ -144,6 +147,19 @@ def read_text(path: PathLike, setting: str) -> str:
       f"Cannot read '{path}': {error.strerror or error}."
       f"{near_misses(pathlib.Path(path).name, beside)} Correct {setting}."
     ) from error
+  return decoded(path, content)
+
+
+def decoded(path: PathLike, content: bytes) -> str:
+  """Returns the text that a file holds, without a byte-order mark.
+
+  Args:
+    path: names the file in errors.
+    content: of the file.
+
+  Raises:
+    UserError: it is not UTF-8, or has a NUL byte.
+  """
   try:
     text = content.decode("utf-8-sig")
   except UnicodeDecodeError as error:

@@ -7,14 +7,13 @@ the file and the line.
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from tpv_jax.core.checks import Positive, Seed, checked
 from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.core.files import PathLike
-from tpv_jax.data import lines, recipes
+from tpv_jax.data import lines, recipes, tables
 from tpv_jax.data.batches import order
 from tpv_jax.data.recipes import Recipe, as_text
 from tpv_jax.data.tasks import SPLITS, Example, Task, deduplicate
@@ -24,8 +23,6 @@ LARGE = 10_000
 
 FROM_TRAIN = 1_000
 """Number of rows of a large task's training file that become its validation split."""
-
-FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
 
 
 @checked
@@ -288,65 +285,15 @@ class _Rows:
 
   def _lines(self, path: PathLike) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yields (file and line, row by column name)."""
-    known = self.file_format or FORMATS.get(pathlib.Path(path).suffix.lower())
-    if known not in FORMATS.values():
-      raise UserError(
-        f"'{path}' is of unknown format '{known or pathlib.Path(path).suffix}'; tsv, csv "
-        "and jsonl can be read. Set text_file_task.file_format."
-      )
-    text = lines.read_text(path, "text_file_task.paths")
-    if known != "csv" and "\r" in text.strip() and "\n" not in text:
-      raise UserError(
-        f"The lines of '{path}' end with carriage returns only, as on old Macs. Convert "
-        "it: tr '\\r' '\\n' < OLD > NEW."
-      )
-    if known == "jsonl":
-      yield from lines.json_lines(path, text)
-      return
-    header = self.columns
-    rows = lines.tsv_lines(path, text) if known == "tsv" else self._csv(path, text)
-    for number, cells in rows:
-      where = f"{path}:{number}"
-      if header is None:
-        header = tuple(cell.strip() for cell in cells)
-        if len(set(header)) < len(header):
-          raise UserError(
-            f"{where}: a column name appears twice in the header ({', '.join(header)}). "
-            "Correct it; for a file without a header, set text_file_task.columns."
-          )
-        continue
-      if len(cells) != len(header):
-        raise UserError(
-          f"{where}: {len(cells)} columns, but {len(header)} are expected "
-          f"({', '.join(header)}). Correct the line"
-          + ("." if self.columns is None else ", or text_file_task.columns.")
-        )
-      yield where, dict(zip(header, cells, strict=True))
-
-  def _csv(self, path: PathLike, text: str) -> Iterator[tuple[int, Sequence[str]]]:
-    """Yields the lines of a CSV file, split at the delimiter of its first line.
-
-    The delimiter is a comma, unless only semicolons or tabs give the columns in use, or as
-    many columns as there are names.
-    """
-    needed = {self.recipe.target, *self.recipe.columns}
-
-    def fits(delimiter: str) -> bool:
-      try:
-        _, cells = next(lines.csv_lines(path, text, delimiter), (0, ()))
-      except UserError:  # With this delimiter its quotes are malformed.
-        return False
-      if self.columns is not None:
-        return len(cells) == len(self.columns)
-      return needed <= {cell.strip() for cell in cells}
-
-    others = () if fits(",") else tuple(filter(fits, (";", "\t")))
-    if len(others) > 1:
-      raise UserError(
-        f"'{path}' can be split at semicolons and at tabs. Write it with commas, or set "
-        "text_file_task.file_format = 'tsv' to split at tabs and ignore quotes."
-      )
-    yield from lines.csv_lines(path, text, *(others or (",",)))
+    form = tables.format_of(path, self.file_format, "text_file_task.file_format")
+    yield from tables.rows(
+      path,
+      lines.read_text(path, "text_file_task.paths"),
+      form,
+      {self.recipe.target, *self.recipe.columns},
+      self.columns,
+      "text_file_task.columns",
+    )
 
 
 def label_words(labels: Mapping[Any, Any] | Sequence[Any]) -> dict[str, str]:

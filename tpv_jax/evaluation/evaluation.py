@@ -13,7 +13,7 @@ from tpv_jax.backbones import loading
 from tpv_jax.core import files
 from tpv_jax.core.checks import Lengths, OneOf, Size, checked
 from tpv_jax.core.errors import UserError, near_misses
-from tpv_jax.data import batches, text_files
+from tpv_jax.data import batches, tables, text_files
 from tpv_jax.data.labels import check_labels, check_task
 from tpv_jax.data.lines import read_text
 from tpv_jax.data.tasks import SPLITS, Example, Task
@@ -330,7 +330,7 @@ def _answer_as_asked(
       terminal.show([words[int(scores[0].argmax())]])
 
 
-_TABLES = (*text_files.FORMATS, ".parquet", ".xlsx")
+_TABLES = (*tables.FORMATS, ".parquet", ".xlsx")
 
 
 def _lines(path: files.PathLike) -> list[str]:

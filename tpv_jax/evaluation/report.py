@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tpv_jax.core import files, screen
+from tpv_jax.data.lines import LINE_ENDS
 from tpv_jax.data.tasks import Task
 from tpv_jax.evaluation.candidates import Candidate
 from tpv_jax.evaluation.evaluator import Result
 from tpv_jax.evaluation.searching import Searches
 
 _COLUMNS = ("task", "split", "examples")
-_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 
 
 def candidates_of(chosen: Sequence[Candidate], searches: Searches) -> dict[str, Any]:
@@ -118,4 +118,4 @@ def prediction_lines(
 
 def json_line(row: Mapping[str, Any]) -> str:
   """Returns the row as one line of JSON, with Unicode's other line ends escaped."""
-  return json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS) + "\n"
+  return json.dumps(row, ensure_ascii=False).translate(LINE_ENDS) + "\n"
