@@ -26,7 +26,7 @@ ROOMS = (
 """In the order of their arrows; those from `encoder_decoder` to `model` are one module each."""
 
 NEVER = {
-  "settings": set(ROOMS[2:-1]) - {"devices", "settings"},
+  "settings": set(ROOMS[2:-1]) - {"devices", "backbones", "settings"},
   "t5x": {"studies", "cli"},
 }
 """What comes before a room in the order, and it does without."""

@@ -31,7 +31,7 @@ GOOD = (EMBEDDED, "--gin.TASK_NAME='topic'")
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    ((), r"No gin file was given.*--help shows examples"),
+    ((), r"BACKBONE must be given, to choose a run file by"),
     (
       ("--gin_file=gin_configs/runs/embeded.gin",),
       r"no gin file '.*embeded.gin'.*Did you mean 'gin_configs/runs/embedded.gin'",
@@ -41,7 +41,7 @@ GOOD = (EMBEDDED, "--gin.TASK_NAME='topic'")
       (*GOOD, "--gin.TRAIN_STEP=3"),
       r"TRAIN_STEP .*nothing.*Did you mean 'TRAIN_STEPS'",
     ),
-    ((*GOOD, "--gin.RUN_DIR=runs/x"), r"A string needs quotes: '\"runs/x\"'"),
+    ((*GOOD, "--gin.RUN_DIR=[runs/x"), r"Cannot read the value of --gin.RUN_DIR"),
     (
       (*GOOD, "--gin.RUN_DIR"),
       r"'--gin.RUN_DIR' is not a binding: write --gin.NAME=VALUE",

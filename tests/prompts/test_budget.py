@@ -11,10 +11,9 @@ import pytest
 from hypothesis import strategies
 
 from tpv_jax import cli
-from tpv_jax.cli import gin_verb
 from tpv_jax.core.errors import UserError
 from tpv_jax.prompts import budget, ept, plain
-from tpv_jax.settings import gin_files
+from tpv_jax.settings import calling, gin_files
 
 FOLDER = pathlib.Path(__file__).parents[2] / "gin_configs" / "prompts"
 
@@ -246,7 +245,7 @@ def test_a_rank_over_the_budget_is_refused_when_a_prompt_file_gives_it():
   assert configured("ept_base.gin", "RANK=29").rank == 29
   with pytest.raises(Exception, match="over the budget") as caught:
     configured("ept_base.gin", "RANK=30")
-  error = gin_verb.without_gin(caught.value)
+  error = calling.without_gin(caught.value)
   assert isinstance(error, UserError)
   assert re.search(r"R = 30 make .* over the budget of 100 x 768", str(error))
 
@@ -256,7 +255,7 @@ def test_the_rank_follows_what_the_command_line_changes():
   assert configured("ept.gin", "FUSION_WIDTH=0", "SPACES=0", "RANK=0").rank == 0
   with pytest.raises(Exception, match="leaves no rank") as caught:
     configured("ept_base.gin", "SHORT_LENGTH=98")
-  assert isinstance(gin_verb.without_gin(caught.value), UserError)
+  assert isinstance(calling.without_gin(caught.value), UserError)
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,61 @@ def test_a_broken_binding_is_one_line(binding, message):
     gin_files.parse([], [binding])
 
 
+@pytest.mark.parametrize(
+  "text",
+  ["A = 'mine'\ninclude 'gin_configs/prompts/plain.gin'\n", "PROMPT_LENGTH = 3\n"],
+)
+def test_a_users_setting_wins_over_a_shipped_file_in_any_order(tmp_path, text):
+  path = tmp_path / "mine.gin"
+  path.write_text(f"PROMPT_LENGTH = 3\n{text}")
+  shipped = "gin_configs/prompts/plain.gin"
+  for files in ([str(path), shipped], [shipped, str(path)]):
+    found = gin_files.parse(files, ["EMB_DIM=4"])
+    assert gin.query_parameter("%PROMPT_LENGTH") == 3
+    assert not found["PROMPT_LENGTH", *gin_files.MACRO].shipped
+
+
+@pytest.mark.parametrize(
+  ("value", "meant"),
+  [
+    ("runs/x", "runs/x"),
+    ("hf:google/flan-t5-small@main", "hf:google/flan-t5-small@main"),
+    ("very good", "very good"),
+    ("3-fold", "3-fold"),
+    ("[sentiment, topic]", ["sentiment", "topic"]),
+    ("[runs/a,runs/b]", ["runs/a", "runs/b"]),
+    ("'1'", "1"),
+    ("1", 1),
+    ("1e-3", 1e-3),
+    ("None", None),
+    ("[1, 2]", [1, 2]),
+    ("{'a': 1}", {"a": 1}),
+  ],
+)
+def test_a_binding_of_the_command_line_may_leave_out_quotes(value, meant):
+  gin_files.parse([], [f"A={value}"], unquoted=True)
+  assert gin.query_parameter("%A") == meant
+
+
+@pytest.mark.parametrize(
+  "value", ["'runs/x", "[1,", "{a: 1}", "@nothing()", "[a b, 'c]"]
+)
+def test_what_only_begins_like_a_value_is_refused(value):
+  with pytest.raises(UserError, match=r"--gin\.A"):
+    gin_files.parse([], [f"A={value}"], unquoted=True)
+
+
+def test_what_files_and_bindings_bind_is_known_without_applying_it(tmp_path):
+  path = tmp_path / "mine.gin"
+  path.write_text("include 'gin_configs/runs/train.gin'\nBACKBONE = 'a'\nX = 'b'\n")
+  found = gin_files.bound([str(path)], ["X=c", "Y=["])
+  assert (found["BACKBONE"], found["X"]) == ("a", "c")
+  assert "training.train.model" in found
+  assert "Y" not in found
+  with pytest.raises(UserError, match=r"no gin file 'none\.gin'"):
+    gin_files.bound(["none.gin"])
+
+
 def test_a_setting_knows_its_place(tmp_path):
   path = tmp_path / "mine.gin"
   path.write_text("include 'gin_configs/prompts/none.gin'\n\nA = 1\n")

@@ -153,20 +153,6 @@ def test_what_the_shipped_runs_take_is_read(checked, entry, files, bindings):
     ),
     (
       training.train,
-      ["TRAIN_STEPS = 3\n", "embedded"],
-      TASK,
-      r"mine0.gin:1 sets TRAIN_STEPS = 3, and gin_configs/runs/tuning.gin, which comes "
-      r"after it, would set it to 1000. Give --gin_file=\S*mine0.gin after "
-      "--gin_file=gin_configs/runs/embedded.gin",
-    ),
-    (
-      training.train,
-      [f"TRAIN_STEPS = 3\ninclude '{RUNS}embedded.gin'\n"],
-      TASK,
-      "mine0.gin:1 sets TRAIN_STEPS = 3.*Put its include at the top",
-    ),
-    (
-      training.train,
       ["embedded"],
       (),
       "RUN_DIR, TASK_NAME must be given: pass --gin.R",

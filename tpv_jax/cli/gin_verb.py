@@ -6,7 +6,6 @@ and those of several processes.
 
 import argparse
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,8 +18,10 @@ flags, spelled as T5X spells them:
   --gin_file=FILE         a gin file, from this folder or from the installed package
                           (gin_configs/... and tpv_jax/gin_configs/... both work);
                           repeat it to add files, later ones win
-  --gin.NAME=VALUE        one binding after the files; strings need quotes of their own:
-                          --gin.RUN_DIR='"runs/sst2"'
+                          and your settings win over the package's. If no file says
+                          what to run, BACKBONE chooses the run file, and TASK_FILES are
+                          your own tasks
+  --gin.NAME=VALUE        one binding after the files: --gin.RUN_DIR=runs/sst2
   --gin_search_paths=A,B  more folders in which to look for gin files
 """
 
@@ -55,17 +56,11 @@ def run(
 
   `arguments` are passed to `function` in addition to what gin binds.
   """
-  import gin
 
   from tpv_jax.core import files
   from tpv_jax.devices import processes
-  from tpv_jax.settings import gin_files, refusals
+  from tpv_jax.settings import calling
 
-  if not options.gin_file:
-    raise UserError(
-      "No gin file was given, so there is nothing to run. Pass --gin_file=FILE; "
-      "--help shows examples."
-    )
   processes.join(options)
   search_paths = [path for path in options.gin_search_paths.split(",") if path]
   for path in search_paths:
@@ -77,36 +72,18 @@ def run(
         f"{name} is for real T5X (python -m t5x.train, eval, infer; docs/t5x.md). This "
         "command takes a file of gin_configs/runs."
       )
-  given = gin_files.parse(options.gin_file, options.gin_bindings, search_paths)
-  for line in refusals.check(function, given, arguments):
+  ready = calling.prepare(
+    function,
+    options.gin_file,
+    options.gin_bindings,
+    search_paths,
+    arguments,
+    unquoted=True,
+  )
+  for line in ready.lines:
     if not options.process_index:
       print(line, file=sys.stderr)
   processes.keep_compiled_programs()
   raise_on_interrupt()
-  try:
-    result = gin.get_configurable(function)(**arguments)
-  except (UserError, OSError) as error:
-    raise without_gin(error) from None
-  except RecursionError as error:
-    if not _is_gins(error):
-      raise
-    raise UserError(
-      "A setting calls the function that it configures, as in training.train.seed = "
-      "@training.train(). Give it another value."
-    ) from None
+  result = ready.run()
   return result if isinstance(result, int) else None
-
-
-def _is_gins(error: RecursionError) -> bool:
-  """Returns whether the recursion was gin calling itself."""
-  frames = traceback.extract_tb(error.__traceback__)
-  called = [frame for frame in frames if frame.name == "gin_wrapper"]
-  return len(called) > 20
-
-
-def without_gin(error: Exception) -> BaseException:
-  """Returns the error without the text that gin adds about the configurable."""
-  inner: BaseException = error
-  while inner.__context__ is not None and str(inner).startswith(str(inner.__context__)):
-    inner = inner.__context__
-  return inner

@@ -6,6 +6,7 @@ command line, or a file that is not this package's) and on which line they are. 
 in a file is one `UserError` that names the file and line.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -69,25 +70,27 @@ def parse(
   bindings: Sequence[str] = (),
   search_paths: Sequence[str] = (),
   libraries: Sequence[str] = (),
+  unquoted: bool = False,
 ) -> Settings:
   """Clears and fills gin's configuration, and returns the settings in force.
 
-  A later setting replaces an earlier one, with two exceptions. `%gin.REQUIRED` asks for a
-  value, so it does not replace one that the user gave before it. And a file of this
-  package must not replace a value of the user's, which would be lost silently.
+  A later setting replaces an earlier one, but a file of this package never replaces a
+  value of the user's: in which order the two are given does not matter.
 
   Args:
     files: gin files in order.
     bindings: 'NAME=VALUE', applied after the files.
     search_paths: more folders in which to look for files.
     libraries: packages whose gin files count as shipped, as ours do.
+    unquoted: whether a binding may leave out the quotes of a string, or of the strings of a
+      list: `RUN_DIR=runs/x`, `TASK_NAMES=[sentiment, topic]`.
 
   Raises:
     UserError: a file that is missing, is not text or includes itself; a syntax error, an
       unknown name (with near misses); two files that each name a task.
   """
   gin.clear_config()
-  reader = _Reader(search_paths, libraries)
+  reader = _Reader(search_paths, libraries, unquoted)
   for name in files:
     reader.given = name
     reader.read_file(name)
@@ -95,6 +98,47 @@ def parse(
   for binding in bindings:
     reader.bind(binding)
   return reader.settings
+
+
+def bound(
+  files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()
+) -> dict[str, Any]:
+  """Returns what files and bindings bind, without applying it: name -> the last value.
+
+  Names are written as in the files ('RUN_DIR', 'training.train.model'); what they include
+  is read, too. References are text ('%MODEL'). What cannot be read is left out: `parse`
+  says why.
+
+  Raises:
+    UserError: there is no such file.
+  """
+  found: dict[str, Any] = {}
+  read: set[str] = set()
+
+  def visit(statements: Iterator[tuple[int, Any]]) -> None:
+    with contextlib.suppress(SyntaxError):
+      for _, statement in statements:
+        if isinstance(statement, config_parser.IncludeStatement):
+          open_file(statement.filename)
+        elif isinstance(statement, config_parser.BindingStatement):
+          parts = (statement.selector, statement.arg_name)
+          found[".".join(filter(None, parts))] = statement.value
+
+  def open_file(name: str) -> None:
+    with contextlib.suppress(UserError, OSError):
+      path = find(name, search_paths)
+      if str(path) not in read:
+        read.add(str(path))
+        visit(_statements(_text(path, name), _Unresolved()))
+
+  for name in files:
+    find(name, search_paths)
+    open_file(name)
+  for binding in bindings:
+    name, _, value = (part.strip() for part in binding.partition("="))
+    with contextlib.suppress(SyntaxError, UserError):
+      visit(iter([(0, _binding(name, value, unquoted=True))]))
+  return found
 
 
 def package() -> pathlib.Path:
@@ -156,9 +200,12 @@ def _in_python_path(name: str) -> pathlib.Path | None:
 class _Reader:
   """Binds statement by statement; `settings` holds the settings in force so far."""
 
-  def __init__(self, search_paths: Sequence[str], libraries: Sequence[str]):
+  def __init__(
+    self, search_paths: Sequence[str], libraries: Sequence[str], unquoted: bool
+  ):
     self.settings: Settings = {}
     self.given: str | None = None
+    self._unquoted = unquoted
     self._search_paths = search_paths
     self._libraries = [folder for name in libraries for folder in _folders(name)]
     self._open: list[tuple[str, str]] = []
@@ -201,20 +248,8 @@ class _Reader:
       raise UserError(f"'--gin.{binding}' is not a binding: write --gin.NAME=VALUE.")
     with config._parse_scope() as context:
       try:
-        for _, statement in _statements(f"{name} = {value}"):
-          if not isinstance(statement, config_parser.BindingStatement):
-            raise SyntaxError("one binding is expected")
-          self._apply(statement, None, 0, False, context)
-      except SyntaxError as error:
-        if isinstance(error.__cause__, ValueError | AttributeError):
-          raise UserError(f"--gin.{name}: {error.msg}") from error
-        quoted = value[0] in "\"'[({@%"
-        hint = f" ({explain(error)})." if quoted else ""
-        if re.match(r"[\w./~-]+$", value) and not quoted:
-          hint = f" A string needs quotes: '\"{value}\"'."
-        raise UserError(
-          f"Cannot read the value of --gin.{name}={value}.{hint}"
-        ) from error
+        statement = _binding(name, value, self._unquoted)
+        self._apply(statement, None, 0, False, context)
       except UserError:
         raise
       except Exception as error:
@@ -255,19 +290,8 @@ class _Reader:
   def _counts(self, setting: Setting) -> bool:
     """Returns whether a setting replaces what was set before."""
     before = self.settings.get(setting.key)
-    if before is not None and not before.shipped:
-      if repr(setting.value) == "%gin.REQUIRED":
-        return False
-      if setting.shipped and repr(setting.value) != repr(before.value):
-        raise UserError(
-          f"{before.place} sets {before.name} = {before.value!r}, and {setting.file}, "
-          f"which comes after it, would set it to {setting.value!r}. "
-          + (
-            f"Give --gin_file={before.given} after --gin_file={setting.given}."
-            if before.given != setting.given
-            else "Put its include at the top."
-          )
-        )
+    if before is not None and not before.shipped and setting.shipped:
+      return False
     _check_one_task(before, setting)
     return True
 
@@ -323,8 +347,24 @@ def _is_shipped(real: str, text: str) -> bool:
   return bool(marked) and twin.is_file() and twin.read_text("utf-8") == text
 
 
-def _statements(text: str) -> Iterator[tuple[int, Any]]:
+class _Unresolved(config_parser.ParserDelegate):
+  """Leaves references as text, so that nothing needs to be imported."""
+
+  def configurable_reference(self, scoped_name: str, evaluate: bool) -> str:
+    return f"@{scoped_name}{'()' * evaluate}"
+
+  def macro(self, scoped_name: str) -> str:
+    return f"%{scoped_name}"
+
+
+def _statements(
+  text: str, delegate: config_parser.ParserDelegate | None = None
+) -> Iterator[tuple[int, Any]]:
   """Yields gin's statements with their lines.
+
+  Args:
+    text: of a gin file.
+    delegate: makes the references; by default gin's own, which resolves them.
 
   Raises:
     SyntaxError: gin's parser failed; the error has the line.
@@ -333,7 +373,7 @@ def _statements(text: str) -> Iterator[tuple[int, Any]]:
   parser = None
   try:
     parser = config_parser.ConfigParser(
-      _Source(lambda: next(lines, "")), config.ParserDelegate()
+      _Source(lambda: next(lines, "")), delegate or config.ParserDelegate()
     )
     while (statement := parser.parse_statement()) is not None:
       yield statement.location.line_num, statement
@@ -341,6 +381,53 @@ def _statements(text: str) -> Iterator[tuple[int, Any]]:
     line = getattr(error, "lineno", None)
     line = line or (parser.current_token.start[0] if parser else 1)
     raise SyntaxError(explain(error), ("", line, None, "")) from error
+
+
+_BARE = re.compile(r"[\w./~:@+-]+(?: +[\w./~:@+-]+)*")
+"""Words of a string that may go without quotes: names, paths, 'hf:google/flan-t5-small'."""
+
+
+def _quoted(value: str) -> str | None:
+  """Returns a string, or a list of strings, with the quotes that it lacks, or None."""
+  if not value.startswith(("@", "%")) and _BARE.fullmatch(value):
+    return repr(value)
+  inside = value[1:-1].split(",") if value[:1] + value[-1:] in ("[]", "()") else []
+  words = [word.strip() for word in inside]
+  if words and all(_BARE.fullmatch(word) and word[0] not in "@%" for word in words):
+    return repr(words)
+  return None
+
+
+def _binding(name: str, value: str, unquoted: bool) -> config_parser.BindingStatement:
+  """Returns the statement 'NAME = VALUE' of the command line.
+
+  Raises:
+    UserError: the value cannot be read.
+  """
+  try:
+    return _one_binding(name, value)
+  except SyntaxError as error:
+    if isinstance(error.__cause__, ValueError | AttributeError):
+      raise UserError(f"--gin.{name}: {error.msg}") from error
+    quoted = _quoted(value) if unquoted else None
+    if quoted is not None:
+      return _one_binding(name, quoted)
+    hint = f" ({explain(error)})."
+    if _quoted(value) is not None:
+      hint = f" A string needs quotes: '\"{value}\"'."
+    raise UserError(f"Cannot read the value of --gin.{name}={value}.{hint}") from error
+
+
+def _one_binding(name: str, value: str) -> config_parser.BindingStatement:
+  """Returns the statement 'NAME = VALUE'.
+
+  Raises:
+    SyntaxError: it is no single binding.
+  """
+  found = [statement for _, statement in _statements(f"{name} = {value}")]
+  if len(found) != 1 or not isinstance(found[0], config_parser.BindingStatement):
+    raise SyntaxError("one binding is expected")
+  return found[0]
 
 
 @dataclasses.dataclass

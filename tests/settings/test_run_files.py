@@ -1,0 +1,76 @@
+"""The run files that a command takes by itself."""
+
+import hf_references
+import pytest
+
+from tpv_jax.banks import bank
+from tpv_jax.core.errors import UserError
+from tpv_jax.evaluation import evaluation
+from tpv_jax.settings import gin_files, refusals, run_files
+from tpv_jax.studies import study
+from tpv_jax.training import training
+
+ENTRIES = (training.train, bank.train_bank, evaluation.evaluate, evaluation.infer)
+
+
+@pytest.fixture
+def backbones(tmp_path):
+  return {
+    "embedded": "embedded",
+    "t5": str(hf_references.write_folder(tmp_path / "t5", "t5")),
+    "llm": str(hf_references.write_folder(tmp_path / "llama", "llama")),
+  }
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("kind", ["embedded", "llm", "t5"])
+def test_the_backbone_chooses_the_run_file(backbones, entry, kind):
+  (file,) = run_files.complete(entry, [], [f"BACKBONE={backbones[kind]}"])
+  assert file in gin_files.shipped()
+  assert file.endswith((f"/{kind}.gin", f"_{kind}.gin"))
+  text = gin_files.bound([file])
+  assert f"{entry.__module__.rpartition('.')[2]}.{entry.__name__}.model" in text
+
+
+def test_a_file_of_settings_serves_every_command(backbones, tmp_path):
+  mine = tmp_path / "mine.gin"
+  mine.write_text(f"BACKBONE = '{backbones['t5']}'\nTRAIN_STEPS = 7\n")
+  for entry in ENTRIES:
+    (file,) = run_files.complete(entry, [str(mine)])
+    assert file.endswith("t5.gin")
+  settings = gin_files.parse([file, str(mine)], ["PROMPT_PATH='runs/x'"])
+  (line,) = refusals.check(evaluation.infer, settings)
+  assert line == f"Not read by this command: TRAIN_STEPS ({mine})."
+
+
+def test_a_given_run_file_is_enough(backbones):
+  file = "gin_configs/runs/llm.gin"
+  assert run_files.complete(training.train, [file]) == []
+  assert run_files.complete(training.train, [file], ["BACKBONE=nowhere"]) == []
+  english = ["gin_configs/tasks/english.gin"]
+  llm = [f"BACKBONE={backbones['llm']}"]
+  assert run_files.complete(training.train, english, llm) == [file]
+
+
+def test_own_tasks_bring_the_file_that_reads_them(tmp_path):
+  own = ["TASK_FILES=[a.toml, b.toml]"]
+  demo = "gin_configs/runs/demo.gin"
+  assert run_files.complete(study.study, [demo], own) == [run_files.TASK_FILES]
+  reading = tmp_path / "reading.gin"
+  reading.write_text("TASK_FILES = ['a.toml']\ntask_files.tasks.files = %TASK_FILES\n")
+  assert run_files.complete(study.study, [demo, str(reading)]) == []
+  both = run_files.complete(training.train, [], ["BACKBONE=embedded", *own])
+  assert both == ["gin_configs/runs/embedded.gin", run_files.TASK_FILES]
+
+
+@pytest.mark.parametrize(
+  ("bindings", "message"),
+  [
+    ([], r"^BACKBONE must be given.*run file.*gin_configs/runs/bank_llm.gin"),
+    (["BACKBONE=3"], "^BACKBONE must be given"),
+    (["BACKBONE=embeded"], "no backbone 'embeded'.*Did you mean 'embedded'"),
+  ],
+)
+def test_without_a_backbone_no_run_file_is_chosen(bindings, message):
+  with pytest.raises(UserError, match=message):
+    run_files.complete(bank.train_bank, [], bindings)

@@ -1,0 +1,89 @@
+"""A call that gin configures: its settings are completed, parsed and checked first."""
+
+import dataclasses
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gin
+
+from tpv_jax.core.errors import UserError
+from tpv_jax.settings import gin_files, refusals, run_files
+from tpv_jax.settings.gin_files import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """A function whose settings are in gin's configuration and were checked.
+
+  Attributes:
+    function: what is called.
+    arguments: what is passed to it in addition to what gin binds.
+    settings: those in force.
+    lines: what to say of them: files that were added, and settings that are not read.
+  """
+
+  function: Callable[..., Any]
+  arguments: Mapping[str, Any]
+  settings: Settings
+  lines: Sequence[str]
+
+  def run(self) -> Any:
+    """Returns what the function returns; its errors are without gin's additions."""
+    try:
+      return gin.get_configurable(self.function)(**self.arguments)
+    except (UserError, OSError) as error:
+      raise without_gin(error) from None
+    except RecursionError as error:
+      if not _is_gins(error):
+        raise
+      raise UserError(
+        "A setting calls the function that it configures, as in training.train.seed = "
+        "@training.train(). Give it another value."
+      ) from None
+
+
+def prepare(
+  function: Callable[..., Any],
+  files: Sequence[str],
+  bindings: Sequence[str] = (),
+  search_paths: Sequence[str] = (),
+  arguments: Mapping[str, Any] | None = None,
+  unquoted: bool = False,
+) -> Prepared:
+  """Replaces gin's configuration by that of a call, checks it, and returns the call.
+
+  Args:
+    function: what is called.
+    files: gin files in order; see `run_files.complete` for those that are added.
+    bindings: 'NAME=VALUE', applied after the files.
+    search_paths: more folders in which to look for files.
+    arguments: what is passed to the function in addition to what gin binds.
+    unquoted: as for `gin_files.parse`.
+
+  Raises:
+    UserError: see `run_files.complete`, `gin_files.parse` and `refusals.check`.
+  """
+  arguments = arguments or {}
+  added = run_files.complete(function, files, bindings, search_paths)
+  settings = gin_files.parse(
+    [*added, *files], bindings, search_paths, unquoted=unquoted
+  )
+  lines = [f"Settings are those of {' and '.join(added)}, and yours."] if added else []
+  lines += refusals.check(function, settings, arguments)
+  return Prepared(function, arguments, settings, lines)
+
+
+def _is_gins(error: RecursionError) -> bool:
+  """Returns whether the recursion was gin calling itself."""
+  frames = traceback.extract_tb(error.__traceback__)
+  called = [frame for frame in frames if frame.name == "gin_wrapper"]
+  return len(called) > 20
+
+
+def without_gin(error: Exception) -> BaseException:
+  """Returns the error without the text that gin adds about the configurable."""
+  inner: BaseException = error
+  while inner.__context__ is not None and str(inner).startswith(str(inner.__context__)):
+    inner = inner.__context__
+  return inner
