@@ -34,7 +34,7 @@ def test_a_csv_file_keeps_its_cells_delimiter_mark_and_line_ends(delimiter, mark
   assert text.startswith(
     mark + f"id{delimiter}text{delimiter}answer{delimiter}p(a)\r\n"
   )
-  header, *rows = read_back(text.removeprefix(mark), delimiter)
+  _header, *rows = read_back(text.removeprefix(mark), delimiter)
   assert [tuple(row[:2]) for row in rows] == CELLS[1:]
   assert [row[2] for row in rows] == ["a", "b", "a\tc"]
 
