@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tpv_jax.backbones import loading
+from tpv_jax.backbones import loading, networks
 from tpv_jax.backbones.t5 import network
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
+from tpv_jax.data import vocabularies
 
 NETWORK = network.Transformer(
   vocab_size=12,
@@ -325,3 +326,22 @@ def test_bytes_do_not_depend_on_the_process(flat, path, tmp_path):
   environment = {**os.environ, "PYTHONHASHSEED": "5", "JAX_PLATFORMS": "cpu"}
   subprocess.run([sys.executable, "-c", code, path, again], check=True, env=environment)
   assert again.read_bytes() == path.read_bytes()
+
+
+def test_a_backbone_in_memory_is_taken_as_it_is_or_refused():
+  backbone = loading.load_backbone("embedded")
+  embedded = vocabularies.embedded()
+  fitting = networks.network("embedded")
+  assert loading.loaded(backbone, fitting, embedded) is backbone
+  with pytest.raises(UserError, match="trained with another vocabulary"):
+    loading.loaded(
+      backbone, fitting, vocabularies.WordVocabulary(embedded.words[3:][::-1])
+    )
+  with pytest.raises(UserError, match="does not fit the network"):
+    loading.loaded(backbone, NETWORK, embedded)
+  eighth = networks.network("embedded", quantize="int8")
+  quantised = loading.load_backbone("embedded", eighth)
+  assert loading.loaded(quantised, eighth, embedded) is quantised
+  with pytest.raises(UserError, match="is quantised as int8, and QUANTIZE is None"):
+    loading.loaded(quantised, fitting, embedded)
+  assert loading.loaded("embedded", fitting, embedded).name == backbone.name

@@ -488,10 +488,11 @@ def write_backbone(tiny, path):
   return str(path)
 
 
-def evaluate(tiny, tmp_path, tasks_given=None, **arguments):
+def evaluate(tiny, tmp_path, tasks_given=None, backbone=None, **arguments):
   plain = tiny.model(prompt=None)
-  path = tmp_path / "backbone.safetensors"
-  backbone = str(path) if path.exists() else write_backbone(tiny, path)
+  if backbone is None:
+    path = tmp_path / "backbone.safetensors"
+    backbone = str(path) if path.exists() else write_backbone(tiny, path)
   return evaluation.evaluate(
     plain,
     backbone,
@@ -604,6 +605,31 @@ def test_many_prompts_and_sums_score_what_each_scores_in_a_call_of_its_own(
   shown = capsys.readouterr().out
   assert f"  8  {names[-1]}\n" in shown
   assert "8 results in" in shown
+
+
+def test_prompts_vectors_and_a_backbone_in_memory_score_as_their_files(
+  tiny, prompt, vectors, tmp_path, capsys
+):
+  run, (a, b) = str(prompt[0]), vectors
+  files = {"prompt": [None, run], "vector": [a, [a, b]], "initial": run}
+  from_files = evaluate(tiny, tmp_path, **files)
+  start = sources.load(run, "initial")
+  capsys.readouterr()
+  from_memory = evaluate(
+    tiny,
+    tmp_path,
+    backbone=loading.load_backbone(tmp_path / "backbone.safetensors"),
+    prompt=[None, sources.load(run)],
+    vector=[sources.load(a), [sources.load(a), sources.load(b)]],
+    initial=dataclasses.replace(start, name=run),
+    printed=False,
+  )
+  assert capsys.readouterr().out == ""
+  from_files.pop("work")
+  from_memory.pop("work")
+  assert from_memory == from_files
+  with pytest.raises(UserError, match=r"PROMPT_PATH has '.*' twice"):
+    evaluate(tiny, tmp_path, prompt=[sources.load(run), run])
 
 
 def test_a_search_chooses_the_coefficient_with_the_best_mean(

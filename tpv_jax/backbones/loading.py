@@ -179,6 +179,32 @@ def load_backbone(
   )
 
 
+def loaded(
+  backbone: files.PathLike | Backbone, network: Network, vocabulary: Vocabulary
+) -> Backbone:
+  """Returns the backbone: as it is if it is loaded already, else as `load_backbone`.
+
+  Raises:
+    UserError: as `load_backbone`, or it was loaded for another vocabulary or network.
+  """
+  if not isinstance(backbone, Backbone):
+    return load_backbone(backbone, network, vocabulary)
+  flat = identity.flatten(backbone.params)
+  check(flat, network, backbone.name)
+  kept = next(
+    (one.mode for one in flat.values() if isinstance(one, quantization.Quantized)), None
+  )
+  if kept not in (None, quantization.mode_of(network)):
+    raise UserError(
+      f"The backbone '{backbone.name}' in memory is quantised as {kept}, and QUANTIZE is "
+      f"{quantization.mode_of(network)!r}. Load it as it is to be used."
+    )
+  check_vocabulary(
+    vocabulary, backbone.name, backbone.vocabulary, _rows(flat, backbone.name)
+  )
+  return backbone
+
+
 def located(path: files.PathLike) -> files.Path:
   """Returns where the backbone lies that `path` names: one of `NAMES`, or a path.
 

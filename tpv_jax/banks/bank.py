@@ -192,8 +192,7 @@ def train_bank(
     Stopped: SIGINT or SIGTERM came; all states are saved.
   """
   _check(entries, patience, best_metric)
-  if isinstance(backbone, str):
-    backbone = loading.load_backbone(backbone, model.network, model.input_vocabulary)
+  backbone = loading.loaded(backbone, model.network, model.input_vocabulary)
   runs = _runs(
     entries,
     model=model,

@@ -208,7 +208,9 @@ def _is_kind(
     return callable(value)
   if not isinstance(kind, type):
     return True
-  if kind in (collections.abc.Sequence, list, tuple):
+  if kind in (collections.abc.Sequence, list, tuple) or issubclass(
+    kind, collections.abc.Mapping
+  ):
     return isinstance(value, kind) and not isinstance(value, str | bytes)
   try:
     return isinstance(value, kind) or not _is_plain(value)

@@ -24,8 +24,11 @@ from tpv_jax.vectors.provenance import Provenance, describe_precision
 GRID = tuple(round(0.05 * step, 2) for step in range(21))
 """The coefficients that a search tries by default: 21 in [0, 1] (task arithmetic's)."""
 
-Vector = str | Sequence[str] | Mapping[str, float]
-"""A vector's file, several for their sum, or several with weights."""
+Source = str | Loaded
+"""What `sources.load` takes, or a prompt or vector in memory."""
+
+Vector = Source | Sequence[Source] | Mapping[str, float]
+"""A vector or its file, several for their sum, or several files with weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,19 +63,19 @@ class Candidate:
 
 
 def read(
-  prompt: str | Sequence[str | None] | None = None,
+  prompt: Source | Sequence[Source | None] | None = None,
   vector: Vector | Sequence[Vector] | None = None,
-  initial: str | Sequence[str] | None = None,
+  initial: Source | Sequence[Source] | None = None,
   coefficients: Sequence[Any] = (1.0,),
   which: str = "best",
 ) -> list[list[Candidate]]:
   """Returns the candidates in groups: those of a group differ only in the coefficient.
 
   Args:
-    prompt: a run folder, an Orbax checkpoint or a file that tpv wrote, or a list of
-      them. None in a list is the backbone alone, and so is giving neither prompt nor
-      vector.
-    vector: a vector's file, or a list. An entry of a list may itself be a list of
+    prompt: a run folder, an Orbax checkpoint, a file that tpv wrote or a prompt in
+      memory, or a list of them. None in a list is the backbone alone, and so is giving
+      neither prompt nor vector.
+    vector: a vector or its file, or a list. An entry of a list may itself be a list of
       vectors to add, or a mapping from files to the weights of such a sum. Each entry
       is applied to each initial prompt, times each coefficient.
     initial: an initial prompt (of a run folder, its initial prompt), or a list.
@@ -82,8 +85,8 @@ def read(
   Raises:
     UserError: inputs that do not belong together, or something given twice.
   """
-  prompts = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
-  vectors = [vector] if isinstance(vector, str | Mapping) else list(vector or ())
+  prompts = [None] if prompt is None else _listed(prompt)
+  vectors: list[Vector] = [] if vector is None else _listed(vector)
   if vectors:
     prompts = [] if prompt is None else prompts
   elif initial is not None or tuple(coefficients) != (1.0,):
@@ -108,18 +111,20 @@ def read(
       raise UserError(
         f"A coefficient is {number!r}; it must be a finite number, such as 0.5."
       )
-  if which != "best" and not any(prompts):
+  if which != "best" and not any(isinstance(one, str) for one in prompts):
     raise UserError(
       f"WHICH = '{which}' says which prompt of a run folder is meant, and none was given: "
       "give --gin.PROMPT_PATH as well, or leave WHICH out."
     )
-  _refuse_repeated("PROMPT_PATH", [one or "None" for one in prompts])
+  _refuse_repeated(
+    "PROMPT_PATH", ["None" if one is None else _named(one) for one in prompts]
+  )
   _refuse_repeated("VECTOR", [_name(one) for one in vectors])
   _refuse_repeated("COEFFICIENT", [f"{float(one)!r}" for one in coefficients])
   groups = [[_prompt(path, which)] for path in prompts]
-  starts = [initial] if isinstance(initial, str) else list(initial or ())
-  _refuse_repeated("INITIAL", starts)
-  loaded = {path: sources.load(path, "initial") for path in starts}
+  starts: list[Source] = [] if initial is None else _listed(initial)
+  _refuse_repeated("INITIAL", [_named(one) for one in starts])
+  loaded = {_named(one): _loaded(one, "initial") for one in starts}
   for one in vectors:
     total = _vector(one)
     for path, start in loaded.items():
@@ -272,14 +277,30 @@ def say_other_quantization(
     )
 
 
-def _prompt(path: str | None, which: str) -> Candidate:
-  if path is None:
+def _listed(given: Any) -> list[Any]:
+  """Returns several as a list, and one as a list of one."""
+  return [given] if isinstance(given, str | Loaded | Mapping) else list(given)
+
+
+def _loaded(source: Source, which: str = "best") -> Loaded:
+  return source if isinstance(source, Loaded) else sources.load(source, which)
+
+
+def _named(source: Source) -> str:
+  return source.name if isinstance(source, Loaded) else source
+
+
+def _prompt(source: Source | None, which: str) -> Candidate:
+  if source is None:
     return Candidate("no prompt", None, None)
-  loaded = sources.load(path, which)
+  loaded = _loaded(source, which)
   if loaded.provenance.kind == "prompt":
     loaded = algebra.fold(loaded)
   return Candidate(
-    path, dict(loaded.leaves), loaded.provenance, tasks=_tasks(loaded.provenance)
+    _named(source),
+    dict(loaded.leaves),
+    loaded.provenance,
+    tasks=_tasks(loaded.provenance),
   )
 
 
@@ -287,25 +308,21 @@ def _tasks(provenance: Provenance) -> tuple[str, ...]:
   return tuple(term.task for term in provenance.terms if term.task is not None)
 
 
-def _weights(vector: Vector) -> dict[str, float]:
-  """Returns the files of a sum with their weights."""
+def _weights(vector: Vector) -> list[tuple[Source, float]]:
+  """Returns the vectors of a sum with their weights."""
   if isinstance(vector, Mapping):
-    return dict(vector)
-  files = [vector] if isinstance(vector, str) else list(vector)
-  _refuse_repeated("A sum of VECTOR", files)
-  return dict.fromkeys(files, 1.0)
+    return list(vector.items())
+  addends: list[Source] = _listed(vector)
+  _refuse_repeated("A sum of VECTOR", [_named(one) for one in addends])
+  return [(one, 1.0) for one in addends]
 
 
 def _vector(vector: Vector) -> Loaded:
-  weights = _weights(vector)
-  if not weights:
+  addends = _weights(vector)
+  if not addends:
     raise UserError("VECTOR has an empty sum. Give at least one vector's file.")
-  loaded = [sources.load(path) for path in weights]
-  return (
-    loaded[0]
-    if list(weights.values()) == [1.0]
-    else algebra.sum_vectors(loaded, list(weights.values()))
-  )
+  loaded, weights = [_loaded(one) for one, _ in addends], [w for _, w in addends]
+  return loaded[0] if weights == [1.0] else algebra.sum_vectors(loaded, weights)
 
 
 def _text(number: float) -> str:
@@ -315,10 +332,10 @@ def _text(number: float) -> str:
 
 def _name(vector: Vector) -> str:
   text = " + ".join(
-    path if weight == 1 else f"{_text(weight)} {path}"
-    for path, weight in _weights(vector).items()
+    _named(one) if weight == 1 else f"{_text(weight)} {_named(one)}"
+    for one, weight in _weights(vector)
   )
-  return text if isinstance(vector, str) else f"({text})"
+  return text if isinstance(vector, Source) else f"({text})"
 
 
 def _refuse_repeated(what: str, given: Sequence[str]) -> None:

@@ -40,14 +40,14 @@ Split = Annotated[str, OneOf(SPLITS)]
 @alone_at_output
 def evaluate(
   model: SoftPromptModel,
-  backbone: str,
+  backbone: str | loading.Backbone,
   tasks: Sequence[Any],
   vocabulary: Vocabulary,
   lengths: Lengths,
   splits: Sequence[Split] = ("test",),
-  prompt: str | Sequence[str | None] | None = None,
+  prompt: candidates.Source | Sequence[candidates.Source | None] | None = None,
   vector: candidates.Vector | Sequence[candidates.Vector] | None = None,
-  initial: str | Sequence[str] | None = None,
+  initial: candidates.Source | Sequence[candidates.Source] | None = None,
   coefficient: float | Sequence[float] = 1.0,
   which: Which = "best",
   search: bool | Sequence[float] = False,
@@ -62,14 +62,15 @@ def evaluate(
   overwrite: bool = False,
   model_parallel: Size = 1,
   progress: bool = True,
+  printed: bool = True,
 ) -> dict[str, Any]:
-  """Evaluates prompts, and vectors on initial prompts, in one pass; prints a table.
+  """Evaluates prompts, and vectors on initial prompts, in one pass; returns the scores.
 
   Prompts of one form (equal shapes) share calls; each other form has its own.
 
   Args:
     model: owns prediction and scoring.
-    backbone: what `load_backbone` takes.
+    backbone: what `load_backbone` takes, or its result.
     tasks: the tasks to evaluate on.
     vocabulary: the backbone's.
     lengths: `{'inputs': T, 'targets': L}` in tokens, EOS included.
@@ -95,15 +96,12 @@ def evaluate(
     overwrite: replace outputs that exist.
     model_parallel: devices over which each parameter is split.
     progress: show a progress bar.
+    printed: print the table.
 
   Raises:
     UserError: inputs that do not belong together, or an output that exists.
   """
-  if output is not None:
-    outputs = [output, f"{output}.predictions.jsonl"]
-    files.check_together(outputs[: 1 + predictions], overwrite)
-  elif predictions:
-    raise UserError("Predictions need a place: give --gin.OUTPUT as well.")
+  _check_outputs(output, predictions, overwrite)
   _check_tasks(tasks, splits)
   asked = {*splits}
   if search is not False:
@@ -121,7 +119,7 @@ def evaluate(
     coefficient if isinstance(coefficient, list | tuple) else [coefficient]
   )
   processes.wait_for_all("the outputs are checked")
-  loaded = loading.load_backbone(backbone, model.network, vocabulary)
+  loaded = loading.loaded(backbone, model.network, vocabulary)
   groups = candidates.read(prompt, vector, initial, coefficients, which)
   for one in itertools.chain(*groups):
     if one.leaves is not None and one.provenance is not None:
@@ -167,12 +165,24 @@ def evaluate(
     "versions": versions(),
   }
   if processes.is_writer():
-    report.show(results, chosen, names)
-    print(f"{len(results)} results in {evaluator.work}")
+    if printed:
+      report.show(results, chosen, names)
+      print(f"{len(results)} results in {evaluator.work}")
     if output is not None:
       lines = report.prediction_lines(results, tasks, names) if predictions else None
       report.write(content, files.to_path(output), lines, overwrite)
   return content
+
+
+def _check_outputs(
+  output: files.PathLike | None, predictions: bool, overwrite: bool
+) -> None:
+  """Raises `UserError` if the results or predictions could not be written."""
+  if output is not None:
+    outputs = [output, f"{output}.predictions.jsonl"]
+    files.check_together(outputs[: 1 + predictions], overwrite)
+  elif predictions:
+    raise UserError("Predictions need a place: give --gin.OUTPUT as well.")
 
 
 def _check_tasks(tasks: Sequence[Any], splits: Sequence[str]) -> None:

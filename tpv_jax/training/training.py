@@ -77,8 +77,8 @@ def train(
       infinity in the loss (the last good state is kept).
     Stopped: SIGINT or SIGTERM came; the state is saved.
   """
-  if isinstance(backbone, str):
-    backbone = loading.load_backbone(backbone, model.network, model.input_vocabulary)
+  if backbone is not None:
+    backbone = loading.loaded(backbone, model.network, model.input_vocabulary)
   run = Run(
     model=model,
     data=data,
