@@ -36,6 +36,11 @@ def add_arguments(parser: Parser) -> None:
   parser.add_argument(
     "--gin_search_paths", default="", help="folders, separated by commas"
   )
+  parser.add_argument(
+    "--show-config",
+    action="store_true",
+    help="print every setting with its meaning, default and origin, and run nothing",
+  )
   flags.add(parser)
 
 
@@ -79,10 +84,13 @@ def run(
     search_paths,
     arguments,
     unquoted=True,
+    show=print if options.show_config else None,
   )
   for line in ready.lines:
     if not options.process_index:
       print(line, file=sys.stderr)
+  if options.show_config:
+    return None
   processes.keep_compiled_programs()
   raise_on_interrupt()
   result = ready.run()

@@ -8,7 +8,7 @@ from typing import Any
 import gin
 
 from tpv_jax.core.errors import UserError
-from tpv_jax.settings import gin_files, refusals, run_files
+from tpv_jax.settings import gin_files, refusals, run_files, showing
 from tpv_jax.settings.gin_files import Settings
 
 
@@ -50,6 +50,7 @@ def prepare(
   search_paths: Sequence[str] = (),
   arguments: Mapping[str, Any] | None = None,
   unquoted: bool = False,
+  show: Callable[[str], None] | None = None,
 ) -> Prepared:
   """Replaces gin's configuration by that of a call, checks it, and returns the call.
 
@@ -60,6 +61,7 @@ def prepare(
     search_paths: more folders in which to look for files.
     arguments: what is passed to the function in addition to what gin binds.
     unquoted: as for `gin_files.parse`.
+    show: called with each line about all settings (see `showing`) before they are checked.
 
   Raises:
     UserError: see `run_files.complete`, `gin_files.parse` and `refusals.check`.
@@ -70,6 +72,9 @@ def prepare(
     [*added, *files], bindings, search_paths, unquoted=unquoted
   )
   lines = [f"Settings are those of {' and '.join(added)}, and yours."] if added else []
+  if show is not None:
+    for line in showing.lines(function, settings):
+      show(line)
   lines += refusals.check(function, settings, arguments)
   return Prepared(function, arguments, settings, lines)
 

@@ -46,6 +46,7 @@ class Setting:
     line: in the file.
     given: the file on the command line that is or includes `file`.
     shipped: whether the file belongs to this package or to a library.
+    default: the shipped setting that this one of the user's replaces.
   """
 
   key: Key
@@ -55,6 +56,7 @@ class Setting:
   line: int
   given: str | None
   shipped: bool
+  default: "Setting | None" = None
 
   @property
   def place(self) -> str:
@@ -284,15 +286,22 @@ class _Reader:
         name = "/".join(filter(None, (scope, name)))
         setting = Setting(key, name, value, file, line, self.given, ours)
         if self._counts(setting):
-          self.settings[key] = setting
           gin.bind_parameter(written, value)
 
   def _counts(self, setting: Setting) -> bool:
-    """Returns whether a setting replaces what was set before."""
+    """Adds a setting, and returns whether it replaces what was set before.
+
+    A shipped one does not replace the user's.
+    """
     before = self.settings.get(setting.key)
-    if before is not None and not before.shipped and setting.shipped:
-      return False
     _check_one_task(before, setting)
+    if before is not None and setting.shipped and not before.shipped:
+      self.settings[setting.key] = dataclasses.replace(before, default=setting)
+      return False
+    if before is not None and not setting.shipped:
+      default = before if before.shipped else before.default
+      setting = dataclasses.replace(setting, default=default)
+    self.settings[setting.key] = setting
     return True
 
 

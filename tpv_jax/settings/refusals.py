@@ -94,7 +94,7 @@ def check(
       macro; nothing reads a setting of the user's; or a value does not fit the annotation
       of its parameter.
   """
-  calls = _calls(entry, settings)
+  calls = calls_from(entry, settings)
   _check_complete(calls, settings, frozenset(arguments))
   lines = _check_read(calls, settings, instead)
   _check_given(calls, settings)
@@ -107,7 +107,9 @@ def forget_unread(entry: Callable[..., Any], settings: Settings) -> None:
 
   So a configuration that is written to a file passes `check` when it is given again.
   """
-  for scope, selector, parameter in settings.keys() - _read(_calls(entry, settings)):
+  for scope, selector, parameter in settings.keys() - _read(
+    calls_from(entry, settings)
+  ):
     bound = config._CONFIG[scope, selector]
     del bound[parameter]
     if not bound:
@@ -118,7 +120,7 @@ def _read(calls: Iterable[Call]) -> set[Key]:
   return {key for call in calls for key, _ in call.bound.values()}
 
 
-def _calls(entry: Callable[..., Any], settings: Settings) -> list[Call]:
+def calls_from(entry: Callable[..., Any], settings: Settings) -> list[Call]:
   """Returns `entry`, first, and all the calls that gin or our code makes from it."""
   configurable = config._inverse_lookup(entry)
   name = f"{entry.__module__.rpartition('.')[2]}.{entry.__name__}"
