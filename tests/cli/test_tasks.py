@@ -97,7 +97,9 @@ def test_bad_calls_end_in_one_line(call, message, tmp_path, capsys):
   assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["list", "show", "prepare", "export"])
+@pytest.mark.parametrize(
+  "command", ["new", "check", "list", "show", "prepare", "export"]
+)
 def test_help_of_every_command_has_examples_that_parse(command, capsys):
   assert cli.main(["tasks", command, "--help"]) == 0
   printed = capsys.readouterr().out
@@ -166,3 +168,77 @@ def test_several_tasks_go_into_a_bank():
   assert [task.name for task in found] == ["glue_sst2", "glue_rte"]
   with pytest.raises(UserError, match="names is 'glue_rte'; it must be a list"):
     exported.tasks("glue_rte")
+
+
+@pytest.fixture
+def reviews(tmp_path, monkeypatch):
+  """A CSV file as a spreadsheet writes it, in an otherwise empty folder."""
+  monkeypatch.chdir(tmp_path)
+  words = [("enjoyed", "perfect", "positive"), ("hated", "poor", "negative")]
+  rows = "".join(
+    f'"review: the film was {words[i % 2][1]}\r\nand i {words[i % 2][0]} it",{words[i % 2][2]}\r\n'
+    for i in range(40)
+  )
+  path = tmp_path / "reviews.csv"
+  path.write_bytes(("\ufefftext,label\r\n" + rows).encode())
+  return path
+
+
+def test_new_writes_a_task_file_that_check_finds_good(reviews, capsys):
+  assert cli.main(["tasks", "new", "reviews.csv", "--backbone", "embedded"]) == 0
+  out = capsys.readouterr().out
+  assert "reviews.csv: CSV with commas and a header, UTF-8, 40 rows" in out
+  assert "Wrote 'reviews.toml'" in out
+  assert "--gin.BACKBONE=embedded --gin.TASK_FILES=reviews.toml" in out
+  text = reviews.with_suffix(".toml").read_text()
+  assert 'template = "{text}"' in text  # It has no word 'text:'.
+  assert "lengths = { inputs = 16, targets = 2 }" in text
+  assert cli.main(["tasks", "new", "reviews.csv"]) == 2
+  assert "'reviews.toml' exists" in capsys.readouterr().err
+  assert cli.main(["tasks", "new", "reviews.csv", "--overwrite"]) == 0
+  capsys.readouterr()
+  assert cli.main(["tasks", "check", "reviews.toml"]) == 0
+  assert "It can be trained on" in capsys.readouterr().out
+
+
+def test_labels_that_cannot_be_written_end_in_code_2(reviews, capsys):
+  text = reviews.read_text(encoding="utf-8-sig").replace(",negative", ",miserable")
+  reviews.write_text(text, newline="")
+  assert cli.main(["tasks", "new", "reviews.csv", "--backbone", "embedded"]) == 2
+  printed = capsys.readouterr()
+  assert "'miserable' has words that the vocabulary doesn't know" in printed.err
+  assert "Wrote 'reviews.toml', which can't be trained on yet" in printed.out
+  assert cli.main(["tasks", "check", "reviews.toml"]) == 0
+  capsys.readouterr()
+  assert cli.main(["tasks", "check", "reviews.toml", "--backbone", "embedded"]) == 2
+  assert "'miserable'" in capsys.readouterr().err
+
+
+def test_check_names_the_line_that_cannot_be_read(reviews, capsys):
+  assert cli.main(["tasks", "new", "reviews.csv"]) == 0
+  reviews.write_text(reviews.read_text().replace(",positive", ",possitive", 1))
+  capsys.readouterr()
+  assert cli.main(["tasks", "check", "reviews.toml"]) == 2
+  assert (
+    "reviews.csv:2: 'possitive' in column 'label' is outside" in capsys.readouterr().err
+  )
+
+
+@pytest.mark.parametrize(
+  ("call", "message"),
+  [
+    ("new review.csv", "Did you mean 'reviews.csv'"),
+    ("new reviews.csv -o reviews.gin", "A task file ends with .toml"),
+    (
+      "new reviews.csv --text txt",
+      "no column 'txt', only text, label. Did you mean 'text'",
+    ),
+    ("new reviews.csv --backbone embeded", "embeded"),
+    ("check reviews.csv", "tpv tasks new reviews.csv"),
+  ],
+)
+def test_bad_calls_about_own_files_end_in_one_line(call, message, reviews, capsys):
+  assert cli.main(["tasks", *call.split()]) == 2
+  error = capsys.readouterr().err
+  assert message in error
+  assert error.count("\n") == 1

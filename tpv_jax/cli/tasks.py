@@ -1,10 +1,11 @@
-"""Lists, shows, prepares and exports the tasks of both papers, and their data."""
+"""Describes tasks of your own, and lists, shows, prepares and exports those of the papers."""
 
 import argparse
 import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from tpv_jax.cli import own_tasks
 from tpv_jax.cli.arguments import Parser
 from tpv_jax.core.tables import aligned
 
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
   from tpv_jax.data.papers.definition import Definition
 
 _EXAMPLES = {
+  "new": """\
+  tpv tasks new reviews.csv --backbone smollm2
+  tpv tasks new reviews.csv -o reviews.toml --text title body --target stars""",
+  "check": "  tpv tasks check reviews.toml --backbone smollm2",
   "list": "  tpv tasks list\n  tpv tasks list --paper EPT",
   "show": "  tpv tasks show glue_sst2\n  tpv tasks show glue_sst2 --gin > my_task.gin",
   "prepare": """\
@@ -24,6 +29,10 @@ _EXAMPLES = {
 }
 
 _MORE = {
+  "new": """\
+Validation and the test come from files beside FILE if its name has 'train' in it, as in
+train.csv, dev.csv and test.csv; otherwise from its rows.
+Without --backbone no tokens are counted, and the template suits every model.""",
   "prepare": """\
 TFDS downloads its own data sets (extra 'data'), 'datasets' those of the Hugging Face hub
 (extra 'hf'). A call that was stopped continues where it was.
@@ -41,12 +50,17 @@ ON_CPU = True
 
 
 def add_arguments(parser: Parser) -> None:
-  """Adds a parser for each of list, show, prepare and export."""
+  """Adds a parser for each of new, check, list, show, prepare and export."""
   tasks = parser.add_subparsers(
     title="commands", metavar="COMMAND", required=True, parser_class=Parser
   )
 
-  command = _add(tasks, "list", _list, "list all tasks")
+  own_tasks.add_new(_add(tasks, "new", own_tasks.new, "describe a file of your own"))
+  own_tasks.add_check(
+    _add(tasks, "check", own_tasks.check, "look for what stands in a task's way")
+  )
+
+  command = _add(tasks, "list", _list, "list all tasks of the papers")
   command.add_argument(
     "--paper",
     choices=("TPV", "EPT"),
@@ -91,7 +105,7 @@ def add_arguments(parser: Parser) -> None:
 def _add(
   tasks: Any,
   name: str,
-  function: Callable[[argparse.Namespace], None],
+  function: Callable[[argparse.Namespace], int | None],
   summary: str,
 ) -> Parser:
   """Returns the parser of a command, described by the docstring of its function."""
@@ -122,9 +136,10 @@ def _add_names(command: Parser) -> None:
   )
 
 
-def run(options: argparse.Namespace) -> None:
-  """Runs the command."""
-  options.command(options)
+def run(options: argparse.Namespace) -> int | None:
+  """Runs the command and returns its exit code, None for 0."""
+  code: int | None = options.command(options)
+  return code
 
 
 def _list(options: argparse.Namespace) -> None:

@@ -45,7 +45,10 @@ GROUPS = {
     "fetch": ("tpv_jax.cli.fetch", "a small pre-trained model, once, into the cache"),
   },
   "tasks": {
-    "tasks": ("tpv_jax.cli.tasks", "list, show, prepare, export both papers' tasks"),
+    "tasks": (
+      "tpv_jax.cli.tasks",
+      "describe your own data, and list both papers' tasks",
+    ),
   },
   "planning": {
     "plan": ("tpv_jax.cli.plan", "what each chip holds of a backbone on a mesh"),

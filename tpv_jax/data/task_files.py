@@ -28,7 +28,7 @@ from tpv_jax.core.checks import Size, checked, misfit
 from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.core.files import Path, PathLike, is_remote, to_path
 from tpv_jax.data import lines
-from tpv_jax.data.tasks import Example, Task
+from tpv_jax.data.tasks import SPLITS, Example, Task
 from tpv_jax.data.text_files import text_file_task
 
 LENGTHS = {"inputs": 256, "targets": 8}
@@ -109,22 +109,31 @@ def lengths(
 
 @dataclasses.dataclass(frozen=True)
 class TaskFile:
-  """A task file that was read: its task, its lengths, and its keys as they are written."""
+  """What a task file describes: a task, the splits that it has, and its lengths."""
 
   path: Path
   task: Task
+  splits: tuple[str, ...]
   lengths: Mapping[str, int]
-  settings: Mapping[str, Any]
 
 
 @checked
 def read(path: PathLike) -> TaskFile:
-  """Returns the content of a task file; the data are read when they are first used.
+  """Returns what a task file describes; the data are read when they are first used.
 
   Raises:
     UserError: now, or when the data are used, with the name of the task file.
   """
-  settings = _toml(path)
+  return described(_toml(path), path)
+
+
+def described(settings: Mapping[str, Any], path: PathLike) -> TaskFile:
+  """Returns what settings describe that stand in a task file at `path`, or will.
+
+  Raises:
+    UserError: as `read`.
+  """
+  path = to_path(path)
   with _about(path):
     for key in settings:
       if key not in KEYS:
@@ -133,7 +142,7 @@ def read(path: PathLike) -> TaskFile:
           f"{', '.join(KEYS)}."
         )
     _check_form(settings)
-    name = settings.get("name", to_path(path).stem)
+    name = settings.get("name", path.stem)
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
       where = (
         "'name' is" if "name" in settings else "the file's name would give the task"
@@ -145,10 +154,7 @@ def read(path: PathLike) -> TaskFile:
     arguments = {
       argument: settings[key] for key, argument in _ARGUMENTS.items() if key in settings
     }
-    arguments |= {
-      "name": name,
-      "paths": _located(settings["paths"], to_path(path).parent),
-    }
+    arguments |= {"name": name, "paths": _located(settings["paths"], path.parent)}
     made = text_file_task(**arguments)
     own = _lengths(settings.get("lengths", {}))
 
@@ -157,7 +163,15 @@ def read(path: PathLike) -> TaskFile:
       return made.load(split)
 
   named = dataclasses.replace(made, load=load)
-  return TaskFile(to_path(path), named, own, settings)
+  return TaskFile(path, named, _splits(settings), own)
+
+
+def _splits(settings: Mapping[str, Any]) -> tuple[str, ...]:
+  """Returns the splits that a task has."""
+  paths, rule = settings["paths"], settings.get("splits", ())
+  has = {*(paths if isinstance(paths, Mapping) else ["train"])}
+  has.update(SPLITS if rule == "paper" else rule)
+  return tuple(split for split in SPLITS if split in has)
 
 
 def _several(
