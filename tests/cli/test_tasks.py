@@ -174,10 +174,10 @@ def test_several_tasks_go_into_a_bank():
 def reviews(tmp_path, monkeypatch):
   """A CSV file as a spreadsheet writes it, in an otherwise empty folder."""
   monkeypatch.chdir(tmp_path)
-  words = [("enjoyed", "perfect", "positive"), ("hated", "poor", "negative")]
   rows = "".join(
-    f'"review: the film was {words[i % 2][1]}\r\nand i {words[i % 2][0]} it",{words[i % 2][2]}\r\n'
-    for i in range(40)
+    f'"review: the film was {word}\r\nand i {verb} it",{label}\r\n'
+    for verb, word, label in 20
+    * [("enjoyed", "perfect", "positive"), ("hated", "poor", "negative")]
   )
   path = tmp_path / "reviews.csv"
   path.write_bytes(("\ufefftext,label\r\n" + rows).encode())

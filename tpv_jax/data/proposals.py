@@ -17,7 +17,7 @@ from tpv_jax.core.tables import aligned
 from tpv_jax.data import raw_tables
 from tpv_jax.data.labels import spelling
 from tpv_jax.data.raw_tables import MOST_CLASSES, Column, RawTable
-from tpv_jax.data.text_files import FORMATS
+from tpv_jax.data.tables import FORMATS
 from tpv_jax.data.vocabularies import Vocabulary
 
 TARGETS = (

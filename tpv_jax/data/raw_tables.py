@@ -15,7 +15,7 @@ from tpv_jax.core.errors import UserError, python_command
 from tpv_jax.core.files import PathLike, read_bytes
 from tpv_jax.data import lines
 from tpv_jax.data.recipes import as_text
-from tpv_jax.data.text_files import FORMATS
+from tpv_jax.data.tables import FORMATS
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
