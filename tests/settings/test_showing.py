@@ -10,33 +10,27 @@ EMBEDDED = "gin_configs/runs/embedded.gin"
 
 
 def shown(bindings, files=(EMBEDDED,)):
-  """Returns name -> (value, origin, meaning) of the settings of a training."""
-  found, name = {}, None
-  for line in showing.lines(training.train, gin_files.parse(files, bindings)):
-    if line.startswith("    "):
-      found[name][2] = line.strip()
-    else:
-      name, _, rest = line.partition(" = ")
-      assert name not in found
-      value, _, origin = rest.rpartition("  # ")
-      found[name] = [value, origin, ""]
-  return found
+  """Returns the settings of a training by name."""
+  found = [*showing.shown(training.train, gin_files.parse(files, bindings))]
+  assert len({one.name for one in found}) == len(found)
+  return {one.name: one for one in found}
 
 
 def test_a_setting_has_its_value_origin_default_and_meaning(tmp_path):
   mine = tmp_path / "mine.gin"
   mine.write_text("BATCH_SIZE = 4  # few rows\n")
   found = shown(["TRAIN_STEPS=20", "TASK_NAME='topic'"], [EMBEDDED, str(mine)])
-  value, origin, meaning = found["TRAIN_STEPS"]
-  assert (value, meaning) == ("20", "optimizer steps in all.")
-  assert origin.startswith(f"--gin; default 300, {EMBEDDED}:")
-  assert found["BATCH_SIZE"][:2] == ["4", f"{mine}:1; default 16, {EMBEDDED}:14"]
-  assert found["BATCH_SIZE"][2] == "few rows"
-  assert found["INITIAL_SEED"][2].startswith(
-    "of the initial prompt;"
-  )  # From the gin file.
-  assert found["RUN_DIR"][0] == "(must be given)"
-  assert found["training.train.log_period"][:2] == ["25", "default"]
+  steps, rows = found["TRAIN_STEPS"], found["BATCH_SIZE"]
+  assert (steps.value, steps.meaning) == ("20", "optimizer steps in all.")
+  assert steps.origin.startswith(f"--gin; default 300, {EMBEDDED}:")
+  assert str(steps) == f"TRAIN_STEPS = 20  # {steps.origin}\n    {steps.meaning}"
+  assert (rows.value, rows.meaning) == ("4", "few rows")
+  assert rows.origin == f"{mine}:1; default 16, {EMBEDDED}:14"
+  assert found["INITIAL_SEED"].meaning.startswith("of the initial prompt;")
+  assert found["RUN_DIR"].value is None
+  assert "RUN_DIR = (must be given)  #" in str(found["RUN_DIR"])
+  assert found["training.train.log_period"].value == "25"
+  assert found["training.train.log_period"].origin == "default"
   assert "MODEL" not in found
   assert not any(name.endswith((".parent", ".config")) for name in found)
 

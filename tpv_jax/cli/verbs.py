@@ -12,6 +12,7 @@ from tpv_jax.cli.arguments import Parser
 
 GROUPS = {
   "train and evaluate": {
+    "init": ("tpv_jax.cli.init", "a file of settings for a model and your tasks"),
     "train": ("tpv_jax.cli.train", "tune a soft prompt on a frozen backbone"),
     "bank": ("tpv_jax.cli.bank", "tune many soft prompts at once"),
     "eval": ("tpv_jax.cli.eval", "score prompts, vectors or no prompt on tasks"),

@@ -61,7 +61,7 @@ def prepare(
     search_paths: more folders in which to look for files.
     arguments: what is passed to the function in addition to what gin binds.
     unquoted: as for `gin_files.parse`.
-    show: called with each line about all settings (see `showing`) before they are checked.
+    show: called with each setting (see `showing`), as text, before they are checked.
 
   Raises:
     UserError: see `run_files.complete`, `gin_files.parse` and `refusals.check`.
@@ -73,8 +73,8 @@ def prepare(
   )
   lines = [f"Settings are those of {' and '.join(added)}, and yours."] if added else []
   if show is not None:
-    for line in showing.lines(function, settings):
-      show(line)
+    for setting in showing.shown(function, settings):
+      show(str(setting))
   lines += refusals.check(function, settings, arguments)
   return Prepared(function, arguments, settings, lines)
 

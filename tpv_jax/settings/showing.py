@@ -1,5 +1,6 @@
 """All settings of a command, with their meaning, default and origin, for --show-config."""
 
+import dataclasses
 import functools
 import inspect
 import pathlib
@@ -17,12 +18,31 @@ _HIDDEN = ("config", "progress", "name", "parent")
 """Parameters that the command itself sets, and Flax's own of modules."""
 
 
-def lines(entry: Callable[..., Any], settings: Settings) -> Iterator[str]:
-  """Yields the settings that a command reads: its macros, then parameters with a name.
+@dataclasses.dataclass(frozen=True)
+class Shown:
+  """A setting as it is shown.
 
-  Each is written as a gin file would have it, then where it comes from, its default if that
-  is another, and its meaning: the comment beside it in the gin file, or what the function
-  that reads it says of its argument.
+  Attributes:
+    name: 'TRAIN_STEPS', or 'training.train.log_period'.
+    value: as a gin file would have it; None if it must be given and was not.
+    origin: the place that sets it, and its default if that is another; or 'default'.
+    meaning: the comment beside it in the gin file, or what the function that reads it says
+      of its argument; may be empty.
+  """
+
+  name: str
+  value: str | None
+  origin: str
+  meaning: str
+
+  def __str__(self) -> str:
+    value = "(must be given)" if self.value is None else self.value
+    meaning = f"\n    {self.meaning}" if self.meaning else ""
+    return f"{self.name} = {value}  # {self.origin}{meaning}"
+
+
+def shown(entry: Callable[..., Any], settings: Settings) -> Iterator[Shown]:
+  """Yields the settings that a command reads: its macros, then other parameters.
 
   Args:
     entry: the function that the command runs.
@@ -36,7 +56,7 @@ def lines(entry: Callable[..., Any], settings: Settings) -> Iterator[str]:
   read = {key for call in calls for key, _ in call.bound.values()}
   for key, setting in settings.items():
     if key[1:] == MACRO and key in read and not _is_internal(setting):
-      yield from _shown(setting, meanings.get(setting.name, ""))
+      yield _shown(setting, meanings.get(setting.name, ""))
   for call in sorted(calls, key=lambda call: call.name):
     if call.selector != MACRO[0] and call.function.__module__.startswith(_OURS):
       yield from _parameters(call, settings)
@@ -47,35 +67,28 @@ def _is_internal(setting: Setting) -> bool:
   return setting.shipped and repr(setting.value).startswith("@")
 
 
-def _shown(setting: Setting, meaning: str) -> Iterator[str]:
-  value = repr(setting.value)
-  if value == "%gin.REQUIRED":
-    value = "(must be given)"
-  place = setting.place
-  default = setting.default and repr(setting.default.value)
-  if setting.default is not None and default not in (value, "%gin.REQUIRED"):
-    place += f"; default {default}, {setting.default.place}"
-  yield f"{setting.name} = {value}  # {place}"
-  for one in (setting, setting.default):
-    if one is not None and (comment := _comment(one)):
-      meaning = comment
-      break
-  if meaning:
-    yield f"    {meaning}"
+def _shown(setting: Setting, meaning: str) -> Shown:
+  required = "%gin.REQUIRED"
+  value, origin = repr(setting.value), setting.place
+  default = setting.default
+  if default is not None and repr(default.value) not in (value, required):
+    origin += f"; default {default.value!r}, {default.place}"
+  given = [_comment(one) for one in (setting, default) if one is not None]
+  meaning = next(filter(None, [*given, meaning, _elsewhere(setting.name)]), "")
+  return Shown(setting.name, None if value == required else value, origin, meaning)
 
 
-def _parameters(call: Call, settings: Settings) -> Iterator[str]:
+def _parameters(call: Call, settings: Settings) -> Iterator[Shown]:
   """Yields parameters that no macro sets: bound by the user, or at their default."""
   said = arguments_of(call.function)
   for name, parameter in inspect.signature(call.function).parameters.items():
     if name in call.bound:
       setting = settings[call.bound[name][0]]
       if not setting.shipped:
-        yield from _shown(setting, said.get(name, ""))
+        yield _shown(setting, said.get(name, ""))
     elif call.by_gin and _has_a_default(parameter):
-      yield f"{call.name}.{name} = {parameter.default!r}  # default"
-      if name in said:
-        yield f"    {said[name]}"
+      whole = f"{call.name}.{name}"
+      yield Shown(whole, repr(parameter.default), "default", said.get(name, ""))
 
 
 def _has_a_default(parameter: inspect.Parameter) -> bool:
@@ -116,6 +129,14 @@ def _comment(setting: Setting) -> str:
     return ""
   for line in _lines(setting.file)[setting.line - 1 : setting.line]:
     if found := re.search(r"[^'\"]*?  ?# *(.*)$", line):
+      return found[1].strip()
+  return ""
+
+
+def _elsewhere(name: str) -> str:
+  """Returns the comment behind a macro in another file of this package."""
+  for text in gin_files.shipped().values():
+    if found := re.search(rf"(?m)^{re.escape(name)} = [^#\n]*  # *(.*)$", text):
       return found[1].strip()
   return ""
 
