@@ -60,7 +60,7 @@ class Step:
   def outputs(self) -> list[str]:
     """What a command says that it writes, but for the folder of all runs."""
     options = (
-      r""" (?:-o|>) (\S+)|--gin\.(?:(?:RUN|MODEL|OUTPUT)_DIR|OUTPUT)='"(.*?)"'"""
+      r""" (?:-o|>) (\S+)|--gin\.(?:(?:RUN|MODEL|OUTPUT)_DIR|OUTPUT)=['"]*([^\s'"]+)"""
     )
     found = ("".join(names) for names in re.findall(options, self.text))
     return [name for name in found if name != "runs"]

@@ -323,6 +323,25 @@ def run(path):
   (path / "manifest.json").write_text(json.dumps({"status": "finished"}))
 
 
+def whole_run(path):
+  """Writes such a run, whose manifest states a task with the column 'text'."""
+  from tpv_jax.embedded import suite
+
+  run(path)
+  subject = {
+    "backbone": "embedded",
+    "family": "t5",
+    "vocabulary_file": None,
+    "chat": None,
+    "dtype": "float32",
+    "quantize": None,
+    "lengths": suite.LENGTHS,
+    "recipe": suite.task("sentiment").recipe.to_json(),
+  }
+  manifest = {"status": "finished", "subject": subject}
+  (path / "manifest.json").write_text(json.dumps(manifest))
+
+
 def prompts(task: str):
   """Returns a run's prompts by name, of EPT if the task's name begins so.
 
@@ -545,6 +564,8 @@ FILES = {
   "sentences.txt": lines("review: a fine film", "review: a dull film"),
   "runs/ept_*": lambda path: run(path.with_name("ept_sst2")),
   "runs/mine": own_run,
+  "runs/reviews": whole_run,
+  "new.csv": lines("id,text", "1,review: a fine film"),
   "runs/pretraining": pretraining,
   **{
     f"runs/{task}": run

@@ -147,6 +147,36 @@ def test_ctrl_c_ends_with_one_line(person):
   assert code == 128 + signal.SIGINT
 
 
+ROWS = """
+from tpv_jax.evaluation import terminal
+for row in terminal.rows(["first", "second"]):
+  print(sorted(row.items()))
+"""
+
+
+def test_each_column_is_asked_for_until_ctrl_d():
+  person = Person(ROWS)
+  try:
+    person.read_until(f"first{terminal.ASK}")
+    for _ in range(2):
+      person.type("\r")  # An empty line is asked for again.
+      person.read_until(f"first{terminal.ASK}")
+      person.type("one\r")
+      person.read_until(f"second{terminal.ASK}")
+      person.type("two words\r")
+      shown = person.read_until(f"first{terminal.ASK}")
+      assert "[('first', 'one'), ('second', 'two words')]" in shown
+    person.type("left out\r")
+    person.read_until(f"second{terminal.ASK}")
+    person.type("\x04")
+    shown, code = person.end()
+    assert "left out" not in shown
+    assert code == 0
+  finally:
+    person.process.kill()
+    os.close(person.handle)
+
+
 INFER = """
 import sys
 from tpv_jax import cli

@@ -122,6 +122,17 @@ def option(name: str, value: Any = True, verb: str | None = None) -> str:
   return of_tpv if _spelling == "--" else f"{name}={value!r}"
 
 
+@contextlib.contextmanager
+def options_spelled(prefix: str) -> Iterator[None]:
+  """Makes `option` spell options with this prefix within the block."""
+  global _spelling
+  before, _spelling = _spelling, prefix
+  try:
+    yield
+  finally:
+    _spelling = before
+
+
 class ArgumentParser(argparse.ArgumentParser):
   """argparse's parser, with one-line errors and without abbreviated options."""
 
@@ -212,11 +223,9 @@ def run_command(
   line and 130 or 143, and unfinished work is cleaned up. `spelling` is the prefix of the
   command's options ('--' or '--gin.').
   """
-  global _spelling
-  before, _spelling = _spelling, spelling
   _open_standard_streams()
   try:
-    with _terminated():
+    with _terminated(), options_spelled(spelling):
       code = main() or 0
       sys.stdout.flush()
       return code
@@ -238,8 +247,6 @@ def run_command(
     else:
       print(f"error: {_one_line(told)}", file=sys.stderr)
     return EXIT_USER_ERROR
-  finally:
-    _spelling = before
 
 
 def _open_standard_streams() -> None:

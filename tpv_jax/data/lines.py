@@ -138,8 +138,13 @@ def read_text(path: PathLike, setting: str) -> str:
   Raises:
     UserError: it cannot be read, is not UTF-8, or has a NUL byte.
   """
+  return decoded(path, read_content(path, setting))
+
+
+def read_content(path: PathLike, setting: str) -> bytes:
+  """Returns what a file holds; see `read_text`."""
   try:
-    content = read_bytes(path)
+    return read_bytes(path)
   except OSError as error:
     folder = to_path(path).parent
     beside = [p.name for p in folder.iterdir()] if folder.is_dir() else []
@@ -147,7 +152,6 @@ def read_text(path: PathLike, setting: str) -> str:
       f"Cannot read '{path}': {error.strerror or error}."
       f"{near_misses(pathlib.Path(path).name, beside)} Correct {setting}."
     ) from error
-  return decoded(path, content)
 
 
 def decoded(path: PathLike, content: bytes) -> str:

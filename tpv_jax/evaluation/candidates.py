@@ -150,9 +150,9 @@ def read(
 
 
 def subject(
-  prompt: str | None,
+  prompt: Source | None,
   vector: Vector | None,
-  initial: str | None,
+  initial: Source | None,
   coefficient: float,
   which: str,
 ) -> tuple[dict[str, np.ndarray], Provenance | None]:

@@ -1,8 +1,9 @@
 """Sources typed at the terminal or read from a pipe, and the answers to them."""
 
 import importlib.util
+import itertools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from tpv_jax.core.errors import UserError, printable
 
@@ -25,11 +26,27 @@ def lines() -> Iterator[str]:
     UserError: a line is not UTF-8 or has a NUL byte.
   """
   if is_typed():
-    yield from filter(None, _typed())
+    yield from _typed(itertools.repeat(ASK))
   elif sys.stdin is not None:
     for number, line in enumerate(sys.stdin.buffer, 1):
       line = line.removesuffix(b"\n").removesuffix(b"\r")
       yield _text(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, number)
+
+
+def rows(columns: Sequence[str]) -> Iterator[dict[str, str]]:
+  """Yields what is typed for each of the columns, until Ctrl-D.
+
+  An empty line is asked for again.
+
+  Raises:
+    UserError: a line is not UTF-8 or has a NUL byte.
+  """
+  typed = _typed(f"{printable(column)}{ASK}" for column in itertools.cycle(columns))
+  while True:
+    row = dict(zip(columns, typed, strict=False))
+    if len(row) < len(columns):
+      return
+    yield row
 
 
 def show(parts: Iterable[str]) -> None:
@@ -49,14 +66,14 @@ def show(parts: Iterable[str]) -> None:
     sys.stdout.flush()
 
 
-def _typed() -> Iterator[str]:
+def _typed(asks: Iterator[str]) -> Iterator[str]:
+  """Yields what is typed behind each of `asks`, asked for again while it is empty."""
   if sys.stdout.isatty() and importlib.util.find_spec("readline"):
     import readline  # noqa: F401 (with it `input` edits lines and remembers them)
-  number = 0
-  while True:
-    number += 1
+  ask = next(asks)
+  for number in itertools.count(1):
     try:
-      line = input(ASK)
+      line = input(ask)
     except EOFError:
       print()
       return
@@ -65,7 +82,9 @@ def _typed() -> Iterator[str]:
       raise
     except UnicodeDecodeError as error:
       raise _no_text(number, error.reason) from error
-    yield _text(line.encode(errors="surrogateescape"), number)
+    if text := _text(line.encode(errors="surrogateescape"), number):
+      yield text
+      ask = next(asks)
 
 
 def _text(line: bytes, number: int) -> str:
