@@ -103,7 +103,7 @@ def test_finished_runs_and_a_bank_are_left_as_they_are(runs, writer):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"total_steps": 13}, "another total_steps: 12 there, 13 now"),
+    ({"total_steps": 11}, "another total_steps: 12 there, 11 now"),
     ({"initial_seed": 1}, "another initial_seed: 0 there, 1 now"),
     ({"data": 1}, "another data/seed: 0 there, 1 now"),
     ({"best_metric": "accuracy"}, "another best_metric: loss there, accuracy now"),

@@ -226,8 +226,8 @@ def test_a_finished_run_is_left_as_it_is(tiny, finished):
 
 def test_other_settings_in_the_same_folder_are_refused(tiny, finished):
   run, _ = finished
-  with pytest.raises(UserError, match="another total_steps: 20 there, 30 now"):
-    tiny.train(run, total_steps=30)
+  with pytest.raises(UserError, match="another total_steps: 20 there, 10 now"):
+    tiny.train(run, total_steps=10)
   with pytest.raises(UserError, match="another data/batch_size: 8 there, 4 now"):
     tiny.train(run, data=tiny.data(batch_size=4))
 

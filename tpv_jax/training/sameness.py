@@ -15,19 +15,23 @@ if TYPE_CHECKING:
   from tpv_jax.training.loop import Run
 
 
-def settings_of(run: "Run") -> Settings:
+def settings_of(run: "Run", total_steps: int | None = None) -> Settings:
   """Returns the settings of a run, with defaults for those that old manifests lack.
+
+  With `total_steps` they are those of a run that ends there, with the same schedule and
+  optimizer.
 
   Schedule and optimizer are functions, so they are stated by what they do (ours): the
   learning rate at a few steps, and the direction on fixed gradients.
   """
   model = run.model
-  sampled = (0, 1, run.total_steps // 2, run.total_steps - 1)
+  total_steps = total_steps or run.total_steps
+  sampled = (0, 1, total_steps // 2, total_steps - 1)
   parts = {"data": run.data, "network": model.network}
   if model.prompt is not None:
     parts["prompt"] = model.prompt
   values = {
-    "total_steps": run.total_steps,
+    "total_steps": total_steps,
     "eval_period": run.eval_period,
     "log_period": run.log_period,
     "checkpoint_period": run.checkpoint_period,

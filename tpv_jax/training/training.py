@@ -11,6 +11,7 @@ from tpv_jax.devices import processes
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.runs.run_folder import RunFolder, alone
 from tpv_jax.runs.run_settings import defaults_of
+from tpv_jax.training import lengthening
 from tpv_jax.training.initial import Initial
 from tpv_jax.training.loop import Metric, Run
 from tpv_jax.training.optimizers import LearningRate
@@ -47,7 +48,8 @@ def train(
 
   The same call continues a run that was stopped or killed, from its newest checkpoint,
   and ends with the same bits as an unbroken run on the same CPU machine (on an
-  accelerator: with XLA's deterministic flags). A finished run is left as it is.
+  accelerator: with XLA's deterministic flags). A finished run is left as it is; with more
+  `total_steps` it goes on, if its schedule allows that (see `lengthening`).
 
   Args:
     model: owns the loss, the optimizer and the pattern of what is trained.
@@ -99,6 +101,12 @@ def train(
     defaults=defaults_of(train),
   )
   with alone(run.folder):
+    before = None if overwrite else lengthening.lengthened(run)
+    processes.wait_for_all("the run's end is checked")
+    if before is not None:
+      screen.say(f"{run.folder.path} was to end after {before} steps, and goes on.")
+      lengthening.lengthen(run)
+      processes.wait_for_all("the run's new end is stated")
     manifest = run.folder.open(run.settings, overwrite)
     if manifest.get("status") == "finished":
       screen.say(f"{run.folder.path} is finished; nothing to do.")
