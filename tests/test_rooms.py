@@ -21,7 +21,7 @@ ROOMS = (
     "banks",
     "studies",
   ),
-  *("settings", "t5x", "cli", "__main__"),
+  *("settings", "t5x", "api", "cli", "__main__"),
 )
 """In the order of their arrows; those from `encoder_decoder` to `model` are one module each."""
 

@@ -2,9 +2,11 @@
 
     import tpv_jax as tpv
 
-    initial = tpv.load("runs/sst2", which="initial")
-    vectors = [tpv.diff(tpv.load(f"runs/{task}"), initial) for task in ("sst2", "rte")]
-    tpv.save("both.safetensors", tpv.apply(tpv.sum_vectors(vectors), initial))
+    backbone = tpv.load_backbone("embedded")
+    tasks = [tpv.task(name, of="embedded") for name in ("sentiment", "topic")]
+    runs = tpv.train(backbone, tasks, "runs")
+    both = sum(runs.vectors()).on(runs[0].initial)
+    print(tpv.evaluate(backbone, tasks, {"sum": both, "none": None}))
 
 What is listed in `__all__` is loaded when it is used; importing the package loads nothing.
 """
@@ -15,7 +17,18 @@ from tpv_jax.core.registry import entry as _entry
 from tpv_jax.core.version import VERSION as __version__  # noqa: N811
 
 if TYPE_CHECKING:
+  from tpv_jax.api.backbones import Backbone as Backbone
+  from tpv_jax.api.backbones import load_backbone as load_backbone
+  from tpv_jax.api.evaluation import evaluate as evaluate
+  from tpv_jax.api.runs import Run as Run
+  from tpv_jax.api.runs import Runs as Runs
+  from tpv_jax.api.runs import open_run as open_run
+  from tpv_jax.api.tables import Table as Table
+  from tpv_jax.api.tasks import task as task
+  from tpv_jax.api.training import train as train
   from tpv_jax.core.errors import UserError as UserError
+  from tpv_jax.data.tasks import Example as Example
+  from tpv_jax.data.tasks import Task as Task
   from tpv_jax.formats.sources import load as load
   from tpv_jax.formats.sources import save as save
   from tpv_jax.vectors.algebra import analogy as analogy
@@ -32,6 +45,17 @@ if TYPE_CHECKING:
   from tpv_jax.vectors.provenance import Term as Term
 
 _PLACES = {
+  "Backbone": "api.backbones",
+  "load_backbone": "api.backbones",
+  "evaluate": "api.evaluation",
+  "Run": "api.runs",
+  "Runs": "api.runs",
+  "open_run": "api.runs",
+  "Table": "api.tables",
+  "task": "api.tasks",
+  "train": "api.training",
+  "Example": "data.tasks",
+  "Task": "data.tasks",
   "UserError": "core.errors",
   "load": "formats.sources",
   "save": "formats.sources",

@@ -7,7 +7,6 @@ checkpoints of its runs, with the same bits, and its results are ordinary run fo
 
 import dataclasses
 import functools
-import itertools
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from jaxtyping import Float32
 
 from tpv_jax.backbones import loading
 from tpv_jax.banks import bank_steps, loop
-from tpv_jax.banks.grid import check_lists, name_of
+from tpv_jax.banks.grid import check_lists, entries
 from tpv_jax.banks.plan import Plan
 from tpv_jax.core import files, screen
 from tpv_jax.core.checks import (
@@ -104,12 +103,12 @@ def grid(
   return [
     Entry(
       TaskData(task, vocabulary, lengths, batch_size, seed),
-      folder / name_of(task.name, seed, rate if len(rates) > 1 else None),
+      folder / name,
       initial_seed=seed,
       seed=seed,
       rate=rate,
     )
-    for task, seed, rate in itertools.product(tasks, initial_seeds, rates)
+    for task, seed, rate, name in entries(tasks, initial_seeds, rates)
   ]
 
 

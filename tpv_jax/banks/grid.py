@@ -3,6 +3,7 @@
 Both runners' banks take the same lists and name their prompts alike.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -44,6 +45,16 @@ def check_lists(
     at_least("A seed of INITIAL_SEEDS", seed, 0)
   for rate in rates:
     check_rate(rate, "RATES")
+
+
+def entries(
+  tasks: Sequence[Task], initial_seeds: Sequence[int], rates: Sequence[float]
+) -> list[tuple[Task, int, float, str]]:
+  """Returns the task, seed, rate and name of each prompt of a grid, in order."""
+  return [
+    (task, seed, rate, name_of(task.name, seed, rate if len(rates) > 1 else None))
+    for task, seed, rate in itertools.product(tasks, initial_seeds, rates)
+  ]
 
 
 def name_of(task: str, seed: int, rate: float | None) -> str:

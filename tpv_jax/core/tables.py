@@ -25,6 +25,12 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
   return "\n".join(lines)
 
 
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """Returns a table in Markdown."""
+  lines = [header, ["---"] * len(header), *rows]
+  return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def html(rows: Sequence[Sequence[Any]], header: Sequence[str] = ()) -> str:
   """Returns rows as a table for notebooks, every text escaped; None is 'unknown'."""
   return (

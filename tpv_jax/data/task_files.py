@@ -127,8 +127,15 @@ def read(path: PathLike) -> TaskFile:
   return described(_toml(path), path)
 
 
-def described(settings: Mapping[str, Any], path: PathLike) -> TaskFile:
+def described(
+  settings: Mapping[str, Any], path: PathLike, folder: Path | None = None
+) -> TaskFile:
   """Returns what settings describe that stand in a task file at `path`, or will.
+
+  Args:
+    settings: by key of `KEYS`.
+    path: names the task file in messages, and the task if the settings have no 'name'.
+    folder: where relative paths begin; None for that of `path`.
 
   Raises:
     UserError: as `read`.
@@ -154,7 +161,8 @@ def described(settings: Mapping[str, Any], path: PathLike) -> TaskFile:
     arguments = {
       argument: settings[key] for key, argument in _ARGUMENTS.items() if key in settings
     }
-    arguments |= {"name": name, "paths": _located(settings["paths"], path.parent)}
+    begin = path.parent if folder is None else folder
+    arguments |= {"name": name, "paths": _located(settings["paths"], begin)}
     made = text_file_task(**arguments)
     own = _lengths(settings.get("lengths", {}))
 
@@ -162,7 +170,7 @@ def described(settings: Mapping[str, Any], path: PathLike) -> TaskFile:
     with _about(path):
       return made.load(split)
 
-  named = dataclasses.replace(made, load=load)
+  named = dataclasses.replace(made, load=load, lengths=own)
   return TaskFile(path, named, _splits(settings), own)
 
 

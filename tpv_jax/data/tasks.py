@@ -1,16 +1,21 @@
 """Tasks: named splits of pairs of texts, with labels and metrics."""
 
+import collections
 import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from tpv_jax.core.errors import UserError, near_misses
+from tpv_jax.core import tables
+from tpv_jax.core.errors import UserError, near_misses, printable, some
 from tpv_jax.data.metrics import registry as metrics
 from tpv_jax.data.recipes import Recipe
 
 SPLITS = ("train", "validation", "test")
+
+_MOST_SHARES = 12
+"""The most labels whose examples are counted for people."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Example:
   )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Task:
   """A task: its name, its label words, its own metric, and its examples.
 
@@ -51,6 +56,8 @@ class Task:
     origin: returns what a run's manifest says about the source of the examples.
     recipe: how the examples are made from rows of columns, so that a prompt can answer new
       rows; None if no recipe says it.
+    lengths: `{'inputs': T, 'targets': L}` in tokens, EOS included, where they are stated
+      together with the task; a run may choose others.
   """
 
   name: str
@@ -60,6 +67,7 @@ class Task:
   more_metrics: tuple[str, ...] = ()
   origin: Callable[[], Mapping[str, Any]] | None = None
   recipe: Recipe | None = None
+  lengths: Mapping[str, int] | None = dataclasses.field(default=None, hash=False)
 
   def __post_init__(self) -> None:
     """Checks the metrics' names.
@@ -123,6 +131,45 @@ class Task:
   def split_digest(self, split: str) -> str:
     """Returns the `digest` of the examples of `split`."""
     return digest(self.examples(split))
+
+  def __repr__(self) -> str:
+    """Returns one line, without reading an example."""
+    labels = "free answers" if self.labels is None else some(self.labels)
+    return f"<task '{self.name}': {labels}; {self.metric}>"
+
+  def rows(self) -> list[tuple[str, str]]:
+    """Returns labels and values for people: how many examples it has, and one of them."""
+    found = [("task", self.name)]
+    for split in SPLITS:
+      try:
+        examples = self.examples(split)
+      except UserError as error:
+        found.append((split, str(error)))
+        continue
+      found.append((split, f"{len(examples):,} examples{_shares(self, examples)}"))
+      if split == SPLITS[0]:
+        found += [("a source", examples[0].inputs), ("its target", examples[0].targets)]
+    if self.lengths is not None:
+      found.append(
+        ("tokens", ", ".join(f"{key} {most}" for key, most in self.lengths.items()))
+      )
+    return [*found, ("metrics", ", ".join((self.metric, *self.more_metrics)))]
+
+  def __str__(self) -> str:
+    """Returns the rows as lines; the examples are read for it."""
+    rows = [(label, printable(value)) for label, value in self.rows()]
+    return tables.aligned(rows, left=2)
+
+  def _repr_html_(self) -> str:
+    return tables.html(self.rows())
+
+
+def _shares(task: Task, examples: Sequence[Example]) -> str:
+  """Returns how many examples each label has, where labels are few."""
+  if task.labels is None or len(task.labels) > _MOST_SHARES:
+    return ""
+  counts = collections.Counter(example.targets for example in examples)
+  return f" ({', '.join(f'{label} {counts[label]:,}' for label in task.labels)})"
 
 
 def split_at(text: str, fields: Sequence[tuple[int, int]]) -> list[str]:

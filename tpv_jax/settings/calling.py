@@ -1,11 +1,16 @@
 """A call that gin configures: its settings are completed, parsed and checked first."""
 
+import contextlib
 import dataclasses
+import re
+import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gin
+from gin import config
 
 from tpv_jax.core.errors import UserError
 from tpv_jax.settings import gin_files, refusals, run_files, showing
@@ -51,6 +56,7 @@ def prepare(
   arguments: Mapping[str, Any] | None = None,
   unquoted: bool = False,
   show: Callable[[str], None] | None = None,
+  objects: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> Prepared:
   """Replaces gin's configuration by that of a call, checks it, and returns the call.
 
@@ -62,6 +68,7 @@ def prepare(
     arguments: what is passed to the function in addition to what gin binds.
     unquoted: as for `gin_files.parse`.
     show: called with each setting (see `showing`), as text, before they are checked.
+    objects: macro -> a value of Python, bound after the bindings.
 
   Raises:
     UserError: see `run_files.complete`, `gin_files.parse` and `refusals.check`.
@@ -69,7 +76,7 @@ def prepare(
   arguments = arguments or {}
   added = run_files.complete(function, files, bindings, search_paths)
   settings = gin_files.parse(
-    [*added, *files], bindings, search_paths, unquoted=unquoted
+    [*added, *files], bindings, search_paths, unquoted=unquoted, objects=objects
   )
   lines = [f"Settings are those of {' and '.join(added)}, and yours."] if added else []
   if show is not None:
@@ -77,6 +84,38 @@ def prepare(
       show(str(setting))
   lines += refusals.check(function, settings, arguments)
   return Prepared(function, arguments, settings, lines)
+
+
+def record() -> str:
+  """Returns the settings that were used, as a gin file; values of Python are to be given."""
+  text = gin.operative_config_str()
+  given = rf"= (?:\\\n\s*)?{re.escape(gin_files.GIVEN)}"
+  return str(re.sub(given, "= %gin.REQUIRED  # it was a value of Python", text))
+
+
+_ALONE = threading.RLock()
+"""Held while gin's configuration, of which a process has one, is that of a call."""
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+  """Leaves gin's configuration as it was before the block; other threads wait."""
+  with _ALONE:
+    locked = gin.config_is_locked()
+    before = [
+      ({key: dict(value) for key, value in one.items()}, one)
+      for one in (config._CONFIG, config._OPERATIVE_CONFIG)
+    ]
+    singletons, imports = dict(config._SINGLETONS), set(config._IMPORTS)
+    try:
+      yield
+    finally:
+      gin.clear_config()
+      for values, one in before:
+        one.update(values)
+      config._SINGLETONS.update(singletons)
+      config._IMPORTS.update(imports)
+      config._set_config_is_locked(locked)
 
 
 def _is_gins(error: RecursionError) -> bool:

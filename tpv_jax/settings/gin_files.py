@@ -17,12 +17,14 @@ import pkgutil
 import re
 import sys
 import tokenize
-from collections.abc import Callable, Iterator, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gin
 from gin import config, config_parser
 
+from tpv_jax.core.checks import Unknown
 from tpv_jax.core.errors import UserError, near_misses
 
 Key = tuple[str, str, str]
@@ -67,12 +69,35 @@ class Setting:
 Settings = dict[Key, Setting]
 
 
+GIVEN = "<given in Python>"
+"""How a value of Python is shown, which gin's language cannot write."""
+
+
+class Given(Unknown):
+  """A value of Python that stands in gin's configuration and is used as it is.
+
+  gin copies what it binds; of this the copy is the value itself.
+  """
+
+  def __init__(self, value: Any):
+    self.value = value
+
+  def __deepcopy__(self, memo: Any) -> Any:
+    """Returns the value."""
+    return self.value
+
+  def __repr__(self) -> str:
+    """Returns what stands for the value in a record of the configuration."""
+    return GIVEN
+
+
 def parse(
   files: Sequence[str],
   bindings: Sequence[str] = (),
   search_paths: Sequence[str] = (),
   libraries: Sequence[str] = (),
   unquoted: bool = False,
+  objects: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> Settings:
   """Clears and fills gin's configuration, and returns the settings in force.
 
@@ -86,6 +111,7 @@ def parse(
     libraries: packages whose gin files count as shipped, as ours do.
     unquoted: whether a binding may leave out the quotes of a string, or of the strings of a
       list: `RUN_DIR=runs/x`, `TASK_NAMES=[sentiment, topic]`.
+    objects: macro -> a value of Python, bound after the bindings.
 
   Raises:
     UserError: a file that is missing, is not text or includes itself; a syntax error, an
@@ -99,6 +125,8 @@ def parse(
   reader.given = None
   for binding in bindings:
     reader.bind(binding)
+  for macro, value in objects.items():
+    reader.bind_object(macro, Given(value))
   return reader.settings
 
 
@@ -256,6 +284,12 @@ class _Reader:
         raise
       except Exception as error:
         raise UserError(f"--gin.{name}: {explain(error)}") from error
+
+  def bind_object(self, macro: str, value: Given) -> None:
+    """Binds a macro to a value of Python."""
+    key = (macro, *MACRO)
+    self.settings[key] = Setting(key, macro, value, None, 0, None, False)
+    gin.bind_parameter(key, value)
 
   def _apply(
     self, statement: Any, file: str | None, line: int, ours: bool, context: Any

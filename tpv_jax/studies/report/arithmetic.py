@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from tpv_jax.core.figures import Sheet
+from tpv_jax.core.tables import markdown_table
 from tpv_jax.studies.report import charts
 from tpv_jax.studies.report.charts import Score
 from tpv_jax.studies.report.tables import (
   Results,
   Table,
-  markdown_table,
   mean_and_deviation,
   percent,
   subject,

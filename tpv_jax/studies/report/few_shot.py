@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from tpv_jax.core.figures import Sheet
+from tpv_jax.core.tables import markdown_table
 from tpv_jax.embedded.suite import TASKS
 from tpv_jax.studies.report import charts
 from tpv_jax.studies.report.charts import Score
@@ -11,7 +12,6 @@ from tpv_jax.studies.report.tables import (
   Results,
   Table,
   difference,
-  markdown_table,
   mean_and_deviation,
   percent,
   provenance,

@@ -14,12 +14,6 @@ EMBEDDED = "tpv_jax embedded"
 """The name of the embedded backbone in results."""
 
 
-def markdown_table(header: Sequence[str], rows: Rows) -> str:
-  """Returns a table in Markdown."""
-  lines = [header, ["---"] * len(header), *rows]
-  return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def percent(value: float | None) -> str:
   """Returns a fraction in percent, '-' for None."""
   return "-" if value is None else f"{100 * value:.1f}"

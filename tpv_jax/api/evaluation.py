@@ -1,0 +1,114 @@
+"""Evaluation of prompts: what `tpv eval` does."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tpv_jax.api import settings as of_gin
+from tpv_jax.api.backbones import Backbone
+from tpv_jax.api.runs import Run
+from tpv_jax.api.tables import Table
+from tpv_jax.api.training import lengths_of, of_subjects
+from tpv_jax.core import files
+from tpv_jax.core.errors import UserError
+from tpv_jax.data.tasks import Task
+from tpv_jax.formats import sources
+from tpv_jax.vectors.loaded import Loaded
+
+Prompt = Run | Loaded | files.PathLike | None
+"""A run (its best prompt), a prompt in memory or its path; None for the backbone alone."""
+
+
+@of_subjects
+def evaluate(
+  backbone: Backbone,
+  tasks: Task | Sequence[Task],
+  prompts: Prompt | Sequence[Prompt] | Mapping[str, Prompt] = None,
+  *,
+  splits: str | Sequence[str] | None = None,
+  gin_file: files.PathLike | Sequence[files.PathLike] = (),
+  progress: bool = False,
+  **settings: Any,
+) -> Table:
+  """Returns the scores of prompts on tasks, a row for each prompt, task and split.
+
+  Args:
+    backbone: of `load_backbone`.
+    tasks: of `task`; one, or a list.
+    prompts: one, a list, or a mapping from names for the table; None is the backbone
+      alone. Instead of prompts, `vector` with `initial` as in gin_configs/runs/eval.gin, with
+      `search=True` for the best coefficient.
+    splits: of each task; by default the test split.
+    gin_file: files of the package or of yours.
+    progress: show a progress bar.
+    **settings: macros of the gin files in lower case: `batch_size`, `output`, `num_beams`, ...
+
+  Raises:
+    UserError: a setting is not known, or what is given does not belong together.
+  """
+  from tpv_jax.evaluation import evaluation
+
+  several = [tasks] if isinstance(tasks, Task) else list(tasks)
+  own = {**backbone.macros, **lengths_of(several, settings), "TASKS": several}
+  given = dict(settings)
+  for name in ("vector", "initial"):
+    if name in given:
+      own[name.upper()] = _source_of(given.pop(name))
+  if prompts is not None or "VECTOR" not in own:
+    own["PROMPT_PATH"] = _named(prompts)
+  if splits is not None:
+    own["EVAL_SPLITS"] = [splits] if isinstance(splits, str) else list(splits)
+  arguments = {"backbone": backbone.loaded, "progress": progress, "printed": False}
+  report, _ = of_gin.call(evaluation.evaluate, given, own, arguments, gin_file)
+  names = [one["name"] for one in report["candidates"]]
+  rows = [
+    {"prompt": row.pop("candidate", names[0]), **row}
+    for row in map(dict, report["results"])
+  ]
+  return Table(rows, report, percent=True)
+
+
+def _named(prompts: Any) -> list[Loaded | str | None]:
+  """Returns prompts with different names, which the table shows."""
+  if isinstance(prompts, Mapping):
+    found = [_loaded(one, str(name)) for name, one in prompts.items()]
+  else:
+    one = prompts is None or isinstance(prompts, Run | Loaded | str | os.PathLike)
+    found = [_loaded(item) for item in ([prompts] if one else prompts)]
+  seen: dict[str, int] = {}
+  named: list[Loaded | str | None] = []
+  for item in found:
+    if isinstance(item, Loaded):
+      if item.provenance.kind == "vector":
+        raise UserError(
+          f"'{item.name}' is a vector, a difference of prompts. Put it on an initial prompt: "
+          "vector.on(run.initial)."
+        )
+      count = seen[item.name] = seen.get(item.name, 0) + 1
+      if count > 1:
+        item = dataclasses.replace(item, name=f"{item.name} ({count})")
+    named.append(item)
+  return named
+
+
+def _loaded(prompt: Any, name: str | None = None) -> Loaded | None:
+  """Returns a prompt in memory, under another name if one is given."""
+  if prompt is None:
+    return None
+  if isinstance(prompt, Run):
+    found = prompt.prompt
+  elif isinstance(prompt, Loaded):
+    found = prompt
+  else:
+    found = sources.load(prompt)
+  return found if name is None else dataclasses.replace(found, name=name)
+
+
+def _source_of(given: Any) -> Any:
+  """Returns a vector or an initial prompt as `evaluation.candidates` takes it."""
+  if isinstance(given, Run):
+    return given.initial
+  if isinstance(given, list | tuple):
+    return [_source_of(one) for one in given]
+  return given
