@@ -4,7 +4,11 @@ They are read from files and folded, so that each can be an entry of a bank.
 """
 
 import dataclasses
+import glob
+import json
 import math
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,11 +16,13 @@ import numpy as np
 
 from tpv_jax.backbones import loading, quantization
 from tpv_jax.backbones.protocol import Network
-from tpv_jax.core import identity, screen
+from tpv_jax.core import files, identity, screen
 from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.data.tasks import Task
 from tpv_jax.devices import processes
 from tpv_jax.formats import sources
+from tpv_jax.runs import run_settings
+from tpv_jax.runs.run_folder import RunFolder
 from tpv_jax.vectors import algebra
 from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import Provenance, describe_precision
@@ -41,6 +47,7 @@ class Candidate:
     provenance: None for the backbone alone.
     coefficient: of the vector that it was made with; None without a vector.
     tasks: the names of the tasks that it, or its vector, was trained on.
+    run: of a run's prompt, the run's settings without its seeds, as text to compare.
   """
 
   name: str
@@ -48,6 +55,7 @@ class Candidate:
   provenance: Provenance | None
   coefficient: float | None = None
   tasks: tuple[str, ...] = ()
+  run: str | None = None
 
   def to_json(self) -> dict[str, Any]:
     """Returns the candidate as a report states it."""
@@ -72,9 +80,9 @@ def read(
   """Returns the candidates in groups: those of a group differ only in the coefficient.
 
   Args:
-    prompt: a run folder, an Orbax checkpoint, a file that tpv wrote or a prompt in
-      memory, or a list of them. None in a list is the backbone alone, and so is giving
-      neither prompt nor vector.
+    prompt: a run folder, an Orbax checkpoint, a file that tpv wrote, a pattern such as
+      'runs/sst2-*', or a prompt in memory; or a list of them. None in a list is the
+      backbone alone, and so is giving neither prompt nor vector.
     vector: a vector or its file, or a list. An entry of a list may itself be a list of
       vectors to add, or a mapping from files to the weights of such a sum. Each entry
       is applied to each initial prompt, times each coefficient.
@@ -85,7 +93,7 @@ def read(
   Raises:
     UserError: inputs that do not belong together, or something given twice.
   """
-  prompts = [None] if prompt is None else _listed(prompt)
+  prompts = [None] if prompt is None else matching(_listed(prompt))
   vectors: list[Vector] = [] if vector is None else _listed(vector)
   if vectors:
     prompts = [] if prompt is None else prompts
@@ -282,6 +290,35 @@ def _listed(given: Any) -> list[Any]:
   return [given] if isinstance(given, str | Loaded | Mapping) else list(given)
 
 
+def matching(prompts: Sequence[Source | None]) -> list[Source | None]:
+  """Returns the prompts, and for each pattern among them the paths that match it.
+
+  If a pattern matches run folders, other files beside them are left out.
+
+  Raises:
+    UserError: nothing matches.
+  """
+  found: list[Source | None] = []
+  for one in prompts:
+    if (
+      not isinstance(one, str) or not glob.has_magic(one) or files.to_path(one).exists()
+    ):
+      found.append(one)
+      continue
+    paths = sorted(glob.glob(os.path.expanduser(one)), key=_natural)
+    runs = [path for path in paths if os.path.exists(f"{path}/manifest.json")]
+    if not paths:
+      raise UserError(f"PROMPT_PATH: no run or file matches '{one}'.")
+    found += runs or paths
+  return found
+
+
+def _natural(path: str) -> list[tuple[int, str]]:
+  """Returns a key that sorts 'sst2-2' before 'sst2-10'."""
+  parts = re.split(r"(\d+)", path)
+  return [(int(part), "") if part.isdigit() else (0, part) for part in parts]
+
+
 def _loaded(source: Source, which: str = "best") -> Loaded:
   return source if isinstance(source, Loaded) else sources.load(source, which)
 
@@ -301,7 +338,18 @@ def _prompt(source: Source | None, which: str) -> Candidate:
     dict(loaded.leaves),
     loaded.provenance,
     tasks=_tasks(loaded.provenance),
+    run=None if isinstance(source, Loaded) else _settings_but_seeds(source),
   )
+
+
+def _settings_but_seeds(path: str) -> str | None:
+  """Returns the settings of the run in a folder without its seeds, or None if it is none."""
+  if not (files.to_path(path) / "manifest.json").exists():
+    return None
+  settings = run_settings.flatten(RunFolder(path).manifest()["settings"])
+  seeded = ("seed", "initial_seed", "initial_digest", "data/seed")
+  kept = {name: value for name, value in settings.items() if name not in seeded}
+  return json.dumps(kept, sort_keys=True)
 
 
 def _tasks(provenance: Provenance) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from tpv_jax.data.tasks import SPLITS, Example, Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.devices import partitioning, processes
 from tpv_jax.embedded import suite
-from tpv_jax.evaluation import candidates, report, searching, streaming, terminal
+from tpv_jax.evaluation import candidates, report, searching, seeds, streaming, terminal
 from tpv_jax.evaluation.candidates import Candidate
 from tpv_jax.evaluation.evaluator import AT_ONCE, Evaluator, Prompt
 from tpv_jax.formats.sources import Which
@@ -156,17 +156,23 @@ def evaluate(
     [(one.leaves, task, split) for one, task, split in cells]
   )
   names = [one.name for one, _, _ in cells] if len(chosen) > 1 else None
+  of_seeds = seeds.of_seeds(
+    [(one, result) for (one, _, _), result in zip(cells, results, strict=True)]
+  )
   content = {
     **report.candidates_of(chosen, searches),
     "backbone": loaded.stated(model.network),
     "decoding": model.choice.to_json(),
     "results": report.scores_of(results, names),
+    **({"groups": of_seeds} if of_seeds else {}),
     "work": evaluator.work.to_json(),
     "versions": versions(),
   }
   if processes.is_writer():
     if printed:
       report.show(results, chosen, names)
+      if of_seeds:
+        seeds.show(of_seeds)
       print(f"{len(results)} results in {evaluator.work}")
     if output is not None:
       lines = report.prediction_lines(results, tasks, names) if predictions else None
