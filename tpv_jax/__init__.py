@@ -20,6 +20,7 @@ if TYPE_CHECKING:
   from tpv_jax.api.backbones import Backbone as Backbone
   from tpv_jax.api.backbones import load_backbone as load_backbone
   from tpv_jax.api.evaluation import evaluate as evaluate
+  from tpv_jax.api.prediction import predict as predict
   from tpv_jax.api.runs import Run as Run
   from tpv_jax.api.runs import Runs as Runs
   from tpv_jax.api.runs import open_run as open_run
@@ -48,6 +49,7 @@ _PLACES = {
   "Backbone": "api.backbones",
   "load_backbone": "api.backbones",
   "evaluate": "api.evaluation",
+  "predict": "api.prediction",
   "Run": "api.runs",
   "Runs": "api.runs",
   "open_run": "api.runs",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tpv_jax.backbones import loading, networks
+from tpv_jax.backbones.protocol import Network
 from tpv_jax.core import files, identity, tables
 from tpv_jax.data import vocabularies
 from tpv_jax.data.chat_templates import Setting
@@ -23,12 +24,14 @@ class Backbone:
     settings: what was chosen for it, by macro: DTYPE, QUANTIZE, CHAT, VOCABULARY_FILE.
     loaded: its weights, as they are kept.
     vocabulary: from texts to ids and back.
+    network: its architecture, with its numbers.
   """
 
   given: str
   settings: Mapping[str, Any]
   loaded: loading.Backbone
   vocabulary: Vocabulary
+  network: Network
 
   @property
   def name(self) -> str:
@@ -104,4 +107,5 @@ def load_backbone(
     {macro: value for macro, value in chosen.items() if value is not None},
     loading.load_backbone(given, network, vocabulary),
     vocabulary,
+    network,
   )

@@ -7,11 +7,10 @@ from typing import Any
 
 from tpv_jax.api import settings as of_gin
 from tpv_jax.api.backbones import Backbone
-from tpv_jax.api.runs import Run
+from tpv_jax.api.runs import Run, refuse_vector
 from tpv_jax.api.tables import Table
 from tpv_jax.api.training import lengths_of, of_subjects
 from tpv_jax.core import files
-from tpv_jax.core.errors import UserError
 from tpv_jax.data.tasks import Task
 from tpv_jax.formats import sources
 from tpv_jax.vectors.loaded import Loaded
@@ -80,11 +79,7 @@ def _named(prompts: Any) -> list[Loaded | str | None]:
   named: list[Loaded | str | None] = []
   for item in found:
     if isinstance(item, Loaded):
-      if item.provenance.kind == "vector":
-        raise UserError(
-          f"'{item.name}' is a vector, a difference of prompts. Put it on an initial prompt: "
-          "vector.on(run.initial)."
-        )
+      refuse_vector(item)
       count = seen[item.name] = seen.get(item.name, 0) + 1
       if count > 1:
         item = dataclasses.replace(item, name=f"{item.name} ({count})")

@@ -186,3 +186,12 @@ def open_run(path: files.PathLike) -> Run:
   run = Run(path)
   _ = run.manifest
   return run
+
+
+def refuse_vector(given: Any) -> None:
+  """Raises `UserError` for a vector where a prompt is meant."""
+  if isinstance(given, Loaded) and given.provenance.kind == "vector":
+    raise UserError(
+      f"'{given.name}' is a vector, a difference of prompts. Put it on an initial prompt: "
+      "vector.on(run.initial)."
+    )

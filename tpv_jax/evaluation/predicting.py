@@ -50,6 +50,7 @@ class Asked:
     vector: a vector or its file, several for their sum, or several files with weights.
     initial: what the vector is applied to.
     coefficient: of the vector.
+    subject: what a run would state, where there is none.
   """
 
   prompt: candidates.Source | None = None
@@ -58,6 +59,7 @@ class Asked:
   vector: candidates.Vector | None = None
   initial: candidates.Source | None = None
   coefficient: float = 1.0
+  subject: Subject | None = None
 
   def __post_init__(self) -> None:
     """Raises `UserError` unless one prompt is asked for."""
@@ -84,6 +86,8 @@ class Asked:
     Raises:
       UserError: there is no run, or it does not state enough.
     """
+    if self.subject is not None:
+      return self.subject
     paths = [
       one for one in (self.run, self.prompt, self.initial) if isinstance(one, str)
     ]
