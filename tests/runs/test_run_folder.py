@@ -10,7 +10,8 @@ import pytest
 from tpv_jax.core.errors import UserError
 from tpv_jax.devices import processes
 from tpv_jax.runs import run_folder
-from tpv_jax.runs.run_folder import FORMAT, RunFolder
+from tpv_jax.runs.records import FORMAT
+from tpv_jax.runs.run_folder import RunFolder
 from tpv_jax.runs.run_settings import Settings
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import re
-import shlex
 import shutil
 import signal
 import socket
@@ -20,13 +19,12 @@ import numpy as np
 import optax
 import pytest
 
-from tpv_jax import cli
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.formats import sources
 from tpv_jax.prompts import plain
 from tpv_jax.runs.run_folder import RunFolder
-from tpv_jax.training import initial, loop, optimizers, signals, training
+from tpv_jax.training import initial, loop, optimizers, signals
 from tpv_jax.training.checkpoints import Checkpoints
 from tpv_jax.training.task_data import TaskData
 from tpv_jax.vectors import algebra, store
@@ -761,22 +759,6 @@ def test_a_field_that_came_later_leaves_an_old_run_what_it_was(tiny, finished):
   model.prompt = Gated(length=4, features=16, gates=6)
   with pytest.raises(UserError, match="another prompt/gates: 5 there, 6 now"):
     tiny.train(finished[0], model)
-
-
-def test_a_finished_run_says_what_it_reached_and_a_command_that_works(
-  finished, tmp_path, monkeypatch, capsys
-):
-  run, manifest = finished
-  lines = training.ending(manifest, RunFolder(run))
-  value = manifest["best_metric"]["loss"]
-  assert lines[0] == f"Trained 'parity' for 20 steps; the run is in '{run}'."
-  assert f"loss {value:.4g} after step {manifest['best_step']}" in lines[1]
-  assert pathlib.Path(lines[2].split(": ")[1]) == run / "best_prompt.safetensors"
-  command, *arguments = shlex.split(lines[3].split(": ")[1])
-  monkeypatch.chdir(tmp_path)
-  assert command == "tpv"
-  assert cli.main(arguments) == 0
-  assert "Wrote the vector" in capsys.readouterr().out
 
 
 def test_chunks_end_at_the_same_steps_from_wherever_they_start():

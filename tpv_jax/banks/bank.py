@@ -7,7 +7,6 @@ checkpoints of its runs, with the same bits, and its results are ordinary run fo
 
 import dataclasses
 import functools
-import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +32,7 @@ from tpv_jax.core.errors import UserError
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.devices import processes
 from tpv_jax.model import SoftPromptModel
+from tpv_jax.runs import curves, summary
 from tpv_jax.runs.run_folder import RunFolder, alone
 from tpv_jax.runs.run_settings import defaults_of
 from tpv_jax.training import training
@@ -41,9 +41,6 @@ from tpv_jax.training.loop import Metric, Run
 from tpv_jax.training.optimizers import LearningRate
 from tpv_jax.training.signals import stop_signals
 from tpv_jax.training.task_data import TaskData, TrainingData
-
-_SHOWN = 12
-"""The most runs that are listed when a bank has ended."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +235,7 @@ def train_bank(
     for i, manifest in _trained(plan, runs, going, rates, patience, config).items():
       manifests[i] = manifest
     if progress and processes.is_writer():
-      screen.say("\n".join(_ending(manifests, runs)))
+      screen.say("\n".join(_ending(runs)))
     return _without_failed(manifests)
 
 
@@ -324,22 +321,17 @@ def _trained(
   return manifests
 
 
-def _ending(manifests: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> list[str]:
-  """Returns the lines shown when a bank has ended: each prompt's best, what is next."""
-  lines = [f"Trained {len(runs)} prompts; their runs:"]
-  ended = [manifest for manifest in manifests if manifest["status"] == "finished"]
-  for manifest, run in zip(manifests[:_SHOWN], runs, strict=False):
-    best = manifest.get("best_metric", {}).items()
-    values = "".join(f", {metric} {value:.4g}" for metric, value in best)
-    after = f" after step {manifest['best_step']}" if values else ""
-    lines.append(f"  {run.folder.path}: {manifest['status']}{values}{after}")
-  if len(runs) > _SHOWN:
-    lines.append(f"  and {len(runs) - _SHOWN} more beside them")
-  if ended:
-    first = runs[manifests.index(ended[0])].folder.path
-    output = shlex.quote(f"{first.name}.safetensors")
-    lines.append(f"The first's vector: tpv diff {shlex.quote(str(first))} -o {output}")
-  return lines
+def _ending(runs: Sequence[Run]) -> list[str]:
+  """Draws the curves of the prompts beside their folders; returns what is shown."""
+  found = {
+    run.folder.path: (run.folder.manifest(), run.folder.metrics()) for run in runs
+  }
+  parents = {path.parent for path in found}
+  picture = parents.pop() / summary.CURVES if len(parents) == 1 else None
+  lines = {path.name: lines for path, (_, lines) in found.items()}
+  if picture is not None and not curves.write(picture, curves.many, lines):
+    picture = None
+  return summary.ended_together(found, picture)
 
 
 def _other_bank(

@@ -71,6 +71,7 @@ class BankRun:
       self.compilations = stack.enter_context(compilations())
       state, at = self._begin(stack, config)
       if at:
+        self._measure_untuned(state, at)
         state = self._loop(state, at, stop_requested)
         whole = processes.on_host(state)
         for index in sorted(self.active):
@@ -142,6 +143,24 @@ class BankRun:
         self.active.discard(index)
         del at[index]
     return jax.tree.map(processes.put, whole, self.steps.state), at
+
+  def _measure_untuned(self, state: TrainState, at: Mapping[int, int]) -> None:
+    """Validates the initial prompts, each once for all runs that share it and its rows."""
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for index, step in at.items():
+      run = self.runs[index]
+      if run.lacks_untuned(step):
+        alike.setdefault(run.untuned_key, []).append(index)
+    if not alike:
+      return
+    first = tuple(sorted(indices[0] for indices in alike.values()))
+    means = bank_steps.validate(
+      self.steps, state, self.frozen, self._pack_validation(first)
+    )
+    for indices in alike.values():
+      values = {name: float(mean[indices[0]]) for name, mean in means.items()}
+      for index in indices:
+        self.runs[index].note_untuned(values)
 
   def _loop(
     self,
@@ -243,8 +262,6 @@ class BankRun:
         losses.append(run.record(start, stop, mine, speed)["loss"])
         del run.manifest[LEFT_AT]
       except UserError as error:
-        run.manifest["why"] = str(error)
-        run.folder.write_manifest(run.manifest)
         diverged.add(index)
         processes.say(f"{run.folder.path}: {error}")
     bar.set_postfix(
@@ -293,16 +310,18 @@ class BankRun:
     They are packed again after a prompt has left.
     """
     if self._validation is None or self._validation[0] != indices:
-      items = [
-        item
-        for index in indices
-        for batch in self.runs[index].data.validation_batches()
-        for item in packing.items(batch, index)
-      ]
-      shapes = dataclasses.replace(self.plan.shapes, short=self.plan.shapes.wide)
-      calls = packing.pack(items, shapes, self.names)
-      self._validation = indices, [features for _, features in calls]
+      self._validation = indices, self._pack_validation(indices)
     return self._validation[1]
+
+  def _pack_validation(self, indices: tuple[int, ...]) -> list[Features]:
+    items = [
+      item
+      for index in indices
+      for batch in self.runs[index].data.validation_batches()
+      for item in packing.items(batch, index)
+    ]
+    shapes = dataclasses.replace(self.plan.shapes, short=self.plan.shapes.wide)
+    return [features for _, features in packing.pack(items, shapes, self.names)]
 
   def _has_lost_patience(self, index: int, step: int) -> bool:
     best = self.best[index]

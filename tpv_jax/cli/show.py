@@ -1,18 +1,20 @@
 """Prints the provenance of a prompt or vector, its leaves and its digest.
 
+Of a run folder it prints first what the run has reached, its state and its settings.
 Of a backbone it prints the numbers of its network: of a folder of Hugging Face, a GGUF file,
 a .safetensors file of ours or a name such as 'smollm2'.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tpv_jax.cli import arguments
 from tpv_jax.cli.arguments import Parser
-from tpv_jax.core import identity
+from tpv_jax.core import files, identity
 from tpv_jax.core.errors import UserError, near_misses, printable, to_json
 from tpv_jax.formats import sources
+from tpv_jax.runs import records, summary
 from tpv_jax.vectors import arithmetic, description
 
 EXAMPLES = """\
@@ -34,9 +36,25 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> None:
   """Prints the table, or JSON."""
+  folder = files.to_path(options.path)
+  manifest = records.manifest(folder)
+  reached = None
+  if manifest is not None:
+    lines = records.metrics(folder)
+    reached = summary.to_json(folder, manifest, lines)
+    if not options.json:
+      _print_run(folder, manifest, lines)
   try:
     item = sources.load(options.path, options.which)
   except UserError as error:
+    if reached is not None:
+      if (folder / f"{options.which}_prompt.safetensors").exists():
+        raise
+      if options.json:
+        print(to_json({"path": str(options.path), "run": reached}))
+      else:
+        print(f"\n{printable(str(error))}")
+      return
     # They import JAX, which a prompt does not need.
     from tpv_jax.backbones import description as backbones
     from tpv_jax.backbones import loading
@@ -59,10 +77,29 @@ def run(options: argparse.Namespace) -> None:
       "leaves": description.shapes(item),
       "digest": identity.prompt_digest(item.leaves),
       "norm": arithmetic.norm(item.leaves),
+      **({} if reached is None else {"run": reached}),
     }
     print(to_json(content))
     return
+  if reached is not None:
+    print(f"\nits {options.which} prompt")
   _print(description.rows(item))
+
+
+def _print_run(
+  folder: files.Path, manifest: Mapping[str, Any], lines: summary.Lines
+) -> None:
+  """Prints what a run has reached, its state and its settings."""
+  _print(
+    [
+      ("run", folder),
+      ("task", manifest.get("task")),
+      ("state", summary.state(folder, manifest)),
+      *summary.settings(manifest).items(),
+    ]
+  )
+  if reached := summary.reached(manifest, lines):
+    print("\n".join(reached))
 
 
 def _print(rows: Sequence[tuple[str, Any]]) -> None:

@@ -96,6 +96,16 @@ class Tokenized:
       content.update(np.ascontiguousarray(rows, "<i4").data)
     return content.hexdigest()
 
+  def counts(self) -> dict[str, Any]:
+    """Returns the numbers of `report` as JSON."""
+    return {
+      "examples": len(self),
+      "tokens": self.tokens,
+      "longest_source": int(token_counts(self.inputs).max(initial=0)),
+      "sources": dataclasses.asdict(self.sources),
+      "targets": dataclasses.asdict(self.answers),
+    }
+
   def report(self) -> str:
     """Returns one line with the number of examples, and what was trimmed or unknown."""
     longest = token_counts(self.inputs).max(initial=0)

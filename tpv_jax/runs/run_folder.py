@@ -10,6 +10,7 @@ RUN/best_prompt.safetensors       by the chosen validation metric
 RUN/last_prompt.safetensors       of the newest checkpoint
 RUN/checkpoints/checkpoint_N/     Orbax; only what is trained
 RUN/events.out.tfevents.*         TensorBoard
+RUN/curves.png                    loss and exact match over the steps, when it has ended
 RUN/.lock                         the process that writes the run now; see `locks`
 RUN/.replaced/                    the run that OVERWRITE=True replaces, until the new one
                                   has done its first steps
@@ -24,7 +25,6 @@ import importlib.metadata
 import inspect
 import itertools
 import json
-import math
 import os
 import pathlib
 import platform
@@ -40,7 +40,7 @@ from tpv_jax.core.errors import UserError
 from tpv_jax.core.version import VERSION
 from tpv_jax.devices import processes
 from tpv_jax.formats import sources
-from tpv_jax.runs import run_settings
+from tpv_jax.runs import records, run_settings, summary
 from tpv_jax.runs.run_settings import Settings
 from tpv_jax.vectors import store
 from tpv_jax.vectors.provenance import Provenance
@@ -50,9 +50,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-FORMAT = "tpv_jax run 1"
-"""The format that a run's manifest states."""
 
 LOCK = ".lock"
 """The lock file of a folder; see `locks`."""
@@ -120,7 +117,7 @@ class RunFolder:
         self._begun = True
         self.write_manifest(
           {
-            "format": FORMAT,
+            "format": records.FORMAT,
             "status": "running",
             "run": settings.digest(),
             **settings.saved(),
@@ -169,17 +166,14 @@ class RunFolder:
     Raises:
       UserError: the folder holds something that is not a run of ours.
     """
-    path = self.path / "manifest.json"
-    try:
-      manifest = files.parse_json(files.read_bytes(path))
-      if _is_manifest(manifest):
-        return manifest
-    except (ValueError, FileNotFoundError, NotADirectoryError):
-      # A first write that was killed leaves its temporary file.
-      inside = list(self.path.iterdir()) if self.path.is_dir() else []
-      first = (LOCK, ".manifest.json.")
-      if all(file.name.startswith(first) for file in inside):
-        return {}
+    manifest = records.manifest(self.path)
+    if manifest is not None:
+      return manifest
+    # A first write that was killed leaves its temporary file.
+    inside = list(self.path.iterdir()) if self.path.is_dir() else []
+    first = (LOCK, ".manifest.json.")
+    if all(file.name.startswith(first) for file in inside):
+      return {}
     raise UserError(
       f"'{self.path}' is not empty and holds no run of tpv_jax, so nothing was written "
       "there. Choose another RUN_DIR."
@@ -191,6 +185,7 @@ class RunFolder:
       "checkpoints",
       "config.gin",
       "metrics.jsonl",
+      summary.CURVES,
       "*_prompt.safetensors",
       "events.out.tfevents.*",
       "manifest.json",
@@ -264,21 +259,8 @@ class RunFolder:
       store.write(self.prompt(which), leaves, provenance, overwrite=True)
 
   def metrics(self) -> list[dict[str, Any]]:
-    """Returns the lines of metrics.jsonl; a line that a kill cut short is left out.
-
-    Raises:
-      UserError: a line is damaged.
-    """
-    found = []
-    for number, line in enumerate(self._metrics_lines(), start=1):
-      metrics = _metrics_of(line)
-      if metrics is None:
-        raise UserError(
-          f"Line {number} of '{self.path / 'metrics.jsonl'}' is damaged. Restore the file "
-          f"from a copy, or remove '{self.path}' to train the prompt again."
-        )
-      found.append(metrics)
-    return found
+    """Returns the lines of metrics.jsonl; see `records.metrics`."""
+    return records.metrics(self.path)
 
   def lost_metrics(self, expected: Sequence[tuple[int, str]]) -> str | None:
     """Returns what is wrong with the lines up to a step, or None.
@@ -289,7 +271,9 @@ class RunFolder:
       expected: the (step, kind) of all lines up to that step, in order.
     """
     last = expected[-1][0] if expected else 0
-    found = [(line["step"], line["kind"]) for line in self._whole_metrics(last)]
+    found = [
+      (line["step"], line["kind"]) for line in records.whole_metrics(self.path, last)
+    ]
     for there, wanted in itertools.zip_longest(found, expected):
       if there != wanted:
         step, kind = wanted or there
@@ -297,28 +281,16 @@ class RunFolder:
         return f"'metrics.jsonl' {what} ({kind}, step {step})"
     return None
 
-  def _metrics_lines(self) -> list[bytes]:
-    """Returns the lines, without an incomplete last one and without empty ones."""
-    path = self.path / "metrics.jsonl"
-    *lines, _ = files.read_bytes(path).split(b"\n") if path.exists() else [b""]
-    return [line for line in lines if line.strip()]
-
-  def _whole_metrics(self, step: int) -> list[dict[str, Any]]:
-    """Returns the lines up to `step` that are not damaged."""
-    found = filter(None, map(_metrics_of, self._metrics_lines()))
-    return [line for line in found if line["step"] <= step]
-
   def keep_metrics_until(self, step: int) -> None:
     """Drops damaged lines, and those after `step`, which a resumed run writes again."""
-    kept = self._whole_metrics(step)
+    kept = records.whole_metrics(self.path, step)
     self.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
   def append_metrics(self, step: int, kind: str, values: dict[str, float]) -> None:
     """Appends a line `{"step", "kind": 'train' | 'validation', ...values}`; NaN is null."""
     if not processes.is_writer():
       return
-    finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
-    line = json.dumps({"step": step, "kind": kind, **finite}) + "\n"
+    line = json.dumps({"step": step, "kind": kind, **records.finite(values)}) + "\n"
     if files.is_remote(self.path):
       path = self.path / "metrics.jsonl"
       before = path.read_text() if path.exists() else ""
@@ -326,24 +298,6 @@ class RunFolder:
     else:
       with open(self.path / "metrics.jsonl", "a") as file:
         file.write(line)
-
-
-def _is_manifest(content: Any) -> bool:
-  if not isinstance(content, dict) or content.get("format") != FORMAT:
-    return False
-  parts = [content.get(name, {}) for name in ("defaults", "versions", "bank")]
-  return all(isinstance(part, dict) for part in (content.get("settings"), *parts))
-
-
-def _metrics_of(line: bytes) -> dict[str, Any] | None:
-  """Returns the content of a line of metrics.jsonl, or None if it is damaged."""
-  try:
-    content = files.parse_json(line)
-    if isinstance(content["step"], int) and isinstance(content["kind"], str):
-      return content
-  except (ValueError, KeyError, TypeError, RecursionError):
-    pass
-  return None
 
 
 def _refuse_without_google_cloud_storage(path: files.Path) -> None:

@@ -20,8 +20,8 @@ from tpv_jax.core.screen import Bar
 from tpv_jax.data.batches import Features
 from tpv_jax.devices import partitioning, processes
 from tpv_jax.model import SoftPromptModel
-from tpv_jax.runs import subject
-from tpv_jax.runs.run_folder import FORMAT, RunFolder, versions
+from tpv_jax.runs import curves, records, subject, summary
+from tpv_jax.runs.run_folder import RunFolder, versions
 from tpv_jax.runs.run_settings import Settings
 from tpv_jax.training import initial, refactoring, sameness
 from tpv_jax.training import steps as compiled
@@ -125,9 +125,14 @@ class Run:
     self.rewind_to_whole_checkpoint()
     state, best = self.begin(frozen, self.fresh_state(), config)
     try:
+      if self.lacks_untuned(int(state.step)):
+        self.note_untuned(self._validation(state, frozen))
       state, best = self._loop(state, frozen, best, stop_requested)
     finally:
       self.close()
+    if processes.is_writer():  # Before the manifest says that the run has ended.
+      path = self.folder.path / summary.CURVES
+      curves.write(path, curves.one, self.manifest, self.folder.metrics())
     return self.finish("finished", state, best, seconds=time.time() - started)
 
   def rewind_to_whole_checkpoint(self) -> None:
@@ -195,7 +200,7 @@ class Run:
       self.prompts.check_beside(state, best, self.checkpoints.refuse_unless_stated)
     self.folder.keep_metrics_until(resumed or 0)
     self.manifest: dict[str, Any] = {
-      "format": FORMAT,
+      "format": records.FORMAT,
       "status": "running",
       "run": self.run_id,
       **self.settings.saved(),
@@ -205,7 +210,9 @@ class Run:
       "initial_seed": self.initial_seed,
       "initial_digest": self.initial_digest,
       "backbone": self.backbone and self.backbone.stated(self.model.network),
+      "embeddings": self._scale(),
       "data": self.data.describe(),
+      "majority": records.majority(self.data.describe()),
       "versions": versions(),
       "devices": [str(device.device_kind) for device in self.mesh.devices.flat],
       "mesh": dict(self.mesh.shape),
@@ -214,8 +221,9 @@ class Run:
       self.manifest[subject.KEY] = subject.of_run(
         self.folder.path, self.model, self.backbone, self.data
       )
-    if "bank" in previous:
-      self.manifest["bank"] = previous["bank"]
+    for name in ("bank", records.UNTUNED):
+      if name in previous:
+        self.manifest[name] = previous[name]
     if self.initial is not None and self.initial.refactored is not None:
       self.manifest["refactored"] = previous.get("refactored") or refactoring.lost(
         self.model,
@@ -233,6 +241,32 @@ class Run:
       self.save(state, best)
     self.events = self.folder.events(first_step=(resumed or 0) + 1)
     return state, best
+
+  def lacks_untuned(self, step: int) -> bool:
+    """Returns whether the initial prompt must be validated before the steps go on.
+
+    It is validated before the first step only: a run that an earlier version began goes on
+    without.
+    """
+    untuned = self.initial is not None and records.UNTUNED not in self.manifest
+    return untuned and step == 0 and any(True for _ in self.data.validation_batches())
+
+  @property
+  def untuned_key(self) -> tuple[Any, ...]:
+    """Equal for runs whose initial prompts have the same validation metrics."""
+    rows = self.data.settings().get("validation_tokens")
+    return self.initial_digest, id(self.data) if rows is None else rows
+
+  def note_untuned(self, values: Mapping[str, float]) -> None:
+    """Writes the validation metrics of the initial prompt to the manifest."""
+    self.manifest[records.UNTUNED] = records.finite(values)
+    self.folder.write_manifest(self.manifest)
+
+  def _scale(self) -> dict[str, float] | None:
+    """Returns the size of the embedded tokens beside which the prompt stands."""
+    if self.initial is None or self.backbone is None:
+      return None
+    return records.scale(self.backbone.table, self.model.network.embedding_scale)
 
   def _event(self, step: int, kind: str, values: dict[str, float]) -> None:
     if self.events is not None:
@@ -393,10 +427,11 @@ class Run:
     finite &= report.pop("finite_parameters")
     if not finite.all():
       step = start + int(np.argmin(finite)) + 1
-      self.manifest["status"] = "failed"
+      why = f"Loss, gradient or prompt became NaN or infinite at step {step}."
+      self.manifest |= {"status": "failed", "why": why}
       self.folder.write_manifest(self.manifest)
       raise UserError(
-        f"Loss, gradient or prompt became NaN or infinite at step {step}. The last good "
+        f"{why} The last good "
         f"state is checkpoint {self.checkpoints.latest_step()} in '{self.folder.path}'. "
         "Lower the learning rate or clip gradients, and start in another RUN_DIR."
       )
@@ -408,13 +443,19 @@ class Run:
     self, state: compiled.TrainState, frozen: compiled.Leaves, best: Best | None
   ) -> tuple[Best | None, dict[str, float]]:
     """Returns the best so far and the validation metrics, and writes both."""
+    means = self._validation(state, frozen)
+    return self.judge(state, best, means), means
+
+  def _validation(
+    self, state: compiled.TrainState, frozen: compiled.Leaves
+  ) -> dict[str, float]:
+    """Returns the validation metrics, {} without validation examples."""
     sums = None
     for batch in self.data.validation_batches():
       placed = processes.put_all(batch, self.steps.batch_sharding)
       new = self.steps.validate(state.trainable, frozen, placed)
       sums = new if sums is None else {k: sums[k].merge(new[k]) for k in new}
-    means = {name: float(metric.compute()) for name, metric in (sums or {}).items()}
-    return self.judge(state, best, means), means
+    return {name: float(metric.compute()) for name, metric in (sums or {}).items()}
 
   def judge(
     self, state: compiled.TrainState, best: Best | None, values: dict[str, float]

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from tpv_jax.core import identity
+from tpv_jax.runs.records import sampled_steps
 from tpv_jax.runs.run_settings import Settings, as_json, defaults_of, fields
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def settings_of(run: "Run", total_steps: int | None = None) -> Settings:
   """
   model = run.model
   total_steps = total_steps or run.total_steps
-  sampled = (0, 1, total_steps // 2, total_steps - 1)
+  sampled = sampled_steps(total_steps)
   parts = {"data": run.data, "network": model.network}
   if model.prompt is not None:
     parts["prompt"] = model.prompt

@@ -1,6 +1,7 @@
 """The data of a run: a task, tokenised once, as batches by step."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from tpv_jax.core.checks import Lengths, Seed, Size, checked
@@ -8,8 +9,11 @@ from tpv_jax.core.errors import some
 from tpv_jax.data import batches
 from tpv_jax.data.batches import Features
 from tpv_jax.data.labels import check_task, joined_otherwise
-from tpv_jax.data.tasks import Task
+from tpv_jax.data.tasks import Example, Task
 from tpv_jax.data.vocabularies import Vocabulary
+
+MOST_COMMON, LONGEST_NAMED = 20, 80
+"""How many targets a manifest counts, and how many of their letters it states."""
 
 
 @runtime_checkable
@@ -75,9 +79,8 @@ class TaskData:
     self.batch_size = batch_size
     check_task(task, vocabulary, lengths, ("train", "validation"))
     train = batches.tokenize(task.examples("train"), vocabulary, lengths)
-    validation = batches.tokenize(
-      task.examples("validation")[:validation_examples], vocabulary, lengths
-    )
+    validating = task.examples("validation")[:validation_examples]
+    validation = batches.tokenize(validating, vocabulary, lengths)
     self.batch_at = batches.Batches(train, batch_size, seed).batch_at
     self._validation = list(
       batches.eval_batches(validation, validation_batch_size or batch_size)
@@ -116,6 +119,10 @@ class TaskData:
       **self._settings,
       "train": train.report(),
       "validation": validation.report(),
+      "counts": {
+        "train": train.counts() | _targets(task.examples("train")),
+        "validation": validation.counts() | _targets(validating),
+      },
     }
     if vocabulary.chat is not None:
       self._description["system_text"] = vocabulary.chat.system
@@ -137,3 +144,15 @@ class TaskData:
   def describe(self) -> dict[str, Any]:
     """Returns sizes, digests, where the texts come from and what was lost."""
     return self._description
+
+
+def _targets(examples: Sequence[Example]) -> dict[str, Any]:
+  """Returns how often the most common targets are there, and how many others there are."""
+  counted = Counter(f"{example.targets:.{LONGEST_NAMED}}" for example in examples)
+  # Equally many: in the order of the alphabet, whatever the order of the rows.
+  ordered = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
+  repeated = [(target, count) for target, count in ordered if count > 1]
+  return {
+    "different_targets": len(counted),
+    "most_common": dict((repeated or ordered[:1])[:MOST_COMMON]),
+  }

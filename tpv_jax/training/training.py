@@ -1,7 +1,6 @@
 """One training run, which can be resumed at any moment."""
 
-import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from tpv_jax.backbones import loading
@@ -9,6 +8,7 @@ from tpv_jax.core import files, screen
 from tpv_jax.core.checks import Seed, Size, Steps, checked
 from tpv_jax.devices import processes
 from tpv_jax.model import SoftPromptModel
+from tpv_jax.runs import summary
 from tpv_jax.runs.run_folder import RunFolder, alone
 from tpv_jax.runs.run_settings import defaults_of
 from tpv_jax.training import lengthening
@@ -116,25 +116,6 @@ def train(
     with stop_signals() as stop_requested, processes.one_clear_line_if_one_is_lost():
       manifest = run.execute(stop_requested, config)
     if progress and processes.is_writer():
-      screen.say("\n".join(ending(manifest, run.folder)))
+      found = summary.ended(run.folder.path, manifest, run.folder.metrics())
+      screen.say("\n".join(found))
     return manifest
-
-
-def ending(manifest: Mapping[str, Any], folder: RunFolder) -> list[str]:
-  """Returns the lines shown when a run is finished: its best, its files, what is next."""
-  path, steps = folder.path, manifest["last_step"]
-  lines = [f"Trained '{manifest['task']}' for {steps} steps; the run is in '{path}'."]
-  if "best_step" in manifest:
-    ((metric, value),) = manifest["best_metric"].items()
-    lines.append(
-      f"  best on validation: {metric} {value:.4g} after step {manifest['best_step']}"
-    )
-  if folder.prompt("last").exists():
-    best = "best" if folder.prompt("best").exists() else "last"
-    which = "" if best == "best" else " --which last"
-    lines += [
-      f"  its prompt: {folder.prompt(best)}",
-      f"  its vector: tpv diff {shlex.quote(str(path))}{which} -o "
-      f"{shlex.quote(path.name + '.safetensors')}",
-    ]
-  return lines
