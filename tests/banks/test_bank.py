@@ -82,8 +82,9 @@ def test_each_folder_is_that_of_a_solo_run(tiny, finished, tmp_path):
 
   def names(run):
     found = {path.name for path in run.path.iterdir()}
-    # gin's text was given to neither; the time is in the name of the event file.
-    return {name for name in found if not name.startswith("events")}
+    # gin's text was given to neither; the time is in the name of the event file. A bank
+    # draws one picture for all of its prompts.
+    return {name for name in found if not name.startswith(("events", "curves.png"))}
 
   assert names(mine) == names(solo)
   for which in ("initial", "best", "last"):
@@ -224,7 +225,7 @@ def unbroken(tiny, tmp_path_factory):
 
 # Of 31 writes: the divergence is noted, one of two others is saved, both are; at the loss
 # of patience one is saved, both are. (All 31 were tried once.)
-@pytest.mark.parametrize("number", [14, 16, 18, 25, 27])
+@pytest.mark.parametrize("number", [17, 19, 21, 28, 30])
 def test_a_kill_while_a_prompt_leaves_its_bank_changes_nothing(
   tiny, unbroken, tmp_path, monkeypatch, number
 ):
@@ -246,7 +247,7 @@ def test_a_bank_that_was_to_start_over_goes_on_after_a_kill(
   one_by_one = {"size": 1, "overwrite": True}
   train(tiny, tmp_path, total_steps=10, size=1)
   with monkeypatch.context() as patch:
-    killed_after(patch, 16)  # Of the second of three groups.
+    killed_after(patch, 18)  # Of the second of three groups.
     with pytest.raises(Killed):
       train(tiny, tmp_path, **one_by_one)
   last = tmp_path / "run-0" / "last_prompt.safetensors"
@@ -265,7 +266,7 @@ def stopped(tiny, tmp_path_factory):
   """A bank of which no prompt is finished."""
   folder = tmp_path_factory.mktemp("stopped")
   with pytest.MonkeyPatch.context() as patch:
-    killed_after(patch, 18)  # Of its writes, when all have a checkpoint at step 10.
+    killed_after(patch, 21)  # Of its writes, when all have a checkpoint at step 10.
     with pytest.raises(Killed):
       train(tiny, folder, patience=3)
   return folder

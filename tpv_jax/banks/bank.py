@@ -33,6 +33,7 @@ from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.devices import processes
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.runs import curves, summary
+from tpv_jax.runs.diagnosis import evidence, registry
 from tpv_jax.runs.run_folder import RunFolder, alone
 from tpv_jax.runs.run_settings import defaults_of
 from tpv_jax.training import training
@@ -331,7 +332,10 @@ def _ending(runs: Sequence[Run]) -> list[str]:
   lines = {path.name: lines for path, (_, lines) in found.items()}
   if picture is not None and not curves.write(picture, curves.many, lines):
     picture = None
-  return summary.ended_together(found, picture)
+  hints = (
+    registry.hint(path, registry.findings(evidence.read(path))) for path in found
+  )
+  return [*summary.ended_together(found, picture), *itertools.chain(*hints)]
 
 
 def _other_bank(

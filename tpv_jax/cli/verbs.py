@@ -17,6 +17,7 @@ GROUPS = {
     "bank": ("tpv_jax.cli.bank", "tune many soft prompts at once"),
     "eval": ("tpv_jax.cli.eval", "score prompts, vectors or no prompt on tasks"),
     "infer": ("tpv_jax.cli.infer", "answer each line of a text file"),
+    "diagnose": ("tpv_jax.cli.diagnose", "say why a prompt does not learn"),
   },
   "studies": {
     "study": ("tpv_jax.cli.study", "measure arithmetic on task vectors"),

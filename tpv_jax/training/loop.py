@@ -433,7 +433,8 @@ class Run:
       raise UserError(
         f"{why} The last good "
         f"state is checkpoint {self.checkpoints.latest_step()} in '{self.folder.path}'. "
-        "Lower the learning rate or clip gradients, and start in another RUN_DIR."
+        "Lower the learning rate or clip gradients, and start in another RUN_DIR; 'tpv "
+        f"diagnose {self.folder.path}' tells more."
       )
     return {
       name: float(np.mean(values, dtype=np.float64)) for name, values in report.items()

@@ -9,6 +9,7 @@ from tpv_jax.core.checks import Seed, Size, Steps, checked
 from tpv_jax.devices import processes
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.runs import summary
+from tpv_jax.runs.diagnosis import evidence, registry
 from tpv_jax.runs.run_folder import RunFolder, alone
 from tpv_jax.runs.run_settings import defaults_of
 from tpv_jax.training import lengthening
@@ -116,6 +117,8 @@ def train(
     with stop_signals() as stop_requested, processes.one_clear_line_if_one_is_lost():
       manifest = run.execute(stop_requested, config)
     if progress and processes.is_writer():
-      found = summary.ended(run.folder.path, manifest, run.folder.metrics())
-      screen.say("\n".join(found))
+      lines = summary.ended(run.folder.path, manifest, run.folder.metrics())
+      seen = evidence.read(run.folder.path)
+      lines += registry.hint(run.folder.path, registry.findings(seen))
+      screen.say("\n".join(lines))
     return manifest
