@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import json
 import random
 import shlex
@@ -19,7 +20,7 @@ from tpv_jax.data import tasks, vocabularies
 from tpv_jax.embedded import suite
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import plain
-from tpv_jax.runs import records, tokens
+from tpv_jax.runs import records, summary, tokens
 from tpv_jax.runs.diagnosis import answers, evidence
 from tpv_jax.runs.diagnosis import registry as checks
 from tpv_jax.runs.diagnosis import training as of_training
@@ -282,7 +283,7 @@ def test_a_run_that_ended_too_early_was_still_improving(embedded, tmp_path):
   found = embedded.found(
     tmp_path / "run", "question_type", steps=20, rate=optimizers.constant(0.05)
   )
-  assert "TRAIN_STEPS: 40" in found["still_improving"].change
+  assert "TRAIN_STEPS, such as 40" in found["still_improving"].change
 
 
 def made(validation=(), train=(), **manifest):
@@ -400,6 +401,18 @@ def test_a_run_with_findings_ends_with_a_command_that_explains(
   assert program == "tpv"
   assert cli.main(arguments) == 0
   assert "1. the learning rate is too small" in capsys.readouterr().out
+
+
+def test_the_command_to_answer_with_that_a_run_shows_works(
+  embedded, slow, monkeypatch, capsys
+):
+  commands = summary.next_commands(slow, records.manifest(slow))
+  (line,) = [line for line in commands if line.startswith("tpv infer")]
+  monkeypatch.setattr(
+    "sys.stdin", io.TextIOWrapper(io.BytesIO(b"text\nreview: the book was clever\n"))
+  )
+  assert cli.main(shlex.split(line, comments=True)[1:]) == 0
+  assert "the book was clever" in capsys.readouterr().out
 
 
 def test_a_run_without_a_subject_takes_the_backbone_that_is_given(

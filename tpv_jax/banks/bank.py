@@ -7,6 +7,7 @@ checkpoints of its runs, with the same bits, and its results are ordinary run fo
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 

@@ -44,7 +44,7 @@ def ended(path: files.Path, manifest: Mapping[str, Any], lines: Lines) -> list[s
     found.append(f"  prompt: {prompt}")
   if (path / CURVES).is_file():
     found.append(f"  curves: {path / CURVES}")
-  commands = next_commands(path)
+  commands = next_commands(path, manifest)
   return [*found, "Next:", *(f"  {line}" for line in commands)] if commands else found
 
 
@@ -81,7 +81,7 @@ def ended_together(
   if picture is not None:
     found.append(f"  curves: {picture}")
   finished = [path for path, (one, _) in runs.items() if one["status"] == "finished"]
-  commands = next_commands(finished[0]) if finished else []
+  commands = next_commands(finished[0], runs[finished[0]][0]) if finished else []
   return [
     *found,
     *(["Next, for the first:"] if commands else []),
@@ -143,7 +143,7 @@ def best_so_far(manifest: Mapping[str, Any], lines: Lines) -> int | None:
   return -max(found)[1] if found else None
 
 
-def next_commands(path: files.Path) -> list[str]:
+def next_commands(path: files.Path, manifest: Mapping[str, Any]) -> list[str]:
   """Returns commands to go on with, as they can be run; none without a prompt."""
   prompt = _prompt(path)
   if prompt is None:
@@ -155,6 +155,8 @@ def next_commands(path: files.Path) -> list[str]:
     f"tpv show {run}": "this again, with settings",
     f"tpv diff {run}{which} -o {vector}": "its vector",
   }
+  if (manifest.get("subject") or {}).get("recipe"):
+    commands[f"tpv infer --prompt {run}{which}"] = "answers what you type or pipe to it"
   width = max(map(len, commands))
   return [f"{command:<{width}}  # {what}" for command, what in commands.items()]
 

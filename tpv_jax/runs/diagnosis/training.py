@@ -270,7 +270,8 @@ def still_improving(evidence: Evidence) -> Finding | None:
     "it was still improving when it ended",
     f"The last validation loss, {last:.4g} after step {lines[-1]['step']}, is the best; "
     f"the best before it was {before:.4g}.",
-    f"Give more TRAIN_STEPS: {2 * evidence.total_steps} in another RUN_DIR.",
+    f"Give more TRAIN_STEPS, such as {2 * evidence.total_steps}: the same command continues "
+    "the run unless its learning rate depends on where it ends.",
   )
 
 
