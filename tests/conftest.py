@@ -67,6 +67,14 @@ def tiny():
   return Tiny()
 
 
+@pytest.fixture(scope="session")
+def hub_models(tmp_path_factory):
+  """The folders of a T5 and of a LLaMA, with what a repository has beside them."""
+  import hub_server
+
+  return hub_server.models(tmp_path_factory.mktemp("models"))
+
+
 @pytest.fixture(scope="module")
 def compiles_faster():
   """XLA optimizes less: for programs that run for less time than they compile."""

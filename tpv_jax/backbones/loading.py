@@ -30,7 +30,7 @@ from tpv_jax.core.errors import UserError
 from tpv_jax.core.leaves import Leaf, misfits, not_finite
 from tpv_jax.data import vocabularies
 from tpv_jax.data.vocabularies import Vocabulary
-from tpv_jax.formats import gguf, hugging_face, packaged
+from tpv_jax.formats import gguf, hub, hugging_face, packaged
 from tpv_jax.io import orbax, safetensors
 
 EMBEDDED = "embedded"
@@ -42,8 +42,9 @@ NAMES = (EMBEDDED, *packaged.MODELS)
 """What names a backbone without being a path."""
 
 BACKBONES = (
-  f"{' or '.join(map(repr, NAMES))}, a .safetensors file of ours, a folder of Hugging Face, "
-  "a GGUF file or a T5X checkpoint folder"
+  f"{' or '.join(map(repr, NAMES))}, a model of Hugging Face ('hf:ORG/NAME'), a "
+  ".safetensors file of ours, a folder of Hugging Face, a GGUF file or a T5X checkpoint "
+  "folder"
 )
 """What may be given as a backbone, for messages."""
 
@@ -87,6 +88,9 @@ class Backbone:
   def stated(self, network: Network) -> dict[str, str]:
     """Returns what manifests and results state of it as it is in a network, as JSON."""
     known = {"name": self.name, "fingerprint": self.fingerprint}
+    revision = None if self.given is None else hub.revision_of(self.given)
+    if revision is not None:
+      known["revision"] = revision
     mode = quantization.mode_of(network)
     return known if mode is None else {**known, "quantize": mode}
 
@@ -146,9 +150,10 @@ def load_backbone(
   `network` says so; besides what is kept, the host holds about one leaf.
 
   Args:
-    path: one of `NAMES`; a `.safetensors` file of `save_backbone`; a folder of Hugging Face
-      with a model of a known family in safetensors; a GGUF file; a T5X checkpoint of either
-      layout (`checkpoint_<step>`), without its soft prompt. Local or on gs://.
+    path: one of `NAMES`; a model of the hub (`formats.hub`); a `.safetensors` file of
+      `save_backbone`; a folder of Hugging Face with a model of a known family in
+      safetensors; a GGUF file; a T5X checkpoint of either layout (`checkpoint_<step>`),
+      without its soft prompt. Local or on gs://.
     network: if given, the names and shapes of the leaves must be its own; this is checked
       before values are read.
     vocabulary: if given, it must be the backbone's: by its digest if the backbone states
@@ -206,22 +211,31 @@ def loaded(
 
 
 def located(path: files.PathLike) -> files.Path:
-  """Returns where the backbone lies that `path` names: one of `NAMES`, or a path.
+  """Returns where the backbone lies that `path` names.
+
+  It is one of `NAMES`, a path, or a model of the hub, which is fetched if need be.
 
   Raises:
-    UserError: it is the name of a model that was not fetched yet.
+    UserError: it is the name of a model that was not or cannot be fetched.
   """
   name = str(path)
   if name == EMBEDDED:
     return EMBEDDED_PATH
   if name in packaged.MODELS:
     return packaged.found(name) / packaged.BACKBONE
+  if hub.named(name) is not None:
+    return hub.located(name)
   return files.to_path(path)
 
 
 def is_name(given: str) -> bool:
   """Returns whether a backbone was given by its name, which is no path."""
-  return given in NAMES
+  return given in NAMES or hub.named(given) is not None
+
+
+def pinned(given: str) -> str:
+  """Returns the name or path of a backbone, a name of the hub with its commit."""
+  return given if hub.named(given) is None else hub.pinned(given)
 
 
 def brings(given: str, vocabulary: files.PathLike) -> bool:
@@ -270,6 +284,7 @@ def opened(path: files.PathLike, whole: bool = True) -> Iterator[Opened]:
     if not path.exists():
       raise UserError(
         f"There is no backbone '{path}'. Give {BACKBONES}."
+        + hub.advice(path)
         + errors.near_misses(str(path), NAMES)
       )
     stated = beside(path)

@@ -37,7 +37,7 @@ from tpv_jax.data.tokenizer_files import (
   UNK,
   digest,
 )
-from tpv_jax.formats import gguf, packaged
+from tpv_jax.formats import gguf, hub, packaged
 
 SPECIAL = (PAD, EOS, UNK)
 
@@ -443,9 +443,10 @@ def load(path: PathLike, extra_ids: int | None = None) -> Vocabulary:
   Args:
     path: a `tokenizer.json` (any `.json`) with a Unigram model, as T5's have, or with a BPE
       model, as decoder-only models have; a `.gguf` file with its tokenizer inside; a `.txt`
-      with a word in each line; a SentencePiece model (any other name); or a folder of
-      Hugging Face. In a folder the `spiece.model` is read if there is one, otherwise the
-      `tokenizer.json`; T5's give the same ids.
+      with a word in each line; a SentencePiece model (any other name); a folder of
+      Hugging Face, or the name of a model of the hub (`formats.hub`). In a folder the
+      `spiece.model` is read if there is one, otherwise the `tokenizer.json`; T5's give the
+      same ids.
     extra_ids: of a SentencePiece model; by default that of the folder's
       `tokenizer_config.json`, otherwise see `SentencePieceVocabulary`.
 
@@ -453,7 +454,7 @@ def load(path: PathLike, extra_ids: int | None = None) -> Vocabulary:
     UserError: there is no such file, it is not what its name says, or a symbolic link
       leads out of the folder.
   """
-  path = to_path(path)
+  path = _place(path)
   stated = _of_decoder(path)
   if stated is None and path.is_dir():
     found = [name for name in (SPIECE, TOKENIZER) if (path / name).exists()]
@@ -483,8 +484,8 @@ def of_backbone(
   """Returns the vocabulary of the backbone at `path`.
 
   Args:
-    path: 'embedded', the name of a fetched model ('smollm2'), a folder of Hugging Face, a
-      GGUF file, or another backbone.
+    path: 'embedded', the name of a fetched model ('smollm2') or of one of the hub
+      (`formats.hub`), a folder of Hugging Face, a GGUF file, or another backbone.
     vocabulary_file: what `load` reads instead; a backbone that brings no vocabulary, such
       as a file of ours, needs it.
     chat: for a decoder-only model, whether sources and targets are turns of a conversation:
@@ -498,9 +499,7 @@ def of_backbone(
   if vocabulary_file is None and str(path) == "embedded":
     found: Vocabulary = embedded()
   else:
-    if str(path) in packaged.MODELS:
-      path = packaged.found(str(path))
-    source = to_path(path if vocabulary_file is None else vocabulary_file)
+    source = _place(path if vocabulary_file is None else vocabulary_file)
     if vocabulary_file is None and not (source.is_dir() or gguf.is_gguf(source)):
       raise UserError(
         f"The backbone '{path}' brings no vocabulary. Set VOCABULARY_FILE to the one that "
@@ -517,6 +516,13 @@ def of_backbone(
       "texts as they are. Set CHAT = None."
     )
   return found
+
+
+def _place(path: PathLike) -> Path:
+  """Returns the path of a tokenizer, or the folder of the model that a name means."""
+  if str(path) in packaged.MODELS:
+    return packaged.found(str(path))
+  return hub.located(path) if hub.named(path) is not None else to_path(path)
 
 
 def _of_decoder(path: Path) -> Stated | None:

@@ -22,6 +22,7 @@ from tpv_jax.backbones import loading, quantization, registry
 from tpv_jax.core import files, identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.data.recipes import Recipe
+from tpv_jax.formats import hub
 
 if TYPE_CHECKING:
   from tpv_jax.model import SoftPromptModel
@@ -67,7 +68,7 @@ def of_run(
   recipe: Recipe | None = getattr(data, "recipe", None)
   family = registry.of_leaves(identity.flatten(backbone.params), backbone.name)
   return {
-    "backbone": _stated_backbone(backbone.given, run),
+    "backbone": portable(backbone.given, run),
     "family": registry.key_of(family),
     "vocabulary_file": stated_path,
     "chat": None if vocabulary.chat is None else {"system": vocabulary.chat.system},
@@ -78,17 +79,17 @@ def of_run(
   }
 
 
-def _stated_backbone(given: str, run: files.Path) -> str:
-  return given if loading.is_name(given) else portable(given, run)
-
-
 def portable(path: files.PathLike, run: files.PathLike) -> str:
   """Returns a path as it leads from a run's folder; see the module.
 
-  A path into an object store is returned unchanged.
+  A path into an object store is returned unchanged, and so is a name, but one of the hub
+  with its commit, as is the path of a model in the hub's cache.
   """
-  if files.is_remote(path):
-    return os.fspath(path)
+  given = os.fspath(path)
+  if files.is_remote(path) or loading.is_name(given):
+    return loading.pinned(given)
+  if stated := hub.of_path(path):
+    return stated
   last = files.absolute(path)
   if files.is_remote(run):
     return last.name
@@ -126,7 +127,8 @@ def read(run: files.PathLike) -> Subject:
     known["recipe"] = Recipe.from_json(known["recipe"], str(where))
   if not loading.is_name(known["backbone"]):
     known["backbone"] = _from_here(folder, known["backbone"])
-  if known["vocabulary_file"] is not None:
+  file = known["vocabulary_file"]
+  if file is not None and not loading.is_name(file):
     known["vocabulary_file"] = _from_here(folder, known["vocabulary_file"])
   return Subject(**known)
 
