@@ -192,7 +192,7 @@ def test_new_writes_a_task_file_that_check_finds_good(reviews, capsys):
   assert "--gin.BACKBONE=embedded --gin.TASK_FILES=reviews.toml" in out
   text = reviews.with_suffix(".toml").read_text()
   assert 'template = "{text}"' in text  # It has no word 'text:'.
-  assert "lengths = { inputs = 16, targets = 2 }" in text
+  assert "lengths = { inputs = 16, targets = 4 }" in text
   assert cli.main(["tasks", "new", "reviews.csv"]) == 2
   assert "'reviews.toml' exists" in capsys.readouterr().err
   assert cli.main(["tasks", "new", "reviews.csv", "--overwrite"]) == 0

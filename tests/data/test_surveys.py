@@ -52,7 +52,7 @@ def test_lengths_are_proposed_from_the_longest_texts():
     [Example("a b c", "not sure"), Example("a", "yes")], VOCABULARY
   )
   assert (measured.sources, measured.targets) == ([4, 2], [3, 2])
-  assert measured.proposed() == {"inputs": 8, "targets": 3}
+  assert measured.proposed() == {"inputs": 8, "targets": 4}
   assert surveys.Measured([20] * 99 + [4000], [2]).proposed()["inputs"] == 64
   assert surveys.Measured([4000], [2]).proposed()["inputs"] == surveys.MOST_LENGTH
 
@@ -101,7 +101,7 @@ def test_what_makes_training_harder_is_a_warning(of, message):
     (
       GOOD,
       {"lengths": {"inputs": 8, "targets": 1}},
-      "LENGTHS['targets'] to at least 2",
+      "'targets' of 'lengths' to at least 2",
     ),
     (
       GOOD,

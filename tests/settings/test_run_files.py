@@ -6,8 +6,8 @@ import pytest
 from tpv_jax.banks import bank
 from tpv_jax.core.errors import UserError
 from tpv_jax.evaluation import evaluation
-from tpv_jax.settings import gin_files, refusals, run_files
-from tpv_jax.studies import study
+from tpv_jax.settings import calling, gin_files, refusals, run_files
+from tpv_jax.studies import ablation, few_shot, study
 from tpv_jax.training import training
 
 ENTRIES = (training.train, bank.train_bank, evaluation.evaluate, evaluation.infer)
@@ -30,6 +30,31 @@ def test_the_backbone_chooses_the_run_file(backbones, entry, kind):
   assert file.endswith((f"/{kind}.gin", f"_{kind}.gin"))
   text = gin_files.bound([file])
   assert f"{entry.__module__.rpartition('.')[2]}.{entry.__name__}.model" in text
+
+
+@pytest.mark.parametrize(
+  "entry", [study.study, few_shot.compare_starts, ablation.ablation]
+)
+@pytest.mark.parametrize("kind", ["embedded", "llm", "t5"])
+def test_studies_of_own_tasks_are_complete_for_every_backbone(
+  backbones, entry, kind, tmp_path
+):
+  """Every setting has a value, and everything that the user sets is read."""
+  tasks = "TASK_FILES=['a.toml', 'b.toml']"
+  bindings = [f"BACKBONE={backbones[kind]!r}", tasks, "OUTPUT_DIR='out'"]
+  if entry is few_shot.compare_starts:
+    bindings += ["TASK_NAME='a'", "RELATED='b'"]
+  added = run_files.complete(entry, [], bindings)
+  assert added[1] == f"gin_configs/runs/tuning_{kind}.gin"
+  settings = gin_files.parse(added, bindings)
+  assert refusals.check(entry, settings, ["config", "command"]) == []
+
+
+def test_own_tasks_replace_those_of_a_given_run_file(tmp_path):
+  demo = ["gin_configs/runs/demo.gin"]
+  bindings = ["TASK_FILES='a.toml'", "OUTPUT_DIR='out'"]
+  ready = calling.prepare(study.study, demo, bindings, arguments={"config": None})
+  assert "TASK_FILES" in {setting.name for setting in ready.settings.values()}
 
 
 def test_a_file_of_settings_serves_every_command(backbones, tmp_path):

@@ -1,5 +1,6 @@
 """The comparison of starts: its arithmetic by hand, and a tiny one from end to end."""
 
+import dataclasses
 import json
 
 import gin
@@ -258,3 +259,33 @@ def test_the_protocols_file_samples_the_task_and_sets_its_batch_size():
   assert data.batch_size == 8
   assert data.describe()["train_digest"] == drawn.split_digest("train")
   assert data.name == "topic_50shot_seed3"
+
+
+def test_a_target_may_have_one_source_only(arguments, finished):
+  """So two tasks are enough: the starts that need more sources are left out."""
+  target = few_shot.Target(arguments["targets"][0].task, "a")
+  assert target.starts() == {"random": (), "related": ("a",)}
+  whole = few_shot.Target(target.task, "a", "b", "c").starts()
+  assert list(whole) == list(starts.STARTS)
+  assert whole["sum"] == ("a", "b")
+  _, results = finished
+  few = {
+    **results,
+    "starts": {name: starts.STARTS[name] for name in target.starts()},
+    "targets": {"d": target.roles()},
+    "summary": {
+      number: {name: rows[name] for name in target.starts()}
+      for number, rows in results["summary"].items()
+    },
+    "curves": {
+      number: {name: rows[name] for name in target.starts()}
+      for number, rows in results["curves"].items()
+    },
+  }
+  said = report.markdown(few)
+  assert "Related: a." in said
+  assert "sum of two vectors" not in said
+  other = dataclasses.replace(target.task, name="e")
+  mixed = {"targets": [target, few_shot.Target(other, "a", "b")]}
+  with pytest.raises(UserError, match=r"'e' has other starts than 'd'"):
+    few_shot.compare_starts(**arguments | mixed, output_dir="no")

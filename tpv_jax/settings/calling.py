@@ -75,8 +75,14 @@ def prepare(
   """
   arguments = arguments or {}
   added = run_files.complete(function, files, bindings, search_paths)
-  settings = gin_files.parse(
-    [*added, *files], bindings, search_paths, unquoted=unquoted, objects=objects
+  tasks = [file for file in added if file == run_files.TASK_FILES]
+  runs = [file for file in added if file not in tasks]
+  settings = gin_files.parse(  # The user's tasks replace those of a run file.
+    [*runs, *files, *tasks],
+    bindings,
+    search_paths,
+    unquoted=unquoted,
+    objects=objects,
   )
   lines = [f"Settings are those of {' and '.join(added)}, and yours."] if added else []
   if show is not None:

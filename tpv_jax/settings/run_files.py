@@ -13,12 +13,15 @@ from tpv_jax.core.files import PathLike
 from tpv_jax.settings import gin_files
 
 VERBS = {
-  "training.train": "{}",
-  "bank.train_bank": "bank_{}",
-  "evaluation.evaluate": "eval_{}",
-  "evaluation.infer": "infer_{}",
+  "training.train": ("{}",),
+  "bank.train_bank": ("bank_{}",),
+  "evaluation.evaluate": ("eval_{}",),
+  "evaluation.infer": ("infer_{}",),
+  "study.study": ("study", "tuning_{}"),
+  "few_shot.compare_starts": ("few_shot_study", "tuning_{}"),
+  "ablation.ablation": ("ablation_study", "tuning_{}"),
 }
-"""What a command calls -> the name of its run file for a kind of backbone."""
+"""What a command calls -> the names of its run files for a kind of backbone."""
 
 TASK_FILES = "gin_configs/tasks/files.gin"
 """The gin file that reads the macro TASK_FILES."""
@@ -61,7 +64,7 @@ def complete(
   given = gin_files.bound(files, bindings, search_paths)
   name = f"{entry.__module__.rpartition('.')[2]}.{entry.__name__}"
   found = []
-  if f"{name}.model" not in given and name in VERBS:
+  if name in VERBS and not {f"{name}.model", f"{name}.network"} & {*given}:
     backbone = given.get("BACKBONE")
     if not isinstance(backbone, str):
       raise UserError(
@@ -69,15 +72,18 @@ def complete(
         "of Hugging Face, or another one. Or give a run file, --gin_file=...: "
         f"{', '.join(_known(VERBS[name]))}."
       )
-    found.append(f"gin_configs/runs/{VERBS[name].format(kind_of(backbone))}.gin")
+    kind = kind_of(backbone)
+    found += [f"gin_configs/runs/{file.format(kind)}.gin" for file in VERBS[name]]
   if "TASK_FILES" in given and not any(one.startswith("task_files.") for one in given):
     found.append(TASK_FILES)
   return found
 
 
-def _known(name: str) -> list[str]:
+def _known(names: Sequence[str]) -> list[str]:
   """Returns the run files of a command."""
-  known = (
-    f"gin_configs/runs/{name.format(kind)}.gin" for kind in ("embedded", "llm", "t5")
+  known = dict.fromkeys(
+    f"gin_configs/runs/{name.format(kind)}.gin"
+    for name in names
+    for kind in ("embedded", "llm", "t5")
   )
   return [file for file in known if file in gin_files.shipped()]

@@ -110,7 +110,7 @@ def ablation(
   eval_period: Steps,
   plain_rates: Sequence[NotNegative],
   decomposed_rates: Sequence[Sequence[NotNegative]],
-  tuning_tasks: Sequence[str],
+  tuning_tasks: Sequence[str] | None,
   form: Form,
   prompt_lengths: Sequence[Size] = (),
   initial_seeds: Sequence[Seed] = (0, 1, 2),
@@ -145,7 +145,7 @@ def ablation(
     plain_rates: the learning rates that plain tuning chooses from.
     decomposed_rates: equally many pairs that each other method chooses from: the short
       prompt's rate, and that of the low-rank matrices, fusion and spaces.
-    tuning_tasks: the tasks on whose validation splits the rates are chosen.
+    tuning_tasks: the tasks on whose validation splits the rates are chosen; None for all.
     form: the sizes of EPT's parts.
     prompt_lengths: more values of P, which use the rates chosen at `prompt_length`.
     initial_seeds: the initial prompts; means and deviations are over them.
@@ -163,6 +163,8 @@ def ablation(
     UserError: settings that do not fit each other; a folder that holds something else,
       or runs with other settings.
   """
+  if tuning_tasks is None:
+    tuning_tasks = [task.name for task in tasks]
   if rotate_labels:
     tasks = [transforms.rotated(task) for task in tasks]
   return base.conduct(

@@ -46,24 +46,33 @@ class Target:
   Attributes:
     task: the target.
     related: the source of the related vector.
-    second: the source whose vector is added to that in the sum.
-    unrelated: the source of the control.
+    second: the source whose vector is added to that in the sum; None for no sum.
+    unrelated: the source of the control; None for no control.
     note: what the report says of the target.
   """
 
   task: Task
   related: str
-  second: str
-  unrelated: str
+  second: str | None = None
+  unrelated: str | None = None
   note: str = ""
 
   def __post_init__(self) -> None:
     check_fields(self)
 
-  def roles(self) -> dict[str, str]:
+  def roles(self) -> dict[str, str | None]:
     """Returns the sources by their roles, and the note, for the report."""
     names = ("related", "second", "unrelated", "note")
     return {name: getattr(self, name) for name in names}
+
+  def starts(self) -> dict[str, tuple[str, ...]]:
+    """Returns the starts of `starts.STARTS` that it has: the sources of each one's vector."""
+    found: dict[str, tuple[str, ...]] = {"random": (), "related": (self.related,)}
+    if self.second is not None:
+      found["sum"] = (self.related, self.second)
+    if self.unrelated is not None:
+      found["unrelated"] = (self.unrelated,)
+    return found
 
 
 @checked
@@ -222,7 +231,7 @@ class FewShot:
     of_sources, scores = self._measure(session, jobs)
     results = {
       **session.head(),
-      "starts": starts.STARTS,
+      "starts": {name: starts.STARTS[name] for name in self.targets[0].starts()},
       "sources": of_sources,
       "targets": {target.task.name: target.roles() for target in self.targets},
       "shots": list(self.shots),
@@ -347,7 +356,8 @@ def _check(
   base.refuse_repeated("numbers in SHOTS", list(shots))
   base.refuse_repeated("INITIAL_SEEDS", list(seeds))
   for target in targets:
-    used = (target.related, target.second, target.unrelated)
+    roles = (target.related, target.second, target.unrelated)
+    used = [name for name in roles if name is not None]
     for name in used:
       if name not in known:
         raise UserError(
@@ -358,7 +368,13 @@ def _check(
     if len(set(used)) < len(used):
       raise UserError(
         f"Target '{target.task.name}' has one source in two roles ({', '.join(used)}), so "
-        "two starts would be equal. Give three different sources."
+        "two starts would be equal. Give different sources."
+      )
+    if [*target.starts()] != [*targets[0].starts()]:
+      raise UserError(
+        f"Target '{target.task.name}' has other starts than '{targets[0].task.name}' "
+        f"({', '.join(target.starts())}; {', '.join(targets[0].starts())}), so they can't be "
+        "averaged. Give all TARGETS a second and an unrelated source, or none."
       )
   for number in shots:
     sampling.batch_size(number)
@@ -375,7 +391,8 @@ def _write_vectors(
   folder: pathlib.Path, targets: Sequence[Target], seeds: Sequence[int]
 ) -> None:
   """Writes the vectors that the targets start from, and their sums."""
-  singles = {name for t in targets for name in (t.related, t.second, t.unrelated)}
+  needed = {names for target in targets for names in target.starts().values() if names}
+  singles = {name for names in needed for name in names}
   for seed in seeds:
     vectors = {}
     for name in sorted(singles):
@@ -383,8 +400,7 @@ def _write_vectors(
       tuned, start = sources.load(run, "best"), sources.load(run, "initial")
       vectors[name] = algebra.diff(tuned, start)
     written: dict[tuple[str, ...], Loaded] = {(n,): v for n, v in vectors.items()}
-    for target in targets:
-      pair = target.related, target.second
+    for pair in sorted(names for names in needed if len(names) > 1):
       written[pair] = algebra.sum_vectors([vectors[name] for name in pair])
     if processes.is_writer():
       for names, vector in written.items():
@@ -401,20 +417,15 @@ def _jobs(
   coefficient: float,
 ) -> list[Job]:
   def of(target: Target, seed: int) -> Iterator[tuple[str, Initial]]:
-    names = {
-      "related": (target.related,),
-      "sum": (target.related, target.second),
-      "unrelated": (target.unrelated,),
-    }
-    for start in starts.STARTS:
-      if start == "random":
+    for start, names in target.starts().items():
+      if not names:
         yield start, initial_prompt
       else:
         yield (
           start,
           functools.partial(
             initial.from_vector,
-            path=str(_vector_file(folder, seed, *names[start])),
+            path=str(_vector_file(folder, seed, *names)),
             initial=initial_prompt,
             coefficient=coefficient,
           ),

@@ -61,15 +61,14 @@ def markdown(results: Results) -> str:
 def _by_target(results: Results) -> list[str]:
   by_target = []
   for name, target in results["targets"].items():
-    related, second, unrelated = (
-      target[role] for role in ("related", "second", "unrelated")
-    )
-    roles = (
-      f"Related: {related}; the sum: {related} + {second}; unrelated: {unrelated}."
-    )
+    roles = [f"Related: {target['related']}"]
+    if "sum" in results["starts"]:
+      roles.append(f"the sum: {target['related']} + {target['second']}")
+    if "unrelated" in results["starts"]:
+      roles.append(f"unrelated: {target['unrelated']}")
     by_target += [
       f"### {name}",
-      f"{target['note']} {roles}".strip(),
+      f"{target['note']} {'; '.join(roles)}.".strip(),
       markdown_table(*_target_table(results, name)),
     ]
   return by_target
@@ -110,6 +109,8 @@ def in_short(results: Results) -> list[str]:
     ("sum", "related"),
     ("unrelated", "random"),
   ):
+    if start not in labels:
+      continue
     gains = [
       f"{difference(rows[start][f'minus_{other}'])} at {number}"
       for number, rows in summary.items()
