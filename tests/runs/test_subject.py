@@ -75,3 +75,23 @@ def test_a_damaged_subject_is_refused_in_one_line(tmp_path, change):
   run = write(tmp_path / "run", stated() | change)
   with pytest.raises(UserError, match="Take another copy"):
     subject.read(run)
+
+
+def test_a_path_that_is_not_stated_is_known_to_the_machine_that_wrote_it(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  place = "/elsewhere/models/flan"
+  run = write(
+    tmp_path / "run", stated() | {"backbone": subject._stated(place, tmp_path)}
+  )
+  assert place not in (run / "manifest.json").read_text()
+  missing = str(run / "flan")
+  assert subject.read(run).backbone == missing  # The note is about another run.
+  assert subject._stated(place, run) == "flan"
+  assert subject.read(run).backbone == place
+  (run / "flan").mkdir()
+  assert subject.read(run).backbone == missing
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other machine"))
+  (run / "flan").rmdir()
+  assert subject.read(run).backbone == missing

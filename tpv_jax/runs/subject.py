@@ -10,11 +10,15 @@
 
 A path is relative to the run's folder, so that both can be moved together. If nothing but
 the root is common to both, only the last part is stated: a manifest has no folders of the
-machine that wrote it. It is no setting: runs with another subject are continued.
+machine that wrote it, whose own cache notes the path. The subject is no setting: runs with
+another one are continued.
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -64,11 +68,11 @@ def of_run(
   if path is None or loading.brings(backbone.given, path):
     stated_path = None
   else:
-    stated_path = portable(path, run)
+    stated_path = _stated(path, run)
   recipe: Recipe | None = getattr(data, "recipe", None)
   family = registry.of_leaves(identity.flatten(backbone.params), backbone.name)
   return {
-    "backbone": portable(backbone.given, run),
+    "backbone": _stated(backbone.given, run),
     "family": registry.key_of(family),
     "vocabulary_file": stated_path,
     "chat": None if vocabulary.chat is None else {"system": vocabulary.chat.system},
@@ -77,6 +81,26 @@ def of_run(
     "lengths": dict(lengths),
     "recipe": None if recipe is None else recipe.to_json(),
   }
+
+
+def _stated(path: files.PathLike, run: files.Path) -> str:
+  """Returns `portable`; what it leaves out is noted in this machine's cache."""
+  stated = portable(path, run)
+  if os.sep not in stated and not loading.is_name(stated):
+    note = _note(run, stated)
+    with contextlib.suppress(
+      OSError
+    ):  # A cache that cannot be written costs a question.
+      note.parent.mkdir(parents=True, exist_ok=True)
+      files.write_text(note, os.fspath(files.absolute(path)))
+  return stated
+
+
+def _note(run: files.Path, stated: str) -> pathlib.Path:
+  """Returns the file of the cache that notes the path of a name that a run states."""
+  place = run if files.is_remote(run) else os.path.realpath(run)
+  key = hashlib.sha256(f"{place}\n{stated}".encode()).hexdigest()
+  return files.cache_folder() / "places" / key
 
 
 def portable(path: files.PathLike, run: files.PathLike) -> str:
@@ -165,4 +189,7 @@ def _from_here(folder: files.Path, path: str) -> str:
   if files.is_remote(path) or os.path.isabs(path):
     return path
   found = files.to_path(f"{os.fspath(folder)}/{path}")
+  if os.sep not in path and not found.exists():
+    with contextlib.suppress(OSError, ValueError):
+      return _note(folder, path).read_text()
   return os.fspath(found)
