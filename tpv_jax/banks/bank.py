@@ -33,7 +33,7 @@ from tpv_jax.core.errors import UserError
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.devices import processes
 from tpv_jax.model import SoftPromptModel
-from tpv_jax.runs import curves, summary
+from tpv_jax.runs import curves, summary, tracking
 from tpv_jax.runs.diagnosis import evidence, registry
 from tpv_jax.runs.run_folder import RunFolder, alone
 from tpv_jax.runs.run_settings import defaults_of
@@ -135,6 +135,7 @@ def train_bank(
   block_positions: Size | None = None,
   memory_gib: Positive | None = None,
   overwrite: bool = False,
+  wandb_project: str | None = None,
   progress: bool = True,
   config: Callable[[], str] | None = None,
 ) -> list[dict[str, Any]]:
@@ -180,6 +181,7 @@ def train_bank(
     memory_gib: the memory of a device that may be used; by default all that is free.
     overwrite: delete runs with other settings and start them again; if no run of the
       bank was stopped, also finished ones.
+    wandb_project: of Weights & Biases, where metrics go as well, each prompt's as a run.
     progress: show a progress bar.
     config: returns the text of each config.gin.
 
@@ -190,6 +192,7 @@ def train_bank(
     Stopped: SIGINT or SIGTERM came; all states are saved.
   """
   _check(entries, patience, best_metric)
+  tracking.check(wandb_project)
   backbone = loading.loaded(backbone, model.network, model.input_vocabulary)
   runs = _runs(
     entries,
@@ -205,6 +208,7 @@ def train_bank(
     microbatches=1,
     model_parallel=model_parallel,
     progress=progress,
+    wandb_project=wandb_project,
     patience=patience,
     defaults=defaults_of(training.train),
   )

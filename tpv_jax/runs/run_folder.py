@@ -77,8 +77,8 @@ class RunFolder:
     if files.is_remote(path):
       _refuse_without_google_cloud_storage(self.path)
 
-  def events(self, first_step: int) -> "Events | None":
-    """Returns TensorBoard's event file; without tensorboardX prints a line, returns None.
+  def events(self, first_step: int) -> "list[Events]":
+    """Returns TensorBoard's event file; without tensorboardX prints a line, returns none.
 
     Its events from `first_step` on replace those of earlier files.
     """
@@ -88,8 +88,8 @@ class RunFolder:
       screen.say(
         "tensorboardX is not installed: no events for TensorBoard are written."
       )
-      return None
-    return Events(self.path, first_step)
+      return []
+    return [Events(self.path, first_step)]
 
   def prompt(self, which: str) -> files.Path:
     """Returns the path of the 'initial', 'best' or 'last' prompt."""

@@ -7,7 +7,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ from tpv_jax.model import SoftPromptModel
 from tpv_jax.runs import curves, records, subject, summary
 from tpv_jax.runs.run_folder import RunFolder, versions
 from tpv_jax.runs.run_settings import Settings
+from tpv_jax.runs.tracking import Tracker
 from tpv_jax.training import initial, refactoring, sameness
 from tpv_jax.training import steps as compiled
 from tpv_jax.training.checkpoints import Best, Checkpoints
@@ -36,6 +37,10 @@ HIGHER_IS_BETTER = {"loss": False, "accuracy": True, "exact_match": True}
 """The validation metrics that can choose the best prompt."""
 
 Metric = Annotated[str, OneOf(tuple(HIGHER_IS_BETTER))]
+
+
+if TYPE_CHECKING:
+  from tpv_jax.runs.events import Events
 
 
 @dataclasses.dataclass
@@ -64,6 +69,7 @@ class Run:
   progress: bool
   defaults: Mapping[str, Any]  # Of `train`, for manifests that lack a setting.
   patience: int | None = None
+  wandb_project: str | None = None
 
   def __post_init__(self) -> None:
     if not callable(getattr(self.model.optimizer_def, "update", None)):
@@ -221,7 +227,7 @@ class Run:
       self.manifest[subject.KEY] = subject.of_run(
         self.folder.path, self.model, self.backbone, self.data
       )
-    for name in ("bank", records.UNTUNED):
+    for name in ("bank", "wandb", records.UNTUNED):
       if name in previous:
         self.manifest[name] = previous[name]
     if self.initial is not None and self.initial.refactored is not None:
@@ -239,7 +245,8 @@ class Run:
       self.prompts.write("initial", self.initial.leaves, steps=0)
     if resumed is None:
       self.save(state, best)
-    self.events = self.folder.events(first_step=(resumed or 0) + 1)
+    events = self.folder.events(first_step=(resumed or 0) + 1)
+    self.logs: list[Events | Tracker] = [*self._trackers(), *events]
     return state, best
 
   def lacks_untuned(self, step: int) -> bool:
@@ -268,9 +275,22 @@ class Run:
       return None
     return records.scale(self.backbone.table, self.model.network.embedding_scale)
 
+  def _trackers(self) -> list[Tracker]:
+    """Begins or continues a run of Weights & Biases, whose id the manifest states."""
+    if self.wandb_project is None:
+      return []
+    known = self.manifest.get("wandb", {})
+    id_ = known.get("id") if known.get("project") == self.wandb_project else None
+    name = self.folder.path.name
+    tracker = Tracker(self.wandb_project, name, self.folder.path, id_)
+    tracker.describe(self.settings.values)
+    self.manifest["wandb"] = {"project": self.wandb_project, "id": tracker.id}
+    self.folder.write_manifest(self.manifest)
+    return [tracker]
+
   def _event(self, step: int, kind: str, values: dict[str, float]) -> None:
-    if self.events is not None:
-      self.events.write(step, kind, values)
+    for log in self.logs:
+      log.write(step, kind, values)
 
   @functools.cached_property
   def run_id(self) -> str:
@@ -284,8 +304,8 @@ class Run:
 
   def close(self) -> None:
     """Ends the threads and files that the run has opened."""
-    if self.events is not None:
-      self.events.close()
+    for log in self.logs:
+      log.close()
     self.checkpoints.close()
 
   def _draw_prompt(self) -> Drawn | None:

@@ -42,6 +42,7 @@ def train(
   microbatches: Size = 1,
   model_parallel: Size = 1,
   overwrite: bool = False,
+  wandb_project: str | None = None,
   progress: bool = True,
   config: Callable[[], str] | None = None,
 ) -> dict[str, Any]:
@@ -72,6 +73,7 @@ def train(
       target tokens.
     model_parallel: devices over which each parameter is split.
     overwrite: delete a run that is in `run_dir` and start again.
+    wandb_project: of Weights & Biases, where metrics go as well; see `runs.tracking`.
     progress: show a progress bar.
     config: returns the text of config.gin; called once the run has started.
 
@@ -99,6 +101,7 @@ def train(
     microbatches=microbatches,
     model_parallel=model_parallel,
     progress=progress,
+    wandb_project=wandb_project,
     defaults=defaults_of(train),
   )
   with alone(run.folder):
