@@ -1,10 +1,14 @@
-"""The scripts under examples/ run, on small stand-ins for the files they are about."""
+"""The scripts and the notebook under examples/ run, the former on small stand-ins."""
 
+import json
 import pathlib
+import re
 import subprocess
 import sys
 
+import notebooks
 import numpy as np
+import pytest
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
@@ -50,3 +54,36 @@ def test_the_cosine_table_is_that_of_numpy(tmp_path):
     "cosine_table.py", tmp_path, "--png", tmp_path / "cosine.png", "--overwrite"
   )
   assert done.returncode == 0, done.stderr
+
+
+WALKTHROUGH = EXAMPLES / "walkthrough.ipynb"
+
+
+def words(output):
+  """Returns what an output shows, without numbers and blanks."""
+  shown = output.get("text") or output["data"]["text/plain"]
+  return re.sub(r"[\d.,-]+(e-\d+)?|\s+", "", "".join(shown))
+
+
+def test_the_notebook_runs_and_shows_what_is_committed(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  content = json.loads(WALKTHROUGH.read_text())
+  code = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
+  found = notebooks.outputs(WALKTHROUGH)
+  for cell, outputs in zip(code, found, strict=True):
+    assert [*map(words, outputs)] == [*map(words, cell["outputs"])], cell["source"]
+    assert all(
+      set(one.get("data", ())) == set(other.get("data", ()))
+      for one, other in zip(outputs, cell["outputs"], strict=True)
+    )
+  table = "".join(found[6][-1]["data"]["text/plain"]).splitlines()
+  scores = {tuple(line.rsplit(None, 7)[:2]): line.split()[-4] for line in table[1:]}
+  assert float(scores["sentiment", "sentiment"]) > 95
+  assert float(scores["sentiment - topic", "topic"]) < 5
+
+
+def test_a_cell_that_fails_fails_the_notebook(tmp_path):
+  broken = {"cells": [{"cell_type": "code", "source": ["1 / 0"]}]}
+  (tmp_path / "broken.ipynb").write_text(json.dumps(broken))
+  with pytest.raises(ZeroDivisionError):
+    notebooks.outputs(tmp_path / "broken.ipynb")

@@ -56,8 +56,7 @@ def test_scores_are_those_of_the_command(backbone, tasks, runs, tmp_path):
   }
   for row in map(dict, table):
     name = row.pop("prompt")
-    number = mine.get("none" if name == "no prompt" else name)
-    assert row == theirs[number, row["task"], row["split"]]
+    assert row == theirs[mine[name], row["task"], row["split"]]
   assert len(table) == len(rows) == 16
 
 

@@ -12,6 +12,7 @@ from tpv_jax.api.tables import Table
 from tpv_jax.api.training import lengths_of, of_subjects
 from tpv_jax.core import files
 from tpv_jax.data.tasks import Task
+from tpv_jax.evaluation import candidates
 from tpv_jax.formats import sources
 from tpv_jax.vectors.loaded import Loaded
 
@@ -60,11 +61,13 @@ def evaluate(
     own["EVAL_SPLITS"] = [splits] if isinstance(splits, str) else list(splits)
   arguments = {"backbone": backbone.loaded, "progress": progress, "printed": False}
   report, _ = of_gin.call(evaluation.evaluate, given, own, arguments, gin_file)
-  names = [one["name"] for one in report["candidates"]]
-  rows = [
-    {"prompt": row.pop("candidate", names[0]), **row}
-    for row in map(dict, report["results"])
-  ]
+  first, without = report["candidates"][0]["name"], candidates.NO_PROMPT
+  if isinstance(prompts, Mapping):
+    without = next((str(name) for name, one in prompts.items() if one is None), without)
+  rows = []
+  for row in map(dict, report["results"]):
+    name = row.pop("candidate", first)
+    rows.append({"prompt": without if name == candidates.NO_PROMPT else name, **row})
   return Table(rows, report, percent=True)
 
 

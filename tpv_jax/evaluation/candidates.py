@@ -30,6 +30,9 @@ from tpv_jax.vectors.provenance import Provenance, describe_precision
 GRID = tuple(round(0.05 * step, 2) for step in range(21))
 """The coefficients that a search tries by default: 21 in [0, 1] (task arithmetic's)."""
 
+NO_PROMPT = "no prompt"
+"""The name of the backbone alone."""
+
 Source = str | Loaded
 """What `sources.load` takes, or a prompt or vector in memory."""
 
@@ -329,7 +332,7 @@ def _named(source: Source) -> str:
 
 def _prompt(source: Source | None, which: str) -> Candidate:
   if source is None:
-    return Candidate("no prompt", None, None)
+    return Candidate(NO_PROMPT, None, None)
   loaded = _loaded(source, which)
   if loaded.provenance.kind == "prompt":
     loaded = algebra.fold(loaded)
