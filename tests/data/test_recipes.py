@@ -4,7 +4,7 @@ import pytest
 
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import english, exported, few_shot, registry, transforms
-from tpv_jax.data.recipes import Recipe
+from tpv_jax.data.recipes import Recipe, value
 from tpv_jax.data.text_files import text_file_task
 from tpv_jax.embedded import suite
 
@@ -22,6 +22,11 @@ def test_a_source_has_the_words_of_the_template_and_tells_where_columns_are():
   assert [source[start:stop] for start, stop in fields] == ["x y", "3"]
   assert RECIPE.columns == ("a", "b")
   assert RECIPE.words == ("no", "yes")
+
+
+def test_a_value_is_text_as_json_spells_it():
+  row = {"a": None, "b": float("nan"), "c": True, "d": 1.5, "e": "nan"}
+  assert [value(row, column, "row") for column in row] == ["", "", "true", "1.5", "nan"]
 
 
 def test_an_answer_is_the_word_of_the_value():

@@ -162,6 +162,10 @@ def test_what_was_trimmed_or_is_no_label_is_said(here, capsys):
     (["--vector", "v"], "applied to an initial prompt. Give --initial RUN"),
     (["--prompt", "tiny.safetensors"], "is not in a run folder, and a run says"),
     (["--prompt", "runs/labels", "--input", "renamed.csv"], "Did you mean 'text_'"),
+    (
+      ["--prompt", "runs/labels", "--input", "empty.csv"],
+      "empty.csv:3: column 'text' is ",
+    ),
     (["--prompt", "runs/labels", "--input", "out.csv"], "--prefix predicted_"),
     (
       ["--prompt", "runs/labels", "--input", "new.csv", "-o", "a.xlsx"],
@@ -182,6 +186,7 @@ def test_what_was_trimmed_or_is_no_label_is_said(here, capsys):
 def test_what_does_not_go_is_refused_in_one_line(here, capsys, arguments, message):
   (here / "renamed.csv").write_text("text_,label\nword3,1\n")
   (here / "out.csv").write_text("text,answer\nword3,1\n")
+  (here / "empty.csv").write_text('text,n\nword3,1\n"",2\n" ",3\n')
   (here / "new.txt").write_text("text\nword3\n")
   (here / "two.csv").write_text('text\n"word3\nword4"\n')
   assert infer(*arguments) == 2

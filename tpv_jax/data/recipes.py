@@ -7,6 +7,7 @@ was trained.
 import dataclasses
 import decimal
 import functools
+import math
 import string
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -227,8 +228,13 @@ def value(row: Row, column: str, where: str) -> str:
 
 
 def as_text(found: Any) -> str:
-  """Returns a value as JSON spells it; strings are unchanged, None becomes ''."""
-  if found is None:
+  """Returns a value as JSON spells it; strings are unchanged.
+
+  None becomes '', and so do NaN and what else pandas has for a value that is missing.
+  """
+  if found is None or type(found).__name__ in ("NAType", "NaTType"):
+    return ""
+  if isinstance(found, float) and math.isnan(found):
     return ""
   if isinstance(found, bool):
     return "true" if found else "false"

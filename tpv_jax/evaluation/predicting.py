@@ -154,7 +154,7 @@ class Predictor:
       UserError: a row lacks a column of the template.
     """
     places = places or [f"row {number}" for number in range(1, len(rows) + 1)]
-    check_columns(self.recipe, rows[:1], places)
+    check_columns(self.recipe, rows, places)
     return [
       Example(source, "", fields=fields)
       for source, fields in map(self.recipe.source, rows, places)
@@ -240,15 +240,27 @@ def columns_of(recipe: Recipe) -> tuple[str, ...]:
 def check_columns(
   recipe: Recipe, rows: Sequence[Mapping[str, Any]], places: Sequence[str]
 ) -> None:
-  """Raises `UserError`, with near misses, if rows lack columns of the template."""
-  for row, place in zip(rows, places, strict=False):
-    lost = [column for column in recipe.columns if column not in row]
-    if lost and recipe.change is None:
-      raise UserError(
-        f"{place}: there is no column '{lost[0]}', which the template of task "
-        f"'{recipe.task}' needs: {recipe.template!r}. The columns are "
-        f"{', '.join(row) or 'none'}.{near_misses(lost[0], row)} Rename one, or add it."
-      )
+  """Raises `UserError` if rows lack columns of the template, or have them empty."""
+  if recipe.change is not None:  # It reads other columns, and checks them itself.
+    return
+  empty = []
+  for row, place in zip(rows, places, strict=True):
+    for column in recipe.columns:
+      if column not in row:
+        raise UserError(
+          f"{place}: there is no column '{column}', which the template of task "
+          f"'{recipe.task}' needs: {recipe.template!r}. The columns are "
+          f"{', '.join(row) or 'none'}.{near_misses(column, row)} Rename one, or add it."
+        )
+      if not value(row, column, place).strip():
+        empty.append((place, column))
+  if empty and not recipe.allow_empty:
+    (place, column), *more = empty
+    others = f", and so are {len(more)} more cells" if more else ""
+    raise UserError(
+      f"{place}: column '{column}' is empty{others}, and the task was trained without "
+      "such rows. Fill them, or remove the rows."
+    )
 
 
 def shares(scores: Float[np.ndarray, " C"]) -> Float[np.ndarray, " C"]:

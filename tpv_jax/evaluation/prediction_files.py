@@ -55,7 +55,7 @@ def predict_file(
   if its_form == "tsv":
     tables.refuse_what_tsv_cannot_hold(table)
   if recipe is not None:
-    predicting.check_columns(recipe, table.rows[:1], table.places)
+    predicting.check_columns(recipe, table.rows, table.places)
     predicting.check_added(
       dict.fromkeys(table.columns),
       [prefix + name for name in predicting.columns_of(recipe)],
