@@ -3,9 +3,11 @@
 import dataclasses
 import functools
 import io
+import itertools
 import json
 import random
 import shlex
+import shutil
 
 import jax
 import numpy as np
@@ -435,6 +437,44 @@ def test_a_run_without_a_subject_takes_the_backbone_that_is_given(
   printed = capsys.readouterr().out
   assert "the learning rate is too small for these embeddings" in printed
   assert "nearest tokens" in printed
+
+
+def places(content, path=()):
+  """Yields the path of every value in nested JSON."""
+  for key, value in content.items():
+    yield (*path, key)
+    if isinstance(value, dict):
+      yield from places(value, (*path, key))
+
+
+def test_a_damaged_manifest_is_read_or_refused_in_one_line(
+  slow, tmp_path, monkeypatch, capsys
+):
+  run = tmp_path / "run"
+  shutil.copytree(slow, run)
+  whole = (run / "manifest.json").read_text()
+  # Reading the backbone, each time, is not what is tried.
+  monkeypatch.setattr(tokens, "of_run", raises(UserError("left out")))
+  wrong = (None, "x", -1, [3], {"a": 1}, 1e300)
+  tried = list(itertools.product(places(json.loads(whole)), wrong))
+  for path, value in tried[::7]:  # All kinds of values, at most places one of them.
+    manifest = inner = json.loads(whole)
+    for key in path[:-1]:
+      inner = inner[key]
+    inner[path[-1]] = value
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    for verb in ("show", "diagnose"):
+      code = cli.main([verb, str(run)])
+      printed = capsys.readouterr()
+      assert code in (0, 2), (path, value, verb)
+      assert printed.err.count("\n") == (1 if code else 0), (path, value, printed.err)
+
+
+def raises(error):
+  def fail(*_):
+    raise error
+
+  return fail
 
 
 def test_what_is_no_run_is_refused(tmp_path, capsys):

@@ -12,7 +12,7 @@ from tpv_jax.cli.arguments import Parser
 from tpv_jax.core import files
 from tpv_jax.core.errors import UserError, printable, to_json
 from tpv_jax.core.tables import aligned
-from tpv_jax.runs import summary
+from tpv_jax.runs import records, summary
 from tpv_jax.runs.diagnosis import evidence, registry
 
 EXAMPLES = """\
@@ -42,6 +42,12 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> None:
   """Prints the findings and the nearest tokens, or JSON."""
   folder = files.to_path(options.run)
+  with records.whole(folder):
+    print(_diagnosed(folder, options))
+
+
+def _diagnosed(folder: files.Path, options: argparse.Namespace) -> str:
+  """Returns what is printed."""
   seen = evidence.read(folder)
   rows, why = [], None
   if seen.tuned is not None and seen.initial is not None:
@@ -59,25 +65,32 @@ def run(options: argparse.Namespace) -> None:
       why = str(error)
   found = registry.findings(seen)
   if options.json:
-    content = {
-      "run": str(options.run),
-      "status": seen.manifest.get("status"),
-      "findings": [dataclasses.asdict(finding) for finding in found],
-      "checks": list(registry.CHECKS),
-      "rows": [dataclasses.asdict(row) for row in rows],
-    }
-    print(to_json(content))
-    return
-  print(f"'{folder}': {summary.state(folder, seen.manifest)}")
-  print("\n".join(summary.reached(seen.manifest, seen.lines)))
+    return to_json(
+      {
+        "run": str(options.run),
+        "status": seen.manifest.get("status"),
+        "findings": [dataclasses.asdict(finding) for finding in found],
+        "checks": list(registry.CHECKS),
+        "rows": [dataclasses.asdict(row) for row in rows],
+      }
+    )
+  lines = [
+    f"'{folder}': {summary.state(folder, seen.manifest)}",
+    *summary.reached(seen.manifest, seen.lines),
+  ]
   for number, finding in enumerate(found, start=1):
-    print(f"\n{number}. {finding.what}")
-    print(f"   evidence: {finding.evidence}")
-    print(f"   change:   {finding.change}")
+    lines += [
+      f"\n{number}. {finding.what}",
+      f"   evidence: {finding.evidence}",
+      f"   change:   {finding.change}",
+    ]
   if not found:
-    print(f"\nNothing is wrong by any of {len(registry.CHECKS)} checks.")
+    lines.append(f"\nNothing is wrong by any of {len(registry.CHECKS)} checks.")
   if rows:
-    print("\nnorm and way from the initial prompt in norms of an embedded token:")
-    print(aligned(tokens.table_of(rows), left=4))
+    lines.append(
+      "\nnorm and way from the initial prompt in norms of an embedded token:"
+    )
+    lines.append(aligned(tokens.table_of(rows), left=4))
   elif why is not None:
-    print(printable(f"\nNo table of the nearest tokens: {why}"))
+    lines.append(printable(f"\nNo table of the nearest tokens: {why}"))
+  return "\n".join(lines)

@@ -41,9 +41,11 @@ def run(options: argparse.Namespace) -> None:
   reached = None
   if manifest is not None:
     lines = records.metrics(folder)
-    reached = summary.to_json(folder, manifest, lines)
+    with records.whole(folder):
+      reached = summary.to_json(folder, manifest, lines)
+      of_run = _of_run(folder, manifest, lines)
     if not options.json:
-      _print_run(folder, manifest, lines)
+      print(of_run)
   try:
     item = sources.load(options.path, options.which)
   except UserError as error:
@@ -86,23 +88,23 @@ def run(options: argparse.Namespace) -> None:
   _print(description.rows(item))
 
 
-def _print_run(
+def _of_run(
   folder: files.Path, manifest: Mapping[str, Any], lines: summary.Lines
-) -> None:
-  """Prints what a run has reached, its state and its settings."""
-  _print(
-    [
-      ("run", folder),
-      ("task", manifest.get("task")),
-      ("state", summary.state(folder, manifest)),
-      *summary.settings(manifest).items(),
-    ]
-  )
-  if reached := summary.reached(manifest, lines):
-    print("\n".join(reached))
+) -> str:
+  """Returns what a run has reached, its state and its settings, as lines."""
+  rows = [
+    ("run", folder),
+    ("task", manifest.get("task")),
+    ("state", summary.state(folder, manifest)),
+    *summary.settings(manifest).items(),
+  ]
+  return "\n".join([*_lines(rows), *summary.reached(manifest, lines)])
 
 
 def _print(rows: Sequence[tuple[str, Any]]) -> None:
-  for label, value in rows:
-    shown = "unknown" if value is None else printable(str(value))
-    print(f"{label:<14}{shown}")
+  print("\n".join(_lines(rows)))
+
+
+def _lines(rows: Sequence[tuple[str, Any]]) -> list[str]:
+  shown = ((label, "unknown" if x is None else printable(str(x))) for label, x in rows)
+  return [f"{label:<14}{value}" for label, value in shown]

@@ -1,5 +1,6 @@
 """What a run wrote about itself, read without JAX: its manifest and its metrics."""
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -51,6 +52,22 @@ def metrics(run: files.PathLike) -> list[dict[str, Any]]:
 def whole_metrics(run: files.PathLike, step: int) -> list[dict[str, Any]]:
   """Returns the lines up to `step` that are not damaged."""
   return [line for line in _parsed(run) if line is not None and line["step"] <= step]
+
+
+@contextlib.contextmanager
+def whole(run: files.PathLike) -> Iterator[None]:
+  """Makes one line of what values of other kinds do to the block that reads a run.
+
+  Raises:
+    UserError: a value in the manifest or the metrics is not what a run writes.
+  """
+  try:
+    yield
+  except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+    raise UserError(
+      f"'{files.to_path(run) / MANIFEST}' or '{METRICS}' beside it is damaged "
+      f"({type(error).__name__}: {error!s:.200}). Take another copy of the run."
+    ) from error
 
 
 def sampled_steps(total: int) -> tuple[int, int, int, int]:

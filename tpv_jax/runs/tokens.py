@@ -136,7 +136,7 @@ def _word(vocabulary: Vocabulary, row: int) -> str:
   if token >= vocabulary.vocab_size:
     return f"<{token}>"
   text = vocabulary.decode([token])
-  return repr(text) if text.strip() else f"<{token}>"
+  return repr(text) if text else f"<{token}>"
 
 
 def _unit(rows: Any) -> Any:
