@@ -45,6 +45,41 @@ def test_runs_of_several_seeds_get_mean_and_deviation(runs, tmp_path, capsys):
   assert f"{100 * label['mean']:.1f} ± {100 * label['deviation']:.1f}" in said
 
 
+def test_the_table_is_written_as_markdown_or_csv(runs, tmp_path):
+  import csv
+
+  call = ["eval", f"{runs}/topic-[01]", *EVAL, f"--gin.OUTPUT={tmp_path}/all.json"]
+  assert cli.main([*call, f"--gin.TABLE={tmp_path}/all.csv"]) == 0
+  content = json.loads((tmp_path / "all.json").read_text())
+  (group,) = content["groups"]
+  with open(tmp_path / "all.csv", newline="") as file:
+    first, second, mean = csv.DictReader(file)
+  for row, result in zip((first, second), content["results"], strict=True):
+    assert row["candidate"] == result["candidate"]
+    assert float(row["label_accuracy"]) == result["label_accuracy"]
+  assert (mean["candidate"], mean["runs"]) == (group["group"], "2")
+  deviation = group["scores"]["exact_match"]["deviation"]
+  assert float(mean["exact_match_deviation"]) == deviation
+  again = [f"--gin.TABLE={tmp_path}/all.md", "--gin.OVERWRITE=True"]
+  assert cli.main([*call, *again]) == 0
+  header, _, *rows = (tmp_path / "all.md").read_text().splitlines()
+  assert header.startswith("| candidate | task | split | examples |")
+  found = group["scores"]["label_accuracy"]
+  assert f"{100 * found['mean']:.1f} ± {100 * found['deviation']:.1f}" in rows[-1]
+
+
+@pytest.mark.parametrize("name", ["all.txt", "there.md"])
+def test_a_table_that_could_not_be_written_is_refused_first(
+  runs, tmp_path, name, capsys
+):
+  (tmp_path / "there.md").write_text("mine")
+  call = ["eval", f"{runs}/topic-0", *EVAL, f"--gin.TABLE={tmp_path / name}"]
+  assert cli.main(call) == 2
+  error = capsys.readouterr().err
+  assert ".md or .csv" in error if name == "all.txt" else "exists" in error
+  assert (tmp_path / "there.md").read_text() == "mine"
+
+
 def test_the_backbone_of_the_first_run_is_taken_if_none_is_set(runs, capsys):
   own = ["eval", f"{runs}/topic-[01]", "--gin.TASK_NAMES=[topic]", "--show-config"]
   assert cli.main(own) == 0

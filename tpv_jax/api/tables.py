@@ -1,7 +1,5 @@
 """A table of results: a list of rows, shown as people read it."""
 
-import csv
-import io
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -66,11 +64,7 @@ class Table(list[dict[str, Any]]):
 
   def to_csv(self) -> str:
     """Returns text in CSV, with all digits."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, self.columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(self)
-    return text.getvalue()
+    return tables.csv_text(self)
 
   def __repr__(self) -> str:
     """Returns the rows as aligned lines."""

@@ -1,6 +1,8 @@
 """Tables as plain text, for verbs that start at once, and as HTML for notebooks."""
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -29,6 +31,16 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   """Returns a table in Markdown."""
   lines = [header, ["---"] * len(header), *rows]
   return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+  """Returns rows by column as CSV with a header and all digits; what is missing is empty."""
+  columns = list(dict.fromkeys(name for row in rows for name in row))
+  text = io.StringIO()
+  writer = csv.DictWriter(text, columns, lineterminator="\n")
+  writer.writeheader()
+  writer.writerows(rows)
+  return text.getvalue()
 
 
 def html(rows: Sequence[Sequence[Any]], header: Sequence[str] = ()) -> str:

@@ -59,6 +59,7 @@ def evaluate(
   at_once: Size = AT_ONCE,
   output: files.PathLike | None = None,
   predictions: bool = False,
+  table: files.PathLike | None = None,
   overwrite: bool = False,
   model_parallel: Size = 1,
   progress: bool = True,
@@ -93,6 +94,7 @@ def evaluate(
     at_once: prompts on the devices at once; give fewer if they do not fit.
     output: a JSON file for the results; nothing is written by default.
     predictions: write a line for each example beside `output`, as `<output>.predictions.jsonl`.
+    table: a file for the table of scores, in Markdown (.md) or CSV (.csv).
     overwrite: replace outputs that exist.
     model_parallel: devices over which each parameter is split.
     progress: show a progress bar.
@@ -101,7 +103,8 @@ def evaluate(
   Raises:
     UserError: inputs that do not belong together, or an output that exists.
   """
-  _check_outputs(output, predictions, overwrite)
+  outputs = report.Outputs(output, predictions, table, overwrite)
+  outputs.check()
   _check_tasks(tasks, splits)
   asked = {*splits}
   if search is not False:
@@ -174,21 +177,8 @@ def evaluate(
       if of_seeds:
         seeds.show(of_seeds)
       print(f"{len(results)} results in {evaluator.work}")
-    if output is not None:
-      lines = report.prediction_lines(results, tasks, names) if predictions else None
-      report.write(content, files.to_path(output), lines, overwrite)
+    outputs.write(content, results, tasks, names)
   return content
-
-
-def _check_outputs(
-  output: files.PathLike | None, predictions: bool, overwrite: bool
-) -> None:
-  """Raises `UserError` if the results or predictions could not be written."""
-  if output is not None:
-    outputs = [output, f"{output}.predictions.jsonl"]
-    files.check_together(outputs[: 1 + predictions], overwrite)
-  elif predictions:
-    raise UserError("Predictions need a place: give --gin.OUTPUT as well.")
 
 
 def _check_tasks(tasks: Sequence[Any], splits: Sequence[str]) -> None:

@@ -1,16 +1,21 @@
 """What an evaluation prints and writes."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tpv_jax.core import files, screen
+from tpv_jax.core import files, screen, tables
+from tpv_jax.core.errors import UserError
 from tpv_jax.data.lines import LINE_ENDS
 from tpv_jax.data.tasks import Task
 from tpv_jax.evaluation.candidates import Candidate
 from tpv_jax.evaluation.evaluator import Result
 from tpv_jax.evaluation.searching import Searches
+
+TABLES = (".md", ".csv")
+"""Endings of the files that tables of scores are written to."""
 
 _COLUMNS = ("task", "split", "examples")
 
@@ -68,6 +73,105 @@ def write(
     content["predictions_sha256"] = hashlib.sha256(lines.encode()).hexdigest()
     beside[files.to_path(f"{output}.predictions.jsonl")] = lines.encode()
   files.write_together({output: files.json_bytes(content)} | beside, overwrite)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+  """The files of an evaluation.
+
+  Attributes:
+    output: for the report, in JSON; None for no file.
+    predictions: whether a line for each example is written beside it.
+    table: for the table of scores, in Markdown or CSV; None for no file.
+    overwrite: whether files that exist are replaced.
+  """
+
+  output: files.PathLike | None
+  predictions: bool
+  table: files.PathLike | None
+  overwrite: bool
+
+  def check(self) -> None:
+    """Raises `UserError` if they could not be written."""
+    if self.output is not None:
+      outputs = [self.output, f"{self.output}.predictions.jsonl"]
+      files.check_together(outputs[: 1 + self.predictions], self.overwrite)
+    elif self.predictions:
+      raise UserError("Predictions need a place: give --gin.OUTPUT as well.")
+    if self.table is None:
+      return
+    if files.to_path(self.table).suffix.lower() not in TABLES:
+      raise UserError(
+        f"TABLE is '{self.table}'; its ending says how it is written: "
+        f"{' or '.join(TABLES)}."
+      )
+    files.check_output(self.table, self.overwrite)
+
+  def write(
+    self,
+    content: dict[str, Any],
+    results: Sequence[Result],
+    tasks: Sequence[Task],
+    names: Sequence[str] | None,
+  ) -> None:
+    """Writes them; the report states the digest of the predictions."""
+    if self.output is not None:
+      lines = prediction_lines(results, tasks, names) if self.predictions else None
+      write(content, files.to_path(self.output), lines, self.overwrite)
+    if self.table is not None:
+      write_table(content, self.table, self.overwrite)
+
+
+def write_table(
+  content: Mapping[str, Any], path: files.PathLike, overwrite: bool
+) -> None:
+  """Writes the scores of a report as a table in Markdown (in percent) or CSV (whole).
+
+  Below the results stand the means of runs that differ in their seeds only.
+  """
+  results = [
+    {name: row[name] for name in row if name not in ("trimmed", "unknown")}
+    for row in content["results"]
+  ]
+  means = [
+    {
+      "candidate": group["group"],
+      "task": group["task"],
+      "split": group["split"],
+      "runs": len(group["candidates"]),
+      **{name: one["mean"] for name, one in group["scores"].items()},
+      **{
+        f"{name}_deviation": one["deviation"] for name, one in group["scores"].items()
+      },
+    }
+    for group in content.get("groups", ())
+  ]
+  rows = results + means
+  if files.to_path(path).suffix.lower() == ".csv":
+    text = tables.csv_text(rows)
+  else:
+    text = _markdown(rows)
+  files.write_text(path, text, overwrite)
+
+
+def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+  """Returns rows in Markdown, deviations behind their means."""
+  columns = [
+    name
+    for name in dict.fromkeys(name for row in rows for name in row)
+    if not name.endswith("_deviation")
+  ]
+
+  def cell(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name, "")
+    if not isinstance(value, float):
+      return str(value).replace("|", "\\|")
+    deviation = row.get(f"{name}_deviation")
+    shown = f"{100 * value:.1f}"
+    return shown if deviation is None else f"{shown} ± {100 * deviation:.1f}"
+
+  cells = [[cell(row, name) for name in columns] for row in rows]
+  return tables.markdown_table(columns, cells) + "\n"
 
 
 def print_table(

@@ -28,7 +28,7 @@ SUBJECTS = {
   *("DATA", "DATA_DIR", "PATHS", "TEMPLATE", "TARGET", "SPLITS", "METRIC", "LENGTHS"),
   *("SHOTS", "INPUT_FILE", "LABELS"),
   *("PROMPT", "PROMPT_PATH", "INITIAL_PROMPT", "VECTOR", "INITIAL"),
-  *("RUN_DIR", "OUTPUT", "OUTPUT_DIR", "MODEL_DIR", "PREDICTIONS"),
+  *("RUN_DIR", "OUTPUT", "OUTPUT_DIR", "MODEL_DIR", "PREDICTIONS", "TABLE"),
 }
 """Macros, and parameters in lower case, that name what a command works on and writes.
 
