@@ -326,6 +326,7 @@ def run(path):
 def whole_run(path):
   """Writes such a run, whose manifest states a task with the column 'text'."""
   from tpv_jax.embedded import suite
+  from tpv_jax.runs import records
 
   run(path)
   subject = {
@@ -338,7 +339,8 @@ def whole_run(path):
     "lengths": suite.LENGTHS,
     "recipe": suite.task("sentiment").recipe.to_json(),
   }
-  manifest = {"status": "finished", "subject": subject}
+  manifest = {"format": records.FORMAT, "status": "finished", "settings": {}}
+  manifest["subject"] = subject
   (path / "manifest.json").write_text(json.dumps(manifest))
 
 

@@ -16,9 +16,9 @@ from tpv_jax.runs import records, summary
 from tpv_jax.runs.diagnosis import evidence, registry
 
 EXAMPLES = """\
-  tpv diagnose runs/sst2
-  tpv diagnose runs/sst2 --json
-  tpv diagnose runs/old --backbone smollm2     a run that does not state its backbone
+  tpv diagnose runs/reviews
+  tpv diagnose runs/reviews --json
+  tpv diagnose runs/reviews --backbone embedded     if its manifest does not find it
 """
 ON_CPU = True
 
