@@ -76,7 +76,7 @@ def test_the_notebook_runs_and_shows_what_is_committed(tmp_path, monkeypatch):
       set(one.get("data", ())) == set(other.get("data", ()))
       for one, other in zip(outputs, cell["outputs"], strict=True)
     )
-  table = "".join(found[6][-1]["data"]["text/plain"]).splitlines()
+  table = "".join(found[7][-1]["data"]["text/plain"]).splitlines()
   scores = {tuple(line.rsplit(None, 7)[:2]): line.split()[-4] for line in table[1:]}
   assert float(scores["sentiment", "sentiment"]) > 95
   assert float(scores["sentiment - topic", "topic"]) < 5

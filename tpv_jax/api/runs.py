@@ -1,13 +1,17 @@
 """A training run in its folder: prompts, vector, numbers."""
 
+import dataclasses
+import html
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
 from tpv_jax.api.tables import Table
 from tpv_jax.core import files, tables
-from tpv_jax.core.errors import UserError, near_misses
+from tpv_jax.core.errors import UserError, near_misses, printable
 from tpv_jax.formats import sources
+from tpv_jax.runs import records, summary
+from tpv_jax.runs.diagnosis import evidence, registry
 from tpv_jax.runs.run_folder import RunFolder
 from tpv_jax.vectors import algebra
 from tpv_jax.vectors.loaded import Loaded
@@ -76,37 +80,44 @@ class Run:
   def _kept(self) -> str:
     return "best" if self._folder.prompt("best").exists() else "last"
 
-  def rows(self) -> list[tuple[str, Any]]:
-    """Returns labels and values for people."""
+  @property
+  def summary(self) -> dict[str, Any]:
+    """What `tpv show RUN --json` states: status, scores on validation, settings."""
+    return summary.to_json(self.path, self.manifest, self.metrics)
+
+  def diagnose(self) -> Table:
+    """Returns why it does not learn, as `tpv diagnose`: what, evidence and change.
+
+    No row means that no check found anything.
+    """
+    found = registry.findings(evidence.read(self.path))
+    return Table(dataclasses.asdict(finding) for finding in found)
+
+  def _lines(self) -> tuple[list[tuple[str, Any]], list[str]]:
+    """Returns what it states of itself, and its table of scores on validation."""
     known = self.manifest
-    rows: list[tuple[str, Any]] = [
-      ("run", os.fspath(self.path)),
-      ("task", known.get("task")),
-      ("status", self.status),
-      ("steps", known.get("last_step")),
-    ]
-    if "best_step" in known:
-      ((metric, value),) = known["best_metric"].items()
-      rows.append(
-        ("best on validation", f"{metric} {value:.4g} after step {known['best_step']}")
-      )
-    if isinstance(backbone := known.get("backbone"), dict):
-      rows.append(("backbone", backbone.get("name")))
-    return rows
+    return summary.rows(self.path, known), summary.reached(known, self.metrics)
 
   def __repr__(self) -> str:
     """Returns one line: the folder, the task and the best score."""
-    found = dict(self.rows())
-    best = found.get("best on validation")
-    shown = [found["task"], found["status"], *([f"best {best}"] if best else [])]
-    return f"<run '{self.path}': {', '.join(map(str, shown))}>"
+    known = self.manifest
+    best = [
+      f"best {metric} {value:.4g} after step {known.get('best_step')}"
+      for metric, value in known.get("best_metric", {}).items()
+    ]
+    shown = ", ".join(map(str, (self.task, self.status, *best)))
+    return f"<run '{self.path}': {shown}>"
 
   def __str__(self) -> str:
-    """Returns the rows as lines."""
-    return tables.aligned([(label, str(value)) for label, value in self.rows()], left=2)
+    """Returns what `tpv show` prints of it: its state, settings and scores."""
+    rows, scores = self._lines()
+    labels = [(label, printable(str(value))) for label, value in rows]
+    return "\n".join([tables.aligned(labels, left=2), *scores])
 
   def _repr_html_(self) -> str:
-    return tables.html(self.rows())
+    rows, scores = self._lines()
+    text = html.escape("\n".join(scores))
+    return f"{tables.html(rows)}<pre>{text}</pre>"
 
 
 class Runs(Sequence[Run]):
@@ -143,11 +154,17 @@ class Runs(Sequence[Run]):
 
   @property
   def table(self) -> Table:
-    """A row for each run: its task, status, steps and best score on validation."""
+    """A row for each run: its best step and the scores on validation after it.
+
+    `untuned` and `majority` are the exact match of the initial prompt and of always
+    answering with the most common label.
+    """
     rows = []
     for run in self:
-      known = run.manifest
-      best = known.get("best_metric", {})
+      known, scores = run.manifest, run.summary["validation"]
+      best: dict[str, Any] = {}
+      if "best_step" in known:
+        best = next(iter(scores.values()), {})
       rows.append(
         {
           "run": os.fspath(run.path),
@@ -155,7 +172,9 @@ class Runs(Sequence[Run]):
           "initial_seed": known.get("settings", {}).get("initial_seed"),
           "status": run.status,
           "best_step": known.get("best_step"),
-          **{f"best_{metric}": value for metric, value in best.items()},
+          **best,
+          "untuned": (known.get(records.UNTUNED) or {}).get("exact_match"),
+          "majority": (known.get("majority") or {}).get("share"),
         }
       )
     return Table(rows)

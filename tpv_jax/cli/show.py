@@ -92,12 +92,7 @@ def _of_run(
   folder: files.Path, manifest: Mapping[str, Any], lines: summary.Lines
 ) -> str:
   """Returns what a run has reached, its state and its settings, as lines."""
-  rows = [
-    ("run", folder),
-    ("task", manifest.get("task")),
-    ("state", summary.state(folder, manifest)),
-    *summary.settings(manifest).items(),
-  ]
+  rows = summary.rows(folder, manifest)
   return "\n".join([*_lines(rows), *summary.reached(manifest, lines)])
 
 

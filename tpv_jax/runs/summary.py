@@ -105,6 +105,16 @@ def reached(manifest: Mapping[str, Any], lines: Lines) -> list[str]:
   return [f"  {line}" for line in aligned(table).split("\n")]
 
 
+def rows(path: files.Path, manifest: Mapping[str, Any]) -> list[tuple[str, Any]]:
+  """Returns labels and values: the run, its task, its state and its settings."""
+  return [
+    ("run", path),
+    ("task", manifest.get("task")),
+    ("state", state(path, manifest)),
+    *settings(manifest).items(),
+  ]
+
+
 def scores(
   manifest: Mapping[str, Any], lines: Lines
 ) -> dict[str, dict[str, float | None]]:
