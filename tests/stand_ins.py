@@ -6,6 +6,7 @@ under the names that documents give them; and a call completed where a document 
 """
 
 import contextlib
+import csv
 import dataclasses
 import functools
 import io
@@ -492,6 +493,47 @@ def own_tasks(path):
   )
 
 
+def own_table(name):
+  """Returns a writer of a CSV file of a user's: reviews with stars, or news of sections."""
+
+  def write(path):
+    from tpv_jax.embedded import suite
+
+    task = suite.task({"reviews": "sentiment", "news": "topic"}[name])
+    stars = {"negative": 1, "positive": 5}
+    columns = ["id", "text", "stars"] if name == "reviews" else ["headline", "section"]
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+      rows = csv.writer(file, lineterminator="\r\n")
+      rows.writerow(columns)
+      for number, one in enumerate(task.examples("train")[:120]):
+        text = one.inputs.replace(" and ", "\nand ", 1)
+        row = [number, text, stars[one.targets]] if name == "reviews" else None
+        rows.writerow(row or [one.inputs, one.targets])
+
+  return write
+
+
+def own_toml(name):
+  """Returns a writer of the task file of such a file, and of the file."""
+
+  def write(path):
+    data = path.with_name(f"{name}.csv")
+    if not data.exists():
+      own_table(name)(data)
+    labels = '{ 1 = "negative", 5 = "positive" }'
+    path.write_text(
+      f"""paths = "{name}.csv"
+template = "{{{"text" if name == "reviews" else "headline"}}}"
+target = "{"stars" if name == "reviews" else "section"}"
+labels = {labels if name == "reviews" else '["business", "politics", "science", "sport"]'}
+splits = {{ validation = 0.1, test = 0.1 }}
+lengths = {{ inputs = 64, targets = 8 }}
+"""
+    )
+
+  return write
+
+
 def own_run(path):
   """Writes an untrained run whose prompts have the width of the tiny T5s."""
   import prompt_fixtures as small
@@ -563,6 +605,8 @@ FILES = {
   "other_init.safetensors": initial_prompt,
   "my_task.gin": own_task,
   "my_tasks.gin": own_tasks,
+  **{f"{name}.csv": own_table(name) for name in ("reviews", "news")},
+  **{f"{name}.toml": own_toml(name) for name in ("reviews", "news")},
   "sentences.txt": lines("review: a fine film", "review: a dull film"),
   "runs/ept_*": lambda path: run(path.with_name("ept_sst2")),
   "runs/mine": own_run,
