@@ -159,6 +159,7 @@ def test_what_was_trimmed_or_is_no_label_is_said(here, capsys):
     (["--prompt", "runs/labels", "--gin.LABELS=3"], "gin settings were given, too"),
     (["--prompt", "runs/labels", "--vector", "v"], "Both a prompt and a vector"),
     (["--prompt", "runs/labels", "--initial", "v"], "no vector was given"),
+    (["--vector", "v", "--initial", "i", "--which", "last"], "--which last says which"),
     (["--vector", "v"], "applied to an initial prompt. Give --initial RUN"),
     (["--prompt", "tiny.safetensors"], "is not in a run folder, and a run says"),
     (["--prompt", "runs/labels", "--input", "renamed.csv"], "Did you mean 'text_'"),

@@ -21,8 +21,7 @@ from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.data.tasks import Task
 from tpv_jax.devices import processes
 from tpv_jax.formats import sources
-from tpv_jax.runs import run_settings
-from tpv_jax.runs.run_folder import RunFolder
+from tpv_jax.runs import records, run_settings
 from tpv_jax.vectors import algebra
 from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import Provenance, describe_precision
@@ -347,9 +346,10 @@ def _prompt(source: Source | None, which: str) -> Candidate:
 
 def _settings_but_seeds(path: str) -> str | None:
   """Returns the settings of the run in a folder without its seeds, or None if it is none."""
-  if not (files.to_path(path) / "manifest.json").exists():
+  manifest = records.manifest(files.to_path(path))
+  if manifest is None:
     return None
-  settings = run_settings.flatten(RunFolder(path).manifest()["settings"])
+  settings = run_settings.flatten(manifest["settings"])
   seeded = ("seed", "initial_seed", "initial_digest", "data/seed")
   kept = {name: value for name, value in settings.items() if name not in seeded}
   return json.dumps(kept, sort_keys=True)
