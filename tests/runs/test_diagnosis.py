@@ -431,7 +431,7 @@ def test_a_run_without_a_subject_takes_the_backbone_that_is_given(
   (run / "manifest.json").write_text(json.dumps(manifest))
   assert cli.main(["diagnose", str(run)]) == 0
   printed = capsys.readouterr().out
-  assert "No table of the nearest tokens: " in printed
+  assert "\nNo table of the nearest tokens: The manifest of" in printed
   assert "rate is too small" not in printed
   assert cli.main(["diagnose", str(run), "--backbone", "embedded"]) == 0
   printed = capsys.readouterr().out

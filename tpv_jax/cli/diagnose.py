@@ -92,5 +92,5 @@ def _diagnosed(folder: files.Path, options: argparse.Namespace) -> str:
     )
     lines.append(aligned(tokens.table_of(rows), left=4))
   elif why is not None:
-    lines.append(printable(f"\nNo table of the nearest tokens: {why}"))
+    lines += ["", printable(f"No table of the nearest tokens: {why}")]
   return "\n".join(lines)

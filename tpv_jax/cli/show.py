@@ -49,12 +49,12 @@ def run(options: argparse.Namespace) -> None:
   try:
     item = sources.load(options.path, options.which)
   except UserError as error:
-    if reached is not None:
+    if manifest is not None:
       if (folder / f"{options.which}_prompt.safetensors").exists():
         raise
       if options.json:
         print(to_json({"path": str(options.path), "run": reached}))
-      else:
+      elif manifest["settings"].get("prompt"):  # Otherwise it trains a backbone.
         print(f"\n{printable(str(error))}")
       return
     # They import JAX, which a prompt does not need.

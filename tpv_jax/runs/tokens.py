@@ -65,6 +65,11 @@ def of_run(run: files.Path, backbone: str | None, vocabulary: str | None) -> Emb
       have another length than the prompt's.
   """
   if backbone is None:
+    if not (records.manifest(run) or {}).get(subject.KEY):
+      raise UserError(
+        f"The manifest of '{run}' does not name its backbone. Give --backbone, and "
+        "--vocabulary-file if the backbone does not bring its vocabulary."
+      )
     known = subject.read(run)
     backbone, vocabulary = known.backbone, vocabulary or known.vocabulary_file
   words = vocabularies.of_backbone(backbone, vocabulary)

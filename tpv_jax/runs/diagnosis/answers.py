@@ -1,7 +1,7 @@
 """Checks on the rows and their targets, and on which answers are right."""
 
 from tpv_jax.core.errors import printable
-from tpv_jax.runs.diagnosis.evidence import Evidence, Finding, values
+from tpv_jax.runs.diagnosis.evidence import Evidence, Finding, another_rate, values
 from tpv_jax.runs.diagnosis.training import FLAT
 
 CUT, UNKNOWN = 0.05, 0.05
@@ -131,9 +131,8 @@ def one_answer(evidence: Evidence) -> Finding | None:
     "the prompt may give one answer to every row",
     f"The last exact match, {100 * last:.1f} %, is the share of '{printable(label)}' in "
     f"the {rows} validation rows, and no validation was better.",
-    "More TRAIN_STEPS, or another LEARNING_RATE"
-    + (f" (about {evidence.suitable_rate:g})" if evidence.embeddings else "")
-    + "; balance the classes of the training rows. 'tpv eval' shows macro_f1, which such "
+    f"Give more TRAIN_STEPS, or {another_rate(evidence)}; "
+    "balance the classes of the training rows. 'tpv eval' shows macro_f1, which such "
     "answers do not raise.",
   )
 

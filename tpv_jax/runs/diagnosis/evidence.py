@@ -22,6 +22,9 @@ RATE = 0.05
 """A learning rate that suits Adam, in deviations of the embeddings (ours): SmolLM2 learns
 well with 0.07 (0.01) and up to 0.7, T5 with 0.03 (0.3), the embedded backbone with 0.16."""
 
+SCALED = 10.0
+"""A direction of the optimizer that is so large stands for the size of parameters."""
+
 FELL = 0.5
 """A loss has fallen a long way if it is below this part of the untuned prompt's."""
 
@@ -154,26 +157,30 @@ class Evidence:
     """The largest step of a value of the prompt, in deviations of the embeddings.
 
     That is the learning rate times the optimizer's direction for a fixed gradient, which
-    the settings state; it includes the rate of the prompt's group.
+    the settings state; it includes the rate of the prompt's group. None if it cannot be
+    told, as for Adafactor with steps in proportion to the parameters.
     """
-    rates = [float(rate) for rate in self.settings.get("learning_rate") or []]
-    rates += [line.get("learning_rate") or 0.0 for line in self.train]
-    finite = [rate for rate in rates if math.isfinite(rate)]
-    if not finite or not self._deviation:
+    rate = peak_rate(self)
+    if not rate or not self._deviation or self._direction is None:
       return None
-    return max(finite) * self._direction / self._deviation
+    return rate * self._direction / self._deviation
 
   @property
-  def _direction(self) -> float:
-    prompt = (self.settings.get("optimizer") or {}).get("prompt") or {}
-    text = prompt.get("prompt") or prompt.get("short_prompt") or "1"
-    first = [abs(float(number)) for number in text.split()[:4]]
-    return float(np.median(first))
+  def suitable_rate(self) -> float | None:
+    """A learning rate that suits these embeddings, rounded to one digit, or None."""
+    if not self._deviation or self._direction is None:
+      return None
+    return float(f"{RATE * self._deviation / self._direction:.1g}")
 
   @property
-  def suitable_rate(self) -> float:
-    """A learning rate that suits these embeddings, rounded to one digit."""
-    return float(f"{RATE * self._deviation / max(self._direction, 1e-12):.1g}")
+  def _direction(self) -> float | None:
+    """The size of the optimizer's direction: 1 for Adam, times the rate of the group."""
+    of_prompt = (self.settings.get("optimizer") or {}).get("prompt") or {}
+    text = of_prompt.get("prompt") or of_prompt.get("short_prompt") or "1"
+    numbers = [abs(float(number)) for number in text.split()]
+    # Four values of the first step; then, of later steps, where a schedule has risen.
+    found = float(np.median(numbers[:4])) or max(numbers)
+    return found if 0 < found < SCALED else None
 
 
 def read(run: files.Path, embeddings: Mapping[str, float] | None = None) -> Evidence:
@@ -214,11 +221,23 @@ def values(lines: Sequence[Line], metric: str) -> list[float]:
 
 
 def peak_rate(evidence: Evidence) -> float:
-  rates = [float(rate) for rate in evidence.settings.get("learning_rate") or [0.0]]
+  """Returns the highest learning rate that was set or logged, 0 if none is known."""
+  rates = [float(rate) for rate in evidence.settings.get("learning_rate") or []]
   logged = [line.get("learning_rate") or 0.0 for line in evidence.train]
   # A manifest rounds it to 5 digits, a log line has its fp32.
-  return max(max(rates), float(f"{max(logged, default=0.0):.5g}"))
+  rates.append(float(f"{max(logged, default=0.0):.5g}"))
+  return max((rate for rate in rates if math.isfinite(rate)), default=0.0)
 
 
-def suitable(evidence: Evidence) -> str:
-  return f" (about {evidence.suitable_rate:g})" if evidence.embeddings else ""
+def lower_rate(evidence: Evidence) -> str:
+  """Returns the advice to lower the learning rate, with a number if it is beyond that."""
+  suitable = evidence.suitable_rate
+  number = suitable is not None and peak_rate(evidence) > suitable
+  return "Lower LEARNING_RATE" + (f" (about {suitable:g})" if number else "")
+
+
+def another_rate(evidence: Evidence) -> str:
+  """Returns the advice to change the learning rate, with a number if it is far from it."""
+  suitable, peak = evidence.suitable_rate, peak_rate(evidence)
+  far = suitable is not None and not suitable / 3 < peak < 3 * suitable
+  return "another LEARNING_RATE" + (f" (about {suitable:g})" if far else "")

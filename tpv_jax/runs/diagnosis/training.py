@@ -13,8 +13,9 @@ from tpv_jax.runs.diagnosis.evidence import (
   RATE,
   Evidence,
   Finding,
+  another_rate,
+  lower_rate,
   peak_rate,
-  suitable,
   values,
 )
 
@@ -60,7 +61,7 @@ def diverged(evidence: Evidence) -> Finding | None:
     "diverged",
     "the run diverged",
     f"{printable(str(why))}{last}",
-    f"Lower LEARNING_RATE{suitable(evidence)}, or clip gradients (optimizers.adamw."
+    f"{lower_rate(evidence)}, or clip gradients (optimizers.adamw."
     "clip_norm = 1.0), and start in another RUN_DIR. With DTYPE = 'bfloat16' also try "
     "'float32'.",
   )
@@ -81,8 +82,7 @@ def exploded(evidence: Evidence) -> Finding | None:
     "exploded",
     "the loss exploded",
     f"{start:.4g} before the first step, {last:.4g} after step {ends[0]['step']}.",
-    f"Lower LEARNING_RATE{suitable(evidence)}, or clip gradients (optimizers.adamw."
-    "clip_norm = 1.0).",
+    f"{lower_rate(evidence)}, or clip gradients (optimizers.adamw.clip_norm = 1.0).",
   )
 
 
@@ -116,9 +116,9 @@ def rate_too_large(evidence: Evidence) -> Finding | None:
   return Finding(
     "rate_too_large",
     "the learning rate is too large for these embeddings",
-    f"LEARNING_RATE = {peak_rate(evidence):g} moves a value of the prompt by up to {size:.2g} "
-    f"times the embeddings' deviation ({evidence._deviation:.4g}) at each step; about "
-    f"{RATE:g} is usual.",
+    f"LEARNING_RATE = {peak_rate(evidence):g} moves a value of the prompt by up to "
+    f"{size:.2g} times the embeddings' deviation ({evidence._deviation:.4g}) at each "
+    f"step; about {RATE:g} is usual.",
     f"Set LEARNING_RATE = {evidence.suitable_rate:g}.",
   )
 
@@ -165,10 +165,8 @@ def flat(evidence: Evidence) -> Finding | None:
     "flat",
     "the loss has not fallen",
     f"{start:.4g} on {where} at the start, {lowest:.4g} at its lowest.{went}",
-    "Another LEARNING_RATE"
-    + (f", about {evidence.suitable_rate:g}" if evidence.embeddings else "")
-    + ", or more TRAIN_STEPS; then look at a row of the task as the model reads it, with "
-    "'tpv tasks check' for a task of your own.",
+    f"Try {another_rate(evidence)} or more TRAIN_STEPS; then look at a row of the task as "
+    "the model reads it, with 'tpv tasks check' for a task of your own.",
   )
 
 
@@ -204,7 +202,7 @@ def long_rows(evidence: Evidence) -> Finding | None:
     "the prompt is far longer than embedded tokens",
     f"A row's norm is {lengths.mean():.1f} times that of an embedded token on average, "
     f"{lengths.max():.1f} times at most.",
-    f"Lower LEARNING_RATE (about {evidence.suitable_rate:g}) or set a larger WEIGHT_DECAY.",
+    f"{lower_rate(evidence)} or set a larger WEIGHT_DECAY.",
   )
 
 
@@ -251,8 +249,7 @@ def worse_again(evidence: Evidence) -> Finding | None:
     "the first validation was the best",
     f"The validation loss is {best['loss']:.4g} after step {best['step']}, and at least "
     f"{min(line['loss'] for line in lines[1:]):.4g} later.",
-    f"Lower LEARNING_RATE{suitable(evidence)}, or let it fall: LEARNING_RATE_FN = "
-    "@optimizers.linear().",
+    f"{lower_rate(evidence)}, or let it fall: LEARNING_RATE_FN = @optimizers.linear().",
   )
 
 
