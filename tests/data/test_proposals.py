@@ -179,6 +179,7 @@ def test_a_file_without_a_header_gets_names(propose):
       r"Name it: --target",
     ),
     (csv([(i, i % 2) for i in range(9)], "a:b,label"), r"no column beside 'label'"),
+    (csv([(i, i % 2) for i in range(9)], "a[b,label"), r"no column beside 'label'"),
   ],
 )
 def test_what_cannot_be_guessed_is_asked_for(propose, content, message):

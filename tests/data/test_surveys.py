@@ -134,3 +134,10 @@ def test_a_long_source_is_shown_shortened():
     task([(" ".join("ab" * 500), "yes"), *rows(60)]), vocabulary=None
   ).lines
   assert max(map(len, lines)) < 600
+
+
+def test_of_very_many_texts_some_are_measured(monkeypatch):
+  monkeypatch.setattr(surveys, "MOST_MEASURED", 25)
+  assert len(surveys.sampled(GOOD.examples("train"))) == 20
+  text = "\n".join(survey(GOOD).lines)
+  assert "tokens of 40 sources: median 4" in text

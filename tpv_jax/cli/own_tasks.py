@@ -80,10 +80,11 @@ def new(options: argparse.Namespace) -> int:
   if vocabulary is not None:
     unreadable = surveys.Survey()
     examples = surveys.examples_of(made.task, made.splits, unreadable)
-    every = [one for some_examples in examples.values() for one in some_examples]
+    every = [one for split in examples.values() for one in surveys.sampled(split)]
     if every:
       found = surveys.measure(every, vocabulary)
-      measured = f"Tokens of {options.backbone or options.vocabulary}: {found}"
+      whose = files.without_folders(options.backbone or options.vocabulary)
+      measured = f"Tokens of {whose}: {found}"
       settings = {**proposal.settings, "lengths": found.proposed()}
       proposal = dataclasses.replace(proposal, settings=settings)
       made = task_files.described(settings, output)

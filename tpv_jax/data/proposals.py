@@ -135,7 +135,7 @@ def propose(
 
 def _usable(column: Column) -> bool:
   """Returns whether a template can name a column, and it has values."""
-  return not set("{}!:") & set(column.name) and bool(column.counts)
+  return bool(column.name and column.counts) and not {*"{}[]!:"} & {*column.name}
 
 
 def _target(table: RawTable, texts: Sequence[str]) -> Column:
@@ -174,7 +174,7 @@ def _texts(table: RawTable, answer: Column) -> list[Column]:
   if not left:
     raise UserError(
       f"'{table.path}' has no column beside '{answer.name}' that a template could name. Give "
-      "it a column with the texts, without braces, ':' and '!' in its name."
+      "it a column with the texts, without brackets, ':' and '!' in its name."
     )
   texts = [c for c in left if c.words >= WORDS_OF_A_TEXT]
   return texts or [max(left, key=lambda c: (not c.numbers, c.words, len(c.counts)))]

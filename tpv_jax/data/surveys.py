@@ -30,6 +30,9 @@ PERCENTILES = (50, 95, 99, 100)
 MOST_LENGTH = 512
 """The longest source that is proposed, in tokens; longer ones are trimmed (ours)."""
 
+MOST_MEASURED = 10_000
+"""The most examples of a split whose tokens are counted (ours)."""
+
 _ANY_LENGTH = 1 << 30
 
 
@@ -71,6 +74,11 @@ class Measured:
     found = np.percentile(self.sources, PERCENTILES, method="higher").astype(int)
     sources = ", ".join(f"{n} {v:,}" for n, v in zip(names, found, strict=True))
     return f"sources: {sources}; targets: at most {max(self.targets)}"
+
+
+def sampled(examples: Sequence[Example]) -> Sequence[Example]:
+  """Returns the examples, or `MOST_MEASURED` of them, spread over all."""
+  return examples[:: -(-len(examples) // MOST_MEASURED)]
 
 
 def measure(examples: Sequence[Example], vocabulary: Vocabulary) -> Measured:
@@ -212,12 +220,14 @@ def _tokens(
   found: Survey,
 ) -> None:
   """Adds what the vocabulary makes of the examples."""
-  every = [one for some_examples in examples.values() for one in some_examples]
+  samples = {split: sampled(some_examples) for split, some_examples in examples.items()}
+  every = [one for some_examples in samples.values() for one in some_examples]
   measured = measure(every, vocabulary)
-  found.lines.append(f"tokens of {measured}")
+  of = "" if len(every) == sum(map(len, examples.values())) else f"{len(every):,} "
+  found.lines.append(f"tokens of {of}{measured}")
   try:
     check_task(task, vocabulary, lengths, [*examples])
-    for split, some_examples in examples.items():
+    for split, some_examples in samples.items():
       tokenized = batches.tokenize(some_examples, vocabulary, lengths)
       for what, lost in (
         ("sources", tokenized.sources),
