@@ -121,7 +121,9 @@ def test_show_describes_a_model_in_the_cache_and_fetches_none(
   assert cli.main(["show", "org/name", "--json"]) == 0
   assert json.loads(capsys.readouterr().out)["family"] == "llama"
   assert cli.main(["show", "org/typo"]) == 2
-  assert "does not exist" in capsys.readouterr().err
+  error = capsys.readouterr().err
+  assert "does not exist" in error
+  assert "write 'hf:org/typo'" in error
 
 
 def test_weights_that_are_not_whole_are_fetched_and_a_lost_tokenizer_is_no_fault(

@@ -13,7 +13,7 @@ from tpv_jax.cli import arguments
 from tpv_jax.cli.arguments import Parser
 from tpv_jax.core import files, identity
 from tpv_jax.core.errors import UserError, near_misses, printable, to_json
-from tpv_jax.formats import sources
+from tpv_jax.formats import hub, sources
 from tpv_jax.runs import records, summary
 from tpv_jax.vectors import arithmetic, description
 
@@ -62,7 +62,10 @@ def run(options: argparse.Namespace) -> None:
     from tpv_jax.backbones import loading
 
     if not backbones.is_backbone(options.path):
-      close = near_misses(str(options.path), loading.NAMES)
+      path = str(options.path)
+      close = near_misses(path, loading.NAMES)
+      if hub.named(path) is not None:  # 'runs/typo' is none where there are runs.
+        close += hub.advice(path)
       raise UserError(f"{error}{close}") from None
     content = backbones.describe(options.path)
     if options.json:

@@ -114,7 +114,7 @@ class Initializer(utils.TrainStateInitializer):
     self.global_train_state_shape: Any
     self.backbone = str(backbone)
     if self.backbone not in loading.NAMES:
-      self.backbone = str(files.absolute(backbone))
+      self.backbone = str(files.absolute(loading.located(backbone)))
     self.vocabulary = vocabulary
     self.initial_prompt = initial_prompt
     self.initial_seed = initial_seed
