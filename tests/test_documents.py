@@ -26,7 +26,9 @@ ROADS = (
   ("docs/quickstart.md", "docs/vectors.md"),  # which goes on with its files
   *(("README.md",), ("CONTRIBUTING.md",), ("tpv_jax/embedded/MODEL_CARD.md",)),
   *((f"docs/{name}.md",) for name in ("installing", "ept", "banks", "own_data")),
-  *((f"docs/{name}.md",) for name in ("predictions", "python", "diagnosis", "settings")),
+  *(
+    (f"docs/{name}.md",) for name in ("predictions", "python", "diagnosis", "settings")
+  ),
   ("docs/decoder_only.md",),
   *((f"docs/{name}.md",) for name in ("formats", "methods", "tasks", "t5x")),
   *((name,) for name in WRITTEN_BY_COMMANDS),
