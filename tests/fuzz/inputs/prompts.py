@@ -119,6 +119,14 @@ def _make_run() -> None:
     "task": "a",
     "steps": 3,
     "best_step": 2,
+    "settings": {
+      "total_steps": 3,
+      "best_metric": "loss",
+      "learning_rate": [0.0, 0.1, 0.3, 0.3],
+      "data": {"batch_size": 4, "lengths": {"inputs": 8, "targets": 2}},
+    },
+    "untuned": {"loss": 2.0, "exact_match": 0.0},
+    "majority": {"label": "a", "share": 0.5},
   }
   pathlib.Path("run/manifest.json").write_text(json.dumps(manifest))
 
@@ -282,7 +290,7 @@ KINDS = {
   ),
   "run folder of a prompt": Kind(
     _make_run,
-    _reads("run", "diff run -o out.safetensors --allow-mixed-origin"),
+    _reads("run", "diff run -o out.safetensors --allow-mixed-origin", "diagnose run"),
     outputs=_OUT,
     check=_check_written,
   ),
