@@ -16,6 +16,7 @@ from tpv_jax.core.errors import UserError, near_misses, printable, to_json
 from tpv_jax.formats import hub, sources
 from tpv_jax.runs import records, summary
 from tpv_jax.vectors import arithmetic, description
+from tpv_jax.vectors.loaded import Loaded
 
 EXAMPLES = """\
   tpv show both.safetensors
@@ -49,46 +50,53 @@ def run(options: argparse.Namespace) -> None:
   try:
     item = sources.load(options.path, options.which)
   except UserError as error:
-    if manifest is not None:
-      if (folder / f"{options.which}_prompt.safetensors").exists():
-        raise
-      if options.json:
-        print(to_json({"path": str(options.path), "run": reached}))
-      elif manifest["settings"].get("prompt"):  # Otherwise it trains a backbone.
-        print(f"\n{printable(str(error))}")
-      return
-    # They import JAX, which a prompt does not need.
-    from tpv_jax.backbones import description as backbones
-    from tpv_jax.backbones import loading
-
-    if not backbones.is_backbone(options.path):
-      path = str(options.path)
-      close = near_misses(path, loading.NAMES)
-      if hub.named(path) is not None:  # 'runs/typo' is none where there are runs.
-        close += hub.advice(path)
-      raise UserError(f"{error}{close}") from None
-    content = backbones.describe(options.path)
-    if options.json:
-      print(to_json(content))
-    else:
-      _print(backbones.rows(content))
+    if manifest is None:
+      _show_backbone(options, error)
+    elif (folder / f"{options.which}_prompt.safetensors").exists():
+      raise
+    elif options.json:
+      print(to_json({"path": str(options.path), "run": reached}))
+    elif manifest["settings"].get("prompt"):  # Otherwise it trains a backbone.
+      print(f"\n{printable(str(error))}")
     return
-  known = item.provenance
   if options.json:
-    content = {
-      "path": str(options.path),
-      **known.to_json(),
-      "cross_origin": known.cross_origin,
-      "leaves": description.shapes(item),
-      "digest": identity.prompt_digest(item.leaves),
-      "norm": arithmetic.norm(item.leaves),
-      **({} if reached is None else {"run": reached}),
-    }
-    print(to_json(content))
+    own = {} if reached is None else {"run": reached}
+    print(to_json({**_content(options.path, item), **own}))
     return
   if reached is not None:
     print(f"\nits {options.which} prompt")
   _print(description.rows(item))
+
+
+def _content(path: str, item: Loaded) -> dict[str, Any]:
+  """Returns what is shown of a prompt or vector, for JSON."""
+  return {
+    "path": str(path),
+    **item.provenance.to_json(),
+    "cross_origin": item.provenance.cross_origin,
+    "leaves": description.shapes(item),
+    "digest": identity.prompt_digest(item.leaves),
+    "norm": arithmetic.norm(item.leaves),
+  }
+
+
+def _show_backbone(options: argparse.Namespace, error: UserError) -> None:
+  """Prints the numbers of a backbone; raises why the path is no prompt if it is none."""
+  # They import JAX, which a prompt does not need.
+  from tpv_jax.backbones import description as backbones
+  from tpv_jax.backbones import loading
+
+  if not backbones.is_backbone(options.path):
+    path = str(options.path)
+    close = near_misses(path, loading.NAMES)
+    if hub.named(path) is not None:  # 'runs/typo' is none where there are runs.
+      close += hub.advice(path)
+    raise UserError(f"{error}{close}") from None
+  content = backbones.describe(options.path)
+  if options.json:
+    print(to_json(content))
+  else:
+    _print(backbones.rows(content))
 
 
 def _of_run(
