@@ -35,7 +35,7 @@ def add_arguments(parser: Parser) -> None:
     "--backbone",
     metavar="MODEL",
     required=True,
-    help="'embedded', 'smollm2', a folder of Hugging Face or another BACKBONE",
+    help="'embedded', 'smollm2', a name or folder of Hugging Face, or another BACKBONE",
   )
   parser.add_argument(
     "--tasks",

@@ -261,7 +261,7 @@ def _refusal(model: Model, error: Exception, cache: pathlib.Path) -> str:
   why = str(error).strip().splitlines() or [type(error).__name__]
   return (
     f"'{model}' is no local path and not in Hugging Face's cache ({cache}), and could not "
-    f"be fetched ({why[0]:.200}). With internet, run the same command again; without, copy "
-    f"the model's folder from another machine ('tpv fetch {model.name}' puts it into the "
-    "cache there), and give its path."
+    f"be fetched ({why[0]:.200}). With internet, run the same command again; without, run "
+    f"'tpv fetch {model.name}' on another machine, and copy models--"
+    f"{model.name.replace('/', '--')} from its cache into this one."
   )
