@@ -39,49 +39,48 @@ def run(options: argparse.Namespace) -> None:
   """Prints the table, or JSON."""
   folder = files.to_path(options.path)
   manifest = records.manifest(folder)
-  reached = None
   if manifest is not None:
-    lines = records.metrics(folder)
-    with records.whole(folder):
-      reached = summary.to_json(folder, manifest, lines)
-      of_run = _of_run(folder, manifest, lines)
-    if not options.json:
-      print(of_run)
+    _show_run(folder, manifest, options)
+    return
   try:
     item = sources.load(options.path, options.which)
   except UserError as error:
-    if manifest is None:
-      _show_backbone(options, error)
-    elif (folder / f"{options.which}_prompt.safetensors").exists():
-      raise
-    elif options.json:
-      print(to_json({"path": str(options.path), "run": reached}))
-    elif manifest["settings"].get("prompt"):  # Otherwise it trains a backbone.
-      print(f"\n{printable(str(error))}")
+    _show_backbone(options, error)
     return
   if options.json:
-    own = {} if reached is None else {"run": reached}
-    print(to_json({**_content(options.path, item), **own}))
-    return
-  if reached is not None:
-    print(f"\nits {options.which} prompt")
-  _print(description.rows(item))
+    print(to_json({"path": str(options.path), **_content(item)}))
+  else:
+    _print(description.rows(item))
 
 
-def _content(path: str, item: Loaded) -> dict[str, Any]:
-  """Returns what is shown of a prompt or vector, for JSON."""
-  return {
-    "path": str(path),
-    **item.provenance.to_json(),
-    "cross_origin": item.provenance.cross_origin,
-    "leaves": description.shapes(item),
-    "digest": identity.prompt_digest(item.leaves),
-    "norm": arithmetic.norm(item.leaves),
-  }
+def _show_run(
+  folder: files.Path, manifest: Mapping[str, Any], options: argparse.Namespace
+) -> None:
+  """Prints what a run has reached, its state and settings, and its prompt if it has one."""
+  lines = records.metrics(folder)
+  with records.whole(folder):
+    reached = summary.to_json(folder, manifest, lines)
+    rows = _lines(summary.rows(folder, manifest))
+    told = [*rows, *summary.reached(manifest, lines)]
+  content: dict[str, Any] = {}
+  try:
+    item = sources.load(folder, options.which)
+  except UserError as error:
+    if (folder / f"{options.which}_prompt.safetensors").exists():
+      raise
+    if manifest["settings"].get("prompt"):  # Otherwise it trains a backbone.
+      told += ["", printable(str(error))]
+  else:
+    content = _content(item)
+    told += ["", f"its {options.which} prompt", *_lines(description.rows(item))]
+  if options.json:
+    print(to_json({"path": str(options.path), **content, "run": reached}))
+  else:
+    print("\n".join(told))
 
 
 def _show_backbone(options: argparse.Namespace, error: UserError) -> None:
-  """Prints the numbers of a backbone; raises why the path is no prompt if it is none."""
+  """Prints what a backbone is; raises the error about what is none either."""
   # They import JAX, which a prompt does not need.
   from tpv_jax.backbones import description as backbones
   from tpv_jax.backbones import loading
@@ -99,12 +98,15 @@ def _show_backbone(options: argparse.Namespace, error: UserError) -> None:
     _print(backbones.rows(content))
 
 
-def _of_run(
-  folder: files.Path, manifest: Mapping[str, Any], lines: summary.Lines
-) -> str:
-  """Returns what a run has reached, its state and its settings, as lines."""
-  rows = summary.rows(folder, manifest)
-  return "\n".join([*_lines(rows), *summary.reached(manifest, lines)])
+def _content(item: Loaded) -> dict[str, Any]:
+  """Returns a prompt or vector as JSON."""
+  return {
+    **item.provenance.to_json(),
+    "cross_origin": item.provenance.cross_origin,
+    "leaves": description.shapes(item),
+    "digest": identity.prompt_digest(item.leaves),
+    "norm": arithmetic.norm(item.leaves),
+  }
 
 
 def _print(rows: Sequence[tuple[str, Any]]) -> None:
