@@ -78,6 +78,18 @@ def test_a_search_takes_vectors_in_memory(backbone, tasks, runs):
   assert [set(one["search"]) for one in table.report["candidates"]]
 
 
+def test_runs_that_differ_in_their_seeds_have_a_mean(backbone, tasks, runs):
+  again = tpv.train(
+    *(backbone, tasks, runs[0].path.parent), initial_seeds=[0, 1], **BRIEF
+  )
+  table = tpv.evaluate(backbone, tasks[0], [again["sentiment-0"], again["sentiment-1"]])
+  (mean,) = table.means
+  scores = table.column("exact_match")
+  assert mean["exact_match"] == pytest.approx(np.mean(scores))
+  assert mean["exact_match_deviation"] == pytest.approx(np.std(scores, ddof=1))
+  assert mean["prompt"].endswith("sentiment-*")
+
+
 def test_prompts_of_one_name_are_told_apart(backbone, tasks, runs):
   vector, start = runs[0].vector(), runs[0].initial
   table = tpv.evaluate(backbone, tasks[0], [vector.on(start), vector.on(start, 0)])

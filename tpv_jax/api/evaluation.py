@@ -13,6 +13,7 @@ from tpv_jax.api.training import lengths_of, of_subjects
 from tpv_jax.core import files
 from tpv_jax.data.tasks import Task
 from tpv_jax.evaluation import candidates
+from tpv_jax.evaluation.report import means_of
 from tpv_jax.formats import sources
 from tpv_jax.vectors.loaded import Loaded
 
@@ -68,7 +69,8 @@ def evaluate(
   for row in map(dict, report["results"]):
     name = row.pop("candidate", first)
     rows.append({"prompt": without if name == candidates.NO_PROMPT else name, **row})
-  return Table(rows, report, percent=True)
+  means = [{"prompt": row.pop("candidate"), **row} for row in means_of(report)]
+  return Table(rows, report, percent=True, means=means)
 
 
 def _named(prompts: Any) -> list[Loaded | str | None]:
@@ -90,17 +92,18 @@ def _named(prompts: Any) -> list[Loaded | str | None]:
   return named
 
 
-def _loaded(prompt: Any, name: str | None = None) -> Loaded | None:
-  """Returns a prompt in memory, under another name if one is given."""
+def _loaded(prompt: Any, name: str | None = None) -> Loaded | str | None:
+  """Returns a prompt as `evaluation.candidates` takes it, under a name if one is given."""
   if prompt is None:
     return None
   if isinstance(prompt, Run):
-    found = prompt.prompt
-  elif isinstance(prompt, Loaded):
-    found = prompt
-  else:
-    found = sources.load(prompt)
-  return found if name is None else dataclasses.replace(found, name=name)
+    prompt = os.fspath(prompt.path) if prompt.keeps_best else prompt.prompt
+  if not isinstance(prompt, Loaded):
+    path = os.fspath(prompt)
+    if name is None:
+      return path
+    prompt = sources.load(path)
+  return prompt if name is None else dataclasses.replace(prompt, name=name)
 
 
 def _source_of(given: Any) -> Any:

@@ -6,12 +6,14 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
+from tpv_jax.api.settings import spelled
 from tpv_jax.api.tables import Table
 from tpv_jax.core import files, tables
 from tpv_jax.core.errors import UserError, near_misses, printable
 from tpv_jax.formats import sources
 from tpv_jax.runs import records, summary
 from tpv_jax.runs.diagnosis import evidence, registry
+from tpv_jax.runs.diagnosis.evidence import Finding
 from tpv_jax.runs.run_folder import RunFolder
 from tpv_jax.vectors import algebra
 from tpv_jax.vectors.loaded import Loaded
@@ -77,21 +79,25 @@ class Run:
     tuned = sources.load(self.path, which or self._kept())
     return algebra.diff(tuned, self.initial, space=space)
 
+  @property
+  def keeps_best(self) -> bool:
+    """Whether it has a best prompt; without one `prompt` is the last."""
+    return self._folder.prompt("best").exists()
+
   def _kept(self) -> str:
-    return "best" if self._folder.prompt("best").exists() else "last"
+    return "best" if self.keeps_best else "last"
 
   @property
   def summary(self) -> dict[str, Any]:
     """What `tpv show RUN --json` states: status, scores on validation, settings."""
     return summary.to_json(self.path, self.manifest, self.metrics)
 
-  def diagnose(self) -> Table:
-    """Returns why it does not learn, as `tpv diagnose`: what, evidence and change.
-
-    No row means that no check found anything.
-    """
-    found = registry.findings(evidence.read(self.path))
-    return Table(dataclasses.asdict(finding) for finding in found)
+  def diagnose(self) -> "Findings":
+    """Returns why it does not learn, as `tpv diagnose`; none if no check found anything."""
+    return Findings(
+      dataclasses.replace(one, change=spelled(one.change))
+      for one in registry.findings(evidence.read(self.path))
+    )
 
   def _lines(self) -> tuple[list[tuple[str, Any]], list[str]]:
     """Returns what it states of itself, and its table of scores on validation."""
@@ -118,6 +124,14 @@ class Run:
     rows, scores = self._lines()
     text = html.escape("\n".join(scores))
     return f"{tables.html(rows)}<pre>{text}</pre>"
+
+
+class Findings(list[Finding]):
+  """What is wrong with a run, each with `what`, `evidence` and what to `change`."""
+
+  def __repr__(self) -> str:
+    """Returns what `tpv diagnose` prints of it."""
+    return "\n".join(registry.lines(self)).lstrip("\n")
 
 
 class Runs(Sequence[Run]):

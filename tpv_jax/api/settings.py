@@ -73,7 +73,7 @@ def call(
         screen.say(line)
       return ready.run(), ready.settings
     except UserError as error:
-      raise UserError(spelled(str(error))) from error
+      raise UserError(spelled(str(error))) from None
 
 
 def value_of(settings: Settings, macro: str) -> Any:

@@ -15,6 +15,8 @@ class Table(list[dict[str, Any]]):
 
   Attributes:
     report: all that the command would write as JSON; {} if there is nothing else.
+    means: a row for each group of runs that differ in their seeds only, with means and
+      deviations.
   """
 
   def __init__(
@@ -22,9 +24,11 @@ class Table(list[dict[str, Any]]):
     rows: Iterable[dict[str, Any]] = (),
     report: Mapping[str, Any] | None = None,
     percent: bool = False,
+    means: Iterable[dict[str, Any]] = (),
   ):
     """Takes rows; with `percent` their fractions are shown in percent."""
     super().__init__(rows)
+    self.means: list[dict[str, Any]] = Table(means, percent=percent) if means else []
     self.report: Mapping[str, Any] = report or {}
     self._percent = percent
 

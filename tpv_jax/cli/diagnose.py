@@ -78,14 +78,7 @@ def _diagnosed(folder: files.Path, options: argparse.Namespace) -> str:
     f"'{folder}': {summary.state(folder, seen.manifest)}",
     *summary.reached(seen.manifest, seen.lines),
   ]
-  for number, finding in enumerate(found, start=1):
-    lines += [
-      f"\n{number}. {finding.what}",
-      f"   evidence: {finding.evidence}",
-      f"   change:   {finding.change}",
-    ]
-  if not found:
-    lines.append(f"\nNothing is wrong by any of {len(registry.CHECKS)} checks.")
+  lines += registry.lines(found)
   if rows:
     lines.append(
       "\nnorm and way from the initial prompt in norms of an embedded token:"

@@ -122,18 +122,9 @@ class Outputs:
       write_table(content, self.table, self.overwrite)
 
 
-def write_table(
-  content: Mapping[str, Any], path: files.PathLike, overwrite: bool
-) -> None:
-  """Writes the scores of a report as a table in Markdown (in percent) or CSV (whole).
-
-  Below the results stand the means of runs that differ in their seeds only.
-  """
-  results = [
-    {name: row[name] for name in row if name not in ("trimmed", "unknown")}
-    for row in content["results"]
-  ]
-  means = [
+def means_of(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """Returns a row for each group of runs that differ in their seeds only."""
+  return [
     {
       "candidate": group["group"],
       "task": group["task"],
@@ -146,7 +137,20 @@ def write_table(
     }
     for group in content.get("groups", ())
   ]
-  rows = results + means
+
+
+def write_table(
+  content: Mapping[str, Any], path: files.PathLike, overwrite: bool
+) -> None:
+  """Writes the scores of a report as a table in Markdown (in percent) or CSV (whole).
+
+  Below the results stand the means of runs that differ in their seeds only.
+  """
+  results = [
+    {name: row[name] for name in row if name not in ("trimmed", "unknown")}
+    for row in content["results"]
+  ]
+  rows = results + means_of(content)
   if files.to_path(path).suffix.lower() == ".csv":
     text = tables.csv_text(rows)
   else:

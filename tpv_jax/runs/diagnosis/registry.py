@@ -50,3 +50,18 @@ def hint(run: files.Path, found: Sequence[Finding]) -> list[str]:
   what = "; ".join(finding.what for finding in found)
   command = f"tpv diagnose {shlex.quote(str(run))}"
   return [f"Something may be wrong: {what}. '{command}' explains."]
+
+
+def lines(found: Sequence[Finding]) -> list[str]:
+  """Returns findings for people: what is wrong, the evidence, what to change."""
+  if not found:
+    return [f"\nNothing is wrong by any of {len(CHECKS)} checks."]
+  return [
+    line
+    for number, finding in enumerate(found, start=1)
+    for line in (
+      f"\n{number}. {finding.what}",
+      f"   evidence: {finding.evidence}",
+      f"   change:   {finding.change}",
+    )
+  ]
