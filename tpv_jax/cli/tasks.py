@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 _EXAMPLES = {
   "new": """\
-  tpv tasks new reviews.csv --backbone smollm2
-  tpv tasks new reviews.csv -o reviews.toml --text title body --target stars""",
+  tpv tasks new reviews.csv --backbone smollm2 -o reviews.toml
+  tpv tasks new reviews.csv --text text --target stars""",
   "check": "  tpv tasks check reviews.toml --backbone smollm2",
   "list": "  tpv tasks list\n  tpv tasks list --paper EPT",
   "show": "  tpv tasks show glue_sst2\n  tpv tasks show glue_sst2 --gin > my_task.gin",
