@@ -8,6 +8,7 @@ import pytest
 from tpv_jax import cli
 from tpv_jax.core.errors import UserError
 from tpv_jax.evaluation import candidates
+from tpv_jax.runs import subject
 
 EVAL = ("--gin.BACKBONE=embedded", "--gin.TASK_NAMES=[topic]")
 
@@ -43,6 +44,13 @@ def test_runs_of_several_seeds_get_mean_and_deviation(runs, tmp_path, capsys):
   assert "of runs that differ in their seeds only" in said
   label = group["scores"]["label_accuracy"]
   assert f"{100 * label['mean']:.1f} ± {100 * label['deviation']:.1f}" in said
+
+
+def test_each_run_of_a_bank_states_what_its_prompt_needs(runs):
+  for seed in (0, 1, 10):
+    known = subject.read(runs / f"topic-{seed}")
+    assert (known.backbone, known.family) == ("embedded", "t5")
+    assert known.recipe.words
 
 
 def test_the_table_is_written_as_markdown_or_csv(runs, tmp_path):
