@@ -4,7 +4,7 @@
 #   launch/local_multiprocess.sh [--dry-run] [--port=PORT] COUNT COMMAND...
 #   launch/local_multiprocess.sh 2 tpv train \
 #     --gin_file=gin_configs/runs/embedded.gin \
-#     --gin.TASK_NAME="'topic'" --gin.RUN_DIR="'runs/topic'"
+#     --gin.TASK_NAME=topic --gin.RUN_DIR=runs/topic
 #
 # For T5X use tpv_jax.t5x.train, eval and infer (docs/t5x.md).
 #

@@ -25,9 +25,9 @@ from tpv_jax.core.version import VERSION
 
 _EXAMPLES = """\
   tpv train --gin_file=gin_configs/runs/embedded.gin \\
-      --gin.TASK_NAME='"topic"' --gin.RUN_DIR='"runs/topic"'
+      --gin.TASK_NAME=topic --gin.RUN_DIR=runs/topic
   tpv eval --gin_file=gin_configs/runs/eval_embedded.gin \\
-      --gin.PROMPT_PATH='"runs/topic"' --gin.TASK_NAMES='["topic"]'
+      --gin.PROMPT_PATH=runs/topic --gin.TASK_NAMES='[topic]'
   tpv diff runs/sst2 -o sst2.safetensors           a vector from a run folder
   tpv sum sst2.safetensors rte.safetensors -o both.safetensors
   tpv apply both.safetensors runs/sst2 -o prompt.safetensors

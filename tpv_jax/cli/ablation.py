@@ -7,11 +7,11 @@ from tpv_jax.cli import gin_verb
 EXAMPLES = """\
   the ablation of docs/ablation.md: embedded tasks, three initial prompts, all in the package:
     tpv ablation --gin_file=gin_configs/runs/ablation.gin \\
-      --gin.OUTPUT_DIR='"ablation_out"'
+      --gin.OUTPUT_DIR=ablation_out
   a quick look at two tasks and one length:
     tpv ablation --gin_file=gin_configs/runs/ablation.gin \\
-      --gin.OUTPUT_DIR='"quick"' --gin.TASK_NAMES='["topic", "nli"]' \\
-      --gin.TUNING_TASKS='["topic"]' --gin.PROMPT_LENGTHS='[]'
+      --gin.OUTPUT_DIR=quick --gin.TASK_NAMES='[topic, nli]' \\
+      --gin.TUNING_TASKS='[topic]' --gin.PROMPT_LENGTHS='[]'
 """
 ON_CPU = False
 add_arguments = gin_verb.add_arguments

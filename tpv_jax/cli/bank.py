@@ -7,8 +7,8 @@ from tpv_jax.cli import gin_verb
 EXAMPLES = """\
   two embedded tasks from three initial prompts each, six run folders:
     tpv bank --gin_file=gin_configs/runs/bank_embedded.gin \\
-      --gin.TASK_NAMES='["sentiment", "topic"]' --gin.INITIAL_SEEDS='[0, 1, 2]' \\
-      --gin.OUTPUT_DIR='"runs"'
+      --gin.TASK_NAMES='[sentiment, topic]' --gin.INITIAL_SEEDS='[0, 1, 2]' \\
+      --gin.OUTPUT_DIR=runs
   a search over learning rates:
     ... --gin.RATES='[0.3, 1.0, 3.0]'
   in groups, if all at once do not fit into memory:

@@ -14,17 +14,17 @@ EXAMPLES = """\
     tpv eval --gin_file=gin_configs/runs/eval_embedded.gin
   the best prompt of a run, results and predictions to files:
     tpv eval --gin_file=gin_configs/runs/eval_embedded.gin \\
-      --gin.PROMPT_PATH='"runs/sentiment"' --gin.TASK_NAMES='["sentiment"]' \\
-      --gin.OUTPUT='"results.json"' --gin.PREDICTIONS=True
+      --gin.PROMPT_PATH=runs/sentiment --gin.TASK_NAMES='[sentiment]' \\
+      --gin.OUTPUT=results.json --gin.PREDICTIONS=True
   runs that differ in their seeds, with mean and deviation, on the backbone of the first:
     tpv eval 'runs/reviews-*' --gin.TASK_FILES=reviews.toml
   half a vector on another initial prompt:
     tpv eval --gin_file=gin_configs/runs/eval_embedded.gin \\
-      --gin.VECTOR='"v.safetensors"' --gin.INITIAL='"runs/topic"' --gin.COEFFICIENT=0.5
+      --gin.VECTOR=v.safetensors --gin.INITIAL=runs/topic --gin.COEFFICIENT=0.5
   two vectors and their sum, each with the coefficient that is best on validation:
     tpv eval --gin_file=gin_configs/runs/eval_embedded.gin \\
       --gin.VECTOR='["a.safetensors", "b.safetensors", ["a.safetensors", "b.safetensors"]]' \\
-      --gin.INITIAL='"runs/topic"' --gin.SEARCH=True --gin.OUTPUT='"results.json"'
+      --gin.INITIAL=runs/topic --gin.SEARCH=True --gin.OUTPUT=results.json
 """
 ON_CPU = False
 

@@ -10,7 +10,7 @@ from tpv_jax.cli import gin_verb
 EXAMPLES = """\
   the comparison of docs/few_shot.md: embedded tasks, all in the package:
     tpv few-shot --gin_file=gin_configs/runs/few_shot_embedded.gin \\
-      --gin.OUTPUT_DIR='"few_shot_out"'
+      --gin.OUTPUT_DIR=few_shot_out
   a quick look at two numbers of examples:
     ... --gin.SHOTS='[0, 10]' --gin.INITIAL_SEEDS='[0, 1]'
 """

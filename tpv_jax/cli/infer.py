@@ -29,7 +29,7 @@ EXAMPLES = """\
       --input new.csv --output others.jsonl
   what you type is answered, drawn from the likely tokens:
     tpv infer --gin_file=gin_configs/runs/infer_embedded.gin \\
-      --gin.PROMPT_PATH='"runs/sentiment"' --gin.TEMPERATURE=0.7 --gin.TOP_P=0.9
+      --gin.PROMPT_PATH=runs/sentiment --gin.TEMPERATURE=0.7 --gin.TOP_P=0.9
 """
 ON_CPU = False
 

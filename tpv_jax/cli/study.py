@@ -7,7 +7,7 @@ from tpv_jax.cli import gin_verb
 EXAMPLES = """\
   the job of `make demo`: embedded tasks, three initial prompts, all in the package:
     tpv study --gin_file=gin_configs/runs/demo.gin \\
-      --gin.OUTPUT_DIR='"demo_out"'
+      --gin.OUTPUT_DIR=demo_out
 """
 ON_CPU = False
 add_arguments = gin_verb.add_arguments

@@ -7,13 +7,13 @@ from tpv_jax.cli import gin_verb
 EXAMPLES = """\
   one embedded task, everything in the package:
     tpv train --gin_file=gin_configs/runs/embedded.gin \\
-      --gin.TASK_NAME='"sentiment"' --gin.RUN_DIR='"runs/sentiment"'
+      --gin.TASK_NAME=sentiment --gin.RUN_DIR=runs/sentiment
   your own files on T5 v1.1 base:
     tpv train --gin_file=gin_configs/backbones/t5_1_1_base.gin \\
       --gin_file=gin_configs/prompts/plain.gin --gin_file=gin_configs/runs/train.gin \\
       --gin_file=gin_configs/tasks/text_files.gin --gin_file=my_task.gin \\
-      --gin.BACKBONE='"checkpoint_1100000"' --gin.VOCABULARY_FILE='"spiece.model"' \\
-      --gin.RUN_DIR='"runs/mine"'
+      --gin.BACKBONE=checkpoint_1100000 --gin.VOCABULARY_FILE=spiece.model \\
+      --gin.RUN_DIR=runs/mine
 """
 ON_CPU = False
 add_arguments = gin_verb.add_arguments
