@@ -39,7 +39,7 @@ BRIEF = {
   " --gin.PROMPT_LENGTHS=[]"
   " --gin.PLAIN_RATES=[1.0] --gin.DECOMPOSED_RATES=[(1.0,0.01)]",
   "tpv few-shot": "--gin.TRAIN_STEPS=2 --gin.EVAL_PERIOD=1 --gin.SOURCE_STEPS=2"
-  " --gin.SOURCE_EVAL_PERIOD=1 --gin.INITIAL_SEEDS=[10] --gin.SHOTS=[0,5]"
+  " --gin.SOURCE_EVAL_PERIOD=1 --gin.INITIAL_SEEDS=[10,11] --gin.SHOTS=[0,5]"
   " --gin.VALIDATION_EXAMPLES=8 --gin.TEST_EXAMPLES=8",
 }
 """Flags that make a command take seconds."""
@@ -70,7 +70,12 @@ def complete(module: str, *arguments: str) -> list[str]:
     for name in {"BACKBONE", "VOCABULARY_FILE"} - bound:
       given.append(f"--gin.{name}='{model}'")
   if os.environ.get("DOCUMENTS") == "brief" or HOURS.search(" ".join(given)):
-    given += BRIEF.get(called, "").split()
+    own = "TASK_FILES" in text
+    given += [
+      flag
+      for flag in BRIEF.get(called, "").split()
+      if not (own and re.search("TASK_NAMES|TUNING_TASKS", flag))
+    ]
   return given
 
 

@@ -12,6 +12,9 @@ EXAMPLES = """\
     tpv ablation --gin_file=gin_configs/runs/ablation.gin \\
       --gin.OUTPUT_DIR=quick --gin.TASK_NAMES='[topic, nli]' \\
       --gin.TUNING_TASKS='[topic]' --gin.PROMPT_LENGTHS='[]'
+  two tasks of your own:
+    tpv ablation --gin.BACKBONE=embedded --gin.TASK_FILES='[reviews.toml, news.toml]' \\
+      --gin.PROMPT_LENGTH=32 --gin.OUTPUT_DIR=ablation
 """
 ON_CPU = False
 add_arguments = gin_verb.add_arguments

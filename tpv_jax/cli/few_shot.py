@@ -13,6 +13,9 @@ EXAMPLES = """\
       --gin.OUTPUT_DIR=few_shot_out
   a quick look at two numbers of examples:
     ... --gin.SHOTS='[0, 10]' --gin.INITIAL_SEEDS='[0, 1]'
+  a task of your own, from the vector of another one:
+    tpv few-shot --gin.BACKBONE=embedded --gin.TASK_FILES='[reviews.toml, news.toml]' \\
+      --gin.TASK_NAME=reviews --gin.RELATED=news --gin.OUTPUT_DIR=starts
 """
 ON_CPU = False
 add_arguments = gin_verb.add_arguments

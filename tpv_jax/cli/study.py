@@ -8,6 +8,9 @@ EXAMPLES = """\
   the job of `make demo`: embedded tasks, three initial prompts, all in the package:
     tpv study --gin_file=gin_configs/runs/demo.gin \\
       --gin.OUTPUT_DIR=demo_out
+  two tasks of your own:
+    tpv study --gin.BACKBONE=embedded --gin.TASK_FILES='[reviews.toml, news.toml]' \\
+      --gin.OUTPUT_DIR=study
 """
 ON_CPU = False
 add_arguments = gin_verb.add_arguments
