@@ -27,7 +27,8 @@ ROADS = (
   *(("README.md",), ("CONTRIBUTING.md",), ("tpv_jax/embedded/MODEL_CARD.md",)),
   *((f"docs/{name}.md",) for name in ("installing", "ept", "banks", "own_data")),
   *(
-    (f"docs/{name}.md",) for name in ("predictions", "python", "diagnosis", "settings")
+    (f"docs/{name}.md",)
+    for name in ("predictions", "python", "diagnosis", "settings", "two_tasks")
   ),
   ("docs/decoder_only.md",),
   *((f"docs/{name}.md",) for name in ("formats", "methods", "tasks", "t5x")),

@@ -124,12 +124,15 @@ def test_a_table_is_rows_that_pandas_takes():
   assert np.isnan(frame["f1"][0])
 
 
-def test_a_table_is_shown_in_percent_without_columns_of_zeros():
+def test_a_table_is_shown_in_percent_without_columns_of_zeros(tmp_path):
   table = tpv.Table([{"prompt": "a|b", "exact_match": 0.25, "lost": 0}], percent=True)
   assert repr(table).split() == ["prompt", "exact_match", "a|b", "25.0"]
   assert table.to_markdown().splitlines()[2] == r"| a\|b | 25.0 |"
   assert "<th>exact_match</th>" in table._repr_html_()
   assert table.to_csv() == "prompt,exact_match,lost\na|b,0.25,0\n"
+  assert table.to_csv(tmp_path / "table.csv") == (tmp_path / "table.csv").read_text()
+  with pytest.raises(tpv.UserError, match="exists"):
+    table.to_csv(tmp_path / "table.csv")
   assert table.column("lost") == [0]
   with pytest.raises(tpv.UserError, match=r"no column 'f1'; the columns are prompt"):
     table.column("f1")

@@ -75,3 +75,17 @@ def test_what_cannot_be_answered_is_refused(backbone, run, texts, tmp_path):
   ):
     with pytest.raises(tpv.UserError, match=message):
       tpv.predict(backbone, prompt, rows)
+
+
+def test_rows_may_be_a_file_whose_columns_are_kept(backbone, run, texts, tmp_path):
+  given = tmp_path / "new.csv"
+  lines = [["id", "text"], *((f"00{n}", text) for n, text in enumerate(texts))]
+  with open(given, "w", encoding="utf-8-sig", newline="") as file:
+    csv.writer(file, delimiter=";").writerows(lines)
+  table = tpv.predict(backbone, run, given)
+  assert table.column("id") == [f"00{n}" for n in range(len(texts))]
+  assert table == tpv.predict(backbone, run, str(given))
+  assert table.column("answer") == tpv.predict(backbone, run, texts).column("answer")
+  # A name of a file is never answered as if it were a text.
+  with pytest.raises(tpv.UserError, match=r"other\.csv"):
+    tpv.predict(backbone, run, str(tmp_path / "other.csv"))

@@ -87,3 +87,15 @@ def test_studies_compare_two_own_tasks(own):
   rates = ("PLAIN_RATES=[0.3]", "DECOMPOSED_RATES=[(0.3, 0.01)]", "PROMPT_LENGTH=24")
   call("ablation", "OUTPUT_DIR=ablation", *short, *rates)
   assert "reviews" in (own / "ablation" / "report.md").read_text()
+
+
+def test_the_command_after_a_change_looks_under_the_same_vocabulary(
+  tmp_path, monkeypatch, capsys
+):
+  monkeypatch.chdir(tmp_path)
+  rows = [f"the play was {word},very good" for word in ("great", "lovely") * 10]
+  (tmp_path / "plays.csv").write_text("\n".join(["text,label", *rows]))
+  assert cli.main(["tasks", "new", "plays.csv", "--backbone", "embedded"]) == 2
+  again = "tpv tasks check plays.toml --backbone embedded"
+  assert again in capsys.readouterr().out
+  assert again in (tmp_path / "plays.toml").read_text()

@@ -24,7 +24,7 @@ def propose(tmp_path):
     output.parent.mkdir(exist_ok=True)
     path.write_text(content)
     found = proposals.propose(path, output, vocabulary, **options)
-    text = proposals.toml_text(found, output, None)
+    text = proposals.toml_text(found, "tpv tasks check", None)
     output.write_text(text)
     settings = tomllib.loads(text)
     assert settings == found.settings

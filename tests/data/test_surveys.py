@@ -74,7 +74,7 @@ def test_lengths_are_proposed_from_the_longest_texts():
     ),
     (task([*rows(50, 0, ["no"]), *rows(5, 50)]), "95% of the training rows are 'no'"),
     (task(rows(60), rows(5, 58), rows(9, 200)), "2 texts of validation are in train"),
-    (task([*rows(60), ("a a a", "no")]), "1 texts have different answers"),
+    (task([*rows(60), ("a a a", "no")]), "1 text has different answers"),
     (task(rows(60), labels=("yes", "no", "No")), "'no' and 'No' differ only in upper"),
     (task([*rows(60), ("x a x", "no")]), "1 of 61 sources of train have words .*: 'x'"),
     (

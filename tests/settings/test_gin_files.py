@@ -147,6 +147,7 @@ def test_a_users_setting_wins_over_a_shipped_file_in_any_order(tmp_path, text):
     ("3-fold", "3-fold"),
     ("[sentiment, topic]", ["sentiment", "topic"]),
     ("[runs/a,runs/b]", ["runs/a", "runs/b"]),
+    ("[[a.npz, b.npz], runs/c]", [["a.npz", "b.npz"], "runs/c"]),
     ("'1'", "1"),
     ("1", 1),
     ("1e-3", 1e-3),
@@ -161,7 +162,8 @@ def test_a_binding_of_the_command_line_may_leave_out_quotes(value, meant):
 
 
 @pytest.mark.parametrize(
-  "value", ["'runs/x", "[1,", "{a: 1}", "@nothing()", "[a b, 'c]"]
+  "value",
+  ["'runs/x", "[1,", "{a: 1}", "@nothing()", "[a b, 'c]", "[[a], b", "[[a],, b]"],
 )
 def test_what_only_begins_like_a_value_is_refused(value):
   with pytest.raises(UserError, match=r"--gin\.A"):

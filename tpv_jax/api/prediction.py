@@ -11,9 +11,10 @@ from tpv_jax.api.tables import Table
 from tpv_jax.backbones import quantization, registry
 from tpv_jax.core import files, identity
 from tpv_jax.core.errors import UserError
+from tpv_jax.data import tables
 from tpv_jax.data.recipes import Recipe
 from tpv_jax.data.tasks import Task
-from tpv_jax.evaluation import predicting
+from tpv_jax.evaluation import predicting, prediction_files
 from tpv_jax.evaluation.predicting import Asked
 from tpv_jax.runs.subject import Subject
 from tpv_jax.vectors.loaded import Loaded
@@ -33,7 +34,8 @@ def predict(
   Args:
     backbone: of `load_backbone`; None reads the one that the run states.
     prompt: a run (its best prompt), its folder, a prompt's file, or a prompt in memory.
-    rows: dictionaries by column, a data frame, or texts, where the task has one column.
+    rows: dictionaries by column, a data frame, or texts, where the task has one column; or
+      the path of a CSV, TSV or JSON-lines file.
     task: says how sources are written; None for the task of the run. A prompt in memory,
       such as a sum of vectors on an initial prompt, needs it.
     batch_size: rows per call.
@@ -109,9 +111,13 @@ def _rows(rows: Any, recipe: Recipe | None) -> list[Mapping[str, Any]]:
       {str(name): value for name, value in row.items()}
       for row in rows.to_dict(orient="records")
     ]
+  columns = [] if recipe is None else list(recipe.columns)
+  if isinstance(rows, os.PathLike) or (
+    isinstance(rows, str) and files.to_path(rows).suffix.lower() in tables.FORMATS
+  ):
+    return list(prediction_files.read_table(os.fspath(rows), needed=columns).rows)
   one = isinstance(rows, str | Mapping)
   given = list([rows] if one or not isinstance(rows, Iterable) else rows)
-  columns = [] if recipe is None else list(recipe.columns)
   found: list[Mapping[str, Any]] = []
   for number, row in enumerate(given, 1):
     if isinstance(row, Mapping):

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tpv_jax.core import tables
+from tpv_jax.core import files, tables
 from tpv_jax.core.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -66,9 +66,16 @@ class Table(list[dict[str, Any]]):
     ]
     return tables.markdown_table(header, rows)
 
-  def to_csv(self) -> str:
-    """Returns text in CSV, with all digits."""
-    return tables.csv_text(self)
+  def to_csv(self, path: files.PathLike | None = None, overwrite: bool = False) -> str:
+    """Returns text in CSV, with all digits, and writes it to a file if one is given.
+
+    Raises:
+      UserError: the file exists, and `overwrite` is false.
+    """
+    text = tables.csv_text(self)
+    if path is not None:
+      files.write_text(path, text, overwrite)
+    return text
 
   def __repr__(self) -> str:
     """Returns the rows as aligned lines."""

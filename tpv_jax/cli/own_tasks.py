@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -88,8 +89,9 @@ def new(options: argparse.Namespace) -> int:
       settings = {**proposal.settings, "lengths": found.proposed()}
       proposal = dataclasses.replace(proposal, settings=settings)
       made = task_files.described(settings, output)
+  again = _check_again(options, output)
   files.write_text(
-    output, proposals.toml_text(proposal, output, measured), options.overwrite
+    output, proposals.toml_text(proposal, again, measured), options.overwrite
   )
   _say(proposals.lines(proposal))
   found_there = surveys.survey(made.task, made.splits, made.lengths, vocabulary)
@@ -97,7 +99,7 @@ def new(options: argparse.Namespace) -> int:
   _report(found_there)
   if found_there.problems:
     print(f"Wrote '{output}', which can't be trained on yet. After a change:")
-    print(f"  tpv tasks check {output}")
+    print(f"  {again}")
     return EXIT_USER_ERROR
   backbone = options.backbone or "smollm2"
   print(f"Wrote '{output}'. Read it, then:")
@@ -106,6 +108,18 @@ def new(options: argparse.Namespace) -> int:
     f"--gin.RUN_DIR=runs/{made.task.name}"
   )
   return 0
+
+
+def _check_again(options: argparse.Namespace, output: str) -> str:
+  """Returns the command that looks at the task again, under the same vocabulary."""
+  words = ["tpv", "tasks", "check", output]
+  for flag, value in (
+    ("--backbone", options.backbone),
+    ("--vocabulary", options.vocabulary),
+  ):
+    if value:
+      words += [flag, value]
+  return shlex.join(words)
 
 
 def check(options: argparse.Namespace) -> int:

@@ -308,19 +308,19 @@ def lines(proposal: Proposal) -> list[str]:
   ]
 
 
-def toml_text(proposal: Proposal, output: PathLike, measured: str | None) -> str:
+def toml_text(proposal: Proposal, again: str, measured: str | None) -> str:
   """Returns the text of the task file.
 
   Args:
     proposal: the task.
-    output: where it will be written.
+    again: the command that looks at the task file after a change.
     measured: how long its texts are, in a line; None if that is not known.
   """
   settings, table = proposal.settings, proposal.table
   columns = ", ".join(settings.get("columns", table.columns))
   lines = [
     f"# The task '{settings['name']}'. Written by: tpv tasks new {table.path}",
-    f"# After a change:  tpv tasks check {output}",
+    f"# After a change:  {again}",
     "",
     f"name = {_value(settings['name'])}",
     f"paths = {_value(settings['paths'])}  # relative to this file",

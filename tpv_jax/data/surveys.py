@@ -197,19 +197,24 @@ def _compare(examples: Mapping[str, Sequence[Example]], found: Survey) -> None:
       answers.setdefault(source, set()).add(one.targets)
     repeated = len(sources) - len(set(sources))
     if repeated:
-      found.lines.append(f"repeated in {split}: {repeated:,} texts")
+      found.lines.append(f"repeated in {split}: {_texts(repeated)}")
     for earlier, texts in seen.items():
       if shared := sum(source in texts for source in sources):
         found.warnings.append(
-          f"{shared:,} texts of {split} are in {earlier}, too, so scores there say little. "
+          f"{_texts(shared)} of {split} {'is' if shared == 1 else 'are'} in {earlier}, too, "
+          "so scores there say little. "
           "Set deduplicated = true to leave them out of the earlier split."
         )
     seen[split] = set(sources)
   if unclear := sum(len(targets) > 1 for targets in answers.values()):
     found.warnings.append(
-      f"{unclear:,} texts have different answers in different rows; no model can get all of "
-      "them right."
+      f"{_texts(unclear)} {'has' if unclear == 1 else 'have'} different answers in different "
+      "rows; no model can get all of them right."
     )
+
+
+def _texts(count: int) -> str:
+  return "1 text" if count == 1 else f"{count:,} texts"
 
 
 def _tokens(

@@ -50,7 +50,7 @@ def predict_file(
   if output != STREAM:
     files.check_output(output, overwrite)
   recipe = asked.subject_of().recipe
-  table = _table(input, format, () if recipe is None else recipe.columns)
+  table = read_table(input, format, () if recipe is None else recipe.columns)
   its_form = _format_of(output, table)
   if its_form == "tsv":
     tables.refuse_what_tsv_cannot_hold(table)
@@ -89,8 +89,19 @@ def _format_of(output: str, table: Table) -> Format:
   return tables.FORMATS[suffix]
 
 
-def _table(source: str, form: Format | None, needed: Sequence[str]) -> Table:
-  """Returns the table in a file or in standard input."""
+def read_table(
+  source: str, form: Format | None = None, needed: Sequence[str] = ()
+) -> Table:
+  """Returns the table in a file or in standard input.
+
+  Args:
+    source: a CSV, TSV or JSON-lines file, or `STREAM`.
+    form: of a file whose name does not tell it.
+    needed: the columns in use.
+
+  Raises:
+    UserError: there is no such file, or it is no such table.
+  """
   if source == STREAM:
     content = b"" if sys.stdin is None else sys.stdin.buffer.read()
     begins = content.removeprefix("\ufeff".encode()).lstrip()[:1]

@@ -6,6 +6,7 @@ command line, or a file that is not this package's) and on which line they are. 
 in a file is one `UserError` that names the file and line.
 """
 
+import ast
 import contextlib
 import dataclasses
 import functools
@@ -438,6 +439,20 @@ def _quoted(value: str) -> str | None:
   words = [word.strip() for word in inside]
   if words and all(_BARE.fullmatch(word) and word[0] not in "@%" for word in words):
     return repr(words)
+  return _quoted_inside(value)
+
+
+def _quoted_inside(value: str) -> str | None:
+  """Returns a list of lists of strings, such as `VECTOR` takes, with quotes, or None."""
+  parts = re.split(r"([\[\],])", value)
+  words = [part.strip() for part in parts[::2]]
+  if not value.startswith("[") or not all(
+    not word or (_BARE.fullmatch(word) and word[0] not in "@%") for word in words
+  ):
+    return None
+  parts[::2] = [repr(word) if word else "" for word in words]
+  with contextlib.suppress(SyntaxError):
+    return repr(ast.literal_eval("".join(parts)))
   return None
 
 
