@@ -5,6 +5,7 @@ import functools
 import io
 import itertools
 import json
+import pathlib
 import random
 import shlex
 import shutil
@@ -351,6 +352,25 @@ def test_every_check_takes_a_run_that_states_almost_nothing():
   for check in checks.CHECKS.values():
     assert check(made()) is None
     assert check(evidence.Evidence({}, [], None, None, None)) is None
+
+
+def test_prompts_of_a_bank_with_the_same_findings_share_a_line():
+  flat, early = (
+    evidence.Finding("", what, "", "") for what in ("it is flat", "it ended early")
+  )
+  runs = [pathlib.Path(f"runs/{name}") for name in ("a", "b", "my c")]
+  found = dict(zip(runs, ([flat], [flat, early], [flat]), strict=True))
+  assert checks.hints(found) == [
+    "Something may be wrong with a, my c: it is flat. 'tpv diagnose runs/a' explains.",
+    "Something may be wrong with b: it is flat; it ended early. 'tpv diagnose runs/b' "
+    "explains.",
+  ]
+  assert checks.hints({run: [flat] for run in runs}) == [
+    "Something may be wrong with all 3 prompts: it is flat. 'tpv diagnose runs/a' explains."
+  ]
+  (alone,) = checks.hints({runs[2]: [flat]})
+  assert alone.endswith("wrong: it is flat. 'tpv diagnose 'runs/my c'' explains.")
+  assert checks.hints({run: [] for run in runs}) == []
 
 
 def test_the_command_shows_evidence_change_and_the_nearest_tokens(

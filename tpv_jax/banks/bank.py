@@ -7,7 +7,6 @@ checkpoints of its runs, with the same bits, and its results are ordinary run fo
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -337,10 +336,8 @@ def _ending(runs: Sequence[Run]) -> list[str]:
   lines = {path.name: lines for path, (_, lines) in found.items()}
   if picture is not None and not curves.write(picture, curves.many, lines):
     picture = None
-  hints = (
-    registry.hint(path, registry.findings(evidence.read(path))) for path in found
-  )
-  return [*summary.ended_together(found, picture), *itertools.chain(*hints)]
+  seen = {path: registry.findings(evidence.read(path)) for path in found}
+  return [*summary.ended_together(found, picture), *registry.hints(seen)]
 
 
 def _other_bank(

@@ -122,6 +122,6 @@ def train(
     if progress and processes.is_writer():
       lines = summary.ended(run.folder.path, manifest, run.folder.metrics())
       seen = evidence.read(run.folder.path)
-      lines += registry.hint(run.folder.path, registry.findings(seen))
+      lines += registry.hints({run.folder.path: registry.findings(seen)})
       screen.say("\n".join(lines))
     return manifest

@@ -6,9 +6,10 @@ need of it. A new check is a function and a line here.
 """
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from tpv_jax.core import files
+from tpv_jax.core import errors, files
+from tpv_jax.core.errors import printable
 from tpv_jax.runs.diagnosis import answers, training
 from tpv_jax.runs.diagnosis.evidence import Evidence, Finding
 
@@ -43,13 +44,30 @@ def findings(evidence: Evidence) -> list[Finding]:
   return [finding for finding in found if finding is not None]
 
 
-def hint(run: files.Path, found: Sequence[Finding]) -> list[str]:
-  """Returns the line at the end of a run with findings, [] without any."""
-  if not found:
-    return []
-  what = "; ".join(finding.what for finding in found)
-  command = f"tpv diagnose {shlex.quote(str(run))}"
-  return [f"Something may be wrong: {what}. '{command}' explains."]
+def hints(runs: Mapping[files.Path, Sequence[Finding]]) -> list[str]:
+  """Returns the lines at the end of runs with findings, one for runs with the same.
+
+  Args:
+    runs: folder -> what the checks found.
+  """
+  alike: dict[str, list[files.Path]] = {}
+  for run, found in runs.items():
+    if found:
+      alike.setdefault("; ".join(one.what for one in found), []).append(run)
+  return [
+    f"Something may be wrong{_with(some, len(runs))}: {what}. "
+    f"'tpv diagnose {shlex.quote(str(some[0]))}' explains."
+    for what, some in alike.items()
+  ]
+
+
+def _with(some: Sequence[files.Path], of: int) -> str:
+  """Returns which runs are meant, where there are several."""
+  if of == 1:
+    return ""
+  if len(some) == of:
+    return f" with all {of} prompts"
+  return f" with {errors.some([printable(run.name) for run in some])}"
 
 
 def lines(found: Sequence[Finding]) -> list[str]:
