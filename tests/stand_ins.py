@@ -199,7 +199,7 @@ def make(folder: pathlib.Path, text: str, left_out: set[str]) -> None:
     if name not in left_out and re.search(
       rf"(?<![\w.-]){re.escape(name)}(?![\w-])", text
     ):
-      path = folder / name.split()[-1]
+      path = folder / name.split()[-1].replace("*", "0")
       if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path)
@@ -615,6 +615,7 @@ FILES = {
   "sentences.txt": lines("review: a fine film", "review: a dull film"),
   "runs/ept_*": lambda path: run(path.with_name("ept_sst2")),
   "runs/mine": own_run,
+  "runs/reviews-*": whole_run,
   "runs/reviews": whole_run,
   "new.csv": lines("id,text", "1,review: a fine film"),
   "runs/pretraining": pretraining,
