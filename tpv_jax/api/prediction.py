@@ -8,14 +8,14 @@ from typing import Any
 from tpv_jax.api.backbones import Backbone
 from tpv_jax.api.runs import Run, refuse_vector
 from tpv_jax.api.tables import Table
-from tpv_jax.backbones import quantization, registry
-from tpv_jax.core import files, identity
+from tpv_jax.core import files
 from tpv_jax.core.errors import UserError
 from tpv_jax.data import tables
 from tpv_jax.data.recipes import Recipe
 from tpv_jax.data.tasks import Task
 from tpv_jax.evaluation import predicting, prediction_files
 from tpv_jax.evaluation.predicting import Asked
+from tpv_jax.runs import subject
 from tpv_jax.runs.subject import Subject
 from tpv_jax.vectors.loaded import Loaded
 
@@ -86,17 +86,12 @@ def _subject(backbone: Backbone | None, asked: Asked, task: Task) -> Subject:
       f"The task '{task.name}' states no lengths: dataclasses.replace(task, lengths="
       "{'inputs': 128, 'targets': 4})."
     )
-  vocabulary, chosen = backbone.vocabulary, backbone.settings
-  family = registry.of_leaves(identity.flatten(backbone.loaded.params), backbone.name)
   return Subject(
     backbone=backbone.given,
-    family=registry.key_of(family),
-    vocabulary_file=chosen.get("VOCABULARY_FILE"),
-    chat=None if vocabulary.chat is None else {"system": vocabulary.chat.system},
-    dtype=str(getattr(backbone.network, "dtype", "float32")),
-    quantize=quantization.mode_of(backbone.network),
+    vocabulary_file=backbone.settings.get("VOCABULARY_FILE"),
     lengths=task.lengths,
     recipe=task.recipe,
+    **subject.of_model(backbone.network, backbone.vocabulary, backbone.loaded),
   )
 
 

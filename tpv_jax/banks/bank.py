@@ -328,16 +328,15 @@ def _trained(
 
 def _ending(runs: Sequence[Run]) -> list[str]:
   """Draws the curves of the prompts beside their folders; returns what is shown."""
-  found = {
-    run.folder.path: (run.folder.manifest(), run.folder.metrics()) for run in runs
-  }
+  seen = {run.folder.path: evidence.read(run.folder.path) for run in runs}
+  found = {path: (one.manifest, one.lines) for path, one in seen.items()}
   parents = {path.parent for path in found}
   picture = parents.pop() / summary.CURVES if len(parents) == 1 else None
   lines = {path.name: lines for path, (_, lines) in found.items()}
   if picture is not None and not curves.write(picture, curves.many, lines):
     picture = None
-  seen = {path: registry.findings(evidence.read(path)) for path in found}
-  return [*summary.ended_together(found, picture), *registry.hints(seen)]
+  faults = {path: registry.findings(one) for path, one in seen.items()}
+  return [*summary.ended_together(found, picture), *registry.hints(faults)]
 
 
 def _other_bank(

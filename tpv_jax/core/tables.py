@@ -33,6 +33,11 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def spread(mean: float, deviation: float) -> str:
+  """Returns the mean and deviation of fractions as text, in percent."""
+  return f"{100 * mean:.1f} ± {100 * deviation:.1f}"
+
+
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
   """Returns rows by column as CSV with a header and all digits; what is missing is empty."""
   columns = list(dict.fromkeys(name for row in rows for name in row))

@@ -308,7 +308,7 @@ def matching(prompts: Sequence[Source | None]) -> list[Source | None]:
       found.append(one)
       continue
     paths = sorted(glob.glob(os.path.expanduser(one)), key=_natural)
-    runs = [path for path in paths if os.path.exists(f"{path}/manifest.json")]
+    runs = [path for path in paths if sources.is_run_folder(path)]
     if not paths:
       raise UserError(f"PROMPT_PATH: no run or file matches '{one}'.")
     found += runs or paths

@@ -171,8 +171,9 @@ def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     if not isinstance(value, float):
       return str(value).replace("|", "\\|")
     deviation = row.get(f"{name}_deviation")
-    shown = f"{100 * value:.1f}"
-    return shown if deviation is None else f"{shown} ± {100 * deviation:.1f}"
+    if deviation is None:
+      return f"{100 * value:.1f}"
+    return tables.spread(value, deviation)
 
   cells = [[cell(row, name) for name in columns] for row in rows]
   return tables.markdown_table(columns, cells) + "\n"

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from tpv_jax.core import screen
+from tpv_jax.core import screen, tables
 from tpv_jax.evaluation.candidates import Candidate
 from tpv_jax.evaluation.evaluator import Result
 
@@ -69,10 +69,7 @@ def show(groups: Sequence[dict[str, Any]]) -> None:
   rows = []
   for group in groups:
     scores = [
-      f"{100 * group['scores'][name]['mean']:.1f} ± "
-      f"{100 * group['scores'][name]['deviation']:.1f}"
-      if name in group["scores"]
-      else ""
+      tables.spread(**group["scores"][name]) if name in group["scores"] else ""
       for name in names
     ]
     many = str(len(group["candidates"]))

@@ -23,9 +23,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tpv_jax.backbones import loading, quantization, registry
+from tpv_jax.backbones.protocol import Network
 from tpv_jax.core import files, identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.data.recipes import Recipe
+from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.formats import hub
 
 if TYPE_CHECKING:
@@ -70,16 +72,25 @@ def of_run(
   else:
     stated_path = _stated(path, run)
   recipe: Recipe | None = getattr(data, "recipe", None)
-  family = registry.of_leaves(identity.flatten(backbone.params), backbone.name)
   return {
     "backbone": _stated(backbone.given, run),
-    "family": registry.key_of(family),
     "vocabulary_file": stated_path,
-    "chat": None if vocabulary.chat is None else {"system": vocabulary.chat.system},
-    "dtype": str(model.network.dtype),
-    "quantize": quantization.mode_of(model.network),
+    **of_model(model.network, vocabulary, backbone),
     "lengths": dict(lengths),
     "recipe": None if recipe is None else recipe.to_json(),
+  }
+
+
+def of_model(
+  network: Network, vocabulary: Vocabulary, backbone: loading.Backbone
+) -> dict[str, Any]:
+  """Returns what a subject states of a model wherever it lies: family, chat, precision."""
+  family = registry.of_leaves(identity.flatten(backbone.params), backbone.name)
+  return {
+    "family": registry.key_of(family),
+    "chat": None if vocabulary.chat is None else {"system": vocabulary.chat.system},
+    "dtype": str(network.dtype),
+    "quantize": quantization.mode_of(network),
   }
 
 

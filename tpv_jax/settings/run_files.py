@@ -47,10 +47,11 @@ def complete(
   bindings: Sequence[str] = (),
   search_paths: Sequence[str] = (),
 ) -> list[str]:
-  """Returns the shipped files to read before the given ones; none if they are complete.
+  """Returns the shipped files that the given ones lack; none if they are complete.
 
-  These are the run file for BACKBONE, if no given file says what model `entry` runs, and
-  `TASK_FILES`, if that macro is set and no given file reads it.
+  These are the run files for BACKBONE, to be read before them, if no given file says what
+  model `entry` runs; and `TASK_FILES`, to be read after them, if that macro is set and no
+  given file reads it.
 
   Args:
     entry: what the command calls.

@@ -120,8 +120,8 @@ def train(
     with stop_signals() as stop_requested, processes.one_clear_line_if_one_is_lost():
       manifest = run.execute(stop_requested, config)
     if progress and processes.is_writer():
-      lines = summary.ended(run.folder.path, manifest, run.folder.metrics())
       seen = evidence.read(run.folder.path)
+      lines = summary.ended(run.folder.path, manifest, seen.lines)
       lines += registry.hints({run.folder.path: registry.findings(seen)})
       screen.say("\n".join(lines))
     return manifest

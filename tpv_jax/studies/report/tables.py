@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from tpv_jax.core.tables import spread
+
 Results = Mapping[str, Any]
 Rows = Sequence[Sequence[str]]
 Table = tuple[Sequence[str], Rows]
@@ -22,7 +24,7 @@ def percent(value: float | None) -> str:
 def mean_and_deviation(values: Sequence[float]) -> str:
   """Returns mean ± sample standard deviation (n - 1) of fractions, in percent."""
   deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
-  return f"{100 * np.mean(values):.1f} ± {100 * deviation:.1f}"
+  return spread(float(np.mean(values)), float(deviation))
 
 
 def difference(found: Mapping[str, Any]) -> str:
