@@ -615,6 +615,7 @@ FILES = {
   "sentences.txt": lines("review: a fine film", "review: a dull film"),
   "runs/ept_*": lambda path: run(path.with_name("ept_sst2")),
   "runs/mine": own_run,
+  "runs/llm/sentiment": own_run,
   "runs/reviews-*": whole_run,
   "runs/reviews": whole_run,
   "new.csv": lines("id,text", "1,review: a fine film"),
