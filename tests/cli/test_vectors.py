@@ -16,7 +16,7 @@ import pytest
 from tpv_jax import cli
 from tpv_jax.cli.names import short_names
 from tpv_jax.core import identity
-from tpv_jax.vectors import store
+from tpv_jax.vectors import moving, store
 from tpv_jax.vectors.merging.registry import RULES
 from tpv_jax.vectors.provenance import Provenance, Term
 
@@ -194,6 +194,14 @@ def test_apply_across_origins_is_said_and_recorded(vectors, tpv):
     *("apply", "sst2.safetensors", "runs/trec", "-c", "-0.5", "-o", "p.safetensors")
   )
   assert "cross-origin: from initial prompt" in printed
+  lengths = [
+    np.linalg.norm(values(path))
+    for path in ("sst2.safetensors", "runs/trec/initial_prompt.safetensors")
+  ]
+  ratio = f"{0.5 * lengths[0] / lengths[1]:.3g}"
+  assert f"  norm(vector) / norm(start) is {ratio}; below 2.5 (our" in printed
+  own = tpv("apply", "sst2.safetensors", "runs/sst2", "-o", "own.safetensors")
+  assert "norm(start)" not in own
   assert store.read("p.safetensors")[1].cross_origin is True
   expected = values("runs/trec/initial_prompt.safetensors") - 0.5 * values(
     "sst2.safetensors"
@@ -238,6 +246,24 @@ def test_cosine_gives_json(vectors, tpv):
 )
 def test_names_are_as_short_as_they_can_be_and_differ(names, expected):
   assert short_names(names) == expected
+
+
+def test_show_tells_how_long_a_vector_is_beside_its_start(vectors, tpv):
+  lengths = [
+    np.linalg.norm(values(path))
+    for path in ("sst2.safetensors", "runs/sst2/initial_prompt.safetensors")
+  ]
+  printed = tpv("show", "sst2.safetensors")
+  ratio, start = f"{lengths[0] / lengths[1]:.3g}", f"{lengths[1]:.6g}"
+  assert f"\n  ratio       {ratio} of the norm of its start, {start}\n" in printed
+  assert lengths[0] / lengths[1] > moving.MOVES_FROM
+  assert "hint" not in printed
+  tpv("scale", "sst2.safetensors", "0.1", "-o", "small.safetensors")
+  assert "\n  hint        below 2.5 (our threshold" in tpv("show", "small.safetensors")
+  content = json.loads(tpv("show", "sst2.safetensors", "--json"))
+  assert content["ratio"] == pytest.approx(lengths[0] / lengths[1])
+  for path in ("runs/sst2", "runs/sst2/initial_prompt.safetensors"):
+    assert "of its start" not in tpv("show", path)
 
 
 def test_show_tells_all_that_is_known(vectors, tpv):

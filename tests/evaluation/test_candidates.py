@@ -2,7 +2,10 @@
 
 import types
 
+import pytest
+
 from tpv_jax.evaluation import candidates
+from tpv_jax.vectors import algebra, moving
 from tpv_jax.vectors.provenance import Provenance, Term
 
 TRAINED = {"kind": "prompt", "terms": (Term("sst2", 1.0),)}
@@ -21,3 +24,37 @@ def test_another_chat_template_than_in_training_is_said(capsys):
   assert line.count("\n") == 1
   candidates.say_other_template([Provenance(**TRAINED)], chat)
   assert "written without a stated chat template and" in capsys.readouterr().out
+
+
+@pytest.fixture
+def moved(initial_prompt, tuned_prompt):
+  """Returns a vector, its own initial prompt and another one."""
+  own, other = initial_prompt(0), initial_prompt(1)
+  return algebra.diff(tuned_prompt(own, "sst2", 1), own), own, other
+
+
+def test_the_ratio_is_said_of_vectors_on_other_starts_only(moved, capsys):
+  vector, own, other = moved
+  ((on_own,),) = candidates.read(vector=vector, initial=own)
+  assert on_own.ratio is None
+  assert "ratio" not in on_own.to_json()
+  candidates.say_ratios([on_own])
+  assert capsys.readouterr().out == ""
+  ((on_other,),) = candidates.read(vector=vector, initial=other, coefficients=[0.5])
+  assert on_other.to_json()["ratio"] == moving.ratio(vector, other, 0.5)
+  candidates.say_ratios([on_own, on_other])
+  line = capsys.readouterr().out
+  assert line.count("\n") == 1
+  assert f"on {other.name}', another start than its own: norm(vector)" in line
+  assert "our threshold" in line
+
+
+def test_the_ratios_of_many_vectors_take_one_line(moved, capsys):
+  vector, _, other = moved
+  (group,) = candidates.read(vector=vector, initial=other, coefficients=[0.5, 40.0])
+  candidates.say_ratios(group)
+  line = capsys.readouterr().out
+  low, high = (one.ratio for one in group)
+  assert line.count("\n") == 1
+  assert "2 vectors on other starts" in line
+  assert f"is {low:.3g} to {high:.3g}; below 2.5" in line

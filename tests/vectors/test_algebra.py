@@ -64,7 +64,11 @@ def test_a_difference_is_a_vector_of_its_task_and_origin(initial, tuned_prompt):
   vector = algebra.diff(tuned, initial)
   expected = tuned.leaves["prompt"] - initial.leaves["prompt"]
   np.testing.assert_array_equal(vector.leaves["prompt"], expected)
-  assert vector.provenance == dataclasses.replace(tuned.provenance, kind="vector")
+  assert vector.provenance == dataclasses.replace(
+    tuned.provenance,
+    kind="vector",
+    initial_norm=np.linalg.norm(values(initial)),
+  )
   assert terms(vector) == {"sst2": 1.0}
   assert vector.provenance.initial_digest == identity.prompt_digest(initial.leaves)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
-from tpv_jax.vectors import algebra, store
+from tpv_jax.vectors import algebra, arithmetic, store
 from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import SPACES, Provenance, Term
 
@@ -115,7 +115,10 @@ def test_the_factor_vector_is_the_difference_leaf_by_leaf(initial, tuned):
   for name, leaf in vector.leaves.items():
     assert isinstance(leaf, np.ndarray)
     np.testing.assert_array_equal(leaf, tuned.leaves[name] - initial.leaves[name])
-  assert vector.provenance == dataclasses.replace(tuned.provenance, kind="vector")
+  norm = arithmetic.norm(algebra.fold(initial).leaves)
+  assert vector.provenance == dataclasses.replace(
+    tuned.provenance, kind="vector", initial_norm=norm
+  )
 
 
 def test_a_plain_prompt_has_one_vector_in_both_spaces(initial_prompt, tuned_prompt):
@@ -172,6 +175,7 @@ def test_factor_algebra_is_numpys_leaf_by_leaf(ept_initial, ept_tuned, change, w
     initial.provenance,
     terms=(Term("a", weights[0]), Term("b", weights[1])),
     steps=250,
+    initial_norm=arithmetic.norm(algebra.fold(initial).leaves),
     applied_to_digest=initial.provenance.initial_digest,
     applied_to_seed=0,
   )

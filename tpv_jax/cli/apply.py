@@ -1,7 +1,9 @@
 """Writes the prompt INITIAL + C * V, folded unless V is of the factor space.
 
 INITIAL may be another initial prompt than V's own (the cross-origin test), which is
-recorded. A vector of the factor space fits only its own initial parameters.
+recorded; then the ratio norm(C * V) / norm(INITIAL) is printed, because a vector that is
+small beside another start does not work on it. A vector of the factor space fits only its
+own initial parameters.
 """
 
 import argparse
@@ -9,7 +11,7 @@ import argparse
 from tpv_jax.cli import arguments, outputs
 from tpv_jax.cli.arguments import Parser
 from tpv_jax.formats import sources
-from tpv_jax.vectors import algebra
+from tpv_jax.vectors import algebra, moving
 
 EXAMPLES = """\
   tpv apply both.safetensors runs/sst2 -o prompt.safetensors
@@ -42,12 +44,13 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> None:
   """Writes the prompt."""
   outputs.refuse(options)
-  outputs.write(
-    options,
-    algebra.apply(
-      sources.load(options.vector),
-      sources.load(options.initial, "initial"),
-      options.coefficient,
-      options.allow_unknown_backbone,
-    ),
+  vector = sources.load(options.vector)
+  initial = sources.load(options.initial, "initial")
+  applied = algebra.apply(
+    vector, initial, options.coefficient, options.allow_unknown_backbone
   )
+  outputs.write(options, applied)
+  if applied.provenance.cross_origin:
+    ratio = moving.ratio(vector, initial, options.coefficient)
+    if ratio is not None:
+      print(f"  {moving.told(ratio)}.")

@@ -15,7 +15,7 @@ from tpv_jax.core import files, identity
 from tpv_jax.core.errors import UserError, near_misses, printable, to_json
 from tpv_jax.formats import hub, sources
 from tpv_jax.runs import records, summary
-from tpv_jax.vectors import arithmetic, description
+from tpv_jax.vectors import arithmetic, description, moving
 from tpv_jax.vectors.loaded import Loaded
 
 EXAMPLES = """\
@@ -100,12 +100,14 @@ def _show_backbone(options: argparse.Namespace, error: UserError) -> None:
 
 def _content(item: Loaded) -> dict[str, Any]:
   """Returns a prompt or vector as JSON."""
+  ratio = moving.own_ratio(item)
   return {
     **item.provenance.to_json(),
     "cross_origin": item.provenance.cross_origin,
     "leaves": description.shapes(item),
     "digest": identity.prompt_digest(item.leaves),
     "norm": arithmetic.norm(item.leaves),
+    **({} if ratio is None else {"ratio": ratio}),
   }
 
 

@@ -22,7 +22,7 @@ from tpv_jax.data.tasks import Task
 from tpv_jax.devices import processes
 from tpv_jax.formats import sources
 from tpv_jax.runs import records, run_settings
-from tpv_jax.vectors import algebra
+from tpv_jax.vectors import algebra, moving
 from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import Provenance, describe_precision
 
@@ -50,6 +50,7 @@ class Candidate:
     coefficient: of the vector that it was made with; None without a vector.
     tasks: the names of the tasks that it, or its vector, was trained on.
     run: of a run's prompt, the run's settings without its seeds, as text to compare.
+    ratio: of a vector on another initial prompt than its own, `moving.ratio`.
   """
 
   name: str
@@ -58,6 +59,7 @@ class Candidate:
   coefficient: float | None = None
   tasks: tuple[str, ...] = ()
   run: str | None = None
+  ratio: float | None = None
 
   def to_json(self) -> dict[str, Any]:
     """Returns the candidate as a report states it."""
@@ -65,6 +67,7 @@ class Candidate:
     return {
       "name": self.name,
       "coefficient": self.coefficient,
+      **({} if self.ratio is None else {"ratio": self.ratio}),
       "prompt": None if known is None else known.to_json(),
       "prompt_digest": None
       if self.leaves is None
@@ -141,6 +144,7 @@ def read(
       group = []
       for coefficient in coefficients:
         applied = algebra.fold(algebra.apply(total, start, coefficient))
+        moved = applied.provenance.cross_origin
         group.append(
           Candidate(
             f"{_text(coefficient)} * {_name(one)} on {path}",
@@ -148,6 +152,7 @@ def read(
             applied.provenance,
             float(coefficient),
             _tasks(total.provenance),
+            ratio=moving.ratio(total, start, coefficient) if moved else None,
           )
         )
       groups.append(group)
@@ -284,6 +289,21 @@ def say_other_quantization(
       f"Note: a prompt was trained on the backbone {describe_precision(other)} and is "
       f"tried on it {describe_precision(mode)}. If that is not meant, set QUANTIZE as in "
       "the run's config.gin."
+    )
+
+
+def say_ratios(found: Iterable[Candidate]) -> None:
+  """Says how long vectors are beside other starts than their own, in one line."""
+  moved = {one.name: one.ratio for one in found if one.ratio is not None}
+  if not moved or not processes.is_writer():
+    return
+  low, high = min(moved.values()), max(moved.values())
+  if len(moved) == 1:
+    (name,) = moved
+    screen.say(f"Note: '{name}', another start than its own: {moving.told(low)}.")
+  else:
+    screen.say(
+      f"Note: {len(moved)} vectors on other starts than their own: {moving.told(low, high)}."
     )
 
 

@@ -152,6 +152,7 @@ def evaluate(
     )
   evaluator.title = ""
   chosen = list(itertools.chain(*groups))
+  candidates.say_ratios(chosen)
   cells = [
     (one, task, split) for one in chosen for task in tasks_of(one) for split in splits
   ]

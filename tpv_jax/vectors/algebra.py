@@ -144,6 +144,10 @@ def diff(
   mine, other = tuned.provenance, initial.provenance
   terms, mixed = named(tuned, task), mine.mixed_origins
   digest: str | None = start
+  begin, folded_digest = initial, None
+  if mine.space == "factor" and mine.alpha is not None:
+    begin, folded_digest = _in_space(initial, "effective")
+  norm = None if begin.provenance.space == "factor" else arithmetic.norm(begin.leaves)
   seed = mine.base_seed if mine.base_digest == start else None
   if seed is None and other.initial_digest == start:
     seed = other.initial_seed
@@ -156,12 +160,11 @@ def diff(
       raise UserError(compatibility.other_initial(tuned, initial, start))
     terms = merge_terms([*terms, *scale_terms(other.terms, -1.0)])
     mixed, digest, seed = tuple(sorted({mine.base_digest, start})), None, None
+    norm = None
     notes += ("it holds the difference of two initial prompts (--allow-mixed-origin)",)
   elif mine.applied_to_digest is not None:
     digest, seed = mine.initial_digest, mine.initial_seed
-  folded_digest = None
-  if mine.space == "factor" and mine.alpha is not None:
-    _, folded_digest = _in_space(initial, "effective")
+    norm = mine.initial_norm
   provenance = dataclasses.replace(
     mine,
     kind="vector",
@@ -172,6 +175,7 @@ def diff(
     quantize=mode,
     initial_digest=digest,
     initial_seed=seed,
+    initial_norm=norm,
     applied_to_digest=None,
     applied_to_seed=None,
     mixed_origins=mixed,
@@ -264,6 +268,9 @@ def sum_vectors(
     architecture=next((one.architecture for one in known if one.architecture), None),
     initial_digest=digest,
     initial_seed=_agreed([one.initial_seed for one in known]) if digest else None,
+    initial_norm=next((n for one in known if (n := one.initial_norm)), None)
+    if digest
+    else None,
     mixed_origins=mixed,
     steps=_agreed([one.steps for one in known]),
     method=known[0].method,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tpv_jax.core import identity
-from tpv_jax.vectors import arithmetic
+from tpv_jax.vectors import arithmetic, moving
 from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import describe_terms
 
@@ -17,6 +17,7 @@ def rows(item: Loaded) -> list[tuple[str, Any]]:
     ("terms", describe_terms(known.terms)),
     *(("leaf", f"{name} {shape}, fp32") for name, shape in shapes(item).items()),
     ("norm", f"{arithmetic.norm(item.leaves):.6g}"),
+    *_ratio_rows(item),
     ("digest", identity.prompt_digest(item.leaves)),
     ("backbone", known.backbone_name),
     ("  fingerprint", known.backbone_fingerprint),
@@ -43,9 +44,21 @@ def line(item: Loaded) -> str:
   known = item.provenance
   what = describe_terms(known.terms) if known.terms or known.steps != 0 else "initial"
   held = ", ".join(f"{name} {shape}" for name, shape in shapes(item).items())
-  norm = arithmetic.norm(item.leaves)
+  norm = f"norm {arithmetic.norm(item.leaves):.4g}"
+  if (ratio := moving.own_ratio(item)) is not None:
+    norm += f", {ratio:.2g} of its start's"
   of = f", of {known.backbone_name}" if known.backbone_name else ""
-  return f"<{known.kind} {what}: {held}, norm {norm:.4g}{of}>"
+  return f"<{known.kind} {what}: {held}, {norm}{of}>"
+
+
+def _ratio_rows(item: Loaded) -> list[tuple[str, Any]]:
+  """Returns the ratio of a vector's norm to its start's if that is known, with a hint."""
+  ratio = moving.own_ratio(item)
+  if ratio is None:
+    return []
+  told = f"{ratio:.3g} of the norm of its start, {item.provenance.initial_norm:.6g}"
+  hint = moving.hint(ratio)
+  return [("  ratio", told), *((("  hint", hint),) if hint else ())]
 
 
 def _what(item: Loaded) -> str:

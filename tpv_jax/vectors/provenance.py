@@ -49,6 +49,8 @@ class Provenance:
       one that training started from; of an initial prompt, its own; of a vector, the one
       that was subtracted.
     initial_seed: the seed of that initial prompt.
+    initial_norm: of a vector, and of a prompt that one was applied to, the norm of the
+      vector's initial prompt, folded; None if unknown. Files state it only if it is known.
     applied_to_digest: of a prompt made by applying a vector, the digest of the prompt that
       the vector was applied to. In a cross-origin application it is not `initial_digest`.
     applied_to_seed: the seed of that prompt.
@@ -93,6 +95,7 @@ class Provenance:
   chat_digest: str | None = None
   architecture: str | None = None
   quantize: str | None = None
+  initial_norm: float | None = None
   versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
   notes: tuple[str, ...] = ()
 
@@ -111,7 +114,7 @@ class Provenance:
     ):
       if digest is not None and not re.fullmatch("[0-9a-f]{64}", digest):
         raise ValueError(f"{digest!r} is not a SHA-256 in 64 hex digits")
-    for name in ("initial_seed", "applied_to_seed", "steps", "alpha"):
+    for name in ("initial_seed", "initial_norm", "applied_to_seed", "steps", "alpha"):
       number = getattr(self, name)
       if isinstance(number, int) and abs(number) >= 1 << 64:
         raise ValueError(f"{name} is a number of {number.bit_length()} bits")
@@ -119,6 +122,8 @@ class Provenance:
       raise ValueError("a mixed origin and one initial prompt exclude each other")
     if self.alpha is not None and not math.isfinite(self.alpha):
       raise ValueError(f"alpha is {self.alpha}")
+    if self.initial_norm is not None and not 0 <= self.initial_norm < math.inf:
+      raise ValueError(f"the norm of its initial prompt is {self.initial_norm}")
     self._check_space()
 
   def _check_space(self) -> None:
@@ -165,7 +170,7 @@ class Provenance:
     content["mixed_origins"] = list(self.mixed_origins)
     content["versions"] = dict(sorted(self.versions.items()))
     content["notes"] = list(self.notes)
-    for name in ("architecture", "chat_digest", "quantize"):
+    for name in ("architecture", "chat_digest", "quantize", "initial_norm"):
       if content[name] is None:
         del content[name]  # As in files from before the field existed.
     return content
@@ -204,6 +209,7 @@ _ADDED_FIELDS = {
   "architecture": None,
   "chat_digest": None,
   "quantize": None,
+  "initial_norm": None,
 }
 """The values of these fields in files from before the fields existed."""
 
@@ -217,6 +223,7 @@ _JSON_TYPES: dict[str, type | tuple[type, ...]] = {
   "quantize": _TEXT,
   "initial_digest": _TEXT,
   "initial_seed": _COUNT,
+  "initial_norm": (int, float, type(None)),
   "applied_to_digest": _TEXT,
   "applied_to_seed": _COUNT,
   "mixed_origins": list,

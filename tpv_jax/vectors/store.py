@@ -4,6 +4,7 @@ It is an ordinary `.safetensors` file that any reader of that format opens. Its 
 
     content_digest  SHA-256 over the whole file with these 64 digits as zeros
     format          "tpv_jax 1"
+    initial_norm    of a vector, its initial prompt's norm; only if it is known
     provenance      JSON, see `provenance.Provenance`
     written_by      "tpv_jax <version>"
 
@@ -90,7 +91,10 @@ def read(path: files.PathLike) -> tuple[dict[str, np.ndarray], Provenance]:
   try:
     if metadata["format"] != FORMAT:
       raise ValueError(f"its format is {metadata['format']!r}, not {FORMAT!r}")
-    provenance = Provenance.from_json(files.parse_json(metadata["provenance"]))
+    content = files.parse_json(metadata["provenance"])
+    if "initial_norm" in metadata:
+      content["initial_norm"] = float(metadata["initial_norm"])
+    provenance = Provenance.from_json(content)
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(
       f"'{path}' cannot be read by tpv_jax {VERSION}: {error}. Read it "
@@ -105,10 +109,14 @@ def encode(leaves: Mapping[str, np.ndarray], provenance: Provenance) -> bytes:
   if not leaves:
     raise UserError("There are no leaves to write.")
   arrays = {name: _checked(name, leaf) for name, leaf in leaves.items()}
+  stated = provenance.to_json()
+  # Beside the provenance, where releases from before the field existed overlook it.
+  norm = stated.pop("initial_norm", None)
   metadata = {
     "content_digest": _ZEROS.decode(),
     "format": FORMAT,
-    "provenance": canonical_json(provenance.to_json()),
+    **({} if norm is None else {"initial_norm": repr(norm)}),
+    "provenance": canonical_json(stated),
     "written_by": f"tpv_jax {VERSION}",
   }
   content = bytearray(safetensors.encode(arrays, metadata))
