@@ -66,7 +66,7 @@ def _missing(item: Loaded) -> list[str]:
   states = {
     "the backbone (--backbone)": known.backbone_fingerprint,
     "the initial prompt (--initial)": known.initial_digest or known.mixed_origins,
-    "the task (--task)": all(term.task for term in known.terms),
+    "the task (--task)": all(term.task or term.merge for term in known.terms),
     "alpha (--alpha)": known.space == "effective" or known.alpha is not None,
   }
   return [what for what, stated in states.items() if not stated]

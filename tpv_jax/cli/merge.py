@@ -1,6 +1,7 @@
 """Writes one vector merged from several by a rule.
 
-There is one weight for each vector. 'tpv sum' is the rule task_arithmetic.
+There is one weight for each vector. 'tpv sum' is the rule task_arithmetic. The rule concat
+takes prompts and writes a prompt.
 """
 
 import argparse
@@ -10,11 +11,14 @@ from typing import Any
 
 from tpv_jax.cli import arguments, outputs
 from tpv_jax.cli.arguments import Parser
+from tpv_jax.core.checks import annotations, misfit
 from tpv_jax.formats import sources
 from tpv_jax.vectors.merging import registry
 from tpv_jax.vectors.merging.merge import merge
 
 EXAMPLES = """\
+  tpv merge --list
+  tpv merge sst2.safetensors rte.safetensors --rule ties --density 0.2 -o both.safetensors
   tpv merge sst2.safetensors rte.safetensors --rule norm_balanced -o both.safetensors
   tpv merge sst2.safetensors rte.safetensors --rule slerp --t 0.3 -o near_sst2.safetensors
 """
@@ -54,24 +58,26 @@ def add_arguments(parser: Parser) -> None:
     default=1.0,
     help="a factor of the result (default: 1)",
   )
-  for option, rules in _rules_by_option().items():
+  for option, rules in registry.rules_by_option().items():
     parser.add_argument(
       f"--{option.replace('_', '-')}",
       dest=f"option_{option}",
       metavar=option.upper(),
-      type=arguments.number,
       help=f"an option of the rule {', '.join(rules)}",
+      **_kind(annotations(registry.rule(rules[0]))[option]),
     )
 
 
 def run(options: argparse.Namespace) -> None:
   """Writes the merged vector."""
   outputs.refuse(options)
-  given = {
-    option: value
-    for option in _rules_by_option()
-    if (value := getattr(options, f"option_{option}")) is not None
-  }
+  given = {}
+  for option in registry.rules_by_option():
+    value = getattr(options, f"option_{option}")
+    if isinstance(value, list) and len(value) == 1:
+      (value,) = value
+    if value is not None:
+      given[option] = value
   registry.with_options(options.rule, given)  # Before anything is read.
   outputs.write(
     options,
@@ -98,19 +104,44 @@ def described() -> str:
     if rule.number is not None:
       takes.insert(0, f"exactly {rule.number} vectors")
     takes += [
-      f"--{one} (default {default:g})"
+      f"--{one.replace('_', '-')} (default {_text(default)})"
       for one, default in registry.options(name).items()
     ]
     if takes:
       lines.append(f"  takes {', '.join(takes)}")
     lines.append(f"  {rule.source}")
+  lines.append("not offered")
+  lines += [f"  {name}: {why}" for name, why in registry.NOT_OFFERED.items()]
   return "\n".join(lines)
 
 
-def _rules_by_option() -> dict[str, list[str]]:
-  """Returns option -> the rules that have it."""
-  found: dict[str, list[str]] = {}
-  for name in registry.RULES:
-    for option in registry.options(name):
-      found.setdefault(option, []).append(name)
-  return found
+def _kind(annotation: Any) -> dict[str, Any]:
+  """Returns how argparse reads an option with this annotation."""
+
+  def accepts(value: Any) -> bool:
+    return misfit(value, annotation, "") is None
+
+  if accepts(True):
+    return {"type": _truth}
+  if not accepts(0.5) and accepts(1):
+    return {"type": _whole}
+  return {"type": arguments.number, **({"nargs": "+"} if accepts([0.5]) else {})}
+
+
+def _whole(text: str) -> int:
+  try:
+    return int(text)
+  except ValueError:
+    raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
+
+
+def _truth(text: str) -> bool:
+  if text.lower() not in ("true", "false"):
+    raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
+  return text.lower() == "true"
+
+
+def _text(value: Any) -> str:
+  if isinstance(value, bool) or value is None:
+    return str(value).lower()
+  return f"{value:g}"

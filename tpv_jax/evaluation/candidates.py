@@ -151,7 +151,7 @@ def read(
             dict(applied.leaves),
             applied.provenance,
             float(coefficient),
-            _tasks(total.provenance),
+            total.provenance.tasks,
             ratio=moving.ratio(total, start, coefficient) if moved else None,
           )
         )
@@ -359,7 +359,7 @@ def _prompt(source: Source | None, which: str) -> Candidate:
     _named(source),
     dict(loaded.leaves),
     loaded.provenance,
-    tasks=_tasks(loaded.provenance),
+    tasks=loaded.provenance.tasks,
     run=None if isinstance(source, Loaded) else _settings_but_seeds(source),
   )
 
@@ -373,10 +373,6 @@ def _settings_but_seeds(path: str) -> str | None:
   seeded = ("seed", "initial_seed", "initial_digest", "data/seed")
   kept = {name: value for name, value in settings.items() if name not in seeded}
   return json.dumps(kept, sort_keys=True)
-
-
-def _tasks(provenance: Provenance) -> tuple[str, ...]:
-  return tuple(term.task for term in provenance.terms if term.task is not None)
 
 
 def _weights(vector: Vector) -> list[tuple[Source, float]]:

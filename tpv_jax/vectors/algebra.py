@@ -85,7 +85,7 @@ def named(tuned: Loaded, task: str | None) -> tuple[Term, ...]:
   if task is None:
     return terms
   stated = [term.task for term in terms]
-  if stated == [None]:
+  if stated == [None] and terms[0].merge is None:
     return (Term(task, terms[0].coefficient),)
   if stated != [task]:
     raise UserError(
@@ -236,9 +236,23 @@ def sum_vectors(
       differ or cannot be shown to be the same; or the number of weights is not that of
       the vectors. In the factor space different initial prompts are always refused.
   """
+  weights = [1.0] * len(vectors) if weights is None else list(weights)
+  provenance = sum_provenance(
+    vectors, weights, allow_mixed_origin, allow_unknown_backbone
+  )
+  values = arithmetic.linear([vector.leaves for vector in vectors], weights)
+  return Loaded(values, provenance, "sum")
+
+
+def sum_provenance(
+  vectors: Sequence[Loaded],
+  weights: Sequence[float],
+  allow_mixed_origin: bool = False,
+  allow_unknown_backbone: bool = False,
+) -> Provenance:
+  """Returns the provenance of `sum_vectors`, and raises as it does."""
   if not vectors:
     raise UserError("There is nothing to add. Give at least one vector.")
-  weights = [1.0] * len(vectors) if weights is None else list(weights)
   if len(weights) != len(vectors):
     raise UserError(
       f"The number of weights ({len(weights)}) is not that of the vectors "
@@ -256,7 +270,7 @@ def sum_vectors(
   mode, mode_notes = compatibility.common_quantization(vectors)
   digest, mixed, origin_notes = compatibility.common_origin(vectors, allow_mixed_origin)
   known = [vector.provenance for vector in vectors]
-  provenance = Provenance(
+  return Provenance(
     kind="vector",
     terms=merge_terms(
       term
@@ -284,8 +298,6 @@ def sum_vectors(
     ),
     notes=_union(*_notes_by_task(known), backbone_notes, mode_notes, origin_notes),
   )
-  values = arithmetic.linear([vector.leaves for vector in vectors], weights)
-  return Loaded(values, provenance, "sum")
 
 
 def analogy(

@@ -37,7 +37,7 @@ def subtract(minuend: Leaves, subtrahend: Leaves) -> dict[str, np.ndarray]:
   """
   refuse_unequal(minuend, subtrahend)
   with np.errstate(over="ignore"):
-    return _finite(
+    return finite(
       # NumPy gives a scalar for the difference of two arrays without axes.
       {name: np.asarray(minuend[name] - subtrahend[name]) for name in sorted(minuend)}
     )
@@ -78,17 +78,24 @@ def linear(
     raise UserError("There is nothing to add. Give at least one vector.")
   for other in addends[1:]:
     refuse_unequal(addends[0], other)
+  if len(addends) != len(coefficients):
+    raise ValueError(f"{len(coefficients)} coefficients for {len(addends)} addends")
+  width = max(1, _AT_ONCE // len(addends))
   results = {}
   for name in sorted(addends[0]):
-    with np.errstate(over="ignore", invalid="ignore"):
-      products = np.stack(
-        [
-          np.float64(coefficient) * addend[name].astype(np.float64)
-          for addend, coefficient in zip(addends, coefficients, strict=True)
-        ]
-      )
-      results[name] = np.asarray(_ordered_sum(products), np.float32)
-  return _finite(results)
+    flat = [addend[name].reshape(-1) for addend in addends]
+    result = np.empty(flat[0].size, np.float32)
+    for start in range(0, result.size, width):
+      with np.errstate(over="ignore", invalid="ignore"):
+        products = np.stack(
+          [
+            np.float64(coefficient) * one[start : start + width].astype(np.float64)
+            for one, coefficient in zip(flat, coefficients, strict=True)
+          ]
+        )
+        result[start : start + width] = _ordered_sum(products)
+    results[name] = result.reshape(addends[0][name].shape)
+  return finite(results)
 
 
 def cosine(first: Leaves, second: Leaves) -> float:
@@ -181,7 +188,8 @@ def _ordered_sum(
   return total
 
 
-def _finite(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def finite(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Returns the leaves; raises `UserError` if a value is NaN or infinite."""
   for name, leaf in leaves.items():
     if wrong := not_finite(leaf):
       raise UserError(

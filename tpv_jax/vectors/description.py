@@ -5,7 +5,7 @@ from typing import Any
 from tpv_jax.core import identity
 from tpv_jax.vectors import arithmetic, moving
 from tpv_jax.vectors.loaded import Loaded
-from tpv_jax.vectors.provenance import describe_terms
+from tpv_jax.vectors.provenance import Merge, describe_terms
 
 
 def rows(item: Loaded) -> list[tuple[str, Any]]:
@@ -15,6 +15,7 @@ def rows(item: Loaded) -> list[tuple[str, Any]]:
     ("path", item.name),
     ("kind", known.kind),
     ("terms", describe_terms(known.terms)),
+    *(row for term in known.terms if term.merge for row in _merge_rows(term.merge)),
     *(("leaf", f"{name} {shape}, fp32") for name, shape in shapes(item).items()),
     ("norm", f"{arithmetic.norm(item.leaves):.6g}"),
     *_ratio_rows(item),
@@ -72,6 +73,22 @@ def _what(item: Loaded) -> str:
     return "parameters; 'tpv fold' gives what they do"
   added = ", and what is added to it by position" if "delta" in item.leaves else ""
   return f"what stands before a source{added}"
+
+
+def _merge_rows(merge: Merge) -> list[tuple[str, Any]]:
+  settings = ", ".join(f"{name} {value}" for name, value in merge.settings)
+  weights = merge.weights or (None,) * len(merge.parts)
+  return [
+    ("merged by", f"{merge.rule}{': ' if settings else ''}{settings}"),
+    *(
+      (
+        "  part",
+        f"{describe_terms(part.terms)}, digest {part.digest[:12]}"
+        + ("" if weight is None else f", weight {weight:g}"),
+      )
+      for part, weight in zip(merge.parts, weights, strict=True)
+    ),
+  ]
 
 
 def _origin_rows(item: Loaded) -> list[tuple[str, Any]]:

@@ -1,6 +1,6 @@
 """Whether a vector is long enough to work on another start than its own.
 
-docs/methods.md, (4.16): the ratio norm(vector) / norm(start).
+docs/methods.md, (4.26): the ratio norm(vector) / norm(start).
 """
 
 from tpv_jax.vectors import algebra, arithmetic

@@ -18,18 +18,161 @@ KINDS = ("prompt", "vector")
 
 SPACES = ("effective", "factor")
 
+MOST_NESTED = 32
+"""How deep merges of merges may be nested."""
+
 _RESIDUE = 1e-12
 """A sum of coefficients is 0 up to rounding if it is this small a part of the largest."""
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+  """What went into a merge: the digest of a prompt or vector, and its terms."""
+
+  digest: str
+  terms: tuple["Term", ...]
+
+  def __post_init__(self) -> None:
+    _require_digest(self.digest)
+
+
+@dataclasses.dataclass(frozen=True)
+class Merge:
+  """A merge whose result is not the sum of its parts times coefficients.
+
+  Two merges are one and the same if all of this is equal.
+
+  Attributes:
+    rule: its name in `merging.registry`.
+    settings: the options of the rule with their values, the seed among them.
+    weights: one for each part; () for a rule that takes none.
+    parts: what was merged, in the order in which the rule saw it.
+  """
+
+  rule: str
+  settings: tuple[tuple[str, Any], ...]
+  weights: tuple[float, ...]
+  parts: tuple[Part, ...]
+
+  def __post_init__(self) -> None:
+    if not self.rule or not self.parts:
+      raise ValueError("a merge is of no rule or of no parts")
+    if self.depth > MOST_NESTED:
+      raise ValueError(f"merges of merges are nested more than {MOST_NESTED} deep")
+
+  @property
+  def depth(self) -> int:
+    """1 for a merge of tasks' vectors, 2 for a merge of such merges, and so on."""
+    terms = [term for part in self.parts for term in part.terms]
+    return 1 + max((one.merge.depth for one in terms if one.merge), default=0)
+
+  @property
+  def tasks(self) -> tuple[str, ...]:
+    """The names of the tasks in its parts."""
+    return tasks_of(term for part in self.parts for term in part.terms)
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns a dictionary of JSON values, from which `from_json` makes an equal one."""
+    return {
+      "rule": self.rule,
+      "settings": {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in self.settings
+      },
+      "weights": list(self.weights),
+      "parts": [
+        {"digest": part.digest, "terms": [term.to_json() for term in part.terms]}
+        for part in self.parts
+      ],
+    }
+
+  @classmethod
+  def from_json(cls, content: Any) -> "Merge":
+    """Returns the merge that `to_json` wrote.
+
+    Raises:
+      ValueError: a field is unknown, missing or of another type.
+    """
+    if not isinstance(content, dict) or set(content) != {
+      field.name for field in dataclasses.fields(cls)
+    }:
+      raise ValueError(f"{content!r:.200} is not a merge")
+    rule, settings, weights, parts = (
+      content[name] for name in ("rule", "settings", "weights", "parts")
+    )
+    if (
+      not isinstance(rule, str)
+      or not isinstance(settings, dict)
+      or not all(map(_is_setting, settings.values()))
+      or not isinstance(weights, list)
+      or not all(type(weight) in (int, float) for weight in weights)
+      or not isinstance(parts, list)
+      or not all(isinstance(part, dict) for part in parts)
+      or not all(set(part) == {"digest", "terms"} for part in parts)
+      or not all(isinstance(part["digest"], str) for part in parts)
+      or not all(isinstance(part["terms"], list) for part in parts)
+    ):
+      raise ValueError(f"{content!r:.200} is not a merge")
+    return cls(
+      rule,
+      tuple(
+        (name, tuple(value) if isinstance(value, list) else value)
+        for name, value in sorted(settings.items())
+      ),
+      tuple(map(float, weights)),
+      tuple(
+        Part(part["digest"], tuple(map(Term.from_json, part["terms"])))
+        for part in parts
+      ),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Term:
-  """A task and its coefficient in a prompt or vector; the task is None if unknown."""
+  """A task, or a merge, and its coefficient in a prompt or vector.
+
+  Attributes:
+    task: None if it is unknown, or if the term is of a merge.
+    coefficient: what the task's vector, or the merged one, is multiplied with.
+    merge: of a vector that is not linear in its tasks' vectors. Files state it only there.
+  """
 
   task: str | None
   coefficient: float
+  merge: Merge | None = dataclasses.field(default=None, repr=False)
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns a dictionary of JSON values, from which `from_json` makes an equal one."""
+    content: dict[str, Any] = {"task": self.task, "coefficient": self.coefficient}
+    if self.merge is not None:
+      content["merge"] = self.merge.to_json()
+    return content
+
+  @classmethod
+  def from_json(cls, content: Any) -> "Term":
+    """Returns the term that `to_json` wrote.
+
+    Raises:
+      ValueError: a field is unknown, missing or of another type.
+    """
+    if not isinstance(content, dict) or content.keys() - {"merge"} != {
+      "task",
+      "coefficient",
+    }:
+      raise ValueError(f"the term {content!r:.200} is not a task with its coefficient")
+    task, coefficient = content["task"], content["coefficient"]
+    if (
+      not isinstance(task, str | None)
+      or type(coefficient) not in (int, float)
+      or (isinstance(coefficient, int) and abs(coefficient) >= 1 << 64)
+    ):
+      raise ValueError(f"the term {content!r:.200} is not a task with its coefficient")
+    merge = Merge.from_json(content["merge"]) if "merge" in content else None
+    return cls(task, float(coefficient), merge)
 
   def __post_init__(self) -> None:
+    if self.merge is not None and self.task is not None:
+      raise ValueError(f"a term is of a merge and of the task {self.task!r}")
     if not math.isfinite(self.coefficient):
       raise ValueError(f"coefficient {self.coefficient} of {self.task!r} is not finite")
     if self.task == "":
@@ -112,8 +255,8 @@ class Provenance:
       self.chat_digest,
       *self.mixed_origins,
     ):
-      if digest is not None and not re.fullmatch("[0-9a-f]{64}", digest):
-        raise ValueError(f"{digest!r} is not a SHA-256 in 64 hex digits")
+      if digest is not None:
+        _require_digest(digest)
     for name in ("initial_seed", "initial_norm", "applied_to_seed", "steps", "alpha"):
       number = getattr(self, name)
       if isinstance(number, int) and abs(number) >= 1 << 64:
@@ -137,6 +280,11 @@ class Provenance:
         raise ValueError("a vector of the factor space states its initial parameters")
     elif (self.alpha, self.initial_folded_digest) != (None, None):
       raise ValueError("what is folded, in the effective space, has no alpha")
+
+  @property
+  def tasks(self) -> tuple[str, ...]:
+    """The names of the tasks in its terms, those of merges included, each once."""
+    return tasks_of(self.terms)
 
   @property
   def base_digest(self) -> str | None:
@@ -166,7 +314,7 @@ class Provenance:
     content = {
       field.name: getattr(self, field.name) for field in dataclasses.fields(self)
     }
-    content["terms"] = [dataclasses.asdict(term) for term in self.terms]
+    content["terms"] = [term.to_json() for term in self.terms]
     content["mixed_origins"] = list(self.mixed_origins)
     content["versions"] = dict(sorted(self.versions.items()))
     content["notes"] = list(self.notes)
@@ -192,7 +340,10 @@ class Provenance:
     for name, types in _JSON_TYPES.items():
       if not isinstance(fields[name], types) or isinstance(fields[name], bool):
         raise ValueError(f"{name} is {fields[name]!r}")
-    terms = tuple(_term_from_json(term) for term in fields.pop("terms"))
+    try:
+      terms = tuple(map(Term.from_json, fields.pop("terms")))
+    except RecursionError:
+      raise ValueError("merges of merges are nested too deep") from None
     for name in ("mixed_origins", "notes"):
       if not all(isinstance(item, str) for item in fields[name]):
         raise ValueError(f"{name} holds what is not text")
@@ -253,9 +404,20 @@ def of_leaves(names: Iterable[str]) -> Provenance:
   )
 
 
+def tasks_of(terms: Iterable[Term]) -> tuple[str, ...]:
+  """Returns the names of the tasks in the terms, those of merges included, each once."""
+  found: dict[str, None] = {}
+  for term in terms:
+    names = () if term.task is None else (term.task,)
+    found |= dict.fromkeys(names if term.merge is None else term.merge.tasks)
+  return tuple(found)
+
+
 def scale_terms(terms: Iterable[Term], factor: float) -> tuple[Term, ...]:
   """Returns the terms with every coefficient times `factor`; those at 0 are dropped."""
-  return merge_terms([Term(term.task, term.coefficient * factor) for term in terms])
+  return merge_terms(
+    [dataclasses.replace(term, coefficient=term.coefficient * factor) for term in terms]
+  )
 
 
 def merge_terms(terms: Iterable[Term]) -> tuple[Term, ...]:
@@ -267,19 +429,19 @@ def merge_terms(terms: Iterable[Term]) -> tuple[Term, ...]:
   docs/methods.md, (4.8). Coefficients are added exactly and rounded once (`math.fsum`). A
   sum of at most 1e-12 of its largest addend is the rounding error of decimal input, as in
   0.1 + 0.2 - 0.3, and is dropped as 0 (ours). Terms of unknown tasks are never merged, as
-  the tasks may differ.
+  the tasks may differ; those of one and the same `Merge` are.
   """
   coefficients: dict[object, list[float]] = {}
-  tasks: dict[object, str | None] = {}
+  first: dict[object, Term] = {}
   for term in terms:
-    key = object() if term.task is None else term.task
+    key = term.task or term.merge or object()
     coefficients.setdefault(key, []).append(term.coefficient)
-    tasks[key] = term.task
+    first.setdefault(key, term)
   merged = []
   for key, addends in coefficients.items():
     total = math.fsum(addends)
     if abs(total) > _RESIDUE * max(map(abs, addends)):
-      merged.append(Term(tasks[key], total))
+      merged.append(dataclasses.replace(first[key], coefficient=total))
   return tuple(merged)
 
 
@@ -292,13 +454,21 @@ def describe_terms(terms: Iterable[Term]) -> str:
   text = ""
   for term in terms:
     size = abs(term.coefficient)
-    name = "unknown task" if term.task is None else errors.printable(term.task)
+    name = _name(term)
     part = name if size == 1 else f"{size:g} {name}"
     if text:
       text += f" {'-' if term.coefficient < 0 else '+'} {part}"
     else:
       text = f"-{part}" if term.coefficient < 0 else part
   return text or "none"
+
+
+def _name(term: Term) -> str:
+  if term.merge is not None:
+    parts = [describe_terms(part.terms) for part in term.merge.parts]
+    more = f" of {len(parts)}" if len(parts) > 4 else ""
+    return f"{errors.printable(term.merge.rule)}({errors.some(parts)}{more})"
+  return "unknown task" if term.task is None else errors.printable(term.task)
 
 
 def describe_precision(quantize: str | None) -> str:
@@ -317,14 +487,13 @@ def canonical_json(content: Any) -> str:
   )
 
 
-def _term_from_json(content: Any) -> Term:
-  if not isinstance(content, dict) or set(content) != {"task", "coefficient"}:
-    raise ValueError(f"the term {content!r} is not a task with its coefficient")
-  task, coefficient = content["task"], content["coefficient"]
-  if (
-    not isinstance(task, str | None)
-    or type(coefficient) not in (int, float)
-    or (isinstance(coefficient, int) and abs(coefficient) >= 1 << 64)
-  ):
-    raise ValueError(f"the term {content!r} is not a task with its coefficient")
-  return Term(task, float(coefficient))
+def _is_setting(value: Any) -> bool:
+  """Returns whether a JSON value is one that an option of a merge rule can have."""
+  if isinstance(value, list):
+    return all(type(one) in (int, float) for one in value)
+  return isinstance(value, str | int | float | None)
+
+
+def _require_digest(text: str) -> None:
+  if not re.fullmatch("[0-9a-f]{64}", text):
+    raise ValueError(f"{text!r} is not a SHA-256 in 64 hex digits")

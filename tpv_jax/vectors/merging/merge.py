@@ -1,14 +1,24 @@
-"""Merging vectors by a rule of the registry."""
+"""Merging vectors, or prompts, by a rule of the registry."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
+from jaxtyping import Float64
 
+from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
-from tpv_jax.vectors import algebra, arithmetic
+from tpv_jax.vectors import algebra, arithmetic, compatibility
 from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.merging import registry
+from tpv_jax.vectors.merging.protocol import (
+  CoefficientRule,
+  LeafRule,
+  PromptRule,
+  Rule,
+)
+from tpv_jax.vectors.provenance import Merge, Part, Provenance, Term, scale_terms
 
 
 def merge(
@@ -16,68 +26,247 @@ def merge(
   rule: str = "task_arithmetic",
   weights: Sequence[float] | None = None,
   coefficient: float = 1.0,
-  options: Mapping[str, float] | None = None,
+  options: Mapping[str, Any] | None = None,
   allow_mixed_origin: bool = False,
   allow_unknown_backbone: bool = False,
 ) -> Loaded:
-  """Returns coefficient * sum_i c_i * vectors[i] with the c_i of a merge rule.
+  """Returns the vectors merged by a rule, times a coefficient.
 
-  docs/methods.md, (4.9). The c_i are computed in fp64 from the vectors' inner products over
-  all values. A vector of zeros is left out, which is noted. Otherwise as `sum_vectors`.
+  docs/methods.md, (4.9) to (4.25). Rules compute in fp64, and the result is rounded to fp32
+  once. A vector of zeros is left out, which is noted. What may be combined is as in
+  `sum_vectors`.
+
+  Where a rule is linear in the vectors, the result's terms are theirs times its
+  coefficients. Otherwise it has one term, the `Merge`, which states the rule, its settings
+  and the digests of what was merged; such a vector can be applied, scaled and added, but
+  it is not a sum of its tasks' vectors.
 
   Args:
-    vectors: at least one.
+    vectors: at least one; prompts for the rule concat, whose result is a prompt.
     rule: a name of `registry.RULES`.
     weights: one for each vector, for rules that take weights; None for 1.
     coefficient: multiplies the whole result.
-    options: of the rule, by name; options left out have their defaults.
+    options: of the rule, by name; options left out have their defaults. An option that
+      can differ between vectors, such as density, is a number or a list of them.
     allow_mixed_origin: see `sum_vectors`.
     allow_unknown_backbone: see `sum_vectors`.
 
   Raises:
     UserError: an unknown rule or option, a number of vectors or weights that the rule
-      does not take, vectors that are all zero or opposite; and as `sum_vectors`.
+      does not take, vectors that are all zero or opposite; a rule that is not linear in
+      the factor space; and as `sum_vectors`.
   """
   merging = registry.with_options(rule, options or {})
-  if weights is not None and not merging.weighted:
-    raise UserError(f"The merge rule '{rule}' takes no weights. Leave them out.")
-  if merging.number not in (None, len(vectors)):
-    raise UserError(
-      f"The merge rule '{rule}' takes exactly {merging.number} vectors, and there are "
-      f"{len(vectors)}. Use another rule, or merge in steps."
-    )
+  _check_numbers(merging, rule, weights, len(vectors))
+  if isinstance(merging, PromptRule):
+    return _joined(vectors, merging, rule, coefficient, allow_unknown_backbone)
   given = np.ones(len(vectors)) if weights is None else np.asarray(weights, np.float64)
+  allowed = allow_mixed_origin, allow_unknown_backbone
   # What can't be added can't be merged, and the reasons are those of the sum.
-  algebra.sum_vectors(
-    vectors, given.tolist(), allow_mixed_origin, allow_unknown_backbone
-  )
-  kept = [any(leaf.any() for leaf in one.leaves.values()) for one in vectors]
-  if not any(kept):
-    raise UserError("All vectors are zero, and there is nothing to merge.")
-  if merging.number is not None and not all(kept):
-    raise UserError(
-      f"'{vectors[kept.index(False)].name}' is all zeros and has no direction, which the "
-      f"merge rule '{rule}' needs of each vector."
+  known = algebra.sum_provenance(vectors, given.tolist(), *allowed)
+  compatibility.refuse_not_finite(coefficient)
+  kept = _not_zero(vectors, merging, rule)
+  if merging.linear:
+    gram = arithmetic.gram([vectors[index].leaves for index in kept])
+    coefficients = np.zeros(len(vectors))
+    coefficients[kept] = coefficient * cast(CoefficientRule, merging).coefficients(
+      gram, given[kept]
     )
-  gram = arithmetic.gram(
-    [one.leaves for one, keep in zip(vectors, kept, strict=True) if keep]
-  )
-  coefficients = np.zeros(len(vectors))
-  coefficients[kept] = merging.coefficients(gram, given[kept])
-  merged = algebra.sum_vectors(
-    vectors,
-    (coefficient * coefficients).tolist(),
-    allow_mixed_origin,
-    allow_unknown_backbone,
-  )
-  left_out = [one.name for one, keep in zip(vectors, kept, strict=True) if not keep]
-  notes = [f"'{name}' is all zeros and was left out" for name in left_out]
-  if rule != "task_arithmetic":
+    known = algebra.sum_provenance(vectors, coefficients.tolist(), *allowed)
+    leaves = arithmetic.linear([one.leaves for one in vectors], coefficients.tolist())
+  else:
+    if known.space == "factor":
+      raise UserError(
+        f"The merge rule '{rule}' is not linear, and a vector of parameters cannot be "
+        "merged so: what an EPT or DePT prompt does is a product of its parameters. Merge "
+        "vectors of the effective space (tpv diff without --space factor), or use a rule "
+        "such as task_arithmetic."
+      )
+    values, term = _by_leaf(vectors, merging, rule, given, kept)
+    with np.errstate(over="ignore"):
+      leaves = arithmetic.finite(
+        {name: (coefficient * leaf).astype(np.float32) for name, leaf in values.items()}
+      )
+    known = dataclasses.replace(known, terms=scale_terms([term], coefficient))
+  notes = [
+    f"'{one.name}' is all zeros and was left out"
+    for index, one in enumerate(vectors)
+    if index not in kept
+  ]
+  if merging.linear and rule != "task_arithmetic":
     settings = [
-      f"{name} {value:g}" for name, value in dataclasses.asdict(merging).items()
+      f"{name} {_text(value)}" for name, value in dataclasses.asdict(merging).items()
     ]
     notes.append("merged by " + ", ".join([rule, *settings]))
-  provenance = dataclasses.replace(
-    merged.provenance, notes=(*merged.provenance.notes, *notes)
+  if not any(leaf.any() for leaf in leaves.values()):
+    notes.append("the merged vector is all zeros")
+  return Loaded(
+    leaves,
+    dataclasses.replace(known, notes=(*known.notes, *notes)),
+    f"merge by {rule}",
   )
-  return Loaded(merged.leaves, provenance, f"merge by {rule}")
+
+
+def _check_numbers(
+  merging: Rule, rule: str, weights: Sequence[float] | None, number: int
+) -> None:
+  """Raises `UserError` for as many vectors, weights or options as the rule cannot take."""
+  if weights is not None and not merging.weighted:
+    raise UserError(f"The merge rule '{rule}' takes no weights. Leave them out.")
+  if merging.number not in (None, number):
+    raise UserError(
+      f"The merge rule '{rule}' takes exactly {merging.number} vectors, and there are "
+      f"{number}. Use another rule, or merge in steps."
+    )
+  for name, value in dataclasses.asdict(merging).items():
+    if isinstance(value, list | tuple) and len(value) != number:
+      raise UserError(
+        f"{name} of {rule} has {len(value)} values, and there are {number} vectors. Give "
+        "one for all, or one for each, in the same order."
+      )
+
+
+def _not_zero(vectors: Sequence[Loaded], merging: Rule, rule: str) -> list[int]:
+  """Returns the indices of the vectors that are not all zeros."""
+  kept = [
+    index
+    for index, one in enumerate(vectors)
+    if any(leaf.any() for leaf in one.leaves.values())
+  ]
+  if not kept:
+    raise UserError("All vectors are zero, and there is nothing to merge.")
+  if merging.number is not None and len(kept) < len(vectors):
+    zero = next(index for index in range(len(vectors)) if index not in kept)
+    raise UserError(
+      f"'{vectors[zero].name}' is all zeros and has no direction, which the merge rule "
+      f"'{rule}' needs of each vector."
+    )
+  return kept
+
+
+def _by_leaf(
+  vectors: Sequence[Loaded],
+  merging: Rule,
+  rule: str,
+  weights: Float64[np.ndarray, " N"],
+  kept: Sequence[int],
+) -> tuple[dict[str, np.ndarray], Term]:
+  """Returns what a rule that is not linear makes of the kept vectors, in fp64; its term."""
+  digests = {index: identity.prompt_digest(vectors[index].leaves) for index in kept}
+  settings = _settings(merging)
+
+  def place(index: int) -> tuple[Any, ...]:
+    own = [value[index] for value in settings.values() if isinstance(value, tuple)]
+    return digests[index], weights[index], *own
+
+  # So that the order of the vectors cannot change a bit.
+  order = list(kept) if merging.ordered else sorted(kept, key=place)
+  settings = {
+    name: tuple(value[index] for index in order) if isinstance(value, tuple) else value
+    for name, value in settings.items()
+  }
+  merging = dataclasses.replace(cast(Any, merging), **settings)
+  leaves = {}
+  for name in sorted(vectors[order[0]].leaves):
+    leaves[name] = cast(LeafRule, merging).merged(
+      [vectors[index].leaves[name] for index in order],
+      weights[order],
+      [f"{digests[index]} {name}" for index in order],
+    )
+  made = Merge(
+    rule,
+    tuple(sorted(settings.items())),
+    tuple(weights[order].tolist()) if merging.weighted else (),
+    tuple(Part(digests[index], vectors[index].provenance.terms) for index in order),
+  )
+  return leaves, Term(None, 1.0, made)
+
+
+def _settings(merging: Rule) -> dict[str, Any]:
+  """Returns the options as JSON can have them, but lists as tuples."""
+  return {
+    name: tuple(map(_plain, value))
+    if isinstance(value, list | tuple)
+    else _plain(value)
+    for name, value in dataclasses.asdict(merging).items()
+  }
+
+
+def _plain(value: Any) -> Any:
+  return value.item() if isinstance(value, np.generic) else value
+
+
+def _joined(
+  prompts: Sequence[Loaded],
+  merging: PromptRule,
+  rule: str,
+  coefficient: float,
+  allow_unknown_backbone: bool,
+) -> Loaded:
+  """Returns the prompt that a rule makes of several."""
+  if coefficient != 1:
+    raise UserError(
+      f"The merge rule '{rule}' makes a prompt, which has no coefficient. Leave it out."
+    )
+  if not prompts:
+    raise UserError(f"The merge rule '{rule}' needs at least one prompt.")
+  for one in prompts:
+    compatibility.require(
+      "prompt", one, f"Apply each vector first (tpv apply {one.name} INITIAL -o P)."
+    )
+  folded = [algebra.fold(one) for one in prompts]
+  for one in folded:
+    if set(one.leaves) != {"prompt"}:
+      raise UserError(
+        f"'{one.name}' also changes the source by position, and such prompts cannot stand "
+        f"one after the other. '{rule}' takes plain prompts."
+      )
+  compatibility.refuse_other_method(folded)
+  width = folded[0].leaves["prompt"].shape[1]
+  for one in folded[1:]:
+    if (other := one.leaves["prompt"].shape[1]) != width:
+      raise UserError(
+        f"Cannot join '{folded[0].name}' and '{one.name}': their widths are {width} and "
+        f"{other}. Use prompts of one backbone."
+      )
+  made = Merge(
+    rule,
+    tuple(sorted(_settings(merging).items())),
+    (),
+    tuple(
+      Part(identity.prompt_digest(one.leaves), one.provenance.terms) for one in folded
+    ),
+  )
+  values = merging.joined([one.leaves["prompt"] for one in folded])
+  return Loaded(
+    {"prompt": values},
+    _joined_provenance(folded, Term(None, 1.0, made), allow_unknown_backbone),
+    f"merge by {rule}",
+  )
+
+
+def _joined_provenance(
+  prompts: Sequence[Loaded], term: Term, allow_unknown_backbone: bool
+) -> Provenance:
+  """Returns the provenance of a prompt made of several, which is no vector's result."""
+  fingerprint, notes = compatibility.common_backbone(prompts, allow_unknown_backbone)
+  quantize, more = compatibility.common_quantization(prompts)
+  known = [one.provenance for one in prompts]
+  chats = {one.chat_digest for one in known}
+  return Provenance(
+    kind="prompt",
+    terms=(term,),
+    backbone_name=next((one.backbone_name for one in known if one.backbone_name), None),
+    backbone_fingerprint=fingerprint,
+    architecture=next((one.architecture for one in known if one.architecture), None),
+    method=known[0].method,
+    chat_digest=chats.pop() if len(chats) == 1 else None,
+    quantize=quantize,
+    notes=(*notes, *more),
+  )
+
+
+def _text(value: Any) -> str:
+  if isinstance(value, list | tuple):
+    return " ".join(map(_text, value))
+  return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,25 +1,34 @@
 """What a merge rule is."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
+
+from tpv_jax.core.checks import Share
+
+Shares = Share | Sequence[Share]
+"""An option that is one share for all vectors, or one for each in their order."""
 
 
 @runtime_checkable
 class Rule(Protocol):
-  """A rule whose result is sum_i c_i v_i, with coefficients from lengths and angles.
+  """What all rules have; a rule extends one of the three kinds below.
 
-  A rule is a frozen dataclass that extends this class. Its fields are its options with
-  their defaults, and its `__post_init__` raises `UserError` for an option that cannot be.
-  The first line of its docstring is what `tpv merge --list` says of it. Since the result
-  is linear, its terms are those of the vectors times the coefficients.
+  A rule is a frozen dataclass. Its fields are its options with their defaults, and the
+  fields' annotations are checked where the options are given (`registry.with_options`);
+  its `__post_init__` raises `UserError` for options that contradict each other. The first
+  line of its docstring is what `tpv merge --list` says of it.
 
   Attributes:
     source: the paper, and what it is called there; or 'ours'.
     number: how many vectors it takes, None for one or more.
     weighted: whether it takes a weight for each vector.
-    ordered: whether another order of the vectors gives another result.
+    ordered: whether another order of the vectors, with their weights, gives another
+      result.
+    linear: whether, with these options, the result is sum_i c_i v_i: then its terms are
+      those of the vectors times the coefficients.
   """
 
   __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -27,6 +36,21 @@ class Rule(Protocol):
   number: ClassVar[int | None] = None
   weighted: ClassVar[bool] = False
   ordered: ClassVar[bool] = False
+
+  @property
+  def linear(self) -> bool:
+    """See the class."""
+    return False
+
+
+@runtime_checkable
+class CoefficientRule(Rule, Protocol):
+  """A rule whose result is sum_i c_i v_i, with coefficients from lengths and angles."""
+
+  @property
+  def linear(self) -> bool:
+    """See `Rule`."""
+    return True
 
   def coefficients(
     self, gram: Float64[np.ndarray, "N N"], weights: Float64[np.ndarray, " N"]
@@ -41,3 +65,51 @@ class Rule(Protocol):
       UserError: these vectors or weights cannot be merged so.
     """
     ...
+
+
+@runtime_checkable
+class LeafRule(Rule, Protocol):
+  """A rule that merges each leaf of the vectors by itself, by elements or as matrices.
+
+  Unless it is `ordered`, it is given the vectors in the order of their digests, so that
+  their order cannot change a bit.
+  """
+
+  def merged(
+    self,
+    leaves: Sequence[Float[np.ndarray, "P D"]],
+    weights: Float64[np.ndarray, " N"],
+    keys: Sequence[str],
+  ) -> Float64[np.ndarray, "P D"]:
+    """Returns the merged leaf, computed in fp64.
+
+    Args:
+      leaves: one leaf of each vector, in fp32; no vector is 0, but this leaf may be.
+      weights: all 1 where the user gives none.
+      keys: the digest of each vector and the name of the leaf, from which a rule that
+        draws random numbers makes its seeds.
+
+    Raises:
+      UserError: these vectors or weights cannot be merged so.
+    """
+    ...
+
+
+@runtime_checkable
+class PromptRule(Rule, Protocol):
+  """A rule that makes one prompt of several prompts, and no vector."""
+
+  def joined(
+    self, prompts: Sequence[Float[np.ndarray, "_ D"]]
+  ) -> Float[np.ndarray, "Q D"]:
+    """Returns the values of the prompt.
+
+    Raises:
+      UserError: these prompts cannot be joined.
+    """
+    ...
+
+
+def each(option: float | Sequence[float], number: int) -> tuple[float, ...]:
+  """Returns the value of an option for each vector."""
+  return (option,) * number if isinstance(option, int | float) else tuple(option)

@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
+from tpv_jax.core import checks
 from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.core.registry import find
 
@@ -15,41 +16,89 @@ RULES = {
   "linear": "tpv_jax.vectors.merging.sums:Linear",
   "norm_balanced": "tpv_jax.vectors.merging.sums:NormBalanced",
   "metagpt": "tpv_jax.vectors.merging.sums:MetaGPT",
+  "magnitude_prune": "tpv_jax.vectors.merging.pruning:MagnitudePrune",
+  "ties": "tpv_jax.vectors.merging.signs:Ties",
+  "dare_linear": "tpv_jax.vectors.merging.dropping:DareLinear",
+  "dare_ties": "tpv_jax.vectors.merging.dropping:DareTies",
+  "della_linear": "tpv_jax.vectors.merging.dropping:DellaLinear",
+  "della": "tpv_jax.vectors.merging.dropping:Della",
+  "breadcrumbs": "tpv_jax.vectors.merging.pruning:Breadcrumbs",
+  "breadcrumbs_ties": "tpv_jax.vectors.merging.signs:BreadcrumbsTies",
+  "sce": "tpv_jax.vectors.merging.signs:SCE",
+  "consensus": "tpv_jax.vectors.merging.choosing:Consensus",
+  "token_choice": "tpv_jax.vectors.merging.choosing:TokenChoice",
   "slerp": "tpv_jax.vectors.merging.spheres:Slerp",
+  "nuslerp": "tpv_jax.vectors.merging.spheres:NuSlerp",
+  "multislerp": "tpv_jax.vectors.merging.spheres:MultiSlerp",
+  "karcher": "tpv_jax.vectors.merging.spheres:Karcher",
   "model_stock": "tpv_jax.vectors.merging.spheres:ModelStock",
+  "tsv": "tpv_jax.vectors.merging.matrices:TSV",
+  "iso_c": "tpv_jax.vectors.merging.matrices:IsoC",
+  "wudi": "tpv_jax.vectors.merging.matrices:WUDI",
+  "concat": "tpv_jax.vectors.merging.concatenation:Concat",
 }
 """Name (mergekit's, where it has the rule) -> module:attribute of a `protocol.Rule`."""
+
+NOT_OFFERED = {
+  "nearswap": "it draws one model towards another where their weights are near, and "
+  "vectors of tasks have no such base",
+  "arcee_fusion": "it asks which of a model's weights changed, and in a vector all did",
+  "passthrough": "it stacks layers, and a prompt has none; the rule concat joins prompts",
+  "regmean": "it needs the inputs of a weight matrix, and a prompt is itself an input",
+  "ram": "of vectors without zeros it is the average: use the rule linear",
+}
+"""Names that a user may know -> why there is no such rule here."""
 
 
 def rule(name: str) -> "type[Rule]":
   """Returns the rule of that name.
 
   Raises:
-    UserError: there is none; near misses are named.
+    UserError: there is none; near misses are named, or why it is not offered.
   """
+  if name in NOT_OFFERED and name not in RULES:
+    raise UserError(f"The merge rule '{name}' is not offered: {NOT_OFFERED[name]}.")
   found: type[Rule] = find(
     RULES, name, "merge rule", plural="rules", hint=" (tpv merge --list)"
   )
   return found
 
 
-def options(name: str) -> dict[str, float]:
+def options(name: str) -> dict[str, Any]:
   """Returns the options of a rule with their defaults."""
-  fields = dataclasses.fields(rule(name))
-  return {field.name: float(cast(float, field.default)) for field in fields}
+  return {field.name: field.default for field in dataclasses.fields(rule(name))}
 
 
-def with_options(name: str, given: Mapping[str, float]) -> "Rule":
+def rules_by_option() -> dict[str, list[str]]:
+  """Returns option -> the rules that have it."""
+  found: dict[str, list[str]] = {}
+  for name in RULES:
+    for option in options(name):
+      found.setdefault(option, []).append(name)
+  return found
+
+
+def with_options(name: str, given: Mapping[str, Any]) -> "Rule":
   """Returns the rule with these options, the others at their defaults.
 
   Raises:
     UserError: there is no such rule, it lacks an option, or an option cannot be.
   """
-  known = options(name)
-  for option in given:
+  found, known = rule(name), options(name)
+  annotations = checks.annotations(found)
+  for option, value in given.items():
     if option not in known:
+      others = rules_by_option().get(option)
       raise UserError(
         f"The merge rule '{name}' has no option '{option}'; it has "
-        f"{', '.join(known) or 'none'}.{near_misses(option, known)}"
+        f"{', '.join(known) or 'none'}."
+        + (
+          f" It is an option of {', '.join(others)}."
+          if others
+          else near_misses(option, known)
+        )
       )
-  return rule(name)(**given)
+    wrong = checks.misfit(value, annotations.get(option), f"{option} of {name}")
+    if wrong is not None:
+      raise UserError(str(wrong))
+  return found(**given)

@@ -7,11 +7,11 @@ import numpy as np
 from jaxtyping import Float64
 
 from tpv_jax.core.errors import UserError
-from tpv_jax.vectors.merging.protocol import Rule
+from tpv_jax.vectors.merging.protocol import CoefficientRule
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskArithmetic(Rule):
+class TaskArithmetic(CoefficientRule):
   """The sum of the vectors, each times its weight: c_i = w_i."""
 
   source: ClassVar[str] = "arXiv 2212.04089, task arithmetic"
@@ -25,7 +25,7 @@ class TaskArithmetic(Rule):
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear(Rule):
+class Linear(CoefficientRule):
   """The weighted average: c_i = w_i / sum_j w_j."""
 
   source: ClassVar[str] = "mergekit, linear"
@@ -35,11 +35,11 @@ class Linear(Rule):
     self, gram: Float64[np.ndarray, "N N"], weights: Float64[np.ndarray, " N"]
   ) -> Float64[np.ndarray, " N"]:
     """Returns w_i / sum_j w_j; weights below 0, or all 0, are refused."""
-    return _shares(weights)
+    return shares(weights)
 
 
 @dataclasses.dataclass(frozen=True)
-class NormBalanced(Rule):
+class NormBalanced(CoefficientRule):
   """The weighted sum of the vectors, each scaled to their mean norm."""
 
   source: ClassVar[str] = "ours"
@@ -54,7 +54,7 @@ class NormBalanced(Rule):
 
 
 @dataclasses.dataclass(frozen=True)
-class MetaGPT(Rule):
+class MetaGPT(CoefficientRule):
   """The sum with the shares of the squared norms: c_i = |v_i|^2 / sum_j |v_j|^2."""
 
   source: ClassVar[str] = "arXiv 2406.11385, without data"
@@ -63,10 +63,15 @@ class MetaGPT(Rule):
     self, gram: Float64[np.ndarray, "N N"], weights: Float64[np.ndarray, " N"]
   ) -> Float64[np.ndarray, " N"]:
     """Returns |v_i|^2 / sum_j |v_j|^2."""
-    return _shares(np.diagonal(gram))
+    return shares(np.diagonal(gram))
 
 
-def _shares(parts: Float64[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
+def shares(parts: Float64[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
+  """Returns the parts divided by their sum.
+
+  Raises:
+    UserError: a part is below 0, or all are 0.
+  """
   if (parts < 0).any() or not parts.any():
     raise UserError(
       f"An average has no weights like {', '.join(f'{part:g}' for part in parts)}. Give "
