@@ -234,6 +234,75 @@ def test_cosine_gives_json(vectors, tpv):
   np.testing.assert_allclose(content["cosine"], [[1, expected], [expected, 1]])
 
 
+def test_nearest_ranks_what_it_finds_and_says_what_it_left_out(vectors, tpv):
+  printed = tpv("nearest", "sst2.safetensors", "runs", "--by", "norm")
+  header, *lines = printed.splitlines()
+  assert header.split() == ["terms", "cosine", "dot", "norm", "initial"]
+  norms = {
+    name: np.linalg.norm(values(f"{name}.safetensors")) for name in ("rte", "trec")
+  }
+  ranked = sorted(norms, key=norms.get, reverse=True)
+  assert [line.split()[0] for line in lines[:2]] == ranked
+  assert [line.split()[-1] for line in lines[:2]] == [
+    {"rte": "same", "trec": "other"}[name] for name in ranked
+  ]
+  assert lines[2:] == ["left out: runs/sst2: it has the values of 'sst2.safetensors'"]
+  content = json.loads(tpv("nearest", "runs/sst2", "rte.safetensors", "--json"))
+  v, w = values("sst2.safetensors"), values("rte.safetensors")
+  (found,) = content["nearest"]
+  assert found["dot"] == pytest.approx((v * w).sum() / len(v))
+  assert (found["path"], found["terms"]) == ("rte.safetensors", "rte")
+  one = json.loads(tpv("nearest", "runs/sst2", "runs", "--top", "1", "--json"))
+  assert len(one["nearest"]) == 1
+
+
+def test_nearest_refuses_where_nothing_can_be_compared(vectors, refused):
+  line = refused("nearest", "sst2.safetensors", "runs/sst2")
+  assert "No vector there can be compared with 'sst2.safetensors'" in line
+  assert "--top is 0" in refused("nearest", "sst2.safetensors", "runs", "--top", "0")
+  assert "'none'" in refused("nearest", "sst2.safetensors", "none")
+
+
+def test_conflicts_print_a_table_give_json_and_draw(vectors, tpv, refused):
+  named = ("sst2.safetensors", "runs/rte", "trec.safetensors")
+  lines = tpv("conflicts", *named).splitlines()
+  assert [line.split("  ")[0] for line in lines[1:]] == [
+    "sst2 and rte",
+    "sst2 and trec",
+    "rte and trec",
+  ]
+  content = json.loads(tpv("conflicts", *named, "--json", "--png", "c.png"))
+  assert pathlib.Path("c.png").read_bytes().startswith(b"\x89PNG")
+  first = content["pairs"][0]
+  v, w = values("sst2.safetensors"), values("rte.safetensors")
+  assert first["same_sign"] == pytest.approx(np.mean(np.sign(v) == np.sign(w)))
+  assert len(first["tokens"]["prompt"]) == len(v)
+  assert "c.png" in refused("conflicts", *named, "--png", "c.png")
+  tpv("conflicts", *named, "--png", "c.png", "--overwrite")
+
+
+def test_group_puts_vectors_into_groups_and_draws_their_tree(vectors, tpv, refused):
+  tpv(
+    *("sum", "sst2.safetensors", "rte.safetensors", "-w", "1", "0.1"),
+    *("-o", "near.safetensors"),
+  )
+  named = ("trec.safetensors", "sst2.safetensors", "rte.safetensors")
+  printed = tpv("group", *named, "near.safetensors", "-k", "3", "--png", "tree.png")
+  lines = printed.splitlines()
+  assert [line.split()[0] for line in lines] == ["group", "1", "2", "3"]
+  assert "sst2, near" in lines[2]
+  assert pathlib.Path("tree.png").read_bytes().startswith(b"\x89PNG")
+  content = json.loads(tpv("group", "runs", "-k", "1", "--json"))
+  assert content["groups"][0]["names"] == ["rte", "sst2", "trec"]
+  assert "4 groups of 3 vectors" in refused("group", "runs", "-k", "4")
+
+
+def test_group_leaves_out_what_is_unlike_the_first(vectors, make_run, tpv):
+  make_run("runs/z_ept", method="ept")
+  lines = tpv("group", "runs", "-k", "2").splitlines()
+  assert lines[-1].startswith("left out: runs/z_ept: it has other shapes (delta ")
+
+
 @pytest.mark.parametrize(
   ("names", "expected"),
   [
@@ -637,6 +706,9 @@ FORBIDDEN = ("jax", "jaxlib", "tensorflow", "flax", "orbax", "seqio", "torch", "
     ["analogy", *["sst2.safetensors"] * 3, "-o", "x.safetensors"],
     ["apply", "sst2.safetensors", "runs/trec", "-o", "x.safetensors"],
     ["cosine", "sst2.safetensors", "runs/rte"],
+    ["nearest", "sst2.safetensors", "runs"],
+    ["conflicts", "sst2.safetensors", "runs/rte"],
+    ["group", "runs", "-k", "2"],
     ["fold", "runs/rte", "-o", "x.safetensors"],
     ["show", "runs/rte"],
   ],

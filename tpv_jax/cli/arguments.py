@@ -5,7 +5,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from tpv_jax.core.errors import ArgumentParser
+from tpv_jax.core import files
+from tpv_jax.core.errors import ArgumentParser, printable
 
 SOURCES = """\
 A PATH is a run folder of 'tpv train' (its best prompt; see --which), an Orbax
@@ -91,6 +92,26 @@ def add_weighted_vectors(parser: Parser) -> None:
   )
   add_allow_mixed_origin(parser, "vectors of different or unknown initial prompts")
   add_allow_unknown_backbone(parser)
+
+
+def add_picture(parser: Parser, what: str) -> None:
+  """Adds `--png` and `--overwrite`."""
+  parser.add_argument("--png", metavar="FILE", help=f"also draw {what}")
+  parser.add_argument(
+    "--overwrite", action="store_true", help="replace an existing picture"
+  )
+
+
+def refuse_picture(options: argparse.Namespace) -> None:
+  """Raises `UserError` if the picture cannot be written, before anything is read."""
+  if options.png is not None:
+    files.check_output(options.png, options.overwrite)
+
+
+def say_left_out(left_out: Sequence[tuple[str, str]]) -> None:
+  """Prints a line for each path that a search left out, with the reason."""
+  for path, why in left_out:
+    print(f"left out: {printable(path)}: {printable(why)}")
 
 
 def add_allow_mixed_origin(parser: Parser, what: str) -> None:

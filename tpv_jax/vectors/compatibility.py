@@ -166,6 +166,37 @@ def common_origin(
   return None, tuple(sorted(mixed)), tuple(notes)
 
 
+def why_not_comparable(first: Loaded, other: Loaded) -> str | None:
+  """Returns why a search that compares `first` with others leaves `other` out, or None."""
+  mine, its = first.provenance, other.provenance
+  fingerprints = {mine.backbone_fingerprint, its.backbone_fingerprint} - {None}
+  shapes = [
+    {name: list(leaf.shape) for name, leaf in one.leaves.items()}
+    for one in (first, other)
+  ]
+  reason = None
+  if len(fingerprints) > 1:
+    reason = f"it belongs to another backbone ({_backbone(other)})"
+  elif its.space != mine.space:
+    reason = f"it is of the {its.space} space"
+  elif its.space == "factor" and its.initial_digest != mine.initial_digest:
+    reason = "it is of the factor space and of other initial parameters"
+  elif shapes[0] != shapes[1]:
+    held = ", ".join(f"{name} {shape}" for name, shape in sorted(shapes[1].items()))
+    reason = f"it has other shapes ({held})"
+  elif not any(leaf.any() for leaf in other.leaves.values()):
+    reason = "it is all zeros and has no direction"
+  return reason
+
+
+def same_origin(first: Loaded, other: Loaded) -> bool | None:
+  """Returns whether both were tuned from one initial prompt, None if that is unknown."""
+  if _origin_unknown(first) or _origin_unknown(other):
+    return None
+  digests = [one.provenance.initial_digest for one in (first, other)]
+  return None not in digests and digests[0] == digests[1]
+
+
 def other_initial(tuned: Loaded, initial: Loaded, start: str) -> str:
   """Returns why `initial`, with the digest `start`, is not what `tuned` started from."""
   problem = (
