@@ -21,7 +21,7 @@ from tpv_jax.embedded import suite
 from tpv_jax.evaluation.evaluator import Evaluator, Result
 from tpv_jax.formats import sources
 from tpv_jax.settings import gin_files
-from tpv_jax.studies import study
+from tpv_jax.studies import hits, study
 from tpv_jax.studies.arithmetic import Measurements
 from tpv_jax.studies.measured import Measured
 from tpv_jax.studies.report import arithmetic as report
@@ -30,47 +30,62 @@ from tpv_jax.vectors import algebra, store
 from tpv_jax.vectors.provenance import Provenance, Term
 
 
+def rows(*scores):
+  """Hits on ten rows, [initial prompts, rows], with these scores."""
+  return np.stack(
+    [(np.arange(10) < round(10 * score)).astype(float) for score in scores]
+  )
+
+
+class MadeUp(hits.Answers):
+  """Stands in for the answers of a study: scores that are easy to average by hand."""
+
+  def __init__(self):
+    """Holds no answers."""
+
+  def single(self, metric):
+    low = 0.1 if metric == "label_accuracy" else 0.0
+    return {
+      "a": {
+        "own": rows(1.0, 0.8),
+        "untuned": rows(low, low),
+        "other_initial": rows(0.6, 0.4),
+        "control": rows(0.1, 0.1),
+      },
+      "b": {
+        "own": rows(0.5, 0.5),
+        "untuned": rows(low, 0.2),
+        "other_initial": rows(0.5, 0.3),
+        "control": rows(0.3, 0.1),
+      },
+    }
+
+  def sums(self, names, metric):
+    return {"a": rows(0.5, 0.4), "b": rows(0.5, 0.3)}
+
+  def negated(self, task, pairs, metric):
+    return {
+      "before": [0.5, 0.4],
+      "after": [0.0, 0.0],
+      "partner_before": [0.5, 0.5],
+      "partner_after": [0.75, 0.25],
+    }
+
+
 def made_up_results():
   """Two tasks, two initial prompts, numbers that are easy to average by hand."""
 
-  def scores(exact, label):
+  def full(exact, label):
     return {"exact_match": exact, "label_accuracy": label}
 
-  return {
+  sums = {("a", "b"): (1.0, 0.5)}
+  results = {
     "tasks": ["a", "b"],
     "initial_seeds": [0, 1],
     "backbone": {"name": "x", "fingerprint": "0" * 64},
     "coefficients": [0.5, 1.0],
-    "single": {
-      "a": {
-        "no_prompt": scores(0.0, 0.5),
-        "own": [scores(1.0, 1.0), scores(0.8, 0.9)],
-        "other_initial": [0.6, 0.4],
-        "control": [0.1, 0.1],
-      },
-      "b": {
-        "no_prompt": scores(0.0, 0.8),
-        "own": [scores(0.5, 0.6), scores(0.5, 0.6)],
-        "other_initial": [0.5, 0.3],
-        "control": [0.3, 0.1],
-      },
-    },
-    "sums": [
-      {
-        "tasks": ["a", "b"],
-        "coefficient": [1.0, 0.5],
-        "scores": {"a": [0.5, 0.4], "b": [0.5, 0.25]},
-      },
-    ],
-    "negation": {
-      name: {
-        "before": [0.5, 0.4],
-        "after": [0.0, 0.0],
-        "partner_before": [0.5, 0.5],
-        "partner_after": [0.75, 0.25],
-      }
-      for name in ("a", "b")
-    },
+    **hits.tables(MadeUp(), sums, "exact_match"),
+    "labels": hits.tables(MadeUp(), sums, "label_accuracy"),
     "cosine": {
       "names": ["a-0", "a-1", "b-0", "b-1"],
       "prompts": [
@@ -84,6 +99,15 @@ def made_up_results():
     "device": "cpu",
     "seconds": {"tuning": 1.0, "all": 2.0},
   }
+  results["single"]["a"] |= {
+    "no_prompt": full(0.0, 0.5),
+    "own": [full(1.0, 1.0), full(0.8, 0.9)],
+  }
+  results["single"]["b"] |= {
+    "no_prompt": full(0.0, 0.8),
+    "own": [full(0.5, 0.6), full(0.5, 0.6)],
+  }
+  return results
 
 
 def test_the_summary_averages_as_its_words_say():
@@ -93,9 +117,12 @@ def test_the_summary_averages_as_its_words_say():
   assert summary["other_initial"] == pytest.approx((0.5 + 0.4) / 2)
   assert summary["control"] == pytest.approx((0.1 + 0.2) / 2)
   assert summary["own_minus_control"] == pytest.approx((0.8 + 0.3) / 2)
-  assert summary["pair_sums"] == pytest.approx((0.5 + 0.4 + 0.5 + 0.25) / 4)
-  assert summary["pair_sums_relative"] == pytest.approx((0.5 + 0.5 + 1.0 + 0.5) / 4)
-  assert summary["pair_sums_minus_control"] == pytest.approx((0.35 + 0.175) / 2)
+  assert summary["pair_sums"] == pytest.approx((0.5 + 0.4 + 0.5 + 0.3) / 4)
+  assert summary["pair_sums_relative"] == pytest.approx((0.5 + 0.5 + 1.0 + 0.6) / 4)
+  assert summary["pair_sums_minus_control"] == pytest.approx((0.35 + 0.2) / 2)
+  assert summary["untuned"] == pytest.approx((0 + 0.1) / 2)
+  assert summary["labels"]["untuned"] == pytest.approx((0.1 + 0.15) / 2)
+  assert (summary["pairs"], summary["pairs_that_keep_0.90"]) == (1, 0)
   assert summary["sum_of_all"] is None
   assert summary["tasks_with_label_accuracy_at_most_0.75_without_prompt"] == 1
 
@@ -104,7 +131,7 @@ def test_sums_of_a_task_that_its_own_prompt_does_not_solve_are_not_relative_to_0
   results = made_up_results()
   results["single"]["a"]["own"] = [{"exact_match": 0.0, "label_accuracy": 0.5}] * 2
   assert study.summarise(results)["pair_sums_relative"] == pytest.approx(
-    (1.0 + 0.5) / 2
+    (1.0 + 0.6) / 2
   )
   results["single"]["b"]["own"] = [{"exact_match": 0.0, "label_accuracy": 0.5}] * 2
   assert study.summarise(results)["pair_sums_relative"] is None
@@ -122,15 +149,19 @@ def test_the_report_has_every_table_and_plot(tmp_path, capsys):
   results["summary"] = study.summarise(results)
   writer.write(tmp_path, results, report)
   text = (tmp_path / "report.md").read_text()
-  assert (
-    "| a | 0.0 | 90.0 ± 14.1 | 50.0 ± 14.1 | 10.0 ± 0.0 | 50.0 | 95.0 ± 7.1 |" in text
-  )
-  assert "| a + b | 1, 0.5 | a 45.0 ± 7.1, b 37.5 ± 17.7 | 62.5 |" in text
+  assert "| a | 0.0 | 0.0 ± 0.0 | 90.0 ± 14.1 | 50.0 ± 14.1 | 10.0 ± 0.0 |" in text
+  assert "| a | 50.0 | 10.0 ± 0.0 | 95.0 ± 7.1 | 50.0 ± 14.1 | 10.0 ± 0.0 |" in text
+  assert "| a + b | 1, 0.5 | a 45.0 ± 7.1, b 40.0 ± 14.1 | 65.0 | -27.5 (" in text
+  assert "| all | exact match | +65.0 (" in text
   assert "| a | 45.0 ± 7.1 | 0.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 35.4 |" in text
   for name in ("single", "sums", "cosine"):
     assert f"({name}.png)" in text
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
   assert str(tmp_path / "report.md") in capsys.readouterr().out.replace("\n", "")
+
+
+ROWS = 500
+"""Hits on so many rows have the score that they stand for to 1e-3."""
 
 
 class Scorer(Evaluator):
@@ -144,12 +175,14 @@ class Scorer(Evaluator):
     seeds = np.full((len(examples), 1), seed_of(examples[0]), np.int32)
     return Tokenized(seeds, np.ones_like(seeds))
 
-  def exact_matches(self, pairs):
-    self.passes.append(len(pairs))
-    return [
-      smooth(leaves["prompt"], int(tokenized.inputs[0, 0]), len(tokenized))
-      for leaves, tokenized in pairs
-    ]
+  def hits(self, requests):
+    self.passes.append(len(requests))
+    found = []
+    for leaves, tokenized, *_ in requests:
+      score = smooth(leaves["prompt"], int(tokenized.inputs[0, 0]), len(tokenized))
+      right = np.arange(ROWS) < round(score * ROWS)
+      found.append((right, ~right))
+    return found
 
   def evaluate_all(self, cells):
     self.passes.append(len(cells))
@@ -222,25 +255,37 @@ def test_one_pass_gives_every_measurement_what_its_own_prompt_scores(arithmetic)
     )
 
   single = made.single()
+  chosen = [made.search(seed) for seed in SEEDS]
+  answers = hits.Answers({**single["hits"], **made.sums(chosen)}, NAMES, SEEDS)
+  by_sum = dict(zip(made.combinations, zip(*chosen, strict=True), strict=True))
+  found = hits.tables(answers, by_sum, "exact_match")
   for name in NAMES:
-    assert single[name]["no_prompt"] == {"exact_match": 0.0}
-    own = [one["exact_match"] for one in single[name]["own"]]
-    assert own == pytest.approx([score(best[name, seed], name) for seed in SEEDS])
+    scores = single["scores"][name]
+    assert scores["no_prompt"] == {"exact_match": 0.0}
+    expected = [score(best[name, seed], name) for seed in SEEDS]
+    assert [one["exact_match"] for one in scores["own"]] == pytest.approx(expected)
+    kinds = found["single"][name]
+    assert kinds["own"] == pytest.approx(expected, abs=1.1e-3)
+    untuned = [score(start[seed], name) for seed in SEEDS]
+    assert kinds["untuned"] == pytest.approx(untuned, abs=1.1e-3)
     crossed = [
       score(start[seed] + vector[name, other], name)
       for seed, other in (SEEDS, SEEDS[::-1])
     ]
-    # fp32 sums of numbers of size 1: 1e-6 of the argument of a sine.
-    assert single[name]["other_initial"] == pytest.approx(crossed, abs=1e-5)
+    assert kinds["other_initial"] == pytest.approx(crossed, abs=1.1e-3)
     control = [
       np.mean([score(best[other, seed], name) for other in NAMES if other != name])
       for seed in SEEDS
     ]
-    assert single[name]["control"] == pytest.approx(control)
+    assert kinds["control"] == pytest.approx(control, abs=1.1e-3)
+    difference = found["differences"][name]["other_initial_minus_control"]
+    assert difference["mean"] == pytest.approx(
+      np.mean(crossed) - np.mean(control), abs=1.1e-3
+    )
+    assert difference["low"] <= difference["mean"] <= difference["high"]
 
-  chosen = [made.search(seed) for seed in SEEDS]
-  sums, negation = made.sums(chosen)
   pairs = [("a", "b"), ("a", "c"), ("b", "c")]
+  sums, negation = found["sums"], found["negation"]
   assert [tuple(total["tasks"]) for total in sums] == [*pairs, NAMES]
   for total in sums:
     for index, seed in enumerate(SEEDS):
@@ -255,30 +300,60 @@ def test_one_pass_gives_every_measurement_what_its_own_prompt_scores(arithmetic)
       assert total["coefficient"][index] == best_one
       for name in total["tasks"]:
         expected = score(start[seed] + best_one * both, name)
-        assert total["scores"][name][index] == pytest.approx(expected, abs=1e-5)
+        assert total["scores"][name][index] == pytest.approx(expected, abs=1.1e-3)
+    losses = [
+      np.subtract(scores, found["single"][name]["own"])
+      for name, scores in total["scores"].items()
+    ]
+    assert total["minus_own"]["mean"] == pytest.approx(np.mean(losses), abs=1e-9)
   for name in NAMES:
     for index, seed in enumerate(SEEDS):
-      found = {key: [] for key in negation[name]}
+      kept = {key: [] for key in negation[name]}
       for total in sums[:3]:
         if name in total["tasks"]:
           (partner,) = {*total["tasks"]} - {name}
           c = total["coefficient"][index]
           prompt = start[seed] + c * (vector[partner, seed] - vector[name, seed])
-          found["before"].append(total["scores"][name][index])
-          found["after"].append(score(prompt, name))
-          found["partner_before"].append(total["scores"][partner][index])
-          found["partner_after"].append(score(prompt, partner))
-      for key, values in found.items():
-        assert negation[name][key][index] == pytest.approx(np.mean(values), abs=1e-5)
-  # 6 own and 3 without; 6 on another initial prompt and 12 controls; 3 coefficients of 3
-  # pairs and a sum of three, by initial prompt; 9 of sums and 12 of negations, likewise.
-  assert made.evaluator.passes == [9, 18, 27, 27, 21, 21]
+          kept["before"].append(total["scores"][name][index])
+          kept["after"].append(score(prompt, name))
+          kept["partner_before"].append(total["scores"][partner][index])
+          kept["partner_after"].append(score(prompt, partner))
+      for key, values in kept.items():
+        assert negation[name][key][index] == pytest.approx(np.mean(values), abs=1.1e-3)
+  # Among labels the stand-in is right where exact match is wrong.
+  labels = hits.tables(answers, by_sum, "label_accuracy")
+  for name in NAMES:
+    assert labels["single"][name]["own"] == pytest.approx(
+      [1 - one for one in found["single"][name]["own"]]
+    )
+  # 6 own and 3 without; 6 own, 6 untuned, 6 on another initial prompt and 12 controls; 3
+  # coefficients of 3 pairs and a sum of three, by initial prompt; 9 of sums and 12 of
+  # negations, likewise.
+  assert made.evaluator.passes == [9, 30, 27, 27, 21, 21]
 
 
 def test_equal_scores_choose_the_smaller_coefficient(arithmetic):
   made = arithmetic[0]
-  made.evaluator.exact_matches = lambda pairs: [0.5] * len(pairs)
+  half = np.arange(4) < 2
+  made.evaluator.hits = lambda asked: [(half, half)] * len(asked)
   assert made.search(0) == [0.25] * 4
+
+
+def test_equal_exact_matches_choose_the_coefficient_that_tells_labels_apart(arithmetic):
+  made = arithmetic[0]
+  none, asked = np.zeros(4, bool), []
+
+  def hits(requests):  # The second coefficient of each combination is right.
+    for leaves, *_ in requests:
+      asked.append(leaves["prompt"].tobytes())
+    order = list(dict.fromkeys(asked))
+    return [
+      (none, none | (order.index(leaves["prompt"].tobytes()) % 3 == 1))
+      for leaves, *_ in requests
+    ]
+
+  made.evaluator.hits = hits
+  assert made.search(0) == [0.5] * 4
 
 
 def test_a_killed_study_keeps_what_it_has_measured_of_the_same_prompts(tmp_path):

@@ -128,6 +128,17 @@ class Task:
           )
     return examples
 
+  def shortened(self, split: str, most: int | None) -> "Task":
+    """Returns the task with the first `most` examples of `split`; None keeps all."""
+    if most is None:
+      return self
+
+    def load(asked: str) -> Sequence[Example]:
+      found = self.load(asked)
+      return found[:most] if asked == split else found
+
+    return dataclasses.replace(self, load=load)
+
   def split_digest(self, split: str) -> str:
     """Returns the `digest` of the examples of `split`."""
     return digest(self.examples(split))

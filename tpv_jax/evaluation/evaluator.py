@@ -265,6 +265,22 @@ class Evaluator:
       requests: a prompt, its examples, the labels, and the index of the right label of
         each example.
     """
+    return [float(highest.mean()) for _, highest in self.hits(requests)]
+
+  def hits(
+    self,
+    requests: Sequence[
+      tuple[Prompt, batches.Tokenized, Sequence[str], Int[np.ndarray, " _"]]
+    ],
+  ) -> list[tuple[Bool[np.ndarray, " _"], Bool[np.ndarray, " _"]]]:
+    """Returns for each request which examples it answers right, in one pass.
+
+    The first are those whose label greedy decoding writes (exact match), the second those
+    whose label scores highest among the labels.
+
+    Args:
+      requests: as `label_accuracies` takes them.
+    """
     tokens = {
       labels: batches.label_tokens(labels, self.vocabulary, self.lengths["targets"])
       for labels in {tuple(labels) for _, _, labels, _ in requests}
@@ -276,8 +292,8 @@ class Evaluator:
       ]
     )
     return [
-      float((scores.argmax(axis=1) == right).mean())
-      for (scores, _), (*_, right) in zip(answers, requests, strict=True)
+      (written[np.arange(len(right)), right], scores.argmax(axis=1) == right)
+      for (scores, written), (*_, right) in zip(answers, requests, strict=True)
     ]
 
   def score(

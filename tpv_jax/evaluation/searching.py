@@ -1,6 +1,5 @@
 """The search for the coefficient of a vector on an initial prompt."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -103,11 +102,7 @@ def _tried(
   tasks = {task.name: task for _, task in cells}
   examples = {name: task.examples(split)[:most] for name, task in tasks.items()}
   if metric == "own":
-
-    def first(task: Task) -> Task:
-      return dataclasses.replace(task, load=lambda _: examples[task.name])
-
-    shorter = {name: first(task) for name, task in tasks.items()}
+    shorter = {name: task.shortened(split, most) for name, task in tasks.items()}
     results = evaluator.evaluate_all(
       [(leaves, shorter[task.name], split) for leaves, task in cells]
     )

@@ -20,7 +20,8 @@ from tpv_jax.evaluation import candidates
 from tpv_jax.evaluation.evaluator import Evaluator, Prompt
 from tpv_jax.formats import sources
 from tpv_jax.runs.run_folder import versions
-from tpv_jax.studies.base import Split
+from tpv_jax.studies import hits
+from tpv_jax.studies.base import METRICS, Hits, Split
 from tpv_jax.studies.measured import describe, digests
 from tpv_jax.vectors import algebra, store
 from tpv_jax.vectors.loaded import Loaded
@@ -73,6 +74,7 @@ class Measurements:
       "lengths": self.evaluator.lengths,
       "coefficients": list(self.coefficients),
       "search_examples": self.search_examples,
+      "metrics": list(METRICS),
       "versions": versions(),
     }
 
@@ -83,8 +85,12 @@ class Measurements:
   def _sum(self, names: Sequence[str], seed: int) -> Loaded:
     return algebra.sum_vectors([self.vectors[name, seed] for name in names])
 
-  def single(self) -> dict[str, dict[str, Any]]:
-    """Returns, for each task, the scores of no prompt, own, other initial, and control."""
+  def single(self) -> dict[str, Any]:
+    """Returns the scores without a prompt and with the tuned ones, and all hits.
+
+    'scores': for each task all metrics of no prompt, and of its own prompt by initial
+    prompt. 'hits': `hits.to_json` of own prompt, untuned one, other initial and control.
+    """
     keys = [(task, seed) for task in self.tasks for seed in self.seeds]
     found = self.evaluator.evaluate_all(
       [
@@ -92,12 +98,16 @@ class Measurements:
         *((None, task, "test") for task in self.tasks),
       ]
     )
-    own: dict[str, list[dict[str, float]]] = {name: [] for name in self.names}
+    scores: dict[str, Any] = {
+      one.task: {"no_prompt": one.scores, "own": []} for one in found[len(keys) :]
+    }
     for (task, _), result in zip(keys, found[: len(keys)], strict=True):
-      own[task.name].append(result.scores)
-    no_prompt = {result.task: result.scores for result in found[len(keys) :]}
+      scores[task.name]["own"].append(result.scores)
     asked: dict[Any, tuple[Prompt, str]] = {}
     for name, seed in itertools.product(self.names, self.seeds):
+      asked["own", name, seed, None] = self.folded[name, seed], name
+      initial = algebra.fold(self.initial[seed]).leaves
+      asked["untuned", name, seed, None] = initial, name
       for other in self.seeds:
         if other != seed:
           applied = self._applied(self.vectors[name, other], seed)
@@ -105,31 +115,14 @@ class Measurements:
       for another in self.names:
         if another != name:
           asked["control", name, seed, another] = self.folded[another, seed], name
-    scores = self.test.scores(asked)
-
-    def means(kind: str, name: str) -> list[float]:
-      return [
-        float(
-          np.mean([v for key, v in scores.items() if key[:3] == (kind, name, seed)])
-        )
-        for seed in self.seeds
-      ]
-
-    return {
-      name: {
-        "no_prompt": no_prompt[name],
-        "own": own[name],
-        "other_initial": means("other_initial", name),
-        "control": means("control", name),
-      }
-      for name in self.names
-    }
+    return {"scores": scores, "hits": hits.to_json(self.test.hits(asked))}
 
   def search(self, seed: int) -> list[float]:
     """Returns the coefficient of each combination's sum on an initial prompt.
 
     All vectors of a sum share one coefficient: the one with the best mean exact match
-    over the summed tasks on validation; the smaller one wins a tie.
+    over the summed tasks on validation; of equal ones that with the best accuracy among
+    labels, then the smallest.
     """
     asked: dict[Any, tuple[Prompt, str]] = {}
     for names in self.combinations:
@@ -138,86 +131,53 @@ class Measurements:
         applied = self._applied(total, seed, coefficient)
         for name in names:
           asked[names, coefficient, name] = applied, name
-    scores = self.validation.scores(asked)
+    found = self.validation.hits(asked)
     chosen = []
     for names in self.combinations:
       means = {
-        coefficient: np.mean([scores[names, coefficient, name] for name in names])
+        coefficient: tuple(
+          float(
+            np.mean([found[names, coefficient, name][metric].mean() for name in names])
+          )
+          for metric in METRICS
+        )
         for coefficient in self.coefficients
       }
-      chosen.append(max(means, key=lambda one: (means[one], -one)))
-      candidates.say_equal_scores(
-        f"Coefficient of {' + '.join(names)} on initial prompt {seed}",
-        [float(mean) for mean in means.values()],
-        f"{chosen[-1]:g}, the smallest",
-      )
+      chosen.append(max(means, key=lambda one: (*means[one], -one)))
+      if len({labels for _, labels in means.values()}) == 1:
+        candidates.say_equal_scores(
+          f"Coefficient of {' + '.join(names)} on initial prompt {seed}",
+          [exact for exact, _ in means.values()],
+          f"{chosen[-1]:g}, the smallest",
+        )
     return chosen
 
-  def sums(
-    self, chosen: Sequence[Sequence[float]]
-  ) -> tuple[list[dict[str, Any]], dict[str, dict[str, list[float]]]]:
-    """Returns the scores of the sums, and those after negating a task's vector in them.
+  def sums(self, chosen: Sequence[Sequence[float]]) -> dict[str, dict[str, str]]:
+    """Returns the hits of the sums, and those after negating a task's vector in them.
 
     The sums are those of all pairs and of all tasks, on each initial prompt. Negation
-    turns P_i + c (v_t + v_u) into P_i + c (v_u - v_t), with the c chosen for the sum. For
-    each task t and initial prompt, its results are the means over the partners u of the
-    scores of t and of u, before and after.
+    turns P_i + c (v_t + v_u) into P_i + c (v_u - v_t), with the c chosen for the sum.
 
     Args:
       chosen: the coefficients, [initial prompt][combination].
     """
-    by_sum = dict(zip(self.combinations, zip(*chosen, strict=True), strict=True))
-    scores: dict[Any, float] = {}
-    for place, seed in enumerate(
-      self.seeds
-    ):  # All at once may not fit the host's memory.
+    found: dict[Any, Hits] = {}
+    # One initial prompt after the other: all at once may not fit the host's memory.
+    for seed, coefficients in zip(self.seeds, chosen, strict=True):
       asked: dict[Any, tuple[Prompt, str]] = {}
-      for names, coefficients in by_sum.items():
-        coefficient = coefficients[place]
+      for names, coefficient in zip(self.combinations, coefficients, strict=True):
         applied = self._applied(self._sum(names, seed), seed, coefficient)
         for name in names:
-          asked[names, None, seed, name] = applied, name
+          asked["sum", names, seed, name] = applied, name
         for name in names if len(names) == 2 else ():
           (partner,) = (other for other in names if other != name)
           negated = algebra.negate(self.vectors[name, seed])
           difference = algebra.sum_vectors([self.vectors[partner, seed], negated])
           applied = self._applied(difference, seed, coefficient)
-          for one in (name, partner):
-            asked[names, name, seed, one] = applied, one
-      scores |= self.test.scores(asked)
-    sums = [
-      {
-        "tasks": list(names),
-        "coefficient": list(coefficients),
-        "scores": {
-          name: [scores[names, None, seed, name] for seed in self.seeds]
-          for name in names
-        },
-      }
-      for names, coefficients in by_sum.items()
-    ]
-    negation: dict[str, dict[str, list[float]]] = {}
-    for name in self.names:
-      pairs = [
-        names for names in self.combinations if len(names) == 2 and name in names
-      ]
-      partners = [names[1 - names.index(name)] for names in pairs]
-      negation[name] = {
-        prefix + when: [
-          float(
-            np.mean(
-              [
-                scores[names, negated, seed, partner if prefix else name]
-                for names, partner in zip(pairs, partners, strict=True)
-              ]
-            )
-          )
-          for seed in self.seeds
-        ]
-        for prefix in ("", "partner_")
-        for when, negated in (("before", None), ("after", name))
-      }
-    return sums, negation
+          for one in names:
+            asked["negated", names, seed, one, name] = applied, one
+      found |= self.test.hits(asked)
+    return hits.to_json(found)
 
   def cosine(self) -> dict[str, Any]:
     """Returns the cosine matrices of all prompts and of all vectors, and their names."""

@@ -8,10 +8,12 @@ import dataclasses
 import datetime
 import pathlib
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import jax
+import numpy as np
+from jaxtyping import Bool, Int
 
 from tpv_jax.backbones import loading, quantization
 from tpv_jax.backbones.protocol import Network
@@ -274,24 +276,30 @@ class Session:
     return round(time.time() - self.started, 1)
 
 
+Hits = dict[str, Bool[np.ndarray, " _"]]
+"""Which examples a prompt answers right, by metric (`METRICS`)."""
+
+METRICS = ("exact_match", "label_accuracy")
+"""Exact match of greedy decoding; whether the right one of the labels scores highest."""
+
+
 class Split:
   """One split of some tasks, each tokenized once, on which prompts are scored."""
 
   def __init__(
     self,
     evaluator: Evaluator,
-    tasks: Iterable[Task],
+    tasks: Collection[Task],
     split: str = "test",
     most: int | None = None,
   ):
     """Tokenizes the first `most` examples of each task; for 'test', says what was lost."""
     self._evaluator = evaluator
+    self._examples = {task.name: task.examples(split)[:most] for task in tasks}
+    self._labels = {task.name: task.labels for task in tasks}
     self._tokenized: dict[str, Tokenized] = {
-      task.name: evaluator.tokenize(
-        task.examples(split)[:most],
-        f"{task.name}, {split}" if split == "test" else None,
-      )
-      for task in tasks
+      name: evaluator.tokenize(some, f"{name}, {split}" if split == "test" else None)
+      for name, some in self._examples.items()
     }
 
   def scores(self, asked: Mapping[Key, tuple[Prompt, str]]) -> dict[Key, float]:
@@ -302,6 +310,28 @@ class Split:
     """
     pairs = [(leaves, self._tokenized[task]) for leaves, task in asked.values()]
     return dict(zip(asked, self._evaluator.exact_matches(pairs), strict=True))
+
+  def hits(self, asked: Mapping[Key, tuple[Prompt, str]]) -> dict[Key, Hits]:
+    """Returns which examples each prompt answers right, in one pass.
+
+    Args:
+      asked: key -> the folded prompt and the name of its task, which has labels.
+    """
+    answers = self._evaluator.hits(
+      [
+        (leaves, self._tokenized[task], self._labels[task] or (), self._right(task))
+        for leaves, task in asked.values()
+      ]
+    )
+    return {
+      key: dict(zip(METRICS, found, strict=True))
+      for key, found in zip(asked, answers, strict=True)
+    }
+
+  def _right(self, task: str) -> Int[np.ndarray, " _"]:
+    """Returns the index of the right label of each example of a task."""
+    labels = self._labels[task] or ()
+    return np.asarray([labels.index(one.targets) for one in self._examples[task]])
 
 
 def check_tasks(

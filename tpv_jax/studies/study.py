@@ -24,7 +24,7 @@ from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.devices import processes
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.runs.run_settings import defaults_of
-from tpv_jax.studies import base
+from tpv_jax.studies import base, hits
 from tpv_jax.studies.arithmetic import Measurements
 from tpv_jax.studies.report import arithmetic as report
 from tpv_jax.studies.report.writer import Report
@@ -52,6 +52,7 @@ def study(
   initial_seeds: Sequence[Seed] = (0, 1, 2),
   coefficients: Annotated[Sequence[float], NotEmpty()] = GRID,
   search_examples: Size = 100,
+  test_examples: Size | None = None,
   best_metric: Metric = "loss",
   as_bank: bool = False,
   overwrite: bool = False,
@@ -79,6 +80,7 @@ def study(
     initial_seeds: the initial prompts; means and deviations are over them.
     coefficients: tried on validation for each sum.
     search_examples: validation examples per task in that search.
+    test_examples: the number used, from the start of the test split; None for all.
     best_metric: the metric that chooses a run's best prompt.
     as_bank: train all prompts at once (`bank.train_bank`) instead of one after the other;
       the numbers differ only by the order in which fp32 sums are taken.
@@ -110,6 +112,7 @@ def study(
       batch_size,
       coefficients,
       search_examples,
+      test_examples,
       as_bank,
     )
   )
@@ -131,6 +134,7 @@ class Arithmetic:
   batch_size: int
   coefficients: Sequence[float]
   search_examples: int
+  test_examples: int | None
   as_bank: bool
 
   def check(self) -> None:
@@ -157,13 +161,9 @@ class Arithmetic:
     tuned = session.seconds()
     seeds = self.settings.initial_seeds
     evaluator = session.evaluator(self.model)
+    tasks = [task.shortened("test", self.test_examples) for task in self.tasks]
     measurements = Measurements(
-      evaluator,
-      self.tasks,
-      seeds,
-      session.folder,
-      self.coefficients,
-      self.search_examples,
+      evaluator, tasks, seeds, session.folder, self.coefficients, self.search_examples
     )
     measured = session.measured(
       measurements.subject(), defaults_of(study, type(self.model)), self.model
@@ -176,19 +176,25 @@ class Arithmetic:
       measured.get(f"coefficients-{seed}", functools.partial(measurements.search, seed))
       for seed in seeds
     ]
-    sums, negation = measured.get("sums", functools.partial(measurements.sums, chosen))
+    sums = measured.get("sums", functools.partial(measurements.sums, chosen))
+    names = [task.name for task in tasks]
+    answers = hits.Answers({**single["hits"], **sums}, names, seeds)
+    by_sum = dict(
+      zip(measurements.combinations, zip(*chosen, strict=True), strict=True)
+    )
     results = {
-      "tasks": [task.name for task in self.tasks],
+      "tasks": names,
       "initial_seeds": list(seeds),
       "backbone": session.subject(),
-      "test_examples": {task.name: len(task.examples("test")) for task in self.tasks},
+      "test_examples": {task.name: len(task.examples("test")) for task in tasks},
       "coefficients": list(self.coefficients),
-      "single": single,
-      "sums": sums,
+      **hits.tables(answers, by_sum, "exact_match"),
+      "labels": hits.tables(answers, by_sum, "label_accuracy"),
       "cosine": measurements.cosine(),
       **session.machine(),
-      "negation": negation,
     }
+    for name, scores in single["scores"].items():
+      results["single"][name] |= scores
     results["summary"] = summarise(results)
     results["seconds"] = {"tuning": tuned, "all": session.seconds()}
     return results
@@ -216,11 +222,33 @@ def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
 
   `pair_sums` averages over pairs, their tasks and initial prompts; `pair_sums_relative`
   first divides each score by that of the task's own prompt from the same initial prompt.
-  Each sum in `results` is given its own such mean, as `relative`.
+  Each sum in `results` is given its own such mean, as `relative`. The same means of the
+  accuracy among labels are `labels`.
   """
-  single, names = results["single"], results["tasks"]
-  own = {name: [s["exact_match"] for s in single[name]["own"]] for name in names}
-  *pairs, everything = results["sums"] if len(names) > 2 else [*results["sums"], None]
+  single, labels = results["single"], results["labels"]
+  own = {name: [s["exact_match"] for s in one["own"]] for name, one in single.items()}
+  own_labels = {name: one["own"] for name, one in labels["single"].items()}
+  return {
+    **_means(results, own),
+    "labels": _means(labels, own_labels),
+    "tasks_with_label_accuracy_at_most_0.75_without_prompt": sum(
+      one["no_prompt"]["label_accuracy"] <= 0.75 for one in single.values()
+    ),
+    "cosine": cosine_groups(results["cosine"], len(results["initial_seeds"])),
+  }
+
+
+def _means(
+  tables: Mapping[str, Any], own: Mapping[str, Sequence[float]]
+) -> dict[str, Any]:
+  """Returns the means of one metric over tasks, pairs and initial prompts.
+
+  Args:
+    tables: as `hits.tables` returns them; their sums are given `relative`.
+    own: the scores of the tasks' own prompts, by initial prompt.
+  """
+  single, names = tables["single"], list(own)
+  *pairs, everything = tables["sums"] if len(names) > 2 else [*tables["sums"], None]
 
   def mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
@@ -234,11 +262,12 @@ def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
     known = [total["relative"] for total in sums if total["relative"] is not None]
     return mean(known) if known else None
 
-  for total in results["sums"]:
+  for total in tables["sums"]:
     total["relative"] = _relative(total["scores"], own)
   control = {name: mean(single[name]["control"]) for name in names}
   return {
     "own": mean(mean(scores) for scores in own.values()),
+    "untuned": mean(mean(single[name]["untuned"]) for name in names),
     "tasks_with_own_at_least_0.90": sum(mean(scores) >= 0.9 for scores in own.values()),
     "other_initial": mean(mean(single[name]["other_initial"]) for name in names),
     "control": mean(control.values()),
@@ -250,13 +279,21 @@ def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
       for total in pairs
       for name, scores in total["scores"].items()
     ),
+    "pairs": len(pairs),
+    "pairs_that_keep_0.90": sum(keeps(total, own) for total in pairs),
     "sum_of_all": None if everything is None else absolute([everything]),
     "sum_of_all_relative": None if everything is None else relative([everything]),
-    "tasks_with_label_accuracy_at_most_0.75_without_prompt": sum(
-      single[name]["no_prompt"]["label_accuracy"] <= 0.75 for name in names
-    ),
-    "cosine": cosine_groups(results["cosine"], len(results["initial_seeds"])),
   }
+
+
+def keeps(
+  total: Mapping[str, Any], own: Mapping[str, Sequence[float]], part: float = 0.9
+) -> bool:
+  """Returns whether each task of a sum keeps a part of its own score, on the average."""
+  return all(
+    np.mean(scores) >= part * np.mean(own[name])
+    for name, scores in total["scores"].items()
+  )
 
 
 def _relative(

@@ -1,6 +1,7 @@
 """The report of a study of arithmetic on vectors."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from tpv_jax.studies.report.charts import Score
 from tpv_jax.studies.report.tables import (
   Results,
   Table,
+  interval,
   mean_and_deviation,
   percent,
   subject,
@@ -30,17 +32,25 @@ def markdown(results: Results) -> str:
     "\n".join(f"- {line}" for line in in_short(results)),
     "## (a) Single vectors",
     markdown_table(*table(results)),
-    "*No prompt*: the backbone alone. *Own labels*: how often the right one of the task's "
-    "labels scores highest, without a prompt and with the tuned one; if it is high without a "
-    "prompt, most of the prompt's gain lies in the choice of label words. *Other initial*: the "
+    "*No prompt*: the backbone alone. *Untuned*: the initial prompt. *Other initial*: the "
     "vector applied to an initial prompt that it was not tuned from. *Control*: the mean over "
     "all other tasks' vectors, on their own initial prompt.",
     "![single vectors](single.png)",
+    "Accuracy among the task's labels, that is, how often the right one scores highest; if "
+    "it is high without a prompt, most of the prompt's gain lies in the choice of label "
+    "words:",
+    markdown_table(*table(results, labels=True)),
+    "Differences in points, with the 95 % interval of a paired bootstrap over test rows and "
+    "initial prompts:",
+    markdown_table(*_differences_table(results)),
     "## (b) Sums",
     markdown_table(*_sums_table(results)),
     "One coefficient for all vectors of a sum, chosen on validation among "
     f"{', '.join(f'{c:g}' for c in results['coefficients'])}. *Relative*: divided by the "
-    "score of the task's own prompt from the same initial prompt.",
+    "score of the task's own prompt from the same initial prompt. *Minus own*: the mean "
+    "difference from the tasks' own prompts in points, with its interval. Exact match "
+    "first, then accuracy among each task's labels.",
+    markdown_table(*_sums_table(results["labels"])),
     "![sums](sums.png)",
     "### Negation",
     markdown_table(*_negation_table(results)),
@@ -58,17 +68,10 @@ def in_short(results: Results) -> list[str]:
   """Returns the means that the report opens with, as text."""
   summary = results["summary"]
   lines = [
-    f"own prompt **{percent(summary['own'])}**, on another initial prompt "
-    f"{percent(summary['other_initial'])}, control (another task's vector) "
-    f"{percent(summary['control'])}",
-    f"sums of two **{percent(summary['pair_sums'])}** "
-    f"({percent(summary['pair_sums_relative'])} % of the single prompts' scores)",
+    *_means(summary, len(results["tasks"])),
+    "among the task's labels: "
+    + "; ".join(_means(summary["labels"], len(results["tasks"]))),
   ]
-  if summary["sum_of_all"] is not None:
-    lines[-1] += (
-      f"; sum of all {len(results['tasks'])}: {percent(summary['sum_of_all'])} "
-      f"({percent(summary['sum_of_all_relative'])} %)"
-    )
   few = summary["tasks_with_label_accuracy_at_most_0.75_without_prompt"]
   lines.append(
     f"without a prompt, accuracy among own labels is at most 75 on {few} of "
@@ -77,32 +80,68 @@ def in_short(results: Results) -> list[str]:
   return lines
 
 
-def table(results: Results) -> Table:
-  """Returns the scores of single vectors, mean ± deviation over initial prompts."""
-  header = [
-    "task",
-    "no prompt",
-    "own prompt",
-    "other initial",
-    "control",
-    "own labels: none",
-    "own",
-  ]
+def _means(summary: Mapping[str, Any], tasks: int) -> list[str]:
+  """Returns what the means of one metric say of single vectors and of sums."""
+  single = (
+    f"own prompt **{percent(summary['own'])}** (untuned {percent(summary['untuned'])}), on "
+    f"another initial prompt {percent(summary['other_initial'])}, control (another task's "
+    f"vector) {percent(summary['control'])}"
+  )
+  sums = (
+    f"sums of two **{percent(summary['pair_sums'])}** "
+    f"({percent(summary['pair_sums_relative'])} % of the single prompts' scores; "
+    f"{summary['pairs_that_keep_0.90']} of {summary['pairs']} keep 90 % of both tasks)"
+  )
+  if summary["sum_of_all"] is not None:
+    sums += (
+      f"; sum of all {tasks}: {percent(summary['sum_of_all'])} "
+      f"({percent(summary['sum_of_all_relative'])} %)"
+    )
+  return [single, sums]
+
+
+def table(results: Results, labels: bool = False) -> Table:
+  """Returns the scores of single vectors, mean ± deviation over initial prompts.
+
+  Args:
+    results: the study's.
+    labels: accuracy among labels instead of exact match.
+  """
+  metric = "label_accuracy" if labels else "exact_match"
+  header = ["task", "no prompt", "untuned", "own prompt", "other initial", "control"]
+  single = (results["labels"] if labels else results)["single"]
   rows = []
   for name in results["tasks"]:
-    single = results["single"][name]
+    alone = results["single"][name]
     rows.append(
       [
         name,
-        percent(single["no_prompt"]["exact_match"]),
-        mean_and_deviation([scores["exact_match"] for scores in single["own"]]),
-        mean_and_deviation(single["other_initial"]),
-        mean_and_deviation(single["control"]),
-        percent(single["no_prompt"]["label_accuracy"]),
-        mean_and_deviation([scores["label_accuracy"] for scores in single["own"]]),
+        percent(alone["no_prompt"][metric]),
+        mean_and_deviation(single[name]["untuned"]),
+        mean_and_deviation([scores[metric] for scores in alone["own"]]),
+        mean_and_deviation(single[name]["other_initial"]),
+        mean_and_deviation(single[name]["control"]),
       ]
     )
   return header, rows
+
+
+def _differences_table(results: Results) -> Table:
+  kinds = {
+    "own_minus_untuned": "own - untuned",
+    "own_minus_control": "own - control",
+    "other_initial_minus_own": "other initial - own",
+    "other_initial_minus_control": "other initial - control",
+  }
+  rows = [
+    [name, what, *(interval(found[kind]) for kind in kinds)]
+    for name in ("all", *results["tasks"])
+    for what, found in (
+      ("exact match", results["differences"][name]),
+      ("labels", results["labels"]["differences"][name]),
+    )
+  ]
+  return ["task", "score", *kinds.values()], rows
 
 
 def _sums_table(results: Results) -> Table:
@@ -116,9 +155,10 @@ def _sums_table(results: Results) -> Table:
           f"{name} {mean_and_deviation(s)}" for name, s in total["scores"].items()
         ),
         percent(total["relative"]),
+        interval(total["minus_own"]),
       ]
     )
-  return ["sum", "coefficients", "scores", "relative"], rows
+  return ["sum", "coefficients", "scores", "relative", "minus own"], rows
 
 
 def _negation_table(results: Results) -> Table:

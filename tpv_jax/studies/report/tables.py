@@ -35,6 +35,12 @@ def difference(found: Mapping[str, Any]) -> str:
   )
 
 
+def interval(found: Mapping[str, float]) -> str:
+  """Returns a mean difference and its interval as text, in points."""
+  low, high = 100 * found["low"], 100 * found["high"]
+  return f"{100 * found['mean']:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
 def provenance(results: Results) -> list[str]:
   """Returns the paragraphs that state the date, device, versions and command."""
   known = ", ".join(f"{name} {v}" for name, v in results["versions"].items())
