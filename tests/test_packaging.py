@@ -32,7 +32,9 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_every_gin_file_and_the_embedded_backbone(wheel):
   names = set(wheel.namelist())
-  for path in (REPOSITORY / "gin_configs").rglob("*.gin"):
+  for path in (REPOSITORY / "gin_configs").rglob("*.*"):
+    if path.suffix not in (".gin", ".toml"):
+      continue
     assert (
       f"tpv_jax/gin_configs/{path.relative_to(REPOSITORY / 'gin_configs')}" in names
     )

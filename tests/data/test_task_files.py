@@ -51,6 +51,19 @@ def test_a_task_is_named_after_its_file_and_finds_its_data_beside_it(
   assert task_files.task(pathlib.Path(path)).examples("train") == EXPECTED
 
 
+def test_data_may_lie_in_another_folder_than_the_task_file(write, tmp_path):
+  other = tmp_path / "other"
+  (other / "data").mkdir(parents=True)
+  (other / "data" / "reviews.csv").write_text("text,label\nelsewhere,1\n")
+  path = write()
+  for task in (
+    task_files.task(path, data_dir=other),
+    task_files.tasks([path], data_dir=str(other))[0],
+    task_files.read(path, other).task,
+  ):
+    assert task.examples("train") == (Example("Review: elsewhere", "good"),)
+
+
 def test_all_settings_of_a_task_reach_it(write, tmp_path):
   rows = "".join(f"row {i}|{i % 3}\n" for i in range(30))
   (tmp_path / "rows.txt").write_text(rows.replace("|", "\t"))

@@ -42,6 +42,11 @@ def add_new(command: Parser) -> None:
 def add_check(command: Parser) -> None:
   """Adds the arguments of `tpv tasks check`."""
   command.add_argument("file", metavar="FILE", help="a TOML file that describes a task")
+  command.add_argument(
+    "--data-dir",
+    metavar="DIR",
+    help="where relative paths of data begin (default: the folder of FILE)",
+  )
   _add_backbone(command)
 
 
@@ -130,7 +135,7 @@ def check(options: argparse.Namespace) -> int:
   from tpv_jax.core.errors import EXIT_USER_ERROR
   from tpv_jax.data import surveys, task_files
 
-  made = task_files.read(options.file)
+  made = task_files.read(options.file, options.data_dir)
   found = surveys.survey(made.task, made.splits, made.lengths, _vocabulary(options))
   _say([f"task {made.task.name}, lengths {dict(made.lengths)}"])
   _report(found)

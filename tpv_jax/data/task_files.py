@@ -11,12 +11,14 @@ A task file can be read alone, so any number of them go together, in any order:
   lengths = { inputs = 128, targets = 4 }
 
 The keys are the arguments of `text_files.text_file_task`, `file_format` as `format`, and
-`lengths`. Paths are relative to the task file.
+`lengths`. Paths are relative to the task file, or to DATA_DIR where that is set. A name such
+as 'gin_configs/studies/tasks/sst2.toml' that is not here is one of this package.
 """
 
 import contextlib
 import dataclasses
 import datetime
+import importlib.util
 import inspect
 import os
 import re
@@ -53,17 +55,23 @@ MOST_CHARACTERS = 1 << 20
 
 
 @checked
-def task(files: PathLike | Sequence[PathLike], name: str | None = None) -> Task:
+def task(
+  files: PathLike | Sequence[PathLike],
+  name: str | None = None,
+  data_dir: PathLike | None = None,
+) -> Task:
   """Returns the task of the files, or the one of that name.
 
   Args:
     files: TOML files (TASK_FILES).
     name: of the task (TASK_NAME); None for the only one.
+    data_dir: where relative paths of data begin (DATA_DIR); None for the folder of the file
+      that has them.
 
   Raises:
     UserError: a file is wrong, there is no such task, or there are several and no name.
   """
-  found = _named(files)
+  found = _named(files, data_dir)
   if name is None:
     if len(found) > 1:
       raise UserError(
@@ -76,18 +84,21 @@ def task(files: PathLike | Sequence[PathLike], name: str | None = None) -> Task:
 
 @checked
 def tasks(
-  files: PathLike | Sequence[PathLike], names: str | Sequence[str] | None = None
+  files: PathLike | Sequence[PathLike],
+  names: str | Sequence[str] | None = None,
+  data_dir: PathLike | None = None,
 ) -> tuple[Task, ...]:
   """Returns the tasks of the files in their order, or those of `names` in theirs.
 
   Args:
     files: TOML files (TASK_FILES).
     names: of the tasks (TASK_NAMES); None for all.
+    data_dir: see `task`.
 
   Raises:
     UserError: a file is wrong, or there is no such task.
   """
-  return tuple(one.task for one in _several(files, names))
+  return tuple(one.task for one in _several(files, names, data_dir))
 
 
 @checked
@@ -103,7 +114,7 @@ def lengths(
   Raises:
     UserError: a file is wrong, or there is no such task.
   """
-  chosen = _several(files, names)
+  chosen = _several(files, names, None)
   return {key: max(one.lengths[key] for one in chosen) for key in LENGTHS}
 
 
@@ -118,13 +129,19 @@ class TaskFile:
 
 
 @checked
-def read(path: PathLike) -> TaskFile:
+def read(path: PathLike, data_dir: PathLike | None = None) -> TaskFile:
   """Returns what a task file describes; the data are read when they are first used.
+
+  Args:
+    path: of the file.
+    data_dir: see `task`.
 
   Raises:
     UserError: now, or when the data are used, with the name of the task file.
   """
-  return described(_toml(path), path)
+  found = _here_or_shipped(path)
+  folder = None if data_dir is None else to_path(data_dir)
+  return described(_toml(found), found, folder)
 
 
 def described(
@@ -183,9 +200,11 @@ def _splits(settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _several(
-  files: PathLike | Sequence[PathLike], names: str | Sequence[str] | None
+  files: PathLike | Sequence[PathLike],
+  names: str | Sequence[str] | None,
+  data_dir: PathLike | None,
 ) -> list[TaskFile]:
-  found = _named(files)
+  found = _named(files, data_dir)
   if names is None:
     return list(found.values())
   chosen = [names] if isinstance(names, str) else list(names)
@@ -194,7 +213,9 @@ def _several(
   return [_chosen(found, name, "TASK_NAMES") for name in chosen]
 
 
-def _named(files: PathLike | Sequence[PathLike]) -> dict[str, TaskFile]:
+def _named(
+  files: PathLike | Sequence[PathLike], data_dir: PathLike | None
+) -> dict[str, TaskFile]:
   """Returns the files by the name of their task."""
   paths = [files] if isinstance(files, str | os.PathLike) else list(files)
   if not paths:
@@ -203,7 +224,7 @@ def _named(files: PathLike | Sequence[PathLike]) -> dict[str, TaskFile]:
     )
   found: dict[str, TaskFile] = {}
   for path in paths:
-    one = read(path)
+    one = read(path, data_dir)
     other = found.setdefault(one.task.name, one)
     if other is not one:
       raise UserError(
@@ -220,6 +241,18 @@ def _chosen(found: Mapping[str, TaskFile], name: str, setting: str) -> TaskFile:
       f"{', '.join(found)}.{near_misses(name, found)}"
     )
   return found[name]
+
+
+def _here_or_shipped(path: PathLike) -> PathLike:
+  """Returns the path, or that of the package's file if there is none here."""
+  relative = os.fspath(path).removeprefix("tpv_jax/")
+  if relative.startswith("gin_configs/") and not to_path(path).exists():
+    spec = importlib.util.find_spec("tpv_jax.gin_configs")
+    for folder in (spec and spec.submodule_search_locations) or ():
+      found = to_path(folder) / relative.removeprefix("gin_configs/")
+      if found.exists():
+        return found
+  return path
 
 
 def _toml(path: PathLike) -> dict[str, Any]:
