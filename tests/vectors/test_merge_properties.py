@@ -30,10 +30,6 @@ ALONE: dict[str, dict] = {
       *("karcher", "sce", "consensus", "token_choice", "tsv", "wudi"),
     )
   },
-  **dict.fromkeys(
-    ("task_arithmetic", "linear", "norm_balanced", "metagpt", "multislerp", "karcher"),
-    {},
-  ),
   **dict.fromkeys((*SUMS_AT_DENSITY_1, "ties", "dare_ties", "breadcrumbs_ties"), FULL),
 }
 """Rules that return the one vector that they are given, and with which options."""

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tpv_jax.vectors import provenance
-from tpv_jax.vectors.provenance import Provenance, Term
+from tpv_jax.vectors.provenance import Merge, Part, Provenance, Term
 
 DIGESTS = st.text("0123456789abcdef", min_size=64, max_size=64)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -39,6 +39,101 @@ def test_a_mode_is_stated_only_where_a_backbone_was_quantised():
   one = Provenance(kind="prompt", quantize="int8")
   assert Provenance.from_json(one.to_json()) == one
   assert "quantize" not in Provenance(kind="prompt").to_json()
+
+
+def a_merge(*parts, **changes):
+  """Returns a merge of these terms."""
+  fields = {
+    "rule": "ties",
+    "settings": (("density", (0.2, 0.5)), ("k", None), ("seed", 3)),
+    "weights": (1.0, 0.5),
+    "parts": tuple(
+      Part(f"{index:064x}", terms) for index, terms in enumerate(parts, start=10)
+    ),
+  }
+  return Merge(**(fields | changes))
+
+
+ONE_MERGE = a_merge((Term("sst2", 1.0),), (Term("rte", 0.5), Term("sst2", -1.0)))
+
+
+def test_merges_come_back_and_only_they_are_stated_as_such():
+  one = Provenance(kind="vector", terms=(Term("cola", 1.0), Term(None, 0.7, ONE_MERGE)))
+  text = provenance.canonical_json(one.to_json())
+  assert Provenance.from_json(json.loads(text)) == one
+  # The file of what was not merged is as before there were merges.
+  assert one.to_json()["terms"][0] == {"task": "cola", "coefficient": 1.0}
+  assert one.tasks == ("cola", "sst2", "rte")
+  text = "cola + 0.7 ties(sst2, 0.5 rte - sst2)"
+  assert provenance.describe_terms(one.terms) == text
+
+
+def test_terms_of_one_and_the_same_merge_become_one():
+  other = a_merge((Term("sst2", 1.0),), (Term("rte", 0.5),))
+  terms = [
+    Term(None, 1.0, ONE_MERGE),
+    Term(None, 1.0, other),
+    Term(None, -3.0, ONE_MERGE),
+  ]
+  assert provenance.merge_terms(terms) == (
+    Term(None, -2.0, ONE_MERGE),
+    Term(None, 1.0, other),
+  )
+  assert provenance.merge_terms([terms[0], Term(None, -1.0, ONE_MERGE)]) == ()
+
+
+def test_what_many_parts_were_merged_is_said_in_short():
+  many = a_merge(*[(Term(f"t{k}", 1.0),) for k in range(9)], weights=())
+  text = provenance.describe_terms([Term(None, 1.0, many)])
+  assert text == "ties(t0, t1, t2, t3, … of 9)"
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"rule": ""},
+    {"rule": 3},
+    {"parts": []},
+    {"parts": [{"digest": "ab", "terms": []}]},
+    {"parts": [{"digest": "a" * 64}]},
+    {"settings": {"density": {"a": 1}}},
+    {"settings": {"density": [[1]]}},
+    {"weights": ["1"]},
+    {"more": 1},
+  ],
+)
+def test_a_merge_that_cannot_be_ours_is_refused(change):
+  content = Provenance("vector", (Term(None, 1.0, ONE_MERGE),)).to_json()
+  content["terms"][0]["merge"] |= change
+  with pytest.raises(ValueError, match=r"merge|SHA-256"):
+    Provenance.from_json(content)
+
+
+def test_a_term_is_not_of_a_task_and_a_merge_at_once():
+  with pytest.raises(ValueError, match="of a merge and of the task 'sst2'"):
+    Term("sst2", 1.0, ONE_MERGE)
+
+
+def test_merges_of_merges_come_back_until_they_are_too_deep():
+  nested = a_merge((Term("sst2", 1.0),))
+  for _ in range(provenance.MOST_NESTED - 1):
+    nested = a_merge((Term(None, 1.0, nested),))
+  one = Provenance("vector", (Term(None, 1.0, nested),))
+  assert Provenance.from_json(one.to_json()) == one
+  assert one.tasks == ("sst2",)
+  with pytest.raises(ValueError, match="more than 32 deep"):
+    a_merge((Term(None, 1.0, nested),))
+  content = one.to_json()
+  deepest = content["terms"][0]
+  for _ in range(2000):
+    merge = {
+      **content["terms"][0]["merge"],
+      "parts": [{"digest": "a" * 64, "terms": [deepest]}],
+    }
+    deepest = {"task": None, "coefficient": 1.0, "merge": merge}
+  content["terms"] = [deepest]
+  with pytest.raises(ValueError, match="deep"):
+    Provenance.from_json(content)
 
 
 def test_parameters_of_ept_come_back_with_their_alpha_and_folded_origin():
