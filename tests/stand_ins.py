@@ -38,6 +38,8 @@ BRIEF = {
   " --gin.TASK_NAMES=['sentiment','topic'] --gin.TUNING_TASKS=['topic']"
   " --gin.PROMPT_LENGTHS=[]"
   " --gin.PLAIN_RATES=[1.0] --gin.DECOMPOSED_RATES=[(1.0,0.01)]",
+  "tpv merging": "--gin.TRAIN_STEPS=2 --gin.EVAL_PERIOD=1 --gin.INITIAL_SEEDS=[0,1]"
+  " --gin.RULES=['ties'] --gin.BUDGET=3 --gin.SEARCH_EXAMPLES=8",
   "tpv few-shot": "--gin.TRAIN_STEPS=2 --gin.EVAL_PERIOD=1 --gin.SOURCE_STEPS=2"
   " --gin.SOURCE_EVAL_PERIOD=1 --gin.INITIAL_SEEDS=[10,11] --gin.SHOTS=[0,5]"
   " --gin.VALIDATION_EXAMPLES=8 --gin.TEST_EXAMPLES=8",
@@ -48,7 +50,7 @@ CACHE = "cache"
 """The folder of the cache, in the folder in which a document is run."""
 
 HOURS = re.compile(
-  r"backbones/t5_|pretrain_embedded|runs/paper_|ablation\.gin|few_shot"
+  r"backbones/t5_|pretrain_embedded|runs/paper_|ablation\.gin|few_shot|merging_"
 )
 """Calls that are always made brief: as printed they take up to hours, or a real T5."""
 

@@ -78,6 +78,22 @@ def few_shot(tiny, folder):
   }
 
 
+def merging(tiny, folder):
+  """Of three tasks and some rules, one of which takes two vectors only."""
+  return _common(tiny, folder) | {
+    "model": tiny.plain_model,
+    "tasks": _named(tiny, "a", "b", "c"),
+    "initial_prompt": _start(),
+    "learning_rate": tiny.schedule,
+    "total_steps": 2,
+    "batch_size": 8,
+    "eval_period": 2,
+    "rules": ["ties", "slerp", "concat"],
+    "budget": 3,
+    "search_examples": 8,
+  }
+
+
 def ablation(tiny, folder):
   """Of two tasks at one length."""
   from tpv_jax.studies.ablation import Form
@@ -100,7 +116,12 @@ def ablation(tiny, folder):
   }
 
 
-ARGUMENTS = {"study": study, "few-shot": few_shot, "ablation": ablation}
+ARGUMENTS = {
+  "study": study,
+  "few-shot": few_shot,
+  "merging": merging,
+  "ablation": ablation,
+}
 """Name -> (tiny, an empty folder) -> what its function takes, OUTPUT_DIR aside."""
 
 _FINISHED = {}
@@ -197,6 +218,27 @@ def drawn_few_shot(names, seeds):
   }
 
 
+def drawn_merging(names, seeds):
+  """Of all rules; one of them was left out where it could not be."""
+  from tpv_jax.studies.merging import BASELINES
+  from tpv_jax.vectors.merging.registry import RULES
+
+  rng = np.random.default_rng(len(names))
+
+  def means():
+    tasks = {name: float(rng.choice([0.0, 0.4, 0.97, 1.02])) for name in names}
+    return {"tasks": tasks, "retention": 0.5, "worst": None}
+
+  methods = {method: means() for method in (*BASELINES, *RULES)}
+  methods["tsv"]["tasks"].pop(names[0])
+  return {
+    "tasks": names,
+    "initial_seeds": seeds,
+    "rules": list(RULES),
+    "summary": {"2": methods},
+  }
+
+
 def drawn_ablation(names, seeds):
   """Of all methods; at the second length with fewer initial prompts."""
   from tpv_jax.studies.methods import METHODS
@@ -221,6 +263,7 @@ def drawn_ablation(names, seeds):
 DRAWN = {
   "study": drawn_study,
   "few-shot": drawn_few_shot,
+  "merging": drawn_merging,
   "ablation": drawn_ablation,
 }
 """Name -> (names of tasks, initial seeds) -> what its pictures show."""

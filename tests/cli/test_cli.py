@@ -13,7 +13,10 @@ from tpv_jax import __version__, cli
 from tpv_jax.cli import verbs
 from tpv_jax.core import errors
 
-COMPUTE = ("train", "bank", "eval", "infer", "study", "few-shot", "ablation")
+COMPUTE = (
+  *("train", "bank", "eval", "infer"),
+  *("study", "few-shot", "merging", "ablation"),
+)
 """Verbs that compute where JAX finds an accelerator."""
 
 

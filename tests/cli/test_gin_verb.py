@@ -107,7 +107,7 @@ def test_debug_shows_the_trace(capsys):
 
 
 @pytest.mark.parametrize(
-  "verb", ["train", "bank", "eval", "infer", "study", "few-shot", "ablation"]
+  "verb", ["train", "bank", "eval", "infer", "study", "few-shot", "merging", "ablation"]
 )
 def test_help_shows_examples_that_parse(capsys, verb):
   code, text, _ = run(capsys, verb, "--help")

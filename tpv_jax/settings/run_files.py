@@ -19,6 +19,7 @@ VERBS = {
   "evaluation.infer": ("infer_{}",),
   "study.study": ("study", "tuning_{}"),
   "few_shot.compare_starts": ("few_shot_study", "tuning_{}"),
+  "merging.compare_rules": ("merging_study", "tuning_{}"),
   "ablation.ablation": ("ablation_study", "tuning_{}"),
 }
 """What a command calls -> the names of its run files for a kind of backbone."""

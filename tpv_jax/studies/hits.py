@@ -111,7 +111,7 @@ class Answers:
     """Returns the mean over keys of each start's hits."""
     return np.stack(
       [
-        np.mean([_rows(self._found[_name(key)][metric]) for key in some], axis=0)
+        np.mean([rows(self._found[_name(key)][metric]) for key in some], axis=0)
         for some in keys
       ]
     )
@@ -185,5 +185,6 @@ def _name(key: tuple[Any, ...]) -> str:
   return "/".join(parts)
 
 
-def _rows(bits: str) -> Float[np.ndarray, " R"]:
+def rows(bits: str) -> Float[np.ndarray, " R"]:
+  """Returns the hits of one metric of `to_json`, as numbers."""
   return np.frombuffer(bits.encode("ascii"), np.uint8).astype(np.float64) - ord("0")

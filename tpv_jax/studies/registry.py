@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 STUDIES = {
   "study": "tpv_jax.studies.study:Arithmetic",
   "few-shot": "tpv_jax.studies.few_shot:FewShot",
+  "merging": "tpv_jax.studies.merging:Merging",
   "ablation": "tpv_jax.studies.ablation:Ablation",
 }
 """Name -> 'module:attribute' of a class that is a `base.Study`; imported on use."""
