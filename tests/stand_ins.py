@@ -34,6 +34,9 @@ BRIEF = {
   "tpv train": "--gin.TRAIN_STEPS=4 --gin.EVAL_PERIOD=2",
   "tpv bank": "--gin.TRAIN_STEPS=4 --gin.EVAL_PERIOD=2",
   "tpv study": "--gin.TRAIN_STEPS=4 --gin.EVAL_PERIOD=2 --gin.INITIAL_SEEDS=[0,1]",
+  "tpv moving": "--gin.TRAIN_STEPS=2 --gin.EVAL_PERIOD=2 --gin.INITIAL_SEEDS=[0,1]"
+  " --gin.VARIANTS=[{'scale':1.0}] --gin.VALIDATION_EXAMPLES=8"
+  " --gin.SEARCH_EXAMPLES=8 --gin.TEST_EXAMPLES=8",
   "tpv ablation": "--gin.TRAIN_STEPS=2 --gin.EVAL_PERIOD=1 --gin.INITIAL_SEEDS=[0,1]"
   " --gin.TASK_NAMES=['sentiment','topic'] --gin.TUNING_TASKS=['topic']"
   " --gin.PROMPT_LENGTHS=[]"
@@ -51,6 +54,7 @@ CACHE = "cache"
 
 HOURS = re.compile(
   r"backbones/t5_|pretrain_embedded|runs/paper_|ablation\.gin|few_shot|merging_"
+  r"|studies/moving"
 )
 """Calls that are always made brief: as printed they take up to hours, or a real T5."""
 

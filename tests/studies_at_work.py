@@ -116,10 +116,37 @@ def ablation(tiny, folder):
   }
 
 
+def moving(tiny, folder):
+  """Of two tasks, two starts and two lengths."""
+  from tpv_jax.training import initial
+
+  return _common(tiny, folder) | {
+    "model": tiny.plain_model,
+    "tasks": _named(tiny, "a", "b"),
+    "starts": {
+      "small_normal": initial.small_normal,
+      "sampled_vocabulary": initial.sampled_vocabulary,
+      "class_labels": initial.class_labels,
+    },
+    "start": "small_normal",
+    "scale": 0.1,
+    "learning_rate": tiny.schedule,
+    "total_steps": 2,
+    "batch_size": 8,
+    "eval_period": 2,
+    "variants": [{"start": "class_labels"}, {"length": 5, "rate": 0.5}],
+    "coefficients": (0.5, 1.0),
+    "validation_examples": 8,
+    "search_examples": 8,
+    "test_examples": 16,
+  }
+
+
 ARGUMENTS = {
   "study": study,
   "few-shot": few_shot,
   "merging": merging,
+  "moving": moving,
   "ablation": ablation,
 }
 """Name -> (tiny, an empty folder) -> what its function takes, OUTPUT_DIR aside."""
@@ -260,10 +287,37 @@ def drawn_ablation(names, seeds):
   }
 
 
+def drawn_moving(names, seeds):
+  """Of starts of four scales."""
+  rng = np.random.default_rng(len(names))
+
+  def scores():
+    values = rng.choice([0.0, 0.4, 0.97, 1.0], (len(seeds), 2))
+    return [{"exact_match": x, "label_accuracy": y} for x, y in values.tolist()]
+
+  return {
+    "tasks": names,
+    "initial_seeds": seeds,
+    "variants": [
+      {
+        "tasks": {
+          name: {
+            "ratio": [ratio] * len(seeds),
+            **{kind: scores() for kind in ("own", "moved", "summed", "control")},
+          }
+          for name in names
+        }
+      }
+      for ratio in (0.02, 0.4, 3.0, 40.0)
+    ],
+  }
+
+
 DRAWN = {
   "study": drawn_study,
   "few-shot": drawn_few_shot,
   "merging": drawn_merging,
+  "moving": drawn_moving,
   "ablation": drawn_ablation,
 }
 """Name -> (names of tasks, initial seeds) -> what its pictures show."""

@@ -112,7 +112,9 @@ def test_a_document_prints_what_it_shows(road, check):
   check(itertools.chain(*steps), brief=False)
 
 
-@pytest.mark.parametrize("room", ["backbones", "prompts", "runs", "t5x", "tasks"])
+@pytest.mark.parametrize(
+  "room", ["backbones", "prompts", "runs", "studies", "t5x", "tasks"]
+)
 def test_the_commands_in_the_headers_of_gin_files_are_calls(room, check):
   steps = [step for path in headers(room) for step in documents.header(path)]
   check([dataclasses.replace(step, mark="outside") for step in steps])

@@ -7,7 +7,7 @@ from tpv_jax.banks import bank
 from tpv_jax.core.errors import UserError
 from tpv_jax.evaluation import evaluation
 from tpv_jax.settings import calling, gin_files, refusals, run_files
-from tpv_jax.studies import ablation, few_shot, study
+from tpv_jax.studies import ablation, few_shot, moving, study
 from tpv_jax.training import training
 
 ENTRIES = (training.train, bank.train_bank, evaluation.evaluate, evaluation.infer)
@@ -33,7 +33,8 @@ def test_the_backbone_chooses_the_run_file(backbones, entry, kind):
 
 
 @pytest.mark.parametrize(
-  "entry", [study.study, few_shot.compare_starts, ablation.ablation]
+  "entry",
+  [study.study, few_shot.compare_starts, moving.moving, ablation.ablation],
 )
 @pytest.mark.parametrize("kind", ["embedded", "llm", "t5"])
 def test_studies_of_own_tasks_are_complete_for_every_backbone(

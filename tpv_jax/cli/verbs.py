@@ -23,6 +23,7 @@ GROUPS = {
     "study": ("tpv_jax.cli.study", "measure arithmetic on task vectors"),
     "few-shot": ("tpv_jax.cli.few_shot", "compare starts of few-shot tuning"),
     "merging": ("tpv_jax.cli.merging", "compare merge rules"),
+    "moving": ("tpv_jax.cli.moving", "measure what makes vectors move and add"),
     "ablation": (
       "tpv_jax.cli.ablation",
       "compare plain tuning, DePT, EPT, EPT's parts",

@@ -20,6 +20,7 @@ VERBS = {
   "study.study": ("study", "tuning_{}"),
   "few_shot.compare_starts": ("few_shot_study", "tuning_{}"),
   "merging.compare_rules": ("merging_study", "tuning_{}"),
+  "moving.moving": ("moving", "tuning_{}"),
   "ablation.ablation": ("ablation_study", "tuning_{}"),
 }
 """What a command calls -> the names of its run files for a kind of backbone."""

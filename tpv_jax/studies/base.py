@@ -234,6 +234,7 @@ class Session:
     subject: Mapping[str, Any],
     defaults: Mapping[str, Any],
     decoding: SoftPromptModel | None = None,
+    name: str = NAME,
   ) -> Measured:
     """Returns the study's measurements, with those made before on the same subject.
 
@@ -241,6 +242,7 @@ class Session:
       subject: what they depend on, except the backbone and decoding.
       defaults: the values of entries that an older subject may lack.
       decoding: the model that decodes, if decoded text is measured.
+      name: of the file, in the study's folder.
     """
     whole = {**subject, "backbone": self.backbone.fingerprint}
     if mode := quantization.mode_of(self.settings.network):
@@ -251,7 +253,7 @@ class Session:
       whole |= {"temperature": choice.temperature, "top_p": choice.top_p}
       whole |= {"sampling_seed": choice.sampling_seed}
     overwrite = self.settings.overwrite
-    return Measured(self.folder / NAME, whole, defaults, overwrite)
+    return Measured(self.folder / name, whole, defaults, overwrite)
 
   def say(self, text: str) -> None:
     """Shows a line of progress."""
@@ -294,6 +296,7 @@ class Split:
     most: int | None = None,
   ):
     """Tokenizes the first `most` examples of each task; for 'test', says what was lost."""
+    tasks = list(tasks)
     self._evaluator = evaluator
     self._examples = {task.name: task.examples(split)[:most] for task in tasks}
     self._labels = {task.name: task.labels for task in tasks}
@@ -352,6 +355,25 @@ def check_tasks(
         "it out, or give it labels."
       )
     check_task(task, settings.vocabulary, settings.lengths, splits)
+
+
+def check_vectors(tasks: Sequence[Task], settings: Settings) -> None:
+  """Raises `UserError` unless there are two tasks with labels and two initial prompts."""
+  seeds = settings.initial_seeds
+  if len(tasks) < 2 or len(seeds) < 2:
+    raise UserError(
+      f"A study compares tasks and initial prompts: give at least two of each (now "
+      f"{len(tasks)} and {len(seeds)})."
+    )
+  refuse_repeated("TASKS", [task.name for task in tasks])
+  refuse_repeated("INITIAL_SEEDS", seeds)
+  for task in tasks:
+    if task.labels is None:
+      raise UserError(
+        f"A study compares accuracies among labels, and the task '{task.name}' has "
+        "none. Give it labels, or leave it out."
+      )
+  check_tasks(tasks, settings, ())
 
 
 def refuse_repeated(what: str, names: Sequence[Any]) -> None:

@@ -11,6 +11,7 @@ STUDIES = {
   "study": "tpv_jax.studies.study:Arithmetic",
   "few-shot": "tpv_jax.studies.few_shot:FewShot",
   "merging": "tpv_jax.studies.merging:Merging",
+  "moving": "tpv_jax.studies.moving:Moving",
   "ablation": "tpv_jax.studies.ablation:Ablation",
 }
 """Name -> 'module:attribute' of a class that is a `base.Study`; imported on use."""

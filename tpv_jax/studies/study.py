@@ -18,7 +18,6 @@ from jaxtyping import Float
 from tpv_jax.banks import bank
 from tpv_jax.core import files
 from tpv_jax.core.checks import Lengths, NotEmpty, Seed, Size, Steps, checked
-from tpv_jax.core.errors import UserError
 from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.devices import processes
@@ -139,21 +138,7 @@ class Arithmetic:
 
   def check(self) -> None:
     """Raises `UserError` for tasks or initial prompts that can't be compared."""
-    seeds = self.settings.initial_seeds
-    if len(self.tasks) < 2 or len(seeds) < 2:
-      raise UserError(
-        f"A study compares tasks and initial prompts: give at least two of each (now "
-        f"{len(self.tasks)} and {len(seeds)})."
-      )
-    base.refuse_repeated("TASKS", [task.name for task in self.tasks])
-    base.refuse_repeated("INITIAL_SEEDS", seeds)
-    for task in self.tasks:
-      if task.labels is None:
-        raise UserError(
-          f"A study compares accuracies among labels, and the task '{task.name}' has "
-          "none. Give it labels, or leave it out."
-        )
-    base.check_tasks(self.tasks, self.settings, ())
+    base.check_vectors(self.tasks, self.settings)
 
   def results(self, session: base.Session) -> dict[str, Any]:
     """Tunes the prompts, measures their vectors, and returns all numbers."""

@@ -151,6 +151,70 @@ def lines(
   return sheet
 
 
+Point = tuple[float, Sequence[float]]
+"""A number on the horizontal axis, and the values there, one for each initial prompt."""
+
+
+def against(
+  panels: Mapping[str, Mapping[str, Sequence[Point]]],
+  label: str,
+  scores: str,
+  mark: float,
+) -> Sheet:
+  """Returns a panel for each name: the points of its series over a logarithmic axis.
+
+  Args:
+    panels: title -> series -> points, drawn as their mean and range.
+    label: of the horizontal axis.
+    scores: of the vertical axis, in percent.
+    mark: where a line is drawn on the horizontal axis.
+  """
+  columns = min(3, len(panels))
+  sheet, width = Sheet(columns), 3.0
+  highest = max(
+    (
+      max(some)
+      for one in panels.values()
+      for points in one.values()
+      for _, some in points
+    ),
+    default=0.0,
+  )
+  logs = [
+    math.log10(at)
+    for one in panels.values()
+    for points in one.values()
+    for at, _ in points
+  ]
+  # Whole decades, because only these are labelled.
+  decades = math.floor(min(logs, default=0.0)), math.ceil(max(logs, default=1.0) + 1e-9)
+  for place, (title, series) in enumerate(panels.items()):
+    axes = sheet.panel(width, 3.0, title)
+    axes.axvline(mark, color="0.7", linewidth=0.8, linestyle="--")
+    axes.axhline(100, color="0.7", linewidth=0.8)
+    for number, (name, points) in enumerate(series.items()):
+      colour, marker = f"C{number}", _MARKERS[number]
+      places = [at for at, _ in points]
+      for at, values in points:
+        axes.plot([at, at], [min(values), max(values)], color=colour, linewidth=0.8)
+      means = [float(np.mean(values)) for _, values in points]
+      style = {"linestyle": "none", "marker": marker, "markersize": 4.5}
+      axes.plot(places, means, label=name, color=colour, fillstyle="none", **style)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    axes.set_xlim(0.8 * 10 ** decades[0], 1.25 * 10 ** decades[1])
+    axes.set_xlabel(wrapped(label, width, SIZE + 1), fontsize=SIZE + 1)
+    axes.tick_params(labelsize=SIZE, which="both")
+    axes.set_ylim(_LOW, max(_HIGH, highest + 5))
+    axes.spines[["top", "right"]].set_visible(False)
+    if not place % columns:
+      axes.set_ylabel(scores, fontsize=SIZE)
+    if place == columns - 1:
+      _legend(axes)
+  return sheet
+
+
 def matrix(  # noqa: PLR0913 (how it looks, by keywords)
   sheet: Sheet,
   values: Float[np.ndarray, "R C"],
