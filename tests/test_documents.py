@@ -23,7 +23,11 @@ WRITTEN_BY_COMMANDS = ("docs/ablation.md", "docs/few_shot.md")
 """Without marks; docs/t5x-check.md is what `make t5x-check` wrote (see t5x_check.py)."""
 
 ROADS = (
-  ("docs/quickstart.md", "docs/vectors.md"),  # which goes on with its files
+  (
+    "docs/quickstart.md",
+    "docs/vectors.md",
+    "docs/merging.md",
+  ),  # which goes on with its files
   *(("README.md",), ("CONTRIBUTING.md",), ("tpv_jax/embedded/MODEL_CARD.md",)),
   *((f"docs/{name}.md",) for name in ("installing", "ept", "banks", "own_data")),
   *(

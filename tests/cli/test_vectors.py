@@ -823,6 +823,24 @@ def test_vectors_of_many_tasks_show_in_full(tpv, tmp_path):
   assert tpv("show", "many.safetensors").count("task") == 20
 
 
+def test_a_merge_of_two_takes_under_0_4_seconds_of_the_processor(vectors):
+  """Of the processor, as a busy machine makes anything take longer."""
+  call = ("merge", "sst2.safetensors", "rte.safetensors", "--rule", "ties")
+  used = []
+  for _ in range(4):
+    before = os.times()
+    done = fresh(*call, "-o", "m.safetensors", "--overwrite")
+    after = os.times()
+    assert done.returncode == 0
+    used.append(
+      after.children_user
+      + after.children_system
+      - before.children_user
+      - before.children_system
+    )
+  assert min(used) < 0.4, used
+
+
 def test_text_of_a_file_does_nothing_to_a_terminal(tmp_path, capsys):
   hostile = "x\x1b]0;owned\x07\x1b[2J\nbackbone      forged\u202e\x9b31m"
   known = Provenance(

@@ -1,11 +1,14 @@
 """Prompts that are tried on other words than they were trained on are named."""
 
+import re
 import types
 
 import pytest
 
+from tpv_jax.core.errors import UserError
 from tpv_jax.evaluation import candidates
-from tpv_jax.vectors import algebra, moving
+from tpv_jax.vectors import algebra, moving, store
+from tpv_jax.vectors.merging.merge import merge
 from tpv_jax.vectors.provenance import Provenance, Term
 
 TRAINED = {"kind": "prompt", "terms": (Term("sst2", 1.0),)}
@@ -58,3 +61,59 @@ def test_the_ratios_of_many_vectors_take_one_line(moved, capsys):
   assert line.count("\n") == 1
   assert "2 vectors on other starts" in line
   assert f"is {low:.3g} to {high:.3g}; below 2.5" in line
+
+
+@pytest.fixture
+def two(initial_prompt, tuned_prompt, tmp_path, monkeypatch):
+  """Writes the vectors a and b of one initial prompt; returns both, and that prompt."""
+  monkeypatch.chdir(tmp_path)
+  own = initial_prompt(0)
+  made = [
+    algebra.diff(tuned_prompt(own, task, seed), own)
+    for seed, task in enumerate(("sst2", "rte"), start=1)
+  ]
+  for name, one in zip("ab", made, strict=True):
+    store.write(f"{name}.safetensors", one.leaves, one.provenance)
+  return made, own
+
+
+def test_a_merge_is_evaluated_as_its_file_would_be(two):
+  vectors, own = two
+  asked = {
+    "rule": "ties",
+    "of": ["a.safetensors", "b.safetensors"],
+    "density": 0.5,
+    "weights": [2.0, 1.0],
+    "lambda": 0.7,
+  }
+  ((one,),) = candidates.read(vector=asked, initial=own, coefficients=[0.5])
+  expected = merge(vectors, "ties", [2.0, 1.0], 0.7, {"density": 0.5})
+  applied = algebra.apply(expected, own, 0.5)
+  assert one.leaves["prompt"].tobytes() == applied.leaves["prompt"].tobytes()
+  assert set(one.tasks) == {"sst2", "rte"}
+  assert one.name.startswith("0.5 * ties(a.safetensors, b.safetensors) density=0.5")
+  # Among others, in a list.
+  found = candidates.read(
+    vector=["a.safetensors", asked, {**asked, "density": 0.2}], initial=own
+  )
+  assert len(found) == 3
+
+
+def test_a_merge_that_cannot_be_is_one_line(two):
+  _, own = two
+  both = ["a.safetensors", "b.safetensors"]
+  for asked, expected in (
+    ({"rule": "tise", "of": both}, "Did you mean 'ties'"),
+    ({"rule": "ties"}, "'of' of a merge of VECTOR is None"),
+    ({"rule": "ties", "of": "a.safetensors"}, "'of' of a merge of VECTOR is 'a.safe"),
+    ({"rule": "ties", "of": both, "densty": 1}, "has no option 'densty'"),
+    (
+      {"rule": "ties", "of": both, "lambda": "1"},
+      "'lambda' of a merge of VECTOR is '1'",
+    ),
+    ({"rule": 3, "of": both}, "'rule' of a merge of VECTOR is 3"),
+    ({"ties": both}, "For a merge, give 'rule' and 'of'"),
+    ({"rule": "ties", "of": []}, "nothing to add"),
+  ):
+    with pytest.raises(UserError, match=re.escape(expected)):
+      candidates.read(vector=asked, initial=own)

@@ -10,13 +10,14 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from tpv_jax.backbones import loading, quantization
 from tpv_jax.backbones.protocol import Network
 from tpv_jax.core import files, identity, screen
+from tpv_jax.core.checks import misfit
 from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.data.tasks import Task
 from tpv_jax.devices import processes
@@ -24,6 +25,8 @@ from tpv_jax.formats import sources
 from tpv_jax.runs import records, run_settings
 from tpv_jax.vectors import algebra, moving
 from tpv_jax.vectors.loaded import Loaded
+from tpv_jax.vectors.merging import merge as merging
+from tpv_jax.vectors.merging import registry as merge_rules
 from tpv_jax.vectors.provenance import Provenance, describe_precision
 
 GRID = tuple(round(0.05 * step, 2) for step in range(21))
@@ -35,8 +38,13 @@ NO_PROMPT = "no prompt"
 Source = str | Loaded
 """What `sources.load` takes, or a prompt or vector in memory."""
 
-Vector = Source | Sequence[Source] | Mapping[str, float]
-"""A vector or its file, several for their sum, or several files with weights."""
+Vector = Source | Sequence[Source] | Mapping[str, Any]
+"""A vector or its file, several for their sum, several files with weights, or a merge.
+
+A merge is a mapping with the name of its 'rule', the list 'of' files or vectors, and perhaps
+'weights', 'lambda' and the rule's options, as in
+{'rule': 'ties', 'of': ['a.safetensors', 'b.safetensors'], 'density': 0.2}.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +97,8 @@ def read(
       'runs/sst2-*', or a prompt in memory; or a list of them. None in a list is the
       backbone alone, and so is giving neither prompt nor vector.
     vector: a vector or its file, or a list. An entry of a list may itself be a list of
-      vectors to add, or a mapping from files to the weights of such a sum. Each entry
-      is applied to each initial prompt, times each coefficient.
+      vectors to add, a mapping from files to the weights of such a sum, or a merge (see
+      `Vector`). Each entry is applied to each initial prompt, times each coefficient.
     initial: an initial prompt (of a run folder, its initial prompt), or a list.
     coefficients: of the vectors.
     which: the 'best', 'last' or 'initial' prompt of a run folder given as `prompt`.
@@ -378,13 +386,41 @@ def _settings_but_seeds(path: str) -> str | None:
 def _weights(vector: Vector) -> list[tuple[Source, float]]:
   """Returns the vectors of a sum with their weights."""
   if isinstance(vector, Mapping):
+    wrong = misfit(vector, Mapping[str, float], "A sum of VECTOR")
+    if wrong is not None:
+      raise UserError(f"{wrong} (For a merge, give 'rule' and 'of'.)")
     return list(vector.items())
   addends: list[Source] = _listed(vector)
   _refuse_repeated("A sum of VECTOR", [_named(one) for one in addends])
   return [(one, 1.0) for one in addends]
 
 
+def _is_merge(vector: Vector) -> bool:
+  return isinstance(vector, Mapping) and "rule" in vector
+
+
+def _merge(vector: Mapping[str, Any]) -> Loaded:
+  """Returns the vector that a mapping with a rule states."""
+  options = dict(vector)
+  rule, parts = options.pop("rule"), options.pop("of", None)
+  weights, coefficient = options.pop("weights", None), options.pop("lambda", 1.0)
+  for value, kind, name in (
+    (rule, str, "'rule' of a merge of VECTOR"),
+    (parts, Sequence[str | Loaded], "'of' of a merge of VECTOR"),
+    (weights, Sequence[float] | None, "'weights' of a merge of VECTOR"),
+    (coefficient, float, "'lambda' of a merge of VECTOR"),
+  ):
+    if (wrong := misfit(value, kind, name)) is not None:
+      raise UserError(str(wrong))
+  merge_rules.with_options(rule, options)  # Before anything is read.
+  return merging.merge(
+    [_loaded(one) for one in parts], rule, weights, float(coefficient), options
+  )
+
+
 def _vector(vector: Vector) -> Loaded:
+  if _is_merge(vector):
+    return _merge(cast(Mapping[str, Any], vector))
   addends = _weights(vector)
   if not addends:
     raise UserError("VECTOR has an empty sum. Give at least one vector's file.")
@@ -398,6 +434,11 @@ def _text(number: float) -> str:
 
 
 def _name(vector: Vector) -> str:
+  if _is_merge(vector):
+    stated = dict(cast(Mapping[str, Any], vector))
+    parts = ", ".join(map(_named, _listed(stated.pop("of", ()))))
+    rule = stated.pop("rule")
+    return f"{rule}({parts})" + "".join(f" {name}={stated[name]}" for name in stated)
   text = " + ".join(
     _named(one) if weight == 1 else f"{_text(weight)} {_named(one)}"
     for one, weight in _weights(vector)

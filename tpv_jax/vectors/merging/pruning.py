@@ -14,12 +14,16 @@ Outliers = BelowOne | Sequence[BelowOne]
 """The share of the largest values that are dropped, for all vectors or for each."""
 
 
-def ranks_from_largest(sizes: Float64[np.ndarray, "*shape"]) -> np.ndarray:
-  """Returns the rank of each size, 0 for the largest; of equal ones, the first is first."""
-  order = np.argsort(-sizes.reshape(-1), kind="stable")
-  ranks = np.empty_like(order)
-  ranks[order] = np.arange(order.size)
-  return ranks.reshape(sizes.shape)
+def among_largest(sizes: Float64[np.ndarray, "P D"], number: int) -> np.ndarray:
+  """Returns the mask of the `number` largest; of equal ones, the first come first."""
+  flat = sizes.reshape(-1)
+  if number in (0, flat.size):
+    return np.full(sizes.shape, number > 0)
+  least = np.partition(flat, -number)[-number]
+  kept = flat > least
+  equal = np.flatnonzero(flat == least)
+  kept[equal[: number - int(kept.sum())]] = True
+  return kept.reshape(sizes.shape)
 
 
 def largest(
@@ -29,15 +33,8 @@ def largest(
 
   docs/methods.md, (4.16). At least one is kept; of equal sizes, those of a lower index.
   """
-  number = _number(density, values.size)
-  if number == values.size:
-    return values
-  sizes = np.abs(values).reshape(-1)
-  least = np.partition(sizes, -number)[-number]
-  kept = sizes > least
-  equal = np.flatnonzero(sizes == least)
-  kept[equal[: number - int(kept.sum())]] = True
-  return np.where(kept.reshape(values.shape), values, 0.0)
+  kept = among_largest(np.abs(values), _number(density, values.size))
+  return np.where(kept, values, 0.0)
 
 
 def middle(
@@ -50,8 +47,9 @@ def middle(
   """
   number = _number(density, values.size)
   dropped = min(int(gamma * values.size), values.size - number)
-  ranks = ranks_from_largest(np.abs(values))
-  return np.where((ranks >= dropped) & (ranks < dropped + number), values, 0.0)
+  sizes = np.abs(values)
+  kept = among_largest(sizes, dropped + number) & ~among_largest(sizes, dropped)
+  return np.where(kept, values, 0.0)
 
 
 def weighted_sum(

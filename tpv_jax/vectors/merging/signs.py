@@ -157,4 +157,4 @@ class SCE(LeafRule):
     for leaf in leaves:
       variance += (leaf - mean) ** 2
     number = int(self.select_topk * np.count_nonzero(variance))
-    return pruning.ranks_from_largest(variance) < number
+    return pruning.among_largest(variance, number)
