@@ -92,6 +92,61 @@ def test_the_scores_are_those_of_the_prompts_that_the_words_name(
   )
 
 
+class Sums(base.Split):
+  """Stands in for a split: the score of a prompt is the sum of its values."""
+
+  def __init__(self):
+    pass
+
+  def hits(self, asked):
+    return {
+      key: dict.fromkeys(base.METRICS, np.asarray([leaves["prompt"].sum()], float))
+      for key, (leaves, _) in asked.items()
+    }
+
+
+def test_each_measurement_scores_the_prompt_that_it_names(tiny, finished):
+  arguments, folder, results = finished
+  name = results["variants"][0]["name"]
+  run = folder / "runs" / name
+  tuned = {
+    (task, seed): sources.load(str(run / f"{task}-{seed}"))
+    for task in "ab"
+    for seed in (0, 1)
+  }
+  starts = [sources.load(str(run / f"a-{seed}"), "initial") for seed in (0, 1)]
+  vectors = moved.Vectors(folder, name, arguments["tasks"], (0, 1), starts[1])
+
+  def total(prompt):
+    return float(prompt.leaves["prompt"].astype(np.float64).sum())
+
+  own = {key: total(one) for key, one in tuned.items()}
+  untuned = [total(one) for one in starts]
+  change = {(task, seed): own[task, seed] - untuned[seed] for task, seed in own}
+  expected = {
+    "untuned": untuned,
+    "own": [own["a", 0], own["a", 1]],
+    "moved": [untuned[0] + change["a", 1], untuned[1] + change["a", 0]],
+    "control": [own["b", 0], own["b", 1]],
+  }
+  single = vectors._single(Sums())["a"]
+  for kind, values in expected.items():
+    found = [one["exact_match"] for one in single[kind]]
+    assert found == pytest.approx(values, abs=1e-4), kind
+  assert abs(change["a", 0] - change["a", 1]) > 1e-2  # Else 'moved' would show nothing.
+  (pair,) = vectors._sums(Sums(), [[0.5, 1.0]])
+  assert [one["exact_match"] for one in pair["scores"]["b"]] == pytest.approx(
+    [
+      untuned[seed] + weight * (change["a", seed] + change["b", seed])
+      for seed, weight in ((0, 0.5), (1, 1.0))
+    ],
+    abs=1e-4,
+  )
+  averaged = vectors._averaged(Sums())["a"]["exact_match"]
+  mean = (change["a", 0] + change["a", 1]) / 2
+  assert averaged == pytest.approx(untuned[1] + mean, abs=1e-4)
+
+
 def test_a_variant_that_is_added_is_all_that_is_trained(
   finished, tmp_path, monkeypatch
 ):
