@@ -23,6 +23,7 @@ WRITTEN_BY_COMMANDS = (
   "docs/ablation.md",
   "docs/few_shot.md",
   "docs/results/moving-embedded.md",
+  "docs/results/sentiment/report.md",
 )
 """Without marks; docs/t5x-check.md is what `make t5x-check` wrote (see t5x_check.py)."""
 
@@ -38,7 +39,7 @@ ROADS = (
     (f"docs/{name}.md",)
     for name in ("predictions", "python", "diagnosis", "settings", "two_tasks")
   ),
-  ("docs/decoder_only.md",),
+  *(("docs/decoder_only.md",), ("docs/results.md",)),
   *((f"docs/{name}.md",) for name in ("formats", "methods", "tasks", "t5x")),
   *((name,) for name in WRITTEN_BY_COMMANDS),
 )
