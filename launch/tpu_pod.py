@@ -74,7 +74,10 @@ TRIES = 5
 # processes may end, with any exit code, before its state shows it.
 PATIENCE = 3
 # The verbs of tpv that take the flags of several processes.
-VERBS = ("train", "bank", "eval", "infer", "study", "few-shot", "ablation")
+VERBS = (
+  *("train", "bank", "eval", "infer"),
+  *("study", "few-shot", "merging", "moving", "ablation"),
+)
 SIGTERM_CODE = 128 + signal.SIGTERM
 T = TypeVar("T")
 

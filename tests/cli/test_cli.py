@@ -15,7 +15,7 @@ from tpv_jax.core import errors
 
 COMPUTE = (
   *("train", "bank", "eval", "infer"),
-  *("study", "few-shot", "merging", "ablation"),
+  *("study", "few-shot", "merging", "moving", "ablation"),
 )
 """Verbs that compute where JAX finds an accelerator."""
 
@@ -108,7 +108,7 @@ def test_only_verbs_that_compute_take_an_accelerator(verb, monkeypatch, capsys):
   ("arguments", "line"),
   [
     ([], "No verb was given."),
-    (["trian"], "There is no verb 'trian'. Did you mean 'train'?"),
+    (["trian"], "There is no verb 'trian'. Did you mean 'train', 'merging'?"),
     (["train_bank"], "There is no verb 'train_bank'. Did you mean 'train', 'bank'?"),
     (["few_shot", "--help"], "There is no verb 'few_shot'. Did you mean 'few-shot', "),
     (["xyzzy"], "There is no verb 'xyzzy'. 'tpv --help' lists them."),

@@ -104,6 +104,10 @@ def test_a_merge_that_cannot_be_is_one_line(two):
   both = ["a.safetensors", "b.safetensors"]
   for asked, expected in (
     ({"rule": "tise", "of": both}, "Did you mean 'ties'"),
+    (
+      {"a.safetensors": "x"},
+      "A sum of VECTOR['a.safetensors'] is 'x'; it must be a number",
+    ),
     ({"rule": "ties"}, "'of' of a merge of VECTOR is None"),
     ({"rule": "ties", "of": "a.safetensors"}, "'of' of a merge of VECTOR is 'a.safe"),
     ({"rule": "ties", "of": both, "densty": 1}, "has no option 'densty'"),

@@ -306,7 +306,6 @@ def test_what_a_file_names_the_run_does_not_reach_need_not_be_given(checked):
     (training.train, "initial.sampled_vocabulary.first=-5", "-5; it must be a whole"),
     (evaluation.evaluate, "EVAL_SPLITS='test'", "'test'; it must be a list"),
     (evaluation.evaluate, "WHICH='bets'", "'bets'; it must be .*Did you mean 'best'"),
-    (evaluation.evaluate, "VECTOR={'a': 'x'}", r"\['a'\] is 'x'; it must be a number"),
     (evaluation.evaluate, "TASK_NAMES='topic'", "'topic'; it must be a list"),
   ],
 )

@@ -41,6 +41,11 @@ def provenance(name):
   return json.loads((FOLDER / "expected.json").read_text())[name]
 
 
+def as_then(known):
+  """Returns a provenance as JSON without what is stated since 0.2.0."""
+  return {key: one for key, one in known.to_json().items() if key != "initial_norm"}
+
+
 def assert_same_bits(leaves, others):
   assert leaves.keys() == others.keys()
   for name, leaf in others.items():
@@ -53,7 +58,7 @@ def test_its_prompts_checkpoint_and_vector_are_read_bit_by_bit():
   assert set(found) == set(json.loads((FOLDER / "expected.json").read_text()))
   for name, item in found.items():
     assert_same_bits(item.leaves, stored(name))
-    assert item.provenance.to_json() == provenance(name), name
+    assert as_then(item.provenance) == provenance(name), name
 
 
 def test_the_state_of_its_optimizer_is_read_bit_by_bit():
@@ -83,7 +88,7 @@ def test_tpv_makes_the_vector_of_then(tmp_path):
   assert cli.main(["diff", str(KILLED), "-o", str(made)]) == 0
   leaves, known = store.read(made)
   assert_same_bits(leaves, stored("vector"))
-  assert known.to_json() == provenance("vector")
+  assert as_then(known) == provenance("vector")
 
 
 @pytest.mark.slow

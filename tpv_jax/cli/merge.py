@@ -17,10 +17,10 @@ from tpv_jax.vectors.merging import registry
 from tpv_jax.vectors.merging.merge import merge
 
 EXAMPLES = """\
-  tpv merge --list
   tpv merge sst2.safetensors rte.safetensors --rule ties --density 0.2 -o both.safetensors
   tpv merge sst2.safetensors rte.safetensors --rule norm_balanced -o both.safetensors
   tpv merge sst2.safetensors rte.safetensors --rule slerp --t 0.3 -o near_sst2.safetensors
+  tpv merge --list
 """
 ON_CPU = True
 
