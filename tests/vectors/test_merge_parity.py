@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tpv_jax.vectors.loaded import Loaded
-from tpv_jax.vectors.merging import dropping, pruning, signs
+from tpv_jax.vectors.merging import dropping, signs
 from tpv_jax.vectors.merging.merge import merge
 from tpv_jax.vectors.provenance import Provenance, Term
 
@@ -63,7 +63,7 @@ def test_with_their_masks_the_values_of_random_rules_are_theirs(key, case):
   if case["rule"] in ("dare_ties", "della"):
     merged = signs.elected((x, w, w) for x, w in zip(kept, weights, strict=True))
   else:
-    merged = pruning.weighted_sum(kept, weights, lambda leaf, index: leaf)
+    merged = signs.weighted_sum(zip(kept, weights, strict=True), kept[0].shape)
   np.testing.assert_allclose(merged, STORED[str(key)], **TOLERANCE)
 
 

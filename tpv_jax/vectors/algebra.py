@@ -403,7 +403,7 @@ def cosine(items: Sequence[Loaded]) -> Float64[np.ndarray, "N N"]:
   compatibility.refuse_other_space(items)
   compatibility.refuse_unequal(items)
   for item in items:
-    if not any(leaf.any() for leaf in item.leaves.values()):
+    if arithmetic.is_zero(item.leaves):
       raise UserError(f"'{item.name}' is all zeros and has no direction. Leave it out.")
   compatibility.common_backbone(items, allow_unknown=True)
   matrix = np.eye(len(items))

@@ -188,6 +188,23 @@ def _ordered_sum(
   return total
 
 
+def is_zero(leaves: Mapping[str, np.ndarray]) -> bool:
+  """Returns whether all values are 0, so that they have no direction."""
+  return not any(leaf.any() for leaf in leaves.values())
+
+
+def negligible(values: np.ndarray, shape: tuple[int, ...]) -> float:
+  """Returns the singular value up to which one may be rounding error of fp32 values.
+
+  The bound is that of NumPy's `matrix_rank`.
+
+  Args:
+    values: the singular values of a matrix.
+    shape: of the matrix.
+  """
+  return float(values.max(initial=0.0)) * max(shape) * float(np.finfo(np.float32).eps)
+
+
 def finite(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Returns the leaves; raises `UserError` if a value is NaN or infinite."""
   for name, leaf in leaves.items():

@@ -184,7 +184,7 @@ def why_not_comparable(first: Loaded, other: Loaded) -> str | None:
   elif shapes[0] != shapes[1]:
     held = ", ".join(f"{name} {shape}" for name, shape in sorted(shapes[1].items()))
     reason = f"it has other shapes ({held})"
-  elif not any(leaf.any() for leaf in other.leaves.values()):
+  elif arithmetic.is_zero(other.leaves):
     reason = "it is all zeros and has no direction"
   return reason
 

@@ -65,9 +65,8 @@ class Pair:
 def conflicts(vectors: Sequence[Loaded], names: Sequence[str]) -> list[Pair]:
   """Returns all pairs of the vectors.
 
-  Row spaces have numerical rank: singular values of at most eps(fp32) max(P, D) times the
-  largest one count as 0. Leaves without rows, such as biases of the factor space, have
-  neither tokens nor angles.
+  Row spaces have numerical rank (`arithmetic.negligible`). Leaves without rows, such as
+  biases of the factor space, have neither tokens nor angles.
 
   Args:
     vectors: at least two.
@@ -175,8 +174,7 @@ def _matrices(vector: Loaded) -> dict[str, Float64[np.ndarray, "_ _"]]:
 def _row_space(rows: Float64[np.ndarray, "P D"]) -> Float64[np.ndarray, "R D"]:
   """Returns an orthonormal basis of the space that the rows span."""
   _, values, basis = np.linalg.svd(rows, full_matrices=False)
-  least = np.finfo(np.float32).eps * max(rows.shape) * values.max(initial=0.0)
-  return basis[values > least]
+  return basis[values > arithmetic.negligible(values, rows.shape)]
 
 
 def _cosines(

@@ -58,7 +58,7 @@ def nearest(
   """
   if by not in MEASURES:
     raise UserError(f"There is no measure '{by}'. Choose one of {', '.join(MEASURES)}.")
-  if not any(leaf.any() for leaf in vector.leaves.values()):
+  if arithmetic.is_zero(vector.leaves):
     raise UserError(f"'{vector.name}' is all zeros and has no direction.")
   own = identity.prompt_digest(vector.leaves)
   found, left_out = [], []

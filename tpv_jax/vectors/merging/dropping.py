@@ -1,4 +1,4 @@
-"""Keeping some of a vector's values at random, enlarged, before the vectors are added.
+"""Keeping some of a vector's values at random, enlarged, before the vectors are merged.
 
 Whether a value is kept depends on the seed, the vector's digest, and the leaf: never on the
 other vectors, or on a vector's place among them.
@@ -14,9 +14,8 @@ from jaxtyping import Bool, Float, Float64
 
 from tpv_jax.core.checks import Positive, Seed
 from tpv_jax.core.errors import UserError
-from tpv_jax.vectors.merging import pruning, signs
-from tpv_jax.vectors.merging.protocol import LeafRule, Shares, each
-from tpv_jax.vectors.merging.sums import shares
+from tpv_jax.vectors.merging.protocol import Shares, each
+from tpv_jax.vectors.merging.signs import Reduced
 
 
 def uniforms(seed: int, key: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -61,11 +60,8 @@ def by_rank(
   return density - epsilon + 2 * epsilon * ranks / (width - 1)
 
 
-class _Dropping(LeafRule):
-  """What the four rules share: a mask for each vector, and then a sum or an election."""
-
-  weighted: ClassVar[bool] = True
-  signed: ClassVar[bool] = False
+class _Dropping(Reduced):
+  """What the four rules share: a mask for each vector."""
 
   density: Shares
   seed: Seed
@@ -76,29 +72,16 @@ class _Dropping(LeafRule):
     """Returns the probability to keep a value, or each value, of a vector."""
     return density
 
-  def dropped(
+  def reduced(
     self, leaves: Sequence[Float[np.ndarray, "P D"]], keys: Sequence[str]
   ) -> Iterator[Float64[np.ndarray, "P D"]]:
-    """Yields what is left of each vector."""
+    """Yields the values of each vector that are not dropped, enlarged."""
     densities = each(self.density, len(leaves))
     for index, (leaf, key) in enumerate(zip(leaves, keys, strict=True)):
       values = leaf.astype(np.float64)
       probabilities = self.probabilities(values, densities[index], index)
       kept = uniforms(self.seed, key, values.shape) < probabilities
       yield rescaled(values, kept, probabilities)
-
-  def merged(
-    self,
-    leaves: Sequence[Float[np.ndarray, "P D"]],
-    weights: Float64[np.ndarray, " N"],
-    keys: Sequence[str],
-  ) -> Float64[np.ndarray, "P D"]:
-    """Returns the merged leaf; of elections, weights below 0, or all 0, are refused."""
-    parts = self.dropped(leaves, keys)
-    if self.signed:
-      shares(weights)
-      return signs.elected((one, w, w) for one, w in zip(parts, weights, strict=True))
-    return pruning.weighted_sum(leaves, weights, lambda leaf, index: next(parts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +100,7 @@ class DareLinear(_Dropping):
 
 
 @dataclasses.dataclass(frozen=True)
-class DareTies(_Dropping):
+class DareTies(DareLinear):
   """The mean of the values with the elected sign, after random ones were dropped.
 
   As `DareLinear` and then `signs.elected`.
@@ -129,9 +112,6 @@ class DareTies(_Dropping):
 
   source: ClassVar[str] = "arXiv 2311.03099; mergekit and PEFT, dare_ties"
   signed: ClassVar[bool] = True
-
-  density: Shares = 0.5
-  seed: Seed = 0
 
 
 class _Della(_Dropping):
@@ -181,7 +161,7 @@ class DellaLinear(_Della):
 
 
 @dataclasses.dataclass(frozen=True)
-class Della(_Della):
+class Della(DellaLinear):
   """The mean of the values with the elected sign, after small ones were dropped more often.
 
   As `DellaLinear` and then `signs.elected`.
@@ -195,7 +175,3 @@ class Della(_Della):
 
   source: ClassVar[str] = "arXiv 2406.11617; mergekit, della"
   signed: ClassVar[bool] = True
-
-  density: Shares = 0.5
-  epsilon: Positive | Sequence[Positive] = 0.15
-  seed: Seed = 0

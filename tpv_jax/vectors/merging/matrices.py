@@ -12,9 +12,8 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from tpv_jax.core.errors import UserError
-from tpv_jax.vectors.merging.protocol import LeafRule
-
-_EPSILON = float(np.finfo(np.float32).eps)
+from tpv_jax.vectors import arithmetic
+from tpv_jax.vectors.merging.protocol import LeafRule, total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +63,9 @@ class IsoC(LeafRule):
     keys: Sequence[str],
   ) -> Float64[np.ndarray, "P D"]:
     """Returns the merged leaf."""
-    total = np.zeros(leaves[0].shape)
-    for leaf in leaves:
-      total += leaf
-    left, values, right = _components(total, min(total.shape))
-    return values.mean() * left @ right.T if values.size else total
+    whole = total(leaves)
+    left, values, right = _components(whole, min(whole.shape))
+    return values.mean() * left @ right.T if values.size else whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,31 +88,32 @@ class WUDI(LeafRule):
     """Returns the merged leaf."""
     rows, width = leaves[0].shape
     held = [leaf for leaf in leaves if leaf.any()]
-    total, cubes = np.zeros((rows, width)), np.zeros((rows, width))
+    whole, cubes = np.zeros((rows, width)), np.zeros((rows, width))
     squares = np.zeros((width, width))
     units = []
     few = len(held) * rows <= width
     for leaf in held:
       values = leaf.astype(np.float64)
       unit = values / np.linalg.norm(values)
-      total += values
+      whole += values
       cubes += values @ unit.T @ unit
       if few:
         units.append(unit)
       else:
         squares += unit.T @ unit
     if not held:
-      return total
+      return whole
     if few:
       _, lengths, transposed = np.linalg.svd(np.concatenate(units), full_matrices=False)
       eigenvalues, vectors = lengths**2, transposed.T
     else:
       eigenvalues, vectors = np.linalg.eigh(squares)
     kept = (
-      eigenvalues > _negligible(np.sqrt(eigenvalues.max(keepdims=True)), (width,)) ** 2
+      eigenvalues
+      > arithmetic.negligible(np.sqrt(eigenvalues.max(keepdims=True)), (width,)) ** 2
     )
     vectors = vectors[:, kept]
-    return total + (cubes @ vectors / eigenvalues[kept] - total @ vectors) @ vectors.T
+    return whole + (cubes @ vectors / eigenvalues[kept] - whole @ vectors) @ vectors.T
 
 
 def _components(
@@ -123,7 +121,7 @@ def _components(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns left [P, R] and right [D, R] singular vectors, and values within the rank."""
   left, values, right = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
-  rank = int((values > _negligible(values, matrix.shape)).sum())
+  rank = int((values > arithmetic.negligible(values, matrix.shape)).sum())
   kept = min(most, rank)
   return left[:, :kept], values[:kept], right[:kept].T
 
@@ -133,13 +131,5 @@ def _polar(matrix: Float64[np.ndarray, "P R"]) -> Float64[np.ndarray, "P R"]:
   if not matrix.size:
     return matrix
   left, values, right = np.linalg.svd(matrix, full_matrices=False)
-  kept = values > _negligible(values, matrix.shape)
+  kept = values > arithmetic.negligible(values, matrix.shape)
   return left[:, kept] @ right[kept]
-
-
-def _negligible(values: np.ndarray, shape: tuple[int, ...]) -> float:
-  """Returns the singular value up to which one may be rounding error of fp32 values.
-
-  The bound is that of NumPy's `matrix_rank`.
-  """
-  return float(values.max(initial=0.0)) * max(shape) * _EPSILON

@@ -98,7 +98,7 @@ def merge(
       f"{name} {_text(value)}" for name, value in dataclasses.asdict(merging).items()
     ]
     notes.append("merged by " + ", ".join([rule, *settings]))
-  if not any(leaf.any() for leaf in leaves.values()):
+  if arithmetic.is_zero(leaves):
     notes.append("the merged vector is all zeros")
   return Loaded(
     leaves,
@@ -129,9 +129,7 @@ def _check_numbers(
 def _not_zero(vectors: Sequence[Loaded], merging: Rule, rule: str) -> list[int]:
   """Returns the indices of the vectors that are not all zeros."""
   kept = [
-    index
-    for index, one in enumerate(vectors)
-    if any(leaf.any() for leaf in one.leaves.values())
+    index for index, one in enumerate(vectors) if not arithmetic.is_zero(one.leaves)
   ]
   if not kept:
     raise UserError("All vectors are zero, and there is nothing to merge.")

@@ -113,3 +113,11 @@ class PromptRule(Rule, Protocol):
 def each(option: float | Sequence[float], number: int) -> tuple[float, ...]:
   """Returns the value of an option for each vector."""
   return (option,) * number if isinstance(option, int | float) else tuple(option)
+
+
+def total(leaves: Sequence[Float[np.ndarray, "P D"]]) -> Float64[np.ndarray, "P D"]:
+  """Returns the sum of the leaves in fp64, one leaf at a time."""
+  found = np.zeros(leaves[0].shape)
+  for leaf in leaves:
+    found += leaf
+  return found

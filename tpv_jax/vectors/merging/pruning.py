@@ -1,14 +1,15 @@
-"""Keeping some of a vector's values, chosen by their size, before the vectors are added."""
+"""Keeping some of a vector's values, chosen by their size, before the vectors are merged."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Float64
 
 from tpv_jax.core.checks import BelowOne
-from tpv_jax.vectors.merging.protocol import LeafRule, Shares, each
+from tpv_jax.vectors.merging.protocol import Shares, each
+from tpv_jax.vectors.merging.signs import Reduced
 
 Outliers = BelowOne | Sequence[BelowOne]
 """The share of the largest values that are dropped, for all vectors or for each."""
@@ -52,20 +53,12 @@ def middle(
   return np.where(kept, values, 0.0)
 
 
-def weighted_sum(
-  leaves: Sequence[Float[np.ndarray, "P D"]],
-  weights: Float64[np.ndarray, " N"],
-  pruned: Callable[[Float64[np.ndarray, "P D"], int], Float64[np.ndarray, "P D"]],
-) -> Float64[np.ndarray, "P D"]:
-  """Returns sum_i weights[i] * pruned(leaves[i], i), one leaf at a time."""
-  total = np.zeros(leaves[0].shape)
-  for index, (leaf, weight) in enumerate(zip(leaves, weights, strict=True)):
-    total += weight * pruned(leaf.astype(np.float64), index)
-  return total
+def _number(density: float, size: int) -> int:
+  return max(1, int(density * size))
 
 
 @dataclasses.dataclass(frozen=True)
-class MagnitudePrune(LeafRule):
+class MagnitudePrune(Reduced):
   """The weighted sum of each vector's largest values.
 
   Attributes:
@@ -73,23 +66,34 @@ class MagnitudePrune(LeafRule):
   """
 
   source: ClassVar[str] = "PEFT, magnitude_prune"
-  weighted: ClassVar[bool] = True
 
   density: Shares = 0.2
 
-  def merged(
-    self,
-    leaves: Sequence[Float[np.ndarray, "P D"]],
-    weights: Float64[np.ndarray, " N"],
-    keys: Sequence[str],
-  ) -> Float64[np.ndarray, "P D"]:
-    """Returns the sum of `largest`."""
-    densities = each(self.density, len(leaves))
-    return weighted_sum(leaves, weights, lambda leaf, i: largest(leaf, densities[i]))
+  def reduced(
+    self, leaves: Sequence[Float[np.ndarray, "P D"]], keys: Sequence[str]
+  ) -> Iterator[Float64[np.ndarray, "P D"]]:
+    """Yields `largest` of each vector."""
+    for leaf, density in zip(leaves, each(self.density, len(leaves)), strict=True):
+      yield largest(leaf.astype(np.float64), density)
 
 
 @dataclasses.dataclass(frozen=True)
-class Breadcrumbs(LeafRule):
+class Ties(MagnitudePrune):
+  """The mean, at each element, of the largest values that have the elected sign.
+
+  Each vector keeps its largest values (`largest`); then `signs.elected`, with the weights as
+  votes too. Weights are of at least 0.
+
+  Attributes:
+    density: the share of its values that each vector keeps, in (0, 1].
+  """
+
+  source: ClassVar[str] = "arXiv 2306.01708; mergekit and PEFT, ties"
+  signed: ClassVar[bool] = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Breadcrumbs(Reduced):
   """The weighted sum of each vector's large values without the largest.
 
   Attributes:
@@ -98,24 +102,29 @@ class Breadcrumbs(LeafRule):
   """
 
   source: ClassVar[str] = "arXiv 2312.06795; mergekit, breadcrumbs"
-  weighted: ClassVar[bool] = True
 
   density: Shares = 0.9
   gamma: Outliers = 0.01
 
-  def merged(
-    self,
-    leaves: Sequence[Float[np.ndarray, "P D"]],
-    weights: Float64[np.ndarray, " N"],
-    keys: Sequence[str],
-  ) -> Float64[np.ndarray, "P D"]:
-    """Returns the sum of `middle`."""
-    densities = each(self.density, len(leaves))
-    gammas = each(self.gamma, len(leaves))
-    return weighted_sum(
-      leaves, weights, lambda leaf, i: middle(leaf, densities[i], gammas[i])
-    )
+  def reduced(
+    self, leaves: Sequence[Float[np.ndarray, "P D"]], keys: Sequence[str]
+  ) -> Iterator[Float64[np.ndarray, "P D"]]:
+    """Yields `middle` of each vector."""
+    options = each(self.density, len(leaves)), each(self.gamma, len(leaves))
+    for leaf, density, gamma in zip(leaves, *options, strict=True):
+      yield middle(leaf.astype(np.float64), density, gamma)
 
 
-def _number(density: float, size: int) -> int:
-  return max(1, int(density * size))
+@dataclasses.dataclass(frozen=True)
+class BreadcrumbsTies(Breadcrumbs):
+  """The mean, at each element, of breadcrumbs' values that have the elected sign.
+
+  As `Ties`, but each vector keeps the values that `middle` does.
+
+  Attributes:
+    density: the share of its values that each vector keeps, in (0, 1].
+    gamma: the share of the largest values that are dropped.
+  """
+
+  source: ClassVar[str] = "arXiv 2312.06795; mergekit, breadcrumbs_ties"
+  signed: ClassVar[bool] = True

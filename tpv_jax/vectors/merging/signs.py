@@ -1,15 +1,15 @@
-"""Merging by elected signs: at each element one sign wins, and its values are averaged."""
+"""Adding what is left of each vector, or electing a sign at each element.
 
-import dataclasses
-from collections.abc import Iterable, Sequence
+In an election one sign wins at each element, and the values that have it are averaged.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Float64
 
-from tpv_jax.core.checks import Share
-from tpv_jax.vectors.merging import pruning
-from tpv_jax.vectors.merging.protocol import LeafRule, Shares, each
+from tpv_jax.vectors.merging.protocol import LeafRule
 from tpv_jax.vectors.merging.sums import shares
 
 Voter = tuple[Float64[np.ndarray, "P D"], float, float]
@@ -43,53 +43,30 @@ def elected(voters: Iterable[Voter]) -> Float64[np.ndarray, "P D"]:
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class Ties(LeafRule):
-  """The mean, at each element, of the largest values that have the elected sign.
+def weighted_sum(
+  parts: Iterable[tuple[Float64[np.ndarray, "P D"], float]], shape: tuple[int, ...]
+) -> Float64[np.ndarray, "P D"]:
+  """Returns the sum of values of a shape, each times its weight. Reads each part once."""
+  total = np.zeros(shape)
+  for values, weight in parts:
+    total += weight * values
+  return total
 
-  Each vector keeps its largest values (`pruning.largest`); then `elected`, with the weights
-  as votes too. Weights are of at least 0.
 
-  Attributes:
-    density: the share of its values that each vector keeps, in (0, 1].
+class Reduced(LeafRule):
+  """Rules that keep a part of each vector's values, and then add these, or elect signs.
+
+  A rule defines `reduced`; its twin with an election extends it and is `signed`.
   """
 
-  source: ClassVar[str] = "arXiv 2306.01708; mergekit and PEFT, ties"
   weighted: ClassVar[bool] = True
+  signed: ClassVar[bool] = False
 
-  density: Shares = 0.2
-
-  def merged(
-    self,
-    leaves: Sequence[Float[np.ndarray, "P D"]],
-    weights: Float64[np.ndarray, " N"],
-    keys: Sequence[str],
-  ) -> Float64[np.ndarray, "P D"]:
-    """Returns the merged leaf; weights below 0, or all 0, are refused."""
-    shares(weights)
-    densities = each(self.density, len(leaves))
-    return elected(
-      (pruning.largest(leaf.astype(np.float64), density), weight, weight)
-      for leaf, density, weight in zip(leaves, densities, weights, strict=True)
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class BreadcrumbsTies(LeafRule):
-  """The mean, at each element, of breadcrumbs' values that have the elected sign.
-
-  As `Ties`, but each vector keeps the values that `pruning.middle` does.
-
-  Attributes:
-    density: the share of its values that each vector keeps, in (0, 1].
-    gamma: the share of the largest values that are dropped.
-  """
-
-  source: ClassVar[str] = "arXiv 2312.06795; mergekit, breadcrumbs_ties"
-  weighted: ClassVar[bool] = True
-
-  density: Shares = 0.9
-  gamma: pruning.Outliers = 0.01
+  def reduced(
+    self, leaves: Sequence[Float[np.ndarray, "P D"]], keys: Sequence[str]
+  ) -> Iterator[Float64[np.ndarray, "P D"]]:
+    """Yields what is left of each vector; the arguments are those of `merged`."""
+    raise NotImplementedError
 
   def merged(
     self,
@@ -97,64 +74,9 @@ class BreadcrumbsTies(LeafRule):
     weights: Float64[np.ndarray, " N"],
     keys: Sequence[str],
   ) -> Float64[np.ndarray, "P D"]:
-    """Returns the merged leaf; weights below 0, or all 0, are refused."""
-    shares(weights)
-    return elected(
-      (pruning.middle(leaf.astype(np.float64), density, gamma), weight, weight)
-      for leaf, density, gamma, weight in zip(
-        leaves,
-        each(self.density, len(leaves)),
-        each(self.gamma, len(leaves)),
-        weights,
-        strict=True,
-      )
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class SCE(LeafRule):
-  """Elected signs where the vectors differ most, weighted by their squares there.
-
-  docs/methods.md, (4.21): of the elements whose variance over the vectors is not 0, the
-  share `select_topk` with the largest one is kept. A vector's weight is its mean square
-  over these; the votes are unweighted. There is no floor on the weights (ours: mergekit
-  has 1e-6, which short vectors reach).
-
-  Attributes:
-    select_topk: the share of the elements that are kept, in (0, 1]; 1 keeps all.
-  """
-
-  source: ClassVar[str] = "arXiv 2408.07990; mergekit, sce"
-
-  select_topk: Share = 1.0
-
-  def merged(
-    self,
-    leaves: Sequence[Float[np.ndarray, "P D"]],
-    weights: Float64[np.ndarray, " N"],
-    keys: Sequence[str],
-  ) -> Float64[np.ndarray, "P D"]:
-    """Returns the merged leaf."""
-    kept = self._kept(leaves)
-    squares = [float(np.square(x[kept], dtype=np.float64).sum()) for x in leaves]
-    if not any(squares):
-      return np.zeros(leaves[0].shape)
-    parts = shares(np.array(squares))
-    return elected(
-      (np.where(kept, leaf, 0).astype(np.float64), part, 1.0)
-      for leaf, part in zip(leaves, parts, strict=True)
-    )
-
-  def _kept(self, leaves: Sequence[Float[np.ndarray, "P D"]]) -> np.ndarray:
-    """Returns the mask of the elements that are kept."""
-    if self.select_topk == 1:
-      return np.ones(leaves[0].shape, bool)
-    mean = np.zeros(leaves[0].shape)
-    for leaf in leaves:
-      mean += leaf
-    mean /= len(leaves)
-    variance = np.zeros(leaves[0].shape)
-    for leaf in leaves:
-      variance += (leaf - mean) ** 2
-    number = int(self.select_topk * np.count_nonzero(variance))
-    return pruning.among_largest(variance, number)
+    """Returns the merged leaf; of elections, weights below 0, or all 0, are refused."""
+    parts = zip(self.reduced(leaves, keys), weights, strict=True)
+    if self.signed:
+      shares(weights)
+      return elected((values, weight, weight) for values, weight in parts)
+    return weighted_sum(parts, leaves[0].shape)
