@@ -119,7 +119,8 @@ def test_scores_are_of_the_best_prompts_and_of_the_starts_themselves(
   jobs = few_shot._jobs(
     folder, arguments["targets"], (0, 1), arguments["initial_prompt"], 0.5
   )
-  begin = starts.drawn(jobs, tiny.plain_model, tiny.backbone)
+  asked = [(job.start, job.seed) for job in jobs]
+  begin = base.drawn(tiny.plain_model, asked, tiny.backbone)
   tuned = starts.tuned(jobs, [0, 30], begin)
   test = base.Split(Sums(), [arguments["targets"][0].task], most=25)
   found = starts.scores(test, {key: one.leaves for key, one in tuned.items()})

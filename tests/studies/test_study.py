@@ -402,11 +402,13 @@ def test_other_prompts_tasks_or_coefficients_are_measured_again(arithmetic):
     {"coefficients": (0.5,)},
     {"search_examples": 1},
     {"tasks": [dataclasses.replace(made.tasks[0], labels=("x", "z")), *made.tasks[1:]]},
-    {"tuned": made.tuned | {("a", 0): made.tuned["a", 7]}},
-    {"initial": {**made.initial, 0: made.initial[7]}},
+    {"best": {**made.prompts.best, ("a", 0): made.prompts.best["a", 7]}},
+    {"initial": {**made.prompts.initial, 0: made.prompts.initial[7]}},
   ]
   for change in changes:
     other = copy.copy(made)
+    if {*change} <= {"best", "initial"}:
+      change = {"prompts": dataclasses.replace(made.prompts, **change)}
     vars(other).update(change)
     assert other.subject() != before, change
 

@@ -11,20 +11,12 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from tpv_jax.banks import grid
 from tpv_jax.data.tasks import Task
-from tpv_jax.devices import processes
 from tpv_jax.evaluation import candidates
 from tpv_jax.evaluation.evaluator import Evaluator, Prompt
-from tpv_jax.formats import sources
-from tpv_jax.runs.run_folder import versions
-from tpv_jax.studies import hits
-from tpv_jax.studies.base import METRICS, Hits, Split
-from tpv_jax.studies.measured import describe, digests
-from tpv_jax.vectors import algebra, store
-from tpv_jax.vectors.loaded import Loaded
+from tpv_jax.studies import hits, tuned
+from tpv_jax.studies.base import METRICS, Hits, Split, mean_hits
+from tpv_jax.vectors import algebra
 
 
 @dataclasses.dataclass
@@ -50,40 +42,19 @@ class Measurements:
     self.validation = Split(
       self.evaluator, self.tasks, "validation", self.search_examples
     )
-    self.initial: dict[int, Loaded] = {}
-    self.tuned: dict[tuple[str, int], Loaded] = {}
-    self.vectors: dict[tuple[str, int], Loaded] = {}
-    self.folded: dict[tuple[str, int], Prompt] = {}
-    for name, seed in itertools.product(self.names, self.seeds):
-      run = str(self.folder / "runs" / grid.name_of(name, seed, None))
-      self.initial[seed] = sources.load(run, "initial")
-      self.tuned[name, seed] = sources.load(run, "best")
-      self.folded[name, seed] = algebra.fold(self.tuned[name, seed]).leaves
-      vector = algebra.diff(self.tuned[name, seed], self.initial[seed])
-      self.vectors[name, seed] = dataclasses.replace(vector, name=f"{name}-{seed}")
-      path = self.folder / "vectors" / f"{name}-{seed}.safetensors"
-      if processes.is_writer():
-        store.write(path, vector.leaves, vector.provenance, overwrite=True)
+    self.prompts = tuned.load(
+      self.names, self.seeds, self.folder / "runs", self.folder / "vectors"
+    )
 
   def subject(self) -> dict[str, Any]:
     """Returns what the measurements depend on, except decoding and the backbone."""
     return {
-      "initial_prompts": digests(self.initial),
-      "prompts": digests({f"{n}-{seed}": one for (n, seed), one in self.tuned.items()}),
-      "tasks": describe(self.tasks, ("validation", "test")),
+      **self.prompts.subject(self.tasks),
       "lengths": self.evaluator.lengths,
       "coefficients": list(self.coefficients),
       "search_examples": self.search_examples,
       "metrics": list(METRICS),
-      "versions": versions(),
     }
-
-  def _applied(self, vector: Loaded, seed: int, coefficient: float = 1.0) -> Prompt:
-    prompt = algebra.apply(vector, self.initial[seed], coefficient)
-    return algebra.fold(prompt).leaves
-
-  def _sum(self, names: Sequence[str], seed: int) -> Loaded:
-    return algebra.sum_vectors([self.vectors[name, seed] for name in names])
 
   def single(self) -> dict[str, Any]:
     """Returns the scores without a prompt and with the tuned ones, and all hits.
@@ -94,7 +65,7 @@ class Measurements:
     keys = [(task, seed) for task in self.tasks for seed in self.seeds]
     found = self.evaluator.evaluate_all(
       [
-        *((self.folded[task.name, seed], task, "test") for task, seed in keys),
+        *((self.prompts.folded(task.name, seed), task, "test") for task, seed in keys),
         *((None, task, "test") for task in self.tasks),
       ]
     )
@@ -103,19 +74,8 @@ class Measurements:
     }
     for (task, _), result in zip(keys, found[: len(keys)], strict=True):
       scores[task.name]["own"].append(result.scores)
-    asked: dict[Any, tuple[Prompt, str]] = {}
-    for name, seed in itertools.product(self.names, self.seeds):
-      asked["own", name, seed, None] = self.folded[name, seed], name
-      initial = algebra.fold(self.initial[seed]).leaves
-      asked["untuned", name, seed, None] = initial, name
-      for other in self.seeds:
-        if other != seed:
-          applied = self._applied(self.vectors[name, other], seed)
-          asked["other_initial", name, seed, other] = applied, name
-      for another in self.names:
-        if another != name:
-          asked["control", name, seed, another] = self.folded[another, seed], name
-    return {"scores": scores, "hits": hits.to_json(self.test.hits(asked))}
+    answered = self.test.hits(self.prompts.single())
+    return {"scores": scores, "hits": hits.to_json(answered)}
 
   def search(self, seed: int) -> list[float]:
     """Returns the coefficient of each combination's sum on an initial prompt.
@@ -126,21 +86,16 @@ class Measurements:
     """
     asked: dict[Any, tuple[Prompt, str]] = {}
     for names in self.combinations:
-      total = self._sum(names, seed)
+      total = self.prompts.sum_of(names, seed)
       for coefficient in self.coefficients:
-        applied = self._applied(total, seed, coefficient)
+        applied = self.prompts.applied(total, seed, coefficient)
         for name in names:
           asked[names, coefficient, name] = applied, name
     found = self.validation.hits(asked)
     chosen = []
     for names in self.combinations:
       means = {
-        coefficient: tuple(
-          float(
-            np.mean([found[names, coefficient, name][metric].mean() for name in names])
-          )
-          for metric in METRICS
-        )
+        coefficient: mean_hits(found, [(names, coefficient, name) for name in names])
         for coefficient in self.coefficients
       }
       chosen.append(max(means, key=lambda one: (*means[one], -one)))
@@ -166,14 +121,18 @@ class Measurements:
     for seed, coefficients in zip(self.seeds, chosen, strict=True):
       asked: dict[Any, tuple[Prompt, str]] = {}
       for names, coefficient in zip(self.combinations, coefficients, strict=True):
-        applied = self._applied(self._sum(names, seed), seed, coefficient)
+        applied = self.prompts.applied(
+          self.prompts.sum_of(names, seed), seed, coefficient
+        )
         for name in names:
           asked["sum", names, seed, name] = applied, name
         for name in names if len(names) == 2 else ():
           (partner,) = (other for other in names if other != name)
-          negated = algebra.negate(self.vectors[name, seed])
-          difference = algebra.sum_vectors([self.vectors[partner, seed], negated])
-          applied = self._applied(difference, seed, coefficient)
+          negated = algebra.negate(self.prompts.vectors[name, seed])
+          difference = algebra.sum_vectors(
+            [self.prompts.vectors[partner, seed], negated]
+          )
+          applied = self.prompts.applied(difference, seed, coefficient)
           for one in names:
             asked["negated", names, seed, one, name] = applied, one
       found |= self.test.hits(asked)
@@ -181,9 +140,9 @@ class Measurements:
 
   def cosine(self) -> dict[str, Any]:
     """Returns the cosine matrices of all prompts and of all vectors, and their names."""
-    keys = [(name, seed) for name in self.names for seed in self.seeds]
+    best, vectors = self.prompts.best, self.prompts.vectors
     return {
-      "names": [f"{name}-{seed}" for name, seed in keys],
-      "prompts": algebra.cosine([self.tuned[key] for key in keys]).tolist(),
-      "vectors": algebra.cosine([self.vectors[key] for key in keys]).tolist(),
+      "names": [f"{name}-{seed}" for name, seed in self.prompts.keys],
+      "prompts": algebra.cosine([best[key] for key in self.prompts.keys]).tolist(),
+      "vectors": algebra.cosine([vectors[key] for key in self.prompts.keys]).tolist(),
     }

@@ -8,7 +8,7 @@ import dataclasses
 import datetime
 import pathlib
 import time
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -32,10 +32,12 @@ from tpv_jax.model import SoftPromptModel
 from tpv_jax.runs.run_folder import open_output, versions, write_results
 from tpv_jax.studies.measured import NAME, Measured
 from tpv_jax.studies.report.writer import Report, write
-from tpv_jax.training import training
+from tpv_jax.training import initial, training
 from tpv_jax.training.initial import Initial
 from tpv_jax.training.loop import Metric
 from tpv_jax.training.optimizers import LearningRate
+from tpv_jax.vectors import algebra
+from tpv_jax.vectors.loaded import Loaded
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -285,13 +287,17 @@ METRICS = ("exact_match", "label_accuracy")
 """Exact match of greedy decoding; whether the right one of the labels scores highest."""
 
 
+KEPT = 0.9
+"""The part of its own prompt's score from which on a task counts as kept (ours)."""
+
+
 class Split:
   """One split of some tasks, each tokenized once, on which prompts are scored."""
 
   def __init__(
     self,
     evaluator: Evaluator,
-    tasks: Collection[Task],
+    tasks: Iterable[Task],
     split: str = "test",
     most: int | None = None,
   ):
@@ -320,9 +326,10 @@ class Split:
     Args:
       asked: key -> the folded prompt and the name of its task, which has labels.
     """
+    right = {task: self._right(task) for task in {name for _, name in asked.values()}}
     answers = self._evaluator.hits(
       [
-        (leaves, self._tokenized[task], self._labels[task] or (), self._right(task))
+        (leaves, self._tokenized[task], self._labels[task] or (), right[task])
         for leaves, task in asked.values()
       ]
     )
@@ -335,6 +342,28 @@ class Split:
     """Returns the index of the right label of each example of a task."""
     labels = self._labels[task] or ()
     return np.asarray([labels.index(one.targets) for one in self._examples[task]])
+
+
+def mean_hits(found: Mapping[Key, Hits], keys: Iterable[Key]) -> tuple[float, ...]:
+  """Returns the mean score over keys by each of `METRICS`, the first of which ranks first."""
+  some = [found[key] for key in keys]
+  return tuple(
+    float(np.mean([one[metric].mean() for one in some])) for metric in METRICS
+  )
+
+
+def drawn(
+  model: SoftPromptModel,
+  starts: Iterable[tuple[Initial, int]],
+  backbone: loading.Backbone,
+) -> list[Loaded]:
+  """Returns the folded prompts that runs would begin with, of (function, seed) each."""
+  table = np.asarray(backbone.table, np.float32)
+  known = backbone.name, backbone.fingerprint, model.network
+  return [
+    algebra.fold(initial.draw(model.prompt, start, table, seed, *known))
+    for start, seed in starts
+  ]
 
 
 def check_tasks(

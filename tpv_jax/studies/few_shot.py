@@ -302,8 +302,9 @@ class FewShot:
       )
       for task, seed in itertools.product(self.source_tasks, seeds)
     }
+    begin = [(job.start, job.seed) for job in jobs]
     tuned = starts.tuned(
-      jobs, self.shots, starts.drawn(jobs, self.model, session.backbone)
+      jobs, self.shots, base.drawn(self.model, begin, session.backbone)
     )
     tasks = {task.name: task for task in self.source_tasks}
     targets = {target.task.name: target.task for target in self.targets}

@@ -32,7 +32,7 @@ _DIFFERENCES = (
 def to_json(hits: Mapping[tuple[Any, ...], Hits]) -> dict[str, dict[str, str]]:
   """Returns hits by key and metric, each as a text of 0 and 1."""
   return {
-    _name(key): {
+    name_of(key): {
       metric: (found[metric].astype(np.uint8) + ord("0")).tobytes().decode("ascii")
       for metric in METRICS
     }
@@ -111,7 +111,7 @@ class Answers:
     """Returns the mean over keys of each start's hits."""
     return np.stack(
       [
-        np.mean([rows(self._found[_name(key)][metric]) for key in some], axis=0)
+        np.mean([rows(self._found[name_of(key)][metric]) for key in some], axis=0)
         for some in keys
       ]
     )
@@ -137,7 +137,7 @@ def tables(
   for names, coefficients in sums.items():
     rows = answers.sums(names, metric)
     differences = {
-      f"minus_{kind}": _interval([rows[task] - single[task][kind] for task in names])
+      f"minus_{kind}": interval([rows[task] - single[task][kind] for task in names])
       for kind in ("own", "control")
     }
     totals.append(
@@ -155,7 +155,7 @@ def tables(
     },
     "differences": {
       name: {
-        f"{one}_minus_{other}": _interval(
+        f"{one}_minus_{other}": interval(
           [single[task][one] - single[task][other] for task in tasks]
         )
         for one, other in _DIFFERENCES
@@ -175,12 +175,14 @@ def scores(rows: Rows) -> list[float]:
   return [float(one) for one in rows.mean(axis=1)]
 
 
-def _interval(differences: Sequence[Rows]) -> dict[str, float]:
+def interval(differences: Sequence[Rows]) -> dict[str, float]:
+  """Returns the mean of differences and the bounds of `bootstrap.paired`, by name."""
   mean, low, high = bootstrap.paired(differences)
   return {"mean": mean, "low": low, "high": high}
 
 
-def _name(key: tuple[Any, ...]) -> str:
+def name_of(key: tuple[Any, ...]) -> str:
+  """Returns a key as it stands in `to_json`."""
   parts = ("+".join(one) if isinstance(one, (tuple, list)) else str(one) for one in key)
   return "/".join(parts)
 

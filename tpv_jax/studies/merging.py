@@ -28,7 +28,7 @@ from tpv_jax.evaluation.evaluator import Prompt
 from tpv_jax.formats import sources
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.runs.run_settings import defaults_of
-from tpv_jax.studies import base, bootstrap, hits, merge_settings
+from tpv_jax.studies import base, hits, merge_settings
 from tpv_jax.studies.arithmetic import Measurements
 from tpv_jax.studies.report import merging as report
 from tpv_jax.studies.report.writer import Report
@@ -44,9 +44,6 @@ SUM = "task_arithmetic"
 
 BASELINES = ("initial", "best_single", "joint")
 """What is not a merge: the untuned prompt, one task's own prompt, a jointly tuned one."""
-
-KEPT = 0.9
-"""The retention from which on a task counts as kept."""
 
 
 @checked
@@ -170,20 +167,7 @@ class Merging:
 
   def check(self) -> None:
     """Raises `UserError` for tasks, rules or a budget that can't be compared."""
-    seeds = self.settings.initial_seeds
-    if len(self.tasks) < 2 or len(seeds) < 2:
-      raise UserError(
-        "A comparison of merge rules needs at least two tasks and two initial prompts "
-        f"(now {len(self.tasks)} and {len(seeds)})."
-      )
-    base.refuse_repeated("TASKS", [task.name for task in self.tasks])
-    base.refuse_repeated("INITIAL_SEEDS", seeds)
-    for task in self.tasks:
-      if task.labels is None:
-        raise UserError(
-          f"A comparison of merge rules scores labels, and the task '{task.name}' has "
-          "none. Give it labels, or leave it out."
-        )
+    base.check_vectors(self.tasks, self.settings)
     for size in self.larger_sets:
       if not 2 < size <= len(self.tasks):
         raise UserError(
@@ -198,7 +182,6 @@ class Merging:
           f"BUDGET is {self.budget}, and the merge rule '{rule}' has {count} combinations "
           f"of options to try. Set BUDGET to at least {count}."
         )
-    base.check_tasks(self.tasks, self.settings, ())
 
   def results(self, session: base.Session) -> dict[str, Any]:
     """Tunes the prompts, merges their vectors, and returns all numbers."""
@@ -314,7 +297,7 @@ class _Compared:
     """Returns the hits of each task's own prompts, by task and initial prompt."""
     made = self.made
     asked: dict[Any, tuple[Prompt, str]] = {
-      (name, seed): (made.folded[name, seed], name)
+      (name, seed): (made.prompts.folded(name, seed), name)
       for name, seed in itertools.product(made.names, made.seeds)
     }
     return hits.to_json(made.test.hits(asked))
@@ -325,8 +308,10 @@ class _Compared:
     'left_out' says why methods are missing.
     """
     tried: dict[str, list[Tried]] = {
-      "initial": [({}, algebra.fold(self.made.initial[seed]).leaves)],
-      "best_single": [({"task": one}, self.made.folded[one, seed]) for one in names],
+      "initial": [({}, self.made.prompts.start(seed))],
+      "best_single": [
+        ({"task": one}, self.made.prompts.folded(one, seed)) for one in names
+      ],
       "joint": [({}, self.joint[names, seed])],
     }
     left_out = {}
@@ -349,12 +334,11 @@ class _Compared:
 
   def _tried(self, rule: str, names: Sequence[str], seed: int) -> list[Tried]:
     if merge_settings.is_of_prompts(rule):
-      prompts = [self.made.tuned[name, seed] for name in names]
+      prompts = [self.made.prompts.best[name, seed] for name in names]
       return [({}, algebra.fold(merge(prompts, rule)).leaves)]
-    vectors = [self.made.vectors[name, seed] for name in names]
-    start = self.made.initial[seed]
+    vectors = [self.made.prompts.vectors[name, seed] for name in names]
     return [
-      (settings, algebra.fold(algebra.apply(merged, start, coefficient)).leaves)
+      (settings, self.made.prompts.applied(merged, seed, coefficient))
       for settings, merged, coefficient in merge_settings.candidates(
         rule, vectors, self.budget
       )
@@ -377,10 +361,7 @@ class _Compared:
     found = self.made.validation.hits(asked)
 
     def score(method: str, place: int) -> tuple[float, ...]:
-      return tuple(
-        float(np.mean([found[method, place, name][metric].mean() for name in names]))
-        for metric in base.METRICS
-      )
+      return base.mean_hits(found, [(method, place, name) for name in names])
 
     return {
       method: max(range(len(some)), key=functools.partial(score, method))
@@ -399,7 +380,7 @@ def _rows_of(
   on one initial prompt of a set is left out on all."""
   rows: dict[tuple[tuple[str, ...], str, str], Float[np.ndarray, "S R"]] = {}
   for task in dict.fromkeys(itertools.chain(*found)):
-    some = [hits.rows(own[f"{task}/{seed}"]["exact_match"]) for seed in seeds]
+    some = [hits.rows(own[hits.name_of((task, seed))]["exact_match"]) for seed in seeds]
     rows[(task,), "own", task] = np.stack(some)
   for names, by_seed in found.items():
     methods = [
@@ -409,7 +390,8 @@ def _rows_of(
     ]
     for method, task in itertools.product(methods, names):
       some = [
-        hits.rows(one["hits"][f"{method}/{task}"]["exact_match"]) for one in by_seed
+        hits.rows(one["hits"][hits.name_of((method, task))]["exact_match"])
+        for one in by_seed
       ]
       rows[names, method, task] = np.stack(some)
   return rows
@@ -444,7 +426,7 @@ def summarise(sets: Sequence[Mapping[str, Any]], rows: Rows) -> dict[str, Any]:
 
   `score`: the mean exact match on test. `retention`: of score / own score; `worst`: of the
   lowest one in a set. `kept`: the part of the sets and starts where every task keeps at
-  least `KEPT`. All are means over sets and starts; tasks that their own prompt does not
+  least `base.KEPT`. All are means over sets and starts; tasks that their own prompt does not
   solve at all have no retention. `minus_sum`: the mean difference to the plain sum and its
   interval (`bootstrap.paired`); each task's rows are averaged over the sets first.
   `tasks`: the mean retention of each task.
@@ -475,7 +457,7 @@ def _means(
       known = [value for value in starts if value is not None]
       if known:
         worst.append(min(known))
-        kept.append(min(known) >= KEPT)
+        kept.append(min(known) >= base.KEPT)
     for task in names:
       known = [value for value in found["retention"][task] if value is not None]
       by_task.setdefault(task, []).extend(known)
@@ -483,16 +465,14 @@ def _means(
         difference = rows[names, method, task] - rows[names, SUM, task]
         differences.setdefault(task, []).append(difference)
   retention = [value for some in by_task.values() for value in some]
-  mean, low, high = bootstrap.paired(
-    [np.mean(some, axis=0) for some in differences.values()]
-  )
+  by_sets = [np.mean(some, axis=0) for some in differences.values()]
   return {
     "sets": len(sets),
     "score": float(np.mean(scores)),
     "retention": _mean(retention),
     "worst": _mean(worst),
     "kept": _mean(kept),
-    "minus_sum": {"mean": mean, "low": low, "high": high},
+    "minus_sum": hits.interval(by_sets),
     "tasks": {task: _mean(some) for task, some in by_task.items()},
   }
 

@@ -8,28 +8,25 @@ from typing import Any
 
 import numpy as np
 
-from tpv_jax.backbones import loading
-from tpv_jax.banks import grid
 from tpv_jax.data.tasks import Task
-from tpv_jax.devices import processes
 from tpv_jax.evaluation import candidates
 from tpv_jax.evaluation.evaluator import Prompt
-from tpv_jax.formats import sources
-from tpv_jax.model import SoftPromptModel
-from tpv_jax.runs.run_folder import versions
-from tpv_jax.studies import base
-from tpv_jax.studies.measured import Measured, describe, digests
+from tpv_jax.studies import base, tuned
+from tpv_jax.studies.measured import Measured, digests
 from tpv_jax.studies.report.moving import retention
-from tpv_jax.training import initial
-from tpv_jax.training.initial import Initial
-from tpv_jax.vectors import algebra, arithmetic, moving, store
+from tpv_jax.vectors import algebra, arithmetic, moving
 from tpv_jax.vectors.loaded import Loaded
-
-KEPT = 0.9
-"""The part of its own score that a task must keep to count as kept (ours)."""
 
 Scores = dict[str, float]
 """Metric -> score."""
+
+KINDS = {
+  "untuned": "untuned",
+  "own": "own",
+  "moved": "other_initial",
+  "control": "control",
+}
+"""What is measured of single prompts -> what it is called in `tuned.Tuned.single`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,24 +35,6 @@ class Splits:
 
   test: base.Split
   validation: base.Split
-
-
-def fresh(
-  model: SoftPromptModel, start: Initial, seed: int, backbone: loading.Backbone
-) -> Loaded:
-  """Returns an initial prompt from which nothing is tuned."""
-  table = np.asarray(backbone.table, np.float32)
-  return algebra.fold(
-    initial.draw(
-      model.prompt,
-      start,
-      table,
-      seed,
-      backbone.name,
-      backbone.fingerprint,
-      model.network,
-    )
-  )
 
 
 @dataclasses.dataclass
@@ -77,34 +56,18 @@ class Vectors:
   fresh: Loaded
 
   def __post_init__(self) -> None:
-    self.names = [task.name for task in self.tasks]
-    self.keys = list(itertools.product(self.names, self.seeds))
-    self.initial: dict[int, Loaded] = {}
-    self.tuned: dict[tuple[str, int], Loaded] = {}
-    self.vectors: dict[tuple[str, int], Loaded] = {}
-    made = self.folder / "vectors" / self.variant
-    if processes.is_writer():
-      made.mkdir(parents=True, exist_ok=True)
-    for name, seed in self.keys:
-      run = grid.name_of(name, seed, None)
-      path = str(self.folder / "runs" / self.variant / run)
-      self.initial[seed] = sources.load(path, "initial")
-      self.tuned[name, seed] = sources.load(path, "best")
-      vector = algebra.diff(self.tuned[name, seed], self.initial[seed])
-      self.vectors[name, seed] = dataclasses.replace(vector, name=run)
-      if processes.is_writer():
-        store.write(
-          made / f"{run}.safetensors", vector.leaves, vector.provenance, overwrite=True
-        )
+    self.prompts = tuned.load(
+      [task.name for task in self.tasks],
+      self.seeds,
+      self.folder / "runs" / self.variant,
+      self.folder / "vectors" / self.variant,
+    )
 
   def subject(self) -> dict[str, Any]:
     """Returns what the measurements depend on, except the settings and the backbone."""
-    return {
-      "initial_prompts": digests({**self.initial, "fresh": self.fresh}),
-      "prompts": digests({f"{n}-{seed}": one for (n, seed), one in self.tuned.items()}),
-      "tasks": describe(self.tasks, ("validation", "test")),
-      "versions": versions(),
-    }
+    found = self.prompts.subject(self.tasks)
+    fresh = digests({"fresh": self.fresh})
+    return {**found, "initial_prompts": {**found["initial_prompts"], **fresh}}
 
   def measure(
     self, measured: Measured, splits: Splits, coefficients: Sequence[float]
@@ -123,7 +86,7 @@ class Vectors:
     averaged = measured.get("averaged", lambda: self._averaged(splits.test))
     cosines = self._cosines()
     return {
-      "start_norm": [self._norm(self.initial[seed]) for seed in self.seeds],
+      "start_norm": [self._norm(self.prompts.initial[seed]) for seed in self.seeds],
       "tasks": {
         name: {
           **tasks[name],
@@ -134,42 +97,32 @@ class Vectors:
             for place in range(len(self.seeds))
           ],
           "averaged": averaged[name],
-          "vector_norm": [self._norm(self.vectors[name, seed]) for seed in self.seeds],
+          "vector_norm": [
+            self._norm(self.prompts.vectors[name, seed]) for seed in self.seeds
+          ],
           "ratio": [
-            moving.ratio(self.vectors[name, seed], self.initial[seed])
+            moving.ratio(self.prompts.vectors[name, seed], self.prompts.initial[seed])
             for seed in self.seeds
           ],
           **cosines[name],
         }
-        for name in self.names
+        for name in self.prompts.names
       },
       "sums": sums,
     }
 
   def _single(self, test: base.Split) -> dict[str, dict[str, list[Scores]]]:
     """Returns the scores of start, own prompt, vector on other starts, and control."""
-    asked: dict[Any, tuple[Prompt, str]] = {}
-    for name, seed in self.keys:
-      start = self.initial[seed]
-      asked["untuned", name, seed, None] = start.leaves, name
-      asked["own", name, seed, None] = self.tuned[name, seed].leaves, name
-      for other in self.seeds:
-        if other != seed:
-          applied = algebra.apply(self.vectors[name, other], start).leaves
-          asked["moved", name, seed, other] = applied, name
-      for another in self.names:
-        if another != name:
-          asked["control", name, seed, another] = self.tuned[another, seed].leaves, name
-    scores = _scores(test, asked)
+    scores = _scores(test, self.prompts.single())
     return {
       name: {
         kind: [
-          _mean(v for key, v in scores.items() if key[:3] == (kind, name, seed))
+          _mean(v for key, v in scores.items() if key[:3] == (asked, name, seed))
           for seed in self.seeds
         ]
-        for kind in ("untuned", "own", "moved", "control")
+        for kind, asked in KINDS.items()
       }
-      for name in self.names
+      for name in self.prompts.names
     }
 
   def _search(
@@ -227,8 +180,8 @@ class Vectors:
     """Returns the scores of the mean of a task's vectors on a fresh initial prompt."""
     asked: dict[str, tuple[Prompt, str]] = {}
     weights = [1.0 / len(self.seeds)] * len(self.seeds)
-    for name in self.names:
-      several = [self.vectors[name, seed] for seed in self.seeds]
+    for name in self.prompts.names:
+      several = [self.prompts.vectors[name, seed] for seed in self.seeds]
       mean = algebra.sum_vectors(several, weights, allow_mixed_origin=True)
       asked[name] = algebra.apply(mean, self.fresh).leaves, name
     return _scores(test, asked)
@@ -238,8 +191,8 @@ class Vectors:
 
     With those of the same task from other starts, and those of other tasks from its own.
     """
-    matrix = algebra.cosine([self.vectors[key] for key in self.keys])
-    place = {key: index for index, key in enumerate(self.keys)}
+    matrix = algebra.cosine([self.prompts.vectors[key] for key in self.prompts.keys])
+    place = {key: index for index, key in enumerate(self.prompts.keys)}
 
     def means(name: str, same_task: bool) -> list[float]:
       return [
@@ -247,7 +200,7 @@ class Vectors:
           np.mean(
             [
               matrix[place[name, seed], place[other]]
-              for other in self.keys
+              for other in self.prompts.keys
               if other != (name, seed)
               and other[0 if same_task else 1] == (name if same_task else seed)
             ]
@@ -261,16 +214,15 @@ class Vectors:
         "cosine_same_task": means(name, True),
         "cosine_same_start": means(name, False),
       }
-      for name in self.names
+      for name in self.prompts.names
     }
 
   @property
   def _pairs(self) -> list[tuple[str, str]]:
-    return list(itertools.combinations(self.names, 2))
+    return list(itertools.combinations(self.prompts.names, 2))
 
   def _sum(self, pair: tuple[str, str], seed: int, coefficient: float) -> Prompt:
-    total = algebra.sum_vectors([self.vectors[name, seed] for name in pair])
-    return algebra.apply(total, self.initial[seed], coefficient).leaves
+    return self.prompts.applied(self.prompts.sum_of(pair, seed), seed, coefficient)
 
   @staticmethod
   def _norm(item: Loaded) -> float:
@@ -295,14 +247,14 @@ def summarise(variants: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
   return {
     "variants": found,
-    "kept": KEPT,
+    "kept": base.KEPT,
     "moving_keeps": [name for name, one in found.items() if _keeps(one["moving"])],
     "adding_keeps": [name for name, one in found.items() if _keeps(one["adding"])],
   }
 
 
 def _keeps(part: float | None) -> bool:
-  return part is not None and part >= KEPT
+  return part is not None and part >= base.KEPT
 
 
 def _least(parts: Iterable[Sequence[float]]) -> float | None:

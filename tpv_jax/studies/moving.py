@@ -293,7 +293,7 @@ class Moving:
     start = self._start(variant)
     self._tune(session, variant, model, start, data)
     seeds = self.settings.initial_seeds
-    fresh = moved.fresh(model, start, max(seeds) + 1, session.backbone)
+    (fresh,) = base.drawn(model, [(start, max(seeds) + 1)], session.backbone)
     vectors = moved.Vectors(session.folder, variant.name, self.tasks, seeds, fresh)
     measured = session.measured(
       vectors.subject()

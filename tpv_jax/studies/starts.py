@@ -8,15 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from tpv_jax.backbones import loading
 from tpv_jax.data.tasks import Task
 from tpv_jax.evaluation.evaluator import Prompt
 from tpv_jax.formats import sources
-from tpv_jax.model import SoftPromptModel
 from tpv_jax.runs.run_folder import RunFolder
 from tpv_jax.studies import base
 from tpv_jax.studies.comparison import compare
-from tpv_jax.training import initial
 from tpv_jax.training.initial import Initial
 from tpv_jax.vectors import algebra
 from tpv_jax.vectors.loaded import Loaded
@@ -58,27 +55,6 @@ def summarise(scores: Scores) -> dict[str, dict[str, dict[str, Any]]]:
     number: {start: compare(by_target, starts) for start, by_target in starts.items()}
     for number, starts in scores.items()
   }
-
-
-def drawn(
-  jobs: Sequence[Job], model: SoftPromptModel, backbone: loading.Backbone
-) -> list[Loaded]:
-  """Returns the folded prompt that each job begins with."""
-  table = np.asarray(backbone.table, np.float32)
-  return [
-    algebra.fold(
-      initial.draw(
-        model.prompt,
-        job.start,
-        table,
-        job.seed,
-        backbone.name,
-        backbone.fingerprint,
-        model.network,
-      )
-    )
-    for job in jobs
-  ]
 
 
 def tuned(

@@ -271,12 +271,10 @@ def _means(
   }
 
 
-def keeps(
-  total: Mapping[str, Any], own: Mapping[str, Sequence[float]], part: float = 0.9
-) -> bool:
-  """Returns whether each task of a sum keeps a part of its own score, on the average."""
+def keeps(total: Mapping[str, Any], own: Mapping[str, Sequence[float]]) -> bool:
+  """Returns whether each task of a sum keeps `base.KEPT` of its own score on average."""
   return all(
-    np.mean(scores) >= part * np.mean(own[name])
+    np.mean(scores) >= base.KEPT * np.mean(own[name])
     for name, scores in total["scores"].items()
   )
 
