@@ -119,6 +119,14 @@ def cache_folder() -> pathlib.Path:
   return pathlib.Path(root) / "tpv_jax"
 
 
+def gin_configs() -> pathlib.Path:
+  """Returns the folder of this package's gin files and what belongs to them."""
+  spec = importlib.util.find_spec("tpv_jax.gin_configs")
+  assert spec is not None
+  assert spec.submodule_search_locations
+  return pathlib.Path(next(iter(spec.submodule_search_locations)))
+
+
 def refuse_irregular(path: PathLike) -> None:
   """Raises `UserError` if `path` exists and is a folder, pipe, socket or device.
 

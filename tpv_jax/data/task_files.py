@@ -18,7 +18,6 @@ as 'gin_configs/studies/tasks/sst2.toml' that is not here is one of this package
 import contextlib
 import dataclasses
 import datetime
-import importlib.util
 import inspect
 import os
 import re
@@ -28,7 +27,7 @@ from typing import Any
 
 from tpv_jax.core.checks import Size, checked, misfit
 from tpv_jax.core.errors import UserError, near_misses
-from tpv_jax.core.files import Path, PathLike, is_remote, to_path
+from tpv_jax.core.files import Path, PathLike, gin_configs, is_remote, to_path
 from tpv_jax.data import lines
 from tpv_jax.data.tasks import SPLITS, Example, Task
 from tpv_jax.data.text_files import text_file_task
@@ -247,11 +246,9 @@ def _here_or_shipped(path: PathLike) -> PathLike:
   """Returns the path, or that of the package's file if there is none here."""
   relative = os.fspath(path).removeprefix("tpv_jax/")
   if relative.startswith("gin_configs/") and not to_path(path).exists():
-    spec = importlib.util.find_spec("tpv_jax.gin_configs")
-    for folder in (spec and spec.submodule_search_locations) or ():
-      found = to_path(folder) / relative.removeprefix("gin_configs/")
-      if found.exists():
-        return found
+    found = gin_configs() / relative.removeprefix("gin_configs/")
+    if found.exists():
+      return found
   return path
 
 

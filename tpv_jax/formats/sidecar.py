@@ -20,14 +20,12 @@ FORMAT = "tpv_jax provenance 1"
 
 def encode(leaves: Mapping[str, np.ndarray], provenance: Provenance) -> bytes:
   """Returns the bytes of the file that belongs to these leaves."""
-  stated = provenance.to_json()
-  # Beside the provenance, where releases from before the field existed overlook it.
-  norm = stated.pop("initial_norm", None)
+  stated, beside = provenance.apart()
   content = {
     "format": FORMAT,
     "digest": identity.prompt_digest(leaves),
     "provenance": stated,
-    **({} if norm is None else {"initial_norm": norm}),
+    **beside,
   }
   return files.json_bytes(content)
 
@@ -48,8 +46,7 @@ def read(
     if content["format"] != FORMAT:
       raise ValueError(f"its format is {content['format']!r}, not {FORMAT!r}")
     stated = str(content["digest"])
-    stated_norm = {k: v for k, v in content.items() if k == "initial_norm"}
-    provenance = Provenance.from_json(content["provenance"] | stated_norm)
+    provenance = Provenance.joined(content["provenance"], content)
   except (KeyError, TypeError, ValueError) as error:
     raise UserError(
       f"'{path}' does not state the provenance of '{shown}': {error!r}. Remove it to "

@@ -27,6 +27,7 @@ from gin import config, config_parser
 
 from tpv_jax.core.checks import Unknown
 from tpv_jax.core.errors import UserError, near_misses
+from tpv_jax.core.files import gin_configs
 
 Key = tuple[str, str, str]
 """What is bound: (scope, complete selector, parameter), or (name, *`MACRO`) of a macro."""
@@ -172,18 +173,10 @@ def bound(
   return found
 
 
-def package() -> pathlib.Path:
-  """Returns the folder of the gin files of this package."""
-  spec = importlib.util.find_spec("tpv_jax.gin_configs")
-  assert spec is not None
-  assert spec.submodule_search_locations
-  return pathlib.Path(next(iter(spec.submodule_search_locations)))
-
-
 @functools.cache
 def shipped() -> dict[str, str]:
   """Returns the text of each gin file of this package: 'gin_configs/runs/train.gin'."""
-  folder = package()
+  folder = gin_configs()
   return {
     f"gin_configs/{path.relative_to(folder)}": path.read_text()
     for path in sorted(folder.rglob("*.gin"))
@@ -203,8 +196,8 @@ def find(name: str, search_paths: Sequence[str] = ()) -> pathlib.Path:
     if path.is_dir():
       raise UserError(f"'{name}' is a folder. Give a gin file that lies in it.")
   relative = name.removeprefix("tpv_jax/").removeprefix("gin_configs/")
-  if (package() / relative).is_file():
-    return package() / relative
+  if (gin_configs() / relative).is_file():
+    return gin_configs() / relative
   if found := _in_python_path(name):
     return found
   known = list(shipped())
@@ -383,7 +376,7 @@ def _is_shipped(real: str, text: str) -> bool:
 
   So it does not matter whether commands run in a clone or with an installed package.
   """
-  folder = os.path.realpath(package())
+  folder = os.path.realpath(gin_configs())
   if real.startswith(folder + os.sep):
     return True
   _, marked, relative = real.rpartition(f"{os.sep}gin_configs{os.sep}")

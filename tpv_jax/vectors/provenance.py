@@ -352,6 +352,28 @@ class Provenance:
       raise ValueError("versions holds what is not text")
     return cls(terms=terms, **fields)
 
+  def apart(self) -> tuple[dict[str, Any], dict[str, float]]:
+    """Returns what `to_json` does in two parts, from which `joined` makes an equal one.
+
+    The second part stands beside the first in a file, where releases from before these
+    fields existed overlook it.
+    """
+    content = self.to_json()
+    return content, {name: content.pop(name) for name in BESIDE if name in content}
+
+  @classmethod
+  def joined(cls, content: Any, beside: Mapping[str, Any]) -> "Provenance":
+    """Returns the provenance of two parts; other names in the second are overlooked.
+
+    Raises:
+      ValueError: as `from_json`.
+    """
+    known = {name: beside[name] for name in BESIDE if name in beside}
+    return cls.from_json(content | known if known else content)
+
+
+BESIDE = ("initial_norm",)
+"""The fields that files state beside the others."""
 
 _ADDED_FIELDS = {
   "space": "effective",

@@ -27,7 +27,7 @@ from tpv_jax.core.leaves import not_finite
 from tpv_jax.core.version import VERSION
 from tpv_jax.io import safetensors
 from tpv_jax.prompts import registry
-from tpv_jax.vectors.provenance import Provenance, canonical_json, of_leaves
+from tpv_jax.vectors.provenance import BESIDE, Provenance, canonical_json, of_leaves
 
 FORMAT = "tpv_jax 1"
 
@@ -91,10 +91,8 @@ def read(path: files.PathLike) -> tuple[dict[str, np.ndarray], Provenance]:
   try:
     if metadata["format"] != FORMAT:
       raise ValueError(f"its format is {metadata['format']!r}, not {FORMAT!r}")
-    content = files.parse_json(metadata["provenance"])
-    if "initial_norm" in metadata:
-      content["initial_norm"] = float(metadata["initial_norm"])
-    provenance = Provenance.from_json(content)
+    beside = {name: float(metadata[name]) for name in BESIDE if name in metadata}
+    provenance = Provenance.joined(files.parse_json(metadata["provenance"]), beside)
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(
       f"'{path}' cannot be read by tpv_jax {VERSION}: {error}. Read it "
@@ -109,13 +107,11 @@ def encode(leaves: Mapping[str, np.ndarray], provenance: Provenance) -> bytes:
   if not leaves:
     raise UserError("There are no leaves to write.")
   arrays = {name: _checked(name, leaf) for name, leaf in leaves.items()}
-  stated = provenance.to_json()
-  # Beside the provenance, where releases from before the field existed overlook it.
-  norm = stated.pop("initial_norm", None)
+  stated, beside = provenance.apart()
   metadata = {
     "content_digest": _ZEROS.decode(),
     "format": FORMAT,
-    **({} if norm is None else {"initial_norm": repr(norm)}),
+    **{name: repr(value) for name, value in beside.items()},
     "provenance": canonical_json(stated),
     "written_by": f"tpv_jax {VERSION}",
   }
