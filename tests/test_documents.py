@@ -23,7 +23,7 @@ WRITTEN_BY_COMMANDS = (
   "docs/ablation.md",
   "docs/few_shot.md",
   "docs/results/moving-embedded.md",
-  "docs/results/sentiment/report.md",
+  "docs/results/small/report.md",
 )
 """Without marks; docs/t5x-check.md is what `make t5x-check` wrote (see t5x_check.py)."""
 
