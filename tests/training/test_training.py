@@ -218,8 +218,21 @@ def test_a_finished_run_is_left_as_it_is(tiny, finished):
   run, manifest = finished
   before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
   assert tiny.train(run) == manifest
+  # How often it was logged and saved is nothing that its prompts hang on.
+  assert tiny.train(run, log_period=20, checkpoint_period=20) == manifest
   after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
   assert before == after
+
+
+@pytest.mark.parametrize("name", ["log_period", "checkpoint_period"])
+def test_an_unfinished_run_goes_on_with_the_periods_that_it_began_with(
+  tiny, finished, tmp_path, name
+):
+  run = shutil.copytree(finished[0], tmp_path / "run")
+  manifest = json.loads((run / "manifest.json").read_text())
+  (run / "manifest.json").write_text(json.dumps(manifest | {"status": "stopped"}))
+  with pytest.raises(UserError, match=f"another {name}: "):
+    tiny.train(run, **{name: 20})
 
 
 def test_other_settings_in_the_same_folder_are_refused(tiny, finished):

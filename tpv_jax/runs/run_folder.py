@@ -152,7 +152,12 @@ class RunFolder:
       UserError: the folder holds a run with other settings, or something else.
     """
     manifest = self.manifest()
-    other = run_settings.difference(manifest, settings) if manifest else None
+    finished = manifest.get("status") == "finished"
+    other = (
+      run_settings.difference(manifest, settings, as_finished=finished)
+      if manifest
+      else None
+    )
     if other and not overwrite:
       raise UserError(
         f"'{self.path}' holds a run with another {other}. Continue it with its original "

@@ -32,6 +32,9 @@ _COMPUTED = {"learning_rate": 6e-5, "optimizer": 6e-4}
 """Relative tolerances of computed settings, which are rounded to 5 and 4 digits: slightly
 more than half a unit of the last digit, because another JAX or processor may differ."""
 
+_OF_ITS_WRITING = ("log_period", "checkpoint_period")
+"""Settings of how a run is written: a finished run has the same prompts with others."""
+
 _NOT_IN_1 = (
   "patience",
   "data/vocabulary",
@@ -69,12 +72,15 @@ class Settings(NamedTuple):
     return hashlib.sha256(canonical_json(self.values).encode()).hexdigest()
 
 
-def difference(manifest: Mapping[str, Any], now: Settings) -> str | None:
+def difference(
+  manifest: Mapping[str, Any], now: Settings, *, as_finished: bool = False
+) -> str | None:
   """Returns the first setting that differs, with both values; None if all are equal.
 
   Args:
     manifest: of the existing run, with `Settings.saved` in it.
     now: of the run that is to be started.
+    as_finished: the run is finished and taken as it is, however it was logged.
   """
   version = manifest.get("settings_version", 1)
   writer = f"tpv_jax {manifest.get('versions', {}).get('tpv_jax', '(unknown)')}"
@@ -87,6 +93,8 @@ def difference(manifest: Mapping[str, Any], now: Settings) -> str | None:
   there = _upgraded(flatten(manifest["settings"]), version, here)
   defaults_there = manifest.get("defaults", {})
   for name in {**here, **there}:  # Chosen settings come before computed ones.
+    if as_finished and name in _OF_ITS_WRITING:
+      continue
     if name not in here:
       value = there[name]
       if value != defaults_there.get(name, _MISSING):
