@@ -147,6 +147,27 @@ def test_each_measurement_scores_the_prompt_that_it_names(tiny, finished):
   assert averaged == pytest.approx(untuned[1] + mean, abs=1e-4)
 
 
+def test_coefficients_of_equal_exact_match_are_told_apart_by_the_labels(finished):
+  arguments, folder, results = finished
+  name = results["variants"][0]["name"]
+  fresh = sources.load(str(folder / "runs" / name / "a-0"), "initial")
+  vectors = moved.Vectors(folder, name, arguments["tasks"], (0, 1), fresh)
+
+  class Telling(Sums):
+    def hits(self, asked):  # Only sums with the second one tell labels apart.
+      none = np.zeros(4, bool)
+      return {
+        (pair, seed, coefficient, task): {
+          "exact_match": none,
+          "label_accuracy": none | (coefficient == 0.5),
+        }
+        for pair, seed, coefficient, task in asked
+      }
+
+  assert vectors._search(Telling(), (0.25, 0.5, 1.0)) == [[0.5, 0.5]]
+  assert vectors._search(Telling(), (0.25, 1.0)) == [[0.25, 0.25]]
+
+
 def test_a_variant_that_is_added_is_all_that_is_trained(
   finished, tmp_path, monkeypatch
 ):

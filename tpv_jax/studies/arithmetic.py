@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from tpv_jax.data.tasks import Task
-from tpv_jax.evaluation import candidates
 from tpv_jax.evaluation.evaluator import Evaluator, Prompt
 from tpv_jax.studies import hits, tuned
-from tpv_jax.studies.base import METRICS, Hits, Split, mean_hits
+from tpv_jax.studies.base import METRICS, Hits, Split, best_coefficient, mean_hits
 from tpv_jax.vectors import algebra
 
 
@@ -98,13 +97,8 @@ class Measurements:
         coefficient: mean_hits(found, [(names, coefficient, name) for name in names])
         for coefficient in self.coefficients
       }
-      chosen.append(max(means, key=lambda one: (*means[one], -one)))
-      if len({labels for _, labels in means.values()}) == 1:
-        candidates.say_equal_scores(
-          f"Coefficient of {' + '.join(names)} on initial prompt {seed}",
-          [exact for exact, _ in means.values()],
-          f"{chosen[-1]:g}, the smallest",
-        )
+      what = f"{' + '.join(names)} on initial prompt {seed}"
+      chosen.append(best_coefficient(means, what))
     return chosen
 
   def sums(self, chosen: Sequence[Sequence[float]]) -> dict[str, dict[str, str]]:

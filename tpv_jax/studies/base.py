@@ -27,6 +27,7 @@ from tpv_jax.data.labels import check_task
 from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.devices import processes
+from tpv_jax.evaluation import candidates
 from tpv_jax.evaluation.evaluator import Evaluator, Prompt
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.runs.run_folder import open_output, versions, write_results
@@ -350,6 +351,21 @@ def mean_hits(found: Mapping[Key, Hits], keys: Iterable[Key]) -> tuple[float, ..
   return tuple(
     float(np.mean([one[metric].mean() for one in some])) for metric in METRICS
   )
+
+
+def best_coefficient(means: Mapping[float, tuple[float, ...]], what: str) -> float:
+  """Returns the coefficient with the best means, as `mean_hits` gives them.
+
+  The smallest one wins a tie. `what` is said to have it where all are equal.
+  """
+  best = max(means, key=lambda one: (*means[one], -one))
+  if len({*means.values()}) == 1:
+    candidates.say_equal_scores(
+      f"Coefficient of {what}",
+      [first for first, *_ in means.values()],
+      f"{best:g}, the smallest",
+    )
+  return best
 
 
 def drawn(

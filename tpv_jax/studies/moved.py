@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from tpv_jax.data.tasks import Task
-from tpv_jax.evaluation import candidates
 from tpv_jax.evaluation.evaluator import Prompt
 from tpv_jax.studies import base, tuned
 from tpv_jax.studies.measured import Measured, digests
@@ -130,28 +129,24 @@ class Vectors:
   ) -> list[list[float]]:
     """Returns the coefficient of each pair's sum on each initial prompt.
 
-    It is the one with the best mean exact match of the two tasks on validation; the
-    smaller one wins a tie.
+    It is the one with the best mean exact match of the two tasks on validation, then
+    accuracy among their labels.
     """
     asked: dict[Any, tuple[Prompt, str]] = {}
     for pair, seed in itertools.product(self._pairs, self.seeds):
       for coefficient, name in itertools.product(coefficients, pair):
         asked[pair, seed, coefficient, name] = self._sum(pair, seed, coefficient), name
-    scores = validation.scores(asked)
+    found = validation.hits(asked)
     chosen = []
     for pair in self._pairs:
       row = []
       for seed in self.seeds:
         means = {
-          one: float(np.mean([scores[pair, seed, one, name] for name in pair]))
+          one: base.mean_hits(found, [(pair, seed, one, name) for name in pair])
           for one in coefficients
         }
-        row.append(float(max(means, key=lambda one: (means[one], -one))))
-        candidates.say_equal_scores(
-          f"Coefficient of {' + '.join(pair)} on initial prompt {seed}",
-          [*means.values()],
-          f"{row[-1]:g}, the smallest",
-        )
+        what = f"{' + '.join(pair)} on initial prompt {seed}"
+        row.append(base.best_coefficient(means, what))
       chosen.append(row)
     return chosen
 
