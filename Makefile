@@ -17,6 +17,8 @@
 #
 # PYTHON=python3.12  chooses the interpreter (3.11 or newer); by default the newest of
 #             python3.13, python3.12 and python3.11 that runs
+# EXTRAS=cuda13      more of pip's extras for any target: cuda13, cuda12 or tpu for this
+#             machine's accelerator (docs/installing.md)
 # VENV=folder        where the environment is (default .venv)
 # OUT=folder         where the demo writes (default demo_out)
 # LLM_OUT=folder     where make llm writes (default llm_out)
@@ -35,6 +37,7 @@ VENV ?= .venv
 OUT ?= demo_out
 LLM_OUT ?= llm_out
 TESTS ?= tests
+EXTRAS ?=
 JOBS ?= auto
 COUNT ?= 20000
 SEED ?= 0
@@ -53,12 +56,21 @@ SHELL_FUNCTIONS := fail() { echo "error: $$*" >&2; exit 2; }; \
     *) fail "'$$1' does not run, and tpv_jax needs Python 3.11 or newer." \
       "Name one that you have: make PYTHON=/path/to/python3.12" ;; \
     esac; }
+# The extras of pip for a target, NEEDS, and for this machine, EXTRAS. Each choice of
+# EXTRAS has its own mark in the environment, .installed-llm+cuda13, so that a new one is
+# installed there.
+EMPTY :=
+SPACE := $(EMPTY) $(EMPTY)
+COMMA := ,
+joined = $(subst $(SPACE),$(COMMA),$(strip $(1)))
+WANTED = $(call joined,$(NEEDS) $(subst $(COMMA),$(SPACE),$(EXTRAS)))
+MARK := $(if $(EXTRAS),+$(call joined,$(EXTRAS)))
 # Installs pip first, if a killed make has left an environment without it.
 INSTALL = @$(SHELL_FUNCTIONS); \
   "$(BIN)" -m pip --version >/dev/null 2>&1 || "$(BIN)" -m ensurepip; \
   "$(BIN)" -m pip install --quiet --upgrade pip && \
-  "$(BIN)" -m pip install -e '.$(EXTRAS)' || fail "pip could not install tpv_jax into" \
-  "$(VENV); above it says why. Another Python may do: make PYTHON=python3.12 VENV=.venv-3.12"
+  "$(BIN)" -m pip install -e '.$(if $(WANTED),[$(WANTED)])' || \
+  fail "pip could not install tpv_jax into" "$(VENV); above it says why. Another Python may do: make PYTHON=python3.12 VENV=.venv-3.12"
 
 .PHONY: demo llm test test-all test-fast lint fuzz-long t5x-test t5x-check kill-check clean help same-python
 .DEFAULT_GOAL := help
@@ -66,14 +78,14 @@ INSTALL = @$(SHELL_FUNCTIONS); \
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.installed$(MARK)
 	@echo "== tuning prompts, making vectors, measuring sums; report in $(OUT)/report.md"
 	"$(BIN)" -m tpv_jax study --gin_file=gin_configs/runs/demo.gin --gin.OUTPUT_DIR="'$(OUT)'" $(ARGS)
 
 TPV = "$(BIN)" -m tpv_jax
 ENGLISH := --gin_file=gin_configs/tasks/english.gin
 
-llm: $(VENV)/.installed-llm
+llm: $(VENV)/.installed-llm$(MARK)
 	@echo "== fetching the model"
 	$(TPV) fetch smollm2
 	@echo "== tuning two prompts at once: the sentiment of reviews, the topic of sentences"
@@ -106,31 +118,31 @@ test-all: lint
 	@echo "== tests, the slow ones too"
 	JAX_PLATFORMS=cpu "$(BIN)" -m pytest -n $(JOBS) --dist worksteal $(TESTS)
 
-test-fast: $(VENV)/.installed-fast
+test-fast: $(VENV)/.installed-fast$(MARK)
 	@echo "== fast tests, of the built wheel"
 	"$(BIN)" tests/fast.py -n $(JOBS) --dist worksteal
 
 # The hooks of .pre-commit-config.yaml run the same.
-lint: $(VENV)/.installed-test
+lint: $(VENV)/.installed-test$(MARK)
 	@echo "== lint and types"
 	"$(BIN)" -m ruff check .
 	"$(BIN)" -m ruff format --check .
 	"$(BIN)" -m mypy
 
-fuzz-long: $(VENV)/.installed-test
+fuzz-long: $(VENV)/.installed-test$(MARK)
 	@echo "== $(COUNT) mutations of each kind, seed $(SEED); faults are kept in fuzz_out/"
 	PYTHONPATH=tests nice -n 10 "$(BIN)" -m fuzz --count "$(COUNT)" --seed "$(SEED)" \
 	  --first "$(FIRST)" $(if $(KIND),"$(KIND)")
 
 WITH_T5X = JAX_PLATFORMS=cpu PYTHONPATH="$(if $(T5X),$$(realpath "$(T5X)"))"
 
-t5x-test: $(VENV)/.installed-test
+t5x-test: $(VENV)/.installed-test$(MARK)
 	$(WITH_T5X) "$(BIN)" -m pytest --no-skips tests/t5x
 
-t5x-check: $(VENV)/.installed-test
+t5x-check: $(VENV)/.installed-test$(MARK)
 	$(WITH_T5X) "$(BIN)" tests/t5x_check.py --output docs/t5x-check.md
 
-kill-check: $(VENV)/.installed-test
+kill-check: $(VENV)/.installed-test$(MARK)
 	"$(BIN)" tests/kill_check.py $(ARGS)
 
 clean:
@@ -152,25 +164,25 @@ ifneq ($(origin PYTHON),file)
 	  "$$asked. To keep both: make PYTHON=$(PYTHON) VENV=.venv-$$asked"
 endif
 
-$(VENV)/.installed: $(BIN) setup.py pyproject.toml | same-python
+$(VENV)/.installed$(MARK): $(BIN) setup.py pyproject.toml | same-python
 	@echo "== installing tpv_jax (JAX and friends, about 700 MB on disk)"
 	$(INSTALL)
 	@touch "$@"
 
-$(VENV)/.installed-llm: EXTRAS := [llm]
-$(VENV)/.installed-llm: $(BIN) setup.py pyproject.toml | same-python
+$(VENV)/.installed-llm$(MARK): NEEDS := llm
+$(VENV)/.installed-llm$(MARK): $(BIN) setup.py pyproject.toml | same-python
 	@echo "== installing tpv_jax with its extra for language models"
 	$(INSTALL)
-	@touch "$@" "$(VENV)/.installed"
+	@touch "$@" "$(VENV)/.installed$(MARK)"
 
-$(VENV)/.installed-fast: EXTRAS := [test,gcs]
-$(VENV)/.installed-fast: $(BIN) setup.py pyproject.toml | same-python
+$(VENV)/.installed-fast$(MARK): NEEDS := test gcs
+$(VENV)/.installed-fast$(MARK): $(BIN) setup.py pyproject.toml | same-python
 	@echo "== installing tpv_jax with its test extra"
 	$(INSTALL)
-	@touch "$@" "$(VENV)/.installed"
+	@touch "$@" "$(VENV)/.installed$(MARK)"
 
-$(VENV)/.installed-test: EXTRAS := [test,data,hf]
-$(VENV)/.installed-test: $(BIN) setup.py pyproject.toml | same-python
+$(VENV)/.installed-test$(MARK): NEEDS := test data hf
+$(VENV)/.installed-test$(MARK): $(BIN) setup.py pyproject.toml | same-python
 	@echo "== installing tpv_jax with its test and data extras (TensorFlow too, about 3 GB)"
 	$(INSTALL)
-	@touch "$@" "$(VENV)/.installed" "$(VENV)/.installed-fast"
+	@touch "$@" "$(VENV)/.installed$(MARK)" "$(VENV)/.installed-fast$(MARK)"

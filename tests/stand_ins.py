@@ -105,7 +105,7 @@ def parse(module: str, arguments: list[str]) -> int:
     unittest.mock.patch.object(
       gin, "get_configurable", return_value=lambda **bound: None
     ),
-    unittest.mock.patch.object(processes, "keep_compiled_programs"),
+    unittest.mock.patch.object(processes, "use_devices"),
   ):
     return cli.main(arguments)
 

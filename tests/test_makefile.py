@@ -255,6 +255,25 @@ def test_the_environments_of_tests_and_demo_are_installed_once(project):
   assert installs == ["-m pip install -e .", "-m pip install -e .[test,data,hf]"]
 
 
+@pytest.mark.parametrize("extras", ["cuda13", "cuda13,gcs", "cuda13 gcs"])
+def test_extras_of_an_accelerator_are_added_to_those_of_every_target(project, extras):
+  project.add("python3", "3.13")
+  (project.folder / "llm_out").mkdir()
+  (project.folder / "llm_out/answers.jsonl").touch()
+  project.make("demo")
+  for target in ("demo", "llm", "test", "demo", "llm", "test"):
+    project.make(target, f"EXTRAS={extras}")
+  installs = [line for line in project.calls.read_text().splitlines() if " -e " in line]
+  joined = extras.replace(" ", ",")
+  assert installs == [
+    "-m pip install -e .",
+    *(
+      f"-m pip install -e .[{needed}{joined}]"
+      for needed in ("", "llm,", "test,data,hf,")
+    ),
+  ]
+
+
 def test_the_language_model_is_fetched_tuned_added_scored_and_asked(project):
   project.add("python3", "3.13")
   (project.folder / "llm_out").mkdir()

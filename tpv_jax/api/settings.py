@@ -15,6 +15,7 @@ import numpy as np
 from tpv_jax.core import screen
 from tpv_jax.core.errors import UserError
 from tpv_jax.core.files import PathLike
+from tpv_jax.devices import processes
 from tpv_jax.settings import calling, gin_files
 from tpv_jax.settings.gin_files import MACRO, Settings
 
@@ -71,6 +72,7 @@ def call(
       )
       for line in ready.lines if files else ():
         screen.say(line)
+      processes.say_if_unused()
       return ready.run(), ready.settings
     except UserError as error:
       raise UserError(spelled(str(error))) from None

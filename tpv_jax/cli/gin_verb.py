@@ -91,7 +91,7 @@ def run(
       print(line, file=sys.stderr)
   if options.show_config:
     return None
-  processes.keep_compiled_programs()
+  processes.use_devices()
   raise_on_interrupt()
   result = ready.run()
   return result if isinstance(result, int) else None

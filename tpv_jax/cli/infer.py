@@ -126,7 +126,7 @@ def _predict(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
   from tpv_jax.evaluation.predicting import Asked
 
   processes.join(options)
-  processes.keep_compiled_programs()
+  processes.use_devices()
   errors.raise_on_interrupt()
   asked = Asked(**{name: given[name] for name in _ASKED if name in given})
   load = {name: given[name] for name in _LOAD if name in given}

@@ -7,7 +7,9 @@ which all of them write together.
 
 import argparse
 import contextlib
+import functools
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,7 +20,7 @@ from jax.sharding import NamedSharding, Sharding
 
 from tpv_jax.core import files, screen
 from tpv_jax.core.errors import UserError
-from tpv_jax.devices import partitioning
+from tpv_jax.devices import accelerators, partitioning
 
 
 def join(flags: argparse.Namespace, preemption: bool = False) -> None:
@@ -51,6 +53,20 @@ def join(flags: argparse.Namespace, preemption: bool = False) -> None:
       f"This process could not join the others: {' '.join(str(error).split())[:200]}. "
       "Give --coordinator_address=HOST:PORT, --process_count and --process_index to each."
     ) from error
+
+
+def use_devices() -> None:
+  """Says if an accelerator stays idle, and caches what JAX compiles for one."""
+  say_if_unused()
+  keep_compiled_programs()
+
+
+@functools.cache
+def say_if_unused() -> None:
+  """Prints, once in a process, how to install JAX for an accelerator that it cannot use."""
+  line = accelerators.unused(jax.default_backend())
+  if line:
+    print(line, file=sys.stderr)
 
 
 def keep_compiled_programs() -> None:

@@ -1,0 +1,80 @@
+"""What a machine has beside its CPU, and whether the installed JAX can use it.
+
+Looks at files of the system only, and does not import JAX.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Mapping
+
+NVIDIA, TPU = "an NVIDIA GPU", "a TPU"
+
+_NVIDIA_DEVICES = ("dev/nvidia0", "dev/nvidiactl", "dev/dxg")
+"""On a machine of its own, in a container, under Windows."""
+
+_GOOGLE = "0x1ae0"
+"""The vendor of a TPU's PCI device, and of Google Cloud's network and disk devices."""
+
+_DRIVER_OF_CUDA_13 = 580
+"""The oldest NVIDIA driver that runs CUDA 13."""
+
+
+def found(root: pathlib.Path = pathlib.Path("/")) -> str | None:
+  """Returns what the machine has, `NVIDIA` or `TPU`; None if it has neither.
+
+  Args:
+    root: the folder that holds `dev`, `sys` and `proc`.
+  """
+  if any((root / name).exists() for name in _NVIDIA_DEVICES):
+    return NVIDIA
+  chips = [*root.glob("dev/accel[0-9]*"), *root.glob("dev/vfio/[0-9]*")]
+  vendors = {
+    path.read_text().strip() for path in root.glob("sys/bus/pci/devices/*/vendor")
+  }
+  return TPU if chips and _GOOGLE in vendors else None
+
+
+def unused(
+  backend: str,
+  root: pathlib.Path = pathlib.Path("/"),
+  environment: Mapping[str, str] = os.environ,
+) -> str | None:
+  """Returns a line about an accelerator that JAX leaves idle; None if there is none.
+
+  Who sets JAX_PLATFORMS has chosen, and who hides the GPUs (CUDA_VISIBLE_DEVICES), too.
+
+  Args:
+    backend: where JAX computes, `jax.default_backend()`.
+    root: see `found`.
+    environment: the process's.
+  """
+  hidden = environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+  if backend != "cpu" or environment.get("JAX_PLATFORMS") or hidden:
+    return None
+  there = found(root)
+  if there is None:
+    return None
+  if there == TPU:
+    plugin, platform, extra = "libtpu", "tpu", "tpu"
+  else:
+    extra = _cuda(root)
+    plugin, platform = f"jax_{extra}_plugin", "cuda"
+  line = f"This machine has {there}, and the installed JAX computes on the CPU."
+  if importlib.util.find_spec(plugin):
+    check = f"JAX_PLATFORMS={platform} {sys.executable} -c 'import jax; jax.devices()'"
+    return f"{line} To see why it does not start: {check}"
+  version = importlib.metadata.version("jax")
+  return f"{line} Install: {sys.executable} -m pip install 'jax[{extra}]=={version}'"
+
+
+def _cuda(root: pathlib.Path) -> str:
+  """Returns the extra of JAX for the newest CUDA that the driver runs."""
+  path = root / "proc/driver/nvidia/version"
+  text = path.read_text() if path.exists() else ""
+  driver = re.search(r"\s(\d+)\.\d+", text)
+  old = driver is not None and int(driver[1]) < _DRIVER_OF_CUDA_13
+  return "cuda12" if old else "cuda13"
