@@ -53,9 +53,9 @@ def backbone(tmp_path_factory):
   return str(llm_stand_in.write_gguf(path, sorted(words)))
 
 
-def call(name, data, backbone, output, *more):
+def call(name, data, backbone, output, *more, verb="study"):
   return [
-    "study",
+    verb,
     f"--gin_file=gin_configs/studies/{name}.gin",
     f"--gin.DATA_DIR={data}",
     f"--gin.BACKBONE={backbone}",
@@ -94,6 +94,12 @@ def test_a_study_begins(name, data, backbone, tmp_path, monkeypatch):
   # So small a model leaves EPT no rank at 20 tokens.
   longer = ["--gin.PROMPT_LENGTH=40"] if name == "small_ept" else []
   assert stand_ins.begin(call(name, data, backbone, tmp_path / "out", *longer)) == 0
+
+
+def test_the_few_shot_comparison_begins(data, backbone, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  asked = call("small_few_shot", data, backbone, tmp_path / "out", verb="few-shot")
+  assert stand_ins.begin(asked) == 0
 
 
 def test_the_smoke_study_runs(data, backbone, tmp_path):
