@@ -1,6 +1,6 @@
 # make demo   installs into .venv and runs the main job: prompts, vectors, sums, a report
 # make llm    downloads a small pre-trained language model (SmolLM2: 93 MB, Apache-2.0),
-#             tunes prompts on it for two tasks, adds their vectors, prints scores and
+#             answers with a ready prompt, tunes prompts on it for two tasks, adds their vectors, prints scores and
 #             answers; goes on where it was interrupted
 # make test   installs the extras for tests, then runs lint, types and all tests except
 #             those marked slow, which make test-all runs as well
@@ -88,6 +88,9 @@ ENGLISH := --gin_file=gin_configs/tasks/english.gin
 llm: $(VENV)/.installed-llm$(MARK)
 	@echo "== fetching the model"
 	$(TPV) fetch smollm2
+	@echo "== answering examples/films.csv with a ready prompt, tuned on film reviews (SST-2)"
+	$(TPV) prompts unpack sst2-0 -o "$(LLM_OUT)/ready"
+	$(TPV) infer --prompt "$(LLM_OUT)/ready/runs/sst2-0" --input examples/films.csv
 	@echo "== tuning two prompts at once: the sentiment of reviews, the topic of sentences"
 	$(TPV) bank --gin_file=gin_configs/runs/bank_llm.gin $(ENGLISH) \
 	  --gin.TRAIN_STEPS=50 --gin.BATCH_SIZE=8 --gin.EVAL_PERIOD=25 \

@@ -161,8 +161,8 @@ def headers(room):
 LONG = (*verbs.GROUPS["train and evaluate"], *verbs.GROUPS["studies"])
 """Verbs whose examples take minutes."""
 
-OUTSIDE = ("fetch",)
-"""Verbs whose examples need the internet."""
+OUTSIDE = ("fetch", "prompts")
+"""Verbs whose examples need the internet, or data that do not come with the package."""
 
 
 def examples(commands, *call):

@@ -282,7 +282,9 @@ def test_the_language_model_is_fetched_tuned_added_scored_and_asked(project):
   calls = project.calls.read_text().splitlines()
   assert "-m pip install -e .[llm]" in calls
   verbs = re.findall(r"-m tpv_jax (\w+)", "\n".join(calls))
-  assert verbs == ["fetch", "bank", "diff", "diff", "sum", "eval", "infer"]
+  assert verbs == [
+    *("fetch", "prompts", "infer", "bank", "diff", "diff", "sum", "eval", "infer")
+  ]
 
 
 def test_cleaning_and_failing_remove_environments_only(project):

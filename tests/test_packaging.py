@@ -30,7 +30,7 @@ def wheel(tmp_path_factory):
   return zipfile.ZipFile(path)
 
 
-def test_the_wheel_holds_every_gin_file_and_the_embedded_backbone(wheel):
+def test_the_wheel_holds_every_gin_file_the_embedded_backbone_and_ready_prompts(wheel):
   names = set(wheel.namelist())
   for path in (REPOSITORY / "gin_configs").rglob("*.*"):
     if path.suffix not in (".gin", ".toml"):
@@ -40,6 +40,7 @@ def test_the_wheel_holds_every_gin_file_and_the_embedded_backbone(wheel):
     )
   for name in ("backbone.safetensors", "vocabulary.txt", "MODEL_CARD.md"):
     assert f"tpv_jax/embedded/{name}" in names
+  assert "tpv_jax/released/smollm2.safetensors" in names
   assert "tpv_jax/data/example_rows.json" in names
   for path in (REPOSITORY / "tpv_jax/data/english_rows").iterdir():
     assert f"tpv_jax/data/english_rows/{path.name}" in names

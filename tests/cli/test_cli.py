@@ -14,7 +14,7 @@ from tpv_jax.cli import verbs
 from tpv_jax.core import errors
 
 COMPUTE = (
-  *("train", "bank", "eval", "infer"),
+  *("train", "bank", "eval", "infer", "prompts"),
   *("study", "few-shot", "merging", "moving", "ablation"),
 )
 """Verbs that compute where JAX finds an accelerator."""
@@ -73,7 +73,7 @@ def test_the_help_lists_every_verb_under_its_group(capsys):
       group.append(line.split()[0])
   assert list(listed) == [
     *("train and evaluate", "studies", "vectors"),
-    *("files of other tools", "tasks", "planning"),
+    *("models, prompts, and files of other tools", "tasks", "planning"),
   ]
   assert listed == {name: list(group) for name, group in verbs.GROUPS.items()}
 

@@ -10,9 +10,10 @@ A task file can be read alone, so any number of them go together, in any order:
   splits = { validation = 0.1, test = 0.1 }
   lengths = { inputs = 128, targets = 4 }
 
-The keys are the arguments of `text_files.text_file_task`, `file_format` as `format`, and
-`lengths`. Paths are relative to the task file, or to DATA_DIR where that is set. A name such
-as 'gin_configs/studies/tasks/sst2.toml' that is not here is one of this package.
+The keys are the arguments of `text_files.text_file_task`, `file_format` as `format`,
+`lengths`, and `licence`, that of the data, which is for people. Paths are relative to the
+task file, or to DATA_DIR where that is set. A name such as
+'gin_configs/studies/tasks/sst2.toml' that is not here is one of this package.
 """
 
 import contextlib
@@ -43,7 +44,7 @@ _ARGUMENTS = {
 
 _KEYS_OF = {argument: key for key, argument in _ARGUMENTS.items()}
 
-KEYS = (*_ARGUMENTS, "lengths")
+KEYS = (*_ARGUMENTS, "lengths", "licence")
 
 _TABLES = ("paths", "labels", "splits", "lengths")
 """The keys whose values may be tables."""
@@ -119,12 +120,13 @@ def lengths(
 
 @dataclasses.dataclass(frozen=True)
 class TaskFile:
-  """What a task file describes: a task, the splits that it has, and its lengths."""
+  """What a task file describes: a task, its splits, its lengths, its data's licence."""
 
   path: Path
   task: Task
   splits: tuple[str, ...]
   lengths: Mapping[str, int]
+  licence: str | None = None
 
 
 @checked
@@ -181,13 +183,16 @@ def described(
     arguments |= {"name": name, "paths": _located(settings["paths"], begin)}
     made = text_file_task(**arguments)
     own = _lengths(settings.get("lengths", {}))
+    licence = settings.get("licence")
+    if licence is not None and not isinstance(licence, str):
+      raise UserError(f"'licence' is {licence!r}; write it in quotes.")
 
   def load(split: str) -> Sequence[Example]:
     with _about(path):
       return made.load(split)
 
   named = dataclasses.replace(made, load=load, lengths=own)
-  return TaskFile(path, named, _splits(settings), own)
+  return TaskFile(path, named, _splits(settings), own, licence)
 
 
 def _splits(settings: Mapping[str, Any]) -> tuple[str, ...]:

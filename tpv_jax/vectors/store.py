@@ -31,6 +31,9 @@ from tpv_jax.vectors.provenance import BESIDE, Provenance, canonical_json, of_le
 
 FORMAT = "tpv_jax 1"
 
+BUNDLE = "tpv_jax prompts 1"
+"""The format of several prompts in one file; see `formats.bundles`."""
+
 MAX_HEADER_BYTES = 1 << 20
 """No prompt needs a longer header: the file is damaged, or another kind of file."""
 
@@ -78,16 +81,12 @@ def read(path: files.PathLike) -> tuple[dict[str, np.ndarray], Provenance]:
       pickle, ...) or truncated; or a byte differs from what was written.
   """
   path = files.to_path(path)
-  content = _read_file(path)
-  digest = hashlib.sha256(content[: _DIGEST.start] + _ZEROS)
-  digest.update(memoryview(content)[_DIGEST.stop :])
-  if digest.hexdigest().encode() != content[_DIGEST]:
+  metadata, leaves = read_sealed(path)
+  if metadata.get("format") == BUNDLE:
     raise UserError(
-      f"'{path}' was truncated, damaged or changed after it was written: its content "
-      f"has the digest {digest.hexdigest()[:12]}… and it states "
-      f"{_show(content[_DIGEST][:12])}…. Make it again or take another copy."
+      f"'{path}' is a bundle of several prompts. Take them out: tpv prompts unpack --file "
+      f"{path} -o FOLDER."
     )
-  metadata, leaves = safetensors.decode(content, str(path), ("F32",))
   try:
     if metadata["format"] != FORMAT:
       raise ValueError(f"its format is {metadata['format']!r}, not {FORMAT!r}")
@@ -109,21 +108,60 @@ def encode(leaves: Mapping[str, np.ndarray], provenance: Provenance) -> bytes:
   arrays = {name: _checked(name, leaf) for name, leaf in leaves.items()}
   stated, beside = provenance.apart()
   metadata = {
-    "content_digest": _ZEROS.decode(),
     "format": FORMAT,
     **{name: repr(value) for name, value in beside.items()},
     "provenance": canonical_json(stated),
     "written_by": f"tpv_jax {VERSION}",
   }
-  content = bytearray(safetensors.encode(arrays, metadata))
+  return sealed(arrays, metadata)
+
+
+def sealed(
+  arrays: Mapping[str, np.ndarray],
+  metadata: Mapping[str, str],
+  most: int = MAX_HEADER_BYTES,
+) -> bytes:
+  """Returns the bytes of a safetensors file that states the digest of all its bytes.
+
+  Args:
+    arrays: by name.
+    metadata: their names come after `content_digest`, the first of which is 'format'.
+    most: bytes of the header.
+
+  Raises:
+    UserError: the header needs more.
+  """
+  stated = {"content_digest": _ZEROS.decode(), **metadata}
+  content = bytearray(safetensors.encode(arrays, stated))
   length = int.from_bytes(content[:8], "little")
-  if length > MAX_HEADER_BYTES:
+  if length > most:
     raise UserError(
-      f"The provenance and names need a header of {length} bytes; at most "
-      f"{MAX_HEADER_BYTES} are written. Shorten the notes."
+      f"The provenance and names need a header of {length} bytes; at most {most} are "
+      "written. Shorten the notes."
     )
   content[_DIGEST] = hashlib.sha256(content).hexdigest().encode()
   return bytes(content)
+
+
+def read_sealed(
+  path: files.PathLike, most: int = MAX_HEADER_BYTES
+) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+  """Returns the metadata and the fp32 arrays of a file that `sealed` made.
+
+  Raises:
+    UserError: as `read`, whatever its format.
+  """
+  path = files.to_path(path)
+  content = _read_file(path, most)
+  digest = hashlib.sha256(content[: _DIGEST.start] + _ZEROS)
+  digest.update(memoryview(content)[_DIGEST.stop :])
+  if digest.hexdigest().encode() != content[_DIGEST]:
+    raise UserError(
+      f"'{path}' was truncated, damaged or changed after it was written: its content "
+      f"has the digest {digest.hexdigest()[:12]}… and it states "
+      f"{_show(content[_DIGEST][:12])}…. Make it again or take another copy."
+    )
+  return safetensors.decode(content, str(path), ("F32",))
 
 
 def check_provenance(
@@ -199,7 +237,7 @@ def refuse_shapes(leaves: Mapping[str, np.ndarray], shown: str) -> None:
     )
 
 
-def _read_file(path: files.Path) -> bytes:
+def _read_file(path: files.Path, most: int = MAX_HEADER_BYTES) -> bytes:
   """Returns the bytes of a file, refused early if it cannot be one of ours."""
   if path.is_dir():
     raise UserError(
@@ -209,21 +247,21 @@ def _read_file(path: files.Path) -> bytes:
   with files.reading(path) as file:
     start = file.read(_DIGEST.stop + len(_BACKBONE))
     file.seek(0, os.SEEK_END)
-    _refuse_foreign(path, start, file.tell())
+    _refuse_foreign(path, start, file.tell(), most)
     file.seek(len(start))
     return start + file.read()
 
 
-def _refuse_foreign(path: files.Path, start: bytes, size: int) -> None:
+def _refuse_foreign(path: files.Path, start: bytes, size: int, most: int) -> None:
   """Raises `UserError` unless a file with this beginning and size may be one of ours."""
   length = int.from_bytes(start[:8], "little")
   ours = start[8 : _DIGEST.start] == _START
   if ours or start[8:9] == b"{":
-    if length > MAX_HEADER_BYTES:
+    if length > most:
       problem = f"states a header of {length} bytes, which no prompt or vector needs"
     elif 8 + length > size:
       problem = f"is truncated: its header alone needs {8 + length} of its {size} bytes"
-    elif size > MAX_HEADER_BYTES + MAX_BYTES:
+    elif size > most + MAX_BYTES:
       problem = f"has {size} bytes, and no prompt or vector has over {MAX_BYTES}"
     elif ours and start[_DIGEST.stop :] == _BACKBONE:
       problem = "is a backbone, and no prompt or vector"
