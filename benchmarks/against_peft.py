@@ -13,6 +13,8 @@ of the machine affects all of them, and ratios are taken within a round. The con
   c     PEFT at its best (padded to the longest of a batch; each dtype; torch.compile)
         against ours at our best (packed or static; each dtype)
   bank  prompts x steps per second of our banks, and of PEFT, one prompt after the other
+  quantised
+        ours packed, with frozen kernels in 8 and 4 bits; only if it is asked for
   evaluation
         the coefficients of the vectors of several tasks, each on its task's examples: ours
         in one pass, PEFT one after the other. Both by generating (as PEFT is used), and
@@ -26,6 +28,7 @@ the targets alone.
 """
 
 import argparse
+import concurrent.futures
 import contextlib
 import datetime
 import json
@@ -44,6 +47,7 @@ HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import command  # noqa: E402
+import gate  # noqa: E402
 import record  # noqa: E402
 from record import quartiles  # noqa: E402
 
@@ -74,7 +78,7 @@ examples:
 
 
 DTYPES = ("float32", "bfloat16")
-CONTESTS = ("a", "b", "c", "bank", "evaluation")
+CONTESTS = ("a", "b", "c", "bank", "evaluation", "quantised")
 PEFT_PACKAGES = ("torch", "transformers", "peft", "safetensors")
 
 PADDED_TO = 256
@@ -144,13 +148,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--size",
     default="small",
     help="small (the default), base or large: T5 v1.0; or a size of the LLaMA family, "
-    "such as smollm2_135m",
+    "such as smollm2_135m; tiny and llama_tiny only try the command",
   )
   parser.add_argument(
     "--only",
     nargs="+",
     metavar="WHAT",
-    help=f"some of {' '.join(CONTESTS)}; by default all",
+    help=f"some of {' '.join(CONTESTS)}; by default all but the last",
   )
   for name, kind, text in OPTIONS:
     by_device = [
@@ -178,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     type=int,
     nargs="+",
     help="the most positions of a packed block, tried with each bank; by default the "
-    "runner's own (row_shapes.WIDE_POSITIONS)",
+    "runner's own (row_shapes.Device)",
   )
   parser.add_argument(
     "--tasks", type=int, default=8, help="whose vectors are evaluated"
@@ -205,6 +209,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     default=sys.executable,
     help="the Python that has torch and peft; by default this one",
   )
+  parser.add_argument(
+    "--leave-out",
+    nargs="+",
+    default=[],
+    metavar="JOB",
+    help="jobs, by how their names begin",
+  )
+  parser.add_argument(
+    "--side-by-side",
+    action="store_true",
+    help="start and compile all jobs of a contest at once; they are timed in turns even so",
+  )
+  parser.add_argument(
+    "--apart",
+    action="store_true",
+    help="run the jobs one after the other, where a device takes one process (a TPU); "
+    "ratios are then of different minutes",
+  )
+  parser.add_argument(
+    "--weights", help="a file for the random weights; one that is there is read"
+  )
   parser.add_argument("--seed", type=int, default=0, help="of lengths and tokens")
   parser.add_argument(
     "--check",
@@ -215,29 +240,50 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def known_sizes() -> dict[str, tuple[str, dict[str, Any]]]:
-  """Returns the sizes that both sides can build: name -> (family, numbers)."""
+  """Returns the sizes that both sides can build: name -> (family, numbers).
+
+  Rotary angles are plain ones in all LLaMAs, which changes no time.
+  """
   plain = {
-    name: numbers
+    name: {key: value for key, value in numbers.items() if key != "rope_divisors"}
     for name, numbers in llama_sizes.SIZES.items()
-    if not {"attention_bias", "qk_norm", "rope_divisors"} & numbers.keys()
+    if not {"attention_bias", "qk_norm"} & numbers.keys()
   }
+  t5s = {**sizes.TINY, **sizes.SIZES}
+  tiny = {**llama_sizes.TINY["llama_tiny"], "max_positions": 512}
   return {
-    name.removeprefix("t5_v1_0_"): ("t5", numbers)
-    for name, numbers in sizes.SIZES.items()
-    if "v1_0" in name
-  } | {name: ("llama", numbers) for name, numbers in plain.items()}
+    **{
+      name.removeprefix("t5_v1_0_"): ("t5", numbers)
+      for name, numbers in t5s.items()
+      if "v1_0" in name
+    },
+    **{
+      name: ("llama", numbers)
+      for name, numbers in ({"llama_tiny": tiny} | plain).items()
+    },
+  }
+
+
+def checked_size(name: str) -> str:
+  """Returns the name of a size.
+
+  Raises:
+    UserError: there is no such size.
+  """
+  known = known_sizes()
+  if name not in known:
+    raise UserError(
+      f"There is no size '{name}'.{near_misses(name, known)} Choose one of "
+      f"{', '.join(known)}."
+    )
+  return name
 
 
 def _check(options: argparse.Namespace) -> None:
   """Raises `UserError` unless the options fit, and fills in what is compared."""
-  known = known_sizes()
-  if options.size not in known:
-    raise UserError(
-      f"There is no size '{options.size}'.{near_misses(options.size, known)} Choose "
-      f"one of {', '.join(known)}."
-    )
+  checked_size(options.size)
   if options.only is None:
-    options.only = list(CONTESTS)
+    options.only = list(CONTESTS[:-1])
   for name in options.only:
     if name not in CONTESTS:
       raise UserError(
@@ -263,7 +309,7 @@ def run(options: argparse.Namespace, called: str) -> int:
   if options.output:
     files.check_output(options.output, options.overwrite)
   missing = missing_packages(options.peft_python)
-  if missing and (options.check or set(options.only) - {"bank", "evaluation"}):
+  if missing and (options.check or set(options.only) & {"a", "b", "c"}):
     raise UserError(
       f"PEFT's side cannot run: '{options.peft_python}' has no {', '.join(missing)}. "
       "Install the extra 'bench', name a Python that has them (--peft-python), or "
@@ -322,7 +368,7 @@ class Bench:
     self.common = {
       "family": self.family,
       "numbers": self.numbers,
-      "weights": str(folder / "weights.safetensors"),
+      "weights": options.weights or str(folder / "weights.safetensors"),
       "prompt_length": options.prompt_length,
       "source_length": PADDED_TO,
       "target_length": TARGET_LENGTH,
@@ -336,9 +382,9 @@ class Bench:
     }
     say(f"Writing a random {self.family} '{options.size}' for both sides.")
     nothing = {**self.common, "rows": "none", "dtype": "float32", "examples": None}
-    writer = Worker("the weights", "ours", nothing, self)
-    self.device = writer.ready["device"]
-    writer.stop()
+    with contextlib.ExitStack() as stack:
+      writer = Worker("the weights", "ours", nothing, self, stack)
+      self.device = writer.ready["device"]
     defaults = DEFAULTS.get(self.device.split(":")[0], DEFAULTS["other"])
     for name, value in defaults.items():
       if getattr(options, name, None) is None:
@@ -483,6 +529,16 @@ class Bench:
     )
     return {"evaluation, tasks x coefficients": shown(result)}
 
+  def contest_quantised(self) -> dict[str, Any]:
+    """Our packed rows with frozen kernels in fewer bits, whose losses differ a little."""
+    plain = f"ours, {self.options.dtype}"
+    jobs = {plain: ("ours", {"rows": "packed"})}
+    for mode in ("int8", "int4", "nf4"):
+      jobs[f"ours, {mode}"] = ("ours", {"rows": "packed", "quantize": mode})
+    result = self.contest("quantised", jobs) | {"same_losses": True}
+    result["ratios"] = ratios(result, [(plain, name) for name in list(jobs)[1:]])
+    return {"quantised": shown(result)}
+
   def contest(
     self,
     title: str,
@@ -519,32 +575,28 @@ class Bench:
     np.savez(examples, sources=sources, targets=targets, prompts=prompts)
     # Neither side generates more tokens than the longest answer has.
     new_tokens = int(np.count_nonzero(targets, axis=-1).max())
-    workers: dict[str, Worker] = {}
+    shared = {
+      **self.common,
+      "dtype": options.dtype,
+      "examples": str(examples),
+      "new_tokens": new_tokens,
+    }
+    for start in options.leave_out if options.has_peft else ():
+      if not any(name.startswith(start) for name in jobs):
+        raise UserError(
+          f"--leave-out '{start}' begins no job of {title}: {'; '.join(jobs)}."
+        )
+    started = {
+      name: (side, {**shared, **own})
+      for name, (side, own) in jobs.items()
+      if not name.startswith(tuple(options.leave_out))
+    }
+    parts = (
+      [{name: job} for name, job in started.items()] if options.apart else [started]
+    )
     rows: dict[str, dict[str, Any]] = {}
-    with contextlib.ExitStack() as stack:
-      for name, (side, own) in jobs.items():
-        say(f"{title}: starting {name}")
-        job = {
-          **self.common,
-          "dtype": options.dtype,
-          "examples": str(examples),
-          "new_tokens": new_tokens,
-          **own,
-        }
-        try:
-          worker = Worker(name, side, job, self)
-          stack.callback(worker.stop)
-          rows[name] = self.first(worker)
-          workers[name] = worker
-        except SideFailed as failure:
-          say(f"{title}: {name} does not work here: {failure}")
-          rows[name] = {"failed": str(failure), "seconds": [], "losses": []}
-      for number in range(1, rounds + 1):
-        for name in np.roll([*workers], -number).tolist():
-          say(f"{title}: round {number} of {rounds}, {name}")
-          self.timed(workers[name], rows[name], number)
-      for name, worker in workers.items():
-        rows[name] |= worker.ask(do="stop")
+    for part in parts:
+      rows |= self.measured(title, part, rounds)
     used = np.count_nonzero(sources, axis=-1), np.count_nonzero(targets, axis=-1)
     for row in rows.values():
       self.summarise(row, used, groups * batch)
@@ -558,6 +610,47 @@ class Bench:
       and not (options.check and any("failed" in row for row in rows.values())),
       "jobs": rows,
     }
+
+  def measured(
+    self, title: str, jobs: Mapping[str, tuple[str, dict[str, Any]]], rounds: int
+  ) -> dict[str, dict[str, Any]]:
+    """Returns the measurements of jobs that take turns: see `contest`."""
+    workers: dict[str, Worker] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    many = len(jobs) if self.options.side_by_side else 1
+    # The stack ends the processes before the pool waits for those that ask them.
+    with (
+      concurrent.futures.ThreadPoolExecutor(many) as pool,
+      contextlib.ExitStack() as stack,
+    ):
+
+      def begin(name: str) -> tuple[Worker | None, dict[str, Any]]:
+        say(f"{title}: starting {name}")
+        try:
+          worker = Worker(name, *jobs[name], self, stack)
+          return worker, self.first(worker)
+        except SideFailed as failure:
+          say(f"{title}: {name} does not work here: {failure}")
+          return None, {"failed": str(failure), "seconds": [], "losses": []}
+
+      begun = pool.map(begin, jobs) if many > 1 else map(begin, jobs)
+      for name, (worker, row) in zip(jobs, begun, strict=True):
+        rows[name] = row
+        if worker is not None:
+          workers[name] = worker
+      gate.wait()
+      for number in range(1, rounds + 1):
+        for name in np.roll([*workers], -number).tolist():
+          say(f"{title}: round {number} of {rounds}, {name}")
+          try:
+            self.timed(workers[name], rows[name], number)
+          except SideFailed as failure:  # Out of memory, say. The others go on.
+            say(f"{title}: {name} failed: {failure}")
+            rows[name] |= {"failed": str(failure), "seconds": []}
+            del workers[name]
+      for name, worker in workers.items():
+        rows[name] |= worker.ask(do="stop")
+    return rows
 
   def draw(
     self, rounds: int, groups: int, batch: int, full: int | None
@@ -724,7 +817,10 @@ class Bench:
 
   def report(self, command: str, results: dict[str, Any]) -> dict[str, Any]:
     """Returns the results with all that is needed to run them again."""
-    left_out = ("only", "output", "overwrite", "debug", "peft_python", "has_peft")
+    left_out = (
+      *("only", "output", "overwrite", "debug"),
+      *("peft_python", "has_peft", "weights"),
+    )
     return {
       **record.made(command),
       "device": self.device,
@@ -742,7 +838,19 @@ class Bench:
 class Worker:
   """A side in a separate process, which answers one command at a time."""
 
-  def __init__(self, name: str, side: str, job: dict[str, Any], bench: Bench):
+  def __init__(
+    self,
+    name: str,
+    side: str,
+    job: dict[str, Any],
+    bench: Bench,
+    stack: contextlib.ExitStack,
+  ):
+    """Starts the process, which ends with the stack, and waits until it is ready.
+
+    Raises:
+      SideFailed: the process failed.
+    """
     self.name, self.side, self.job = name, side, job
     plain = "".join(letter if letter.isalnum() else "-" for letter in name)
     path = bench.folder / f"{plain}.json"
@@ -768,11 +876,8 @@ class Worker:
         text=True,
         env=environment,
       )
-    try:
-      self.ready = self._answer()
-    except BaseException:
-      self.stop()
-      raise
+    stack.callback(self.stop)
+    self.ready = self._answer()
 
   def ask(self, **command: Any) -> dict[str, Any]:
     """Returns the answer to a command.

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import command
+import gate
 import jax
 import numpy as np
 import record
+import weights
 
 from tpv_jax.backbones.t5 import network, sizes
-from tpv_jax.core import files
+from tpv_jax.core import files, identity
 from tpv_jax.core.errors import at_least
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.prompts import budget, ept, plain
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     "--size",
     action="append",
-    choices=sorted(sizes.SIZES),
+    choices=sorted(sizes.SIZES | sizes.TINY),
     metavar="SIZE",
     help="a backbone of tpv_jax.backbones.t5.sizes (repeatable); by default t5_v1_0_small "
     "and t5_v1_0_base",
@@ -94,7 +96,9 @@ def run(options: argparse.Namespace, called: str) -> None:
     files.check_output(options.output, options.overwrite)
   results = {}
   for size in options.size or ["t5_v1_0_small", "t5_v1_0_base"]:
-    numbers: dict[str, Any] = sizes.SIZES[size] | {"dtype": options.dtype}
+    numbers: dict[str, Any] = (sizes.SIZES | sizes.TINY)[size] | {
+      "dtype": options.dtype
+    }
     results[size] = measure(network.Transformer(**numbers), options)
     print_table(size, results[size])
   if options.output:
@@ -129,9 +133,11 @@ def measure(
     name: SoftPromptModel(transformer, module, None, None, optimizer)
     for name, module in modules.items()
   }
-  bare = SoftPromptModel(transformer, None, None, None)
-  backbone = jax.jit(lambda rng: bare.get_initial_variables(rng, {})["params"])(
-    jax.random.key(0)
+  backbone = identity.unflatten(
+    {
+      path: leaf.astype(transformer.stored(path, leaf.dtype))
+      for path, leaf in weights.drawn(transformer).items()
+    }
   )
   rng = np.random.default_rng(0)
   long_prompt = rng.standard_normal((options.prompt_length, features), np.float32)
@@ -143,6 +149,7 @@ def measure(
     backbone,
     batch(rng, transformer.vocab_size, options),
     options.repetitions,
+    ready=gate.wait,
   )
   rows = cost.summary(costs)
   for name, module in modules.items():

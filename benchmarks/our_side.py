@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import record
 import side
+import weights
 from jax.sharding import Mesh
 
 PACKAGES = ("tpv_jax", "jax", "jaxlib", "flax", "optax", "numpy", "clu")
@@ -20,9 +21,9 @@ PACKAGES = ("tpv_jax", "jax", "jaxlib", "flax", "optax", "numpy", "clu")
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from safetensors.numpy import load_file, save_file  # noqa: E402
+from safetensors.numpy import load_file  # noqa: E402
 
-from tpv_jax.backbones import protocol, registry  # noqa: E402
+from tpv_jax.backbones import quantization, registry  # noqa: E402
 from tpv_jax.banks import bank_steps  # noqa: E402
 from tpv_jax.core import identity  # noqa: E402
 from tpv_jax.data import batches, packing, row_shapes  # noqa: E402
@@ -51,12 +52,14 @@ class Ours:
       name: tuple(value) if isinstance(value, list) else value
       for name, value in job["numbers"].items()
     }
+    if job.get("quantize"):
+      numbers["quantize"] = job["quantize"]
     self.network = registry.family(job["family"]).network(**numbers, dtype=job["dtype"])
     self.device = f"{jax.default_backend()}: {jax.devices()[0].device_kind}"
     self.versions = record.versions(PACKAGES)
     self.notes: dict[str, Any] = {}
     if job["rows"] == "none":
-      write_weights(self.network, pathlib.Path(job["weights"]))
+      weights.write(self.network, pathlib.Path(job["weights"]))
       return
     self.model = SoftPromptModel(
       self.network,
@@ -70,8 +73,8 @@ class Ours:
     everywhere = partitioning.replicated(self.mesh)
     # Weights are on the device in the dtype of the computation, as PEFT's are.
     self.frozen = {
-      path: processes.put(
-        leaf.astype(self.network.stored(path, leaf.dtype)), everywhere
+      path: processes.put_leaf(
+        quantization.stored(self.network, path, leaf), everywhere
       )
       for path, leaf in load_file(job["weights"]).items()
     }
@@ -110,8 +113,8 @@ class Ours:
       sizes.reshape(-1, job["bank"] * sizes.shape[2], 2).tolist(),
       job["prompt_length"],
       {"inputs": job["source_length"], "targets": job["target_length"]},
-      most_positions=job.get("wide_positions") or bank_steps.wide_positions(),
-      call=bank_steps.call_positions(),
+      most_positions=job.get("wide_positions"),
+      device=bank_steps.packed_for(),
     )
     self.notes["shapes"] = {
       name: dataclasses.astuple(getattr(self.shapes, name))
@@ -233,21 +236,6 @@ class Ours:
     """See `side.Trainer`."""
     stats = jax.devices()[0].memory_stats()
     return stats["peak_bytes_in_use"] if stats else None
-
-
-def write_weights(network: protocol.Network, path: pathlib.Path) -> None:
-  """Writes a random fp32 backbone with T5X's distributions, leaves by T5X path."""
-  bare = SoftPromptModel(network, None, None, None)
-  params = jax.jit(lambda rng: bare.get_initial_variables(rng, {})["params"])(
-    jax.random.key(0)
-  )
-  leaves = {
-    name: np.array(leaf, np.float32) for name, leaf in identity.flatten(params).items()
-  }
-  if not network.FIRST_ID:
-    # Padding starts each target: with a random embedding, only it would be generated.
-    leaves[network.TABLE][0] = 0
-  save_file(leaves, path)
 
 
 if __name__ == "__main__":

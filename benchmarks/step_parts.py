@@ -11,23 +11,25 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
 
 import command
+import gate
 import jax
 import jax.numpy as jnp
 import numpy as np
-import our_side  # noqa: F401  Stands in for clu where that is not installed.
+import profiles
 import record
+import weights
 from jax.sharding import Mesh
 
 from tpv_jax import model as model_lib
 from tpv_jax.backbones import layers
 from tpv_jax.backbones.attention import MASKED
 from tpv_jax.backbones.t5 import attention, network, sizes
-from tpv_jax.core import files, identity
+from tpv_jax.core import files
 from tpv_jax.core.errors import UserError, at_least
 from tpv_jax.data import batches
 from tpv_jax.devices import partitioning, processes
@@ -138,6 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--target-length", type=int, default=8, help="L")
   parser.add_argument("--prompt-length", type=int, default=100, help="P")
   parser.add_argument(
+    "--profile", action="store_true", help="name the largest kernels of each variant"
+  )
+  parser.add_argument(
     "--only", nargs="+", default=list(VARIANTS), metavar="VARIANT", help="some of them"
   )
   return command.run(parser, "step_parts.py", run, argv)
@@ -159,6 +164,7 @@ def run(options: argparse.Namespace, called: str) -> None:
     except Exception as error:  # This device or dtype does not support the variant.
       rows[name] = {"failed": " ".join(str(error).split())[:200]}
     print(f"{VARIANTS[name][0]:<46}{line_of(rows[name])}", flush=True)
+  gate.wait()
   seconds: dict[str, list[float]] = {name: [] for name in jobs}
   for number in range(options.rounds + 2 if options.rounds else 0):
     for name in np.roll([*jobs], -number).tolist():
@@ -176,6 +182,15 @@ def run(options: argparse.Namespace, called: str) -> None:
         f"({rows[name]['time_ratio']['lower_quartile']:.3f} to "
         f"{rows[name]['time_ratio']['upper_quartile']:.3f})"
       )
+  if options.profile:
+    for name, job in jobs.items():
+      job.step()
+      rows[name]["profile"] = found = profiles.of(job.step)
+      print(f"{VARIANTS[name][0]}: the device is busy {found['busy_share']:.0%}")
+      for kernel in found["largest"]:
+        print(
+          f"  {kernel['share']:>5.0%}  {kernel['runs']:>4} x  {kernel['name'][:70]}"
+        )
   if options.output:
     _write(options, called, rows)
 
@@ -216,7 +231,9 @@ class Job:
   """A compiled variant with its arguments; `row` has its cost."""
 
   def __init__(self, name: str, options: argparse.Namespace):
-    numbers: dict[str, Any] = dict(sizes.SIZES[f"t5_v1_0_{options.size}"])
+    numbers: dict[str, Any] = dict(
+      (sizes.TINY | sizes.SIZES)[f"t5_v1_0_{options.size}"]
+    )
     transformer = network.Transformer(
       **numbers, dtype=options.dtype, remat=name == "remat"
     )
@@ -227,9 +244,13 @@ class Job:
     device = np.asarray(jax.devices()[:1]).reshape(1, 1)
     mesh = Mesh(device, (partitioning.DATA, partitioning.MODEL))
     built = steps.build(model, optimizers.constant(1e-6), 1, mesh)
-    trainable, frozen = model.split(
-      identity.unflatten(dict(drawn(partitioning.layout(model, mesh).parameters)))
-    )
+    rng = np.random.default_rng(0)
+    frozen = weights.drawn(transformer)
+    trainable = {
+      "prompt/prompt": rng.uniform(
+        -0.5, 0.5, (options.prompt_length, transformer.emb_dim)
+      ).astype(np.float32)
+    }
     everywhere = partitioning.replicated(mesh)
     stored = (lambda path, dtype: dtype) if name == "fp32" else transformer.stored
     self.frozen = {
@@ -238,7 +259,6 @@ class Job:
     }
     self.state = built.initialise(trainable)
     self.steps = SCANNED if name == "scan" else 1
-    rng = np.random.default_rng(0)
     tokens = [
       rng.integers(3, transformer.vocab_size, (options.batch, length), np.int32)
       for length in (options.source_length, options.target_length)
@@ -268,14 +288,6 @@ class Job:
     jax.block_until_ready((self.state, report))
     self.row.setdefault("loss", float(report["loss"][0]))
     return (time.perf_counter() - began) / self.steps
-
-
-def drawn(parameters: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields random leaves, small enough that no logit overflows."""
-  rng = np.random.default_rng(0)
-  for path, leaf in parameters.items():
-    one = len(leaf.shape) == 1
-    yield path, (0.05 * rng.standard_normal(leaf.shape) + one).astype(np.float32)
 
 
 def line_of(row: dict[str, Any]) -> str:

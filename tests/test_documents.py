@@ -34,7 +34,10 @@ ROADS = (
     "docs/merging.md",
   ),  # which goes on with its files
   *(("README.md",), ("CONTRIBUTING.md",), ("tpv_jax/embedded/MODEL_CARD.md",)),
-  *((f"docs/{name}.md",) for name in ("installing", "ept", "banks", "own_data")),
+  *(
+    (f"docs/{name}.md",)
+    for name in ("installing", "accelerator", "ept", "banks", "own_data")
+  ),
   *(
     (f"docs/{name}.md",)
     for name in ("predictions", "python", "diagnosis", "settings", "two_tasks")

@@ -233,6 +233,36 @@ def test_losses_that_differ_are_noticed_in_fp32(script):
   assert rough["losses_apart"][0] == pytest.approx(5e-4)
 
 
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_a_job_that_fails_at_its_start_or_in_a_round_leaves_the_others(
+  script, drawn, monkeypatch, side_by_side
+):
+  class Worker:
+    def __init__(self, name, side, job, bench, stack):
+      self.name = name
+      if name == "absent":
+        raise script.SideFailed("no torch")
+
+    def ask(self, **command):
+      return {"answered": command["do"]}
+
+  def timed(self, worker, row, number):
+    if worker.name == "large" and number == 2:
+      raise script.SideFailed("no memory")
+    row["seconds"].append(number)
+
+  monkeypatch.setattr(script, "Worker", Worker)
+  monkeypatch.setattr(script.Bench, "first", lambda self, worker: {"seconds": []})
+  monkeypatch.setattr(script.Bench, "timed", timed)
+  drawn.options.side_by_side = side_by_side
+  jobs = {name: ("ours", {}) for name in ("absent", "large", "good")}
+  rows = drawn.measured("c", jobs, 3)
+  assert list(rows) == ["absent", "large", "good"]
+  assert (rows["absent"]["failed"], rows["absent"]["seconds"]) == ("no torch", [])
+  assert (rows["large"]["failed"], rows["large"]["seconds"]) == ("no memory", [])
+  assert rows["good"] == {"seconds": [1, 2, 3], "answered": "stop"}
+
+
 def test_lengths_are_the_histograms_and_the_tasks_take_turns(script, drawn):
   sources, targets = drawn.draw(rounds=2, groups=100, batch=8, full=None)
   assert sources.shape == (2, 100, 8, 256)

@@ -176,7 +176,7 @@ def train_bank(
     split: train a bank that does not fit into memory in groups, one after the other, and
       if a single prompt does not fit, in smaller blocks of rows.
     block_positions: the most source positions of a block of rows; by default
-      `bank_steps.wide_positions`.
+      `bank_steps.packed_for`.
     memory_gib: the memory of a device that may be used; by default all that is free.
     overwrite: delete runs with other settings and start them again; if no run of the
       bank was stopped, also finished ones.

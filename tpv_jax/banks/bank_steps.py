@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float
 from tpv_jax.backbones.protocol import AnyArray
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
-from tpv_jax.data import row_fitting, row_shapes
+from tpv_jax.data import row_shapes
 from tpv_jax.data.batches import Features
 from tpv_jax.devices import partitioning, processes
 from tpv_jax.model import PROMPT, Batch, SoftPromptModel, divisor
@@ -233,18 +233,11 @@ def _all_finite(tree: Any) -> Bool[Array, " N"]:
   )
 
 
-def wide_positions() -> int:
-  """Returns the default for the most source positions of a block on this machine."""
+def packed_for() -> row_shapes.Device:
+  """Returns what shapes of packed rows suit this machine."""
   if jax.default_backend() == "cpu":
-    return row_shapes.WIDE_POSITIONS_ON_CPU
-  return row_shapes.WIDE_POSITIONS
-
-
-def call_positions() -> int:
-  """Returns the cost of starting a call on this machine, in source positions."""
-  if jax.default_backend() == "cpu":
-    return row_fitting.CALL_POSITIONS_ON_CPU
-  return row_fitting.CALL_POSITIONS
+    return row_shapes.ON_CPU
+  return row_shapes.ON_ACCELERATOR
 
 
 def train_step(

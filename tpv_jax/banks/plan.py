@@ -42,7 +42,7 @@ class Plan:
     self.build = build
     self.shard = shard
     self.size = min(size, len(runs))
-    self.positions = positions or bank_steps.wide_positions()
+    self.positions = positions or bank_steps.packed_for().positions
     self.available = memory.available(runs[0].mesh.local_devices, limit)
     self.sampled = [
       [
@@ -162,7 +162,7 @@ class Plan:
       },
       rows_multiple=self._devices,
       most_positions=positions,
-      call=bank_steps.call_positions(),
+      device=bank_steps.packed_for(),
     )
 
   def _measure(self, prompts: int) -> memory.Need:

@@ -8,6 +8,7 @@ import numpy as np
 
 from tpv_jax.data.row_fitting import (
   CALL_POSITIONS,
+  CALL_POSITIONS_ON_CPU,
   Examples,
   Shape,
   Shapes,
@@ -15,15 +16,32 @@ from tpv_jax.data.row_fitting import (
   assign,
 )
 
-WIDE_POSITIONS, WIDE_POSITIONS_ON_CPU = 16_384, 2_048
-"""The most source positions of a wide block (ours).
 
-Enough to keep an accelerator busy. On a CPU, smaller blocks keep activations in the cache
-(the embedded backbone takes 1.7 times the CPU time with blocks of 4,096 than of 2,048).
-"""
+@dataclasses.dataclass(frozen=True)
+class Device:
+  """What shapes suit a device (ours; benchmarks/NOTES.md).
 
-MOST_PADDING = 0.1
-"""The largest share of padding that a run's shapes may leave, if any leave so little."""
+  Attributes:
+    positions: the most source positions of a wide block.
+    call: the cost of starting a call, in source positions.
+    padding: the largest share of padding that shapes may leave, if any leave so little.
+    one_shape: how many times the least cost a single shape may have, since a second one
+      has to be compiled.
+  """
+
+  positions: int
+  call: int
+  padding: float
+  one_shape: float
+
+
+ON_CPU = Device(2_048, CALL_POSITIONS_ON_CPU, padding=0.1, one_shape=1.0)
+"""Small blocks keep activations in the cache: the embedded backbone takes 1.7 times the CPU
+time with blocks of 4,096 than of 2,048. Positions cost what they cost, used or not."""
+
+ON_ACCELERATOR = Device(16_384, CALL_POSITIONS, padding=1.0, one_shape=1.05)
+"""Large blocks keep it busy. Padding counts by its cost alone: a limit on it forces small
+blocks, and so many calls, where a run's steps differ in size."""
 
 SAMPLED = 4_000
 """Number of examples on which shapes are tried."""
@@ -65,11 +83,11 @@ def choose_shapes(
   lengths: dict[str, int],
   rows_multiple: int = 1,
   most_positions: int | None = None,
-  call: int = CALL_POSITIONS,
+  device: Device = ON_ACCELERATOR,
 ) -> Shapes:
   """Returns the shapes with which a sample of a run's steps costs least.
 
-  The padding of the shapes is at most `MOST_PADDING`, or at most 0.02 above the least
+  The padding of the shapes is at most the device's, or at most 0.02 above the least
   possible if that is more. Narrow rows save attention between the examples of a row,
   which is computed and then masked; large blocks save calls.
 
@@ -80,16 +98,15 @@ def choose_shapes(
     lengths: `{'inputs': T, 'targets': L}`, the longest that must fit.
     rows_multiple: the number of data-parallel devices, over which rows must divide.
     most_positions: the most positions of a block, unless one narrowest row for each device
-      has more; `WIDE_POSITIONS` by default.
-    call: the cost of starting a call, in source positions; on a CPU
-      `CALL_POSITIONS_ON_CPU`.
+      has more; the device's by default.
+    device: for which the cost counts.
   """
   # 1. Sample the steps; a block larger than the largest step would never be full.
   counted = np.cumsum([len(sizes) for sizes in steps])
   steps = steps[: 1 + int(np.searchsorted(counted, SAMPLED))]
   examples = [Examples(sizes, prompt_length) for sizes in steps]
   most_positions = min(
-    most_positions or WIDE_POSITIONS, max(step.used for step in examples)
+    most_positions or device.positions, max(step.used for step in examples)
   )
 
   def tried(wide: Shape, short: Shape, call: int) -> tuple[float, float, Shapes]:
@@ -118,14 +135,20 @@ def choose_shapes(
   ]
   # 3. Choose the number of rows for the eight best pairs of widths, calls having a cost.
   found = [
-    tried(wide, short, call)
+    tried(wide, short, device.call)
     for _, _, best in sorted(widths, key=lambda one: one[1])[:8]
     for wide in blocks(best.wide)
     for short in blocks(best.short)
   ]
-  # 4. Take the cheapest of those with little padding.
-  most = max(min(share for share, _, _ in found) + 0.02, MOST_PADDING)
-  return min((one for one in found if one[0] <= most), key=lambda one: one[1])[2]
+  # 4. Take the cheapest of those with little padding; a single shape if it costs hardly
+  #    more.
+  most = max(min(share for share, _, _ in found) + 0.02, device.padding)
+  ranked = sorted((one for one in found if one[0] <= most), key=lambda one: one[1])
+  _, least, best = ranked[0]
+  for _, cost, shapes in ranked:
+    if shapes.wide == shapes.short and cost <= device.one_shape * least:
+      return shapes
+  return best
 
 
 def choose_row(sizes: Sizes, prompt_length: int, lengths: Mapping[str, int]) -> Shape:

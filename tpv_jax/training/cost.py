@@ -8,7 +8,7 @@ the noise.
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -50,6 +50,7 @@ def measure(
   batch: Mapping[str, np.ndarray],
   repetitions: int,
   progress: bool = True,
+  ready: Callable[[], None] = lambda: None,
 ) -> dict[str, Cost]:
   """Returns the cost of each prompt's training step, and of the first one a second time.
 
@@ -62,6 +63,7 @@ def measure(
     batch: the arrays [B, ...] of one step.
     repetitions: timed rounds; two more come first and are not counted.
     progress: show a progress bar.
+    ready: called between compiling and timing.
   """
   at_least("repetitions", repetitions, 2)
   device = np.asarray(jax.devices()[:1]).reshape(1, 1)
@@ -94,6 +96,7 @@ def measure(
       seconds=(),
     )
     jobs[name] = [step, state, batches]
+  ready()
   first = next(iter(jobs))
   turns = [*jobs, f"{first}, {AGAIN}"]
   seconds: dict[str, list[float]] = {name: [] for name in turns}
