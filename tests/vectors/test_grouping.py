@@ -5,7 +5,7 @@ import pytest
 
 from tpv_jax.core.errors import UserError
 from tpv_jax.vectors import algebra
-from tpv_jax.vectors.grouping import draw, group
+from tpv_jax.vectors.grouping import draw, group, linkage
 from tpv_jax.vectors.loaded import Loaded
 
 
@@ -57,6 +57,15 @@ def test_the_merges_join_the_nearest_first_at_their_mean_distance(planted):
   assert (np.diff(distances) >= 0).all()
   apart = 1 - found.cosine[np.triu_indices(7, 1)]
   assert distances[0] == pytest.approx(apart.min())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_merges_are_those_of_scipy(seed):
+  hierarchy = pytest.importorskip("scipy.cluster.hierarchy")
+  points = np.random.default_rng(seed).normal(size=(12, 3))
+  distances = np.linalg.norm(points[:, None] - points, axis=2)
+  expected = hierarchy.linkage(distances[np.triu_indices(12, 1)], "average")
+  np.testing.assert_allclose(linkage(distances), expected, rtol=1e-12)
 
 
 def test_a_dendrogram_is_drawn_of_two_and_of_many(planted):

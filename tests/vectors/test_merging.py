@@ -75,8 +75,11 @@ def test_model_stock_shortens_the_average_by_the_mean_cosine():
   assert merged([ACROSS, UP], "model_stock") == [0, 0]
   with pytest.raises(UserError, match="at least two"):
     merge([ACROSS], "model_stock")
-  with pytest.raises(UserError, match="not defined"):
-    merge([ACROSS, vector("b", -5.0, 0.0)], "model_stock")
+  for turned in (vector("b", -5.0, 0.0), vector("b", -0.1, 5.0)):
+    with pytest.raises(
+      UserError, match=r"mean cosine .* is -.*turn their average round"
+    ):
+      merge([ACROSS, turned], "model_stock")
 
 
 @pytest.mark.parametrize("weights", [[1, -1], [0, 0]])

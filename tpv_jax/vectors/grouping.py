@@ -1,6 +1,7 @@
 """Groups of similar vectors: agglomerative clustering of their cosine distances.
 
-SciPy is imported when vectors are grouped, matplotlib when something is drawn.
+SciPy, whose import takes longer than grouping, and matplotlib are imported only when
+something is drawn.
 """
 
 import dataclasses
@@ -8,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int
+from jaxtyping import Float64
 
 from tpv_jax.core.errors import UserError
 from tpv_jax.core.figures import SIZE, Sheet, wrapped
@@ -24,7 +25,7 @@ class Groups:
     names: of the vectors.
     groups: of each vector, counted from 1 in the order of the vectors.
     cosine: of all pairs, docs/methods.md, (4.6).
-    merges: `scipy.cluster.hierarchy.linkage`'s: the two clusters that were merged (those
+    merges: as `scipy.cluster.hierarchy.linkage` has: the two clusters that were merged (those
       from N on are earlier merges), their distance, and the size of the result.
   """
 
@@ -89,12 +90,35 @@ def group(vectors: Sequence[Loaded], names: Sequence[str], number: int) -> Group
   for vector in vectors:
     compatibility.require_vector(vector)
   cosine = algebra.cosine(vectors)
-  from scipy.cluster import hierarchy
+  merges = linkage(np.maximum(0.0, 1 - cosine))
+  return Groups(tuple(names), _cut(merges, number), cosine, merges)
 
-  distances = np.maximum(0.0, 1 - cosine[np.triu_indices(len(vectors), 1)])
-  merges = hierarchy.linkage(distances, "average")
-  found = hierarchy.cut_tree(merges, n_clusters=number)[:, 0]
-  return Groups(tuple(names), _in_order(found), cosine, merges)
+
+def linkage(distances: Float64[np.ndarray, "N N"]) -> Float64[np.ndarray, "_ 4"]:
+  """Returns the merges of the two nearest clusters until one is left, see `Groups`.
+
+  The distance of two clusters is the mean over their pairs ('average' linkage): of a merged
+  one the mean of its two parts' distances, weighted by their sizes. Of equal distances the
+  first in the order of the vectors is taken.
+  """
+  number = len(distances)
+  between = np.array(distances, np.float64)
+  np.fill_diagonal(between, np.inf)
+  names, sizes = np.arange(number), np.ones(number)
+  merges = np.zeros((number - 1, 4))
+  for step in range(number - 1):
+    first, second = sorted(divmod(int(between.argmin()), number))
+    distance = between[first, second]
+    size = sizes[first] + sizes[second]
+    low, high = sorted((names[first], names[second]))
+    merges[step] = low, high, distance, size
+    # The merged cluster stands in the place of the first part; the second's place is left.
+    mean = (sizes[first] * between[first] + sizes[second] * between[second]) / size
+    between[first], between[:, first] = mean, mean
+    between[second], between[:, second] = np.inf, np.inf
+    between[first, first] = np.inf
+    names[first], sizes[first] = number + step, size
+  return merges
 
 
 def draw(found: Groups) -> bytes:
@@ -121,7 +145,11 @@ def draw(found: Groups) -> bytes:
   return sheet.png()
 
 
-def _in_order(clusters: Int[np.ndarray, " N"]) -> tuple[int, ...]:
-  """Returns the clusters numbered from 1 in the order of their first members."""
+def _cut(merges: Float64[np.ndarray, "_ 4"], number: int) -> tuple[int, ...]:
+  """Returns each vector's group, numbered from 1 in the order of their first members."""
+  count = len(merges) + 1
+  owners = np.arange(count)
+  for step, (first, second, *_) in enumerate(merges[: count - number]):
+    owners[(owners == first) | (owners == second)] = count + step
   numbers: dict[int, int] = {}
-  return tuple(numbers.setdefault(int(one), len(numbers) + 1) for one in clusters)
+  return tuple(numbers.setdefault(int(one), len(numbers) + 1) for one in owners)

@@ -168,17 +168,17 @@ class ModelStock(CoefficientRule):
   def coefficients(
     self, gram: Float64[np.ndarray, "N N"], weights: Float64[np.ndarray, " N"]
   ) -> Float64[np.ndarray, " N"]:
-    """Returns t / N; one vector alone, which has no pair, is refused."""
+    """Returns t / N; one vector alone, and vectors that point apart, are refused."""
     number = len(gram)
     if number < 2:
       raise UserError("The rule model_stock needs at least two vectors. Give another.")
     cosine = _cosines(gram).mean()
-    if (below := 1 + (number - 1) * cosine) <= 0:
+    if cosine < 0:
       raise UserError(
-        f"The mean cosine of the vectors is {cosine:.3g}, for which model_stock is not "
-        "defined. Use another rule."
+        f"The mean cosine of the vectors is {cosine:.3g}. Below 0 model_stock would turn "
+        "their average round, or is not defined. Use another rule, such as linear."
       )
-    return np.full(number, cosine / below)
+    return np.full(number, cosine / (1 + (number - 1) * cosine))
 
 
 def arc(cosine: float, t: float, what: str) -> Float64[np.ndarray, " 2"]:
