@@ -121,3 +121,50 @@ def test_a_merge_that_cannot_be_is_one_line(two):
   ):
     with pytest.raises(UserError, match=re.escape(expected)):
       candidates.read(vector=asked, initial=own)
+
+
+def test_a_search_tries_all_settings_of_a_merge_with_all_coefficients(two):
+  vectors, own = two
+  asked = {
+    "rule": "ties",
+    "of": ["a.safetensors", "b.safetensors"],
+    "search": {"density": [0.2, 0.5], "weights": [[1.0, 1.0], [2.0, 1.0]]},
+  }
+  (group,) = candidates.read(
+    vector=asked, initial=own, coefficients=[0.5, 1.0], searched=True
+  )
+  assert len(group) == 8
+  for one in group:
+    expected = merge(
+      vectors,
+      "ties",
+      one.settings["weights"],
+      options={"density": one.settings["density"]},
+    )
+    applied = algebra.apply(expected, own, one.coefficient)
+    assert one.leaves["prompt"].tobytes() == applied.leaves["prompt"].tobytes()
+    assert f"density={one.settings['density']}" in one.name
+    assert "search" not in one.name
+  assert len({one.name for one in group}) == 8
+  assert group[0].to_json()["settings"] == {"density": 0.2, "weights": [1.0, 1.0]}
+
+
+def test_settings_to_search_that_cannot_be_are_one_line(two):
+  _, own = two
+  whole = {"rule": "ties", "of": ["a.safetensors", "b.safetensors"]}
+  for asked, expected in (
+    ({"search": {}}, "'search' of a merge of VECTOR is {}"),
+    ({"search": {"density": []}}, "must be"),
+    ({"search": {"density": 0.2}}, "must be"),
+    ({"search": {"densty": [0.2]}}, "has no option 'densty'"),
+    ({"search": {"density": [0.2, 3]}}, "density of ties is 3"),
+    ({"search": {"density": [0.2, 0.2]}}, "twice"),
+    ({"density": 0.2, "search": {"density": [0.5]}}, "states 'density' and searches"),
+  ):
+    with pytest.raises(UserError, match=re.escape(expected)):
+      candidates.read(vector={**whole, **asked}, initial=own, searched=True)
+  both = {**whole, "search": {"density": [0.2, 0.5]}}
+  with pytest.raises(UserError, match="Set SEARCH = True"):
+    candidates.read(vector=both, initial=own)
+  with pytest.raises(UserError, match="Set SEARCH = True"):
+    candidates.subject(None, both, own, 1.0, "best")

@@ -14,12 +14,14 @@ from tpv_jax.data import few_shot as sampling
 from tpv_jax.data import tasks
 from tpv_jax.embedded import suite
 from tpv_jax.evaluation.evaluation import Evaluator
+from tpv_jax.formats import sources
 from tpv_jax.settings import gin_files
 from tpv_jax.studies import base, few_shot, starts
 from tpv_jax.studies.report import few_shot as report
 from tpv_jax.studies.report import writer
 from tpv_jax.training.task_data import TaskData
-from tpv_jax.vectors import store
+from tpv_jax.vectors import algebra, store
+from tpv_jax.vectors.merging.merge import merge
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +218,41 @@ def test_settings_that_compare_nothing_are_refused_before_anything_is_written(
   with pytest.raises(UserError, match=message):
     few_shot.compare_starts(**{**arguments, "output_dir": folder, **changed})
   assert not folder.exists()
+
+
+def test_the_two_vectors_of_a_sum_may_be_merged_by_a_rule(arguments, finished):
+  folder, _ = finished
+  both = [
+    algebra.diff(
+      sources.load(str(folder / "sources" / f"{name}-0"), "best"),
+      sources.load(str(folder / "sources" / f"{name}-0"), "initial"),
+    )
+    for name in ("a", "b")
+  ]
+  with studies_at_work.kept(folder):
+    merge_by = {"rule": "ties", "density": 0.5}
+    few_shot._write_vectors(folder, arguments["targets"], (0,), merge_by)
+    written = prompt(folder / "vectors" / "a+b-0.safetensors")
+  expected = merge(both, "ties", options={"density": 0.5}).leaves["prompt"]
+  np.testing.assert_array_equal(written, expected)
+
+
+@pytest.mark.parametrize(
+  ("merge_by", "message"),
+  [
+    ({"rule": "tise"}, "Did you mean 'ties'"),
+    ({"rule": "ties", "of": ["x"]}, "MERGE has 'of'"),
+    ({"rule": "ties", "densty": 1}, "has no option 'densty'"),
+    ({"rule": "concat"}, "makes a prompt"),
+    ({"rule": "fisher"}, "reads data"),
+    ({"density": 1}, "'rule' of MERGE is None"),
+  ],
+)
+def test_a_merge_that_cannot_be_is_refused(arguments, tmp_path, merge_by, message):
+  with pytest.raises(UserError, match=message):
+    few_shot.compare_starts(
+      **{**arguments, "output_dir": tmp_path / "x", "merge": merge_by}
+    )
 
 
 def test_sources_that_do_not_fit_their_targets_are_refused(arguments, tmp_path):

@@ -190,6 +190,22 @@ def test_a_saved_vector_is_added_to_another_start(saved):
   assert loaded.provenance.kind == "prompt"
 
 
+def test_a_merge_is_added_to_a_start_as_its_file_would_be(tmp_path):
+  values = np.random.default_rng(2).standard_normal((4, 6)).astype(np.float32)
+  known = Provenance("vector", (Term("task", 1.0),), "tiny", "a" * 64, "b" * 64)
+  store.write(tmp_path / "v.safetensors", {"prompt": values}, known)
+  start = functools.partial(initial.uniform, length=4)
+  of = [str(tmp_path / "v.safetensors")]
+  merge = {"rule": "magnitude_prune", "of": of, "density": 0.5}
+  loaded = initial.from_vector(TABLE, 7, merge, start)
+  small = np.abs(values) < np.median(np.abs(values))
+  added = loaded.leaves["prompt"] - start(TABLE, 7)
+  np.testing.assert_array_equal(added[small], 0)
+  np.testing.assert_allclose(added[~small], values[~small], atol=1e-6)
+  with pytest.raises(UserError, match="Did you mean 'ties'"):
+    initial.from_vector(TABLE, 7, {**merge, "rule": "tise"}, start)
+
+
 def test_a_vector_with_a_delta_is_added_to_the_first_rows_and_to_no_update(tmp_path):
   rng = np.random.default_rng(2)
   leaves = {

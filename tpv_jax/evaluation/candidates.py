@@ -5,19 +5,20 @@ They are read from files and folded, so that each can be an entry of a bank.
 
 import dataclasses
 import glob
+import itertools
 import json
 import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 
 from tpv_jax.backbones import loading, quantization
 from tpv_jax.backbones.protocol import Network
 from tpv_jax.core import files, identity, screen
-from tpv_jax.core.checks import misfit
+from tpv_jax.core.checks import NotEmpty, misfit
 from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.data.tasks import Task
 from tpv_jax.devices import processes
@@ -43,7 +44,9 @@ Vector = Source | Sequence[Source] | Mapping[str, Any]
 
 A merge is a mapping with the name of its 'rule', the list 'of' files or vectors, and perhaps
 'weights', 'lambda' and the rule's options, as in
-{'rule': 'ties', 'of': ['a.safetensors', 'b.safetensors'], 'density': 0.2}.
+{'rule': 'ties', 'of': ['a.safetensors', 'b.safetensors'], 'density': 0.2}. In a search it may
+have 'search', a mapping from options, 'lambda' or 'weights' to the list of values that are
+tried, all combinations of them: {..., 'search': {'density': [0.2, 0.5]}}.
 """
 
 
@@ -59,6 +62,7 @@ class Candidate:
     tasks: the names of the tasks that it, or its vector, was trained on.
     run: of a run's prompt, the run's settings without its seeds, as text to compare.
     ratio: of a vector on another initial prompt than its own, `moving.ratio`.
+    settings: of a merge, those that a search tries.
   """
 
   name: str
@@ -68,6 +72,7 @@ class Candidate:
   tasks: tuple[str, ...] = ()
   run: str | None = None
   ratio: float | None = None
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def to_json(self) -> dict[str, Any]:
     """Returns the candidate as a report states it."""
@@ -76,6 +81,7 @@ class Candidate:
       "name": self.name,
       "coefficient": self.coefficient,
       **({} if self.ratio is None else {"ratio": self.ratio}),
+      **({"settings": dict(self.settings)} if self.settings else {}),
       "prompt": None if known is None else known.to_json(),
       "prompt_digest": None
       if self.leaves is None
@@ -89,8 +95,11 @@ def read(
   initial: Source | Sequence[Source] | None = None,
   coefficients: Sequence[Any] = (1.0,),
   which: str = "best",
+  searched: bool = False,
 ) -> list[list[Candidate]]:
-  """Returns the candidates in groups: those of a group differ only in the coefficient.
+  """Returns the candidates in groups, of which a search chooses one each.
+
+  Those of a group differ only in the coefficient, and in settings of a merge.
 
   Args:
     prompt: a run folder, an Orbax checkpoint, a file that tpv wrote, a pattern such as
@@ -102,6 +111,7 @@ def read(
     initial: an initial prompt (of a run folder, its initial prompt), or a list.
     coefficients: of the vectors.
     which: the 'best', 'last' or 'initial' prompt of a run folder given as `prompt`.
+    searched: whether a search chooses from each group.
 
   Raises:
     UserError: inputs that do not belong together, or something given twice.
@@ -118,7 +128,7 @@ def read(
     )
   if vectors and not initial:
     raise UserError(
-      f"The vector '{_name(vectors[0])}' must be applied to an initial prompt: give "
+      f"The vector '{name_of(vectors[0])}' must be applied to an initial prompt: give "
       "--gin.INITIAL as well (a run folder means its initial prompt)."
     )
   if not coefficients:
@@ -137,39 +147,58 @@ def read(
       f"WHICH = '{which}' says which prompt of a run folder is meant, and none was given: "
       "give --gin.PROMPT_PATH as well, or leave WHICH out."
     )
-  _refuse_repeated(
+  refuse_repeated(
     "PROMPT_PATH", ["None" if one is None else _named(one) for one in prompts]
   )
-  _refuse_repeated("VECTOR", [_name(one) for one in vectors])
-  _refuse_repeated("COEFFICIENT", [f"{float(one)!r}" for one in coefficients])
+  refuse_repeated("VECTOR", [name_of(one) for one in vectors])
+  refuse_repeated("COEFFICIENT", [f"{float(one)!r}" for one in coefficients])
   groups = [[_prompt(path, which)] for path in prompts]
   starts: list[Source] = [] if initial is None else _listed(initial)
-  _refuse_repeated("INITIAL", [_named(one) for one in starts])
-  loaded = {_named(one): _loaded(one, "initial") for one in starts}
+  refuse_repeated("INITIAL", [_named(one) for one in starts])
+  loaded = {_named(one): load(one, "initial") for one in starts}
   for one in vectors:
-    total = _vector(one)
-    for path, start in loaded.items():
-      group = []
-      for coefficient in coefficients:
-        applied = algebra.fold(algebra.apply(total, start, coefficient))
-        moved = applied.provenance.cross_origin
-        group.append(
-          Candidate(
-            f"{_text(coefficient)} * {_name(one)} on {path}",
-            dict(applied.leaves),
-            applied.provenance,
-            float(coefficient),
-            total.provenance.tasks,
-            ratio=moving.ratio(total, start, coefficient) if moved else None,
-          )
-        )
-      groups.append(group)
+    totals = [(stated, load_vector(stated), each) for each, stated in tries(one)]
+    if len(totals) > 1 and not searched:
+      raise UserError(
+        f"'search' of the merge '{name_of(one)}' says what a search tries, and SEARCH is "
+        "False. Set SEARCH = True, or give one value of each option beside 'of'."
+      )
+    groups += [
+      [
+        _on(stated, total, (path, start), coefficient, settings)
+        for stated, total, settings in totals
+        for coefficient in coefficients
+      ]
+      for path, start in loaded.items()
+    ]
   if not groups:
     raise UserError(
       "PROMPT_PATH is an empty list, which leaves nothing to evaluate. Give a prompt, or "
       "None for the backbone alone."
     )
   return groups
+
+
+def _on(
+  vector: Vector,
+  total: Loaded,
+  initial: tuple[str, Loaded],
+  coefficient: float,
+  settings: Mapping[str, Any],
+) -> Candidate:
+  """Returns a vector, times a coefficient, on an initial prompt of some name."""
+  path, start = initial
+  applied = algebra.fold(algebra.apply(total, start, coefficient))
+  moved = applied.provenance.cross_origin
+  return Candidate(
+    f"{_text(coefficient)} * {name_of(vector)} on {path}",
+    dict(applied.leaves),
+    applied.provenance,
+    float(coefficient),
+    total.provenance.tasks,
+    ratio=moving.ratio(total, start, coefficient) if moved else None,
+    settings=settings,
+  )
 
 
 def subject(
@@ -349,7 +378,8 @@ def _natural(path: str) -> list[tuple[int, str]]:
   return [(int(part), "") if part.isdigit() else (0, part) for part in parts]
 
 
-def _loaded(source: Source, which: str = "best") -> Loaded:
+def load(source: Source, which: str = "best") -> Loaded:
+  """Returns a prompt or vector that is in memory or in a file."""
   return source if isinstance(source, Loaded) else sources.load(source, which)
 
 
@@ -360,7 +390,7 @@ def _named(source: Source) -> str:
 def _prompt(source: Source | None, which: str) -> Candidate:
   if source is None:
     return Candidate(NO_PROMPT, None, None)
-  loaded = _loaded(source, which)
+  loaded = load(source, which)
   if loaded.provenance.kind == "prompt":
     loaded = algebra.fold(loaded)
   return Candidate(
@@ -391,7 +421,7 @@ def _weights(vector: Vector) -> list[tuple[Source, float]]:
       raise UserError(f"{wrong} (For a merge, give 'rule' and 'of'.)")
     return list(vector.items())
   addends: list[Source] = _listed(vector)
-  _refuse_repeated("A sum of VECTOR", [_named(one) for one in addends])
+  refuse_repeated("A sum of VECTOR", [_named(one) for one in addends])
   return [(one, 1.0) for one in addends]
 
 
@@ -399,32 +429,77 @@ def _is_merge(vector: Vector) -> bool:
   return isinstance(vector, Mapping) and "rule" in vector
 
 
+def tries(vector: Vector) -> list[tuple[dict[str, Any], Vector]]:
+  """Returns the settings that the 'search' of a merge asks for, each with its merge.
+
+  Of other vectors it is the vector alone, without settings.
+
+  Raises:
+    UserError: there is nothing to try, or a setting is both stated and searched for.
+  """
+  if not _is_merge(vector) or "search" not in cast(Mapping[str, Any], vector):
+    return [({}, vector)]
+  stated = dict(cast(Mapping[str, Any], vector))
+  asked, what = stated.pop("search"), "'search' of a merge of VECTOR"
+  lists = Annotated[Mapping[str, Annotated[Sequence[Any], NotEmpty()]], NotEmpty()]
+  if (wrong := misfit(asked, lists, what)) is not None:
+    raise UserError(str(wrong))
+  for name, values in asked.items():
+    if name in stated:
+      raise UserError(
+        f"A merge of VECTOR states '{name}' and searches for it. Give one of the two."
+      )
+    refuse_repeated(f"'{name}' in {what}", [repr(value) for value in values])
+  chosen = [
+    dict(zip(asked, values, strict=True))
+    for values in itertools.product(*asked.values())
+  ]
+  return [(settings, stated | settings) for settings in chosen]
+
+
+def check_merge(vector: Mapping[str, Any], what: str) -> None:
+  """Raises `UserError` unless a mapping states a merge, before any file is read.
+
+  Args:
+    vector: the mapping, see `Vector`.
+    what: names it in errors.
+  """
+  options = dict(vector)
+  for name, kind in (
+    ("rule", str),
+    ("of", Sequence[str | Loaded]),
+    ("weights", Sequence[float] | None),
+    ("lambda", float),
+  ):
+    value = options.pop(name, 1.0 if name == "lambda" else None)
+    if (wrong := misfit(value, kind, f"'{name}' of {what}")) is not None:
+      raise UserError(str(wrong))
+  merge_rules.with_options(vector["rule"], options)
+
+
 def _merge(vector: Mapping[str, Any]) -> Loaded:
   """Returns the vector that a mapping with a rule states."""
+  check_merge(vector, "a merge of VECTOR")
   options = dict(vector)
-  rule, parts = options.pop("rule"), options.pop("of", None)
+  rule, parts = options.pop("rule"), options.pop("of")
   weights, coefficient = options.pop("weights", None), options.pop("lambda", 1.0)
-  for value, kind, name in (
-    (rule, str, "'rule' of a merge of VECTOR"),
-    (parts, Sequence[str | Loaded], "'of' of a merge of VECTOR"),
-    (weights, Sequence[float] | None, "'weights' of a merge of VECTOR"),
-    (coefficient, float, "'lambda' of a merge of VECTOR"),
-  ):
-    if (wrong := misfit(value, kind, name)) is not None:
-      raise UserError(str(wrong))
-  merge_rules.with_options(rule, options)  # Before anything is read.
   return merging.merge(
-    [_loaded(one) for one in parts], rule, weights, float(coefficient), options
+    [load(one) for one in parts], rule, weights, float(coefficient), options
   )
 
 
-def _vector(vector: Vector) -> Loaded:
+def load_vector(vector: Vector) -> Loaded:
+  """Returns what an entry of VECTOR stands for.
+
+  Raises:
+    UserError: it is no vector, sum or merge.
+  """
   if _is_merge(vector):
     return _merge(cast(Mapping[str, Any], vector))
   addends = _weights(vector)
   if not addends:
     raise UserError("VECTOR has an empty sum. Give at least one vector's file.")
-  loaded, weights = [_loaded(one) for one, _ in addends], [w for _, w in addends]
+  loaded, weights = [load(one) for one, _ in addends], [w for _, w in addends]
   return loaded[0] if weights == [1.0] else algebra.sum_vectors(loaded, weights)
 
 
@@ -433,7 +508,8 @@ def _text(number: float) -> str:
   return f"{number:g}" if float(f"{number:g}") == number else repr(number)
 
 
-def _name(vector: Vector) -> str:
+def name_of(vector: Vector) -> str:
+  """Returns a name for an entry of VECTOR."""
   if _is_merge(vector):
     stated = dict(cast(Mapping[str, Any], vector))
     parts = ", ".join(map(_named, _listed(stated.pop("of", ()))))
@@ -446,7 +522,8 @@ def _name(vector: Vector) -> str:
   return text if isinstance(vector, Source) else f"({text})"
 
 
-def _refuse_repeated(what: str, given: Sequence[str]) -> None:
+def refuse_repeated(what: str, given: Sequence[str]) -> None:
+  """Raises `UserError` if a list of the user's has an entry twice."""
   for index, one in enumerate(given):
     if one in given[:index]:
       raise UserError(f"{what} has '{one}' twice. Give each once.")

@@ -82,7 +82,8 @@ def evaluate(
     coefficient: a number or a list of them, for all vectors.
     which: the 'best', 'last' or 'initial' prompt of a run folder given as `prompt`.
     search: choose the coefficient of each vector on each initial prompt, from
-      `candidates.GRID` (True) or from the numbers given, instead of using `coefficient`.
+      `candidates.GRID` (True) or from the numbers given, instead of using `coefficient`;
+      and with it the settings that a merge's 'search' names, in the same pass.
     search_split: the split on which the coefficients are tried.
     search_examples: how many of the first examples of each task are used; None uses all.
     search_metric: 'exact_match' of greedy decoding with the target, however answers are
@@ -105,7 +106,9 @@ def evaluate(
   """
   outputs = report.Outputs(output, predictions, table, overwrite)
   outputs.check()
-  _check_tasks(tasks, splits)
+  check_tasks(tasks)
+  if not splits:
+    raise UserError(f"EVAL_SPLITS is {splits!r}. Give a list of at least one.")
   asked = {*splits}
   if search is not False:
     searching.check(tasks, coefficient, vector, search_metric)
@@ -123,7 +126,8 @@ def evaluate(
   )
   processes.wait_for_all("the outputs are checked")
   loaded = loading.loaded(backbone, model.network, vocabulary)
-  groups = candidates.read(prompt, vector, initial, coefficients, which)
+  searched = search is not False
+  groups = candidates.read(prompt, vector, initial, coefficients, which, searched)
   for one in itertools.chain(*groups):
     if one.leaves is not None and one.provenance is not None:
       candidates.check_fits(one.leaves, one.provenance, loaded)
@@ -182,11 +186,10 @@ def evaluate(
   return content
 
 
-def _check_tasks(tasks: Sequence[Any], splits: Sequence[str]) -> None:
-  if not isinstance(tasks, list | tuple) or not tasks or not splits:
-    raise UserError(
-      f"TASKS is {tasks!r} and EVAL_SPLITS {splits!r}. Give a list of at least one each."
-    )
+def check_tasks(tasks: Sequence[Any]) -> None:
+  """Raises `UserError` unless these are tasks of different names."""
+  if not isinstance(tasks, list | tuple) or not tasks:
+    raise UserError(f"TASKS is {tasks!r}. Give a list of at least one.")
   for task in tasks:
     if not isinstance(task, Task):
       raise UserError(

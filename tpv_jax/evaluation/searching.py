@@ -1,4 +1,4 @@
-"""The search for the coefficient of a vector on an initial prompt."""
+"""The search for the coefficient of a vector on an initial prompt, and a merge's settings."""
 
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -31,6 +31,11 @@ def check(tasks: Sequence[Task], coefficient: Any, vector: Any, metric: str) -> 
       "SEARCH chooses the coefficient of a vector, and no vector was given: give "
       "--gin.VECTOR and --gin.INITIAL as well."
     )
+  check_metric(tasks, metric)
+
+
+def check_metric(tasks: Sequence[Task], metric: str) -> None:
+  """Raises `UserError` if a task lacks the metric of a search."""
   for task in tasks:
     if metric == "label_accuracy" and task.labels is None:
       raise UserError(
@@ -62,36 +67,39 @@ def best_of_each(
     for one in (group if len(group) > 1 else ())
     for task in tasks_of(one)
   ]
-  scores = _tried(
+  scores = tried(
     evaluator, [(one.leaves, task) for _, one, task in cells], split, most, metric
   )
-  tried: dict[int, dict[str, list[float]]] = {}
+  found: dict[int, dict[str, list[float]]] = {}
   for (number, _, task), score in zip(cells, scores, strict=True):
-    tried.setdefault(number, {}).setdefault(task.name, []).append(score)
+    found.setdefault(number, {}).setdefault(task.name, []).append(score)
   best, searches = [], {}
   for number, group in enumerate(groups):
-    if number not in tried:
+    if number not in found:
       best.append(list(group))
       continue
-    means = np.mean(list(tried[number].values()), axis=0)
+    means = np.mean(list(found[number].values()), axis=0)
     ranked = zip(means, group, strict=True)
     winner = max(ranked, key=lambda one: (one[0], -(one[1].coefficient or 0.0)))[1]
+    tries = any(one.settings for one in group)
     searches[len(best)] = {
       "split": split,
       "metric": metric,
       "coefficients": [one.coefficient for one in group],
-      "scores": tried[number],
+      **({"settings": [dict(one.settings) for one in group]} if tries else {}),
+      "scores": found[number],
     }
     candidates.say_equal_scores(
       f"Search on {split} by {metric}, {winner.name.partition(' * ')[2]}",
       means.tolist(),
-      f"{winner.coefficient:g}, the smallest coefficient",
+      f"{winner.coefficient:g}, the smallest coefficient"
+      + (", and the first settings" if tries else ""),
     )
     best.append([winner])
   return best, searches
 
 
-def _tried(
+def tried(
   evaluator: Evaluator,
   cells: Sequence[tuple[Prompt, Task]],
   split: str,

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from tpv_jax.banks import bank
@@ -21,11 +21,12 @@ from tpv_jax.data import few_shot as sampling
 from tpv_jax.data.tasks import SPLITS, Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.devices import processes
+from tpv_jax.evaluation import candidates
 from tpv_jax.formats import sources
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.runs.run_folder import versions
 from tpv_jax.runs.run_settings import defaults_of
-from tpv_jax.studies import base, starts
+from tpv_jax.studies import base, merge_settings, starts
 from tpv_jax.studies.measured import describe, digests
 from tpv_jax.studies.report import few_shot as report
 from tpv_jax.studies.report.writer import Report
@@ -98,6 +99,7 @@ def compare_starts(
   validation_examples: Size = 250,
   test_examples: Size = 500,
   bank_size: Size | None = None,
+  merge: Mapping[str, Any] | None = None,
   overwrite: bool = False,
   progress: bool = True,
   config: Callable[[], str] | None = None,
@@ -137,6 +139,8 @@ def compare_starts(
     validation_examples: the number used, from the start of the validation split.
     test_examples: the number used, from the start of the test split.
     bank_size: prompts that are trained at once; None trains all of one number of examples.
+    merge: how the two vectors of the start 'sum' are merged, such as {'rule': 'ties',
+      'density': 0.2}; None adds them.
     overwrite: train runs again that are finished or have other settings.
     progress: show progress.
     config: returns the text of config.gin.
@@ -178,6 +182,7 @@ def compare_starts(
       validation_examples,
       test_examples,
       bank_size,
+      merge,
     )
   )
 
@@ -207,19 +212,22 @@ class FewShot:
   validation_examples: int
   test_examples: int
   bank_size: int | None
+  merge: Mapping[str, Any] | None
 
   def check(self) -> None:
     """Raises `UserError` for settings with which nothing could be compared."""
     _check(self.source_tasks, self.targets, self.shots, self.settings.initial_seeds)
     tasks = (*self.source_tasks, *(target.task for target in self.targets))
     base.check_tasks(tasks, self.settings, SPLITS)
+    if self.merge is not None:
+      _check_merge(self.merge, self.targets)
 
   def results(self, session: base.Session) -> dict[str, Any]:
     """Tunes sources and targets, measures them, and returns all numbers."""
     session.say("1/3 source prompts")
     self._tune_sources(session)
     seeds = self.settings.initial_seeds
-    _write_vectors(session.folder, self.targets, seeds)
+    _write_vectors(session.folder, self.targets, seeds, self.merge)
     jobs = _jobs(
       session.folder, self.targets, seeds, self.initial_prompt, self.coefficient
     )
@@ -231,7 +239,8 @@ class FewShot:
     of_sources, scores = self._measure(session, jobs)
     results = {
       **session.head(),
-      "starts": {name: starts.STARTS[name] for name in self.targets[0].starts()},
+      "starts": self._names(),
+      **({} if self.merge is None else {"merge": dict(self.merge)}),
       "sources": of_sources,
       "targets": {target.task.name: target.roles() for target in self.targets},
       "shots": list(self.shots),
@@ -252,6 +261,13 @@ class FewShot:
       "summary": starts.summarise(scores),
     }
     return results | {"seconds": session.seconds()}
+
+  def _names(self) -> dict[str, str]:
+    """Returns the starts with their names in the report."""
+    found = {name: starts.STARTS[name] for name in self.targets[0].starts()}
+    if self.merge is not None and "sum" in found:
+      found["sum"] = f"merge of two vectors by {self.merge['rule']}"
+    return found
 
   def _tune_sources(self, session: base.Session) -> None:
     settings = self.settings
@@ -384,14 +400,35 @@ def _check(
       sampling.few_shot(target.task, most).examples("train")
 
 
+def _check_merge(merge: Mapping[str, Any], targets: Sequence[Target]) -> None:
+  """Raises `UserError` for a merge that cannot be of the two vectors of a start."""
+  if targets[0].second is None:
+    raise UserError(
+      "MERGE says how the vector of SECOND is merged with RELATED's, and there is no "
+      "second source. Set SECOND, or leave MERGE out."
+    )
+  if "of" in merge:
+    raise UserError(
+      "MERGE has 'of', and the two vectors are those of each target. Leave 'of' out."
+    )
+  candidates.check_merge({**merge, "of": ["related", "second"]}, "MERGE")
+  if merge_settings.is_of_prompts(merge["rule"]):
+    raise UserError(
+      f"The merge rule '{merge['rule']}' makes a prompt, and MERGE a vector. Use another."
+    )
+
+
 def _vector_file(folder: pathlib.Path, seed: int, *names: str) -> pathlib.Path:
   return folder / "vectors" / f"{'+'.join(names)}-{seed}.safetensors"
 
 
 def _write_vectors(
-  folder: pathlib.Path, targets: Sequence[Target], seeds: Sequence[int]
+  folder: pathlib.Path,
+  targets: Sequence[Target],
+  seeds: Sequence[int],
+  merge: Mapping[str, Any] | None,
 ) -> None:
-  """Writes the vectors that the targets start from, and their sums."""
+  """Writes the vectors that the targets start from, and their sums, or merges."""
   needed = {names for target in targets for names in target.starts().values() if names}
   singles = {name for names in needed for name in names}
   for seed in seeds:
@@ -402,7 +439,12 @@ def _write_vectors(
       vectors[name] = algebra.diff(tuned, start)
     written: dict[tuple[str, ...], Loaded] = {(n,): v for n, v in vectors.items()}
     for pair in sorted(names for names in needed if len(names) > 1):
-      written[pair] = algebra.sum_vectors([vectors[name] for name in pair])
+      both = [vectors[name] for name in pair]
+      written[pair] = (
+        algebra.sum_vectors(both)
+        if merge is None
+        else candidates.load_vector({**merge, "of": both})
+      )
     if processes.is_writer():
       for names, vector in written.items():
         path = _vector_file(folder, seed, *names)

@@ -9,7 +9,7 @@ docs/methods.md, "Prompt tuning".
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from jaxtyping import Float
 from tpv_jax.core import files, identity
 from tpv_jax.core.checks import Positive, Size, SizeOrNone, checked
 from tpv_jax.core.errors import UserError
+from tpv_jax.evaluation import candidates
 from tpv_jax.formats import sources
 from tpv_jax.formats.sources import Which
 from tpv_jax.prompts.protocol import SoftPrompt
@@ -256,7 +257,7 @@ def from_file(
 def from_vector(
   table: Table,
   seed: int,
-  path: files.PathLike,
+  path: files.PathLike | Mapping[str, Any],
   initial: Initial,
   coefficient: float = 1.0,
   fingerprint: str | None = None,
@@ -265,8 +266,10 @@ def from_vector(
   """Returns the folded prompt `initial(table, seed) + coefficient * vector`, in fp32.
 
   docs/methods.md, (9.1): training of a target task starts from a source's vector, or from
-  a sum that `tpv sum` wrote. `initial` is another function of this module, bound by gin; if
-  it is not the one that the vector was made from, this is the cross-origin case. A vector
+  a sum or merge of several: its file, or a mapping (`evaluation.candidates.Vector`) such as
+  {'rule': 'ties', 'of': ['a.safetensors', 'b.safetensors']}. `initial` is another function
+  of this module, bound by gin; if it is not the one that the vector was made from, this is
+  the cross-origin case. A vector
   with a delta is added to what a DePT or EPT prompt does at step 0: the first rows of the
   initial prompt, and no update.
 
@@ -300,9 +303,15 @@ def from_vector(
 
 
 def _load(
-  path: files.PathLike, kind: str, which: str, fingerprint: str | None
+  path: files.PathLike | Mapping[str, Any],
+  kind: str,
+  which: str,
+  fingerprint: str | None,
 ) -> Loaded:
-  loaded = sources.load(path, which=which)
+  if isinstance(path, Mapping):
+    loaded = candidates.load_vector(path)
+  else:
+    loaded = sources.load(path, which=which)
   if loaded.provenance.kind != kind:
     other = loaded.provenance.kind
     use = {"prompt": "from_file", "vector": "from_vector"}[other]
