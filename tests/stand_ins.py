@@ -632,7 +632,10 @@ FILES = {
   },
   **{
     f"{name}.safetensors": vector
-    for name in ("sst2", "rte", "imdb", "yelp", "trec", "both", "far", *"abv")
+    for name in (
+      *("sst2", "rte", "imdb", "yelp", "trec", "both", "far", *"abv"),
+      *("sentiment", "topic", "reviews", "news"),
+    )
   },
   "FOLDER": published_prompts,
   "lines.txt": lines("a fine day", "some words here"),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
   from tpv_jax.api.backbones import Backbone as Backbone
   from tpv_jax.api.backbones import load_backbone as load_backbone
   from tpv_jax.api.evaluation import evaluate as evaluate
+  from tpv_jax.api.merging import merge_by_data as merge_by_data
   from tpv_jax.api.prediction import predict as predict
   from tpv_jax.api.runs import Run as Run
   from tpv_jax.api.runs import Runs as Runs
@@ -49,6 +50,7 @@ _PLACES = {
   "Backbone": "api.backbones",
   "load_backbone": "api.backbones",
   "evaluate": "api.evaluation",
+  "merge_by_data": "api.merging",
   "predict": "api.prediction",
   "Run": "api.runs",
   "Runs": "api.runs",

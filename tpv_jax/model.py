@@ -436,6 +436,23 @@ class SoftPromptModel:
     ends = by_choice(self._ends(targets).astype(jnp.int32))
     return by_choice(jnp.where(counted, -losses, 0.0)), (misses == 0) & (ends > 0)
 
+  def score_rows(
+    self, folded: Folded, backbone: Params, batch: Batch
+  ) -> Float[Array, " B"]:
+    """Returns each row's target log-probability, summed over its tokens (fp32).
+
+    Args:
+      folded: each row's own prompt [B, S, D], and perhaps delta [B, M, D]; or one that all
+        rows share, [S, D].
+      backbone: the frozen parameters.
+      batch: rows of one example each; a row of padding scores 0.
+    """
+    batch = {name: jnp.asarray(values) for name, values in batch.items()}
+    backbone = jax.lax.stop_gradient(_backbone(backbone))
+    states = self.architecture.states(backbone, _on_every_device(folded), batch)
+    targets, weights, *_ = self.architecture.targets(batch)
+    return -jnp.sum(self._losses(backbone, states, targets)[0] * weights, axis=-1)
+
   def predict_rows(
     self,
     folded: Folded,

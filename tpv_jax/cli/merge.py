@@ -15,6 +15,7 @@ from tpv_jax.core.checks import annotations, misfit
 from tpv_jax.formats import sources
 from tpv_jax.vectors.merging import registry
 from tpv_jax.vectors.merging.merge import merge
+from tpv_jax.vectors.merging.protocol import Rule
 
 EXAMPLES = """\
   tpv merge sst2.safetensors rte.safetensors --rule ties --density 0.2 -o both.safetensors
@@ -98,8 +99,6 @@ def described() -> str:
   lines = []
   for name in registry.RULES:
     rule = registry.rule(name)
-    summary = inspect.cleandoc(rule.__doc__ or "").partition("\n")[0]
-    lines.append(f"{name}\n  {summary}")
     takes = [] if rule.weighted else ["no weights"]
     if rule.number is not None:
       takes.insert(0, f"exactly {rule.number} vectors")
@@ -107,12 +106,26 @@ def described() -> str:
       f"--{one.replace('_', '-')} (default {_text(default)})"
       for one, default in registry.options(name).items()
     ]
-    if takes:
-      lines.append(f"  takes {', '.join(takes)}")
-    lines.append(f"  {rule.source}")
+    lines += _described(name, rule, takes)
+  lines.append("those that read data, for 'tpv merge-by-data'")
+  for name in registry.BY_DATA:
+    takes = ["WEIGHTS"] if registry.data_rule(name).weighted else []
+    options = [f"{k} {_text(value)}" for k, value in registry.options(name).items()]
+    takes.append(f"OPTIONS ({', '.join(options)})")
+    lines += [f"  {line}" for line in _described(name, registry.data_rule(name), takes)]
   lines.append("not offered")
   lines += [f"  {name}: {why}" for name, why in registry.NOT_OFFERED.items()]
   return "\n".join(lines)
+
+
+def _described(name: str, rule: type[Rule], takes: Sequence[str]) -> list[str]:
+  summary = inspect.cleandoc(rule.__doc__ or "").partition("\n")[0]
+  return [
+    name,
+    f"  {summary}",
+    *([f"  takes {', '.join(takes)}"] if takes else []),
+    f"  {rule.source}",
+  ]
 
 
 def _kind(annotation: Any) -> dict[str, Any]:
@@ -144,4 +157,4 @@ def _truth(text: str) -> bool:
 def _text(value: Any) -> str:
   if isinstance(value, bool) or value is None:
     return str(value).lower()
-  return f"{value:g}"
+  return value if isinstance(value, str) else f"{value:g}"

@@ -33,6 +33,10 @@ GROUPS = {
     "diff": ("tpv_jax.cli.diff", "the vector TUNED - INITIAL"),
     "sum": ("tpv_jax.cli.sum", "the sum of vectors"),
     "merge": ("tpv_jax.cli.merge", "one vector from several, by a merge rule"),
+    "merge-by-data": (
+      "tpv_jax.cli.merge_by_data",
+      "the same by a rule that reads data",
+    ),
     "negate": ("tpv_jax.cli.negate", "the vector -V, to forget a task"),
     "scale": ("tpv_jax.cli.scale", "the vector C * V"),
     "analogy": ("tpv_jax.cli.analogy", "the vector C + (B - A)"),

@@ -448,7 +448,7 @@ class Evaluator:
     forms: dict[tuple[Any, ...], dict[int, list[int]]] = {}
     for index, prompt in enumerate(prompts):
       leaves = prompt or nothing
-      self._refuse_long_rows(leaves)
+      self.refuse_long_rows(leaves)
       form = tuple(sorted((name, leaf.shape) for name, leaf in leaves.items()))
       forms.setdefault(form, {}).setdefault(id(leaves), []).append(index)
     for owners in forms.values():
@@ -472,7 +472,7 @@ class Evaluator:
         "the model has nothing to answer to. Give a prompt, fill the source, or set CHAT."
       )
 
-  def _refuse_long_rows(self, leaves: Mapping[str, np.ndarray]) -> None:
+  def refuse_long_rows(self, leaves: Mapping[str, np.ndarray]) -> None:
     """Raises `UserError` if rows may be longer than the delta or the network allows."""
     source, target = self.lengths["inputs"], self.lengths["targets"]
     if "delta" in leaves and len(leaves["delta"]) < source:

@@ -17,6 +17,7 @@ VERBS = {
   "bank.train_bank": ("bank_{}",),
   "evaluation.evaluate": ("eval_{}",),
   "evaluation.infer": ("infer_{}",),
+  "merge_by_data.merge_by_data": ("merge_by_data_{}",),
   "study.study": ("study", "tuning_{}"),
   "few_shot.compare_starts": ("few_shot_study", "tuning_{}"),
   "merging.compare_rules": ("merging_study", "tuning_{}"),

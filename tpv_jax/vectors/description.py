@@ -3,6 +3,7 @@
 from typing import Any
 
 from tpv_jax.core import identity
+from tpv_jax.core.errors import printable
 from tpv_jax.vectors import arithmetic, moving
 from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import Merge, describe_terms
@@ -50,6 +51,42 @@ def line(item: Loaded) -> str:
     norm += f", {ratio:.2g} of its start's"
   of = f", of {known.backbone_name}" if known.backbone_name else ""
   return f"<{known.kind} {what}: {held}, {norm}{of}>"
+
+
+def written(item: Loaded, output: str) -> list[str]:
+  """Returns lines about what was written to a file."""
+  known = item.provenance
+  if known.space == "factor":
+    values = sum(leaf.size for leaf in item.leaves.values())
+    held = f"factor space, {values} values in {len(item.leaves)} leaves"
+  else:
+    held = ", ".join(f"{name} {shape}" for name, shape in sorted(shapes(item).items()))
+  norm = f"norm {arithmetic.norm(item.leaves):.4g}"
+  return [
+    f"Wrote the {known.kind} '{printable(output)}': {describe_terms(known.terms)}.",
+    f"  {held}, {norm}, {_origin_text(item)}.",
+    *(f"  note: {printable(note)}." for note in known.notes),
+  ]
+
+
+def _origin_text(item: Loaded) -> str:
+  known = item.provenance
+  if known.mixed_origins:
+    origin = f"{len(known.mixed_origins)} initial prompts"
+  else:
+    origin = _named_digest("initial prompt", known.initial_digest, known.initial_seed)
+  if known.applied_to_digest is not None:
+    applied = _named_digest("", known.applied_to_digest, known.applied_to_seed)
+    if known.cross_origin is False:
+      return f"applied to its own {origin}"
+    return f"cross-origin: from {origin}, applied to {applied.strip()}"
+  return f"from {origin}"
+
+
+def _named_digest(what: str, digest: str | None, seed: int | None) -> str:
+  if digest is None:
+    return f"an unknown {what}"
+  return f"{what} {digest[:12]}" + ("" if seed is None else f" (seed {seed})")
 
 
 def _ratio_rows(item: Loaded) -> list[tuple[str, Any]]:

@@ -20,6 +20,9 @@ from tpv_jax.vectors.merging.protocol import (
 )
 from tpv_jax.vectors.provenance import Merge, Part, Provenance, Term, scale_terms
 
+ALL_ZERO = "the merged vector is all zeros"
+"""The note of a merge that left nothing."""
+
 
 def merge(
   vectors: Sequence[Loaded],
@@ -57,7 +60,7 @@ def merge(
       the factor space; and as `sum_vectors`.
   """
   merging = registry.with_options(rule, options or {})
-  _check_numbers(merging, rule, weights, len(vectors))
+  check_numbers(merging, rule, weights, len(vectors))
   if isinstance(merging, PromptRule):
     return _joined(vectors, merging, rule, coefficient, allow_unknown_backbone)
   given = np.ones(len(vectors)) if weights is None else np.asarray(weights, np.float64)
@@ -65,7 +68,7 @@ def merge(
   # What can't be added can't be merged, and the reasons are those of the sum.
   known = algebra.sum_provenance(vectors, given.tolist(), *allowed)
   compatibility.refuse_not_finite(coefficient)
-  kept = _not_zero(vectors, merging, rule)
+  kept, notes = without_zeros(vectors, merging, rule)
   if merging.linear:
     gram = arithmetic.gram([vectors[index].leaves for index in kept])
     coefficients = np.zeros(len(vectors))
@@ -82,24 +85,17 @@ def merge(
         "vectors of the effective space (tpv diff without --space factor), or use a rule "
         "such as task_arithmetic."
       )
-    values, term = _by_leaf(vectors, merging, rule, given, kept)
+    values, made = _by_leaf(vectors, merging, rule, given, kept)
     with np.errstate(over="ignore"):
       leaves = arithmetic.finite(
         {name: (coefficient * leaf).astype(np.float32) for name, leaf in values.items()}
       )
-    known = dataclasses.replace(known, terms=scale_terms([term], coefficient))
-  notes = [
-    f"'{one.name}' is all zeros and was left out"
-    for index, one in enumerate(vectors)
-    if index not in kept
-  ]
+    known = dataclasses.replace(known, terms=scale_terms([made], coefficient))
+    notes += rank_notes(leaves, [vectors[index] for index in kept])
   if merging.linear and rule != "task_arithmetic":
-    settings = [
-      f"{name} {_text(value)}" for name, value in dataclasses.asdict(merging).items()
-    ]
-    notes.append("merged by " + ", ".join([rule, *settings]))
+    notes.append(note(rule, settings_of(merging)))
   if arithmetic.is_zero(leaves):
-    notes.append("the merged vector is all zeros")
+    notes.append(ALL_ZERO)
   return Loaded(
     leaves,
     dataclasses.replace(known, notes=(*known.notes, *notes)),
@@ -107,7 +103,7 @@ def merge(
   )
 
 
-def _check_numbers(
+def check_numbers(
   merging: Rule, rule: str, weights: Sequence[float] | None, number: int
 ) -> None:
   """Raises `UserError` for as many vectors, weights or options as the rule cannot take."""
@@ -126,8 +122,14 @@ def _check_numbers(
       )
 
 
-def _not_zero(vectors: Sequence[Loaded], merging: Rule, rule: str) -> list[int]:
-  """Returns the indices of the vectors that are not all zeros."""
+def without_zeros(
+  vectors: Sequence[Loaded], merging: Rule, rule: str
+) -> tuple[list[int], list[str]]:
+  """Returns the indices of the vectors that are not all zeros; a note on each other one.
+
+  Raises:
+    UserError: all are zero, or the rule needs each.
+  """
   kept = [
     index for index, one in enumerate(vectors) if not arithmetic.is_zero(one.leaves)
   ]
@@ -139,7 +141,11 @@ def _not_zero(vectors: Sequence[Loaded], merging: Rule, rule: str) -> list[int]:
       f"'{vectors[zero].name}' is all zeros and has no direction, which the merge rule "
       f"'{rule}' needs of each vector."
     )
-  return kept
+  return kept, [
+    f"'{one.name}' is all zeros and was left out"
+    for index, one in enumerate(vectors)
+    if index not in kept
+  ]
 
 
 def _by_leaf(
@@ -151,7 +157,7 @@ def _by_leaf(
 ) -> tuple[dict[str, np.ndarray], Term]:
   """Returns what a rule that is not linear makes of the kept vectors, in fp64; its term."""
   digests = {index: identity.prompt_digest(vectors[index].leaves) for index in kept}
-  settings = _settings(merging)
+  settings = settings_of(merging)
 
   def place(index: int) -> tuple[Any, ...]:
     own = [value[index] for value in settings.values() if isinstance(value, tuple)]
@@ -171,16 +177,66 @@ def _by_leaf(
       weights[order],
       [f"{digests[index]} {name}" for index in order],
     )
+  given = weights[order].tolist() if merging.weighted else ()
+  return leaves, term(rule, settings, given, [vectors[index] for index in order])
+
+
+def term(
+  rule: str,
+  settings: Mapping[str, Any],
+  weights: Sequence[float],
+  parts: Sequence[Loaded],
+) -> Term:
+  """Returns the term of what a rule made of vectors or prompts.
+
+  Args:
+    rule: its name.
+    settings: its options, see `settings_of`, and what else it depends on.
+    weights: one for each part; () for a rule that takes none.
+    parts: in the order in which the rule saw them.
+  """
   made = Merge(
     rule,
     tuple(sorted(settings.items())),
-    tuple(weights[order].tolist()) if merging.weighted else (),
-    tuple(Part(digests[index], vectors[index].provenance.terms) for index in order),
+    tuple(weights),
+    tuple(
+      Part(identity.prompt_digest(one.leaves), one.provenance.terms) for one in parts
+    ),
   )
-  return leaves, Term(None, 1.0, made)
+  return Term(None, 1.0, made)
 
 
-def _settings(merging: Rule) -> dict[str, Any]:
+def note(rule: str, settings: Mapping[str, Any]) -> str:
+  """Returns what the provenance of a linear merge says of its rule."""
+  stated = [f"{name} {_text(value)}" for name, value in settings.items()]
+  return "merged by " + ", ".join([rule, *stated])
+
+
+def rank_notes(leaves: Mapping[str, np.ndarray], parts: Sequence[Loaded]) -> list[str]:
+  """Returns what is lost where a merged delta is cut to the rank that its parts have.
+
+  A run that starts from the vector cuts its delta to the rank of the run, docs/methods.md,
+  (3.14). Nothing is said of vectors without a delta, or if no part has a lower rank.
+  """
+  if "delta" not in leaves:
+    return []
+
+  def spectrum(leaf: np.ndarray) -> np.ndarray:
+    values = np.linalg.svd(leaf.astype(np.float64), compute_uv=False)
+    return values[values > arithmetic.negligible(values, leaf.shape)]
+
+  values = spectrum(leaves["delta"])
+  most = max(len(spectrum(one.leaves["delta"])) for one in parts)
+  if len(values) <= most:
+    return []
+  lost = np.linalg.norm(values[most:]) / np.linalg.norm(values)
+  return [
+    f"its delta has rank {len(values)}, and its parts' at most {most}; cut to that rank, as "
+    f"when an EPT or DePT run starts from it, it loses {lost:.2g} of its norm"
+  ]
+
+
+def settings_of(merging: Rule) -> dict[str, Any]:
   """Returns the options as JSON can have them, but lists as tuples."""
   return {
     name: tuple(map(_plain, value))
@@ -227,18 +283,11 @@ def _joined(
         f"Cannot join '{folded[0].name}' and '{one.name}': their widths are {width} and "
         f"{other}. Use prompts of one backbone."
       )
-  made = Merge(
-    rule,
-    tuple(sorted(_settings(merging).items())),
-    (),
-    tuple(
-      Part(identity.prompt_digest(one.leaves), one.provenance.terms) for one in folded
-    ),
-  )
   values = merging.joined([one.leaves["prompt"] for one in folded])
+  made = term(rule, settings_of(merging), (), folded)
   return Loaded(
     {"prompt": values},
-    _joined_provenance(folded, Term(None, 1.0, made), allow_unknown_backbone),
+    _joined_provenance(folded, made, allow_unknown_backbone),
     f"merge by {rule}",
   )
 

@@ -1,7 +1,7 @@
 """The merge rules, each a dataclass and one line here."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tpv_jax.core import checks
@@ -9,6 +9,7 @@ from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.core.registry import find
 
 if TYPE_CHECKING:
+  from tpv_jax.vectors.merging.by_data import DataRule
   from tpv_jax.vectors.merging.protocol import Rule
 
 RULES = {
@@ -39,6 +40,13 @@ RULES = {
 }
 """Name (mergekit's, where it has the rule) -> module:attribute of a `protocol.Rule`."""
 
+BY_DATA = {
+  "coefficient_search": "tpv_jax.vectors.merging.by_data:CoefficientSearch",
+  "fisher": "tpv_jax.vectors.merging.by_data:Fisher",
+  "adamerging": "tpv_jax.vectors.merging.by_data:AdaMerging",
+}
+"""Those that read data -> module:attribute of a `by_data.DataRule`."""
+
 NOT_OFFERED = {
   "nearswap": "it draws one model towards another where their weights are near, and "
   "vectors of tasks have no such base",
@@ -51,44 +59,86 @@ NOT_OFFERED = {
 
 
 def rule(name: str) -> "type[Rule]":
-  """Returns the rule of that name.
+  """Returns the rule of that name, which reads no data.
 
   Raises:
     UserError: there is none; near misses are named, or why it is not offered.
   """
-  if name in NOT_OFFERED and name not in RULES:
-    raise UserError(f"The merge rule '{name}' is not offered: {NOT_OFFERED[name]}.")
+  if name in BY_DATA:
+    raise UserError(
+      f"The merge rule '{name}' reads data: 'tpv merge-by-data' tries the vectors on their "
+      "backbone and writes the merged one to a file. Give that file instead."
+    )
+  _refuse_not_offered(name)
   found: type[Rule] = find(
     RULES, name, "merge rule", plural="rules", hint=" (tpv merge --list)"
   )
   return found
 
 
+def data_rule(name: str) -> "type[DataRule]":
+  """Returns the rule of that name, which reads data.
+
+  Raises:
+    UserError: there is none; near misses are named, or why it is not offered.
+  """
+  if name in RULES:
+    raise UserError(
+      f"The merge rule '{name}' reads no data: merge with 'tpv merge --rule {name}'."
+    )
+  _refuse_not_offered(name)
+  found: type[DataRule] = find(
+    BY_DATA, name, "merge rule that reads data", plural="rules that do", hint=""
+  )
+  return found
+
+
 def options(name: str) -> dict[str, Any]:
-  """Returns the options of a rule with their defaults."""
-  return {field.name: field.default for field in dataclasses.fields(rule(name))}
+  """Returns the options of a rule, which may read data, with their defaults."""
+  found = data_rule(name) if name in BY_DATA else rule(name)
+  return {field.name: field.default for field in dataclasses.fields(found)}
 
 
-def rules_by_option() -> dict[str, list[str]]:
-  """Returns option -> the rules that have it."""
+def rules_by_option(names: Iterable[str] = RULES) -> dict[str, list[str]]:
+  """Returns option -> those of the rules that have it."""
   found: dict[str, list[str]] = {}
-  for name in RULES:
+  for name in names:
     for option in options(name):
       found.setdefault(option, []).append(name)
   return found
 
 
 def with_options(name: str, given: Mapping[str, Any]) -> "Rule":
-  """Returns the rule with these options, the others at their defaults.
+  """Returns a rule that reads no data with these options, the others at their defaults.
 
   Raises:
     UserError: there is no such rule, it lacks an option, or an option cannot be.
   """
-  found, known = rule(name), options(name)
-  annotations = checks.annotations(found)
+  found = rule(name)
+  _check_options(name, found, given, RULES)
+  return found(**given)
+
+
+def data_rule_with_options(name: str, given: Mapping[str, Any]) -> "DataRule":
+  """Returns a rule that reads data as `with_options` does one that reads none."""
+  found = data_rule(name)
+  _check_options(name, found, given, BY_DATA)
+  return found(**given)
+
+
+def _refuse_not_offered(name: str) -> None:
+  if name in NOT_OFFERED:
+    raise UserError(f"The merge rule '{name}' is not offered: {NOT_OFFERED[name]}.")
+
+
+def _check_options(
+  name: str, found: "type[Rule]", given: Mapping[str, Any], rules: Iterable[str]
+) -> None:
+  """Raises `UserError` for options that the rule lacks, or that cannot be."""
+  known, annotations = options(name), checks.annotations(found)
   for option, value in given.items():
     if option not in known:
-      others = rules_by_option().get(option)
+      others = rules_by_option(rules).get(option)
       raise UserError(
         f"The merge rule '{name}' has no option '{option}'; it has "
         f"{', '.join(known) or 'none'}."
@@ -101,4 +151,3 @@ def with_options(name: str, given: Mapping[str, Any]) -> "Rule":
     wrong = checks.misfit(value, annotations.get(option), f"{option} of {name}")
     if wrong is not None:
       raise UserError(str(wrong))
-  return found(**given)

@@ -1,0 +1,1 @@
+"""Merge rules that read data: they try vectors on their backbone."""

@@ -1,0 +1,85 @@
+"""What a merge rule that reads data is given, and what it returns."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Float64
+
+from tpv_jax.data import batches
+from tpv_jax.data import tasks as of_tasks
+from tpv_jax.data.tasks import Example, Task
+from tpv_jax.devices import partitioning
+from tpv_jax.evaluation.evaluator import Evaluator, Prompt
+from tpv_jax.vectors import algebra
+from tpv_jax.vectors.loaded import Loaded
+from tpv_jax.vectors.merging.by_data import DataRule
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """The vectors, and where they are tried.
+
+  Attributes:
+    vectors: those to merge; none of them is all zeros.
+    weights: one for each; all 1 where the user gives none.
+    initial: the initial prompt that they are put on.
+    tasks: whose examples are read.
+    evaluator: has the backbone on the devices.
+    mesh: the devices.
+    batch_size: how many rows a call has, about.
+  """
+
+  vectors: Sequence[Loaded]
+  weights: Float64[np.ndarray, " N"]
+  initial: Loaded
+  tasks: Sequence[Task]
+  evaluator: Evaluator
+  mesh: Mesh
+  batch_size: int
+
+  def prompt(self, vector: Loaded) -> Prompt:
+    """Returns a vector on the initial prompt, folded."""
+    return algebra.fold(algebra.apply(vector, self.initial)).leaves
+
+  def to_grain(self, number: int) -> int:
+    """Returns a number of rows that the devices can share, at least as large."""
+    grain = self.mesh.shape[partitioning.DATA]
+    return -(-max(1, number) // grain) * grain
+
+  def note_gradients(self, length: int, block: batches.Features) -> None:
+    """Counts a call that takes gradients of rows behind a prompt of this length."""
+    work, sources = self.evaluator.work, block["encoder_input_tokens"]
+    rows, width = sources.shape
+    targets = block["decoder_target_tokens"].shape[1]
+    work.used += int(batches.token_counts(sources).sum()) + length * rows
+    work.note("gradients", (rows, length + width, targets), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What a rule made of the vectors: coefficients where it is linear, else leaves.
+
+  Attributes:
+    coefficients: of each vector.
+    leaves: the merged vector.
+    notes: what a user of the vector has to know, for its provenance.
+    report: what else is worth keeping, as JSON.
+  """
+
+  coefficients: Float64[np.ndarray, " N"] | None = None
+  leaves: Mapping[str, Float[np.ndarray, "P D"]] | None = None
+  notes: tuple[str, ...] = ()
+  report: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def examples_of(rule: DataRule, task: Task) -> Sequence[Example]:
+  """Returns the examples of a task that a rule reads."""
+  return task.examples(rule.split)[: rule.examples]
+
+
+def digest_of(rule: DataRule, task: Task) -> str:
+  """Returns the digest of the examples of a task that a rule reads."""
+  return of_tasks.digest(examples_of(rule, task))
