@@ -33,8 +33,8 @@ def markdown(results: Results) -> str:
   seconds = results["seconds"]
   parts = [
     "# Merge rules: report",
-    f"{len(results['tasks'])} tasks x {subject(results)}; {seconds['tuning']:.0f} s of "
-    f"tuning, {seconds['all']:.0f} s in total.",
+    f"{len(results['tasks'])} tasks x {subject(results)}; {seconds['all']:.0f} s for "
+    f"this call, {seconds['tuning']:.0f} of them for tuning.",
     *provenance({**results, "seconds": seconds["all"]}),
     "## In short",
     "\n".join(f"- {line}" for line in in_short(results)),
