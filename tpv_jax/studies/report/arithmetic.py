@@ -25,9 +25,9 @@ def markdown(results: Results) -> str:
   parts = [
     "# Task prompt vectors: report",
     f"{len(results['tasks'])} tasks x {subject(results)}, {results['device']}; "
-    f"{seconds['all']:.0f} s for this call, {seconds['tuning']:.0f} of them for tuning. Scores "
-    "are exact match in percent on the test split, mean ± sample standard deviation over initial "
-    "prompts, unless stated otherwise.",
+    f"{seconds['all']:.0f} s for this call, {seconds['tuning']:.0f} of them for tuning. "
+    "Scores are exact match in percent on the test split, mean ± sample standard deviation "
+    "over initial prompts, unless stated otherwise.",
     "## In short",
     "\n".join(f"- {line}" for line in in_short(results)),
     "## (a) Single vectors",
