@@ -73,7 +73,7 @@ def test_the_help_lists_every_verb_under_its_group(capsys):
       group.append(line.split()[0])
   assert list(listed) == [
     *("train and evaluate", "studies", "vectors"),
-    *("models, prompts, and files of other tools", "tasks", "planning"),
+    *("models and files of other tools", "tasks", "planning"),
   ]
   assert listed == {name: list(group) for name, group in verbs.GROUPS.items()}
 

@@ -1,7 +1,11 @@
-"""Prints what each chip holds of a backbone on a mesh, and what a step costs.
+"""Prints what each chip holds of a backbone on a mesh, and what a step or a study costs.
 
 Shapes come from abstract evaluation, shardings from the rules of training; no weights are
 read, nothing is allocated and no device is needed, so a pod can be planned on a laptop.
+
+Of a study's gin files it counts the runs, steps, tokens and scored rows, from the settings
+and the data, which must be there, and says how long that takes: on chips at an assumed part of
+their peak, and as fast as a run that has finished (--like).
 """
 
 import argparse
@@ -10,6 +14,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tpv_jax.cli import gin_verb
 from tpv_jax.cli.arguments import Parser
 from tpv_jax.core import screen
 from tpv_jax.core.errors import UserError, at_least
@@ -27,6 +32,8 @@ EXAMPLES = """\
   tpv plan t5_v1_1_xl --mesh 4x8 --ept --leaves
   tpv plan llama_3_1_8b --chip h100 --quantize int8
   tpv plan smollm2_135m llama_3_1_8b --chip h100 v5e v5p
+  a study, whose gin files are given as to its own command:
+    tpv plan --gin_file=gin_configs/runs/demo.gin --gin.OUTPUT_DIR=demo_out
 """
 ON_CPU = True
 
@@ -36,8 +43,8 @@ def add_arguments(parser: Parser) -> None:
   parser.add_argument(
     "sizes",
     metavar="SIZE",
-    nargs="+",
-    help="a name such as t5_v1_1_xl; several: a table",
+    nargs="*",
+    help="a name such as t5_v1_1_xl; several: a table; none for a study",
   )
   parser.add_argument("--mesh", help="data x model chips (4x8, or the chip's machine)")
   parser.add_argument(
@@ -71,10 +78,25 @@ def add_arguments(parser: Parser) -> None:
   parser.add_argument("--rows", type=int, default=16, help="examples of a step (16)")
   parser.add_argument("--bank", type=int, default=1, help="N, prompts at once (1)")
   parser.add_argument("--leaves", action="store_true", help="a line for each parameter")
+  gin_verb.add_arguments(parser)
+  parser.add_argument(
+    "--like",
+    metavar="RUN",
+    help="a finished run on this backbone: its speed, for a study",
+  )
 
 
 def run(options: argparse.Namespace) -> None:
-  """Prints the plan, or a table of several."""
+  """Prints the plan, a table of several, or the cost of a study."""
+  if options.gin_file or options.gin_bindings:
+    _plan_study(options)
+    return
+  if options.like or not options.sizes:
+    raise UserError(
+      "--like is for a study, which --gin_file names."
+      if options.like
+      else "Name a SIZE, such as smollm2_135m, or a study: --gin_file=FILE."
+    )
   from tpv_jax.training.plans import Planned
 
   for name in ("bank", "rows", "target_length"):
@@ -101,6 +123,17 @@ def run(options: argparse.Namespace) -> None:
       else "A table of several sizes needs --chip, such as --chip h100 v5e v5p."
     )
   _print_table(plans, options)
+
+
+def _plan_study(options: argparse.Namespace) -> None:
+  from tpv_jax.cli import study_cost
+
+  if options.sizes:
+    raise UserError(
+      f"'{options.sizes[0]}' is a size, and a study's gin files name their backbone. Leave "
+      "it out."
+    )
+  study_cost.run(options)
 
 
 def _print_one(planned: "Planned", options: argparse.Namespace) -> None:

@@ -49,7 +49,7 @@ GROUPS = {
     "inspect": ("tpv_jax.cli.inspect", "heat maps of EPT's gates and fusion"),
     "show": ("tpv_jax.cli.show", "what a prompt or vector is"),
   },
-  "models, prompts, and files of other tools": {
+  "models and files of other tools": {
     "import": ("tpv_jax.cli.import_", "another tool's prompt, as a file of ours"),
     "export": ("tpv_jax.cli.export", "a prompt as another tool's file"),
     "convert": ("tpv_jax.cli.convert", "a backbone in another tool's format"),

@@ -4,11 +4,12 @@ A study is an object that holds its settings and defines what is its own (`Study
 `conduct` does the rest. `registry` lists the studies.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import pathlib
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -137,6 +138,21 @@ class Study(Protocol):
     ...
 
 
+_set_up: list[Study] | None = None
+"""The studies that `conduct` was to run, within `set_up`."""
+
+
+@contextlib.contextmanager
+def set_up() -> Iterator[list[Study]]:
+  """Yields a list to which `conduct` adds a checked study within the block, unconducted."""
+  global _set_up
+  before, _set_up = _set_up, []
+  try:
+    yield _set_up
+  finally:
+    _set_up = before
+
+
 def conduct(study: Study) -> dict[str, Any]:
   """Runs a study and returns its results, which it writes and prints.
 
@@ -149,6 +165,9 @@ def conduct(study: Study) -> dict[str, Any]:
   """
   started, settings = time.time(), study.settings
   study.check()
+  if _set_up is not None:
+    _set_up.append(study)
+    return {}
   with open_output(settings.output_dir, study.work, study.part) as folder:
     backbone = loading.load_backbone(
       settings.backbone, settings.network, settings.vocabulary

@@ -118,6 +118,7 @@ def work(
   rows: int,
   source: int,
   target: int,
+  backward: bool = True,
 ) -> Work:
   """Returns the work of a step on `rows` examples of these lengths in tokens.
 
@@ -130,11 +131,12 @@ def work(
     rows: examples.
     source: T.
     target: L.
+    backward: False counts the forward pass alone, as of an evaluation.
   """
 
   def traced(**more: int) -> np.ndarray:
     model = build(**{name: more.get(name, 1) for name in layers})
-    return np.array(_traced(model, rows, source, target))
+    return np.array(_traced(model, rows, source, target, backward))
 
   once = traced()
   total = once + sum(
@@ -145,9 +147,9 @@ def work(
 
 
 def _traced(
-  model: SoftPromptModel, rows: int, source: int, target: int
+  model: SoftPromptModel, rows: int, source: int, target: int, backward: bool = True
 ) -> tuple[int, int]:
-  """Returns flops and kept bytes of a step."""
+  """Returns flops and kept bytes of a step, or of its forward pass."""
   batch = batches.features(
     np.ones((rows, source), np.int32), np.ones((rows, target), np.int32)
   )
@@ -162,10 +164,14 @@ def _traced(
     if path not in trained
   }
 
+  def loss(trained: Any, frozen: Any) -> Any:
+    return model.loss_sums(model.merge(trained, frozen), batch)[0]
+
+  if not backward:
+    return _flops(jax.make_jaxpr(loss)(trained, frozen).jaxpr), 0
+
   def pulled_back(trained: Any, frozen: Any) -> Any:
-    return jax.vjp(
-      lambda trained: model.loss_sums(model.merge(trained, frozen), batch)[0], trained
-    )[1]
+    return jax.vjp(lambda trained: loss(trained, frozen), trained)[1]
 
   step = jax.make_jaxpr(lambda t, f: pulled_back(t, f)(np.float32(1)))(trained, frozen)
   shapes = {leaf.shape for leaf in params.values()}

@@ -44,6 +44,10 @@ class TrainingData(Protocol):
     ...
 
 
+VALIDATION_EXAMPLES = 250
+"""The task-vector paper's number."""
+
+
 class TaskData:
   """A task's train split in an order drawn by seed, and its first validation examples."""
 
@@ -55,7 +59,7 @@ class TaskData:
     lengths: Lengths,
     batch_size: Size,
     seed: Seed = 0,
-    validation_examples: Size = 250,
+    validation_examples: Size = VALIDATION_EXAMPLES,
     validation_batch_size: Size | None = None,
   ):
     """Tokenises both splits.
@@ -66,7 +70,7 @@ class TaskData:
       lengths: `{'inputs': T, 'targets': L}` in tokens, EOS included.
       batch_size: examples per step.
       seed: of the order of the examples.
-      validation_examples: the most that are used; 250 is the task-vector paper's number.
+      validation_examples: the most that are used.
       validation_batch_size: examples per validation call; `batch_size` by default.
 
     Raises:
