@@ -39,7 +39,7 @@ ON_CPU = Device(2_048, CALL_POSITIONS_ON_CPU, padding=0.1, one_shape=1.0)
 """Small blocks keep activations in the cache: the embedded backbone takes 1.7 times the CPU
 time with blocks of 4,096 than of 2,048. Positions cost what they cost, used or not."""
 
-ON_ACCELERATOR = Device(16_384, CALL_POSITIONS, padding=1.0, one_shape=1.05)
+ON_ACCELERATOR = Device(16_384, CALL_POSITIONS, padding=1.0, one_shape=1.02)
 """Large blocks keep it busy. Padding counts by its cost alone: a limit on it forces small
 blocks, and so many calls, where a run's steps differ in size."""
 
@@ -126,12 +126,14 @@ def choose_shapes(
     for width, targets in sizes
   ]
   narrow = rows[_EIGHTHS.index(8)]
+  for_any = [
+    row for row in rows if row == narrow or narrow.width < row.width <= most_positions
+  ]
   widths = [
     tried(wide, short, call=0)
-    for wide in rows
+    for wide in for_any
     for short in rows
     if short.width <= wide.width
-    and (wide == narrow or narrow.width < wide.width <= most_positions)
   ]
   # 3. Choose the number of rows for the eight best pairs of widths, calls having a cost.
   found = [
@@ -140,6 +142,8 @@ def choose_shapes(
     for wide in blocks(best.wide)
     for short in blocks(best.short)
   ]
+  if device.one_shape > 1:
+    found += [tried(one, one, device.call) for wide in for_any for one in blocks(wide)]
   # 4. Take the cheapest of those with little padding; a single shape if it costs hardly
   #    more.
   most = max(min(share for share, _, _ in found) + 0.02, device.padding)
