@@ -15,7 +15,7 @@ from tpv_jax.core import errors
 
 COMPUTE = (
   *("train", "bank", "eval", "infer", "prompts"),
-  *("study", "few-shot", "merging", "moving", "ablation"),
+  *("study", "few-shot", "merging", "moving", "ablation", "merge-by-data"),
 )
 """Verbs that compute where JAX finds an accelerator."""
 
@@ -67,7 +67,7 @@ def test_the_examples_of_the_help_are_calls_that_parse(verb, capsys):
 def test_the_help_lists_every_verb_under_its_group(capsys):
   listed, group = {}, None
   for line in helped(capsys).split("\noptions:")[0].splitlines():
-    if re.fullmatch(r"[a-z ]+:", line):
+    if re.fullmatch(r"[a-z, ]+:", line):
       group = listed.setdefault(line.rstrip(":"), [])
     elif group is not None and line.startswith("  "):
       group.append(line.split()[0])

@@ -17,7 +17,7 @@ from tpv_jax import cli
 from tpv_jax.cli.names import short_names
 from tpv_jax.core import identity
 from tpv_jax.vectors import moving, store
-from tpv_jax.vectors.merging.registry import RULES
+from tpv_jax.vectors.merging.registry import BY_DATA, RULES
 from tpv_jax.vectors.provenance import Provenance, Term
 
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -241,7 +241,11 @@ def test_merge_lists_its_rules_without_any_vector(capsys):
   assert cli.main(["merge", "--list"]) == 0
   printed = capsys.readouterr().out
   named = [line for line in printed.splitlines() if line[0] != " "]
-  assert named == [*RULES, "not offered"]
+  by_data = "those that read data, for 'tpv merge-by-data'"
+  assert named == [*RULES, by_data, "not offered"]
+  for rule in BY_DATA:
+    assert f"\n  {rule}\n    " in printed
+  assert "takes WEIGHTS, OPTIONS (fisher_floor 1e-06, split train" in printed
   assert "  nearswap: it draws one model towards another" in printed
   assert "exactly 2 vectors, no weights, --t (default 0.5)" in printed
 

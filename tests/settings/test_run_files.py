@@ -6,11 +6,15 @@ import pytest
 from tpv_jax.banks import bank
 from tpv_jax.core.errors import UserError
 from tpv_jax.evaluation import evaluation
+from tpv_jax.evaluation.merging.merge_by_data import merge_by_data
 from tpv_jax.settings import calling, gin_files, refusals, run_files
 from tpv_jax.studies import ablation, few_shot, moving, study
 from tpv_jax.training import training
 
-ENTRIES = (training.train, bank.train_bank, evaluation.evaluate, evaluation.infer)
+ENTRIES = (
+  *(training.train, bank.train_bank, evaluation.evaluate, evaluation.infer),
+  merge_by_data,
+)
 
 
 @pytest.fixture

@@ -86,3 +86,22 @@ def test_model_stock_shortens_the_average_by_the_mean_cosine():
 def test_an_average_takes_no_negative_weights(weights):
   with pytest.raises(UserError, match="An average has no weights"):
     merge([ACROSS, UP], "linear", weights)
+
+
+def test_a_merge_says_what_cutting_its_delta_to_its_parts_rank_loses():
+  rng = np.random.default_rng(0)
+
+  def low_rank():
+    one = vector("a", *rng.normal(size=6))
+    delta = rng.normal(size=(8, 2)) @ rng.normal(size=(2, 6))
+    return Loaded({**one.leaves, "delta": np.float32(delta)}, one.provenance, "v")
+
+  vectors = [low_rank(), low_rank()]
+  found = merge(vectors, "ties", options={"density": 0.5})
+  values = np.linalg.svd(found.leaves["delta"].astype(np.float64), compute_uv=False)
+  lost = np.sqrt((values[2:] ** 2).sum() / (values**2).sum())
+  (note,) = found.provenance.notes
+  assert f"its delta has rank {(values > 1e-5).sum()}, and its parts' at most 2" in note
+  assert f"it loses {lost:.2g} of its norm" in note
+  # One vector keeps its rank.
+  assert not merge(vectors[:1], "token_choice").provenance.notes

@@ -105,9 +105,10 @@ def _without_verb(arguments: Sequence[str]) -> NoReturn:
 
 def _verbs() -> str:
   """Returns the help's lines about all verbs, in groups."""
+  width = max(map(len, verbs.VERBS)) + 1
   return "\n\n".join(
     "\n".join(
-      [f"{group}:", *(f"  {name:<10}{line}" for name, (_, line) in its.items())]
+      [f"{group}:", *(f"  {name:<{width}}{line}" for name, (_, line) in its.items())]
     )
     for group, its in verbs.GROUPS.items()
   )

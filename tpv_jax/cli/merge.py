@@ -15,7 +15,6 @@ from tpv_jax.core.checks import annotations, misfit
 from tpv_jax.formats import sources
 from tpv_jax.vectors.merging import registry
 from tpv_jax.vectors.merging.merge import merge
-from tpv_jax.vectors.merging.protocol import Rule
 
 EXAMPLES = """\
   tpv merge sst2.safetensors rte.safetensors --rule ties --density 0.2 -o both.safetensors
@@ -106,19 +105,21 @@ def described() -> str:
       f"--{one.replace('_', '-')} (default {_text(default)})"
       for one, default in registry.options(name).items()
     ]
-    lines += _described(name, rule, takes)
+    lines += _described(name, takes)
   lines.append("those that read data, for 'tpv merge-by-data'")
   for name in registry.BY_DATA:
     takes = ["WEIGHTS"] if registry.data_rule(name).weighted else []
     options = [f"{k} {_text(value)}" for k, value in registry.options(name).items()]
     takes.append(f"OPTIONS ({', '.join(options)})")
-    lines += [f"  {line}" for line in _described(name, registry.data_rule(name), takes)]
+    lines += [f"  {line}" for line in _described(name, takes)]
   lines.append("not offered")
   lines += [f"  {name}: {why}" for name, why in registry.NOT_OFFERED.items()]
   return "\n".join(lines)
 
 
-def _described(name: str, rule: type[Rule], takes: Sequence[str]) -> list[str]:
+def _described(name: str, takes: Sequence[str]) -> list[str]:
+  by_data = name in registry.BY_DATA
+  rule = registry.data_rule(name) if by_data else registry.rule(name)
   summary = inspect.cleandoc(rule.__doc__ or "").partition("\n")[0]
   return [
     name,
