@@ -1,6 +1,7 @@
 """What a study is said to cost is what it does when it runs."""
 
 import collections
+import dataclasses
 import json
 import pathlib
 import re
@@ -10,6 +11,8 @@ import pytest
 import studies_at_work
 
 from tpv_jax import cli
+from tpv_jax.cli import study_cost
+from tpv_jax.core.errors import UserError
 from tpv_jax.evaluation.evaluator import Evaluator
 from tpv_jax.studies import base, cost, registry
 from tpv_jax.training import estimate
@@ -71,6 +74,36 @@ def test_runs_steps_validations_and_scored_rows_are_those_of_the_study(counted, 
     for manifest in manifests:
       found = manifest["data"]["counts"]["validation"]["examples"]
       assert one.validation_rows[manifest["task"]] == found
+
+
+def test_a_finished_run_tells_how_fast_its_operations_were(counted):
+  study, _, runs = counted("moving")
+  known = {
+    task.name: cost.tokens_of(task, study.settings.vocabulary, study.settings.lengths)
+    for task in study.tasks
+  }
+  path = runs[0] / "manifest.json"
+  manifest = json.loads(path.read_text())
+  manifest.pop("bank", None)
+  path.write_text(json.dumps(manifest))
+  (variant,) = [
+    one
+    for one in cost.jobs_of(study).tuning
+    if one.prompt_length == manifest["settings"]["prompt"]["length"]
+  ][:1]
+  one_run = dataclasses.replace(variant, tasks=[manifest["task"]])
+  due = cost.cost_of(cost.Jobs([one_run], {}), study.model, known).flops
+  seconds, flops, what = study_cost._speed(str(runs[0]), study, known)
+  assert (seconds, flops) == (manifest["seconds_since_start"], due)
+  assert f"whose {variant.steps} steps and validations took" in what
+  for change, message in (
+    ({"bank": {}}, "was tuned in a bank"),
+    ({"status": "training"}, "has not finished"),
+    ({"settings": {"network": {"emb_dim": 3}}}, r"has emb_dim 3, and the study 16"),
+  ):
+    path.write_text(json.dumps(manifest | change))
+    with pytest.raises(UserError, match=message):
+      study_cost._speed(str(runs[0]), study, known)
 
 
 def _validations(run):

@@ -10,6 +10,7 @@ from tpv_jax.core.tables import aligned
 
 if TYPE_CHECKING:
   from tpv_jax.studies.base import Study
+  from tpv_jax.studies.cost import Tokens
   from tpv_jax.training.estimate import Chip
 
 
@@ -23,12 +24,12 @@ def run(options: argparse.Namespace) -> None:
   if study is None:
     return
   jobs = cost.jobs_of(study)
-  speed = _speed(options.like, study) if options.like else None
   settings = study.settings
   tokens = {
     task.name: cost.tokens_of(task, settings.vocabulary, settings.lengths)
     for task in study.tasks
   }
+  speed = _speed(options.like, study, tokens) if options.like else None
   done = cost.cost_of(jobs, study.model, tokens)
   seeds = len(settings.initial_seeds)
   scored = {name: sum(rows.values()) for name, rows in jobs.scoring.items()}
@@ -110,8 +111,15 @@ def _study(options: argparse.Namespace) -> "Study | None":
   return found[0] if found else None
 
 
-def _speed(run: str, study: Any) -> tuple[float, int, str]:
+def _speed(
+  run: str, study: Any, known: Mapping[str, "Tokens"]
+) -> tuple[float, int, str]:
   """Returns the seconds and operations of a finished run, and what it is.
+
+  Args:
+    run: its folder.
+    study: has the network, which must be the run's.
+    known: the tokens of the study's tasks; another task's answers count as one token.
 
   Raises:
     UserError: it has not finished, shared its time with others, or is of another network.
@@ -152,7 +160,8 @@ def _speed(run: str, study: Any) -> tuple[float, int, str]:
     {task: data["counts"]["validation"]["examples"]},
     settings["prompt"]["length"],
   )
-  tokens = cost.Tokens(counts["tokens"] / counts["examples"] - 1, 1, 0)
+  answer = known[task].target if task in known else 1.0
+  tokens = cost.Tokens(counts["tokens"] / counts["examples"] - answer, answer, 0)
   done = cost.cost_of(cost.Jobs([tuned], {}), study.model, {task: tokens})
   seconds = float(manifest["seconds_since_start"])
   devices = " and ".join(dict.fromkeys(manifest["devices"]))
