@@ -170,6 +170,29 @@ def test_packed_rows_equal_rows_of_one_example(network, params, folded):
 
 
 @both_networks
+def test_rows_behind_prompts_of_their_own_score_as_alone(network, params, folded):
+  model = SoftPromptModel(network, None, Ids(), Ids())
+  pairs = examples()
+  # A row without a target, as of a label that a task lacks, and its gradient are 0.
+  batch = batch_of([*pairs, (pairs[0][0], [])])
+  scales = jnp.asarray([1.0, -1.0, 0.5, 2.0, 1.0])[:, None, None]
+  own = jax.tree.map(lambda leaf: scales * leaf, folded)
+
+  def score(own):
+    return model.score_rows(own, params, batch)
+
+  found, pull_back = jax.vjp(jax.jit(score), own)
+  expected = []
+  for number, (source, target) in enumerate(pairs):
+    one = jax.tree.map(lambda leaf, i=number: leaf[i], own)
+    log = jax.nn.log_softmax(alone(network, params, one, source, target))
+    expected.append(log[np.arange(len(target)), target].sum())
+  np.testing.assert_allclose(found, [*expected, 0], rtol=1e-4, atol=1e-6)
+  (gradient,) = pull_back(jnp.ones(5))
+  assert (np.abs(gradient.prompt).max(axis=(1, 2)) > 0).tolist() == [True] * 4 + [False]
+
+
+@both_networks
 def test_choices_share_their_source_and_do_not_see_each_other(network, params, folded):
   model = SoftPromptModel(network, None, Ids(), Ids())
   bank = jax.tree.map(lambda leaf: leaf[None], folded)
