@@ -1,5 +1,6 @@
 """A study's prompts as a bundle: the study goes on from it, and its scores are checked."""
 
+import csv
 import dataclasses
 import pathlib
 import re
@@ -10,7 +11,7 @@ import stand_ins
 
 from tpv_jax import cli
 from tpv_jax.core import files
-from tpv_jax.formats import bundles
+from tpv_jax.formats import bundles, packaged
 
 FLAGS = (
   *("--gin.BACKBONE=embedded", "--gin.TASK_FILES=[reviews.toml, news.toml]"),
@@ -139,3 +140,22 @@ def test_scores_of_another_prompt_are_refused(inside, tmp_path):
     str(tmp_path / "b.safetensors"),
   ]
   assert cli.main(call) == 2
+
+
+@pytest.mark.slow
+def test_a_ready_prompt_answers_films_as_the_documents_show(tmp_path):
+  """On the real model, of which a machine's processor rounds the scores only."""
+  if not packaged.folder("smollm2").is_dir():
+    pytest.skip("SmolLM2 was not fetched: tpv fetch smollm2")
+  repository = pathlib.Path(__file__).parents[2]
+  assert cli.main(["prompts", "unpack", "sst2-0", "-o", str(tmp_path)]) == 0
+  made = tmp_path / "answers.csv"
+  films = str(repository / "examples/films.csv")
+  given = ["--prompt", str(tmp_path / "runs/sst2-0"), "--input", films]
+  assert cli.main(["infer", *given, "--output", str(made)]) == 0
+  rows = list(csv.DictReader(made.open()))
+  page = (repository / "docs/decoder_only.md").read_text()
+  shown = page.split("```text\nsentence,answer")[1].split("```")[0].splitlines()[1:]
+  answers = [line.rsplit(",", 4)[-4] for line in shown]
+  assert [row["answer"] for row in rows] == answers
+  assert answers == ["positive", "negative", "positive", "negative"]
