@@ -41,7 +41,7 @@ sys.exit(int(code) if code else 1)
 """
 """The commands: what is not ours goes to the interpreter itself."""
 
-SCRIPTS = ("examples/", "tests/", ".snippets/")
+SCRIPTS = ("benchmarks/", "examples/", "tests/", ".snippets/")
 
 
 @contextlib.contextmanager
