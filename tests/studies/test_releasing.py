@@ -94,7 +94,7 @@ def test_rows_that_are_answered_otherwise_are_counted_and_refused(inside, capsys
   bundles.write("other.safetensors", found.values())
   assert check("news-0", bundle="other.safetensors") == 1
   out = capsys.readouterr().out
-  assert f"  {run.measured.examples}\nMore than 5 of 100 rows are answered" in out
+  assert f"  {run.measured.examples}\nMore than 10 of 100 rows are answered" in out
   allowed = ("--most-changed", "100")
   assert check("news-0", bundle="other.safetensors", flags=allowed) == 0
 
