@@ -24,6 +24,7 @@ WRITTEN_BY_COMMANDS = (
   "docs/few_shot.md",
   "docs/results/moving-embedded.md",
   "docs/results/small/report.md",
+  "docs/results/small_few_shot/report.md",
 )
 """Without marks; docs/t5x-check.md is what `make t5x-check` wrote (see t5x_check.py)."""
 
