@@ -76,7 +76,7 @@ PATIENCE = 3
 # The verbs of tpv that take the flags of several processes.
 VERBS = (
   *("train", "bank", "eval", "infer"),
-  *("study", "few-shot", "merging", "moving", "ablation"),
+  *("study", "few-shot", "merging", "moving", "ablation", "merge-by-data"),
 )
 SIGTERM_CODE = 128 + signal.SIGTERM
 T = TypeVar("T")

@@ -26,7 +26,8 @@ WRITTEN_BY_COMMANDS = (
   "docs/results/small/report.md",
   "docs/results/small_few_shot/report.md",
 )
-"""Without marks, but for one of SmolLM2; docs/t5x-check.md is what `make t5x-check` wrote (see t5x_check.py)."""
+"""Without marks, but for one of SmolLM2; docs/t5x-check.md is what `make t5x-check` wrote
+(see t5x_check.py)."""
 
 ROADS = (
   (

@@ -812,7 +812,7 @@ def test_what_makes_no_evaluation_is_one_clear_line(tiny, prompt, vectors, tmp_p
     ("'sentimant', not a task. Did you mean 'sentiment'", ["sentimant"], {}),
     ("TASKS has 'parity' twice", [tiny.task, tiny.task], {}),
     (r"splits\[0\] is 'tset'.*Did you mean 'test'", None, {"splits": ["tset"]}),
-    ("at least one each", [], {}),
+    (r"TASKS is \[\]. Give a list of at least one", [], {}),
     ("at_once is 0", None, {"at_once": 0}),
   ):
     with pytest.raises(UserError, match=message):

@@ -66,8 +66,9 @@ def test_a_file_of_settings_serves_every_command(backbones, tmp_path):
   mine = tmp_path / "mine.gin"
   mine.write_text(f"BACKBONE = '{backbones['t5']}'\nTRAIN_STEPS = 7\n")
   for entry in ENTRIES:
-    (file,) = run_files.complete(entry, [str(mine)])
-    assert file.endswith("t5.gin")
+    (found,) = run_files.complete(entry, [str(mine)])
+    assert found.endswith("t5.gin")
+  (file,) = run_files.complete(evaluation.infer, [str(mine)])
   settings = gin_files.parse([file, str(mine)], ["PROMPT_PATH='runs/x'"])
   (line,) = refusals.check(evaluation.infer, settings)
   assert line == f"Not read by this command: TRAIN_STEPS ({mine})."

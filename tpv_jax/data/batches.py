@@ -258,6 +258,16 @@ def widths(batch: Features) -> dict[str, int]:
   return {name: batch[feature].shape[1] for name, feature in names.items()}
 
 
+def source_tokens(batch: Features) -> int:
+  """Returns the number of source tokens, without padding."""
+  return int(token_counts(batch["encoder_input_tokens"]).sum())
+
+
+def target_count(batch: Mapping[str, Any]) -> Any:
+  """Returns the sum of the loss weights: the target tokens, EOS included."""
+  return batch["decoder_loss_weights"].sum()
+
+
 def order(count: int, seed: int, epoch: int = 0) -> Int[np.ndarray, " N"]:
   """Returns a random order of `range(count)`: a pure function of its arguments.
 

@@ -120,7 +120,7 @@ def objective(
   )
   if kind == "loss":
     # The weights are those of `data.batches.features`: 1 for each target token.
-    return -jnp.sum(scores) / jnp.sum(batch["decoder_loss_weights"])
+    return -jnp.sum(scores) / batches.target_count(batch)
   logits = jax.nn.log_softmax(jnp.where(known, scores.reshape(known.shape), _MASKED))
   return -jnp.mean(jnp.sum(jnp.exp(logits) * logits, axis=1))
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Float64
 
-from tpv_jax.data import batches
+from tpv_jax.data import batches, packing
 from tpv_jax.data import tasks as of_tasks
 from tpv_jax.data.tasks import Example, Task
 from tpv_jax.devices import partitioning
@@ -51,11 +51,10 @@ class Subject:
 
   def note_gradients(self, length: int, block: batches.Features) -> None:
     """Counts a call that takes gradients of rows behind a prompt of this length."""
-    work, sources = self.evaluator.work, block["encoder_input_tokens"]
-    rows, width = sources.shape
-    targets = block["decoder_target_tokens"].shape[1]
-    work.used += int(batches.token_counts(sources).sum()) + length * rows
-    work.note("gradients", (rows, length + width, targets), 1)
+    work, widths = self.evaluator.work, batches.widths(block)
+    rows = packing.row_count(block)
+    work.used += batches.source_tokens(block) + length * rows
+    work.note("gradients", (rows, length + widths["inputs"], widths["targets"]), 1)
 
 
 @dataclasses.dataclass(frozen=True)
