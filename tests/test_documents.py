@@ -22,6 +22,7 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 WRITTEN_BY_COMMANDS = (
   "docs/ablation.md",
   "docs/few_shot.md",
+  "docs/results/merging_embedded/report.md",
   "docs/results/moving-embedded.md",
   "docs/results/small/report.md",
   "docs/results/small_few_shot/report.md",

@@ -71,14 +71,19 @@ def in_short(results: Results) -> list[str]:
   """Returns the lines that the report opens with."""
   lines = []
   for size, methods in results["summary"].items():
-    rules = {m: found for m, found in methods.items() if m in results["rules"]}
+    most = max(found["sets"] for found in methods.values())
+    rules = {
+      method: found
+      for method, found in methods.items()
+      if method in results["rules"] and found["sets"] == most
+    }
     best = max(rules, key=lambda one: rules[one]["score"])
     above = [m for m, found in rules.items() if found["minus_sum"]["low"] > 0]
     below = [m for m, found in rules.items() if found["minus_sum"]["high"] < 0]
     plain = methods["task_arithmetic"]
     lines.append(
-      f"sets of {size}: best rule **{_label(best)}** {percent(rules[best]['score'])}, "
-      f"plain sum {percent(plain['score'])} (retention {percent(plain['retention'])} %), "
+      f"sets of {size}: best rule that takes all **{_label(best)}** "
+      f"{percent(rules[best]['score'])}, plain sum {percent(plain['score'])} (retention {percent(plain['retention'])} %), "
       f"tuned on all tasks {percent(methods['joint']['score'])}"
     )
     lines.append(
