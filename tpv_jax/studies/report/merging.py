@@ -83,7 +83,8 @@ def in_short(results: Results) -> list[str]:
     plain = methods["task_arithmetic"]
     lines.append(
       f"sets of {size}: best rule that takes all **{_label(best)}** "
-      f"{percent(rules[best]['score'])}, plain sum {percent(plain['score'])} (retention {percent(plain['retention'])} %), "
+      f"{percent(rules[best]['score'])}, plain sum {percent(plain['score'])} "
+      f"(retention {percent(plain['retention'])} %), "
       f"tuned on all tasks {percent(methods['joint']['score'])}"
     )
     lines.append(
