@@ -1,8 +1,9 @@
 """The arguments that verbs share: parsers, numbers, paths of prompts, outputs."""
 
 import argparse
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tpv_jax.core import files
@@ -23,6 +24,41 @@ class Parser(ArgumentParser):
     self._negative_number_matcher = re.compile(
       r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^-(inf|infinity|nan)$", re.IGNORECASE
     )
+
+
+def add_command(
+  commands: Any,
+  name: str,
+  function: Callable[[argparse.Namespace], int | None],
+  summary: str,
+  examples: str,
+  more: str | None = None,
+) -> Parser:
+  """Returns the parser of a verb's command, described by the docstring of its function.
+
+  Args:
+    commands: what `add_subparsers` returned.
+    name: of the command.
+    function: becomes `options.command`.
+    summary: its line in the verb's help.
+    examples: lines at the end of its help.
+    more: what its help says after the docstring.
+  """
+  command: Parser = commands.add_parser(
+    name,
+    help=summary,
+    description="\n\n".join(filter(None, (inspect.getdoc(function), more))),
+    epilog=f"examples:\n{examples}",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  command.set_defaults(command=function)
+  command.add_argument(  # The verb's own --debug must come before the command's name.
+    "--debug",
+    action="store_true",
+    default=argparse.SUPPRESS,
+    help="show the trace of an error",
+  )
+  return command
 
 
 def number(text: str) -> float:

@@ -56,8 +56,8 @@ def _backbone_of(options: argparse.Namespace, given: Sequence[str]) -> list[str]
   from tpv_jax.runs import subject
   from tpv_jax.settings import gin_files
 
-  search_paths = [path for path in options.gin_search_paths.split(",") if path]
-  if "BACKBONE" in gin_files.bound(options.gin_file, given, search_paths):
+  folders = gin_verb.search_paths(options)
+  if "BACKBONE" in gin_files.bound(options.gin_file, given, folders):
     return []
   first, *_ = candidates.matching(options.prompts)
   if (

@@ -54,6 +54,11 @@ def rewrite(arguments: Sequence[str]) -> list[str]:
   ]
 
 
+def search_paths(options: argparse.Namespace) -> list[str]:
+  """Returns the folders of `--gin_search_paths`."""
+  return [path for path in options.gin_search_paths.split(",") if path]
+
+
 def run(
   function: Callable[..., Any], options: argparse.Namespace, **arguments: Any
 ) -> int | None:
@@ -67,8 +72,8 @@ def run(
   from tpv_jax.settings import calling
 
   processes.join(options)
-  search_paths = [path for path in options.gin_search_paths.split(",") if path]
-  for path in search_paths:
+  folders = search_paths(options)
+  for path in folders:
     if not files.to_path(path).is_dir():
       raise UserError(f"There is no folder '{path}', named by --gin_search_paths.")
   for name in options.gin_file:
@@ -81,7 +86,7 @@ def run(
     function,
     options.gin_file,
     options.gin_bindings,
-    search_paths,
+    folders,
     arguments,
     unquoted=True,
     show=print if options.show_config else None,

@@ -5,12 +5,12 @@ smollm2'), of the study in docs/results.md; --file names another one.
 """
 
 import argparse
-import inspect
 import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tpv_jax.cli import arguments
 from tpv_jax.cli.arguments import Parser
 from tpv_jax.core import files, tables
 from tpv_jax.core.errors import UserError, printable
@@ -92,22 +92,7 @@ def _add(
   function: Callable[[argparse.Namespace], int | None],
   summary: str,
 ) -> Parser:
-  """Returns the parser of a command, described by the docstring of its function."""
-  command: Parser = commands.add_parser(
-    name,
-    help=summary,
-    description=inspect.getdoc(function),
-    epilog=f"examples:\n{_EXAMPLES[name]}",
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  command.set_defaults(command=function)
-  command.add_argument(  # The verb's own --debug must come before the command's name.
-    "--debug",
-    action="store_true",
-    default=argparse.SUPPRESS,
-    help="show the trace of an error",
-  )
-  return command
+  return arguments.add_command(commands, name, function, summary, _EXAMPLES[name])
 
 
 def _add_prompts(command: Parser) -> None:
@@ -157,16 +142,11 @@ def _list(options: argparse.Namespace) -> None:
     whose = (name, one["task"], one["licence"] or "unknown")
     tuned = (str(one["seed"]), str(one["steps"]))
     rows.append((*whose, *tuned, *numbers, one["digest"][:12]))
-  print(printable_lines(tables.aligned(rows, left=3)))
+  print(tables.aligned(rows, left=3))
   for name, fingerprint in sorted(
     {(str(one["backbone"]), one["fingerprint"]) for one in runs.values()}
   ):
     print(printable(f"for the backbone '{name}', fingerprint {fingerprint[:12]}"))
-
-
-def printable_lines(text: str) -> str:
-  """Returns lines without characters that control a terminal."""
-  return "\n".join(map(printable, text.split("\n")))
 
 
 def _percent(scores: Any) -> list[str]:
@@ -243,7 +223,7 @@ def _report(found: Sequence[Any], most: int) -> int:
     pairs = [text for both in zip(stated, now, strict=True) for text in both]
     shown = "-" if changed is None else str(changed)
     rows.append((one.run.name, str(one.now.examples), *pairs, shown))
-  print(printable_lines(tables.aligned(rows)))
+  print(tables.aligned(rows))
   if other:
     print(
       f"Other test rows than those that were measured: {', '.join(other)}. Their scores "

@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
     rows.append(
       (f"like {options.like}", f"{_hours(done.flops / flops * seconds / 3600)}, {what}")
     )
-  print("\n".join(printable(line) for line in aligned(rows, left=2).split("\n")))
+  print(aligned(rows, left=2))
   print(
     "Chips: without decoding, padding, compilation, and what small steps leave idle. Like a "
     "run: with its padding and compilation."
@@ -93,7 +93,7 @@ def _study(options: argparse.Namespace) -> "Study | None":
   from tpv_jax.settings import gin_files
   from tpv_jax.studies import base, registry
 
-  search_paths = [path for path in options.gin_search_paths.split(",") if path]
+  search_paths = gin_verb.search_paths(options)
   bound = gin_files.bound(options.gin_file, options.gin_bindings, search_paths)
   functions = {}
   for name in registry.STUDIES:

@@ -1,11 +1,10 @@
 """Describes tasks of your own, and lists, shows, prepares and exports those of the papers."""
 
 import argparse
-import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tpv_jax.cli import own_tasks
+from tpv_jax.cli import arguments, own_tasks
 from tpv_jax.cli.arguments import Parser
 from tpv_jax.core.tables import aligned
 
@@ -108,23 +107,9 @@ def _add(
   function: Callable[[argparse.Namespace], int | None],
   summary: str,
 ) -> Parser:
-  """Returns the parser of a command, described by the docstring of its function."""
-  described = (inspect.getdoc(function), _MORE.get(name))
-  command: Parser = tasks.add_parser(
-    name,
-    help=summary,
-    description="\n\n".join(filter(None, described)),
-    epilog=f"examples:\n{_EXAMPLES[name]}",
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+  return arguments.add_command(
+    tasks, name, function, summary, _EXAMPLES[name], _MORE.get(name)
   )
-  command.set_defaults(command=function)
-  command.add_argument(  # The verb's own --debug must come before the command's name.
-    "--debug",
-    action="store_true",
-    default=argparse.SUPPRESS,
-    help="show the trace of an error",
-  )
-  return command
 
 
 def _add_names(command: Parser) -> None:

@@ -12,13 +12,16 @@ from tpv_jax.core.errors import printable
 def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
   """Returns rows as lines, their columns aligned two spaces apart.
 
+  Each cell is made `printable`, so that a name with a line end makes no line of its own.
+
   Args:
     rows: all of one length; at least one.
     left: how many of the first columns are aligned to the left, the others to the right.
   """
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  shown = [[printable(cell) for cell in row] for row in rows]
+  widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
   lines = []
-  for row in rows:
+  for row in shown:
     cells = [
       f"{cell:<{width}}" if number < left else f"{cell:>{width}}"
       for number, (cell, width) in enumerate(zip(row, widths, strict=True))

@@ -115,7 +115,7 @@ class Evaluator:
     mesh = mesh or partitioning.make_mesh()
     # The last call is padded anyway, so any size is rounded up to suit the devices.
     self._grain = mesh.shape[partitioning.DATA]
-    self.batch_size = self._to_grain(batch_size)
+    self.batch_size = self.to_grain(batch_size)
     parameters = partitioning.layout(model, mesh).parameters
     self.backbone = identity.unflatten(
       {
@@ -337,7 +337,7 @@ class Evaluator:
           ]
           start += packing.row_count(rows)
         self.work.used += sum(packing.used_positions(rows) for rows, _ in parts)
-        size = self._to_grain(
+        size = self.to_grain(
           self.batch_size * (length + self.lengths["inputs"]) // shape.width
         )
         blocks = packing.blocks(
@@ -426,7 +426,8 @@ class Evaluator:
   def _text(self, ids: Int[np.ndarray, " L"]) -> str:
     return self.vocabulary.decode(ids.tolist())
 
-  def _to_grain(self, rows: int) -> int:
+  def to_grain(self, rows: int) -> int:
+    """Returns a number of rows that the devices can share, at least as large."""
     return -(-max(1, rows) // self._grain) * self._grain
 
   def banks(

@@ -145,7 +145,7 @@ class _Feeds:
 
   def __init__(self, rule: AdaMerging, subject: Subject):
     evaluator = subject.evaluator
-    size = subject.to_grain(rule.batch_size)
+    size = evaluator.to_grain(rule.batch_size)
     tokenized = [
       evaluator.tokenize(examples_of(rule, task), f"{task.name}, {rule.split}")
       for task in subject.tasks

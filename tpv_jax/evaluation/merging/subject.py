@@ -11,7 +11,6 @@ from jaxtyping import Float, Float64
 from tpv_jax.data import batches, packing
 from tpv_jax.data import tasks as of_tasks
 from tpv_jax.data.tasks import Example, Task
-from tpv_jax.devices import partitioning
 from tpv_jax.evaluation.evaluator import Evaluator, Prompt
 from tpv_jax.vectors import algebra
 from tpv_jax.vectors.loaded import Loaded
@@ -43,11 +42,6 @@ class Subject:
   def prompt(self, vector: Loaded) -> Prompt:
     """Returns a vector on the initial prompt, folded."""
     return algebra.fold(algebra.apply(vector, self.initial)).leaves
-
-  def to_grain(self, number: int) -> int:
-    """Returns a number of rows that the devices can share, at least as large."""
-    grain = self.mesh.shape[partitioning.DATA]
-    return -(-max(1, number) // grain) * grain
 
   def note_gradients(self, length: int, block: batches.Features) -> None:
     """Counts a call that takes gradients of rows behind a prompt of this length."""
