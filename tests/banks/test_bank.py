@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from tpv_jax import cli
-from tpv_jax.banks import bank, bank_steps, plan
+from tpv_jax.banks import bank, bank_steps, loop, plan
+from tpv_jax.core import screen
 from tpv_jax.core.errors import UserError
 from tpv_jax.formats import sources
 from tpv_jax.runs.run_folder import RunFolder
@@ -441,6 +442,24 @@ def test_the_log_says_shapes_padding_needs_recompilations_and_every_prompt(
   assert re.search(r"step 10, validation loss .*run-0 \S+\*, run-1 \S+, run-2", text)
   assert f"{note['padding_share']:.1%} of " in text
   assert "recompilations: 1" in text
+
+
+def test_the_bar_moves_with_each_step(tiny, tmp_path, monkeypatch):
+  train_step, events = bank_steps.train_step, []
+
+  def noted(*arguments):
+    events.append("step")
+    return train_step(*arguments)
+
+  class Noted(screen.Bar):
+    def update(self, count=1):
+      events.extend(["moved"] * count)
+      return super().update(count)
+
+  monkeypatch.setattr(bank_steps, "train_step", noted)
+  monkeypatch.setattr(loop, "Bar", Noted)
+  train(tiny, tmp_path, total_steps=4, eval_period=4, log_period=4, progress=True)
+  assert events == ["step", *["step", "moved"] * 3, "moved"]
 
 
 @pytest.mark.parametrize("rate", [-1.0, float("nan")])

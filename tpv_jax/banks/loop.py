@@ -183,7 +183,7 @@ class BankRun:
       for start, stop in chunks(first, total, periods):
         indices = {i for i in self.active if at[i] <= start}
         began = time.time()
-        state, reports = self._advance(state, start, stop, indices)
+        state, reports = self._advance(state, start, stop, indices, bar)
         diverged = self._record(start, stop, indices, reports, time.time() - began, bar)
         indices -= diverged
         number = processes.agreed(stop_requested())
@@ -213,13 +213,15 @@ class BankRun:
             f"stopped by {signal.Signals(number).name} after step {stop}; the same "
             "command continues",
           )
-        bar.update(stop - start)
     return state
 
   def _advance(
-    self, state: TrainState, start: int, stop: int, indices: set[int]
+    self, state: TrainState, start: int, stop: int, indices: set[int], bar: Bar
   ) -> tuple[TrainState, dict[str, np.ndarray]]:
-    """Returns the state after steps `start` to `stop`, and their reports, [steps, N]."""
+    """Returns the state after steps `start` to `stop`, and their reports, [steps, N].
+
+    The bar moves with each step, a step behind: a step of a large model takes seconds.
+    """
     reports = []
     for step in range(start, stop):
       items = [
@@ -231,15 +233,20 @@ class BankRun:
       self.positions += sum(shape.positions for shape, _ in calls)
       self.used += sum(packing.used_positions(features) for _, features in calls)
       before = self.compilations()
-      # Dispatch does not wait: the next step is packed while the devices compute this one.
+      # Dispatch does not wait: the next step is packed while the devices compute this one,
+      # and only the step before it is waited for.
       state, report = bank_steps.train_step(
         self.steps, state, self.frozen, [features for _, features in calls], self.rates
       )
       if self.stepped:
         self.recompiled += self.compilations() - before
       self.stepped = True
+      if reports:
+        jax.block_until_ready(reports[-1])
+        bar.update()
       reports.append(report)
     found = jax.device_get(reports)
+    bar.update()
     return state, {name: np.stack([one[name] for one in found]) for name in found[0]}
 
   def _record(
