@@ -222,7 +222,7 @@ class BankRun:
 
     The bar moves with each step, a step behind: a step of a large model takes seconds.
     """
-    reports = []
+    reports: list[dict[str, jax.Array]] = []
     for step in range(start, stop):
       items = [
         item

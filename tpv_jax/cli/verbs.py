@@ -21,6 +21,7 @@ GROUPS = {
   },
   "studies": {
     "study": ("tpv_jax.cli.study", "measure arithmetic on task vectors"),
+    "compare": ("tpv_jax.cli.compare", "compare finished studies row by row"),
     "few-shot": ("tpv_jax.cli.few_shot", "compare starts of few-shot tuning"),
     "merging": ("tpv_jax.cli.merging", "compare merge rules"),
     "moving": ("tpv_jax.cli.moving", "measure what makes vectors move and add"),

@@ -59,7 +59,10 @@ class Answers:
     self._seeds = seeds
 
   def single(self, metric: str) -> dict[str, dict[str, Rows]]:
-    """Returns the hits by task and kind of `SINGLE`, averaged over the others."""
+    """Returns the hits by task and kind of `SINGLE`, averaged over the others.
+
+    Of a single start there is no 'other_initial', of a single task no 'control'.
+    """
 
     def others(kind: str, task: str, seed: int) -> list[Any]:
       all_others = {"other_initial": self._seeds, "control": self._tasks}
@@ -76,6 +79,7 @@ class Answers:
           ),
         )
         for kind in SINGLE
+        if others(kind, task, self._seeds[0])
       }
       for task in self._tasks
     }

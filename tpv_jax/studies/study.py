@@ -171,6 +171,7 @@ class Arithmetic:
       "tasks": names,
       "initial_seeds": list(seeds),
       "backbone": session.subject(),
+      "parameters": measurements.prompts.parameters,
       "test_examples": {task.name: len(task.examples("test")) for task in tasks},
       "coefficients": list(self.coefficients),
       **hits.tables(answers, by_sum, "exact_match"),

@@ -43,6 +43,11 @@ class Tuned:
     """All tasks and initial prompts, ordered by task."""
     return list(itertools.product(self.names, self.seeds))
 
+  @property
+  def parameters(self) -> int:
+    """How many parameters a prompt has; all of them are tuned."""
+    return sum(leaf.size for leaf in self.best[self.keys[0]].leaves.values())
+
   def subject(self, tasks: Sequence[Task]) -> dict[str, Any]:
     """Returns what measurements of these prompts depend on, with the tasks' examples."""
     return {
