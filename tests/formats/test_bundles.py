@@ -130,6 +130,16 @@ def changed(path, old, new):
     ('"values":"rte-0/last"', '"values":"sst2-0/last"', r"not that of its manifest"),
     ('"vector":"', '"vector":"0', r"another vector of 'rte-0'"),
     ('"metrics"', '"other"', r"cannot be read by tpv_jax"),
+    ('"metrics":"', '"metrics":1,"other":"', r"metrics or the licence .* are no text"),
+    ('"best":{"values"', '"last":{"values"', r"'rte-0' lacks its best prompt"),
+    ('"vector"', '"another"', r"cannot be read by tpv_jax .*'vector'"),
+    ('"measured":null', '"measured":{"rows":"a","hits":{"a":"01","b":"1"}}', r"scores"),
+    ('"measured":null', '"measured":{"rows":"a","hits":{"a":"02"}}', r"scores are not"),
+    (
+      '"measured":null',
+      '"measured":{"rows":"a","hits":{}}',
+      r"scores are not a 0 or 1",
+    ),
   ],
 )
 def test_an_index_that_contradicts_the_values_is_refused(bundle, old, new, message):

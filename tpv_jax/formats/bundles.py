@@ -61,10 +61,16 @@ class Measured:
   rows: str
   hits: Mapping[str, str]
 
+  def __post_init__(self) -> None:
+    """Raises `ValueError` unless all metrics have as many rows, and there is one."""
+    counts = {len(one) for one in self.hits.values()}
+    if len(counts) != 1 or 0 in counts or set("".join(self.hits.values())) - {*"01"}:
+      raise ValueError("its scores are not a 0 or 1 for each row")
+
   @property
   def examples(self) -> int:
     """How many rows there are."""
-    return max(map(len, self.hits.values()))
+    return len(next(iter(self.hits.values())))
 
   @property
   def scores(self) -> dict[str, float]:
@@ -192,13 +198,14 @@ def read(path: files.PathLike = RELEASED) -> dict[str, Bundled]:
   try:
     index = files.parse_json(metadata["index"])["runs"]
     runs = {name: _run(name, stated, arrays) for name, stated in index.items()}
+    vectors = {name: stated["vector"] for name, stated in index.items()}
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(
       f"The bundle '{path}' cannot be read by tpv_jax {VERSION}: {error}. Read it with the "
       "version that wrote it."
     ) from error
   for name, run in runs.items():
-    if identity.prompt_digest(run.vector.leaves) != index[name]["vector"]:
+    if identity.prompt_digest(run.vector.leaves) != vectors[name]:
       raise UserError(
         f"The bundle '{path}' states another vector of '{name}' than its prompts give. "
         "Take another copy."
@@ -308,18 +315,24 @@ def _run(name: str, stated: Any, arrays: Mapping[str, np.ndarray]) -> Bundled:
     store.refuse_shapes(leaves, shown)
     store.check_provenance(leaves, provenance, shown)
     prompts[which] = Loaded(leaves, provenance, name)
+  for which in ("best", "initial"):
+    if which not in prompts:
+      raise ValueError(f"'{name}' lacks its {which} prompt")
   measured, manifest = stated["measured"], stated["manifest"]
   for which in prompts:
     digest = identity.prompt_digest(prompts[which].leaves)
     if manifest.get(f"{which}_digest") not in (None, digest):
       raise ValueError(f"the {which} prompt of '{name}' is not that of its manifest")
+  metrics, licence = stated["metrics"], stated["licence"]
+  if not isinstance(metrics, str) or not isinstance(licence, str | None):
+    raise ValueError(f"the metrics or the licence of '{name}' are no text")
   return Bundled(
     name,
     prompts,
     manifest,
-    stated["metrics"],
+    metrics,
     None if measured is None else Measured(measured["rows"], measured["hits"]),
-    stated["licence"],
+    licence,
   )
 
 
