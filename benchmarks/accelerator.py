@@ -37,6 +37,7 @@ from tpv_jax.core import files  # noqa: E402
 from tpv_jax.core.errors import (  # noqa: E402
   ArgumentParser,
   UserError,
+  at_least,
   near_misses,
   run_command,
 )
@@ -127,6 +128,8 @@ def run(options: argparse.Namespace, called: str) -> int:
   Raises:
     UserError: options that do not fit; JAX sees no accelerator.
   """
+  if options.at_once is not None:
+    at_least("--at-once", options.at_once, 1)
   deadline = time.monotonic() + options.budget
   rows = {row.name: row for row in accelerator_rows.ROWS}
   for name in options.only or ():
@@ -138,7 +141,7 @@ def run(options: argparse.Namespace, called: str) -> int:
   # So that processes end and the archive is whole when the command is stopped.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   bench = Bench(options, called, deadline)
-  bench.measure([rows[name] for name in options.only or rows])
+  bench.measure([rows[name] for name in dict.fromkeys(options.only or rows)])
   bench.print_table()
   return 0
 
@@ -170,6 +173,7 @@ class Bench:
     if options.dry_run:
       self.environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     self.device = self._probed()
+    self._refuse_others()
     self.on_tpu = self.device["platform"] == "tpu"
     cores = max(1, len(os.sched_getaffinity(0)) // CORES_OF_A_ROW)
     self.at_once = options.at_once or (1 if self.on_tpu else cores)
@@ -197,6 +201,18 @@ class Bench:
         "all rows with tiny sizes: --dry-run."
       )
     return device
+
+  def _refuse_others(self) -> None:
+    """Raises `UserError` if rows in the folder were measured elsewhere, or in a dry run."""
+    for path in sorted((self.folder / "rows").glob("*.json")):
+      found = json.loads(path.read_text())
+      what = "a dry run" if found["dry_run"] else f"'{found['device']['kind']}'"
+      mine = "a dry run" if self.options.dry_run else f"'{self.device['kind']}'"
+      if what != mine:
+        raise UserError(
+          f"'{self.folder}' holds rows of {what}, such as '{path.stem}', and this is {mine}: "
+          "they would pass for measured here. Give another --output."
+        )
 
   def measure(self, rows: Sequence[Row]) -> None:
     """Measures rows until none is left or fits."""

@@ -170,6 +170,32 @@ def test_a_machine_without_an_accelerator_and_an_unknown_row_are_refused(
   assert "--dry-run" in capsys.readouterr().err
 
 
+def test_rows_of_a_dry_run_or_of_another_device_do_not_pass_for_measured_ones(
+  bench, monkeypatch, capsys
+):
+  rows = {"one": row()}
+  bench(rows, "--dry-run", output="dry")
+  bench(rows, output="dry", code=2)
+  assert "holds rows of a dry run, such as 'one'" in capsys.readouterr().err
+  bench(rows)
+  accelerator = sys.modules["accelerator"]
+  probe = accelerator.PROBE.replace("stand-in", "newer")
+  monkeypatch.setattr(accelerator, "PROBE", probe)
+  assert not bench(rows, code=2)
+  assert "rows of 'stand-in', such as 'one', and this is 'newer'" in (
+    capsys.readouterr().err
+  )
+
+
+def test_a_row_named_twice_is_measured_once_and_a_number_below_1_is_refused(
+  bench, capsys
+):
+  rows = {"one": row()}
+  assert bench(rows, "--only", "one", "one") == ["starts one", "begins one", "ends one"]
+  bench(rows, "--at-once=0", code=2)
+  assert "--at-once is 0" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_every_row_runs_with_tiny_sizes(monkeypatch, tmp_path, capsys):
   monkeypatch.syspath_prepend(FOLDER)
