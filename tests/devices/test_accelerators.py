@@ -76,15 +76,22 @@ def test_who_uses_it_or_chose_otherwise_is_told_nothing(machine):
   assert accelerators.unused("cpu", root, {"CUDA_VISIBLE_DEVICES": "0"})
 
 
+@pytest.mark.parametrize("plugin", ["jax_cuda12_plugin", "jax_cuda13_plugin"])
 def test_where_jax_for_it_is_installed_the_line_says_how_to_see_what_is_wrong(
-  machine, monkeypatch
+  machine, monkeypatch, plugin
 ):
-  monkeypatch.setattr(accelerators.importlib.util, "find_spec", lambda name: name)
+  """JAX for an older CUDA than the driver's runs, too, and one beside it would disturb it."""
+  monkeypatch.setattr(
+    accelerators.importlib.util, "find_spec", lambda name: name == plugin or None
+  )
   line = accelerators.unused("cpu", machine(dev__nvidia0=""), {})
   assert "pip" not in line
   assert line.endswith(
     f"JAX_PLATFORMS=cuda {sys.executable} -c 'import jax; jax.devices()'"
   )
+  old = machine(proc__driver__nvidia__version=DRIVER.format("535.54.03"))
+  line = accelerators.unused("cpu", old, {})
+  assert line.endswith(installed_by("cuda12")) == (plugin == "jax_cuda13_plugin")
 
 
 @pytest.mark.parametrize("verb", ["train", "bank", "eval", "study"])

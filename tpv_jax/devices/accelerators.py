@@ -59,12 +59,12 @@ def unused(
   if there is None:
     return None
   if there == TPU:
-    plugin, platform, extra = "libtpu", "tpu", "tpu"
+    plugins, platform, extra = ["libtpu"], "tpu", "tpu"
   else:
-    extra = _cuda(root)
-    plugin, platform = f"jax_{extra}_plugin", "cuda"
+    platform, extra = "cuda", _cuda(root)
+    plugins = ["jax_cuda12_plugin", f"jax_{extra}_plugin"]  # New drivers run both.
   line = f"This machine has {there}, and the installed JAX computes on the CPU."
-  if importlib.util.find_spec(plugin):
+  if any(map(importlib.util.find_spec, plugins)):
     check = f"JAX_PLATFORMS={platform} {sys.executable} -c 'import jax; jax.devices()'"
     return f"{line} To see why it does not start: {check}"
   version = importlib.metadata.version("jax")
