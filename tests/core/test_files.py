@@ -39,6 +39,14 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
   assert os.listdir(tmp_path) == ["a"]
 
 
+def test_outputs_that_are_one_file_are_refused(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  files.refuse_same({"OUTPUT": "a.json", "TABLE": "a.csv", "REPORT": None})
+  for again in ("a.json", "./a.json", tmp_path / "b" / ".." / "a.json"):
+    with pytest.raises(UserError, match=r"OUTPUT and TABLE are one file, .*a\.json"):
+      files.refuse_same({"OUTPUT": "a.json", "TABLE": again})
+
+
 def test_a_new_file_has_the_rights_that_the_umask_leaves(tmp_path):
   previous = os.umask(0o027)
   try:

@@ -479,6 +479,11 @@ def test_what_does_not_fit_is_refused_in_one_line(tiny, two, plain, run, tmp_pat
     ("fisher", [initial], initial, {}, "is a prompt"),
     ("fisher", vectors, initial, {"output": written}, "exists"),
     ("fisher", vectors, initial, {"output": tmp_path / "x.npz"}, "safetensors"),
+    (
+      *("fisher", vectors, initial),
+      {"output": tmp_path / "x.safetensors", "report": f"{tmp_path}/./x.safetensors"},
+      "OUTPUT and REPORT are one file",
+    ),
     ("fisher", vectors, initial, {"given_tasks": [free]}, "'smallest' has none"),
     ("adamerging", vectors, initial, {"given_tasks": [free]}, "'smallest' has none"),
     ("coefficient_search", vectors, initial, {"options": {"low": 2.0}}, "nothing"),

@@ -303,6 +303,20 @@ def check_output(path: PathLike, overwrite: bool = False) -> None:
   refuse_existing(path, overwrite)
 
 
+def refuse_same(outputs: Mapping[str, PathLike | None]) -> None:
+  """Raises `UserError` if two of the outputs, each with its setting's name, are one file."""
+  named: dict[str, str] = {}
+  for setting, path in outputs.items():
+    if path is None:
+      continue
+    whole = str(to_path(path)) if is_remote(path) else os.path.realpath(to_path(path))
+    if (other := named.setdefault(whole, setting)) != setting:
+      raise UserError(
+        f"{other} and {setting} are one file, '{os.fspath(path)}', and one would replace "
+        "the other. Give two."
+      )
+
+
 def write_bytes(path: PathLike, content: bytes, overwrite: bool = True) -> None:
   """Writes `content` to `path` in one step; see `writing`."""
   with writing(path, overwrite) as file:

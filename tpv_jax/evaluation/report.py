@@ -93,6 +93,7 @@ class Outputs:
 
   def check(self) -> None:
     """Raises `UserError` if they could not be written."""
+    files.refuse_same({"OUTPUT": self.output, "TABLE": self.table})
     if self.output is not None:
       outputs = [self.output, f"{self.output}.predictions.jsonl"]
       files.check_together(outputs[: 1 + self.predictions], self.overwrite)

@@ -89,6 +89,7 @@ def merge_by_data(
       that exists.
   """
   merging = registry.data_rule_with_options(rule, options or {})
+  files.refuse_same({"OUTPUT": output, "REPORT": report})
   if output is not None:
     store.check_output(output, overwrite)
   if report is not None:
