@@ -376,6 +376,14 @@ def test_a_search_ends_early_where_nothing_is_left_to_try(plain, run, tmp_path):
   assert len(report["tried"]) <= 11  # 0 to 0.001 in steps of 0.0001
 
 
+def test_a_search_without_a_best_one_names_what_it_took(plain, run, tmp_path, capsys):
+  initial, vectors = plain
+  for high, taken in ((1e-3, "the coefficients [0.001]"), (1.0, "the plain sum")):
+    options = {"budget": 2, "high": high, "low": high - 1e-4, "examples": 1}
+    tried(tmp_path, run, (initial, vectors[:1]), options=options)
+    assert f"the search took {taken}." in capsys.readouterr().out
+
+
 def test_searches_of_one_seed_are_equal_whatever_the_bank(plain, run, tmp_path):
   _, first = tried(tmp_path, run, plain)
   _, again = tried(tmp_path, run, plain, at_once=2)
@@ -435,6 +443,16 @@ def test_what_is_written_states_the_rule_its_settings_and_the_data(
   parts = {identity.prompt_digest(one.leaves) for one in vectors}
   assert {one.digest for one in term.merge.parts} == parts
   assert set(term.merge.tasks) == set(read)
+
+
+def test_only_the_data_that_fisher_read_is_stated(plain, run, two, tmp_path):
+  initial, vectors = plain
+  report = tmp_path / "report.json"
+  merged = run(vectors[:1], initial, "fisher", options={"examples": 2}, report=report)
+  ((name, _),) = json.loads(report.read_text())["data"].items()
+  assert name == two[0].name
+  settings = dict(merged.provenance.terms[0].merge.settings)
+  assert [key for key in settings if key.startswith("data ")] == [f"data {name}"]
 
 
 def test_vectors_of_zeros_are_left_out(tiny, plain, run):

@@ -73,7 +73,12 @@ def averaged(rule: Fisher, subject: Subject) -> Outcome:
       subject.vectors, owners, found, floored, strict=True
     )
   ]
-  return Outcome(leaves=leaves, notes=tuple(notes), report={"fisher": report})
+  return Outcome(
+    leaves=leaves,
+    notes=tuple(notes),
+    report={"fisher": report},
+    tasks=[subject.tasks[owner] for owner in sorted(set(owners))],
+  )
 
 
 def diagonals(

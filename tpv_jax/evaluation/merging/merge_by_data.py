@@ -60,7 +60,7 @@ def merge_by_data(
   docs/methods.md, (4.27) to (4.31). Where the rule is linear the result's terms are those
   of the vectors times its coefficients, and a note states the rule. Otherwise it has one
   term, the `Merge`. Both state the settings, the initial prompt and the digest of the
-  examples of each task.
+  examples of each task that was read.
 
   Args:
     model: owns scoring.
@@ -119,14 +119,15 @@ def merge_by_data(
   )
   subject = Subject(some, own[kept], start, tasks, evaluator, mesh, batch_size)
   found: Outcome = entry(merging.computed_by)(merging, subject)
-  merged = _stated(rule, merging, subject, found, left_out)
+  read = {task.name: digest_of(merging, task) for task in found.tasks or tasks}
+  merged = _stated(rule, merging, subject, found, read, left_out)
   content = {
     "rule": rule,
     "settings": merge.settings_of(merging),
     "vectors": [one.name for one in some],
     **found.report,
     "provenance": merged.provenance.to_json(),
-    "data": {task.name: digest_of(merging, task) for task in tasks},
+    "data": read,
     "backbone": loaded.stated(model.network),
     "work": evaluator.work.to_json(),
     "versions": versions(),
@@ -183,16 +184,16 @@ def _stated(
   merging: DataRule,
   subject: Subject,
   found: Outcome,
+  read: Mapping[str, str],
   notes: Sequence[str],
 ) -> Loaded:
-  """Returns the merged vector with its provenance."""
+  """Returns the merged vector with its provenance; `read` has the digests of the data."""
   settings = {
     name: value
     for name, value in merge.settings_of(merging).items()
     if value is not None
   }
   start = identity.prompt_digest(algebra.fold(subject.initial).leaves)
-  read = {task.name: digest_of(merging, task) for task in subject.tasks}
   if found.coefficients is not None:
     digests = {"initial": start, **{f"data {name}": one for name, one in read.items()}}
     short = {name: f"{digest[:12]}…" for name, digest in digests.items()}

@@ -45,8 +45,10 @@ def searched(rule: CoefficientSearch, subject: Subject) -> Outcome:
     if max(means()) <= before:
       part /= 2
   best = list(tried)[int(np.argmax(means()))]
+  # Where the bounds exclude the plain sum, the first one is another.
+  taken = "the plain sum" if set(best) == {1.0} else f"the coefficients {list(best)}"
   candidates.say_equal_scores(
-    f"Search on {rule.split} by {rule.metric}", means(), "the plain sum"
+    f"Search on {rule.split} by {rule.metric}", means(), taken
   )
   names = [task.name for task in subject.tasks]
   report = [

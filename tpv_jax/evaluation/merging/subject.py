@@ -60,12 +60,14 @@ class Outcome:
     leaves: the merged vector.
     notes: what a user of the vector has to know, for its provenance.
     report: what else is worth keeping, as JSON.
+    tasks: those whose examples were read; None for all of the subject's.
   """
 
   coefficients: Float64[np.ndarray, " N"] | None = None
   leaves: Mapping[str, Float[np.ndarray, "P D"]] | None = None
   notes: tuple[str, ...] = ()
   report: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  tasks: Sequence[Task] | None = None
 
 
 def examples_of(rule: DataRule, task: Task) -> Sequence[Example]:
