@@ -75,7 +75,7 @@ def complete(module: str, *arguments: str) -> list[str]:
     model = "models/t5_1_1_base" if "t5_1_1" in text else "models/t5-base"
     for name in {"BACKBONE", "VOCABULARY_FILE"} - bound:
       given.append(f"--gin.{name}='{model}'")
-  if "prompts/ept_llm" in text:  # The stand-in is so narrow that 20 tokens leave no rank.
+  if "prompts/ept_llm" in text:  # In a narrow stand-in 20 tokens leave no rank.
     given.append("--gin.PROMPT_LENGTH=40")
   if os.environ.get("DOCUMENTS") == "brief" or HOURS.search(" ".join(given)):
     own = "TASK_FILES" in text
