@@ -11,7 +11,7 @@ LIGHT = [
   *inputs.prompts.KINDS,
   *inputs.backbones.KINDS,
   *inputs.vocabularies.KINDS,
-  *("JSON lines", "CSV", "TSV", "local JSON lines", "prepared data"),
+  *("JSON lines", "CSV", "TSV", "task file", "local JSON lines", "prepared data"),
 ]
 """The kinds that need no JAX."""
 

@@ -133,6 +133,7 @@ def test_two_tasks_of_one_name_are_refused(write):
     ),
     (TOML.replace("0 =", "'0':"), r"reviews\.toml:4: not TOML: .*tables as \{ 0 ="),
     ("a = " + 5000 * "[", r"not TOML|nested too deeply"),
+    ("a = " + 5000 * "9", r"reviews\.toml: a number has thousands of digits"),
     (b"name = '\xff'", r"reviews\.toml:1: not UTF-8"),
     (TOML + 'name = "a/b"', r"'name' is 'a/b'; .*letters, digits"),
     (TOML + "name = 3", r"'name' is 3; "),

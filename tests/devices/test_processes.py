@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tpv_jax import cli
+from tpv_jax.core.errors import UserError
 from tpv_jax.devices import processes
 from tpv_jax.formats import sources
 from tpv_jax.vectors import algebra, store
@@ -227,6 +228,34 @@ def test_a_signal_to_one_process_stops_a_bank_on_all_at_the_same_step(tmp_path):
   (step,) = {manifest["last_step"] for manifest in manifests}
   for name in names:
     assert (folder / name / "checkpoints" / f"checkpoint_{step}").exists()
+
+
+@pytest.mark.parametrize(
+  "told",
+  [
+    "RESOURCE_EXHAUSTED: Out of memory allocating 64 bytes.",
+    "INTERNAL: Error dispatching computation: Out of memory allocating 64 bytes.",
+    "INTERNAL: Failed to allocate 64 bytes: CUDA_ERROR_OUT_OF_MEMORY: out of memory",
+    "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm.",
+  ],
+)
+def test_too_little_memory_is_one_line_whatever_the_device_calls_it(told):
+  with (
+    pytest.raises(
+      UserError, match=r"^The device has too little memory \([A-Z][a-z]"
+    ) as e,
+    processes.one_clear_line_if_memory_is_short("Lower BATCH_SIZE."),
+  ):
+    raise jax.errors.JaxRuntimeError(told)
+  assert str(e.value).endswith("). Lower BATCH_SIZE.")
+
+
+def test_other_errors_of_a_device_stay_what_they_are():
+  with (
+    pytest.raises(jax.errors.JaxRuntimeError, match="no such function"),
+    processes.one_clear_line_if_memory_is_short("Lower BATCH_SIZE."),
+  ):
+    raise jax.errors.JaxRuntimeError("INTERNAL: no such function")
 
 
 def test_a_process_that_waits_for_nobody_says_so(capsys):

@@ -229,7 +229,7 @@ def safetensors(content: bytes, rng: random.Random) -> bytes:
   length = int.from_bytes(content[:8], "little")
   header = json.loads(content[8 : 8 + length])
   stated = header.get("__metadata__", {})
-  nested = [name for name in ("provenance", "network") if name in stated]
+  nested = [name for name in ("provenance", "network", "index") if name in stated]
   if nested and rng.random() < 0.5:
     # What is signed and means something is JSON in the JSON.
     name = rng.choice(nested)
@@ -568,6 +568,67 @@ def misspelt(word: str, rng: random.Random) -> str:
   return word[:at] + rng.choice(("", put)) + word[at + rng.choice((0, 1)) :]
 
 
+_TOML = (
+  *(
+    '""',
+    '"x"',
+    "''",
+    "5",
+    "-1",
+    "0",
+    "1.5",
+    "nan",
+    "inf",
+    "1e400",
+    "true",
+    "'a",
+    '"a',
+  ),
+  *(
+    "9" * 30,
+    "9" * 5000,
+    "0x1",
+    "2024-01-01",
+    "12:00:00",
+    "[",
+    "{",
+    "[]",
+    "{}",
+    "null",
+  ),
+  *('["a"]', "[1, 2]", "[[1]]", '["a.csv", "a.csv"]', '{ train = "a.csv" }', "label"),
+  *('{ 0 = "bad" }', '{ 0 = "bad", 1 = "bad" }', "{ 0 = 5 }", "{ a = { b = 1 } }"),
+  *('{ 0 = "" }', '{ 0.5 = "bad" }', "{ validation = 0.5 }", "{ test = 2 }"),
+  *("{ validation = 0 }", "{ train = 0.5 }", "{ inputs = 0, targets = 2 }"),
+  *("{ inputs = 9999999999 }", '"{no}"', '"{"', '"{label}"', '"{sentence!r}"', '"{0}"'),
+  *('"/etc/passwd"', '"/dev/zero"', '"no.csv"', '"."', '"\\u0000"', '"\\u001b[31m"'),
+  *('"paper"', '"json"', '"gs://x/y"', '"~nobody"', '"' + "x" * 5000 + '"', "\x00"),
+  *("[" * 3000 + "]" * 3000, "{ a = " * 500 + "1" + " }" * 500, '"""open', "\ufeff1"),
+)
+"""Values that a user, or a broken file, may give to any key of a TOML file."""
+
+
+def toml(content: bytes, rng: random.Random) -> bytes:
+  """Returns a TOML file with a line changed, or something put in or taken out."""
+  lines = content.decode(errors="surrogateescape").splitlines()
+  at, kind = rng.randrange(len(lines)), rng.randrange(9)
+  key, _, value = lines[at].partition(" = ")
+  if kind <= 3:
+    lines[at] = f"{key} = {rng.choice(_TOML)}"
+  elif kind == 4:
+    lines[at] = f"{misspelt(key, rng)} = {value}"
+  elif kind == 5:
+    tables = ("[labels]", "[paths]", "[x]", "[[x]]", "[a.b]", "[", key, f"x = {value}")
+    lines.insert(at, rng.choice((*tables, lines[at], f"{key}.x = 1", "#", "\t")))
+  elif kind == 6:
+    del lines[at]
+  elif kind == 7:
+    lines[at] = misspelt(lines[at], rng)
+  else:
+    return text(content, rng)
+  return ("\n".join(lines) + "\n").encode(errors="surrogateescape")
+
+
 def yaml_head(content: bytes, rng: random.Random) -> bytes:
   """Returns a README whose metadata has a line changed, put in or taken out."""
   lines = content.decode(errors="surrogateescape").splitlines()
@@ -607,6 +668,7 @@ STRUCTURED: dict[str, Sequence[Callable[[bytes, random.Random], bytes]]] = {
   ".txt": (text,),
   ".md": (yaml_head,),
   ".gin": (gin_file,),
+  ".toml": (toml,),
   ".safetensors": (safetensors,),
   ".gguf": (gguf,),
   ".npy": (npy,),

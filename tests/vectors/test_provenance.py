@@ -98,7 +98,12 @@ def test_what_many_parts_were_merged_is_said_in_short():
     {"parts": [{"digest": "a" * 64}]},
     {"settings": {"density": {"a": 1}}},
     {"settings": {"density": [[1]]}},
+    {"settings": {"density": float("inf")}},
+    {"settings": {"density": [0.5, float("nan")]}},
+    {"settings": {"seed": 1 << 64}},
     {"weights": ["1"]},
+    {"weights": [1.0, float("inf")]},
+    {"weights": [10**400, 1]},
     {"more": 1},
   ],
 )

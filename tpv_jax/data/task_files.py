@@ -285,6 +285,8 @@ def _toml(path: PathLike) -> dict[str, Any]:
     ) from None
   except RecursionError:
     raise UserError(f"{path}: brackets are nested too deeply.") from None
+  except ValueError:  # Python's, for an integer of more than 4,300 digits.
+    raise UserError(f"{path}: a number has thousands of digits.") from None
 
 
 def _check_form(settings: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import functools
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -206,11 +207,15 @@ def one_clear_line_if_memory_is_short(advice: str) -> Iterator[None]:
     if not _is_out_of_memory(error):
       raise
     where = "This machine" if isinstance(error, MemoryError) else "The device"
-    text = " ".join(str(error).split()).removeprefix("RESOURCE_EXHAUSTED: ")[:160]
+    text = " ".join(str(error).split())
+    text = re.sub("^(RESOURCE_EXHAUSTED|INTERNAL): ", "", text)[:160]
     raise UserError(
       f"{where} has too little memory ({text.rstrip('.')}). {advice}"
     ) from error
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-  return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+  # XLA's CPU client calls it INTERNAL where a call is dispatched, CUDA's driver
+  # CUDA_ERROR_OUT_OF_MEMORY.
+  told = re.search("RESOURCE_EXHAUSTED|out.of.memory", str(error), re.IGNORECASE)
+  return isinstance(error, MemoryError) or told is not None

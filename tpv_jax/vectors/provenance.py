@@ -105,7 +105,7 @@ class Merge:
       or not isinstance(settings, dict)
       or not all(map(_is_setting, settings.values()))
       or not isinstance(weights, list)
-      or not all(type(weight) in (int, float) for weight in weights)
+      or not all(map(_is_number, weights))
       or not isinstance(parts, list)
       or not all(isinstance(part, dict) for part in parts)
       or not all(set(part) == {"digest", "terms"} for part in parts)
@@ -161,11 +161,7 @@ class Term:
     }:
       raise ValueError(f"the term {content!r:.200} is not a task with its coefficient")
     task, coefficient = content["task"], content["coefficient"]
-    if (
-      not isinstance(task, str | None)
-      or type(coefficient) not in (int, float)
-      or (isinstance(coefficient, int) and abs(coefficient) >= 1 << 64)
-    ):
+    if not isinstance(task, str | None) or not _is_number(coefficient):
       raise ValueError(f"the term {content!r:.200} is not a task with its coefficient")
     merge = Merge.from_json(content["merge"]) if "merge" in content else None
     return cls(task, float(coefficient), merge)
@@ -512,8 +508,15 @@ def canonical_json(content: Any) -> str:
 def _is_setting(value: Any) -> bool:
   """Returns whether a JSON value is one that an option of a merge rule can have."""
   if isinstance(value, list):
-    return all(type(one) in (int, float) for one in value)
-  return isinstance(value, str | int | float | None)
+    return all(map(_is_number, value))
+  return isinstance(value, str | bool | None) or _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+  """Returns whether a JSON value is a number that fp64 holds."""
+  if type(value) is int:
+    return abs(value) < 1 << 64
+  return type(value) is float and math.isfinite(value)
 
 
 def _require_digest(text: str) -> None:

@@ -52,6 +52,38 @@ def _reads(path: str):
   return run
 
 
+TASK_FILE = """\
+name = "mine"
+paths = "a.csv"
+template = "the {sentence}"
+target = "label"
+labels = { 0 = "negative", 1 = "positive" }
+metric = "exact_match"
+splits = { validation = 0.4 }
+lengths = { inputs = 24, targets = 2 }
+licence = "MIT"
+"""
+
+
+def _make_task_file() -> None:
+  _make_table(",", "a.csv")
+  pathlib.Path("mine.toml").write_text(TASK_FILE)
+
+
+def _read_task_file(_: random.Random) -> int:
+  from tpv_jax.core import errors
+  from tpv_jax.data import task_files
+
+  def body() -> None:
+    described = task_files.read("mine.toml")
+    assert task_files.lengths("mine.toml") == described.lengths
+    for split in described.splits:
+      for example in described.task.examples(split):
+        (example.inputs + example.targets).encode()
+
+  return errors.run_command(body)
+
+
 def _rows(number: int) -> list[dict]:
   return [
     {"sentence1": f"a movie {i}", "sentence2": f"so {i}", "label": i % 2, "idx": i}
@@ -171,6 +203,7 @@ KINDS = {
   "JSON lines": Kind(_make_lines, _reads("a.jsonl")),
   "CSV": Kind(lambda: _make_table(",", "a.csv"), _reads("a.csv")),
   "TSV": Kind(lambda: _make_table("\t", "a.tsv"), _reads("a.tsv")),
+  "task file": Kind(_make_task_file, _read_task_file),
   "local JSON lines": Kind(
     _make_local_lines,
     _PREPARE,

@@ -3,7 +3,6 @@
 import functools
 import json
 import pathlib
-import random
 import shutil
 
 import numpy as np
@@ -64,6 +63,55 @@ def _make_prompt() -> None:
   write("a.safetensors", after)
   write("v.safetensors", vector)
   write("w.safetensors", vector)
+
+
+def _make_merged() -> None:
+  """A merge by TIES of the vectors of two tasks, and what it was made of."""
+  import dataclasses
+
+  from tpv_jax.core import identity
+  from tpv_jax.vectors import algebra
+  from tpv_jax.vectors.merging import merge
+  from tpv_jax.vectors.provenance import Term
+
+  start = loaded(leaves(0))
+  known = dataclasses.replace(
+    start.provenance,
+    backbone_fingerprint="0" * 64,
+    initial_digest=identity.prompt_digest(start.leaves),
+  )
+  start = dataclasses.replace(start, provenance=known)
+  vectors = []
+  for seed, task in enumerate(("sst2", "rte"), 1):
+    after = dataclasses.replace(known, terms=(Term(task, 1.0),), steps=9)
+    tuned = dataclasses.replace(loaded(leaves(seed)), provenance=after)
+    vectors.append(algebra.diff(tuned, start))
+  write("initial.safetensors", start)
+  write("v.safetensors", vectors[0])
+  merged = merge.merge(vectors, "ties", [1.0, 0.7], options={"density": 0.5})
+  write("m.safetensors", merged)
+
+
+def _make_bundle() -> None:
+  """The runs of two tasks, one of which states its scores and its data's licence."""
+  from tpv_jax.core import identity
+  from tpv_jax.formats import bundles
+
+  initial, after, _ = tuned()
+  prompts = {"best": after, "last": after, "initial": initial}
+  manifest = {
+    "status": "finished",
+    "subject": {"recipe": {"labels": {"0": "bad", "1": "good"}}},
+    "best_digest": identity.prompt_digest(after.leaves),
+  }
+  hits = {"exact_match": "0110", "label_accuracy": "1110"}
+  measured = bundles.Measured("0" * 64, hits)
+  metrics = '{"step": 1, "kind": "train", "loss": 2.0}\n'
+  runs = [
+    bundles.Bundled("sst2-0", prompts, manifest, metrics, measured, "MIT"),
+    bundles.Bundled("sst2-1", prompts, manifest, ""),
+  ]
+  bundles.write("b.safetensors", runs)
 
 
 def factors(seed: int) -> dict[str, np.ndarray]:
@@ -225,14 +273,19 @@ def _check_written() -> None:
       assert np.isfinite(leaf).all(), path
 
 
-def _damage_one(
-  folder: pathlib.Path, rng: random.Random, own: tuple[str, ...]
-) -> mutations.Done:
-  """Damages the files of ours that the command in question reads."""
-  return mutations.damage(folder, rng, kept=("w.safetensors",), own=own)
+def _check_unpacked() -> None:
+  """Reads the runs and vectors that were taken out of a bundle."""
+  from tpv_jax.formats import sources
+
+  for path in [
+    *pathlib.Path().glob("out/runs/*"),
+    *pathlib.Path().glob("out/vectors/*"),
+  ]:
+    for leaf in sources.load(path).leaves.values():
+      assert np.isfinite(leaf).all(), path
 
 
-_SIGNED = functools.partial(_damage_one, own=(".safetensors",))
+_SIGNED = functools.partial(mutations.damage, own=(".safetensors",))
 _ALL = tuple(
   f"tpv {what}".removeprefix("tpv ")
   for what in (
@@ -269,6 +322,38 @@ KINDS = {
     mutations.damage,
     _OUT,
     _check_written,
+  ),
+  "merged vectors": Kind(
+    _make_merged,
+    _reads(
+      "m.safetensors",
+      "merge m.safetensors v.safetensors --rule ties --density 0.5 -o out.safetensors",
+      "merge m.safetensors v.safetensors --rule slerp --t 0.3 -o out.safetensors",
+      "sum m.safetensors v.safetensors -w 0.5 1 -o out.safetensors",
+      "apply m.safetensors initial.safetensors -o out.safetensors",
+      "scale m.safetensors 0.5 -o out.safetensors",
+      "negate m.safetensors -o out.safetensors",
+      "nearest m.safetensors .",
+      "nearest v.safetensors . --by dot --json",
+      "conflicts m.safetensors v.safetensors",
+      "group m.safetensors v.safetensors -k 2 --json",
+    ),
+    functools.partial(mutations.damage, kept=("v.", "initial."), own=(".safetensors",)),
+    _OUT,
+    _check_written,
+  ),
+  "bundle of prompts": Kind(
+    _make_bundle,
+    tpv.one_of(
+      "prompts list --file b.safetensors",
+      "prompts list --file b.safetensors --json",
+      "prompts unpack --file b.safetensors -o out",
+      "prompts unpack sst2-1 --file b.safetensors -o out",
+      "show b.safetensors",
+    ),
+    _SIGNED,
+    _OUT,
+    _check_unpacked,
   ),
   "our EPT prompts": Kind(
     _make_factors,

@@ -1,14 +1,17 @@
 """Runs that are continued, studies, and what eval and infer read."""
 
+import functools
 import json
 import pathlib
 import random
+import shutil
 import signal
 
 import numpy as np
 
+from fuzz import mutations
 from fuzz.campaign import ROOT, Kind
-from fuzz.inputs import settings
+from fuzz.inputs import data, settings, tpv
 
 _TRAIN = (
   "train",
@@ -214,6 +217,28 @@ def _study(_: random.Random) -> int:
   return cli.main(_STUDY)
 
 
+def _make_checked() -> None:
+  """A bundle of a run of one's own task, and what its scores are measured with."""
+  from tpv_jax import cli
+
+  _without_compiling()
+  _keep_backbone()
+  _answer_without_computing()
+  rows = "".join(f"a good movie {i},{i % 2}\n" for i in range(12))
+  pathlib.Path("a.csv").write_text("sentence,label\n" + rows)
+  text = data.TASK_FILE.replace("validation = 0.4", "validation = 0.3, test = 0.3")
+  pathlib.Path("mine.toml").write_text(text)
+  call = ("--gin.BACKBONE=embedded", "--gin.TASK_FILES=mine.toml")
+  steps = ("--gin.TRAIN_STEPS=4", "--gin.EVAL_PERIOD=2", "--gin.BATCH_SIZE=2")
+  where = ("--gin.PROMPT_LENGTH=3", "--gin.RUN_DIR=runs/mine-0")
+  assert cli.main(["train", *call, *steps, *where]) == 0
+  assert cli.main(["prompts", "pack", "runs", "-o", "b.safetensors"]) == 0
+  shutil.rmtree("runs")
+
+
+_CHECK = tpv.one_of("prompts check --file b.safetensors --task-files mine.toml")
+
+
 def _make_texts() -> None:
   _keep_backbone()
   _answer_without_computing()
@@ -293,6 +318,9 @@ KINDS = {
   ),
   "study that is continued": Kind(
     _make_study, _study, outputs=("out",), changes=("out",), fixed=_FIXED
+  ),
+  "bundle that is checked": Kind(
+    _make_checked, _CHECK, functools.partial(mutations.damage, own=(".safetensors",))
   ),
   "texts of eval and infer": Kind(
     _make_texts, _texts, outputs=("out*",), check=_check_texts
