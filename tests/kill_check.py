@@ -52,7 +52,10 @@ from tpv_jax.training import initial  # noqa: E402
 from tpv_jax.training.task_data import TaskData  # noqa: E402
 
 IN_A_ROW = 4
-VOLATILE = ("seconds", "seconds_since_start", "recompiled", "date", "work")
+VOLATILE = (
+  *("seconds", "seconds_since_start", "seconds_from_step"),
+  *("recompiled", "date", "work"),
+)
 LEFT = re.compile(r"\.tpv_tmp|\.lock$|\.replaced|orbax-checkpoint-tmp")
 EXISTS = "exists and was left"
 START = functools.partial(initial.sampled_vocabulary, length=4)

@@ -92,6 +92,9 @@ def test_the_prompts_of_a_bank_are_counted(capsys):
       "--quantize is for one size on one chip",
     ),
     (["t5_v1_1_small", "--rows", "0"], "--rows is 0; it must be a whole number"),
+    (["t5_v1_1_small", "--rows", "8"], "--rows changes nothing without --chip"),
+    (["t5_v1_1_small", "--short-length", "8"], "nothing without --ept"),
+    (["t5_v1_1_small", "--source-length", "8"], "without --ept or --chip"),
   ],
 )
 def test_mistakes_are_one_line(capsys, arguments, message):

@@ -106,7 +106,7 @@ def test_the_first_validation_is_no_new_program(tiny, tmp_path):
 
 
 def without_times(manifest):
-  return {key: v for key, v in manifest.items() if key != "seconds_since_start"}
+  return {key: v for key, v in manifest.items() if not key.startswith("seconds_")}
 
 
 def test_a_killed_run_ends_with_the_manifest_and_the_picture_of_an_unbroken_one(
@@ -115,6 +115,9 @@ def test_a_killed_run_ends_with_the_manifest_and_the_picture_of_an_unbroken_one(
   run = tmp_path / "a run"
   manifest = tiny.train_killed(run, monkeypatch)
   assert without_times(manifest) == without_times(finished[1])
+  # Its seconds are those of what was left to do.
+  assert "seconds_from_step" not in finished[1]
+  assert 0 < manifest["seconds_from_step"] < manifest["last_step"]
   picture = (run / "curves.png").read_bytes()
   assert picture.startswith(PNG)
   assert picture == (finished[0] / "curves.png").read_bytes()

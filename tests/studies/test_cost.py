@@ -99,7 +99,12 @@ def test_a_finished_run_tells_how_fast_its_operations_were(counted):
   for change, message in (
     ({"bank": {}}, "was tuned in a bank"),
     ({"status": "training"}, "has not finished"),
-    ({"settings": {"network": {"emb_dim": 3}}}, r"has emb_dim 3, and the study 16"),
+    ({"seconds_from_step": 4}, "was continued after step 4"),
+    ({"settings": {"network": {}, "prompt": None}}, "tuned no prompt"),
+    (
+      {"settings": {"network": {"emb_dim": 3}, "prompt": {"length": 4}}},
+      r"has emb_dim 3, and the study 16",
+    ),
   ):
     path.write_text(json.dumps(manifest | change))
     with pytest.raises(UserError, match=message):
@@ -175,6 +180,8 @@ def run(tmp_path):
     ([], r"Name a SIZE, such as smollm2_135m, or a study"),
     (["--like", "run"], "--like is for a study"),
     (["t5_v1_1_small", DEMO], "'t5_v1_1_small' is a size"),
+    ([DEMO, "--mesh", "4x8"], "--mesh is of a SIZE"),
+    ([DEMO, "--prompt-length", "3"], "--prompt-length is of a SIZE"),
     ([DEMO, "--gin.OUTPUT_DIR=out", "--like", "run"], "does not state its tokens and"),
     (["--gin_file=gin_configs/runs/embedded.gin"], "The gin files set no study"),
     (

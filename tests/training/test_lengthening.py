@@ -12,7 +12,7 @@ from tpv_jax.training import initial, optimizers
 def content(run):
   """Returns what a run's files hold that a run in one go would hold as well."""
   manifest = json.loads((run / "manifest.json").read_text())
-  manifest.pop("seconds_since_start")
+  manifest = {k: v for k, v in manifest.items() if not k.startswith("seconds_")}
   prompts = {path.name: path.read_bytes() for path in run.glob("*_prompt.safetensors")}
   return (run / "metrics.jsonl").read_bytes(), prompts, manifest
 

@@ -37,6 +37,12 @@ EXAMPLES = """\
 """
 ON_CPU = True
 
+_OF_SIZES = (
+  *("mesh", "storage", "quantize", "prompt_length", "ept", "short_length"),
+  *("source_length", "target_length", "rows", "bank", "leaves"),
+)
+"""The options of which a study's cost reads none: its gin files say all that."""
+
 
 def add_arguments(parser: Parser) -> None:
   """Adds the backbone, the mesh, and what is trained on it."""
@@ -101,6 +107,7 @@ def run(options: argparse.Namespace) -> None:
 
   for name in ("bank", "rows", "target_length"):
     at_least(f"--{name.replace('_', '-')}", getattr(options, name), 1)
+  _refuse_unread(options)
   plans = [
     Planned(
       *(size, options.storage, options.quantize, options.prompt_length),
@@ -111,11 +118,7 @@ def run(options: argparse.Namespace) -> None:
   if len(plans) == 1 and len(options.chip or ()) < 2:
     _print_one(plans[0], options)
     return
-  given = [
-    f"--{name}" for name in ("mesh", "leaves", "quantize") if getattr(options, name)
-  ]
-  if options.bank > 1:
-    given.append("--bank")
+  given = _given(options, ("mesh", "leaves", "quantize", "bank"))
   if given or not options.chip:
     raise UserError(
       f"{given[0]} is for one size on one chip; leave it out of a table."
@@ -133,7 +136,36 @@ def _plan_study(options: argparse.Namespace) -> None:
       f"'{options.sizes[0]}' is a size, and a study's gin files name their backbone. Leave "
       "it out."
     )
+  if given := _given(options, _OF_SIZES):
+    raise UserError(
+      f"{given[0]} is of a SIZE, and a study's gin files say what it trains, and how. Leave "
+      "it out, or set it there: --gin.NAME=VALUE."
+    )
   study_cost.run(options)
+
+
+def _refuse_unread(options: argparse.Namespace) -> None:
+  """Raises `UserError` for an option that says nothing without another one."""
+  lacking = {} if options.ept else {"short_length": "--ept"}
+  if not options.chip:
+    lacking |= {"rows": "--chip", "target_length": "--chip"}
+    lacking |= {} if options.ept else {"source_length": "--ept or --chip"}
+  for name, needed in lacking.items():
+    if given := _given(options, [name]):
+      raise UserError(
+        f"{given[0]} changes nothing without {needed}: give that as well, or leave it out."
+      )
+
+
+def _given(options: argparse.Namespace, names: Sequence[str]) -> list[str]:
+  """Returns those of the options that do not have their defaults, as they are spelled."""
+  defaults = Parser()
+  add_arguments(defaults)
+  return [
+    f"--{name.replace('_', '-')}"
+    for name in names
+    if getattr(options, name) != defaults.get_default(name)
+  ]
 
 
 def _print_one(planned: "Planned", options: argparse.Namespace) -> None:

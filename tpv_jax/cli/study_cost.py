@@ -76,6 +76,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _hours(hours: float) -> str:
+  if hours < 1 / 60:
+    return f"{3600 * hours:.2g} s"
   if hours < 1:
     return f"{60 * hours:.2g} minutes"
   return f"{hours:,.1f} hours" if hours < 48 else f"{hours / 24:,.1f} days"
@@ -135,6 +137,10 @@ def _speed(
     why = "has not finished"
   elif "bank" in manifest:
     why = "was tuned in a bank, beside others"
+  elif not manifest.get("settings", {}).get("prompt"):
+    why = "tuned no prompt"
+  elif first := manifest.get("seconds_from_step"):
+    why = f"was continued after step {first}, and its time is that of the rest"
   if why:
     raise UserError(
       f"The run '{run}' {why}, so its time says little. Give another one."

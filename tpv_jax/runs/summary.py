@@ -223,9 +223,16 @@ def settings(manifest: Mapping[str, Any]) -> dict[str, str]:
       {"initial prompt": known.get("initial_seed"), "rows": data.get("seed")}
     ),
     "devices": ", ".join(sorted(set(manifest.get("devices", [])))),
-    "seconds": str(manifest.get("seconds_since_start", "")),
+    "seconds": _seconds(manifest),
   }
   return {name: value for name, value in found.items() if value}
+
+
+def _seconds(manifest: Mapping[str, Any]) -> str:
+  """Returns how long a run took, and from which step on if it was continued."""
+  text = str(manifest.get("seconds_since_start", ""))
+  first = manifest.get("seconds_from_step")
+  return f"{text} (from step {first} on)" if text and first else text
 
 
 def _rates(rates: Sequence[float], total: int | None) -> str:

@@ -130,6 +130,9 @@ class Run:
     started = time.time()
     self.rewind_to_whole_checkpoint()
     state, best = self.begin(frozen, self.fresh_state(), config)
+    self.manifest.pop("seconds_from_step", None)
+    if first := int(state.step):
+      self.manifest["seconds_from_step"] = first
     try:
       if self.lacks_untuned(int(state.step)):
         self.note_untuned(self._validation(state, frozen))
