@@ -132,6 +132,7 @@ def changed(path, old, new):
     ('"metrics"', '"other"', r"cannot be read by tpv_jax"),
     ('"metrics":"', '"metrics":1,"other":"', r"metrics or the licence .* are no text"),
     ('"best":{"values"', '"last":{"values"', r"'rte-0' lacks its best prompt"),
+    ('"status":"finished"', '"status":NaN', r"Out of range float"),
     ('"vector"', '"another"', r"cannot be read by tpv_jax .*'vector'"),
     ('"measured":null', '"measured":{"rows":"a","hits":{"a":"01","b":"1"}}', r"scores"),
     ('"measured":null', '"measured":{"rows":"a","hits":{"a":"02"}}', r"scores are not"),
@@ -161,6 +162,16 @@ def test_a_bundle_is_no_prompt_and_a_prompt_is_no_bundle(runs, bundle):
     sources.load(bundle)
   with pytest.raises(UserError, match="holds one prompt or vector and is no bundle"):
     bundles.read(runs[0] / "best_prompt.safetensors")
+
+
+def test_a_manifest_with_what_json_has_not_is_not_packed(tmp_path, runs):
+  manifest = '{"status": "finished", "seconds": 1e999}'
+  (runs[0] / "manifest.json").write_text(manifest)
+  with pytest.raises(
+    UserError, match=r"manifest.json among the runs .*sst2-0.* damaged"
+  ):
+    bundles.write(tmp_path / "b.safetensors", map(bundles.of_run, runs))
+  assert not (tmp_path / "b.safetensors").exists()
 
 
 def test_only_finished_runs_are_packed(runs):

@@ -174,9 +174,16 @@ def write(
     }
   if not index:
     raise UserError("There are no runs to pack.")
+  try:
+    text = _text({"runs": index})
+  except ValueError as error:
+    raise UserError(
+      f"A manifest.json among the runs {errors.some(index, 6)} is damaged: {error}. Take "
+      "that run out."
+    ) from error
   metadata = {
     "format": store.BUNDLE,
-    "index": _text({"runs": index}),
+    "index": text,
     "written_by": f"tpv_jax {VERSION}",
   }
   content = store.sealed(arrays, metadata, safetensors.MAX_HEADER_BYTES)
@@ -197,6 +204,7 @@ def read(path: files.PathLike = RELEASED) -> dict[str, Bundled]:
     )
   try:
     index = files.parse_json(metadata["index"])["runs"]
+    _text(index)  # NaN and infinity could not be written to a run's folder again.
     runs = {name: _run(name, stated, arrays) for name, stated in index.items()}
     vectors = {name: stated["vector"] for name, stated in index.items()}
   except (ValueError, KeyError, TypeError, AttributeError) as error:
