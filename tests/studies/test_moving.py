@@ -196,6 +196,18 @@ def test_a_variant_that_is_added_is_all_that_is_trained(
   assert again["variants"][:3] == results["variants"]
 
 
+@pytest.mark.parametrize(("more", "period"), [(0, 2), (1, 4)])
+def test_runs_on_a_large_backbone_write_checkpoints(
+  tiny, tmp_path, monkeypatch, more, period
+):
+  monkeypatch.setattr(base, "LARGE", tiny.backbone.parameters + more)
+  given = {"total_steps": 4, "eval_period": 2, "variants": [], "as_bank": True}
+  given = studies_at_work.moving(tiny, tmp_path) | given
+  moving.moving(**given, output_dir=tmp_path / "out")
+  manifests = [json.loads(one.read_text()) for one in tmp_path.rglob("manifest.json")]
+  assert {one["settings"]["checkpoint_period"] for one in manifests} == {period}
+
+
 def test_each_variant_keeps_its_own_measurements(finished):
   _, folder, results = finished
   for variant in results["variants"]:

@@ -95,6 +95,11 @@ class Backbone:
     return known if mode is None else {**known, "quantize": mode}
 
   @property
+  def parameters(self) -> int:
+    """How many it has."""
+    return sum(int(leaf.size) for leaf in identity.flatten(self.params).values())
+
+  @property
   def table(self) -> Any:
     """The token embeddings [V, D], as they are kept."""
     flat = identity.flatten(self.params)

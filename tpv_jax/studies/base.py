@@ -44,6 +44,11 @@ from tpv_jax.vectors.loaded import Loaded
 Key = TypeVar("Key", bound=Hashable)
 
 
+LARGE = 50_000_000
+"""The parameters of a backbone from which on every run of a study writes checkpoints (ours):
+there a step takes about a second on a CPU."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """The settings that every study has.
@@ -84,8 +89,8 @@ class Tuning:
     total_steps: optimizer steps of each prompt.
     eval_period: steps between validations, which choose the best prompt.
     best_metric: the metric that chooses a run's best prompt.
-    checkpoints: write checkpoints during a run; without them, a killed run starts again,
-      which suits short runs.
+    checkpoints: write checkpoints during a run on a backbone smaller than `LARGE` too;
+      without them, a killed run starts again, which suits runs of seconds.
   """
 
   learning_rate: LearningRate
@@ -95,14 +100,18 @@ class Tuning:
   best_metric: Metric
   checkpoints: bool = True
 
-  def arguments(self) -> dict[str, Any]:
-    """Returns the keyword arguments for `training.train` and `bank.train_bank`."""
+  def arguments(self, parameters: int) -> dict[str, Any]:
+    """Returns the keyword arguments for `training.train` and `bank.train_bank`.
+
+    Args:
+      parameters: of the backbone.
+    """
     found = {
       field.name: getattr(self, field.name)
       for field in dataclasses.fields(self)
       if field.name != "checkpoints"
     }
-    if not self.checkpoints:
+    if not self.checkpoints and parameters < LARGE:
       found |= {"log_period": self.eval_period, "checkpoint_period": self.total_steps}
     return found
 
@@ -238,7 +247,7 @@ class Session:
   def _of_all_runs(self, tuning: Tuning) -> dict[str, Any]:
     settings = self.settings
     given = {"overwrite": settings.overwrite, "config": settings.config}
-    return tuning.arguments() | given
+    return tuning.arguments(self.backbone.parameters) | given
 
   def evaluator(self, model: SoftPromptModel) -> Evaluator:
     """Returns an evaluator of prompts on the backbone."""
