@@ -39,6 +39,13 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
   assert os.listdir(tmp_path) == ["a"]
 
 
+def test_a_hidden_file_is_no_near_miss_of_another_name(tmp_path):
+  for name in (".both.safetensors.lock", "boht.safetensors"):
+    (tmp_path / name).touch()
+  told = files.missing(tmp_path / "both.safetensors")
+  assert told.endswith("Did you mean 'boht.safetensors'? Check the path.")
+
+
 def test_outputs_that_are_one_file_are_refused(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   files.refuse_same({"OUTPUT": "a.json", "TABLE": "a.csv", "REPORT": None})

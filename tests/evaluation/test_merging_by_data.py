@@ -473,6 +473,7 @@ def test_what_does_not_fit_is_refused_in_one_line(tiny, two, plain, run, tmp_pat
   initial, vectors = plain
   other = dataclasses.replace(initial, leaves=random_leaves(9, False))
   free = dataclasses.replace(two[1], labels=None)
+  again = dataclasses.replace(vectors[0], name="a copy")
   merge = known(vectors[0], terms=(Term("parity", 0.5), Term("smallest", 1.0)))
   mixed = known(vectors[0], initial_digest="c" * 64)
   written = tmp_path / "there.safetensors"
@@ -488,6 +489,7 @@ def test_what_does_not_fit_is_refused_in_one_line(tiny, two, plain, run, tmp_pat
     ("fisher", vectors, initial, {"weights": [1.0, -1.0]}, "weights like 1, -1"),
     ("fisher", [], initial, {}, "VECTORS is empty"),
     ("fisher", [vectors[0], vectors[0]], initial, {}, "twice"),
+    ("fisher", [vectors[0], again], initial, {}, "of parity' twice, again as 'a copy'"),
     ("fisher", vectors, other, {}, "INITIAL is not the initial prompt of 'of parity'"),
     ("fisher", [merge], initial, {}, "not the vector of one task"),
     ("fisher", [known(vectors[0], terms=(Term(None, 1.0),))], initial, {}, "--task"),

@@ -105,6 +105,12 @@ def test_unpacking_goes_on_where_it_was_stopped_and_replaces_nothing(tmp_path, b
   assert not (out / "vectors/rte-0.safetensors").exists()
 
 
+def test_a_file_is_no_place_to_unpack_to(tmp_path, bundle):
+  (tmp_path / "there").write_text("mine")
+  with pytest.raises(UserError, match=r"there' is a file. Name a folder, new or not"):
+    bundles.unpack(bundles.read(bundle), tmp_path / "there")
+
+
 def vector_of(prompt):
   start = sources.load(pathlib.Path(prompt.name.removesuffix(":last")), "initial")
   vector = algebra.diff(prompt, start)
@@ -191,6 +197,11 @@ def test_the_command_lists_and_unpacks_a_bundle(tmp_path, bundle, capsys):
   assert cli.main(call) == 0
   assert "Wrote 0 runs" in capsys.readouterr().out
   assert [path.name for path in (tmp_path / "o/runs").iterdir()] == ["rte-0"]
+
+
+def test_fewer_than_no_row_cannot_change(capsys):
+  assert cli.main(["prompts", "check", "--most-changed", "-1", "--data-dir", "x"]) == 2
+  assert "--most-changed is -1" in capsys.readouterr().err
 
 
 def test_the_released_prompts_are_those_that_the_study_measured():

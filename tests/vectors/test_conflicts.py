@@ -72,6 +72,8 @@ def test_every_leaf_with_rows_has_tokens_and_angles(ept_initial, ept_tuned):
     "prompt": 3,
   }
   assert draw([pair]).startswith(b"\x89PNG")
+  _, (*_, overlap) = rows([pair])
+  assert [cell.split()[0] for cell in overlap.split(", ")] == ["delta", "prompt"]
 
 
 def test_the_table_has_a_row_for_each_pair(like):

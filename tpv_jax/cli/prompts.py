@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tpv_jax.cli import arguments
 from tpv_jax.cli.arguments import Parser
 from tpv_jax.core import files, tables
-from tpv_jax.core.errors import UserError, printable
+from tpv_jax.core.errors import UserError, at_least, printable
 from tpv_jax.formats import bundles
 
 if TYPE_CHECKING:
@@ -180,6 +180,7 @@ def _check(options: argparse.Namespace) -> int:
   from tpv_jax.data import task_files
   from tpv_jax.studies import releasing
 
+  at_least("--most-changed", options.most_changed, 0)
   runs = _asked(options)
   folder = options.data_dir
   absent = folder is not None and not files.to_path(folder).is_dir()

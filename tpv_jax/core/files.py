@@ -264,7 +264,8 @@ def missing(path: PathLike) -> str:
     lost = lost.parent
   try:
     beside = () if _is_top(lost) else lost.parent.iterdir()
-    known = [entry.name for entry in beside]
+    hidden = lost.name.startswith(".")
+    known = [entry.name for entry in beside if entry.name.startswith(".") == hidden]
   except OSError:
     known = []
   reason = "" if lost == to_path(path) else f", because there is no '{lost}'"

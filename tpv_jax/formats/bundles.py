@@ -253,6 +253,8 @@ def unpack(runs: Mapping[str, Bundled], folder: files.PathLike) -> list[str]:
     UserError: something else is there; then nothing is written.
   """
   root = files.to_path(folder)
+  if root.is_file():
+    raise UserError(f"'{folder}' is a file. Name a folder, new or not.")
   missing = [run for run in runs.values() if not _is_there(root, run)]
   for run in missing:
     for part in (RUNS, VECTORS):

@@ -200,8 +200,10 @@ def _same_sign(first: Loaded, second: Loaded) -> float | None:
 def _cells(pair: Pair) -> list[str]:
   tokens = [one for some in pair.tokens.values() for one in some if one is not None]
   angles = [one for some in pair.angles.values() for one in some]
+  several = len(pair.overlap) > 1
   overlap = [
-    f"{found:.2f} (chance {chance:.2f})" for found, chance in pair.overlap.values()
+    f"{f'{leaf} ' if several else ''}{found:.2f} (chance {chance:.2f})"
+    for leaf, (found, chance) in pair.overlap.items()
   ]
   return [
     f"{pair.cosine:.4f}",

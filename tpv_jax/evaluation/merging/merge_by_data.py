@@ -155,6 +155,13 @@ def _loaded(
     dataclasses.replace(candidates.load_vector(one), name=name)
     for one, name in zip(vectors, names, strict=True)
   ]
+  first: dict[str, str] = {}
+  for one in loaded:
+    other = first.setdefault(identity.prompt_digest(one.leaves), one.name)
+    if other != one.name and not arithmetic.is_zero(one.leaves):
+      raise UserError(
+        f"VECTORS has the values of '{other}' twice, again as '{one.name}'. Give each once."
+      )
   return loaded, candidates.load(initial, "initial")
 
 
