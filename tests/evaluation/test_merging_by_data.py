@@ -14,8 +14,10 @@ from tpv_jax.data import batches, tasks
 from tpv_jax.devices import partitioning
 from tpv_jax.evaluation.evaluator import Evaluator
 from tpv_jax.evaluation.merging import fisher, learned
+from tpv_jax.evaluation.merging.label_rows import Labels
 from tpv_jax.evaluation.merging.merge_by_data import merge_by_data
 from tpv_jax.evaluation.merging.subject import Subject
+from tpv_jax.prompts.equations import Folded
 from tpv_jax.vectors import algebra, store
 from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.merging import by_data, registry
@@ -301,11 +303,56 @@ def test_coefficients_are_those_of_adam_on_slow_gradients(
     np.testing.assert_allclose(leaf, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("backbone", ["tiny", "tiny_decoder"])
+def test_labels_that_share_a_source_score_as_in_rows_of_their_own(
+  request, two, backbone
+):
+  own = request.getfixturevalue(backbone)
+  labels = Labels.of(two, own.vocabulary, own.lengths["targets"])
+  examples = [one for task in two for one in task.examples("train")[:3]]
+  sources = batches.tokenize(examples, own.vocabulary, own.lengths).inputs
+  places = np.repeat([0, 1], 3)
+  leaves = {k: jnp.asarray(leaf) for k, leaf in random_leaves(0, delta=True).items()}
+  model, backbone = own.model(prompt=None), own.backbone.params
+
+  @jax.jit
+  def both(leaves):
+    shared = model.score_choices(
+      Folded.of({name: leaf[None] for name, leaf in leaves.items()}),
+      backbone,
+      labels.packed(sources, places, len(leaves["prompt"])),
+    )[0]
+    alone = model.score_rows(
+      Folded.of(leaves), backbone, labels.features(sources, places)
+    )
+    return shared[:, 1 : labels.most + 1], alone.reshape(6, -1)
+
+  shared, alone = (np.asarray(one)[labels.known[places]] for one in both(leaves))
+  np.testing.assert_allclose(shared, alone, rtol=1e-5, atol=1e-5)
+  assert shared.std() > 0.1
+
+
+def test_subjects_that_share_a_memory_compute_a_fisher_information_once(
+  tiny, two, plain
+):
+  initial, vectors = plain
+  rule = by_data.Fisher(examples=3)
+  one = subject_of(tiny, two, initial, vectors)
+  first = fisher.diagonals(rule, one, [0, 1])
+  calls = one.evaluator.work.calls["gradients"].total()
+  again = dataclasses.replace(one, vectors=vectors[1:], tasks=two[1:])
+  assert fisher.diagonals(rule, again, [0]) == first[1:]
+  assert one.evaluator.work.calls["gradients"].total() == calls
+  longer = by_data.Fisher(examples=4)  # Other rows, other gradients.
+  fisher.diagonals(longer, again, [0])
+  assert one.evaluator.work.calls["gradients"].total() > calls
+
+
 @pytest.mark.parametrize("kind", ["entropy", "loss"])
 def test_the_gradient_is_the_slope_of_the_objective(tiny, two, plain, kind):
   initial, vectors = plain
   rule = by_data.AdaMerging(objective=kind, batch_size=8)
-  feeds = learned._Feeds(rule, subject_of(tiny, two, initial, vectors))
+  feeds = learned._Feeds(rule, subject_of(tiny, two, initial, vectors), 4)
   batch = feeds.batch(1, 0)
   stacked = {"prompt": jnp.stack([one.leaves["prompt"] for one in vectors])}
 

@@ -1,5 +1,6 @@
 """Fisher-weighted averages of vectors: docs/methods.md, (4.27) and (4.28)."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
+from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError, near_misses
 from tpv_jax.core.screen import Bar
 from tpv_jax.data.tasks import Task
 from tpv_jax.devices import partitioning, processes
 from tpv_jax.evaluation.merging.label_rows import Labels
-from tpv_jax.evaluation.merging.subject import Outcome, Subject, examples_of
+from tpv_jax.evaluation.merging.subject import Outcome, Subject, digest_of, examples_of
 from tpv_jax.model import Batch, Params, SoftPromptModel
 from tpv_jax.prompts.equations import Folded
 from tpv_jax.vectors import algebra, arithmetic
@@ -73,11 +75,14 @@ def averaged(rule: Fisher, subject: Subject) -> Outcome:
       subject.vectors, owners, found, floored, strict=True
     )
   ]
+  read = (subject.tasks[owner] for owner in owners)
+  rows = sum(len(examples_of(rule, one)) * len(one.labels or ()) for one in read)
   return Outcome(
     leaves=leaves,
     notes=tuple(notes),
     report={"fisher": report},
     tasks=[subject.tasks[owner] for owner in sorted(set(owners))],
+    gradient_rows=rows,
   )
 
 
@@ -87,13 +92,32 @@ def diagonals(
   """Returns the diagonal Fisher information of each vector's tuned prompt, by leaf.
 
   All vectors are a bank, whose rows share calls of one compiled function; sums over
-  examples are in fp32.
+  examples are in fp32. What the subject remembers of earlier merges is not computed again.
 
   Args:
     rule: says which examples are read.
     subject: the vectors, and where they are tried.
     owners: for each vector the index of its task.
   """
+  keys = [
+    (
+      *("fisher", identity.prompt_digest(subject.prompt(vector) or {})),
+      *(subject.tasks[owner].name, digest_of(rule, subject.tasks[owner])),
+    )
+    for vector, owner in zip(subject.vectors, owners, strict=True)
+  ]
+  new = [place for place, key in enumerate(keys) if key not in subject.memory]
+  if new:
+    some = dataclasses.replace(subject, vectors=[subject.vectors[i] for i in new])
+    found = _diagonals(rule, some, [owners[i] for i in new])
+    subject.memory.update(zip([keys[i] for i in new], found, strict=True))
+  return [subject.memory[key] for key in keys]
+
+
+def _diagonals(
+  rule: Fisher, subject: Subject, owners: Sequence[int]
+) -> list[dict[str, Float32[np.ndarray, "P D"]]]:
+  """Returns what `diagonals` does, computed now."""
   evaluator = subject.evaluator
   prompts = [subject.prompt(vector) or {} for vector in subject.vectors]
   for leaves in prompts:
@@ -122,7 +146,7 @@ def diagonals(
     found = squares(evaluator.model, bank, backbone, block)
     return jax.tree.map(jnp.add, sums, found)
 
-  step = jax.jit(add, out_shardings=whole)
+  step = subject.once(("squares",), lambda: jax.jit(add, out_shardings=whole))
   sums: Any = {
     name: processes.put(np.zeros(leaf.shape, np.float32), whole)
     for name, leaf in bank.items()

@@ -1,7 +1,7 @@
 """Coefficients of a sum that are learned by gradient: docs/methods.md, (4.30) and (4.31)."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,7 +34,8 @@ def learned(rule: AdaMerging, subject: Subject) -> Outcome:
   """Returns the sum with the coefficients after the last step.
 
   A step has as many examples of each task as `batch_size` says; its calls are of one task
-  each and of equal shape, so that one function is compiled.
+  each and of equal shape, so that one function is compiled. For the entropy a source is
+  encoded once, behind the prompt, and all labels of its task are scored against it.
   """
   evaluator = subject.evaluator
   start = dict(algebra.fold(subject.initial).leaves)
@@ -43,32 +44,22 @@ def learned(rule: AdaMerging, subject: Subject) -> Outcome:
     name: np.stack([vector.leaves[name] for vector in subject.vectors])
     for name in start
   }
-  feeds = _Feeds(rule, subject)
+  length = len(start["prompt"])
+  feeds = _Feeds(rule, subject, length)
   whole = partitioning.replicated(subject.mesh)
 
   def put(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: processes.put(leaf, whole), tree)
 
-  def gradient(
-    coefficients: Any, sums: Any, start: Any, stacked: Any, backbone: Any, batch: Any
-  ) -> Any:
-    evaluator.work.compiled += 1  # Runs only while JAX traces the function.
-    value, found = jax.value_and_grad(objective)(
-      coefficients, start, stacked, evaluator.model, backbone, batch, rule.objective
-    )
-    part = 1 / len(subject.tasks)
-    total, gradients = sums
-    added = jax.tree.map(lambda one, more: one + part * more, gradients, found)
-    return total + part * value, added
-
+  take = subject.once(
+    ("gradient", rule.objective, len(subject.tasks)),
+    lambda: jax.jit(_gradient(rule.objective, subject), out_shardings=whole),
+  )
   optimizer = optax.adam(rule.learning_rate)
-
-  def update(coefficients: Any, state: Any, gradients: Any) -> Any:
-    evaluator.work.compiled += 1
-    changes, state = optimizer.update(gradients, state)
-    return optax.apply_updates(coefficients, changes), state
-
-  take, move = (jax.jit(one, out_shardings=whole) for one in (gradient, update))
+  move = subject.once(
+    ("adam", rule.learning_rate),
+    lambda: jax.jit(_update(optimizer, subject), out_shardings=whole),
+  )
   fixed = put((start, stacked))
   coefficients = put(_initial(rule, stacked))
   nothing = put((np.zeros((), np.float32), jax.tree.map(np.zeros_like, coefficients)))
@@ -82,14 +73,46 @@ def learned(rule: AdaMerging, subject: Subject) -> Outcome:
         block = feeds.batch(place, step)
         batch = processes.put_all(block, partitioning.batch_sharding(subject.mesh))
         sums = take(coefficients, sums, *fixed, evaluator.backbone, batch)
-        subject.note_gradients(len(start["prompt"]), block)
+        subject.note_gradients(length, block)
       coefficients, state = move(coefficients, state, sums[1])
       values.append(sums[0])
   return _outcome(
     subject,
     jax.device_get(coefficients),
     [float(one) for one in jax.device_get(values)],
+    rule.steps * feeds.size * len(subject.tasks),
   )
+
+
+def _gradient(kind: str, subject: Subject) -> Callable[..., Any]:
+  """Returns what adds the objective of a task, and its gradient, to those of others."""
+  evaluator, part = subject.evaluator, 1 / len(subject.tasks)
+
+  def add(
+    coefficients: Any, sums: Any, start: Any, stacked: Any, backbone: Any, batch: Any
+  ) -> Any:
+    evaluator.work.compiled += 1  # Runs only while JAX traces the function.
+    value, found = jax.value_and_grad(objective)(
+      coefficients, start, stacked, evaluator.model, backbone, batch, kind
+    )
+    total, gradients = sums
+    added = jax.tree.map(lambda one, more: one + part * more, gradients, found)
+    return total + part * value, added
+
+  return add
+
+
+def _update(
+  optimizer: optax.GradientTransformation, subject: Subject
+) -> Callable[..., Any]:
+  """Returns a step of the optimizer."""
+
+  def update(coefficients: Any, state: Any, gradients: Any) -> Any:
+    subject.evaluator.work.compiled += 1  # Runs only while JAX traces the function.
+    changes, state = optimizer.update(gradients, state)
+    return optax.apply_updates(coefficients, changes), state
+
+  return update
 
 
 def objective(
@@ -109,19 +132,21 @@ def objective(
     stacked: the vectors.
     model: scores rows.
     backbone: the frozen parameters.
-    batch: rows of one task; for the entropy [E * C] of them, and which labels are `known`
-      [E, C].
+    batch: rows of one task; for the entropy those of `Labels.packed`, and which labels
+      are `known` [E, C].
     kind: 'entropy' or 'loss'.
   """
-  batch = dict(batch)
-  known = batch.pop("known")
-  scores = model.score_rows(
-    Folded.of(merged(coefficients, start, stacked)), backbone, batch
-  )
+  leaves = merged(coefficients, start, stacked)
   if kind == "loss":
+    scores = model.score_rows(Folded.of(leaves), backbone, batch)
     # The weights are those of `data.batches.features`: 1 for each target token.
     return -jnp.sum(scores) / batches.target_count(batch)
-  logits = jax.nn.log_softmax(jnp.where(known, scores.reshape(known.shape), _MASKED))
+  batch = dict(batch)
+  known = batch.pop("known")
+  bank = Folded.of({name: leaf[None] for name, leaf in leaves.items()})
+  choices, _ = model.score_choices(bank, backbone, batch)
+  scores = choices[:, 1 : known.shape[1] + 1]
+  logits = jax.nn.log_softmax(jnp.where(known, scores, _MASKED))
   return -jnp.mean(jnp.sum(jnp.exp(logits) * logits, axis=1))
 
 
@@ -143,9 +168,11 @@ def merged(
 class _Feeds:
   """The batches of each task, in an order of its own from the rule's seed."""
 
-  def __init__(self, rule: AdaMerging, subject: Subject):
+  def __init__(self, rule: AdaMerging, subject: Subject, length: int):
+    """Tokenizes the examples; `length` is P, that of the prompt."""
     evaluator = subject.evaluator
-    size = evaluator.to_grain(rule.batch_size)
+    self._length = length
+    self.size = size = evaluator.to_grain(rule.batch_size)
     tokenized = [
       evaluator.tokenize(examples_of(rule, task), f"{task.name}, {rule.split}")
       for task in subject.tasks
@@ -160,11 +187,11 @@ class _Feeds:
     """Returns the batch of a task at a step."""
     found = self._batches[place]
     if self._labels is None:
-      features = found.batch_at(step)
-      return {**features, "known": np.ones((len(found.rows_at(step)), 1), bool)}
+      return found.batch_at(step)
     rows = found.rows_at(step)
     tasks = np.full(len(rows), place)
-    features = self._labels.features(found.tokenized.inputs[rows], tasks)
+    sources = found.tokenized.inputs[rows]
+    features = self._labels.packed(sources, tasks, self._length)
     return {**features, "known": self._labels.known[tasks]}
 
 
@@ -177,10 +204,12 @@ def _initial(rule: AdaMerging, stacked: Mapping[str, np.ndarray]) -> Any:
   return full((len(next(iter(stacked.values()))),))
 
 
-def _outcome(subject: Subject, found: Any, values: Sequence[float]) -> Outcome:
+def _outcome(
+  subject: Subject, found: Any, values: Sequence[float], rows: int
+) -> Outcome:
   report: dict[str, Any] = {"objective": list(values)}
   if not isinstance(found, Mapping):
-    return Outcome(np.asarray(found, np.float64), report=report)
+    return Outcome(np.asarray(found, np.float64), report=report, gradient_rows=rows)
   exact = {name: np.asarray(one, np.float64) for name, one in found.items()}
   leaves = {
     name: np.einsum(
@@ -191,4 +220,4 @@ def _outcome(subject: Subject, found: Any, values: Sequence[float]) -> Outcome:
     for name, one in exact.items()
   }
   report["coefficients"] = {name: one.tolist() for name, one in exact.items()}
-  return Outcome(leaves=leaves, report=report)
+  return Outcome(leaves=leaves, report=report, gradient_rows=rows)

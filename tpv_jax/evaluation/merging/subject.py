@@ -1,8 +1,8 @@
 """What a merge rule that reads data is given, and what it returns."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from jax.sharding import Mesh
@@ -15,6 +15,8 @@ from tpv_jax.evaluation.evaluator import Evaluator, Prompt
 from tpv_jax.vectors import algebra
 from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.merging.by_data import DataRule
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Subject:
     evaluator: has the backbone on the devices.
     mesh: the devices.
     batch_size: how many rows a call has, about.
+    memory: what `once` has made; subjects of one evaluator may share it.
   """
 
   vectors: Sequence[Loaded]
@@ -38,6 +41,18 @@ class Subject:
   evaluator: Evaluator
   mesh: Mesh
   batch_size: int
+  memory: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
+
+  def once(self, key: Hashable, make: Callable[[], T]) -> T:
+    """Returns what is remembered under a key, made now if it is not there.
+
+    It may depend on the evaluator and the key only: a compiled function, or the Fisher
+    information of a prompt.
+    """
+    if key not in self.memory:
+      self.memory[key] = make()
+    found: T = self.memory[key]
+    return found
 
   def prompt(self, vector: Loaded) -> Prompt:
     """Returns a vector on the initial prompt, folded."""
@@ -46,9 +61,13 @@ class Subject:
   def note_gradients(self, length: int, block: batches.Features) -> None:
     """Counts a call that takes gradients of rows behind a prompt of this length."""
     work, widths = self.evaluator.work, batches.widths(block)
-    rows = packing.row_count(block)
-    work.used += batches.source_tokens(block) + length * rows
-    work.note("gradients", (rows, length + widths["inputs"], widths["targets"]), 1)
+    rows, width = packing.row_count(block), widths["inputs"]
+    if "prompt_positions" in block:
+      work.used += packing.used_positions(block)
+    else:
+      work.used += batches.source_tokens(block) + length * rows
+      width += length
+    work.note("gradients", (rows, width, widths["targets"]), 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +80,8 @@ class Outcome:
     notes: what a user of the vector has to know, for its provenance.
     report: what else is worth keeping, as JSON.
     tasks: those whose examples were read; None for all of the subject's.
+    evaluations: how many prompts were scored on all tasks.
+    gradient_rows: how many rows had a forward and a backward pass, padding not counted.
   """
 
   coefficients: Float64[np.ndarray, " N"] | None = None
@@ -68,6 +89,8 @@ class Outcome:
   notes: tuple[str, ...] = ()
   report: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   tasks: Sequence[Task] | None = None
+  evaluations: int = 0
+  gradient_rows: int = 0
 
 
 def examples_of(rule: DataRule, task: Task) -> Sequence[Example]:
