@@ -42,7 +42,7 @@ BRIEF = {
   " --gin.PROMPT_LENGTHS=[]"
   " --gin.PLAIN_RATES=[1.0] --gin.DECOMPOSED_RATES=[(1.0,0.01)]",
   "tpv merging": "--gin.TRAIN_STEPS=2 --gin.EVAL_PERIOD=1 --gin.INITIAL_SEEDS=[0,1]"
-  " --gin.RULES=['ties'] --gin.BUDGET=3 --gin.SEARCH_EXAMPLES=8",
+  " --gin.RULES=['ties'] --gin.DATA_OPTIONS={} --gin.BUDGET=3 --gin.SEARCH_EXAMPLES=8",
   "tpv few-shot": "--gin.TRAIN_STEPS=2 --gin.EVAL_PERIOD=1 --gin.SOURCE_STEPS=2"
   " --gin.SOURCE_EVAL_PERIOD=1 --gin.INITIAL_SEEDS=[10,11] --gin.SHOTS=[0,5]"
   " --gin.VALIDATION_EXAMPLES=8 --gin.TEST_EXAMPLES=8",

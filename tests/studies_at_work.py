@@ -248,7 +248,7 @@ def drawn_few_shot(names, seeds):
 def drawn_merging(names, seeds):
   """Of all rules; one of them was left out where it could not be."""
   from tpv_jax.studies.merging import BASELINES
-  from tpv_jax.vectors.merging.registry import RULES
+  from tpv_jax.vectors.merging.registry import BY_DATA, RULES
 
   rng = np.random.default_rng(len(names))
 
@@ -256,12 +256,12 @@ def drawn_merging(names, seeds):
     tasks = {name: float(rng.choice([0.0, 0.4, 0.97, 1.02])) for name in names}
     return {"tasks": tasks, "retention": 0.5, "worst": None}
 
-  methods = {method: means() for method in (*BASELINES, *RULES)}
+  methods = {method: means() for method in (*BASELINES, *RULES, *BY_DATA)}
   methods["tsv"]["tasks"].pop(names[0])
   return {
     "tasks": names,
     "initial_seeds": seeds,
-    "rules": list(RULES),
+    "rules": [*RULES, *BY_DATA],
     "summary": {"2": methods},
   }
 

@@ -102,6 +102,12 @@ def test_the_few_shot_comparison_begins(data, backbone, tmp_path, monkeypatch):
   assert stand_ins.begin(asked) == 0
 
 
+def test_the_comparison_of_merge_rules_begins(data, backbone, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  asked = call("merging_small", data, backbone, tmp_path / "out", verb="merging")
+  assert stand_ins.begin(asked) == 0
+
+
 def test_the_smoke_study_runs(data, backbone, tmp_path):
   output = tmp_path / "out"
   short = ["--gin.TRAIN_STEPS=2", "--gin.EVAL_PERIOD=1", "--gin.BATCH_SIZE=2"]

@@ -1,4 +1,4 @@
-"""What each merge rule may choose from on validation: its settings, equally many a rule."""
+"""What each merge rule may choose from on validation: its settings, at most a budget."""
 
 import itertools
 import math
@@ -21,9 +21,25 @@ OPTIONS: Mapping[str, Sequence[Any]] = {
 }
 """The values that are tried of a rule's options; other options keep their defaults."""
 
+OPTIONS_BY_DATA: Mapping[str, Sequence[Any]] = {
+  "fisher_floor": (1e-6, 1e-8, 1e-10),
+  "objective": ("entropy", "loss"),
+  "per_token": (False, True),
+}
+"""The same of rules that read data, where the user does not set them."""
+
+DATA_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+  "adamerging": {"steps": 50, "learning_rate": 0.02},
+}
+"""Options of rules that read data that are not those of `tpv merge-by-data`: fewer and
+larger steps, of as many rows in all as tuning takes, for each of many sets."""
+
 LONGEST = 1.25
 """The largest lambda, in units of sqrt(N): a sum of N orthogonal vectors of one length, each
 with the coefficient c, has lambda = c sqrt(N)."""
+
+Candidate = tuple[dict[str, Any], Loaded, float]
+"""Settings, the vector that they give, and its coefficient."""
 
 
 def lambdas(number: int, count: int) -> list[float]:
@@ -40,19 +56,35 @@ def is_of_prompts(rule: str) -> bool:
   return isinstance(registry.with_options(rule, {}), PromptRule)
 
 
-def options_of(rule: str) -> list[dict[str, Any]]:
-  """Returns the combinations of a rule's options that are tried."""
-  names = [name for name in registry.options(rule) if name in OPTIONS]
+def options_of(
+  rule: str, given: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+  """Returns the combinations of a rule's options that are tried.
+
+  Args:
+    rule: its name.
+    given: options that the user has set, for a rule that reads data; they are in each
+      combination.
+  """
+  values = OPTIONS_BY_DATA if rule in registry.BY_DATA else OPTIONS
+  given = given or {}
+  names = [one for one in registry.options(rule) if one in values and one not in given]
   return [
-    dict(zip(names, values, strict=True))
-    for values in itertools.product(*(OPTIONS[name] for name in names))
+    {**given, **dict(zip(names, some, strict=True))}
+    for some in itertools.product(*(values[name] for name in names))
   ]
 
 
-def candidates(
-  rule: str, vectors: Sequence[Loaded], budget: int
-) -> list[tuple[dict[str, Any], Loaded, float]]:
-  """Returns what a rule tries: settings, the merged vector and its coefficient.
+def evaluations(rule: str, budget: int) -> int:
+  """Returns how many settings a rule that reads no data tries, at most."""
+  if is_of_prompts(rule):
+    return 0  # There is nothing to choose.
+  combinations = len(options_of(rule))
+  return combinations * (budget // combinations)
+
+
+def candidates(rule: str, vectors: Sequence[Loaded], budget: int) -> list[Candidate]:
+  """Returns what a rule that reads no data tries.
 
   There are at most `budget`: each combination of options has budget // combinations
   lambdas. A merged vector of zeros has none.
@@ -67,16 +99,24 @@ def candidates(
       f"The merge rule '{rule}' has {len(combinations)} combinations of options to try, and "
       f"BUDGET is {budget}. Set BUDGET to at least {len(combinations)}."
     )
-  mean = sum(arithmetic.norm(one.leaves) for one in vectors) / len(vectors)
   found = []
   for options in combinations:
     merged = merge(vectors, rule, options=options)
-    norm = arithmetic.norm(merged.leaves)
-    if norm:
-      found += [
-        ({**options, "lambda": one}, merged, one * mean / norm)
-        for one in lambdas(len(vectors), count)
-      ]
+    found += of_lengths(options, merged, vectors, count)
   if not found:
     raise UserError(f"The merge rule '{rule}' leaves nothing of these vectors.")
   return found
+
+
+def of_lengths(
+  options: Mapping[str, Any], merged: Loaded, vectors: Sequence[Loaded], count: int
+) -> list[Candidate]:
+  """Returns `count` lengths of a merged vector; none of a vector of zeros."""
+  norm = arithmetic.norm(merged.leaves)
+  if not norm:
+    return []
+  mean = sum(arithmetic.norm(one.leaves) for one in vectors) / len(vectors)
+  return [
+    ({**options, "lambda": one}, merged, one * mean / norm)
+    for one in lambdas(len(vectors), count)
+  ]

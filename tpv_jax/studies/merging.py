@@ -5,6 +5,9 @@ rule of the registry chooses its settings on validation with the same budget, an
 winners are scored on test, beside what a merge has to beat: the initial prompt, the best
 single prompt, and a prompt tuned on all tasks of the set together. The prompts one after
 the other (concat) and the plain sum (task_arithmetic) are rules of the registry.
+
+Rules that read data have the same budget of evaluations on validation. What they compute
+besides, rows with a forward and a backward pass, is counted and stated.
 """
 
 import dataclasses
@@ -12,9 +15,6 @@ import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
-
-import numpy as np
-from jaxtyping import Float
 
 from tpv_jax.banks import bank, grid
 from tpv_jax.core import files, identity
@@ -28,19 +28,18 @@ from tpv_jax.evaluation.evaluator import Prompt
 from tpv_jax.formats import sources
 from tpv_jax.model import SoftPromptModel
 from tpv_jax.runs.run_settings import defaults_of
-from tpv_jax.studies import base, hits, merge_settings
+from tpv_jax.studies import base, data_merges, hits, merge_settings, merge_summary
 from tpv_jax.studies.arithmetic import Measurements
+from tpv_jax.studies.data_merges import DataMerges
+from tpv_jax.studies.measured import Measured
+from tpv_jax.studies.merge_summary import SUM
 from tpv_jax.studies.report import merging as report
 from tpv_jax.studies.report.writer import Report
 from tpv_jax.training.initial import Initial
 from tpv_jax.training.loop import Metric
 from tpv_jax.training.optimizers import LearningRate
 from tpv_jax.vectors import algebra
-from tpv_jax.vectors.merging import registry
-from tpv_jax.vectors.merging.merge import merge
-
-SUM = "task_arithmetic"
-"""The rule that all are compared with."""
+from tpv_jax.vectors.merging import merge, registry
 
 BASELINES = ("initial", "best_single", "joint")
 """What is not a merge: the untuned prompt, one task's own prompt, a jointly tuned one."""
@@ -64,6 +63,9 @@ def compare_rules(
   larger_sets: Sequence[Size] | None = None,
   budget: Size = 12,
   search_examples: Size = 100,
+  test_examples: Size | None = None,
+  data_options: Mapping[str, Mapping[str, Any]] | None = None,
+  joint: bool = True,
   best_metric: Metric = "loss",
   bank_size: Size | None = None,
   overwrite: bool = False,
@@ -75,7 +77,8 @@ def compare_rules(
 
   Writes `report.md`, `results.json`, a PNG picture, the runs and the vectors to
   `output_dir`. Started again, it continues: finished runs are not trained again, and what
-  was measured on them (`measured.json`) is not measured again.
+  was measured on them (`measured.json`, and a file for each rule that reads data) is not
+  measured again.
 
   Args:
     model: has a trainable prompt.
@@ -90,11 +93,16 @@ def compare_rules(
     batch_size: training examples per step.
     eval_period: steps between validations, which choose the best prompt.
     initial_seeds: the initial prompts; means and deviations are over them.
-    rules: the names of merge rules; None for all of the registry. The plain sum is always
-      compared.
+    rules: the names of merge rules, also of those that read data; None for all of the
+      registry. The plain sum is always compared.
     larger_sets: beside all pairs, sets of the first so many tasks; None for all tasks.
     budget: how many settings each rule tries on validation, for a set and an initial prompt.
     search_examples: validation examples per task in that search.
+    test_examples: the number used, from the start of the test split; None for all.
+    data_options: options of rules that read data, by the rule's name. Of others the values
+      in `merge_settings.OPTIONS_BY_DATA` are tried, or they have the defaults there.
+    joint: tune a prompt on all tasks of each set, which a merge has to be compared with;
+      without it, runs that are there already are all that is needed.
     best_metric: the metric that chooses a run's best prompt.
     bank_size: prompts that are tuned at once; None for all.
     overwrite: train runs again that are finished or have other settings, and measure all
@@ -108,7 +116,7 @@ def compare_rules(
       that is not there; a budget that is too small for a rule; a folder that holds
       something else, or runs with other settings.
   """
-  names = list(registry.RULES) if rules is None else list(rules)
+  names = [*registry.RULES, *registry.BY_DATA] if rules is None else list(rules)
   if larger_sets is None:
     larger_sets = [len(tasks)] if len(tasks) > 2 else []
   return base.conduct(
@@ -133,6 +141,9 @@ def compare_rules(
       batch_size,
       budget,
       search_examples,
+      test_examples,
+      data_options or {},
+      joint,
       bank_size,
     )
   )
@@ -156,6 +167,9 @@ class Merging:
   batch_size: int
   budget: int
   search_examples: int
+  test_examples: int | None
+  data_options: data_merges.Options
+  joint: bool
   bank_size: int | None
 
   @property
@@ -177,7 +191,17 @@ class Merging:
     base.refuse_repeated("LARGER_SETS", self.larger_sets)
     base.refuse_repeated("RULES", self.rules)
     for rule in self.rules:
-      if (count := len(merge_settings.options_of(rule))) > self.budget:
+      registry.check(rule)
+    data_merges.check(self.data_options)
+    for rule in self.data_options:
+      if rule not in self.rules:
+        raise UserError(
+          f"DATA_OPTIONS has options of '{rule}', which is not compared. Add it to RULES, or "
+          "leave its options out."
+        )
+    for rule in self.rules:
+      given = self.data_options.get(rule)
+      if (count := len(merge_settings.options_of(rule, given))) > self.budget:
         raise UserError(
           f"BUDGET is {self.budget}, and the merge rule '{rule}' has {count} combinations "
           f"of options to try. Set BUDGET to at least {count}."
@@ -189,28 +213,21 @@ class Merging:
     tuned = session.seconds()
     seeds = self.settings.initial_seeds
     evaluator = session.evaluator(self.model)
+    tasks = [task.shortened("test", self.test_examples) for task in self.tasks]
     made = Measurements(
-      evaluator, self.tasks, seeds, session.folder, (), self.search_examples
+      evaluator, tasks, seeds, session.folder, (), self.search_examples
     )
-    compared = _Compared(made, self.rules, self.budget, self._joint(session))
-    measured = session.measured(
-      compared.subject(), defaults_of(compare_rules, type(self.model)), self.model
+    data = DataMerges(
+      evaluator,
+      {task.name: task for task in tasks},
+      made.prompts,
+      self.data_options,
+      self.budget,
+      self.search_examples,
     )
-    evaluator.title = "own prompts"
-    own = measured.get("own", compared.own)
-    found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for names in self.sets:
-      evaluator.title = " + ".join(names)
-      # One set and initial prompt after the other, so that a killed study keeps them.
-      found[names] = [
-        measured.get(
-          f"merges-{'+'.join(names)}-{seed}",
-          functools.partial(compared.merges, names, seed),
-        )
-        for seed in seeds
-      ]
-    rows = _rows_of(found, own, seeds)
-    sets = [_of_set(names, found[names], rows) for names in self.sets]
+    own, found = self._measure(session, made, data)
+    rows = merge_summary.rows_of(found, own, seeds)
+    sets = [merge_summary.of_set(names, found[names], rows) for names in self.sets]
     results = {
       **session.head(),
       "tasks": [task.name for task in self.tasks],
@@ -218,8 +235,12 @@ class Merging:
       "rules": list(self.rules),
       "budget": self.budget,
       "search_examples": self.search_examples,
+      "data_options": {
+        rule: [merge.settings_of(one) for _, one in data.rules(rule)]
+        for rule in self._by_data
+      },
       "total_steps": self.tuning.total_steps,
-      "test_examples": {task.name: len(task.examples("test")) for task in self.tasks},
+      "test_examples": {task.name: len(task.examples("test")) for task in tasks},
       "backbone": session.subject(),
       "own": {
         task.name: hits.scores(rows[(task.name,), "own", task.name])
@@ -227,20 +248,83 @@ class Merging:
       },
       "sets": sets,
       **session.machine(),
-      "summary": summarise(sets, rows),
+      "summary": merge_summary.summarise(sets, rows),
     }
     return results | {"seconds": {"tuning": tuned, "all": session.seconds()}}
+
+  @property
+  def _by_data(self) -> list[str]:
+    """The rules that read data."""
+    return [rule for rule in self.rules if rule in registry.BY_DATA]
+
+  def _measure(
+    self, session: base.Session, made: Measurements, data: DataMerges
+  ) -> tuple[dict[str, dict[str, str]], merge_summary.Found]:
+    """Returns the hits of own prompts, and of each set, by start, what was measured."""
+    compared = _Compared(made, self.rules, self.budget, self._joint(session))
+
+    def measured(more: Mapping[str, Any], name: str) -> Measured:
+      defaults = defaults_of(compare_rules, type(self.model))
+      return session.measured(more, defaults, self.model, name)
+
+    free = measured(compared.subject(), "measured.json")
+    # A file for each rule, so that one joins a comparison that was measured without it.
+    by_data = {
+      rule: measured({**made.subject(), **data.subject(rule)}, f"measured_{rule}.json")
+      for rule in self._by_data
+    }
+
+    def of_start(names: tuple[str, ...], seed: int) -> dict[str, Any]:
+      name = f"{'+'.join(names)}-{seed}"
+      merges = functools.partial(compared.merges, names, seed)
+      parts = [free.get(f"merges-{name}", merges) | {"work": self._work(names)}]
+      for rule, one in by_data.items():
+        merge_of = functools.partial(compared.by_data, data, rule, names, seed)
+        parts.append(one.get(name, merge_of))
+      return merge_summary.joined(parts)
+
+    made.evaluator.title = "own prompts"
+    own = free.get("own", compared.own)
+    found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for names in self.sets:
+      made.evaluator.title = " + ".join(names)
+      # One set and initial prompt after the other, so that a killed study keeps them.
+      found[names] = [of_start(names, seed) for seed in made.seeds]
+    return own, found
+
+  def _work(self, names: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Returns what each method computes that reads no data, as `DataMerges.tried` counts.
+
+    The rows of the jointly tuned prompt are those of its training.
+    """
+    evaluations = {
+      **dict.fromkeys(BASELINES, 0),
+      "best_single": len(names),
+      **{
+        rule: merge_settings.evaluations(rule, self.budget)
+        for rule in self.rules
+        if rule not in registry.BY_DATA
+      },
+    }
+    rows = {"joint": self.tuning.total_steps * self.batch_size}
+    return {
+      method: {"evaluations": number, "gradient_rows": rows.get(method, 0)}
+      for method, number in evaluations.items()
+    }
 
   def _tune(self, session: base.Session) -> None:
     """Tunes a prompt for each task and for each set, from each initial prompt."""
     settings, by_name = self.settings, {task.name: task for task in self.tasks}
-    joint = [
-      transforms.mixture("+".join(names), [by_name[name] for name in names])
-      for names in self.sets
-    ]
+    groups = [(self.tasks, "runs")]
+    if self.joint:
+      mixtures = [
+        transforms.mixture("+".join(names), [by_name[name] for name in names])
+        for names in self.sets
+      ]
+      groups.append((mixtures, "joint"))
     entries = [
       entry
-      for tasks, folder in ((self.tasks, "runs"), (joint, "joint"))
+      for tasks, folder in groups
       for entry in bank.grid(
         tasks,
         settings.vocabulary,
@@ -256,6 +340,8 @@ class Merging:
   def _joint(self, session: base.Session) -> dict[tuple[tuple[str, ...], int], Prompt]:
     """Returns the prompts tuned on all tasks of a set, folded."""
     found: dict[tuple[tuple[str, ...], int], Prompt] = {}
+    if not self.joint:
+      return found
     for names, seed in itertools.product(self.sets, self.settings.initial_seeds):
       run = session.folder / "joint" / grid.name_of("+".join(names), seed, None)
       found[names, seed] = algebra.fold(sources.load(str(run), "best")).leaves
@@ -264,9 +350,6 @@ class Merging:
 
 Tried = tuple[dict[str, Any], Prompt]
 """Settings, and the prompt that they give."""
-
-Rows = Mapping[tuple[tuple[str, ...], str, str], Float[np.ndarray, "S R"]]
-"""(set, method, task) -> the hits of each start on each test row."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,11 +370,16 @@ class _Compared:
     return {
       **self.made.subject(),
       "joint": joint,
-      "rules": list(self.rules),
+      "rules": self._free,
       "budget": self.budget,
       "options": {name: list(some) for name, some in merge_settings.OPTIONS.items()},
       "longest": merge_settings.LONGEST,
     }
+
+  @property
+  def _free(self) -> list[str]:
+    """The rules that read no data."""
+    return [rule for rule in self.rules if rule not in registry.BY_DATA]
 
   def own(self) -> dict[str, dict[str, str]]:
     """Returns the hits of each task's own prompts, by task and initial prompt."""
@@ -303,7 +391,7 @@ class _Compared:
     return hits.to_json(made.test.hits(asked))
 
   def merges(self, names: tuple[str, ...], seed: int) -> dict[str, Any]:
-    """Returns the chosen settings and the test hits of all methods, by method.
+    """Returns the chosen settings and the test hits of methods that read no data.
 
     'left_out' says why methods are missing.
     """
@@ -312,14 +400,33 @@ class _Compared:
       "best_single": [
         ({"task": one}, self.made.prompts.folded(one, seed)) for one in names
       ],
-      "joint": [({}, self.joint[names, seed])],
     }
+    if self.joint:
+      tried["joint"] = [({}, self.joint[names, seed])]
     left_out = {}
-    for rule in self.rules:
+    for rule in self._free:
       try:
         tried[rule] = self._tried(rule, names, seed)
       except UserError as error:
         left_out[rule] = str(error)
+    return {**self._scored(tried, names), "left_out": left_out}
+
+  def by_data(
+    self, data: DataMerges, rule: str, names: tuple[str, ...], seed: int
+  ) -> dict[str, Any]:
+    """Returns the same of a rule that reads data, and its work."""
+    try:
+      candidates, cost = data.tried(rule, names, seed)
+    except UserError as error:
+      return {"chosen": {}, "hits": {}, "left_out": {rule: str(error)}, "work": {}}
+    scored = self._scored({rule: self._applied(candidates, seed)}, names)
+    cost["evaluations"] += len(candidates) if len(candidates) > 1 else 0
+    return {**scored, "left_out": {}, "work": {rule: cost}}
+
+  def _scored(
+    self, tried: Mapping[str, Sequence[Tried]], names: Sequence[str]
+  ) -> dict[str, Any]:
+    """Returns which try of each method is best on validation, and its hits on test."""
     chosen = self._chosen(tried, names)
     asked: dict[Any, tuple[Prompt, str]] = {
       (method, name): (tried[method][place][1], name)
@@ -329,19 +436,21 @@ class _Compared:
     return {
       "chosen": {method: tried[method][place][0] for method, place in chosen.items()},
       "hits": hits.to_json(self.made.test.hits(asked)),
-      "left_out": left_out,
     }
 
   def _tried(self, rule: str, names: Sequence[str], seed: int) -> list[Tried]:
     if merge_settings.is_of_prompts(rule):
       prompts = [self.made.prompts.best[name, seed] for name in names]
-      return [({}, algebra.fold(merge(prompts, rule)).leaves)]
+      return [({}, algebra.fold(merge.merge(prompts, rule)).leaves)]
     vectors = [self.made.prompts.vectors[name, seed] for name in names]
+    return self._applied(merge_settings.candidates(rule, vectors, self.budget), seed)
+
+  def _applied(
+    self, candidates: Sequence[merge_settings.Candidate], seed: int
+  ) -> list[Tried]:
     return [
       (settings, self.made.prompts.applied(merged, seed, coefficient))
-      for settings, merged, coefficient in merge_settings.candidates(
-        rule, vectors, self.budget
-      )
+      for settings, merged, coefficient in candidates
     ]
 
   def _chosen(
@@ -369,113 +478,3 @@ class _Compared:
       else 0
       for method, some in tried.items()
     }
-
-
-def _rows_of(
-  found: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]],
-  own: Mapping[str, Mapping[str, str]],
-  seeds: Sequence[int],
-) -> Rows:
-  """Returns the exact matches of all methods and of own prompts; a method that was left out
-  on one initial prompt of a set is left out on all."""
-  rows: dict[tuple[tuple[str, ...], str, str], Float[np.ndarray, "S R"]] = {}
-  for task in dict.fromkeys(itertools.chain(*found)):
-    some = [hits.rows(own[hits.name_of((task, seed))]["exact_match"]) for seed in seeds]
-    rows[(task,), "own", task] = np.stack(some)
-  for names, by_seed in found.items():
-    methods = [
-      method
-      for method in by_seed[0]["chosen"]
-      if all(method in one["chosen"] for one in by_seed)
-    ]
-    for method, task in itertools.product(methods, names):
-      some = [
-        hits.rows(one["hits"][hits.name_of((method, task))]["exact_match"])
-        for one in by_seed
-      ]
-      rows[names, method, task] = np.stack(some)
-  return rows
-
-
-def _of_set(
-  names: tuple[str, ...], found: Sequence[Mapping[str, Any]], rows: Rows
-) -> dict[str, Any]:
-  """Returns the scores of a set by method and task, and its retention, by start."""
-  methods = {}
-  for method in dict.fromkeys(m for some, m, _ in rows if some == names):
-    scores = {task: hits.scores(rows[names, method, task]) for task in names}
-    methods[method] = {
-      "chosen": [one["chosen"][method] for one in found],
-      "scores": scores,
-      "retention": {
-        task: [
-          score / own if own else None
-          for score, own in zip(
-            scores[task], hits.scores(rows[(task,), "own", task]), strict=True
-          )
-        ]
-        for task in names
-      },
-    }
-  left_out = {rule: why for one in found for rule, why in one["left_out"].items()}
-  return {"tasks": list(names), "methods": methods, "left_out": left_out}
-
-
-def summarise(sets: Sequence[Mapping[str, Any]], rows: Rows) -> dict[str, Any]:
-  """Returns what the report opens with: {number of tasks: {method: means}}.
-
-  `score`: the mean exact match on test. `retention`: of score / own score; `worst`: of the
-  lowest one in a set. `kept`: the part of the sets and starts where every task keeps at
-  least `base.KEPT`. All are means over sets and starts; tasks that their own prompt does not
-  solve at all have no retention. `minus_sum`: the mean difference to the plain sum and its
-  interval (`bootstrap.paired`); each task's rows are averaged over the sets first.
-  `tasks`: the mean retention of each task.
-  """
-  summary: dict[str, Any] = {}
-  for size in dict.fromkeys(len(one["tasks"]) for one in sets):
-    some = [one for one in sets if len(one["tasks"]) == size]
-    methods = dict.fromkeys(m for one in some for m in one["methods"])
-    summary[str(size)] = {
-      method: _means(method, [one for one in some if method in one["methods"]], rows)
-      for method in methods
-    }
-  return summary
-
-
-def _means(
-  method: str, sets: Sequence[Mapping[str, Any]], rows: Rows
-) -> dict[str, Any]:
-  scores: list[float] = []
-  kept: list[float] = []
-  worst: list[float] = []
-  by_task: dict[str, list[float]] = {}
-  differences: dict[str, list[Float[np.ndarray, "S R"]]] = {}
-  for one in sets:
-    names, found = tuple(one["tasks"]), one["methods"][method]
-    scores += [score for some in found["scores"].values() for score in some]
-    for starts in zip(*found["retention"].values(), strict=True):
-      known = [value for value in starts if value is not None]
-      if known:
-        worst.append(min(known))
-        kept.append(min(known) >= base.KEPT)
-    for task in names:
-      known = [value for value in found["retention"][task] if value is not None]
-      by_task.setdefault(task, []).extend(known)
-      if (names, SUM, task) in rows:
-        difference = rows[names, method, task] - rows[names, SUM, task]
-        differences.setdefault(task, []).append(difference)
-  retention = [value for some in by_task.values() for value in some]
-  by_sets = [np.mean(some, axis=0) for some in differences.values()]
-  return {
-    "sets": len(sets),
-    "score": float(np.mean(scores)),
-    "retention": _mean(retention),
-    "worst": _mean(worst),
-    "kept": _mean(kept),
-    "minus_sum": hits.interval(by_sets),
-    "tasks": {task: _mean(some) for task, some in by_task.items()},
-  }
-
-
-def _mean(values: Sequence[float]) -> float | None:
-  return float(np.mean(values)) if values else None

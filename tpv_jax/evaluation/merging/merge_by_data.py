@@ -102,7 +102,7 @@ def merge_by_data(
   some = [given[place] for place in kept]
   _check_vectors(merging, rule, some)
   evaluation.check_tasks(tasks)
-  _check_labels(merging, rule, tasks)
+  check_labels(merging, rule, tasks)
   for task in tasks:
     check_task(task, vocabulary, lengths, [merging.split])
   processes.wait_for_all("the outputs are checked")
@@ -118,16 +118,14 @@ def merge_by_data(
     model, loaded.params, vocabulary, lengths, batch_size, mesh, at_once, progress
   )
   subject = Subject(some, own[kept], start, tasks, evaluator, mesh, batch_size)
-  found: Outcome = entry(merging.computed_by)(merging, subject)
-  read = {task.name: digest_of(merging, task) for task in found.tasks or tasks}
-  merged = _stated(rule, merging, subject, found, read, left_out)
+  merged, found = computed(rule, merging, subject, left_out)
   content = {
     "rule": rule,
     "settings": merge.settings_of(merging),
     "vectors": [one.name for one in some],
     **found.report,
     "provenance": merged.provenance.to_json(),
-    "data": read,
+    "data": _digests(merging, subject, found),
     "backbone": loaded.stated(model.network),
     "work": evaluator.work.to_json(),
     "versions": versions(),
@@ -141,6 +139,27 @@ def merge_by_data(
       print("\n".join(description.written(merged, str(output))))
       print(f"  {evaluator.work}.")
   return merged
+
+
+def computed(
+  rule: str, merging: DataRule, subject: Subject, notes: Sequence[str] = ()
+) -> tuple[Loaded, Outcome]:
+  """Returns the merged vector with its provenance, and what the rule made of the vectors.
+
+  Args:
+    rule: the name.
+    merging: the rule with its options.
+    subject: the vectors, and where they are tried.
+    notes: what is known of vectors that were left out, for the provenance.
+  """
+  found: Outcome = entry(merging.computed_by)(merging, subject)
+  read = _digests(merging, subject, found)
+  return _stated(rule, merging, subject, found, read, notes), found
+
+
+def _digests(merging: DataRule, subject: Subject, found: Outcome) -> dict[str, str]:
+  """Returns the digest of the examples that were read, by task."""
+  return {task.name: digest_of(merging, task) for task in found.tasks or subject.tasks}
 
 
 def _loaded(
@@ -175,7 +194,7 @@ def _check_vectors(merging: DataRule, rule: str, vectors: Sequence[Loaded]) -> N
     )
 
 
-def _check_labels(merging: DataRule, rule: str, tasks: Sequence[Task]) -> None:
+def check_labels(merging: DataRule, rule: str, tasks: Sequence[Task]) -> None:
   """Raises `UserError` if the rule needs labels and a task has fewer than two."""
   for task in tasks if merging.needs_labels else ():
     if len(task.labels or ()) < 2:

@@ -55,7 +55,11 @@ def searched(rule: CoefficientSearch, subject: Subject) -> Outcome:
     {"coefficients": list(one), "scores": dict(zip(names, scores, strict=True))}
     for one, scores in tried.items()
   ]
-  return Outcome(np.array(best), report={"tried": report, "best": max(means())})
+  return Outcome(
+    np.array(best),
+    report={"tried": report, "best": max(means())},
+    evaluations=len(tried),
+  )
 
 
 def _first(rule: CoefficientSearch, number: int) -> list[Coefficients]:

@@ -1,5 +1,6 @@
 """The report of a comparison of merge rules."""
 
+import collections
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,9 @@ LABELS = {
   "task_arithmetic": "task_arithmetic (sum)",
 }
 """Methods that are named otherwise than their rule."""
+
+WORK = ("evaluations", "gradient_rows")
+"""What a method computes; results of before 0.2 lack it."""
 
 
 def markdown(results: Results) -> str:
@@ -55,7 +59,10 @@ def markdown(results: Results) -> str:
     f"{results['search_examples']} validation examples a task, for each set and initial "
     "prompt: its own options, and the length of the merged vector in units of the mean norm "
     "(lambda), from equal steps. The best single prompt was chosen in the same way; the "
-    "prompt tuned on all tasks had as many steps as a prompt for one task.",
+    "prompt tuned on all tasks had as many steps as a prompt for one task. *Evaluations*: of "
+    "a prompt on these examples, to choose; *gradient rows*: training examples (of fisher: "
+    "with each label) with a forward and a backward pass.",
+    *_by_data(results),
     "## By task",
     "![retention by rule and task](retention.png)",
     "Mean retention of each task in the pairs that it is part of, in percent.",
@@ -77,16 +84,32 @@ def in_short(results: Results) -> list[str]:
       for method, found in methods.items()
       if method in results["rules"] and found["sets"] == most
     }
-    best = max(rules, key=lambda one: rules[one]["score"])
+    free = [rule for rule in rules if rule not in results.get("data_options", {})]
+    best = max(free, key=lambda one: rules[one]["score"])
     above = [m for m, found in rules.items() if found["minus_sum"]["low"] > 0]
     below = [m for m, found in rules.items() if found["minus_sum"]["high"] < 0]
-    plain = methods["task_arithmetic"]
+    plain, joint = methods["task_arithmetic"], methods.get("joint")
     lines.append(
-      f"sets of {size}: best rule that takes all **{_label(best)}** "
+      f"sets of {size}: best rule without data **{_label(best)}** "
       f"{percent(rules[best]['score'])}, plain sum {percent(plain['score'])} "
-      f"(retention {percent(plain['retention'])} %), "
-      f"tuned on all tasks {percent(methods['joint']['score'])}"
+      f"(retention {percent(plain['retention'])} %)"
+      + (f", tuned on all tasks {percent(joint['score'])}" if joint else "")
     )
+    reading = [
+      f"{_label(method)} {percent(found['score'])} (retention "
+      f"{percent(found['retention'])} %, {found['gradient_rows']:,.0f} gradient rows)"
+      for method, found in methods.items()
+      if method in results.get("data_options", {})
+    ]
+    if reading:
+      lines.append(
+        f"sets of {size}: rules that read data: {', '.join(reading)}"
+        + (
+          f"; tuning on all tasks takes {joint['gradient_rows']:,.0f} gradient rows"
+          if joint
+          else ""
+        )
+      )
     lines.append(
       f"sets of {size}: above the sum beyond its interval: {', '.join(above) or 'none'}; "
       f"below: {', '.join(below) or 'none'}"
@@ -139,10 +162,12 @@ def _summary(results: Results, size: str) -> Table:
       percent(found["worst"]),
       percent(found["kept"]),
       "" if method == "task_arithmetic" else interval(found["minus_sum"]),
+      *(f"{found[name]:,.0f}" if name in found else "" for name in WORK),
     ]
     for method, found in sorted(methods.items(), key=lambda one: -one[1]["score"])
   ]
-  return ["", "score", "retention", "worst", "kept", "minus sum"], rows
+  header = ["", "score", "retention", "worst", "kept", "minus sum"]
+  return [*header, "evaluations", "gradient rows"], rows
 
 
 def _chosen(results: Results) -> Table:
@@ -166,7 +191,30 @@ def _chosen(results: Results) -> Table:
 def _range(values: list[Any]) -> str:
   if isinstance(values[0], bool):
     return f"true in {sum(values)} of {len(values)}"
+  if isinstance(values[0], str):
+    counts = collections.Counter(values)
+    return ", ".join(f"{one} in {n} of {len(values)}" for one, n in counts.items())
+  if isinstance(values[0], list):
+    values = [value for some in values for value in some]
   return f"{np.median(values):.2g} ({min(values):.2g} to {max(values):.2g})"
+
+
+def _by_data(results: Results) -> list[str]:
+  """Returns the options of the rules that read data, beside those that they chose."""
+  lines = []
+  for rule, choices in results.get("data_options", {}).items():
+    common = ", ".join(
+      f"{name} {value}"
+      for name, value in choices[0].items()
+      if all(choice[name] == value for choice in choices)
+    )
+    lines.append(f"- {rule}: {common}")
+  if not lines:
+    return []
+  return [
+    "Options of the rules that read data, beside those that they chose:",
+    "\n".join(lines),
+  ]
 
 
 def _left_out(results: Results) -> list[str]:

@@ -18,12 +18,15 @@ class DataRule(Rule, Protocol):
   Attributes:
     computed_by: 'module:function' of what makes its `evaluation.merging.subject.Outcome`
       of the rule and a `Subject`.
+    finds_length: whether it also finds how long the merged vector is to be; otherwise a
+      coefficient of the result is worth a search.
     split: the split of each task that it reads.
     examples: how many of its first examples are read; None for all.
     needs_labels: whether every task must have labels.
   """
 
   computed_by: ClassVar[str]
+  finds_length: ClassVar[bool] = True
   split: Split
   examples: Size | None
 
@@ -100,6 +103,7 @@ class Fisher(DataRule):
   source: ClassVar[str] = "arXiv 2111.09832, Fisher merging"
   weighted: ClassVar[bool] = True
   computed_by: ClassVar[str] = "tpv_jax.evaluation.merging.fisher:averaged"
+  finds_length: ClassVar[bool] = False
 
   fisher_floor: Positive = 1e-6
   split: Split = "train"

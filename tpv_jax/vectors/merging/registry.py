@@ -93,6 +93,13 @@ def data_rule(name: str) -> "type[DataRule]":
   return found
 
 
+def check(name: str) -> None:
+  """Raises `UserError` for a name that is of no rule, whether it reads data or not."""
+  _refuse_not_offered(name)
+  hint = " (tpv merge --list)"
+  find({**RULES, **BY_DATA}, name, "merge rule", plural="rules", hint=hint)
+
+
 def options(name: str) -> dict[str, Any]:
   """Returns the options of a rule, which may read data, with their defaults."""
   found = data_rule(name) if name in BY_DATA else rule(name)
