@@ -174,13 +174,16 @@ def slow_fisher(tiny, leaves, examples, labels):
   return {name: leaf / len(examples) for name, leaf in total.items()}
 
 
-def test_fisher_is_the_weighted_average_of_slow_gradients(tiny, two, with_delta, run):
+def test_fisher_is_the_weighted_average_of_slow_gradients(
+  tiny, two, with_delta, run, tmp_path
+):
   initial, vectors = with_delta
   floor, weights = 1e-9, [1.0, 2.0]
-  top, bottom = {}, {}
+  top, bottom, norms = {}, {}, []
   for vector, task, weight in zip(vectors, two, weights, strict=True):
     tuned = algebra.apply(vector, initial).leaves
     found = slow_fisher(tiny, tuned, task.examples("train")[:3], task.labels)
+    norms.append(np.sqrt(sum(np.square(leaf).sum() for leaf in found.values())))
     raised = {name: np.maximum(leaf, floor) for name, leaf in found.items()}
     norm = np.sqrt(sum(np.square(leaf).sum() for leaf in raised.values()))
     for name, leaf in raised.items():
@@ -192,7 +195,10 @@ def test_fisher_is_the_weighted_average_of_slow_gradients(tiny, two, with_delta,
     weights=weights,
     options={"examples": 3, "fisher_floor": floor},
     batch_size=6,
+    report=tmp_path / "report.json",
   )
+  report = json.loads((tmp_path / "report.json").read_text())["fisher"]
+  np.testing.assert_allclose([one["norm"] for one in report], norms, rtol=2e-3)
   for name, leaf in merged.leaves.items():
     np.testing.assert_allclose(leaf, top[name] / bottom[name], rtol=2e-3, atol=1e-3)
 
