@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from tpv_jax.evaluation.evaluator import Evaluator
 from tpv_jax.formats import sources
 from tpv_jax.studies import base, moved, moving
 from tpv_jax.studies.report import moving as report
+from tpv_jax.training import loop, signals
 from tpv_jax.vectors import algebra, arithmetic
 
 BASE = moving.Variant("small_normal", 0.1, 1.0, 2, 4)
@@ -206,6 +209,29 @@ def test_runs_on_a_large_backbone_write_checkpoints(
   moving.moving(**given, output_dir=tmp_path / "out")
   manifests = [json.loads(one.read_text()) for one in tmp_path.rglob("manifest.json")]
   assert {one["settings"]["checkpoint_period"] for one in manifests} == {period}
+
+
+@pytest.mark.parametrize("as_bank", [True, False])
+def test_a_signal_at_the_end_of_a_run_stops_the_study_and_keeps_the_run(
+  tiny, tmp_path, monkeypatch, as_bank
+):
+  """As if it came during the run's last call of compiled steps."""
+  record, sent = loop.Run.record, []
+
+  def signalled(run, start, stop, *rest):
+    if stop == run.total_steps and not sent:
+      sent.append(True)
+      os.kill(os.getpid(), signal.SIGTERM)
+    return record(run, start, stop, *rest)
+
+  given = studies_at_work.moving(tiny, tmp_path) | {"as_bank": as_bank}
+  monkeypatch.setattr(loop.Run, "record", signalled)
+  with pytest.raises(signals.Stopped, match="SIGTERM at the end of a run"):
+    moving.moving(**given, output_dir=tmp_path / "out")
+  manifests = [json.loads(one.read_text()) for one in tmp_path.rglob("manifest.json")]
+  assert [one["status"] for one in manifests] == ["finished"] * (4 if as_bank else 1)
+  monkeypatch.setattr(loop.Run, "record", record)
+  assert moving.moving(**given, output_dir=tmp_path / "out")["variants"]
 
 
 def test_each_variant_keeps_its_own_measurements(finished):

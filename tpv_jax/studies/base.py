@@ -34,7 +34,7 @@ from tpv_jax.model import SoftPromptModel
 from tpv_jax.runs.run_folder import open_output, versions, write_results
 from tpv_jax.studies.measured import NAME, Measured
 from tpv_jax.studies.report.writer import Report, write
-from tpv_jax.training import initial, training
+from tpv_jax.training import initial, signals, training
 from tpv_jax.training.initial import Initial
 from tpv_jax.training.loop import Metric
 from tpv_jax.training.optimizers import LearningRate
@@ -215,14 +215,15 @@ class Session:
     size: int | None = None,
   ) -> None:
     """Tunes prompts of one form, at most `size` of them at once; None tunes all at once."""
-    bank.train_bank(
-      model=model,
-      entries=entries,
-      backbone=self.backbone,
-      size=size,
-      progress=self.settings.progress,
-      **self._of_all_runs(tuning),
-    )
+    with signals.more_follows():
+      bank.train_bank(
+        model=model,
+        entries=entries,
+        backbone=self.backbone,
+        size=size,
+        progress=self.settings.progress,
+        **self._of_all_runs(tuning),
+      )
 
   def tune_each(
     self, jobs: Iterable[tuple[SoftPromptModel, Entry]], tuning: Tuning, title: str
@@ -230,19 +231,20 @@ class Session:
     """Tunes prompts one after the other, and returns the manifests of their runs."""
     shared = self._of_all_runs(tuning)
     disable = not self.settings.progress
-    return [
-      training.train(
-        model=model,
-        data=entry.data,
-        run_dir=entry.run_dir,
-        backbone=self.backbone,
-        initial_seed=entry.initial_seed,
-        seed=entry.seed,
-        progress=False,
-        **shared | {"initial_prompt": entry.initial_prompt or tuning.initial_prompt},
-      )
-      for model, entry in Bar(list(jobs), desc=title, disable=disable)
-    ]
+    with signals.more_follows():
+      return [
+        training.train(
+          model=model,
+          data=entry.data,
+          run_dir=entry.run_dir,
+          backbone=self.backbone,
+          initial_seed=entry.initial_seed,
+          seed=entry.seed,
+          progress=False,
+          **shared | {"initial_prompt": entry.initial_prompt or tuning.initial_prompt},
+        )
+        for model, entry in Bar(list(jobs), desc=title, disable=disable)
+      ]
 
   def _of_all_runs(self, tuning: Tuning) -> dict[str, Any]:
     settings = self.settings

@@ -1,23 +1,46 @@
 """Ctrl-C and SIGTERM, at which a run saves its state before it ends."""
 
+import contextlib
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tpv_jax.core import screen
 from tpv_jax.core.errors import Interrupted
+from tpv_jax.devices import processes
 
 
 class Stopped(Interrupted):
   """A signal asked the run to stop; its state is saved."""
 
 
+_more_follows = False
+"""Whether other work comes after the one that signals are noted in (`more_follows`)."""
+
+
+@contextlib.contextmanager
+def more_follows() -> Iterator[None]:
+  """A context in which a signal also stops what comes after the run that it found ending."""
+  global _more_follows
+  before, _more_follows = _more_follows, True
+  try:
+    yield
+  finally:
+    _more_follows = before
+
+
 class stop_signals:  # noqa: N801 (used as a function)
-  """A context in which the first SIGINT or SIGTERM is noted and a second acts at once."""
+  """A context in which the first SIGINT or SIGTERM is noted and a second acts at once.
+
+  Raises:
+    Stopped: at its end, if a signal was noted, the work was done nevertheless, and more
+      follows.
+  """
 
   def __enter__(self) -> Callable[[], int | None]:
     received: list[int] = []
+    self._received = received
     self._previous: dict[int, Any] = {}
 
     def note(number: int, frame: Any) -> None:
@@ -30,6 +53,14 @@ class stop_signals:  # noqa: N801 (used as a function)
         self._previous[number] = signal.signal(number, note)
     return lambda: received[0] if received else None
 
-  def __exit__(self, *_: object) -> None:
+  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
     for number, handler in self._previous.items():
       signal.signal(number, handler)
+    if kind is not None or not _more_follows:
+      return
+    if found := processes.agreed(self._received[0] if self._received else None):
+      raise Stopped(
+        found,
+        f"stopped by {signal.Signals(found).name} at the end of a run; the same command "
+        "continues",
+      )
