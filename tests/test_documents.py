@@ -23,8 +23,11 @@ WRITTEN_BY_COMMANDS = (
   "docs/ablation.md",
   "docs/few_shot.md",
   "docs/results/merging_embedded/report.md",
+  "docs/results/merging_embedded_more/report.md",
   "docs/results/moving-embedded.md",
+  "docs/results/moving_small/report.md",
   "docs/results/small/report.md",
+  "docs/results/small_ept/report.md",
   "docs/results/small_few_shot/report.md",
 )
 """Without marks, but for one of SmolLM2; docs/t5x-check.md is what `make t5x-check` wrote

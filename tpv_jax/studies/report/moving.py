@@ -82,8 +82,8 @@ def in_short(results: Results) -> list[str]:
     some = summary[f"{word}_keeps"]
     others = [one for one in found if one not in some]
     ratios = [
-      f"{what} with ratios of {found[few[0]]['ratio']:.3g} to {found[few[-1]]['ratio']:.3g}"
-      for what, few in (("those", by_ratio(some)), ("the others", by_ratio(others)))
+      f"{what} with {_ratios([found[one]['ratio'] for one in by_ratio(few)])}"
+      for what, few in (("those", some), ("the others", others))
       if few
     ]
     lines.append(
@@ -101,6 +101,13 @@ def in_short(results: Results) -> list[str]:
     )
   )
   return lines
+
+
+def _ratios(rising: Sequence[float]) -> str:
+  """Returns the lowest and the highest as text, one where there is only one."""
+  if len(rising) == 1:
+    return f"a ratio of {rising[0]:.3g}"
+  return f"ratios of {rising[0]:.3g} to {rising[-1]:.3g}"
 
 
 def label(variant: Mapping[str, Any]) -> str:
