@@ -105,6 +105,10 @@ def test_a_finished_run_tells_how_fast_its_operations_were(counted):
       {"settings": {"network": {"emb_dim": 3}, "prompt": {"length": 4}}},
       r"has emb_dim 3, and the study 16",
     ),
+    (
+      {"settings": manifest["settings"] | {"prompt": {"length": 4, "rank": 2}}},
+      "tuned a DePT or EPT prompt, and the study tunes plain ones",
+    ),
   ):
     path.write_text(json.dumps(manifest | change))
     with pytest.raises(UserError, match=message):

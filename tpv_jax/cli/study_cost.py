@@ -158,6 +158,16 @@ def _speed(
         f"The run '{run}' has {name} {value}, and the study {mine}: its speed is another "
         "one's. Give a run on the study's backbone."
       )
+  its_rank, rank = (
+    settings["prompt"].get("rank"),
+    getattr(study.model.prompt, "rank", 0),
+  )
+  if bool(its_rank) != bool(rank):
+    kinds = {False: "plain", True: "DePT or EPT"}
+    raise UserError(
+      f"The run '{run}' tuned a {kinds[bool(its_rank)]} prompt, and the study tunes "
+      f"{kinds[bool(rank)]} ones: its speed is another one's."
+    )
   task, steps = manifest["task"], manifest["last_step"]
   counts = data["counts"]["train"]
   tuned = cost.Tuning(
