@@ -54,7 +54,7 @@ def markdown(results: Results) -> str:
     "*Averaged*: the mean of the task's vectors on a start from which nothing was tuned.",
     "![exact match against the ratio](moving.png)",
     "![accuracy among labels against the ratio](moving_labels.png)",
-    f"The dashed line is at {MOVES_FROM:g}, below which `tpv show` gives a hint.",
+    f"The dashed line is at {MOVES_FROM:g}, below which `tpv show V` gives a hint.",
     "## Norms and cosines",
     markdown_table(*_lengths_table(results)),
     "Means over the initial prompts. *Same task*: cosine of the task's vectors from different "
