@@ -150,6 +150,42 @@ def pack_choices(
   }, first
 
 
+def one_a_row(
+  sources: Int[np.ndarray, "B T"], choices: Int[np.ndarray, "B C L"], prompt_length: int
+) -> Features:
+  """Returns rows as those of `pack_choices`, but one source in each, all behind prompt 0.
+
+  So every batch has one shape, [B, S + T] and [B, C * L]. Choice c is segment c + 1.
+
+  Args:
+    sources: padded.
+    choices: for each source the targets to be scored, padded.
+    prompt_length: S.
+  """
+  # 1. Choices one after the other in a target row, each a segment of its own.
+  count = choices.shape[1]
+  inputs = np.pad(choices, ((0, 0), (0, 0), (1, 0)))[..., :-1]
+  segments = np.broadcast_to(np.arange(1, count + 1)[:, None], choices.shape[1:])
+  counted = ~is_padding(choices)
+  # 2. Sources behind the prompt, all in segment 1.
+  tokens = np.pad(sources, ((0, 0), (prompt_length, 0)))
+  column = np.arange(tokens.shape[1])
+  of_prompt = np.where(column < prompt_length, column + 1, 0)
+  positions = np.maximum(column - prompt_length, 0)
+  rows = {
+    "encoder_input_tokens": tokens,
+    "encoder_segment_ids": (of_prompt > 0) | ~is_padding(tokens),
+    "encoder_positions": np.broadcast_to(positions, tokens.shape),
+    "encoder_prompt_ids": np.zeros_like(tokens),
+    "prompt_positions": np.broadcast_to(of_prompt, tokens.shape),
+    "decoder_input_tokens": inputs.reshape(len(choices), -1),
+    "decoder_target_tokens": choices.reshape(len(choices), -1),
+    "decoder_segment_ids": (counted * segments).reshape(len(choices), -1),
+    "source_segment_ids": counted.reshape(len(choices), -1),
+  }
+  return {name: np.asarray(values, np.int32) for name, values in rows.items()}
+
+
 def _refuse_longer(items: Sequence[Item], shapes: Shapes, names: Sequence[str]) -> None:
   for item in items:
     source, target = len(item.source), len(item.target)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
-from tpv_jax.data import batches
+from tpv_jax.data import batches, packing
 from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
 
@@ -58,35 +58,11 @@ class Labels:
   ) -> batches.Features:
     """Returns a batch of [E] packed rows: a source with all labels of its task.
 
-    They are as those of `packing.pack_choices`, but for one example in each row, so that
-    every batch has one shape. Label c of a task is choice c + 1 (`model.score_choices`).
+    Label c of a task is choice c + 1 (`model.score_choices`).
 
     Args:
-      sources: padded with 0.
+      sources: padded.
       tasks: of each source, the index.
       length: P, of the prompt that all sources stand behind.
     """
-    # 1. Labels one after the other in a target row, each a segment of its own.
-    words = self.tokens[tasks]
-    shape = words.shape[1:]
-    inputs = np.pad(words, ((0, 0), (0, 0), (1, 0)))[..., :-1]
-    segments = np.broadcast_to(np.arange(1, shape[0] + 1)[:, None], shape)
-    counted = ~batches.is_padding(words)
-    # 2. Sources behind the prompt, all in segment 1.
-    tokens = np.pad(sources, ((0, 0), (length, 0)))
-    column = np.arange(tokens.shape[1])
-    of_prompt = np.where(column < length, column + 1, 0)
-    rows = {
-      "encoder_input_tokens": tokens,
-      "encoder_segment_ids": (of_prompt > 0) | ~batches.is_padding(tokens),
-      "encoder_positions": np.broadcast_to(
-        np.maximum(column - length, 0), tokens.shape
-      ),
-      "encoder_prompt_ids": np.zeros_like(tokens),
-      "prompt_positions": np.broadcast_to(of_prompt, tokens.shape),
-      "decoder_input_tokens": inputs.reshape(len(words), -1),
-      "decoder_target_tokens": words.reshape(len(words), -1),
-      "decoder_segment_ids": (counted * segments).reshape(len(words), -1),
-      "source_segment_ids": counted.reshape(len(words), -1),
-    }
-    return {name: np.asarray(values, np.int32) for name, values in rows.items()}
+    return packing.one_a_row(sources, self.tokens[tasks], length)
