@@ -204,10 +204,10 @@ class Bench:
 
   def _refuse_others(self) -> None:
     """Raises `UserError` if rows in the folder were measured elsewhere, or in a dry run."""
+    mine = "a dry run" if self.options.dry_run else f"'{self.device['kind']}'"
     for path in sorted((self.folder / "rows").glob("*.json")):
       found = json.loads(path.read_text())
       what = "a dry run" if found["dry_run"] else f"'{found['device']['kind']}'"
-      mine = "a dry run" if self.options.dry_run else f"'{self.device['kind']}'"
       if what != mine:
         raise UserError(
           f"'{self.folder}' holds rows of {what}, such as '{path.stem}', and this is {mine}: "

@@ -532,9 +532,17 @@ _LINES = (
 )
 
 
+def _lines_of(content: bytes) -> list[str]:
+  return content.decode(errors="surrogateescape").splitlines()
+
+
+def _text_of(lines: list[str]) -> bytes:
+  return ("\n".join(lines) + "\n").encode(errors="surrogateescape")
+
+
 def gin_file(content: bytes, rng: random.Random) -> bytes:
   """Returns a gin file with a line changed, or something put in or taken out."""
-  lines = content.decode(errors="surrogateescape").splitlines()
+  lines = _lines_of(content)
   at = rng.randrange(len(lines))
   kind = rng.randrange(12)
   bindings = [i for i, line in enumerate(lines) if " = " in line]
@@ -558,7 +566,7 @@ def gin_file(content: bytes, rng: random.Random) -> bytes:
     lines[at] = rng.choice(("  ", "\t", "#", "\\\n", "")) + lines[at]
   else:
     return text(content, rng)
-  return ("\n".join(lines) + "\n").encode(errors="surrogateescape")
+  return _text_of(lines)
 
 
 def misspelt(word: str, rng: random.Random) -> str:
@@ -610,7 +618,7 @@ _TOML = (
 
 def toml(content: bytes, rng: random.Random) -> bytes:
   """Returns a TOML file with a line changed, or something put in or taken out."""
-  lines = content.decode(errors="surrogateescape").splitlines()
+  lines = _lines_of(content)
   at, kind = rng.randrange(len(lines)), rng.randrange(9)
   key, _, value = lines[at].partition(" = ")
   if kind <= 3:
@@ -626,12 +634,12 @@ def toml(content: bytes, rng: random.Random) -> bytes:
     lines[at] = misspelt(lines[at], rng)
   else:
     return text(content, rng)
-  return ("\n".join(lines) + "\n").encode(errors="surrogateescape")
+  return _text_of(lines)
 
 
 def yaml_head(content: bytes, rng: random.Random) -> bytes:
   """Returns a README whose metadata has a line changed, put in or taken out."""
-  lines = content.decode(errors="surrogateescape").splitlines()
+  lines = _lines_of(content)
   at = rng.randrange(1, len(lines))
   kind = rng.randrange(6)
   value = rng.choice(
@@ -654,7 +662,7 @@ def yaml_head(content: bytes, rng: random.Random) -> bytes:
     lines[at] = misspelt(lines[at], rng)
   else:
     return text(content, rng)
-  return ("\n".join(lines) + "\n").encode(errors="surrogateescape")
+  return _text_of(lines)
 
 
 # --- files

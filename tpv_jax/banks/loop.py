@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import signal
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from tpv_jax.data.batches import Features
 from tpv_jax.devices import processes
 from tpv_jax.training.checkpoints import Best
 from tpv_jax.training.loop import Run, chunks
-from tpv_jax.training.signals import Stopped
+from tpv_jax.training.signals import Stopped, told
 from tpv_jax.training.steps import Leaves, TrainState, compilations
 
 LEFT_AT = "left_bank_at"
@@ -208,11 +207,7 @@ class BankRun:
         if number and stop < total:
           for index in self.active:
             self._finish("stopped", index, whole)
-          raise Stopped(
-            number,
-            f"stopped by {signal.Signals(number).name} after step {stop}; the same "
-            "command continues",
-          )
+          raise Stopped(number, told(number, f"after step {stop}"))
     return state
 
   def _advance(

@@ -37,6 +37,7 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> None:
   """Prints the tables, or JSON, and draws the picture."""
   from tpv_jax.studies import paired
+  from tpv_jax.studies.report.tables import METRICS
 
   arguments.refuse_picture(options)
   names = [printable(name) for name in short_names(options.studies)]
@@ -47,6 +48,6 @@ def run(options: argparse.Namespace) -> None:
     print(to_json(results))
     return
   print("\n".join(paired.heading(results)))
-  for metric, title in paired.TITLES.items():
+  for metric, title in METRICS.items():
     header, rows = paired.table(results, metric)
     print(f"\n{title}, %\n{aligned([header, *rows], left=2)}")

@@ -103,7 +103,7 @@ class DataMerges:
         self.evaluator.batch_size,
         self.memory,
       )
-      merged, outcome = merge_by_data.computed(rule, merging, subject, notes)
+      merged, outcome, _ = merge_by_data.computed(rule, merging, subject, notes)
       cost["evaluations"] += outcome.evaluations
       rows = outcome.gradient_rows
       if merging.finds_length:

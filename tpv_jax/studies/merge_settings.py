@@ -75,6 +75,17 @@ def options_of(
   ]
 
 
+def check_budget(
+  rule: str, budget: int, given: Mapping[str, Any] | None = None
+) -> None:
+  """Raises `UserError` if a rule has more `options_of` to try than the budget."""
+  if (count := len(options_of(rule, given))) > budget:
+    raise UserError(
+      f"BUDGET is {budget}, and the merge rule '{rule}' has {count} combinations of options "
+      f"to try. Set BUDGET to at least {count}."
+    )
+
+
 def evaluations(rule: str, budget: int) -> int:
   """Returns how many settings a rule that reads no data tries, at most."""
   if is_of_prompts(rule):
@@ -92,13 +103,9 @@ def candidates(rule: str, vectors: Sequence[Loaded], budget: int) -> list[Candid
   Raises:
     UserError: the rule does not take these vectors, or the budget is too small for it.
   """
+  check_budget(rule, budget)
   combinations = options_of(rule)
   count = budget // len(combinations)
-  if not count:
-    raise UserError(
-      f"The merge rule '{rule}' has {len(combinations)} combinations of options to try, and "
-      f"BUDGET is {budget}. Set BUDGET to at least {len(combinations)}."
-    )
   found = []
   for options in combinations:
     merged = merge(vectors, rule, options=options)

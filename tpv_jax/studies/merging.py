@@ -200,12 +200,7 @@ class Merging:
           "leave its options out."
         )
     for rule in self.rules:
-      given = self.data_options.get(rule)
-      if (count := len(merge_settings.options_of(rule, given))) > self.budget:
-        raise UserError(
-          f"BUDGET is {self.budget}, and the merge rule '{rule}' has {count} combinations "
-          f"of options to try. Set BUDGET to at least {count}."
-        )
+      merge_settings.check_budget(rule, self.budget, self.data_options.get(rule))
 
   def results(self, session: base.Session) -> dict[str, Any]:
     """Tunes the prompts, merges their vectors, and returns all numbers."""
@@ -257,11 +252,16 @@ class Merging:
     """The rules that read data."""
     return [rule for rule in self.rules if rule in registry.BY_DATA]
 
+  @property
+  def _free(self) -> list[str]:
+    """The rules that read no data."""
+    return [rule for rule in self.rules if rule not in registry.BY_DATA]
+
   def _measure(
     self, session: base.Session, made: Measurements, data: DataMerges
   ) -> tuple[dict[str, dict[str, str]], merge_summary.Found]:
     """Returns the hits of own prompts, and of each set, by start, what was measured."""
-    compared = _Compared(made, self.rules, self.budget, self._joint(session))
+    compared = _Compared(made, self._free, self.budget, self._joint(session))
 
     def measured(more: Mapping[str, Any], name: str) -> Measured:
       defaults = defaults_of(compare_rules, type(self.model))
@@ -300,11 +300,7 @@ class Merging:
     evaluations = {
       **dict.fromkeys(BASELINES, 0),
       "best_single": len(names),
-      **{
-        rule: merge_settings.evaluations(rule, self.budget)
-        for rule in self.rules
-        if rule not in registry.BY_DATA
-      },
+      **{rule: merge_settings.evaluations(rule, self.budget) for rule in self._free},
     }
     rows = {"joint": self.tuning.total_steps * self.batch_size}
     return {
@@ -357,7 +353,7 @@ class _Compared:
   """The measurements: of single prompts, and of a set of tasks on an initial prompt."""
 
   made: Measurements
-  rules: Sequence[str]
+  rules: Sequence[str]  # Those that read no data.
   budget: int
   joint: Mapping[tuple[tuple[str, ...], int], Prompt]
 
@@ -370,16 +366,11 @@ class _Compared:
     return {
       **self.made.subject(),
       "joint": joint,
-      "rules": self._free,
+      "rules": list(self.rules),
       "budget": self.budget,
       "options": {name: list(some) for name, some in merge_settings.OPTIONS.items()},
       "longest": merge_settings.LONGEST,
     }
-
-  @property
-  def _free(self) -> list[str]:
-    """The rules that read no data."""
-    return [rule for rule in self.rules if rule not in registry.BY_DATA]
 
   def own(self) -> dict[str, dict[str, str]]:
     """Returns the hits of each task's own prompts, by task and initial prompt."""
@@ -404,7 +395,7 @@ class _Compared:
     if self.joint:
       tried["joint"] = [({}, self.joint[names, seed])]
     left_out = {}
-    for rule in self._free:
+    for rule in self.rules:
       try:
         tried[rule] = self._tried(rule, names, seed)
       except UserError as error:

@@ -18,10 +18,9 @@ from tpv_jax.core import files
 from tpv_jax.core.errors import UserError
 from tpv_jax.core.figures import Sheet
 from tpv_jax.studies import hits, measured
-from tpv_jax.studies.base import METRICS
 from tpv_jax.studies.report import charts
 from tpv_jax.studies.report.charts import Score
-from tpv_jax.studies.report.tables import Rows, interval, mean_and_deviation
+from tpv_jax.studies.report.tables import METRICS, Rows, interval, mean_and_deviation
 
 MOST_BYTES = 1 << 28
 """The largest measured.json that is read: ten tasks and five starts take a few MB."""
@@ -34,9 +33,6 @@ KINDS = {
   "sum": "sum",
 }
 """What is compared, with its name in the tables."""
-
-TITLES = dict(zip(METRICS, ("exact match", "accuracy among labels"), strict=True))
-"""The titles of the tables, by metric."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +106,7 @@ def read(path: files.PathLike) -> Finished:
 
 
 def _bits(found: Mapping[str, Mapping[str, str]], task: str, seed: int) -> str:
-  return found[hits.name_of(("own", task, seed, None))][METRICS[0]]
+  return found[hits.name_of(("own", task, seed, None))]["exact_match"]
 
 
 def _checked(bits: str) -> str:
@@ -130,7 +126,7 @@ def compare(paths: Sequence[files.PathLike], names: Sequence[str]) -> dict[str, 
 
   Returns:
     'studies': name -> `Finished.describe`; 'tasks', 'initial_seeds', 'test_examples': what
-    is compared; and for each metric of `base.METRICS` a list of lines with 'kind' (of
+    is compared; and for each metric of `METRICS` a list of lines with 'kind' (of
     `KINDS`), 'of' (a task, a sum 'a + b', or 'all'), 'scores' (name -> one for each
     initial prompt) and 'minus_first' (name -> mean, low, high). Lines of 'all' average over
     tasks, or over pairs and their tasks.
@@ -209,7 +205,7 @@ def _line(names: Sequence[str], rows: Rowed) -> dict[str, Any]:
   first, *others = rows
   return {
     "scores": {
-      name: hits.scores(np.mean([task.mean(axis=1, keepdims=True) for task in some], 0))
+      name: np.mean([hits.scores(task) for task in some], axis=0).tolist()
       for name, some in zip(names, rows, strict=True)
     },
     "minus_first": {
@@ -285,13 +281,10 @@ def table(results: Mapping[str, Any], metric: str) -> tuple[list[str], Rows]:
 def draw(results: Mapping[str, Any]) -> Sheet:
   """Returns bars of own prompts, on their own and on another initial prompt."""
   tasks = results["tasks"]
-  series = {
-    f"{name}, {KINDS[kind]}": [
-      Score.of(line["scores"][name])
-      for line in results[METRICS[0]]
-      if line["kind"] == kind and line["of"] in tasks
-    ]
-    for kind in ("own", "other_initial")[: len(results["initial_seeds"])]
-    for name in results["studies"]
-  }
-  return charts.bars(tasks, series, len(results["initial_seeds"]))
+  scores: dict[str, list[Score]] = {}
+  for kind, name in itertools.product(("own", "other_initial"), results["studies"]):
+    for line in results["exact_match"]:
+      if line["kind"] == kind and line["of"] in tasks:
+        series = scores.setdefault(f"{name}, {KINDS[kind]}", [])
+        series.append(Score.of(line["scores"][name]))
+  return charts.bars(tasks, scores, len(results["initial_seeds"]))

@@ -17,6 +17,7 @@ from tpv_jax.core.checks import Steps
 from tpv_jax.core.errors import Interrupted, UserError
 from tpv_jax.model import SoftPromptModel, divisor
 from tpv_jax.t5x import datasets, preemption, profiling, saving
+from tpv_jax.training.signals import told
 
 
 class Stopped(Interrupted, trainer.PreemptionError):
@@ -85,10 +86,8 @@ class Trainer(trainer.Trainer):
         self.train_state = state  # The previous state was donated.
         self.close()  # T5X does not close it, and buffered metrics would be lost.
         t5x.leaving.callback(jax.distributed.shutdown)
-        raise Stopped(
-          signal.SIGTERM,
-          f"stopped by SIGTERM after step {step}; the same command continues",
-        )
+        when = f"after step {step}"
+        raise Stopped(signal.SIGTERM, told(signal.SIGTERM, when))
       return state, metrics
 
     self._compiled_train_step = watched

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 import re
-import signal
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,7 +29,7 @@ from tpv_jax.training.checkpoints import Best, Checkpoints
 from tpv_jax.training.initial import Drawn, Initial
 from tpv_jax.training.optimizers import LearningRate
 from tpv_jax.training.prompt_files import PromptFiles, prompt_leaves
-from tpv_jax.training.signals import Stopped
+from tpv_jax.training.signals import Stopped, told
 from tpv_jax.training.task_data import TrainingData
 
 HIGHER_IS_BETTER = {"loss": False, "accuracy": True, "exact_match": True}
@@ -415,11 +414,7 @@ class Run:
           self.save(state, best)
         if number and stop < self.total_steps:
           self.finish("stopped", state, best)
-          raise Stopped(
-            number,
-            f"stopped by {signal.Signals(number).name} after step {stop}; the same "
-            "command continues",
-          )
+          raise Stopped(number, told(number, f"after step {stop}"))
     return state, best
 
   def record(

@@ -15,6 +15,12 @@ class Stopped(Interrupted):
   """A signal asked the run to stop; its state is saved."""
 
 
+def told(number: int, when: str) -> str:
+  """Returns what a run says that a signal stopped: `when` is 'after step 5'."""
+  name = signal.Signals(number).name
+  return f"stopped by {name} {when}; the same command continues"
+
+
 _more_follows = False
 """Whether other work comes after the one that signals are noted in (`more_follows`)."""
 
@@ -59,8 +65,4 @@ class stop_signals:  # noqa: N801 (used as a function)
     if kind is not None or not _more_follows:
       return
     if found := processes.agreed(self._received[0] if self._received else None):
-      raise Stopped(
-        found,
-        f"stopped by {signal.Signals(found).name} at the end of a run; the same command "
-        "continues",
-      )
+      raise Stopped(found, told(found, "at the end of a run"))

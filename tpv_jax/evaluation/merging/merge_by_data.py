@@ -118,14 +118,14 @@ def merge_by_data(
     model, loaded.params, vocabulary, lengths, batch_size, mesh, at_once, progress
   )
   subject = Subject(some, own[kept], start, tasks, evaluator, mesh, batch_size)
-  merged, found = computed(rule, merging, subject, left_out)
+  merged, found, read = computed(rule, merging, subject, left_out)
   content = {
     "rule": rule,
     "settings": merge.settings_of(merging),
     "vectors": [one.name for one in some],
     **found.report,
     "provenance": merged.provenance.to_json(),
-    "data": _digests(merging, subject, found),
+    "data": read,
     "backbone": loaded.stated(model.network),
     "work": evaluator.work.to_json(),
     "versions": versions(),
@@ -143,8 +143,10 @@ def merge_by_data(
 
 def computed(
   rule: str, merging: DataRule, subject: Subject, notes: Sequence[str] = ()
-) -> tuple[Loaded, Outcome]:
+) -> tuple[Loaded, Outcome, dict[str, str]]:
   """Returns the merged vector with its provenance, and what the rule made of the vectors.
+
+  The third result has the digest of the examples that were read, by task.
 
   Args:
     rule: the name.
@@ -153,13 +155,9 @@ def computed(
     notes: what is known of vectors that were left out, for the provenance.
   """
   found: Outcome = entry(merging.computed_by)(merging, subject)
-  read = _digests(merging, subject, found)
-  return _stated(rule, merging, subject, found, read, notes), found
-
-
-def _digests(merging: DataRule, subject: Subject, found: Outcome) -> dict[str, str]:
-  """Returns the digest of the examples that were read, by task."""
-  return {task.name: digest_of(merging, task) for task in found.tasks or subject.tasks}
+  tasks = found.tasks or subject.tasks
+  read = {task.name: digest_of(merging, task) for task in tasks}
+  return _stated(rule, merging, subject, found, read, notes), found, read
 
 
 def _loaded(

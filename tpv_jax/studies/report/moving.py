@@ -9,6 +9,7 @@ from tpv_jax.core.figures import Sheet
 from tpv_jax.core.tables import markdown_table
 from tpv_jax.studies.report import charts
 from tpv_jax.studies.report.tables import (
+  METRICS,
   Results,
   Table,
   percent,
@@ -23,8 +24,6 @@ KINDS = {
   "control": "control: another task's prompt",
 }
 """What is compared with a task's own prompt, with the names in pictures."""
-
-_METRICS = {"exact_match": "exact match", "label_accuracy": "accuracy among labels"}
 
 
 def markdown(results: Results) -> str:
@@ -148,7 +147,7 @@ def table(results: Results) -> Table:
 
 def _both(scores: Sequence[Mapping[str, float]]) -> str:
   """Returns the means of both metrics, in percent."""
-  return " / ".join(percent(float(np.mean([s[m] for s in scores]))) for m in _METRICS)
+  return " / ".join(percent(float(np.mean([s[m] for s in scores]))) for m in METRICS)
 
 
 def _lengths_table(results: Results) -> Table:
@@ -207,8 +206,8 @@ def csv_rows(
           },
         }
         for kind in ("untuned", "own", *KINDS):
-          row |= {f"{kind}_{m}": one[kind][place][m] for m in _METRICS}
-        row |= {f"averaged_{m}": one["averaged"][m] for m in _METRICS}
+          row |= {f"{kind}_{m}": one[kind][place][m] for m in METRICS}
+        row |= {f"averaged_{m}": one["averaged"][m] for m in METRICS}
         rows.append(row)
   return rows
 
@@ -235,7 +234,7 @@ def _draw(results: Results, metric: str) -> Sheet:
   return charts.against(
     panels,
     "norm(vector) / norm(start)",
-    f"{_METRICS[metric]}, % of the own prompt's\nmean and range, n = "
+    f"{METRICS[metric]}, % of the own prompt's\nmean and range, n = "
     f"{len(results['initial_seeds'])} initial prompts",
     MOVES_FROM,
   )

@@ -12,6 +12,9 @@ Rows = Sequence[Sequence[str]]
 Table = tuple[Sequence[str], Rows]
 """A header, and rows with as many cells."""
 
+METRICS = {"exact_match": "exact match", "label_accuracy": "accuracy among labels"}
+"""The names in reports of what studies measure (`base.METRICS`)."""
+
 EMBEDDED = "tpv_jax embedded"
 """The name of the embedded backbone in results."""
 
