@@ -371,6 +371,7 @@ def test_conflicts_print_a_table_give_json_and_draw(vectors, tpv, refused):
   assert first["same_sign"] == pytest.approx(np.mean(np.sign(v) == np.sign(w)))
   assert len(first["tokens"]["prompt"]) == len(v)
   assert "c.png" in refused("conflicts", *named, "--png", "c.png")
+  assert "must end with '.png'" in refused("conflicts", *named, "--png", "c.jpg")
   tpv("conflicts", *named, "--png", "c.png", "--overwrite")
 
 

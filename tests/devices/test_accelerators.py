@@ -12,6 +12,7 @@ from tpv_jax.devices import accelerators, processes
 from tpv_jax.settings import calling
 
 DRIVER = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {}  Release Build\n"
+GPUS = ["dev__nvidia0", "dev__nvidiactl", "usr__lib__wsl__lib__libcuda.so.1"]
 
 
 @pytest.fixture
@@ -39,7 +40,11 @@ def test_a_machine_without_an_accelerator_says_nothing(machine):
   assert accelerators.unused("cpu", root, {}) is None
 
 
-@pytest.mark.parametrize("device", ["dev__nvidia0", "dev__nvidiactl", "dev__dxg"])
+def test_a_gpu_of_another_vendor_under_windows_says_nothing(machine):
+  assert accelerators.found(machine(dev__dxg="")) is None
+
+
+@pytest.mark.parametrize("device", GPUS)
 def test_a_gpu_that_jax_cannot_use_comes_with_the_command_that_installs_it(
   machine, device
 ):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tpv_jax.core import files
-from tpv_jax.core.errors import ArgumentParser, printable
+from tpv_jax.core.errors import ArgumentParser, UserError, printable
 
 SOURCES = """\
 A PATH is a run folder of 'tpv train' (its best prompt; see --which), an Orbax
@@ -141,6 +141,11 @@ def add_picture(parser: Parser, what: str) -> None:
 def refuse_picture(options: argparse.Namespace) -> None:
   """Raises `UserError` if the picture cannot be written, before anything is read."""
   if options.png is not None:
+    if not options.png.lower().endswith(".png"):
+      raise UserError(
+        f"Cannot write '{printable(options.png)}': --png writes PNG, and its name must end "
+        "with '.png'."
+      )
     files.check_output(options.png, options.overwrite)
 
 

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 
 NVIDIA, TPU = "an NVIDIA GPU", "a TPU"
 
-_NVIDIA_DEVICES = ("dev/nvidia0", "dev/nvidiactl", "dev/dxg")
-"""On a machine of its own, in a container, under Windows."""
+_NVIDIA_FILES = ("dev/nvidia0", "dev/nvidiactl", "usr/lib/wsl/lib/libcuda.so.1")
+"""On a machine of its own, in a container, under Windows, where GPUs of all vendors share
+one device, but only NVIDIA's driver brings this library."""
 
 _GOOGLE = "0x1ae0"
 """The vendor of a TPU's PCI device, and of Google Cloud's network and disk devices."""
@@ -27,9 +28,9 @@ def found(root: pathlib.Path = pathlib.Path("/")) -> str | None:
   """Returns what the machine has, `NVIDIA` or `TPU`; None if it has neither.
 
   Args:
-    root: the folder that holds `dev`, `sys` and `proc`.
+    root: the folder that holds `dev`, `sys`, `proc` and `usr`.
   """
-  if any((root / name).exists() for name in _NVIDIA_DEVICES):
+  if any((root / name).exists() for name in _NVIDIA_FILES):
     return NVIDIA
   chips = [*root.glob("dev/accel[0-9]*"), *root.glob("dev/vfio/[0-9]*")]
   vendors = {
