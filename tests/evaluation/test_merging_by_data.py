@@ -255,17 +255,18 @@ def test_coefficients_are_those_of_adam_on_slow_gradients(
   request, tiny, two, kind, form, per_token
 ):
   initial, vectors = request.getfixturevalue(form)
+  first = 0.45
   rule = by_data.AdaMerging(
-    per_token, kind, steps=3, batch_size=4, learning_rate=0.05, seed=3
+    per_token, kind, 3, 0.05, first, batch_size=4, seed=3, examples=13
   )
   subject = subject_of(tiny, two, initial, vectors)
   outcome = learned.learned(rule, subject)
   assert subject.evaluator.work.compiled == 2  # The gradient and Adam, once each.
 
   names = list(initial.leaves)
-  own = {name: np.full((2, len(initial.leaves[name]), 1), 0.3) for name in names}
+  own = {name: np.full((2, len(initial.leaves[name]), 1), first) for name in names}
   if not per_token:
-    own = {name: np.full((2, 1, 1), 0.3) for name in names}
+    own = {name: np.full((2, 1, 1), first) for name in names}
   mean = {name: 0.0 for name in names}
   square = {name: 0.0 for name in names}
   values = []
@@ -277,7 +278,7 @@ def test_coefficients_are_those_of_adam_on_slow_gradients(
     }
     value, slope = 0.0, {name: 0.0 for name in names}
     for task in two:
-      examples = task.examples("train")
+      examples = task.examples("train")[:13]
       order = batches.order(len(examples), 3)[(step - 1) * 4 : step * 4]
       rows = [examples[i] for i in order]
       more, found = slow_objective(tiny, leaves, rows, task.labels, kind)
