@@ -134,10 +134,10 @@ def evaluator_of(tiny, at_once=32):
   )
 
 
-def subject_of(tiny, two, initial, vectors, batch_size=16):
+def subject_of(tiny, two, initial, vectors):
   evaluator, mesh = evaluator_of(tiny), partitioning.make_mesh()
   weights = np.ones(len(vectors))
-  return Subject(vectors, weights, initial, two, evaluator, mesh, batch_size)
+  return Subject(vectors, weights, initial, two, evaluator, mesh)
 
 
 def log_p(tiny, leaves, sources, labels):
@@ -193,8 +193,7 @@ def test_fisher_is_the_weighted_average_of_slow_gradients(
   merged = run(
     *(vectors, initial, "fisher"),
     weights=weights,
-    options={"examples": 3, "fisher_floor": floor},
-    batch_size=6,
+    options={"examples": 3, "fisher_floor": floor, "batch_size": 6},
     report=tmp_path / "report.json",
   )
   report = json.loads((tmp_path / "report.json").read_text())["fisher"]
@@ -211,8 +210,9 @@ def test_the_fisher_values_of_a_bank_are_those_of_each_vector_alone(tiny, two, p
   assert subject.evaluator.work.compiled == 1
   for place, vector in enumerate(vectors):
     # Other rows share its calls, and the number of label columns is another one.
-    one = subject_of(tiny, two, initial, [vector], batch_size=4)
-    (alone,) = fisher.diagonals(rule, one, [place])
+    one = subject_of(tiny, two, initial, [vector])
+    fewer = dataclasses.replace(rule, batch_size=4)
+    (alone,) = fisher.diagonals(fewer, one, [place])
     np.testing.assert_allclose(together[place]["prompt"], alone["prompt"], **CLOSE)
     assert alone["prompt"].max() > 1e-6
 

@@ -5,12 +5,14 @@ import pathlib
 import string
 import tomllib
 
+import jax
 import llm_stand_in
 import pytest
 import stand_ins
 
 from tpv_jax import cli
 from tpv_jax.data import task_files
+from tpv_jax.studies import study
 
 STUDIES = pathlib.Path(__file__).parents[2] / "gin_configs" / "studies"
 TASKS = sorted((STUDIES / "tasks").glob("*.toml"))
@@ -106,6 +108,18 @@ def test_the_comparison_of_merge_rules_begins(data, backbone, tmp_path, monkeypa
   monkeypatch.chdir(tmp_path)
   asked = call("merging_small", data, backbone, tmp_path / "out", verb="merging")
   assert stand_ins.begin(asked) == 0
+
+
+def test_a_device_without_enough_memory_ends_a_study_in_one_line(
+  data, backbone, tmp_path, monkeypatch, capsys
+):
+  def results(self, session):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory: 9 bytes.")
+
+  monkeypatch.setattr(study.Arithmetic, "results", results)
+  assert cli.main(call("smoke", data, backbone, tmp_path / "out")) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert "too little memory (Out of memory: 9 bytes). Shorten LENGTHS" in line
 
 
 def test_the_smoke_study_runs(data, backbone, tmp_path):

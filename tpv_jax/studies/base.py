@@ -177,7 +177,13 @@ def conduct(study: Study) -> dict[str, Any]:
   if _set_up is not None:
     _set_up.append(study)
     return {}
-  with open_output(settings.output_dir, study.work, study.part) as folder:
+  with (
+    open_output(settings.output_dir, study.work, study.part) as folder,
+    processes.one_clear_line_if_memory_is_short(
+      "Shorten LENGTHS, set DTYPE = 'bfloat16', or lower the batch_size of merge rules that "
+      "read data; what was tuned and measured is kept."
+    ),
+  ):
     backbone = loading.load_backbone(
       settings.backbone, settings.network, settings.vocabulary
     )

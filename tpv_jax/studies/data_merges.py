@@ -100,7 +100,6 @@ class DataMerges:
         tasks,
         self.evaluator,
         partitioning.make_mesh(),
-        self.evaluator.batch_size,
         self.memory,
       )
       merged, outcome, _ = merge_by_data.computed(rule, merging, subject, notes)

@@ -43,7 +43,6 @@ def searched(monkeypatch):
       tasks=[Task(name, None, "exact_match", lambda _: []) for name in scores],
       evaluator=object.__new__(Evaluator),
       mesh=partitioning.make_mesh(),
-      batch_size=1,
     )
     rule = CoefficientSearch(**options)
     outcome = search.searched(rule, subject)

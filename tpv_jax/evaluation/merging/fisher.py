@@ -134,7 +134,7 @@ def _diagonals(
   counts = [len(tokenized[place]) for place in places]
   prompt_ids = np.repeat(np.arange(len(places)), counts)
   task_ids = np.repeat(places, counts)
-  size = evaluator.to_grain(subject.batch_size // labels.most)
+  size = evaluator.to_grain(rule.batch_size // labels.most)
   whole = partitioning.replicated(subject.mesh)
   bank = {
     name: processes.put(np.stack([leaves[name] for leaves in prompts]), whole)

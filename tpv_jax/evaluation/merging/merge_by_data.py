@@ -117,7 +117,7 @@ def merge_by_data(
   evaluator = Evaluator(
     model, loaded.params, vocabulary, lengths, batch_size, mesh, at_once, progress
   )
-  subject = Subject(some, own[kept], start, tasks, evaluator, mesh, batch_size)
+  subject = Subject(some, own[kept], start, tasks, evaluator, mesh)
   merged, found, read = computed(rule, merging, subject, left_out)
   content = {
     "rule": rule,

@@ -30,7 +30,6 @@ class Subject:
     tasks: whose examples are read.
     evaluator: has the backbone on the devices.
     mesh: the devices.
-    batch_size: how many rows a call has, about.
     memory: what `once` has made; subjects of one evaluator may share it.
   """
 
@@ -40,7 +39,6 @@ class Subject:
   tasks: Sequence[Task]
   evaluator: Evaluator
   mesh: Mesh
-  batch_size: int
   memory: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
 
   def once(self, key: Hashable, make: Callable[[], T]) -> T:

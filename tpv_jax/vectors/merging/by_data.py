@@ -98,6 +98,8 @@ class Fisher(DataRule):
     fisher_floor: the least value of F_i.
     split: whose sources are read; its targets are not.
     examples: the first ones of each task that are used; None for all.
+    batch_size: rows of a call, each a source with one label. Their gradients take several
+      times the memory of scoring, hence fewer than in BATCH_SIZE.
   """
 
   source: ClassVar[str] = "arXiv 2111.09832, Fisher merging"
@@ -108,6 +110,7 @@ class Fisher(DataRule):
   fisher_floor: Positive = 1e-6
   split: Split = "train"
   examples: Size | None = 256
+  batch_size: Size = 16
 
 
 @dataclasses.dataclass(frozen=True)
