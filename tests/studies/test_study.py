@@ -356,7 +356,9 @@ def test_equal_exact_matches_choose_the_coefficient_that_tells_labels_apart(arit
   assert made.search(0) == [0.5] * 4
 
 
-def test_a_killed_study_keeps_what_it_has_measured_of_the_same_prompts(tmp_path):
+def test_a_killed_study_keeps_what_it_has_measured_of_the_same_prompts(
+  tmp_path, capsys
+):
   path, asked = tmp_path / "measured.json", []
 
   def measured(subject, overwrite=False):
@@ -382,8 +384,12 @@ def test_a_killed_study_keeps_what_it_has_measured_of_the_same_prompts(tmp_path)
     ]
   )
   assert len(asked) == 3
+  before = path.read_bytes()
   measured({"prompts": ("y",)})
   assert len(asked) == 5
+  assert path.with_name("measured-1.json").read_bytes() == before
+  assert "anew" in (told := capsys.readouterr().out)
+  assert "(prompts: ['x'] there, ['y'] now), which is now 'measured-1.json'" in told
   measured({"prompts": ("y",)}, overwrite=True)
   assert len(asked) == 7
   # What was measured before there were beams was measured with one.
@@ -393,6 +399,8 @@ def test_a_killed_study_keeps_what_it_has_measured_of_the_same_prompts(tmp_path)
     path.write_text(damage)
     measured({"prompts": ("y",)})
   assert len(asked) == 11
+  kept = [path.with_name(f"measured-{i}.json").read_text() for i in (2, 3)]
+  assert kept == ["{", "[]"]
 
 
 def test_other_prompts_tasks_or_coefficients_are_measured_again(arithmetic):

@@ -8,8 +8,9 @@ import pytest
 
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
-from tpv_jax.vectors import algebra
+from tpv_jax.vectors import algebra, provenance
 from tpv_jax.vectors.loaded import Loaded
+from tpv_jax.vectors.merging import merge
 from tpv_jax.vectors.provenance import Provenance, Term
 
 
@@ -325,6 +326,21 @@ def test_the_notes_of_a_sum_say_of_which_task_they_are(sst2, rte):
   twice = algebra.sum_vectors([result, first])
   assert set(twice.provenance.notes) == set(result.provenance.notes)
   assert algebra.sum_vectors([first]).provenance.notes == first.provenance.notes
+
+
+def test_a_note_on_a_whole_merge_says_of_what_it_is_in_a_sum(sst2, rte):
+  zeros = merge.merge([sst2, rte], "ties", coefficient=0.0)
+  balanced = merge.merge([sst2, rte], "norm_balanced")
+  (note,) = balanced.provenance.notes
+  assert note == "merged by norm_balanced"
+  whole = provenance.describe_terms(balanced.provenance.terms)
+  assert {*algebra.sum_vectors([zeros, balanced, sst2]).provenance.notes} == {
+    "a vector of zeros: the merged vector is all zeros",
+    f"{whole}: merged by norm_balanced",
+  }
+  twice = algebra.sum_vectors([balanced, balanced]).provenance.notes
+  assert twice == (f"{whole}: merged by norm_balanced",)
+  assert algebra.negate(balanced).provenance.notes == (note,)
 
 
 def test_an_unknown_origin_cannot_be_added_without_the_users_word(sst2, rte):

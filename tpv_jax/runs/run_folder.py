@@ -370,8 +370,8 @@ def open_output(path: files.PathLike, work: str, part: str) -> Iterator[pathlib.
     part: a subfolder by which the folder is recognised.
 
   Raises:
-    UserError: the folder holds something else, or lies in an object store, or another
-      process uses it.
+    UserError: the folder holds something else, or results of other work, or lies in an
+      object store, or another process uses it.
   """
   if files.is_remote(path):
     raise UserError(
@@ -389,12 +389,28 @@ def open_output(path: files.PathLike, work: str, part: str) -> Iterator[pathlib.
           f"'{folder}' is not empty and holds no {work} of tpv_jax, so nothing was "
           "written there. Choose another OUTPUT_DIR."
         )
+      if (other := _work_of(folder)) not in (None, work):
+        raise UserError(
+          f"'{folder}' holds the results of another work, '{other}', which the {work} would "
+          "replace. Choose another OUTPUT_DIR; its runs serve there if they are copied, "
+          f"with '{part}'."
+        )
       (folder / part).mkdir(exist_ok=True)
       for place in (folder, folder / part):
         files.remove_leftovers(place)
 
     _on_writer(enter)
     yield folder
+
+
+def _work_of(folder: pathlib.Path) -> str | None:
+  """Returns which work the results in a folder are of; None if there are none that say so."""
+  path = folder / "results.json"
+  try:
+    results = files.parse_json(files.read_bytes(path)) if path.exists() else None
+  except ValueError:
+    return None
+  return results.get("work") if isinstance(results, dict) else None
 
 
 def write_results(

@@ -108,12 +108,12 @@ def difference(
   return None
 
 
-def same(
+def changed(
   there: Mapping[str, Any], here: Mapping[str, Any], defaults: Mapping[str, Any]
-) -> bool:
-  """Returns whether saved values equal today's, compared as settings are."""
+) -> str | None:
+  """Returns where saved values first differ from today's, compared as settings are."""
   saved = {"settings_version": VERSION, "settings": there}
-  return difference(saved, Settings(here, defaults)) is None
+  return difference(saved, Settings(here, defaults))
 
 
 def fields(instance: Any) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def conduct(study: Study) -> dict[str, Any]:
       settings.backbone, settings.network, settings.vocabulary
     )
     session = Session(settings, folder, backbone, started)
-    results = study.results(session)
+    results = {"work": study.work, **study.results(session)}
 
     def report(folder: pathlib.Path, results: Mapping[str, Any]) -> None:
       write(folder, results, study.report)

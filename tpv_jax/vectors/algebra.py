@@ -29,12 +29,14 @@ from tpv_jax.prompts import registry
 from tpv_jax.vectors import arithmetic, compatibility
 from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.provenance import (
+  MERGED_BY,
   SPACES,
   Provenance,
   Term,
   describe_terms,
   merge_terms,
   scale_terms,
+  tasks_of,
 )
 
 
@@ -444,14 +446,21 @@ def _agreed(values: Sequence[Any]) -> Any:
 
 
 def _notes_by_task(known: Sequence[Provenance]) -> list[list[str]]:
-  """Returns the notes of each vector; one that not all have is prefixed with the task."""
+  """Returns the notes of each vector; one that not all have says of which vector it is."""
   shared = set.intersection(*(set(one.notes) for one in known))
+  if len(known) > 1:  # How a vector was merged is never true of a sum.
+    shared = {note for note in shared if not note.startswith(MERGED_BY)}
 
   def named(one: Provenance) -> Iterator[str]:
-    # The notes of a sum are prefixed already.
-    task = one.terms[0].task if len(one.terms) == 1 else None
+    terms, parts = one.terms, tuple(f"{task}: " for task in tasks_of(one.terms))
+    if len(terms) == 1 and terms[0].task is not None:
+      owner, parts = terms[0].task, ()
+    else:
+      owner = describe_terms(terms) if terms else "a vector of zeros"
     for note in one.notes:
-      yield note if note in shared or task is None else f"{task}: {note}"
+      # What is said of a part of a sum says so already.
+      plain = note in shared or note.startswith(parts)
+      yield note if plain else f"{owner}: {note}"
 
   return [list(named(one)) for one in known]
 

@@ -422,6 +422,10 @@ def of_leaves(names: Iterable[str]) -> Provenance:
   )
 
 
+MERGED_BY = "merged by"
+"""How the note begins that states the rule of a linear merge."""
+
+
 def tasks_of(terms: Iterable[Term]) -> tuple[str, ...]:
   """Returns the names of the tasks in the terms, those of merges included, each once."""
   found: dict[str, None] = {}

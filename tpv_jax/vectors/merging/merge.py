@@ -18,7 +18,14 @@ from tpv_jax.vectors.merging.protocol import (
   PromptRule,
   Rule,
 )
-from tpv_jax.vectors.provenance import Merge, Part, Provenance, Term, scale_terms
+from tpv_jax.vectors.provenance import (
+  MERGED_BY,
+  Merge,
+  Part,
+  Provenance,
+  Term,
+  scale_terms,
+)
 
 ALL_ZERO = "the merged vector is all zeros"
 """The note of a merge that left nothing."""
@@ -209,7 +216,7 @@ def term(
 def note(rule: str, settings: Mapping[str, Any]) -> str:
   """Returns what the provenance of a linear merge says of its rule."""
   stated = [f"{name} {_text(value)}" for name, value in settings.items()]
-  return "merged by " + ", ".join([rule, *stated])
+  return f"{MERGED_BY} {', '.join([rule, *stated])}"
 
 
 def rank_notes(leaves: Mapping[str, np.ndarray], parts: Sequence[Loaded]) -> list[str]:
