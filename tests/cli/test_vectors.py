@@ -186,6 +186,8 @@ def test_prompts_are_joined_and_stay_prompts(vectors, tpv, refused):
   )
   assert (leaves["prompt"] == np.concatenate([one, other])).all()
   assert known.kind == "prompt"
+  joined = ("merge", "runs/sst2", "runs/rte", "--rule", "concat", "-o", "q.safetensors")
+  assert "Leave out --allow-mixed-origin" in refused(*joined, "--allow-mixed-origin")
   assert "is a prompt" in refused("negate", "p.safetensors", "-o", "n.safetensors")
   printed = refused(
     "merge", "sst2.safetensors", "--rule", "concat", "-o", "n.safetensors"
@@ -391,10 +393,13 @@ def test_group_puts_vectors_into_groups_and_draws_their_tree(vectors, tpv, refus
   assert "4 groups of 3 vectors" in refused("group", "runs", "-k", "4")
 
 
-def test_group_leaves_out_what_is_unlike_the_first(vectors, make_run, tpv):
+def test_group_leaves_out_what_is_unlike_the_first(vectors, make_run, tpv, refused):
   make_run("runs/z_ept", method="ept")
   lines = tpv("group", "runs", "-k", "2").splitlines()
   assert lines[-1].startswith("left out: runs/z_ept: it has other shapes (delta ")
+  told = refused("group", "runs/sst2", "runs/z_ept", "-k", "2")
+  assert "only 1 of those given can be compared" in told
+  assert "left out: runs/z_ept: it has other shapes (delta " in told
 
 
 @pytest.mark.parametrize(

@@ -564,7 +564,7 @@ def test_what_does_not_fit_is_refused_in_one_line(tiny, two, plain, run, tmp_pat
     (
       *("coefficient_search", vectors, initial),
       {"given_tasks": [free], "options": {"metric": "label_accuracy"}},
-      "no labels",
+      "no labels.*set OPTIONS = {'metric': 'own'}",
     ),
   ):
     with pytest.raises(UserError, match=message) as caught:

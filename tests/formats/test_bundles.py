@@ -42,7 +42,7 @@ def runs(make_run):
 @pytest.fixture
 def bundle(tmp_path, runs):
   path = tmp_path / "bundle.safetensors"
-  bundles.write(path, map(bundles.of_run, runs))
+  assert bundles.write(path, map(bundles.of_run, runs)) == path.stat().st_size
   return path
 
 

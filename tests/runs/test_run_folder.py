@@ -54,6 +54,20 @@ def test_two_studies_in_one_folder_are_refused(tmp_path):
   assert os.listdir(folder) == ["vectors"]
 
 
+def test_a_study_in_the_folder_of_another_kind_of_study_is_refused(tmp_path):
+  folder = tmp_path / "out"
+  with run_folder.open_output(folder, "study", "vectors"):
+    (folder / "results.json").write_text('{"work": "study"}')
+  with run_folder.open_output(folder, "study", "vectors"):
+    pass
+  other = run_folder.open_output(folder, "comparison of merge rules", "vectors")
+  with (
+    pytest.raises(UserError, match="holds the results of another work, 'study'"),
+    other,
+  ):
+    pass
+
+
 def test_two_evaluations_of_one_output_are_refused(tmp_path):
   output = str(tmp_path / "results.json")
 

@@ -217,6 +217,16 @@ def test_a_users_own_tasks_are_taken_and_what_names_others_is_named(tmp_path, ca
   assert not (tmp_path / "out").exists()
 
 
+def test_a_task_is_tuned_on_once(tmp_path, capsys):
+  flags = [
+    "--gin_file=gin_configs/runs/ablation.gin",
+    "--gin.TUNING_TASKS=['topic', 'topic']",
+    f"--gin.OUTPUT_DIR='{tmp_path}/out'",
+  ]
+  assert cli.main(["ablation", *flags]) == 2
+  assert "Two TUNING_TASKS are 'topic'" in capsys.readouterr().err
+
+
 def test_the_command_refuses_a_folder_of_something_else(tmp_path, capsys):
   (tmp_path / "mine.txt").write_text("mine")
   flags = ["--gin_file=gin_configs/runs/ablation.gin", f"--gin.OUTPUT_DIR='{tmp_path}'"]

@@ -59,3 +59,14 @@ def test_nothing_is_said_of_the_embedded_suite_where_the_tasks_are_the_users(nam
   said = report.markdown(results)
   assert "synthetic" not in said
   assert "the suite's own" not in said
+
+
+def test_a_comparison_of_merge_rules_says_what_the_suite_is_of_the_suite_only():
+  report = registry.study("merging").report
+  folder = ROOT / "docs/results/merging_embedded"
+  results = json.loads((folder / "results.json").read_text())
+  said = report.markdown(results)
+  assert said == (folder / "report.md").read_text()
+  assert "unrelated by construction" in said
+  mine = {**results, "tasks": ["mine", *results["tasks"][1:]]}
+  assert "unrelated by construction" not in report.markdown(mine)

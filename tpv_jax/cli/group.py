@@ -11,7 +11,7 @@ from tpv_jax.cli import arguments
 from tpv_jax.cli.arguments import Parser
 from tpv_jax.cli.names import short_names
 from tpv_jax.core import files
-from tpv_jax.core.errors import printable, to_json
+from tpv_jax.core.errors import UserError, printable, to_json
 from tpv_jax.core.tables import aligned
 from tpv_jax.formats import collected
 from tpv_jax.vectors import compatibility, grouping
@@ -51,6 +51,12 @@ def run(options: argparse.Namespace) -> None:
       vectors.append(one)
     else:
       left_out.append((one.name, f"{reason}; compared with '{found.vectors[0].name}'"))
+  if len(vectors) < 2 and left_out:
+    name, why = map(printable, left_out[0])
+    raise UserError(
+      f"Groups are of several vectors, and only {len(vectors)} of those given can be "
+      f"compared; left out: {name}: {why}. Give at least two of one kind."
+    )
   names = [printable(name) for name in short_names([one.name for one in vectors])]
   groups = grouping.group(vectors, names, options.k)
   if options.png is not None:

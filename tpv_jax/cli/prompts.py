@@ -6,7 +6,6 @@ smollm2'), of the study in docs/results.md; --file names another one.
 
 import argparse
 import json
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -249,9 +248,8 @@ def _pack(options: argparse.Namespace) -> None:
   described = [task_files.read(path) for path in options.task_files]
   licences = {one.task.name: one.licence for one in described}
   runs = releasing.of_study(options.study, licences)
-  bundles.write(options.output, runs, options.overwrite)
+  size = bundles.write(options.output, runs, options.overwrite)
   unmeasured = [run.name for run in runs if run.measured is None]
-  size = pathlib.Path(options.output).stat().st_size
   print(
     f"Wrote {len(runs)} runs to '{printable(options.output)}', {size / 1e6:.2f} MB."
   )

@@ -31,21 +31,21 @@ def check(tasks: Sequence[Task], coefficient: Any, vector: Any, metric: str) -> 
       "SEARCH chooses the coefficient of a vector, and no vector was given: give "
       "--gin.VECTOR and --gin.INITIAL as well."
     )
-  check_metric(tasks, metric)
+  check_metric(tasks, metric, "SEARCH_METRIC = 'own'")
 
 
-def check_metric(tasks: Sequence[Task], metric: str) -> None:
-  """Raises `UserError` if a task lacks the metric of a search."""
+def check_metric(tasks: Sequence[Task], metric: str, own: str) -> None:
+  """Raises `UserError` if a task lacks the metric of a search; `own` sets its own one."""
   for task in tasks:
     if metric == "label_accuracy" and task.labels is None:
       raise UserError(
         f"The task '{task.name}' has no labels to choose from. Give it labels, or set "
-        "SEARCH_METRIC = 'own'."
+        f"{own}."
       )
     if metric == "exact_match" and task.labels is None and task.metric != metric:
       raise UserError(
         f"Exact match with the target says little of the free texts of '{task.name}', "
-        f"whose metric is {task.metric}. Set SEARCH_METRIC = 'own', which decodes them."
+        f"whose metric is {task.metric}. Set {own}, which decodes them."
       )
 
 

@@ -146,8 +146,8 @@ def of_run(
 
 def write(
   path: files.PathLike, runs: Iterable[Bundled], overwrite: bool = False
-) -> None:
-  """Writes a bundle, atomically.
+) -> int:
+  """Writes a bundle, atomically; returns its size in bytes.
 
   Raises:
     UserError: as `store.write`; there are no runs, or a name is no name of a folder.
@@ -188,6 +188,7 @@ def write(
   }
   content = store.sealed(arrays, metadata, safetensors.MAX_HEADER_BYTES)
   files.write_bytes(path, content, overwrite)
+  return len(content)
 
 
 def read(path: files.PathLike = RELEASED) -> dict[str, Bundled]:

@@ -341,6 +341,7 @@ def _check_rates(
   names = [task.name for task in tasks]
   if isinstance(tuning_tasks, str) or not tuning_tasks:
     raise UserError("TUNING_TASKS must be a list of at least one of the tasks' names.")
+  base.refuse_repeated("TUNING_TASKS", tuning_tasks)
   for name in tuning_tasks:
     if name not in names:
       raise UserError(

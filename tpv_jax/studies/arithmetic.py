@@ -6,6 +6,7 @@ of vectors; negation; similarity (docs/methods.md, (8.4) to (8.9), after arXiv
 """
 
 import dataclasses
+import functools
 import itertools
 import pathlib
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Any
 from tpv_jax.data.tasks import Task
 from tpv_jax.evaluation.evaluator import Evaluator, Prompt
 from tpv_jax.studies import hits, tuned
-from tpv_jax.studies.base import METRICS, Hits, Split, best_coefficient, mean_hits
+from tpv_jax.studies.base import METRICS, Hits, Split, best_coefficients
 from tpv_jax.vectors import algebra
 
 
@@ -77,29 +78,14 @@ class Measurements:
     return {"scores": scores, "hits": hits.to_json(answered)}
 
   def search(self, seed: int) -> list[float]:
-    """Returns the coefficient of each combination's sum on an initial prompt.
-
-    All vectors of a sum share one coefficient: the one with the best mean exact match
-    over the summed tasks on validation; of equal ones that with the best accuracy among
-    labels, then the smallest.
-    """
-    asked: dict[Any, tuple[Prompt, str]] = {}
-    for names in self.combinations:
-      total = self.prompts.sum_of(names, seed)
-      for coefficient in self.coefficients:
-        applied = self.prompts.applied(total, seed, coefficient)
-        for name in names:
-          asked[names, coefficient, name] = applied, name
-    found = self.validation.hits(asked)
-    chosen = []
-    for names in self.combinations:
-      means = {
-        coefficient: mean_hits(found, [(names, coefficient, name) for name in names])
-        for coefficient in self.coefficients
-      }
-      what = f"{' + '.join(names)} on initial prompt {seed}"
-      chosen.append(best_coefficient(means, what))
-    return chosen
+    """Returns the coefficient of each combination's sum on an initial prompt."""
+    sums = {
+      (names, seed): functools.partial(
+        self.prompts.applied, self.prompts.sum_of(names, seed), seed
+      )
+      for names in self.combinations
+    }
+    return best_coefficients(self.validation, sums, self.coefficients)
 
   def sums(self, chosen: Sequence[Sequence[float]]) -> dict[str, dict[str, str]]:
     """Returns the hits of the sums, and those after negating a task's vector in them.

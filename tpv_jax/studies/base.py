@@ -389,11 +389,43 @@ def mean_hits(found: Mapping[Key, Hits], keys: Iterable[Key]) -> tuple[float, ..
   )
 
 
-def best_coefficient(means: Mapping[float, tuple[float, ...]], what: str) -> float:
-  """Returns the coefficient with the best means, as `mean_hits` gives them.
+def best_coefficients(
+  validation: Split,
+  sums: Mapping[tuple[tuple[str, ...], int], Callable[[float], Prompt]],
+  coefficients: Sequence[float],
+) -> list[float]:
+  """Returns a coefficient for each sum: all vectors of a sum share one.
 
-  The smallest one wins a tie. `what` is said to have it where all are equal.
+  It is the one with the best mean exact match over the summed tasks on validation; of equal
+  ones that with the best accuracy among labels, then the smallest. Where all are equal, a
+  line says so.
+
+  Args:
+    validation: has the tasks.
+    sums: (the names of the tasks, the seed of the initial prompt) -> what gives the folded
+      prompt of a coefficient.
+    coefficients: what is tried.
   """
+  asked: dict[Any, tuple[Prompt, str]] = {}
+  for (names, seed), applied in sums.items():
+    for one in coefficients:
+      prompt = applied(one)
+      asked |= {(names, seed, one, name): (prompt, name) for name in names}
+  found = validation.hits(asked)
+  return [
+    _best(
+      {
+        one: mean_hits(found, [(names, seed, one, name) for name in names])
+        for one in coefficients
+      },
+      f"{' + '.join(names)} on initial prompt {seed}",
+    )
+    for names, seed in sums
+  ]
+
+
+def _best(means: Mapping[float, tuple[float, ...]], what: str) -> float:
+  """Returns the coefficient with the best means, as `mean_hits` gives them."""
   best = max(means, key=lambda one: (*means[one], -one))
   if len({*means.values()}) == 1:
     candidates.say_equal_scores(

@@ -8,12 +8,10 @@ import numpy as np
 from jaxtyping import Float
 
 from tpv_jax.studies import base, hits
+from tpv_jax.studies.report.merging import WORK
 
 SUM = "task_arithmetic"
 """The rule that all are compared with."""
-
-WORK = ("evaluations", "gradient_rows")
-"""What is counted of choosing settings and of merging, see `DataMerges.tried`."""
 
 Rows = Mapping[tuple[tuple[str, ...], str, str], Float[np.ndarray, "S R"]]
 """(set, method, task) -> the hits of each start on each test row."""

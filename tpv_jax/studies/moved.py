@@ -1,9 +1,10 @@
 """Measurements of whether the vectors of a variant move to other starts, and add."""
 
 import dataclasses
+import functools
 import itertools
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,28 +128,13 @@ class Vectors:
   def _search(
     self, validation: base.Split, coefficients: Sequence[float]
   ) -> list[list[float]]:
-    """Returns the coefficient of each pair's sum on each initial prompt.
-
-    It is the one with the best mean exact match of the two tasks on validation, then
-    accuracy among their labels.
-    """
-    asked: dict[Any, tuple[Prompt, str]] = {}
-    for pair, seed in itertools.product(self._pairs, self.seeds):
-      for coefficient, name in itertools.product(coefficients, pair):
-        asked[pair, seed, coefficient, name] = self._sum(pair, seed, coefficient), name
-    found = validation.hits(asked)
-    chosen = []
-    for pair in self._pairs:
-      row = []
-      for seed in self.seeds:
-        means = {
-          one: base.mean_hits(found, [(pair, seed, one, name) for name in pair])
-          for one in coefficients
-        }
-        what = f"{' + '.join(pair)} on initial prompt {seed}"
-        row.append(base.best_coefficient(means, what))
-      chosen.append(row)
-    return chosen
+    """Returns the coefficient of each pair's sum on each initial prompt."""
+    sums: dict[tuple[tuple[str, ...], int], Callable[[float], Prompt]] = {
+      (pair, seed): functools.partial(self._sum, pair, seed)
+      for pair, seed in itertools.product(self._pairs, self.seeds)
+    }
+    chosen = iter(base.best_coefficients(validation, sums, coefficients))
+    return [[next(chosen) for _ in self.seeds] for _ in self._pairs]
 
   def _sums(
     self, test: base.Split, chosen: Sequence[Sequence[float]]

@@ -1,6 +1,6 @@
 """A study of what makes a vector move to another start, and add to another task's vector.
 
-The axis is norm(vector) / norm(start) (docs/methods.md, (4.16)). Around base settings one
+The axis is norm(vector) / norm(start) (docs/methods.md, (4.26)). Around base settings one
 thing at a time is varied: the start, the learning rate, the steps, the prompt's length. Of
 each variant the same is measured: a task's own prompt, its vector on other starts, sums of
 two tasks, cosines and norms, and a control. The question and the variants are ours.

@@ -15,7 +15,7 @@ from tpv_jax.data.labels import check_task
 from tpv_jax.data.tasks import Task
 from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.devices import partitioning, processes
-from tpv_jax.evaluation import candidates, evaluation
+from tpv_jax.evaluation import candidates, evaluation, searching
 from tpv_jax.evaluation.evaluator import AT_ONCE, Evaluator
 from tpv_jax.evaluation.merging.subject import Outcome, Subject, digest_of
 from tpv_jax.model import SoftPromptModel
@@ -23,7 +23,7 @@ from tpv_jax.runs.run_folder import alone_at_output, versions
 from tpv_jax.vectors import algebra, arithmetic, description, store
 from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.merging import merge, registry
-from tpv_jax.vectors.merging.by_data import DataRule
+from tpv_jax.vectors.merging.by_data import CoefficientSearch, DataRule
 
 SEARCH = "coefficient_search"
 """The rule that only scores prompts, and so takes vectors of parameters too."""
@@ -193,7 +193,9 @@ def _check_vectors(merging: DataRule, rule: str, vectors: Sequence[Loaded]) -> N
 
 
 def check_labels(merging: DataRule, rule: str, tasks: Sequence[Task]) -> None:
-  """Raises `UserError` if the rule needs labels and a task has fewer than two."""
+  """Raises `UserError` if a task has fewer labels than the rule needs."""
+  if isinstance(merging, CoefficientSearch):
+    searching.check_metric(tasks, merging.metric, "OPTIONS = {'metric': 'own'}")
   for task in tasks if merging.needs_labels else ():
     if len(task.labels or ()) < 2:
       raise UserError(

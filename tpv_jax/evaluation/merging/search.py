@@ -21,12 +21,7 @@ _FINEST = 1 / 256
 
 
 def searched(rule: CoefficientSearch, subject: Subject) -> Outcome:
-  """Returns the coefficients with the best mean score over the tasks; of equals the first.
-
-  Raises:
-    UserError: a task lacks the metric.
-  """
-  searching.check_metric(subject.tasks, rule.metric)
+  """Returns the coefficients with the best mean score over the tasks; of equals the first."""
   tried: dict[Coefficients, list[float]] = {}
 
   def means() -> list[float]:

@@ -6,15 +6,14 @@ import numpy as np
 
 from tpv_jax.core.figures import Sheet
 from tpv_jax.core.tables import markdown_table
-from tpv_jax.embedded.suite import TASKS
 from tpv_jax.studies.report import charts
 from tpv_jax.studies.report.charts import Score
 from tpv_jax.studies.report.tables import (
-  EMBEDDED,
   Results,
   Table,
   difference,
   mean_and_deviation,
+  of_the_suite,
   percent,
   provenance,
   subject,
@@ -64,22 +63,17 @@ def markdown(results: Results) -> str:
     "does not use; each method has the same number of trials. *Others*: low-rank matrices, "
     "fusion and spaces.",
     "## What this does not show",
-    (_LIMITS_EMBEDDED if _is_of_the_suite(results) else "") + _LIMITS,
+    (_LIMITS_EMBEDDED if of_the_suite(results, results["tasks"]) else "") + _LIMITS,
     "All numbers: `results.json`.",
   ]
   return "\n\n".join(parts) + "\n"
-
-
-def _is_of_the_suite(results: Results) -> bool:
-  """Returns whether backbone and tasks are the embedded ones, not a user's own."""
-  return results["backbone"]["name"] == EMBEDDED and {*results["tasks"]} <= {*TASKS}
 
 
 def _labels(results: Results) -> str:
   """Returns the sentences about rotated labels."""
   if not results["rotated_labels"]:
     return ""
-  if not _is_of_the_suite(results):
+  if not of_the_suite(results, results["tasks"]):
     return (
       "Each class has the label word of the next class, which a prompt has to teach. "
     )

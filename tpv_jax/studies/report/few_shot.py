@@ -4,15 +4,14 @@ from collections.abc import Mapping
 
 from tpv_jax.core.figures import Sheet
 from tpv_jax.core.tables import markdown_table
-from tpv_jax.embedded.suite import TASKS
 from tpv_jax.studies.report import charts
 from tpv_jax.studies.report.charts import Score
 from tpv_jax.studies.report.tables import (
-  EMBEDDED,
   Results,
   Table,
   difference,
   mean_and_deviation,
+  of_the_suite,
   percent,
   provenance,
   subject,
@@ -22,6 +21,9 @@ from tpv_jax.studies.report.tables import (
 def markdown(results: Results) -> str:
   """Returns the report: what was done, tables, a plot, and what the numbers do not show."""
   batches = ", ".join(f"{b} ({n} examples)" for n, b in results["batch_sizes"].items())
+  shipped = [
+    _SHIPPED.get(name, name.removeprefix("turned_")) for name in results["sources"]
+  ]
   parts = [
     "# Few-shot prompt tuning from random prompts, vectors and sums",
     *provenance(results),
@@ -52,7 +54,7 @@ def markdown(results: Results) -> str:
     f"Scores on their own tasks, after {results['source_steps']} steps of "
     f"{results['source_batch_size']} examples from the whole training split.",
     "## What this does not show",
-    _LIMITS + (_LIMITS_EMBEDDED if _is_of_the_suite(results) else ""),
+    _LIMITS + (_LIMITS_EMBEDDED if of_the_suite(results, shipped) else ""),
     "All numbers and the digest of each sample: `results.json`.",
   ]
   return "\n\n".join(parts) + "\n"
@@ -74,12 +76,8 @@ def _by_target(results: Results) -> list[str]:
   return by_target
 
 
-def _is_of_the_suite(results: Results) -> bool:
-  """Returns whether backbone and sources are the embedded ones, not a user's own."""
-  known = tuple(name.removeprefix("turned_") for name in results["sources"])
-  shipped = all(any(task.startswith(name) for task in TASKS) for name in known)
-  return results["backbone"]["name"] == EMBEDDED and shipped
-
+_SHIPPED = {"turned_question": "question_type"}
+"""Sources of few_shot_embedded.gin that have another name than 'turned_' and the task's."""
 
 _LIMITS = (
   "- Other coefficients, learning rates or numbers of steps: these were not searched.\n"

@@ -10,10 +10,10 @@ from tpv_jax.core.figures import Sheet
 from tpv_jax.core.tables import markdown_table
 from tpv_jax.studies.report import charts
 from tpv_jax.studies.report.tables import (
-  EMBEDDED,
   Results,
   Table,
   interval,
+  of_the_suite,
   percent,
   provenance,
   subject,
@@ -29,7 +29,8 @@ LABELS = {
 """Methods that are named otherwise than their rule."""
 
 WORK = ("evaluations", "gradient_rows")
-"""What a method computes; results of before 0.2 lack it."""
+"""What is counted of choosing settings and of merging, see `DataMerges.tried`; results of
+before 0.2 lack it."""
 
 
 def markdown(results: Results) -> str:
@@ -37,8 +38,8 @@ def markdown(results: Results) -> str:
   seconds = results["seconds"]
   parts = [
     "# Merge rules: report",
-    f"{len(results['tasks'])} tasks x {subject(results)}; {seconds['all']:.0f} s for "
-    f"this call, {seconds['tuning']:.0f} of them for tuning.",
+    f"{len(results['tasks'])} tasks x {subject(results)}; {seconds['tuning']:.0f} s of "
+    "this call for tuning.",
     *provenance({**results, "seconds": seconds["all"]}),
     "## In short",
     "\n".join(f"- {line}" for line in in_short(results)),
@@ -237,7 +238,7 @@ def _limits(results: Results) -> str:
     "may change the order. Weights of single vectors were not searched. Rules made for "
     "weight matrices (tsv, iso_c, wudi) have no theory for prompts."
   )
-  if results["backbone"]["name"] == EMBEDDED:
+  if of_the_suite(results, results["tasks"]):
     limits += (
       " The embedded backbone is a toy: its prompts are short, its tasks are unrelated by "
       "construction, and its numbers say nothing about language."

@@ -1,11 +1,12 @@
 """Tables and numbers as reports write them: percent, and mean ± standard deviation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tpv_jax.core.tables import spread
+from tpv_jax.embedded.suite import TASKS
 
 Results = Mapping[str, Any]
 Rows = Sequence[Sequence[str]]
@@ -15,8 +16,13 @@ Table = tuple[Sequence[str], Rows]
 METRICS = {"exact_match": "exact match", "label_accuracy": "accuracy among labels"}
 """The names in reports of what studies measure (`base.METRICS`)."""
 
-EMBEDDED = "tpv_jax embedded"
+_EMBEDDED = "tpv_jax embedded"
 """The name of the embedded backbone in results."""
+
+
+def of_the_suite(results: Results, names: Iterable[str]) -> bool:
+  """Returns whether the backbone and these tasks are the embedded ones, not a user's own."""
+  return results["backbone"]["name"] == _EMBEDDED and {*names} <= {*TASKS}
 
 
 def percent(value: float | None) -> str:

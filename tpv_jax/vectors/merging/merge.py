@@ -69,6 +69,11 @@ def merge(
   merging = registry.with_options(rule, options or {})
   check_numbers(merging, rule, weights, len(vectors))
   if isinstance(merging, PromptRule):
+    if allow_mixed_origin:
+      raise UserError(
+        f"The merge rule '{rule}' makes a prompt, whatever the initial prompts of its parts "
+        "were. Leave out --allow-mixed-origin (allow_mixed_origin)."
+      )
     return _joined(vectors, merging, rule, coefficient, allow_unknown_backbone)
   given = np.ones(len(vectors)) if weights is None else np.asarray(weights, np.float64)
   allowed = allow_mixed_origin, allow_unknown_backbone
