@@ -171,6 +171,23 @@ def test_a_file_without_a_header_gets_names(propose):
   assert made.task.labels == ("neg", "pos")
 
 
+@pytest.mark.parametrize(("rows", "left"), [(40, 32), (4, 2)])
+def test_the_index_of_a_data_frame_is_no_part_of_the_task(propose, rows, left):
+  numbered = [
+    (i, f"the film was quite long {i}", ("pos", "neg")[i % 2]) for i in range(rows)
+  ]
+  settings, remarks, made = propose(csv(numbered, ",text,label"))
+  assert (settings["template"], remarks) == ("text: {text}\nlabel:", "")
+  assert "columns" not in settings
+  assert settings["labels"] == {"neg": "neg", "pos": "pos"}
+  assert len(made.task.examples("train")) == left
+
+
+def test_an_index_beside_one_column_is_not_enough(propose):
+  with pytest.raises(UserError, match="has text; a task needs a text and an answer"):
+    propose(csv([(i, f"some text {i}") for i in range(9)], ",text"))
+
+
 @pytest.mark.parametrize(
   ("content", "message"),
   [

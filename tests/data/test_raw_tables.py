@@ -102,3 +102,13 @@ def test_columns_count_values_empty_cells_and_words(look):
   text, number, label = table.columns.values()
   assert (text.empty, text.words, text.numbers) == (1, 2.0, False)
   assert (number.numbers, label.empty, label.counts) == (True, 1, {"x": 2})
+
+
+@pytest.mark.parametrize(
+  ("first", "header"),
+  [(",text,label", True), (",,text", False), ("7,,text", False)],
+)
+def test_only_the_numbers_of_an_index_may_have_no_name(look, first, header):
+  table = look("a.csv", f"{first}\n0,fine,good\n1,poor,bad\n")
+  assert table.header == header
+  assert not look("a.csv", ",text,label\nx,fine,good\n1,poor,bad\n").header

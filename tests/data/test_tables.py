@@ -84,6 +84,15 @@ def test_a_header_without_the_columns_is_split_where_it_has_most():
   assert table.columns == ("txt", "label")
 
 
+def test_the_index_of_a_data_frame_keeps_its_empty_name():
+  table = tables.read("a.csv", b",text\n0,x\n1,y\n", "csv", {"text"})
+  assert tables.written(table, ADDED[:2], "csv").splitlines() == [
+    ",text,answer,p(a)",
+    "0,x,a,0.25",
+    "1,y,b,0.25",
+  ]
+
+
 def test_a_table_without_rows_is_refused():
   with pytest.raises(UserError, match="has no rows"):
     tables.read("a.csv", b"text,label\n\n", "csv", {"text"})

@@ -101,6 +101,24 @@ def test_labels_are_scored_as_an_evaluation_scores_them(tiny, here, capsys):
   assert f"Exact match with column 'label': {np.mean(right):.4f} of 2 rows" in shown
 
 
+def test_a_value_that_is_another_classs_word_counts_as_the_value(tiny, here):
+  first, second = tiny.task.labels
+  predictor = predicting.load(Asked("runs/labels"))
+
+  def exact_match(labels, called):
+    recipe = dataclasses.replace(predictor.recipe, labels=labels)
+    answers = [row["answer"] for row in predicting.predict(ROWS, Asked("runs/labels"))]
+    rows = [
+      row | {"label": called[word]} for row, word in zip(ROWS, answers, strict=True)
+    ]
+    return dataclasses.replace(predictor, recipe=recipe).predict(rows).exact_match
+
+  exchanged = {first: second, second: first}
+  assert exact_match(exchanged, called=exchanged) == 1.0
+  same = {"0": first, "1": second}
+  assert exact_match(same, called={first: first, second: second}) == 1.0
+
+
 def test_free_answers_are_those_of_decoding_with_their_log_probability(tiny, here):
   assert infer("--prompt", "runs/free", "--input", "new.csv", "-o", "out.jsonl") == 0
   rows = [json.loads(line) for line in (here / "out.jsonl").read_text().splitlines()]
@@ -127,7 +145,9 @@ def test_a_vector_on_its_initial_prompt_answers_as_the_prompt_itself(here):
   start = Asked("runs/labels", which="initial")
   assert predicting.predict(ROWS, nothing) == predicting.predict(ROWS, start)
   call = ("--vector", "v.safetensors", "--initial", "runs/labels", "--coefficient", "0")
-  assert infer(*call, "--input", "new.csv", "--output", "out.csv") == 0
+  assert infer(*call, "--input", "new.csv", "--output", "out.jsonl") == 0
+  rows = [json.loads(line) for line in (here / "out.jsonl").read_text().splitlines()]
+  assert rows == predicting.predict(ROWS, start)
 
 
 def test_a_pipe_is_answered_in_its_own_format_and_nothing_else_is_printed(
@@ -161,6 +181,8 @@ def test_what_was_trimmed_or_is_no_label_is_said(here, capsys):
     (["--prompt", "runs/labels", "--initial", "v"], "no vector was given"),
     (["--vector", "v", "--initial", "i", "--which", "last"], "--which last says which"),
     (["--vector", "v"], "applied to an initial prompt. Give --initial RUN"),
+    (["--prompt", "runs/labels", "--batch-size", "0"], "--batch-size is 0; it must"),
+    (["--prompt", "runs/labels", "--model-parallel", "0"], "--model-parallel is 0; it"),
     (["--prompt", "tiny.safetensors"], "is not in a run folder, and a run says"),
     (["--prompt", "runs/labels", "--input", "renamed.csv"], "Did you mean 'text_'"),
     (

@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> int | None:
   given = {
     name: value
     for name in _NOT_GINS
-    if (value := getattr(options, name)) not in (None, False)
+    if (value := getattr(options, name)) is not None and value is not False
   }
   if not given:
     from tpv_jax.evaluation import evaluation
@@ -130,6 +130,8 @@ def _predict(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
   errors.raise_on_interrupt()
   asked = Asked(**{name: given[name] for name in _ASKED if name in given})
   load = {name: given[name] for name in _LOAD if name in given}
+  for name in load.keys() & {"batch_size", "model_parallel"}:
+    errors.at_least(f"--{name.replace('_', '-')}", load[name], 1)
   table = {name: given[name] for name in _TABLE if name in given}
   with processes.one_clear_line_if_memory_is_short(
     "Lower --batch-size, or split the backbone over devices: --model-parallel."

@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tpv_jax.core.errors import UserError, near_misses
@@ -83,7 +83,7 @@ def propose(
   for name in (*texts, *filter(None, [target])):
     if name not in table.columns:
       raise UserError(
-        f"'{path}' has no column '{name}', only {', '.join(table.columns)}."
+        f"'{path}' has no column '{name}', only {_names(table.columns)}."
         f"{near_misses(name, table.columns)}"
       )
   answer = table.columns[target] if target else _target(table, texts)
@@ -133,6 +133,11 @@ def propose(
   return Proposal(settings, table, answer, (*remarks, *more))
 
 
+def _names(columns: Iterable[str]) -> str:
+  """Returns the names of columns, without the empty one of a data frame's index."""
+  return ", ".join(filter(None, columns))
+
+
 def _usable(column: Column) -> bool:
   """Returns whether a template can name a column, and it has values."""
   return bool(column.name and column.counts) and not {*"{}[]!:"} & {*column.name}
@@ -140,15 +145,15 @@ def _usable(column: Column) -> bool:
 
 def _target(table: RawTable, texts: Sequence[str]) -> Column:
   """Returns the column that likely holds the answer."""
-  left = [c for name, c in table.columns.items() if name not in texts and c.counts]
+  left = [c for n, c in table.columns.items() if n and n not in texts and c.counts]
   by_name = {column.name.lower(): column for column in left}
   for name in TARGETS:
     if name in by_name:
       return by_name[name]
   classes = [c for c in left if _are_classes(c)]
-  if len(table.columns) < 2 or not left:
+  if len(table.columns.keys() - {""}) < 2 or not left:
     raise UserError(
-      f"'{table.path}' has {', '.join(table.columns) or 'no columns'}; a task needs a text "
+      f"'{table.path}' has {_names(table.columns) or 'no columns'}; a task needs a text "
       "and an answer in each row."
     )
   if not classes:
@@ -296,7 +301,7 @@ def lines(proposal: Proposal) -> list[str]:
     example = next(iter(column.counts), "")
     shown = example if len(example) <= 40 else f"{example[:37]}..."
     cells = f"{len(column.counts):,}", f"{column.empty:,}", f"{column.words:.1f}"
-    rows.append([name, *cells, " ".join(shown.split())])
+    rows.append([name or "(no name)", *cells, " ".join(shown.split())])
   labels = settings.get("labels")
   return [
     table.describe(),
@@ -317,7 +322,7 @@ def toml_text(proposal: Proposal, again: str, measured: str | None) -> str:
     measured: how long its texts are, in a line; None if that is not known.
   """
   settings, table = proposal.settings, proposal.table
-  columns = ", ".join(settings.get("columns", table.columns))
+  columns = _names(settings.get("columns", table.columns))
   lines = [
     f"# The task '{settings['name']}'. Written by: tpv tasks new {table.path}",
     f"# After a change:  {again}",

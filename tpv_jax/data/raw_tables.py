@@ -64,7 +64,8 @@ class RawTable:
     file_format: 'csv', 'tsv' or 'jsonl'.
     delimiter: of a CSV file.
     header: whether the first line names the columns.
-    columns: by name; those of a file without a header are 'column1', 'column2', ...
+    columns: by name; those of a file without a header are 'column1', 'column2', ... The
+      index of a data frame has the name ''.
     rows: how many there are.
     remarks: what is unusual, as sentences.
   """
@@ -260,10 +261,15 @@ def _split(path: PathLike, text: str) -> tuple[str, list[tuple[str, ...]]]:
 
 
 def _has_header(rows: Sequence[Sequence[str]]) -> bool:
-  """Returns whether the first row names the columns, as far as can be told."""
+  """Returns whether the first row names the columns, as far as can be told.
+
+  A column of numbers that comes first may have no name, as the index of a data frame.
+  """
   first, *rest = rows
   names = [cell.strip() for cell in first]
-  if len(set(names)) < len(names) or not all(names) or any(map(is_number, names)):
+  if len(set(names)) < len(names) or any(map(is_number, names)):
+    return False
+  if not all(names[1:]) or not (names[0] or all(is_number(row[0]) for row in rest)):
     return False
   if any(len(name.split()) > MOST_WORDS_OF_A_NAME for name in names):
     return False

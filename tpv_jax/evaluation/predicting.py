@@ -216,15 +216,20 @@ class Predictor:
   def _compared(
     self, rows: Sequence[Mapping[str, Any]], added: Sequence[Mapping[str, Any]]
   ) -> tuple[float | None, int, tuple[str, ...]]:
-    """Returns the exact match, of how many rows, and the values that are no labels."""
+    """Returns the exact match, of how many rows, and the values that are no labels.
+
+    A cell that is no value of `recipe.labels` may be a label word itself. A value comes
+    first: of a task with labels exchanged, it is another value's word.
+    """
     recipe, vocabulary = self.recipe, self.evaluator.vocabulary
     right, answered, strange = [], [], []
+    only_words = {*(recipe.words or ())} - {*(recipe.labels or ())}
     for row, more in zip(rows, added, strict=True):
       text = value(row, recipe.target, "") if recipe.target in row else ""
       if not (text := text.strip()):
         continue
       try:
-        right.append(text if text in (recipe.words or ()) else recipe.answer(text, ""))
+        right.append(text if text in only_words else recipe.answer(text, ""))
         answered.append(str(more[ANSWER]))
       except UserError:
         strange.append(text)
