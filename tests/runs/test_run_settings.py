@@ -116,13 +116,34 @@ def test_settings_of_a_version_to_come_are_refused_by_name(saved, now, version):
     ("prompt", None),
     ("learning_rate", [0.3, 0.3, 0.3, 0.2999]),
     ("learning_rate", [0.3, 0.3]),
-    ("optimizer/prompt/prompt", "-1.011 -0.99 1 -1.001"),
   ],
 )
 @pytest.mark.parametrize("manifest", ["old", "saved"])
 def test_a_real_change_is_told_by_its_name(request, now, name, value, manifest):
   told = difference(request.getfixturevalue(manifest), changed(now, name, value))
   assert told.startswith(name)
+
+
+@pytest.mark.parametrize("manifest", ["old", "saved"])
+def test_another_optimizer_is_told_by_its_settings_and_not_by_numbers(
+  request, now, manifest
+):
+  there = request.getfixturevalue(manifest)
+  told = difference(
+    there, changed(now, "optimizer/prompt/prompt", "-1.011 -0.99 1 -1.001")
+  )
+  assert told.startswith("optimizer (OPTIMIZER, TRANSFORMATION, WEIGHT_DECAY, ")
+  assert "config.gin" in told
+  assert "-1.011" not in told
+
+
+def test_how_an_optimizer_takes_sizes_is_compared_where_it_is_stated(old, now):
+  values = {**now.values, "optimizer_by_size": {"prompt": "-0.5 -0.7"}}
+  today = now._replace(values=values)
+  assert difference(old, today) is None
+  assert difference(now.saved(), today) is None
+  other = changed(today, "optimizer_by_size/prompt", "-0.5 -0.6")
+  assert difference(today.saved(), other).startswith("optimizer (")
 
 
 def test_what_is_computed_may_differ_in_the_last_digit_only(saved, now):

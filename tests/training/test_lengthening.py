@@ -59,8 +59,8 @@ def dies(*_, **__):
     (
       {"learning_rate": optimizers.linear(0.3, total_steps=20)},
       {"learning_rate": optimizers.linear(0.3, total_steps=30)},
-      r"has 20 steps and cannot go on to 30: its steps depend on where it ends "
-      r"\(learning_rate: ",
+      r"has 20 steps and cannot go on to 30: its steps depend on where it ends, "
+      r"or it has another learning_rate: ",
     ),
     ({"total_steps": 15}, {}, "it ended between two validations, which are every 10"),
     ({"initial_seed": 1}, {}, "another total_steps: 20 there, 30 now"),

@@ -23,8 +23,9 @@ from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
 from tpv_jax.formats import sources
 from tpv_jax.prompts import plain
+from tpv_jax.runs import run_settings
 from tpv_jax.runs.run_folder import RunFolder
-from tpv_jax.training import initial, loop, optimizers, signals
+from tpv_jax.training import initial, loop, optimizers, sameness, signals
 from tpv_jax.training.checkpoints import Checkpoints
 from tpv_jax.training.task_data import TaskData
 from tpv_jax.vectors import algebra, store
@@ -300,21 +301,60 @@ GROUPED = functools.partial(
       {"initial_prompt": functools.partial(initial.uniform, length=4)},
       "initial_digest",
     ),
-    ({"model": optimizers.adamw(weight_decay=0.1)}, "optimizer/prompt/prompt"),
-    ({"model": optimizers.adafactor()}, "optimizer/prompt/prompt"),
-    ({"model": GROUPED({"prompt": 0.5})}, "optimizer/prompt/prompt"),
+    ({"model": optimizers.adamw(weight_decay=0.1)}, "optimizer"),
+    ({"model": optimizers.adafactor()}, "optimizer"),
+    ({"model": GROUPED({"prompt": 0.5})}, "optimizer"),
     (
       # A schedule that is 1 at its first steps, as the run's own optimizer.
       {"model": GROUPED({"prompt": lambda step: jax.numpy.where(step < 3, 1.0, 0.5)})},
-      "optimizer/prompt/prompt",
+      "optimizer",
     ),
   ],
 )
 def test_what_gin_cannot_show_is_compared_as_well(tiny, finished, change, name):
   if "model" in change:
     change = {"model": tiny.model(optimizer=change["model"])}
-  with pytest.raises(UserError, match=f"holds a run with another {name}: "):
+  with pytest.raises(UserError, match=f"holds a run with another {name}[: ]"):
     tiny.train(finished[0], **change)
+
+
+@pytest.mark.parametrize("transformation", [optimizers.adamw, optimizers.adafactor])
+@pytest.mark.parametrize(
+  ("there", "now"),
+  [(None, 10.0), (None, 6.0), (0.1, 0.01), (1.0, 0.9), (1.0, 1.05), (1e-4, 1e-5)],
+)
+def test_optimizers_that_clip_otherwise_are_stated_otherwise(
+  transformation, there, now
+):
+  """At one size of gradients, all limits below it and all above it would be alike."""
+  assert told_apart(transformation(clip_norm=there), transformation(clip_norm=now))
+
+
+@pytest.mark.parametrize("now", [1e-5, 1e-7, 2e-8, 5e-9, 1e-10])
+def test_optimizers_with_another_epsilon_are_stated_otherwise(now):
+  assert told_apart(optimizers.adamw(), optimizers.adamw(eps=now))
+  assert not told_apart(optimizers.adamw(eps=now), optimizers.adamw(eps=now))
+
+
+def told_apart(there, now) -> str | None:
+  """Returns how a run's manifest tells two optimizers apart."""
+  settings = [
+    run_settings.Settings(
+      {"optimizer_by_size": sameness._directions_by_size(one, ["prompt/prompt"])}, {}
+    )
+    for one in (there, now)
+  ]
+  return run_settings.difference(settings[0].saved(), settings[1])
+
+
+def test_a_finished_run_with_another_limit_of_gradients_is_not_taken(tiny, tmp_path):
+  def model(clip_norm):
+    return tiny.model(optimizer=optimizers.adamw(clip_norm=clip_norm))
+
+  tiny.train(tmp_path / "run", model(0.05))
+  assert tiny.train(tmp_path / "run", model(0.05))["status"] == "finished"
+  with pytest.raises(UserError, match=r"another optimizer .*such as .*clip_norm"):
+    tiny.train(tmp_path / "run", model(0.01))
 
 
 @pytest.mark.parametrize(

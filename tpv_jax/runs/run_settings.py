@@ -7,7 +7,8 @@ A manifest states three things:
     defaults           by flat name, the defaults at the time of writing
 
 Settings are compared flat, "network/emb_dim". A setting that the manifest lacks, because
-it is newer than the code that wrote it, counts as today's default. One that today's code
+it is newer than the code that wrote it, counts as today's default; a computed one of
+`_LATER`, which has none, is taken to agree. One that today's code
 lacks must have had the default of its time. Reports and notes for people are not settings.
 When a setting changes its name or meaning, `VERSION` grows and `_upgraded` translates the
 older one.
@@ -28,9 +29,21 @@ from tpv_jax.vectors.provenance import canonical_json
 
 VERSION = 2
 
-_COMPUTED = {"learning_rate": 6e-5, "optimizer": 6e-4}
+_COMPUTED = {"learning_rate": 6e-5, "optimizer": 6e-4, "optimizer_by_size": 6e-4}
 """Relative tolerances of computed settings, which are rounded to 5 and 4 digits: slightly
 more than half a unit of the last digit, because another JAX or processor may differ."""
+
+_OPTIMIZER = ("optimizer", "optimizer_by_size")
+"""Settings that state the optimizer by the directions that it takes."""
+
+_LATER = ("optimizer_by_size",)
+"""Computed settings that old manifests lack."""
+
+_ANOTHER_OPTIMIZER = (
+  "optimizer (OPTIMIZER, TRANSFORMATION, WEIGHT_DECAY, GROUP_RATES, or what you bind of "
+  "them, such as optimizers.adamw.clip_norm: compare its config.gin)"
+)
+"""What is said of a difference that numbers would not explain."""
 
 _OF_ITS_WRITING = ("log_period", "checkpoint_period")
 """Settings of how a run is written: a finished run has the same prompts with others."""
@@ -77,6 +90,8 @@ def difference(
 ) -> str | None:
   """Returns the first setting that differs, with both values; None if all are equal.
 
+  Of an optimizer, which is stated by numbers, it names the settings that may differ.
+
   Args:
     manifest: of the existing run, with `Settings.saved` in it.
     now: of the run that is to be started.
@@ -100,11 +115,13 @@ def difference(
       if value != defaults_there.get(name, _MISSING):
         return f"{name}: {value} there, written by {writer}; this run has none"
     else:
-      value = there.get(name, defaults.get(name, _MISSING))
+      unstated = here[name] if _within(name, _LATER) else _MISSING
+      value = there.get(name, defaults.get(name, unstated))
       if value is _MISSING:
         return f"{name}: not stated there, {here[name]} now"
       if not _same(name, value, here[name]):
-        return f"{name}: {value} there, {here[name]} now"
+        told = f"{name}: {value} there, {here[name]} now"
+        return _ANOTHER_OPTIMIZER if _within(name, _OPTIMIZER) else told
   return None
 
 

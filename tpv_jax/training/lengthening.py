@@ -31,7 +31,7 @@ def lengthened(run: "Run") -> int | None:
   if other is not None:
     if not other.startswith(("learning_rate", "optimizer")):
       return None
-    reason = f"its steps depend on where it ends ({other})"
+    reason = f"its steps depend on where it ends, or it has another {other}"
   elif "bank" in manifest:
     reason = "it was trained in a bank, whose prompts end together"
   elif there % run.eval_period:

@@ -1,6 +1,6 @@
 """The settings that must be equal for a run to be continued, as its manifest has them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,6 +15,9 @@ from tpv_jax.runs.run_settings import Settings, as_json, defaults_of, fields
 if TYPE_CHECKING:
   from tpv_jax.training.loop import Run
 
+_SIZES = range(-8, 5)
+"""Powers of ten of the gradients by which optimizers are told apart."""
+
 
 def settings_of(run: "Run", total_steps: int | None = None) -> Settings:
   """Returns the settings of a run, with defaults for those that old manifests lack.
@@ -23,7 +26,7 @@ def settings_of(run: "Run", total_steps: int | None = None) -> Settings:
   optimizer.
 
   Schedule and optimizer are functions, so they are stated by what they do (ours): the
-  learning rate at a few steps, and the direction on fixed gradients.
+  learning rate at a few steps, and the directions on fixed gradients.
   """
   model = run.model
   total_steps = total_steps or run.total_steps
@@ -54,6 +57,7 @@ def settings_of(run: "Run", total_steps: int | None = None) -> Settings:
     ),
     "initial_digest": run.initial_digest,
     "optimizer": _directions(model.optimizer_def, run.trained, sampled),
+    "optimizer_by_size": _directions_by_size(model.optimizer_def, run.trained),
   }
   return Settings(
     values,
@@ -92,6 +96,30 @@ def _directions(
     path: [*one[path].flat, *two[path].flat, *(taken[path].flat[0] for taken in later)]
     for path in paths
   }
+  return _as_text(values)
+
+
+def _directions_by_size(
+  optimizer: optax.GradientTransformation, paths: Sequence[str]
+) -> dict[str, Any]:
+  """Returns the directions on gradients that grow and shrink, as text.
+
+  A clipped gradient or an epsilon shows only in how the sizes of successive gradients
+  relate. So the gradient grows tenfold from step to step and then shrinks again; the first
+  value of each direction is stated. Adafactor limits what grows and shows clipping only
+  where it shrinks. A limit above all these gradients counts as none.
+  """
+  parameters = dict.fromkeys(paths, jnp.ones((2, 2)))
+  state, values = optimizer.init(parameters), []
+  update = jax.jit(optimizer.update)
+  for size in (*_SIZES, *_SIZES[-2::-1]):
+    gradient = 10.0**size * jnp.asarray([[1.0, 2.0], [3.0, 4.0]])
+    taken, state = update(dict.fromkeys(paths, gradient), state, parameters)
+    values.append(jax.device_get(taken))
+  return _as_text({path: [taken[path].flat[0] for taken in values] for path in paths})
+
+
+def _as_text(values: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
   return identity.unflatten(
     {path: " ".join(f"{x:.4g}" for x in taken) for path, taken in values.items()}
   )
