@@ -329,6 +329,34 @@ def test_cosine_gives_json(vectors, tpv):
   np.testing.assert_allclose(content["cosine"], [[1, expected], [expected, 1]])
 
 
+@pytest.mark.parametrize("which", ["last", "initial"])
+def test_which_is_refused_where_no_run_folder_is_given(
+  vectors, tpv, refused, which, monkeypatch
+):
+  tpv("export", "runs/sst2", "--to", "npy", "-o", "sst2.npy")
+  said = f"--which {which} says which prompt of a run folder is meant, and "
+  file, option = "runs/sst2/best_prompt.safetensors", ("--which", which)
+  for call in (
+    ("show", file),
+    ("show", "embedded"),
+    ("fold", file, "-o", "new.safetensors"),
+    ("export", "sst2.npy", "--to", "npz", "-o", "new.npz"),
+  ):
+    assert said + f"'{call[1]}' is none. Leave it out." in refused(*call, *option)
+  assert said + "none was" in refused("cosine", file, "rte.safetensors", *option)
+  if which == "last":
+    files = ("sst2.safetensors", "rte.safetensors")
+    for call in (
+      ("diff", file, "runs/sst2", "-o", "new.safetensors"),
+      ("inspect", file, "-o", "new"),
+      ("conflicts", *files),
+      ("group", *files, "-k", "2"),
+      ("nearest", *files),
+    ):
+      assert said in refused(*call, *option), call
+    tpv("nearest", "sst2.safetensors", "runs", *option)
+
+
 def test_nearest_ranks_what_it_finds_and_says_what_it_left_out(vectors, tpv):
   printed = tpv("nearest", "sst2.safetensors", "runs", "--by", "norm")
   header, *lines = printed.splitlines()

@@ -540,6 +540,12 @@ def test_a_vector_on_its_initial_prompt_scores_as_the_tuned_prompt(
     coefficient=0.0,
   )
   initial = evaluate(tiny, tmp_path, prompt=str(run), which="initial")
+  one_of_them = [str(run), str(run / "best_prompt.safetensors")]
+  both = evaluate(tiny, tmp_path, prompt=one_of_them, which="initial")
+  assert len(both["results"]) == 2 * len(initial["results"])
+  for prompt in (one_of_them[1], [None]):
+    with pytest.raises(UserError, match="which='initial' says which prompt"):
+      evaluate(tiny, tmp_path, prompt=prompt, which="initial")
   assert nothing["results"] == initial["results"] != tuned["results"]
 
 

@@ -30,6 +30,8 @@ ROWS = [
   {"id": "c", "text": "word5 word5 word9", "label": "0"},
 ]
 
+INPUT = ("--input", "new.csv")
+
 
 @pytest.fixture(scope="module")
 def work(tiny, tmp_path_factory):
@@ -180,6 +182,10 @@ def test_what_was_trimmed_or_is_no_label_is_said(here, capsys):
     (["--prompt", "runs/labels", "--vector", "v"], "Both a prompt and a vector"),
     (["--prompt", "runs/labels", "--initial", "v"], "no vector was given"),
     (["--vector", "v", "--initial", "i", "--which", "last"], "--which last says which"),
+    (
+      ["--prompt", "runs/labels/best_prompt.safetensors", "--which=initial", *INPUT],
+      "'runs/labels/best_prompt.safetensors' is none. Leave it out",
+    ),
     (["--vector", "v"], "applied to an initial prompt. Give --initial RUN"),
     (["--prompt", "runs/labels", "--batch-size", "0"], "--batch-size is 0; it must"),
     (["--prompt", "runs/labels", "--model-parallel", "0"], "--model-parallel is 0; it"),

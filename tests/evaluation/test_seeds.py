@@ -96,6 +96,13 @@ def test_the_backbone_of_the_first_run_is_taken_if_none_is_set(runs, capsys):
   assert "PROMPT_PATH = " in said
 
 
+@pytest.mark.parametrize("name", ["PROMPT_PATH", "evaluation.evaluate.prompt"])
+def test_prompts_are_given_in_one_way(runs, capsys, name):
+  call = ["eval", f"{runs}/topic-0", *EVAL, f"--gin.{name}={runs}/topic-1"]
+  assert cli.main(call) == 2
+  assert f"topic-0' and --gin.{name} both say which" in capsys.readouterr().err
+
+
 def test_prompts_of_other_settings_are_no_group(runs, capsys):
   two = (
     f"{runs}/topic-0",

@@ -83,12 +83,17 @@ def test_a_prompt_of_a_run_must_be_whole(make_run):
     sources.load(run)
 
 
-def test_a_file_is_what_it_says_it_is_whatever_which(make_run, tmp_path):
+def test_a_file_is_what_it_says_it_is_and_refuses_which(make_run, tmp_path):
   loaded = sources.load(make_run("run"))
   known = Provenance(kind="vector", terms=(Term("a", -2.0),))
   store.write(tmp_path / "v.safetensors", loaded.leaves, known)
-  for which in sources.WHICH:
-    assert sources.load(tmp_path / "v.safetensors", which).provenance == known
+  assert sources.load(tmp_path / "v.safetensors").provenance == known
+  for which in ("last", "initial"):
+    assert sources.load_any(tmp_path / "v.safetensors", which).provenance == known
+    with pytest.raises(
+      UserError, match=rf"which='{which}' says .*safetensors' is none"
+    ):
+      sources.load(tmp_path / "v.safetensors", which)
   with pytest.raises(
     UserError, match=r"'worst' is no prompt of a run\. Choose best or last or initial"
   ):

@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
   """Writes the prompt."""
   outputs.refuse(options)
   vector = sources.load(options.vector)
-  initial = sources.load(options.initial, "initial")
+  initial = sources.load_any(options.initial, "initial")
   applied = algebra.apply(
     vector, initial, options.coefficient, options.allow_unknown_backbone
   )

@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> None:
   """Prints the table, or JSON, and draws the picture."""
   arguments.refuse_picture(options)
   vectors = [collected.vector(path, options.which) for path in options.vectors]
+  collected.refuse_unread(options.which, options.vectors)
   names = [printable(name) for name in short_names([one.name for one in vectors])]
   pairs = conflicts.conflicts(vectors, names)
   if options.png is not None:

@@ -34,7 +34,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> None:
   """Prints the table, or JSON."""
-  items = [sources.load(path, options.which) for path in options.paths]
+  items = [sources.load_any(path, options.which) for path in options.paths]
+  sources.refuse_unread(options.which, options.paths)
   matrix = algebra.cosine(items)
   names = [printable(name) for name in short_names([item.name for item in items])]
   if options.json:

@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
 def _initial_of(options: argparse.Namespace) -> Loaded:
   """Returns the initial prompt: the second path, or the run's own."""
   if options.initial is not None:
-    return sources.load(options.initial, "initial")
+    return sources.load_any(options.initial, "initial")
   run = sources.run_of(options.tuned)
   if run is None:
     raise UserError(

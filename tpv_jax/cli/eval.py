@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from tpv_jax.cli import gin_verb
 from tpv_jax.cli.arguments import Parser
 from tpv_jax.core import files
+from tpv_jax.core.errors import UserError
 
 EXAMPLES = """\
   no prompt, all embedded tasks:
@@ -43,8 +44,15 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int | None:
   """Runs `evaluation.evaluate` as gin says."""
   from tpv_jax.evaluation import evaluation
+  from tpv_jax.settings import gin_files
 
   if options.prompts:
+    for name in gin_files.bound([], options.gin_bindings):
+      if name == "PROMPT_PATH" or name.endswith("evaluate.prompt"):
+        raise UserError(
+          f"'{options.prompts[0]}' and --gin.{name} both say which prompts are meant. Give "
+          "all of them in one of the two ways."
+        )
     given = [f"PROMPT_PATH={options.prompts!r}", *options.gin_bindings]
     options.gin_bindings = [*_backbone_of(options, given), *given]
   return gin_verb.run(evaluation.evaluate, options)

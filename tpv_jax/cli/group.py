@@ -44,6 +44,7 @@ def run(options: argparse.Namespace) -> None:
   """Prints the groups, or JSON, and draws the picture."""
   arguments.refuse_picture(options)
   found = collected.collect(options.paths, options.which)
+  collected.refuse_unread(options.which, options.paths)
   vectors, left_out = [], list(found.left_out)
   for one in found.vectors:
     reason = compatibility.why_not_comparable(found.vectors[0], one)

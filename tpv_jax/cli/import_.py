@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
   if options.backbone is not None:
     item = sources.with_backbone(item, naming.named(options.backbone))
   if options.initial is not None:
-    item = sources.with_initial(item, sources.load(options.initial, "initial"))
+    item = sources.with_initial(item, sources.load_any(options.initial, "initial"))
   if options.task is not None:
     item = sources.with_task(item, options.task)
   outputs.write(options, item)

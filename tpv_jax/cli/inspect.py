@@ -42,10 +42,11 @@ def run(options: argparse.Namespace) -> None:
     run = sources.run_of(path)
     prompts.append(
       (
-        sources.load(path, options.which),
+        sources.load_any(path, options.which),
         None if run is None else sources.load(run, "initial"),
       )
     )
+  sources.refuse_unread(options.which, options.paths)
   names = short_names([printable(trained.name) for trained, _ in prompts])
   looks = inspection.look_at_all(prompts, names)
   inspection.write(options.output, looks, options.overwrite)

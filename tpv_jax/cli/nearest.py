@@ -50,6 +50,7 @@ def run(options: argparse.Namespace) -> None:
     raise UserError(f"--top is {options.top}; it must be at least 1.")
   vector = collected.vector(options.vector, options.which)
   others = collected.collect(options.paths, options.which)
+  collected.refuse_unread(options.which, [options.vector, *options.paths])
   found, unfit = nearest(vector, others.vectors, options.by)
   left_out = [*others.left_out, *unfit]
   if not found:

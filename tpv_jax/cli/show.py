@@ -91,6 +91,7 @@ def _show_backbone(options: argparse.Namespace, error: UserError) -> None:
     if hub.named(path) is not None:  # 'runs/typo' is none where there are runs.
       close += hub.advice(path)
     raise UserError(f"{error}{close}") from None
+  sources.refuse_unread(options.which, [options.path])
   content = backbones.describe(options.path)
   if options.json:
     print(to_json(content))

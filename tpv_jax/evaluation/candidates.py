@@ -142,17 +142,13 @@ def read(
       raise UserError(
         f"A coefficient is {number!r}; it must be a finite number, such as 0.5."
       )
-  if which != "best" and not any(isinstance(one, str) for one in prompts):
-    raise UserError(
-      f"WHICH = '{which}' says which prompt of a run folder is meant, and none was given: "
-      "give --gin.PROMPT_PATH as well, or leave WHICH out."
-    )
   refuse_repeated(
     "PROMPT_PATH", ["None" if one is None else _named(one) for one in prompts]
   )
   refuse_repeated("VECTOR", [name_of(one) for one in vectors])
   refuse_repeated("COEFFICIENT", [f"{float(one)!r}" for one in coefficients])
   groups = [[_prompt(path, which)] for path in prompts]
+  sources.refuse_unread(which, prompts)
   starts: list[Source] = [] if initial is None else _listed(initial)
   refuse_repeated("INITIAL", [_named(one) for one in starts])
   loaded = {_named(one): load(one, "initial") for one in starts}
@@ -379,8 +375,8 @@ def _natural(path: str) -> list[tuple[int, str]]:
 
 
 def load(source: Source, which: str = "best") -> Loaded:
-  """Returns a prompt or vector that is in memory or in a file."""
-  return source if isinstance(source, Loaded) else sources.load(source, which)
+  """Returns a prompt or vector that is in memory or in a file; see `sources.load_any`."""
+  return source if isinstance(source, Loaded) else sources.load_any(source, which)
 
 
 def _named(source: Source) -> str:

@@ -74,11 +74,8 @@ class Asked:
         "An initial prompt and a coefficient say where a vector is applied, and no vector "
         f"was given. Give {option('vector', 'FILE')}, too."
       )
-    if self.which != "best" and not isinstance(self.prompt, str):
-      raise UserError(
-        f"{option('which', self.which)} says which prompt of a run folder is meant, and "
-        "none was given. Leave it out."
-      )
+    if not isinstance(self.prompt, str):
+      sources.refuse_unread(self.which, [])
     if self.vector is not None and self.initial is None:
       raise UserError(
         "A vector must be applied to an initial prompt. Give "

@@ -1,6 +1,7 @@
 """The vectors of runs, files and folders of them."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 
@@ -29,13 +30,13 @@ def vector(path: files.PathLike, which: str = "best") -> Loaded:
 
   Args:
     path: see `sources.load`.
-    which: the 'best' or 'last' prompt of a run folder.
+    which: the 'best' or 'last' prompt of a run folder; not read of a vector's file.
 
   Raises:
     UserError: as `sources.load`; or a prompt lies there without the initial prompt of its
       run beside it.
   """
-  item = sources.load(path, which)
+  item = sources.load_any(path, which)
   run = sources.run_of(path)
   if item.provenance.kind == "prompt" and run is not None:
     start = sources.load(run, "initial")
@@ -81,6 +82,18 @@ def collect(paths: Sequence[files.PathLike], which: str = "best") -> Collected:
         "of them."
       )
   return Collected(tuple(found.values()), tuple(left_out))
+
+
+def refuse_unread(which: str, paths: Sequence[files.PathLike]) -> None:
+  """Raises `UserError` if `which` is not the default and there is no run at the paths.
+
+  Args:
+    which: the 'best' or 'last' prompt of each run folder.
+    paths: what `vector` and `collect` were given.
+  """
+  if which != "best":
+    inside = [[path] if (found := _inside(path)) is None else found for path in paths]
+    sources.refuse_unread(which, [*itertools.chain(*inside)])
 
 
 def _inside(path: files.PathLike) -> Iterator[files.Path] | None:

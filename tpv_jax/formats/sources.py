@@ -7,7 +7,8 @@ Other tools' files are read by `peft` and `arrays`; the user can add what they d
 import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -37,7 +38,7 @@ def load(path: files.PathLike, which: str = "best") -> Loaded:
       or of T5X, or a file from `store.write`; of other tools, a PEFT adapter's folder
       (`peft.read`) or a file of arrays (`arrays.read`).
     which: which prompt of a run folder: 'best', 'last' or 'initial'. Everything else holds
-      one prompt only and ignores this.
+      one prompt only, and 'last' and 'initial' are refused; see `load_any`.
 
   A checkpoint inside a run folder takes its provenance from the prompts of that run. Other
   checkpoints and other tools' files have no provenance: the fields stay None, except for
@@ -47,11 +48,35 @@ def load(path: files.PathLike, which: str = "best") -> Loaded:
   Raises:
     UserError: nothing usable lies there; the message says what does.
   """
+  item = load_any(path, which)
+  refuse_unread(which, [path])
+  return item
+
+
+def load_any(path: files.PathLike, which: str) -> Loaded:
+  """Returns the prompt `which` of a run folder, or what else lies at `path`; see `load`."""
   if which not in WHICH:
     raise UserError(f"'{which}' is no prompt of a run. Choose {' or '.join(WHICH)}.")
   item = _load(path, which)
   store.refuse_shapes(item.leaves, item.name)
   return item
+
+
+def refuse_unread(which: str, given: Sequence[Any]) -> None:
+  """Raises `UserError` if `which` is not the default and no run folder was given.
+
+  Args:
+    which: see `load`.
+    given: the paths for which it was given; anything else is no run folder.
+  """
+  paths = [one for one in given if isinstance(one, str | os.PathLike)]
+  if which == "best" or any(map(is_run_folder, paths)):
+    return
+  found = f"'{paths[0]}' is none" if len(paths) == 1 else "none was given"
+  raise UserError(
+    f"{option('which', which)} says which prompt of a run folder is meant, and {found}. "
+    "Leave it out."
+  )
 
 
 def save(path: files.PathLike, item: Loaded, overwrite: bool = False) -> None:
