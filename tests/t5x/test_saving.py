@@ -9,7 +9,9 @@ import pytest
 
 from tpv_jax.core import identity
 from tpv_jax.core.errors import UserError
+from tpv_jax.data import vocabularies
 from tpv_jax.formats import sources
+from tpv_jax.settings import gin_files
 from tpv_jax.t5x import saving
 from tpv_jax.t5x.bank import Member
 from tpv_jax.vectors import store
@@ -124,6 +126,32 @@ def test_each_save_writes_a_portable_prompt_with_full_provenance(run):
     assert {"jax", "tpv_jax", "t5x"} <= set(provenance.versions)
 
 
+def test_prompts_state_the_chat_template_and_whether_the_backbone_was_trained(
+  run, monkeypatch
+):
+  vocabulary = vocabularies.embedded()
+  chat = types.SimpleNamespace(digest="cd" * 32)
+  monkeypatch.setattr(type(vocabulary), "chat", chat)
+  options = {"vocabulary": vocabulary}
+  for trainable, fingerprint in (("prompt/.*", FINGERPRINT), (".*", None)):
+    options["trainable"] = trainable
+    saving.SavePrompt(str(run), "sentiment", **options)(tree(50, START), None)
+    (run / saving.BEST).unlink(missing_ok=True)
+    evaluate(saving.BestPrompt(str(run), "sentiment", **options), 50, START, 0.5)
+    for name in (saving.LAST, saving.BEST):
+      known = store.read(run / name)[1]
+      assert known.chat_digest == chat.digest
+      assert known.backbone_fingerprint == fingerprint
+      assert ("the backbone was trained" in "".join(known.notes)) == (not fingerprint)
+
+
+def test_the_gin_files_pass_on_what_prompts_state():
+  bound = gin_files.bound(["gin_configs/t5x/train.gin"])
+  for what in ("SavePrompt", "BestPrompt"):
+    assert bound[f"saving.{what}.vocabulary"] == "%VOCABULARY"
+    assert bound[f"saving.{what}.trainable"] == "%TRAINABLE"
+
+
 @pytest.mark.parametrize("action", [saving.SavePrompt, saving.BestPrompt])
 @pytest.mark.parametrize("name", [saving.LAST, saving.BEST])
 def test_a_run_of_another_task_or_start_is_not_continued(run, action, name):
@@ -174,7 +202,8 @@ def test_a_run_of_t5x_is_a_run_folder_to_tpv(run):
 
 
 def evaluate(action, step, prompt, loss):
-  state = types.SimpleNamespace(step=jnp.float32(step))
+  params = tree(step, prompt)["target"]
+  state = types.SimpleNamespace(step=jnp.float32(step), params=params)
   metrics = {"task": {"loss": types.SimpleNamespace(value=jnp.float32(loss))}}
   evaluated = saving.Evaluated(metrics, {"prompt": np.asarray(prompt)})
   assert action.run(state, metrics_by_task=evaluated) is False

@@ -22,17 +22,14 @@ import numpy as np
 
 from tpv_jax.core import files, identity
 from tpv_jax.core.errors import UserError
+from tpv_jax.data.vocabularies import Vocabulary
 from tpv_jax.devices import processes
 from tpv_jax.model import PROMPT
 from tpv_jax.runs import run_folder, run_settings
 from tpv_jax.t5x.bank import Member
+from tpv_jax.training import prompt_files
 from tpv_jax.vectors import store
-from tpv_jax.vectors.provenance import (
-  Provenance,
-  Term,
-  describe_terms,
-  of_leaves,
-)
+from tpv_jax.vectors.provenance import Provenance, describe_terms, of_leaves
 
 INITIAL = "initial_prompt.safetensors"
 LAST = "last_prompt.safetensors"
@@ -88,15 +85,25 @@ class KeepOnlyTrainable:
 class SavePrompt:
   """A save function of T5X that also writes each saved prompt as a portable file.
 
-  The provenance is that of the run's initial prompt, with the task and the steps.
+  The provenance is that of the standalone runner's prompts: see `prompt_files.tuned`.
   """
 
   def __init__(
-    self, model_dir: str, task: str | None, members: Sequence[Member] | None = None
+    self,
+    model_dir: str,
+    task: str | None,
+    members: Sequence[Member] | None = None,
+    vocabulary: Vocabulary | None = None,
+    trainable: str = r"prompt/.*",
   ):
-    """Writes into `model_dir`; `task` names the prompt's term.
+    """Writes into `model_dir`.
 
-    With the `members` of a bank, writes into their folders, with their tasks.
+    Args:
+      model_dir: the run's folder.
+      task: names the prompt's term.
+      members: of a bank: each is written into its folder, with its task.
+      vocabulary: of the texts; its chat template is noted.
+      trainable: matches what is trained, as in `KeepOnlyTrainable`.
 
     Raises:
       UserError: the folder has a prompt of another task or initial prompt.
@@ -105,6 +112,7 @@ class SavePrompt:
     self.model_dir = model_dir
     self.task = task
     self.members = members
+    self.training = _Training(vocabulary, trainable)
 
   def __call__(self, state_dict: Any, parameter_infos: Any) -> tuple[Any, Any]:
     """Writes the prompt of `state_dict`; returns both trees as they are."""
@@ -112,7 +120,7 @@ class SavePrompt:
     leaves = prompt_leaves(state_dict["target"])  # All hosts take part.
     if step > 0 and processes.is_writer():
       for one in _prompts(self.model_dir, self.task, self.members, leaves):
-        provenance = _trained(one.folder, one.task, step, one.leaves)
+        provenance = self.training.provenance(one, step, state_dict["target"])
         for name in (f"prompts/prompt_{step}.safetensors", LAST):
           write(one.folder, name, one.leaves, provenance)
     return state_dict, parameter_infos
@@ -147,6 +155,8 @@ class BestPrompt:
     metric: Literal["loss", "accuracy", "exact_match"] = "loss",
     higher_is_better: bool | None = None,
     members: Sequence[Member] | None = None,
+    vocabulary: Vocabulary | None = None,
+    trainable: str = r"prompt/.*",
   ):
     """Watches `metric` of the model, averaged over T5X's validation tasks.
 
@@ -156,6 +166,8 @@ class BestPrompt:
       metric: of the model; accuracy is that of target tokens.
       higher_is_better: by default True except for the loss.
       members: of a bank: each has its best prompt, by its own metric, in its folder.
+      vocabulary: as for `SavePrompt`.
+      trainable: as for `SavePrompt`.
 
     Raises:
       UserError: the folder has a prompt of another task or initial prompt.
@@ -164,6 +176,7 @@ class BestPrompt:
     self.model_dir = model_dir
     self.task = task
     self.members = members
+    self.training = _Training(vocabulary, trainable)
     self.metric = metric
     self.sign = 1.0 if higher_is_better is None and metric != "loss" else -1.0
     if higher_is_better is not None:
@@ -191,7 +204,7 @@ class BestPrompt:
       value = sum(values) / len(values)
       best = self._best(one.folder, step)
       if math.isfinite(value) and (best is None or self.sign * (value - best) > 0):
-        provenance = _trained(one.folder, one.task, step, one.leaves)
+        provenance = self.training.provenance(one, step, train_state.params)
         note = f"best {self.metric} on validation: {value!r}"
         provenance = dataclasses.replace(provenance, notes=(*provenance.notes, note))
         write(one.folder, BEST, one.leaves, provenance)
@@ -214,6 +227,38 @@ class _Prompt(NamedTuple):
   task: str
   suffix: str
   leaves: dict[str, np.ndarray]
+
+
+class _Training(NamedTuple):
+  """What a run's trained prompts have in common: see `SavePrompt` for the fields."""
+
+  vocabulary: Vocabulary | None
+  trainable: str
+
+  def provenance(
+    self, prompt: _Prompt, step: int, parameters: Mapping[str, Any]
+  ) -> Provenance:
+    """Returns the provenance of a trained prompt: its start's, with what was trained.
+
+    Args:
+      prompt: as it is after `step` steps.
+      step: counted from the start.
+      parameters: all of the model's; only their paths are read.
+    """
+    start = read_provenance(prompt.folder, INITIAL) or dataclasses.replace(
+      of_leaves(prompt.leaves),
+      notes=(f"{INITIAL} was lost, and with it what it said",),
+    )
+    chat = None if self.vocabulary is None else self.vocabulary.chat
+    return prompt_files.tuned(
+      dataclasses.replace(start, steps=step, versions=versions()),
+      prompt.task,
+      chat_digest=None if chat is None else chat.digest,
+      tunes_backbone=any(
+        re.fullmatch(self.trainable, path) and not path.startswith(f"{PROMPT}/")
+        for path in identity.flatten(parameters)
+      ),
+    )
 
 
 def member_folder(model_dir: str, member: Member) -> str:
@@ -352,15 +397,3 @@ def prompt_leaves(target: Mapping[str, Any]) -> dict[str, np.ndarray]:
     for path, leaf in identity.flatten(target).items()
     if path.startswith(f"{PROMPT}/")
   }
-
-
-def _trained(
-  model_dir: str, task: str, step: int, leaves: Mapping[str, np.ndarray]
-) -> Provenance:
-  """Returns the provenance of a trained prompt: its initial one's with task and steps."""
-  initial = read_provenance(model_dir, INITIAL) or dataclasses.replace(
-    of_leaves(leaves), notes=(f"{INITIAL} was lost, and with it what it said",)
-  )
-  return dataclasses.replace(
-    initial, terms=(Term(task, 1.0),), steps=step, versions=versions()
-  )

@@ -14,7 +14,7 @@ from tpv_jax.training.checkpoints import Best
 from tpv_jax.training.initial import Drawn
 from tpv_jax.training.steps import TrainState
 from tpv_jax.vectors import store
-from tpv_jax.vectors.provenance import Term
+from tpv_jax.vectors.provenance import Provenance, Term
 
 
 def prompt_leaves(trainable: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -24,6 +24,28 @@ def prompt_leaves(trainable: Mapping[str, Any]) -> dict[str, np.ndarray]:
     for path, leaf in processes.on_host(trainable).items()
     if path.startswith("prompt/")
   }
+
+
+def tuned(
+  provenance: Provenance, task: str, chat_digest: str | None, tunes_backbone: bool
+) -> Provenance:
+  """Returns the provenance of a prompt that was trained on a task, from its start's.
+
+  Args:
+    provenance: of the start, with the steps and versions of the tuned prompt.
+    task: names its term.
+    chat_digest: of the chat template that its texts are written by, if there is one.
+    tunes_backbone: whether the backbone was trained too, so that its fingerprint changed.
+  """
+  known = dataclasses.replace(
+    provenance, terms=(Term(task, 1.0),), chat_digest=chat_digest
+  )
+  if not tunes_backbone:
+    return known
+  note = "the backbone was trained as well, so its fingerprint changed"
+  return dataclasses.replace(
+    known, backbone_fingerprint=None, notes=(*known.notes, note)
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +73,7 @@ class PromptFiles:
       self.initial.provenance, steps=steps, versions=versions()
     )
     if which != "initial":
-      provenance = dataclasses.replace(
-        provenance, terms=(Term(self.task, 1.0),), chat_digest=self.chat_digest
-      )
-      if self.tunes_backbone:
-        note = "the backbone was trained as well, so its fingerprint changed"
-        provenance = dataclasses.replace(
-          provenance, backbone_fingerprint=None, notes=(note,)
-        )
+      provenance = tuned(provenance, self.task, self.chat_digest, self.tunes_backbone)
     self.folder.write_prompt(which, leaves, provenance)
 
   def has_initial(self) -> bool:
