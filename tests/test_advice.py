@@ -64,6 +64,21 @@ CASES = {
     LEAVE_OUT,
     "{without}",
   ),
+  "an alpha of a plain prompt": (
+    "import runs/sst2 -o new.safetensors --alpha 8",
+    LEAVE_OUT,
+    "{without}",
+  ),
+  "an alpha of plain prompts": (
+    "diff runs/sst2 -o new.safetensors --alpha 8",
+    LEAVE_OUT,
+    "{without}",
+  ),
+  "an ending of another format": (
+    "export runs/sst2 --to npz -o new.npy",
+    r"Name the output '(\S+)'",
+    "export runs/sst2 --to npz -o {0}",
+  ),
   "a backbone that is known": (
     "import runs/sst2 -o new.safetensors --backbone t5_base.safetensors",
     LEAVE_OUT,

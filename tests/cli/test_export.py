@@ -33,6 +33,23 @@ def test_an_option_that_a_target_does_not_read_is_refused_by_its_name(
   assert not output.exists()
 
 
+@pytest.mark.parametrize("method", ["plain", "ept"])
+def test_the_ending_of_arrays_is_that_of_their_format(
+  make_run, tmp_path, capsys, method
+):
+  run = make_run("run", method=method)
+  for target, given, right in (
+    ("npz", "x.npy", "x.npz"),
+    ("npy", "x.npz", "x.npy"),
+    ("npz", "x.bin", "x.bin.npz"),
+  ):
+    call = ["export", str(run), "--to", target, "-o", str(tmp_path / given)]
+    assert cli.main(call) == 2
+    said = f"does not end in .{target}. Name the output '{tmp_path / right}'."
+    assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_a_run_that_trained_a_prompt_has_no_backbone_to_export(
   make_run, tmp_path, capsys
 ):

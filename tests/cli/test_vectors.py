@@ -635,6 +635,10 @@ def test_a_foreign_ept_checkpoint_needs_its_alpha_from_the_user(
   for name, leaf in numpy_fold(leaves, 8.0).items():
     np.testing.assert_allclose(folded[name], leaf, rtol=2e-7)
   tpv("diff", *two, "--alpha", "8", "-o", "v.safetensors")
+  tpv("diff", "folded.safetensors", two[1], "--alpha", "8", "-o", "mixed.safetensors")
+  assert "'folded.safetensors' has no alpha: only the parameters" in refused(
+    "fold", "folded.safetensors", "--alpha", "8", "-o", "x.safetensors"
+  )
   known = store.read("v.safetensors")[1]
   assert known.initial_digest == (
     store.read("runs/sst2/best_prompt.safetensors")[1].initial_folded_digest

@@ -60,8 +60,13 @@ def run(options: argparse.Namespace) -> None:
     tuned = sources.with_backbone(tuned, backbone)
     initial = sources.with_backbone(initial, backbone)
   if options.alpha is not None:
-    tuned = sources.with_alpha(tuned, options.alpha)
-    initial = sources.with_alpha(initial, options.alpha)
+    parameters = {tuned.provenance.space, initial.provenance.space} != {"effective"}
+    tuned, initial = (
+      one
+      if parameters and one.provenance.space == "effective"
+      else sources.with_alpha(one, options.alpha)
+      for one in (tuned, initial)
+    )
   outputs.write(
     options,
     algebra.diff(

@@ -59,7 +59,9 @@ def add_arguments(parser: Parser) -> None:
     "'npz': every leaf under our names, the one target for a delta; "
     "'backbone': the weights of a pre-training run",
   )
-  arguments.add_output(parser, "a new folder (peft) or file")
+  arguments.add_output(
+    parser, "a new folder (peft), or a file with the ending of its format"
+  )
   arguments.add_which(parser, sources.WHICH)
   parser.set_defaults(which=None)
   arguments.add_alpha(parser)
@@ -106,7 +108,10 @@ def _export_backbone(options: argparse.Namespace) -> None:
 
 def _export_prompt(options: argparse.Namespace) -> None:
   room = {"peft": peft, "prompt-embeds": prompt_embeds}.get(options.to, arrays)
-  room.check_output(options.output, options.overwrite)
+  if room is arrays:
+    arrays.check_output(options.output, options.overwrite, f".{options.to}")
+  else:
+    room.check_output(options.output, options.overwrite)
   item = sources.load(options.path, options.which or "best")
   if options.alpha is not None:
     item = sources.with_alpha(item, options.alpha)

@@ -190,9 +190,20 @@ def write(path: files.PathLike, item: Loaded, overwrite: bool = False) -> None:
   files.write_together({path: content.getvalue(), beside(path): note}, overwrite)
 
 
-def check_output(path: files.PathLike, overwrite: bool = False) -> None:
-  """Raises `UserError` if `write` could not write to `path`, whatever the content."""
+def check_output(
+  path: files.PathLike, overwrite: bool = False, suffix: str | None = None
+) -> None:
+  """Raises `UserError` if `write` could not write to `path`, whatever the content.
+
+  Args:
+    path: of the output.
+    overwrite: whether it may be replaced.
+    suffix: the one of `SUFFIXES` that is wanted; None for either.
+  """
   path = files.to_path(path)
+  if suffix is not None and path.suffix != suffix:
+    right = path.with_suffix(suffix) if path.suffix in SUFFIXES else f"{path}{suffix}"
+    raise UserError(f"'{path}' does not end in {suffix}. Name the output '{right}'.")
   if path.suffix not in SUFFIXES:
     raise UserError(
       f"'{path}' ends neither in {' nor in '.join(SUFFIXES)}. Name the output "

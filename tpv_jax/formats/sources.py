@@ -335,10 +335,17 @@ def _rows(leaves: Mapping[str, np.ndarray]) -> np.ndarray | None:
 def with_alpha(item: Loaded, alpha: float) -> Loaded:
   """Returns parameters with the user's alpha filled in where they state none.
 
-  A folded prompt has no alpha and is returned unchanged.
+  Raises:
+    UserError: it is not finite, they state another one, or `item` has none: it is a plain
+      or folded prompt, or a vector of such.
   """
   known = item.provenance
-  if known.space == "effective" or known.alpha == alpha:
+  if known.space == "effective":
+    raise UserError(
+      f"'{item.name}' has no alpha: only the parameters of DePT and EPT have one, before "
+      "they are folded. Leave out --alpha."
+    )
+  if known.alpha == alpha:
     return item
   if not math.isfinite(alpha):
     raise UserError(f"Alpha is {alpha}. Give a finite number, such as DePT's 8.")
