@@ -64,6 +64,24 @@ def test_of_several_tasks_each_command_names_its_own(folder, capsys):
   assert "--gin.TASK_NAMES=[films]" in evaluate
 
 
+def test_commands_take_names_of_any_letters(folder, capsys):
+  (folder / "my conf").mkdir()
+  odd = "'2024', films & books.toml"
+  (folder / odd).write_text('name = "2024"\n' + (folder / "films.toml").read_text())
+  call = ["init", "--backbone", "embedded", "--tasks", odd, "books.toml"]
+  assert cli.main([*call, "-o", "my conf/two.gin"]) == 0
+  calls = commands(capsys.readouterr().out)
+  written = (folder / "my conf/two.gin").read_text()
+  assert "In the folder where 'tpv init' was called:\n" in written
+  assert commands(written.replace("#   ", "  ")) == calls
+  names = ("TASK_NAME = '2024'", "TASK_NAMES = None", "TASK_NAMES = ['2024']")
+  for one, name in zip(calls, names, strict=True):
+    assert cli.main([*one[1:], "--show-config"]) == 0
+    said = capsys.readouterr().out
+    assert f"TASK_FILES = {[odd, 'books.toml']!r}" in said
+    assert name in said
+
+
 def test_without_tasks_the_embedded_backbone_has_its_own(folder, capsys):
   assert cli.main(["init", "--backbone", "embedded"]) == 0
   for one in commands(capsys.readouterr().out):

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 
 import gin
 import pytest
@@ -88,6 +89,20 @@ def test_studies_compare_two_own_tasks(own):
   rates = ("PLAIN_RATES=[0.3]", "DECOMPOSED_RATES=[(0.3, 0.01)]", "PROMPT_LENGTH=24")
   call("ablation", "OUTPUT_DIR=ablation", *short, *rates)
   assert "reviews" in (own / "ablation" / "report.md").read_text()
+
+
+def test_the_commands_it_prints_take_names_of_any_letters(own, capsys):
+  odd = "ours, 'new' & old"
+  (own / f"{odd}.csv").write_bytes((own / "news.csv").read_bytes())
+  capsys.readouterr()
+  assert cli.main(["tasks", "new", f"{odd}.csv", "--backbone", "embedded"]) == 0
+  said = capsys.readouterr().out
+  (train,) = re.findall(r"(?m)^  (tpv train .*)$", said)
+  assert cli.main([*shlex.split(train)[1:], "--show-config"]) == 0
+  assert f"TASK_FILES = {odd + '.toml'!r}" in capsys.readouterr().out
+  text = (own / f"{odd}.toml").read_text()
+  (written,) = re.findall(r"Written by: (.*)", text)
+  assert shlex.split(written) == ["tpv", "tasks", "new", f"{odd}.csv"]
 
 
 def test_the_command_after_a_change_looks_under_the_same_vocabulary(

@@ -128,3 +128,20 @@ def test_several_chips_make_a_table(capsys):
   assert [row.split(" | ")[:2] for row in rows] == [
     [f"| {size}", chips] for size in sizes for chips in ("one H100 SXM", "v5e-8")
   ]
+
+
+@pytest.mark.parametrize(
+  ("call", "message"),
+  [
+    ("--prompt-length 0", "--prompt-length is 0; it must be"),
+    ("--ept --short-length 0", "--short-length is 0; it must be"),
+    ("--chip h100 --source-length 0", "--source-length is 0; it must be"),
+    ("--ept --prompt-length 10", "(--short-length), a narrower fusion"),
+    ("--ept --prompt-length 10", "or a larger --prompt-length"),
+  ],
+)
+def test_sizes_that_cannot_be_are_refused_by_the_names_of_options(
+  call, message, capsys
+):
+  assert cli.main(["plan", "smollm2_135m", *call.split()]) == 2
+  assert message in capsys.readouterr().err

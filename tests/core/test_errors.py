@@ -118,6 +118,14 @@ def test_json_for_people_is_harmless_and_reads_back_equal():
   assert not set(HOSTILE) & set(text) - set("\n x];0owned[2J31mcody" + "é")
 
 
+def test_settings_are_renamed_whole():
+  with (
+    pytest.raises(errors.UserError, match=r"^no -r, --rank, RANKS$"),
+    errors.renamed({"RANK": "--rank", "RANK = @rank()": "no -r"}),
+  ):
+    raise errors.UserError("RANK = @rank(), RANK, RANKS")
+
+
 @pytest.mark.parametrize(
   ("spelling", "expected"),
   [

@@ -79,6 +79,7 @@ def test_quotes_of_glue_like_tsv_files_have_no_meaning(look):
     ("a.csv", "text,label\n", r"a header and no rows"),
     ("a.csv", "text\nfoo\n", r"one column only"),
     ("a.json", '[{"a": 1}]', r"one JSON list.*python -c"),
+    ("a.jsonl", "text,label\n", r"line, or give the file another ending if this is no"),
     ("a.csv", 'text,label\n"a,b\n', r"a\.csv:2: malformed CSV"),
   ],
 )

@@ -189,6 +189,8 @@ def test_what_was_trimmed_or_is_no_label_is_said(here, capsys):
     (["--vector", "v"], "applied to an initial prompt. Give --initial RUN"),
     (["--prompt", "runs/labels", "--batch-size", "0"], "--batch-size is 0; it must"),
     (["--prompt", "runs/labels", "--model-parallel", "0"], "--model-parallel is 0; it"),
+    (["--prompt", "runs/labels", "--input", "bad.jsonl"], ", or set --format if this"),
+    (["--prompt", "runs/labels", "--input", "both.csv"], ", or set --format to 'tsv'"),
     (["--prompt", "tiny.safetensors"], "is not in a run folder, and a run says"),
     (["--prompt", "runs/labels", "--input", "renamed.csv"], "Did you mean 'text_'"),
     (
@@ -218,6 +220,8 @@ def test_what_does_not_go_is_refused_in_one_line(here, capsys, arguments, messag
   (here / "empty.csv").write_text('text,n\nword3,1\n"",2\n" ",3\n')
   (here / "new.txt").write_text("text\nword3\n")
   (here / "two.csv").write_text('text\n"word3\nword4"\n')
+  (here / "bad.jsonl").write_text("text\n")
+  (here / "both.csv").write_text("text\n;,\t\n")
   assert infer(*arguments) == 2
   error = capsys.readouterr().err.strip()
   assert message in error.splitlines()[-1]

@@ -105,7 +105,7 @@ def test_what_limits_the_rank_is_said(sizes, rank, limit):
       r"100 x 768 = 76,800.*95,237 \(prompt 61,440, fusion 24,577, spaces 9,220\)"
       r".*256 \+ 768 = 1,024.*SHORT_LENGTH",
     ),
-    ({"length": 100, "fusion_width": 0, "spaces": 0}, "set RANK = 0"),
+    ({"length": 100, "fusion_width": 0, "spaces": 0}, "set RANK and FUSION_WIDTH to 0"),
     ({"length": 0}, "length is 0"),
     ({"tokens": 0}, "tokens is 0"),
     ({"spaces": -1}, "spaces is -1"),
@@ -165,6 +165,32 @@ def test_the_command_prints_json(capsys):
   assert (prompt["rank"], prompt["total"], prompt["budget"]) == (29, 75781, 76800)
   assert prompt["parts"]["low_rank"] == 29696
   assert prompt["share"] == pytest.approx(75781 / 76800)
+
+
+@pytest.mark.parametrize(
+  ("call", "message"),
+  [
+    ("--width 0", "--width is 0; it must be a whole number of at least 1"),
+    ("--tokens 0", "--tokens is 0; it"),
+    ("--source-length 0", "--source-length is 0; it"),
+    ("--bottleneck 0", "--bottleneck is 0; it"),
+    ("--spaces -1", "--spaces is -1; it must be a whole number of at least 0"),
+    ("--fusion-width -1", "--fusion-width is -1; it"),
+    ("--short-length 20 0", "--short-length is 0; it"),
+    ("--rank -1", "--rank is -1; it"),
+    (
+      "--tokens 10",
+      "(--short-length), a narrower fusion, fewer spaces or a larger --tok",
+    ),
+    ("--tokens 40 --short-length 27", "set --rank and --fusion-width to 0."),
+    ("--rank 0", "or set --fusion-width to 0."),
+    ("--short-length 40 --rank 99", "have the largest rank found (no --rank)."),
+  ],
+)
+def test_the_command_names_its_own_options(capsys, call, message):
+  code, _, error = tpv(capsys, *call.split())
+  assert code == 2
+  assert message in error
 
 
 def test_the_command_checks_a_given_rank(capsys):

@@ -3,7 +3,7 @@
 import argparse
 
 from tpv_jax.cli.arguments import Parser
-from tpv_jax.core.errors import to_json
+from tpv_jax.core.errors import at_least, renamed, to_json
 from tpv_jax.prompts import budget
 
 EXAMPLES = """\
@@ -22,6 +22,19 @@ _OPTIONS = (
   ("--spaces", 4, "subspaces of the multi-space projection, 0 for none"),
   ("--bottleneck", 1, "width of a subspace's bottleneck"),
 )
+
+
+_CALLED = {
+  "SHORT_LENGTH": "--short-length",
+  "PROMPT_LENGTH": "--tokens",
+  "RANK = @budget.rank()": "no --rank",
+  "RANK": "--rank",
+  "FUSION_WIDTH": "--fusion-width",
+  "fusion_width": "--fusion-width",
+}
+"""Setting of a gin file -> the option that is it here."""
+
+_MAY_BE_ZERO = ("--fusion-width", "--spaces")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -61,12 +74,14 @@ def run(options: argparse.Namespace) -> None:
     "spaces": options.spaces,
     "bottleneck": options.bottleneck,
   }
+  _check_sizes(options)
   counts = []
-  for length in options.short_length:
-    rank = options.rank
-    if rank is None:
-      rank = budget.rank(length=length, **others)
-    counts.append(budget.check(length=length, rank=rank, **others))
+  with renamed(_CALLED):
+    for length in options.short_length:
+      rank = options.rank
+      if rank is None:
+        rank = budget.rank(length=length, **others)
+      counts.append(budget.check(length=length, rank=rank, **others))
   if options.json:
     content = {**others, "prompts": [count.to_json() for count in counts]}
     print(to_json(content))
@@ -77,3 +92,14 @@ def run(options: argparse.Namespace) -> None:
     f"Q = {options.bottleneck}"
   )
   print(budget.table(counts))
+
+
+def _check_sizes(options: argparse.Namespace) -> None:
+  """Raises `UserError` for a size that is too small, by the name of its option."""
+  for option, _, _ in _OPTIONS:
+    value = getattr(options, option[2:].replace("-", "_"))
+    at_least(option, value, 0 if option in _MAY_BE_ZERO else 1)
+  for length in options.short_length:
+    at_least("--short-length", length, 1)
+  if options.rank is not None:
+    at_least("--rank", options.rank, 0)

@@ -1,6 +1,7 @@
 """Writes the vector TUNED - INITIAL, with the task of TUNED as its term."""
 
 import argparse
+import shlex
 
 from tpv_jax.backbones import naming
 from tpv_jax.cli import arguments, outputs
@@ -83,6 +84,6 @@ def _initial_of(options: argparse.Namespace) -> Loaded:
   if run is None:
     raise UserError(
       f"'{options.tuned}' is not a run folder, so give its initial prompt: tpv "
-      f"diff {options.tuned} INITIAL -o {options.output}."
+      f"diff {shlex.quote(options.tuned)} INITIAL -o {shlex.quote(options.output)}."
     )
   return sources.load(run, "initial")

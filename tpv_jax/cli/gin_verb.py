@@ -5,6 +5,7 @@ and those of several processes.
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,6 +53,16 @@ def rewrite(arguments: Sequence[str]) -> list[str]:
     else argument
     for argument in arguments
   ]
+
+
+def flag(name: str, value: str | Sequence[str]) -> str:
+  """Returns `--gin.NAME=VALUE` as a shell takes it, with quotes only where they are needed."""
+  from tpv_jax.settings import gin_files
+
+  text = value if isinstance(value, str) else f"[{', '.join(value)}]"
+  if gin_files.bound([], [f"{name}={text}"]).get(name) != value:
+    text = repr(value)
+  return shlex.quote(f"--gin.{name}={text}")
 
 
 def search_paths(options: argparse.Namespace) -> list[str]:

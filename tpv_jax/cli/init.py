@@ -6,9 +6,11 @@ defaults; 'tpv train --gin_file=settings.gin --show-config' prints all.
 """
 
 import argparse
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from tpv_jax.cli import gin_verb
 from tpv_jax.cli.arguments import Parser
 from tpv_jax.core import files
 from tpv_jax.core.errors import UserError, printable
@@ -75,7 +77,7 @@ def run(options: argparse.Namespace) -> None:
   text = "\n".join([*_header(options.backbone, names, calls), *_settings(options)])
   files.write_text(options.output, f"{text}\n", options.overwrite)
   print(f"Wrote {printable(str(options.output))}. Next:")
-  print("\n".join(f"  {call}" for call in calls))
+  print("\n".join(f"  {printable(call)}" for call in calls))
 
 
 def _check(tasks: Sequence["Task"], options: argparse.Namespace) -> None:
@@ -92,9 +94,9 @@ def _check(tasks: Sequence["Task"], options: argparse.Namespace) -> None:
 
 def _header(backbone: str, names: Sequence[str], calls: Sequence[str]) -> Iterator[str]:
   yield f"# Prompts on {backbone} for {', '.join(names)}."
-  yield "# Each command reads what concerns it. In the folder of this file:"
+  yield "# Each command reads what concerns it. In the folder where 'tpv init' was called:"
   yield "#"
-  yield from (f"#   {call}" for call in calls)
+  yield from (f"#   {printable(call)}" for call in calls)
   yield "#"
   yield "# All settings, their meaning and default: tpv VERB --gin_file=... --show-config"
   yield ""
@@ -102,15 +104,15 @@ def _header(backbone: str, names: Sequence[str], calls: Sequence[str]) -> Iterat
 
 def _calls(path: str, names: Sequence[str], own: bool) -> Iterator[str]:
   """Yields the commands to begin with."""
-  given = f"--gin_file={path}"
+  given, flag = shlex.quote(f"--gin_file={path}"), gin_verb.flag
   one, several = names[0], len(names) > 1
-  chosen = f" --gin.TASK_NAME={one}" if several or not own else ""
-  yield f"tpv train {given}{chosen} --gin.RUN_DIR=runs/{one}"
+  chosen = f" {flag('TASK_NAME', one)}" if several or not own else ""
+  yield f"tpv train {given}{chosen} {flag('RUN_DIR', f'runs/{one}')}"
   if several:
-    only = "" if own else f" --gin.TASK_NAMES='[{', '.join(names)}]'"
+    only = "" if own else f" {flag('TASK_NAMES', names)}"
     yield f"tpv bank {given}{only} --gin.OUTPUT_DIR=runs"
-  only = f" --gin.TASK_NAMES='[{one}]'" if several or not own else ""
-  yield f"tpv eval {given}{only} --gin.PROMPT_PATH=runs/{one}"
+  only = f" {flag('TASK_NAMES', [one])}" if several or not own else ""
+  yield f"tpv eval {given}{only} {flag('PROMPT_PATH', f'runs/{one}')}"
 
 
 def _settings(options: argparse.Namespace) -> Iterator[str]:

@@ -2,11 +2,13 @@
 
 import argparse
 import dataclasses
+import itertools
 import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tpv_jax.cli import gin_verb
 from tpv_jax.cli.arguments import Parser
 
 if TYPE_CHECKING:
@@ -106,12 +108,13 @@ def new(options: argparse.Namespace) -> int:
     print(f"Wrote '{output}', which can't be trained on yet. After a change:")
     print(f"  {again}")
     return EXIT_USER_ERROR
-  backbone = options.backbone or "smollm2"
+  given = {
+    "BACKBONE": options.backbone or "smollm2",
+    "TASK_FILES": output,
+    "RUN_DIR": f"runs/{made.task.name}",
+  }
   print(f"Wrote '{output}'. Read it, then:")
-  print(
-    f"  tpv train --gin.BACKBONE={backbone} --gin.TASK_FILES={output} "
-    f"--gin.RUN_DIR=runs/{made.task.name}"
-  )
+  print(" ".join(["  tpv train", *itertools.starmap(gin_verb.flag, given.items())]))
   return 0
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from tpv_jax.cli import gin_verb
 from tpv_jax.cli.arguments import Parser
 from tpv_jax.core import screen
-from tpv_jax.core.errors import UserError, at_least
+from tpv_jax.core.errors import UserError, at_least, renamed
 
 if TYPE_CHECKING:
   from rich.table import Table
@@ -37,10 +37,12 @@ EXAMPLES = """\
 """
 ON_CPU = True
 
-_OF_SIZES = (
-  *("mesh", "storage", "quantize", "prompt_length", "ept", "short_length"),
-  *("source_length", "target_length", "rows", "bank", "leaves"),
+_SIZES = (
+  *("prompt_length", "short_length", "source_length", "target_length"),
+  *("rows", "bank"),
 )
+
+_OF_SIZES = ("mesh", "storage", "quantize", "ept", "leaves", *_SIZES)
 """The options of which a study's cost reads none: its gin files say all that."""
 
 
@@ -105,7 +107,7 @@ def run(options: argparse.Namespace) -> None:
     )
   from tpv_jax.training.plans import Planned
 
-  for name in ("bank", "rows", "target_length"):
+  for name in _SIZES:
     at_least(f"--{name.replace('_', '-')}", getattr(options, name), 1)
   _refuse_unread(options)
   plans = [
@@ -115,6 +117,12 @@ def run(options: argparse.Namespace) -> None:
     )
     for size in options.sizes
   ]
+  with renamed({"SHORT_LENGTH": "--short-length", "PROMPT_LENGTH": "--prompt-length"}):
+    _print(plans, options)
+
+
+def _print(plans: Sequence["Planned"], options: argparse.Namespace) -> None:
+  """Prints the plan of one size on one chip, or a table."""
   if len(plans) == 1 and len(options.chip or ()) < 2:
     _print_one(plans[0], options)
     return

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 EXIT_USER_ERROR = 2
@@ -131,6 +131,22 @@ def options_spelled(prefix: str) -> Iterator[None]:
     yield
   finally:
     _spelling = before
+
+
+@contextlib.contextmanager
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+  """Makes a `UserError` of the block call settings by the caller's names for them.
+
+  Args:
+    names: what the block calls something -> what the caller does.
+  """
+  try:
+    yield
+  except UserError as error:
+    called = sorted(map(re.escape, names), key=len, reverse=True)
+    pattern = rf"(?<!\w)(?:{'|'.join(called)})(?!\w)"
+    text = re.sub(pattern, lambda found: names[found[0]], str(error))
+    raise UserError(text) from error.__cause__
 
 
 class ArgumentParser(argparse.ArgumentParser):

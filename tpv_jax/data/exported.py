@@ -7,6 +7,7 @@ about.json states their rows, rule and seed, and the digest of each split.
 
 import contextlib
 import functools
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -55,7 +56,7 @@ def task(name: str, data_dir: PathLike | None = None) -> Task:
         + (
           _command(folder, about["seed"])
           if about
-          else f"tpv tasks prepare {name} --data-dir {folder.parents[1]}"
+          else f"tpv tasks prepare {name} --data-dir {shlex.quote(str(folder.parents[1]))}"
         )
       )
     found = tuple(_read(which, path, about["seed"]))
@@ -297,7 +298,7 @@ def _damaged(folder: Path) -> bool:
 
 def _command(folder: Path, seed: int) -> str:
   """Returns the command that exports the task of a folder."""
-  name, data_dir = folder.name, folder.parents[1]
+  name, data_dir = folder.name, shlex.quote(str(folder.parents[1]))
   return f"tpv tasks export {name} --data-dir {data_dir} --seed {seed}"
 
 

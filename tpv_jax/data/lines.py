@@ -23,12 +23,21 @@ MOST_NESTED = 64
 """Most levels of a JSON object; the code that reads it later is recursive."""
 
 
-def json_lines(path: PathLike, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-  """Yields (file and line, object) of JSON lines, numbers as they are written."""
+def json_lines(
+  path: PathLike, text: str, form_setting: str | None = None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+  """Yields (file and line, object) of JSON lines, numbers as they are written.
+
+  Args:
+    path: names the file in errors.
+    text: what it holds.
+    form_setting: names in errors what sets the format; None if only the file's name does.
+  """
+  other = f"set {form_setting}" if form_setting else "give the file another ending"
+  fix = f"{other} if this is no JSON-lines file"
   for number, line in enumerate(text.split("\n"), start=1):
     if line.strip():
       where = f"{path}:{number}"
-      fix = "set text_file_task.file_format if this is no JSON-lines file"
       yield where, json_row(line, where, fix, parse_float=str, parse_int=str)
 
 

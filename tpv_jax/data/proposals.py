@@ -8,10 +8,11 @@ import json
 import os
 import pathlib
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tpv_jax.core.errors import UserError, near_misses
+from tpv_jax.core.errors import UserError, near_misses, printable
 from tpv_jax.core.files import PathLike, is_remote, to_path
 from tpv_jax.core.tables import aligned
 from tpv_jax.data import raw_tables
@@ -324,8 +325,9 @@ def toml_text(proposal: Proposal, again: str, measured: str | None) -> str:
   settings, table = proposal.settings, proposal.table
   columns = _names(settings.get("columns", table.columns))
   lines = [
-    f"# The task '{settings['name']}'. Written by: tpv tasks new {table.path}",
-    f"# After a change:  {again}",
+    f"# The task '{settings['name']}'. Written by: tpv tasks new "
+    + printable(shlex.quote(str(table.path))),
+    f"# After a change:  {printable(again)}",
     "",
     f"name = {_value(settings['name'])}",
     f"paths = {_value(settings['paths'])}  # relative to this file",

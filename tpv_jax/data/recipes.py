@@ -90,12 +90,15 @@ class Recipe:
         )
     return tuple((literal, column) for literal, column, _, _ in parts)
 
-  def source(self, row: Row, where: str) -> tuple[str, tuple[tuple[int, int], ...]]:
+  def source(
+    self, row: Row, where: str, fix: str = "Fill it, or remove the row."
+  ) -> tuple[str, tuple[tuple[int, int], ...]]:
     """Returns the source, and where the texts of its columns begin and end.
 
     Args:
       row: by column.
       where: names the row in errors.
+      fix: what to do about an empty column.
 
     Raises:
       UserError: a column is missing, holds several values, or is empty and may not be.
@@ -108,10 +111,7 @@ class Recipe:
       if column is not None:
         text = value(row, column, where)
         if not text.strip() and not self.allow_empty:
-          raise UserError(
-            f"{where}: column '{column}' is empty. Fill it, remove the line, or allow it "
-            "in the task (text_file_task.allow_empty = True)."
-          )
+          raise UserError(f"{where}: column '{column}' is empty. {fix}")
         fields.append((len(source), len(source) + len(text)))
         source += text
     return source, tuple(fields)

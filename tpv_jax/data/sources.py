@@ -15,6 +15,7 @@ import logging
 import os
 import pathlib
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -164,7 +165,7 @@ def raw(which: Definition, data_dir: PathLike | None = None) -> Raw:
       return found
   raise UserError(
     f"The data of task '{which.name}' is not prepared in '{folder}'. Run: tpv tasks "
-    f"prepare {which.name} --data-dir {folder}"
+    f"prepare {which.name} --data-dir {shlex.quote(str(folder))}"
   )
 
 

@@ -62,6 +62,7 @@ def rows(
   needed: Collection[str],
   columns: Sequence[str] | None = None,
   columns_setting: str | None = None,
+  form_setting: str | None = None,
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
   """Yields (file and line, row by column) of the text of a file.
 
@@ -72,6 +73,7 @@ def rows(
     needed: the columns in use, which tell the delimiter of a CSV file.
     columns: of a TSV or CSV file without a header line.
     columns_setting: names `columns` in errors; None if they cannot be set.
+    form_setting: names `form` in errors; None if it cannot be set.
 
   Raises:
     UserError: a line does not have the form.
@@ -82,12 +84,13 @@ def rows(
       "it: tr '\\r' '\\n' < OLD > NEW."
     )
   if form == "jsonl":
-    yield from lines.json_lines(path, text)
+    yield from lines.json_lines(path, text, form_setting)
     return
   if form == "tsv":
     numbered = lines.tsv_lines(path, text)
   else:
-    numbered = lines.csv_lines(path, text, delimiter(path, text, needed, columns))
+    separator = delimiter(path, text, needed, columns, form_setting)
+    numbered = lines.csv_lines(path, text, separator)
   header = None if columns is None else tuple(columns)
   for number, cells in numbered:
     where = f"{path}:{number}"
@@ -114,6 +117,7 @@ def delimiter(
   text: str,
   needed: Collection[str],
   columns: Sequence[str] | None = None,
+  form_setting: str | None = None,
 ) -> str:
   """Returns the delimiter of a CSV file, by its first line.
 
@@ -139,9 +143,10 @@ def delimiter(
   if not fitting:
     return max(found, key=lambda one: len(found[one]), default=",")
   if len(fitting) > 1 and "," not in fitting:
+    fix = f", or set {form_setting} to 'tsv' to split at tabs and ignore quotes"
     raise UserError(
-      f"'{path}' can be split at semicolons and at tabs. Write it with commas, or set "
-      "text_file_task.file_format = 'tsv' to split at tabs and ignore quotes."
+      f"'{path}' can be split at semicolons and at tabs. Write it with commas"
+      f"{fix if form_setting else ''}."
     )
   return fitting[0]
 
@@ -172,7 +177,11 @@ class Table:
 
 
 def read(
-  path: PathLike, content: bytes, form: Format, needed: Collection[str]
+  path: PathLike,
+  content: bytes,
+  form: Format,
+  needed: Collection[str],
+  form_setting: str | None = None,
 ) -> Table:
   """Returns the table in the content of a file.
 
@@ -181,12 +190,13 @@ def read(
     content: of the file.
     form: its format.
     needed: the columns in use; see `rows`.
+    form_setting: likewise.
 
   Raises:
     UserError: it is not UTF-8, has no rows, or a line does not have the form.
   """
   text = lines.decoded(path, content)
-  found = list(rows(path, text, form, needed))
+  found = list(rows(path, text, form, needed, form_setting=form_setting))
   if not found:
     raise UserError(
       f"'{path}' has no rows, only a header or blank lines. Choose another file."

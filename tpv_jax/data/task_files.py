@@ -22,6 +22,7 @@ import datetime
 import inspect
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -264,7 +265,8 @@ def _toml(path: PathLike) -> dict[str, Any]:
     what = (
       "describes its task in gin's language, which is given by --gin_file"
       if suffix == ".gin"
-      else f"does not end with .toml. To describe a file of data: tpv tasks new {path}"
+      else "does not end with .toml. To describe a file of data: tpv tasks new "
+      + shlex.quote(str(path))
     )
     raise UserError(f"TASK_FILES takes TOML files, and '{path}' {what}.")
   text = lines.read_text(path, "TASK_FILES")

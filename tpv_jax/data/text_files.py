@@ -267,7 +267,12 @@ class _Rows:
       value = recipes.value(row, self.recipe.target, where).strip()
       if value in self.skip:
         continue
-      source, fields = self.recipe.source(row, where)
+      source, fields = self.recipe.source(
+        row,
+        where,
+        "Fill it, remove the line, or allow it in the task (text_file_task.allow_empty = "
+        "True).",
+      )
       skip = [*self.skip, value]
       fix = (
         "Correct the line, add the label to text_file_task.labels, or leave such rows out: "
@@ -293,6 +298,7 @@ class _Rows:
       {self.recipe.target, *self.recipe.columns},
       self.columns,
       "text_file_task.columns",
+      "text_file_task.file_format",
     )
 
 

@@ -106,7 +106,9 @@ def read_table(
     content = b"" if sys.stdin is None else sys.stdin.buffer.read()
     begins = content.removeprefix("\ufeff".encode()).lstrip()[:1]
     guessed: Format = "jsonl" if begins == b"{" else "csv"
-    return tables.read("standard input", content, form or guessed, needed)
+    return tables.read(
+      "standard input", content, form or guessed, needed, option("format")
+    )
   suffix = pathlib.PurePath(source).suffix.lower()
   if form is None and suffix in (".xlsx", ".xls", ".parquet", ".gz", ".zip"):
     raise UserError(
@@ -114,7 +116,8 @@ def read_table(
       "it as one of them."
     )
   known = tables.format_of(source, form, option("format", "csv"))
-  return tables.read(source, lines.read_content(source, "the input"), known, needed)
+  content = lines.read_content(source, "the input")
+  return tables.read(source, content, known, needed, option("format"))
 
 
 def _said(

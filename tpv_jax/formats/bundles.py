@@ -25,6 +25,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -201,7 +202,7 @@ def read(path: files.PathLike = RELEASED) -> dict[str, Bundled]:
   if metadata.get("format") != store.BUNDLE:
     raise UserError(
       f"'{path}' holds one prompt or vector and is no bundle of several (its format is "
-      f"'{metadata.get('format')}'). Look at it with: tpv show {path}."
+      f"'{metadata.get('format')}'). Look at it with: tpv show {shlex.quote(str(path))}."
     )
   try:
     index = files.parse_json(metadata["index"])["runs"]

@@ -90,7 +90,7 @@ def rank(
   if left < each:
     without_update = ""
     if left + parts["fusion"] >= 0:
-      without_update = "; to go without an update, set RANK = 0 and FUSION_WIDTH = 0"
+      without_update = "; to go without an update, set RANK and FUSION_WIDTH to 0"
     raise UserError(
       f"A budget of {_product(tokens, features)} parameters leaves no rank for the "
       f"low-rank update: the other parts have {_describe(parts)}, and each rank takes "
@@ -127,7 +127,7 @@ def check(
     raise UserError(
       f"S = {length} and R = {rank} make {_describe(parts)}: {-left:,} over the budget "
       f"of {_product(tokens, features)}. Lower one of them, or have the largest rank "
-      "found (RANK = @budget.rank(), or no --rank)."
+      "found (RANK = @budget.rank())."
     )
   limits = {"source_length": source_length - rank, "features": features - rank}
   limits["budget"] = left // (source_length + features)

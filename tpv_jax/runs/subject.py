@@ -19,6 +19,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -150,7 +151,8 @@ def read(run: files.PathLike) -> Subject:
       f"The run '{run}' does not state what its prompt was trained on: it was written by "
       "an older tpv_jax or by T5X, or its backbone or data were made in memory. Give the "
       "backbone, the lengths and sources as they were written instead: tpv infer "
-      f"--gin_file=FILE ... --gin.PROMPT_PATH={run} --gin.INPUT_FILE=sources.txt."
+      f"--gin_file=FILE ... {shlex.quote(f'--gin.PROMPT_PATH={run}')} "
+      "--gin.INPUT_FILE=sources.txt."
     )
   if not isinstance(stated, Mapping) or (fault := _fault(stated)):
     fault = fault if isinstance(stated, Mapping) else "it is no object"

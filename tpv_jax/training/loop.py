@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import re
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -452,7 +453,7 @@ class Run:
         f"{why} The last good "
         f"state is checkpoint {self.checkpoints.latest_step()} in '{self.folder.path}'. "
         "Lower the learning rate or clip gradients, and start in another RUN_DIR; 'tpv "
-        f"diagnose {self.folder.path}' tells more."
+        f"diagnose {shlex.quote(str(self.folder.path))}' tells more."
       )
     return {
       name: float(np.mean(values, dtype=np.float64)) for name, values in report.items()

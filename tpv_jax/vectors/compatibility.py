@@ -4,6 +4,7 @@ Each function refuses in one line that names both, or returns what they have in 
 """
 
 import math
+import shlex
 from collections.abc import Sequence
 
 from tpv_jax.core.errors import UserError, option
@@ -18,7 +19,7 @@ def require_vector(item: Loaded) -> None:
   require(
     "vector",
     item,
-    f"Make a vector of it: tpv diff {item.name} [INITIAL] -o V.safetensors.",
+    f"Make a vector of it: tpv diff {shlex.quote(item.name)} [INITIAL] -o V.safetensors.",
   )
 
 

@@ -16,6 +16,7 @@ import hashlib
 import math
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -85,7 +86,7 @@ def read(path: files.PathLike) -> tuple[dict[str, np.ndarray], Provenance]:
   if metadata.get("format") == BUNDLE:
     raise UserError(
       f"'{path}' is a bundle of several prompts. Take them out: tpv prompts unpack --file "
-      f"{path} -o FOLDER."
+      f"{shlex.quote(str(path))} -o FOLDER."
     )
   try:
     if metadata["format"] != FORMAT:

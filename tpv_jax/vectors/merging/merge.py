@@ -1,6 +1,7 @@
 """Merging vectors, or prompts, by a rule of the registry."""
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -278,7 +279,9 @@ def _joined(
     raise UserError(f"The merge rule '{rule}' needs at least one prompt.")
   for one in prompts:
     compatibility.require(
-      "prompt", one, f"Apply each vector first (tpv apply {one.name} INITIAL -o P)."
+      "prompt",
+      one,
+      f"Apply each vector first (tpv apply {shlex.quote(one.name)} INITIAL -o P).",
     )
   folded = [algebra.fold(one) for one in prompts]
   for one in folded:
