@@ -2,6 +2,7 @@
 
 import json
 
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -109,6 +110,19 @@ def test_what_is_no_prompt_is_refused(backbone, tasks, runs, tmp_path):
     with pytest.raises(tpv.UserError, match=message) as caught:
       tpv.evaluate(backbone, tasks[0], prompts, **options)
     assert "--gin." not in str(caught.value)
+
+
+def test_what_is_no_list_and_no_path_is_refused(backbone, tasks, runs, monkeypatch):
+  monkeypatch.setattr(
+    jaxtyping.config, "jaxtyping_disable", True
+  )  # As outside of tests.
+  for prompts, options, message in (
+    (None, {"splits": 3}, r"eval_splits is 3"),
+    (3, {}, r"A prompt is 3\. Give a run"),
+    ([runs[0], 3], {}, r"A prompt is 3\. Give a run"),
+  ):
+    with pytest.raises(tpv.UserError, match=message):
+      tpv.evaluate(backbone, tasks[0], prompts, **options)
 
 
 def test_a_table_is_rows_that_pandas_takes():

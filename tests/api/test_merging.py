@@ -77,3 +77,18 @@ def test_settings_that_cannot_be_are_refused_by_name(backbone, given):
   ):
     with pytest.raises(tpv.UserError, match=message):
       tpv.merge_by_data(backbone, task, vectors, str(initial), rule, **settings)
+
+
+def test_what_a_gin_file_says_of_a_merge_is_used_or_refused(backbone, given, tmp_path):
+  task = tpv.task("sentiment", of="embedded")
+  call = [backbone, task, [str(given / "sentiment.safetensors")]]
+  call += [str(given / "initial.safetensors"), "fisher"]
+  file = tmp_path / "mine.gin"
+  file.write_text(f"OUTPUT = '{tmp_path / 'merged.safetensors'}'\n")
+  tpv.merge_by_data(*call, options={"examples": 4}, gin_file=file)
+  assert (tmp_path / "merged.safetensors").exists()
+  file.write_text("RULE = 'adamerging'\n")
+  with pytest.raises(
+    tpv.UserError, match="sets rule, which is an argument of the call"
+  ):
+    tpv.merge_by_data(*call, gin_file=file)

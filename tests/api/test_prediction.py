@@ -65,6 +65,18 @@ def test_a_prompt_in_memory_answers_as_the_task_says(backbone, run, task, texts)
   assert again.column("score") == pytest.approx(table.column("score"), abs=1e-4)
 
 
+def test_a_run_without_a_best_prompt_answers_with_its_last(
+  backbone, task, texts, tmp_path
+):
+  run = tpv.train(backbone, task, tmp_path / "run", best_metric=None, **BRIEF)
+  assert not run.keeps_best
+  of_run = tpv.predict(backbone, run, texts)
+  assert of_run == tpv.predict(backbone, run.path / "last_prompt.safetensors", texts)
+  assert of_run == tpv.predict(None, str(run.path), texts)
+  scores = [tpv.evaluate(backbone, task, one) for one in (run, str(run.path))]
+  assert scores[0] == scores[1]
+
+
 def test_what_cannot_be_answered_is_refused(backbone, run, texts, tmp_path):
   for prompt, rows, message in (
     (run.vector(), texts, r"is a vector.*vector\.on\(run\.initial\)"),

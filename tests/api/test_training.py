@@ -7,6 +7,7 @@ import sys
 import threading
 
 import gin
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -162,6 +163,54 @@ def test_what_is_not_a_setting_is_refused_by_the_name_that_was_written(
   with pytest.raises(tpv.UserError, match=message) as caught:
     tpv.train(backbone, tasks[0], tmp_path / "run", **settings)
   assert "--gin." not in str(caught.value)
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def as_outside(monkeypatch):
+  """Checks no annotations, as outside of these tests."""
+  monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.mark.usefixtures("as_outside")
+@pytest.mark.parametrize("settings", [{"initial_seeds": 3}, {"rates": 0.5}])
+def test_one_number_where_a_list_is_due_is_refused(backbone, tasks, tmp_path, settings):
+  ((name, value),) = settings.items()
+  with pytest.raises(tpv.UserError, match=rf"^{name} is {value}; it must be a list"):
+    tpv.train(backbone, tasks[0], tmp_path / "run", **settings)
+  assert not (tmp_path / "run").exists()
+
+
+def test_lengths_of_a_gin_file_are_those_of_the_run(backbone, tasks, tmp_path):
+  assert tasks[0].lengths != {"inputs": 40, "targets": 4}
+  file = tmp_path / "mine.gin"
+  file.write_text("LENGTHS = {'inputs': 40, 'targets': 4}\nBACKBONE = 'embedded'\n")
+  settings = {"gin_file": file, "progress": False, **BRIEF, "train_steps": 1}
+  run = tpv.train(backbone, tasks[0], tmp_path / "run", **settings)
+  assert run.manifest["data"]["lengths"] == {"inputs": 40, "targets": 4}
+  settings["lengths"] = {"inputs": 36, "targets": 4}  # What is given wins.
+  run = tpv.train(backbone, tasks[0], tmp_path / "given", **settings)
+  assert run.manifest["data"]["lengths"] == settings["lengths"]
+
+
+@pytest.mark.parametrize(
+  ("line", "message"),
+  [
+    ("BACKBONE = 'smollm2'", "sets backbone, which belongs to the backbone"),
+    ("DTYPE = 'bfloat16'", "sets dtype, which belongs to the backbone"),
+    ("RUN_DIR = 'elsewhere'", "sets run_dir, which is the folder, the third argument"),
+    ("OUTPUT_DIR = 'elsewhere'", "sets output_dir, which is the folder"),
+    ("PROMPT_PATH = 'runs/a'", "sets prompt_path, which says what is evaluated"),
+    ("TASK_FILES = ['a.toml']", "sets task_files, which says what the task is"),
+  ],
+)
+def test_a_gin_file_does_not_say_what_an_argument_says(
+  backbone, tasks, tmp_path, line, message
+):
+  (tmp_path / "inner.gin").write_text(f"\n{line}\n")
+  (tmp_path / "mine.gin").write_text(f"include '{tmp_path / 'inner.gin'}'\n")
+  with pytest.raises(tpv.UserError, match=rf"inner\.gin:2 {message}"):
+    tpv.train(backbone, tasks[0], tmp_path / "run", gin_file=tmp_path / "mine.gin")
   assert not (tmp_path / "run").exists()
 
 

@@ -111,6 +111,12 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
   [
     ("A", "'--gin.A' is not a binding: write --gin.NAME=VALUE"),
     ("A=[1,", r"Cannot read the value of --gin.A=\[1,. \(a bracket.* is not closed"),
+    ("A=0,1", r"A list needs brackets: '\[0,1\]'"),
+    ("A=runs/x,1", "A string needs quotes: '\"runs/x,1\"'"),
+    ("A=a&b=c #1", "A string needs quotes: '\"a&b=c #1\"'"),
+    ("A=C:\\x", r"A string needs quotes: '\"C:\\\\x\"'"),
+    ("A=it's", "A string needs quotes: '\"it'\"'\"'s\"'"),
+    ("A=[runs/x&1]", "'runs' is no value: a string needs quotes"),
     ("A=runs/x", "A string needs quotes: '\"runs/x\"'"),
     ("A=1\nimport os", "Cannot read the value"),
     ("A B=1", "Cannot read the value"),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tpv_jax.api import settings as of_gin
@@ -11,6 +11,7 @@ from tpv_jax.api.runs import Run, refuse_vector
 from tpv_jax.api.tables import Table
 from tpv_jax.api.training import lengths_of, of_subjects
 from tpv_jax.core import files
+from tpv_jax.core.errors import UserError
 from tpv_jax.data.tasks import Task
 from tpv_jax.evaluation import candidates
 from tpv_jax.evaluation.report import means_of
@@ -51,17 +52,20 @@ def evaluate(
   from tpv_jax.evaluation import evaluation
 
   several = [tasks] if isinstance(tasks, Task) else list(tasks)
-  own = {**backbone.macros, **lengths_of(several, settings), "TASKS": several}
+  own = {**backbone.macros, "TASKS": several}
   given = dict(settings)
-  for name in ("vector", "initial"):
-    if name in given:
-      own[name.upper()] = _source_of(given.pop(name))
-  if prompts is not None or "VECTOR" not in own:
+  for name in {"vector", "initial"} & given.keys():
+    given[name] = _source_of(given[name])
+  if prompts is not None or "vector" not in given:
     own["PROMPT_PATH"] = _named(prompts)
   if splits is not None:
-    own["EVAL_SPLITS"] = [splits] if isinstance(splits, str) else list(splits)
+    given["eval_splits"] = (
+      [splits] if isinstance(splits, str) else of_gin.as_list(splits)
+    )
   arguments = {"backbone": backbone.loaded, "progress": progress, "printed": False}
-  report, _ = of_gin.call(evaluation.evaluate, given, own, arguments, gin_file)
+  report, _ = of_gin.call(
+    evaluation.evaluate, given, own, arguments, gin_file, lengths_of(several)
+  )
   first, without = report["candidates"][0]["name"], candidates.NO_PROMPT
   if isinstance(prompts, Mapping):
     without = next((str(name) for name, one in prompts.items() if one is None), without)
@@ -78,7 +82,7 @@ def _named(prompts: Any) -> list[Loaded | str | None]:
   if isinstance(prompts, Mapping):
     found = [_loaded(one, str(name)) for name, one in prompts.items()]
   else:
-    one = prompts is None or isinstance(prompts, Run | Loaded | str | os.PathLike)
+    one = not isinstance(prompts, Iterable) or isinstance(prompts, str | os.PathLike)
     found = [_loaded(item) for item in ([prompts] if one else prompts)]
   seen: dict[str, int] = {}
   named: list[Loaded | str | None] = []
@@ -96,6 +100,12 @@ def _loaded(prompt: Any, name: str | None = None) -> Loaded | str | None:
   """Returns a prompt as `evaluation.candidates` takes it, under a name if one is given."""
   if prompt is None:
     return None
+  if not isinstance(prompt, Run | Loaded | str | os.PathLike):
+    raise UserError(
+      f"A prompt is {prompt!r:.80}. Give a run, a prompt of tpv.load(...), or the path of one."
+    )
+  if isinstance(prompt, str | os.PathLike) and sources.is_run_folder(prompt):
+    prompt = Run(prompt)
   if isinstance(prompt, Run):
     prompt = os.fspath(prompt.path) if prompt.keeps_best else prompt.prompt
   if not isinstance(prompt, Loaded):

@@ -8,6 +8,7 @@ from tpv_jax.api.backbones import Backbone
 from tpv_jax.api.runs import Run
 from tpv_jax.api.training import lengths_of, of_subjects
 from tpv_jax.core import files
+from tpv_jax.core.errors import UserError
 from tpv_jax.data.tasks import Task
 from tpv_jax.evaluation import candidates
 from tpv_jax.vectors.loaded import Loaded
@@ -45,18 +46,22 @@ def merge_by_data(
   """
   from tpv_jax.evaluation.merging import merge_by_data as by_data
 
+  vectors = of_gin.as_list(vectors)
+  if not isinstance(vectors, list):
+    raise UserError(f"vectors is {vectors!r:.80}; it must be a list of vectors.")
   several = [tasks] if isinstance(tasks, Task) else list(tasks)
   own = {
     **backbone.macros,
-    **lengths_of(several, settings),
     "TASKS": several,
     "VECTORS": [one.vector() if isinstance(one, Run) else one for one in vectors],
     "INITIAL": initial.initial if isinstance(initial, Run) else initial,
     "RULE": rule,
     "OPTIONS": dict(options or {}),
-    **({} if "output" in settings else {"OUTPUT": None}),
   }
+  defaults = {"OUTPUT": None, **lengths_of(several)}
   arguments = {"backbone": backbone.loaded, "progress": progress, "printed": False}
-  merged, _ = of_gin.call(by_data.merge_by_data, settings, own, arguments, gin_file)
+  merged, _ = of_gin.call(
+    by_data.merge_by_data, settings, own, arguments, gin_file, defaults
+  )
   found: Loaded = merged
   return found

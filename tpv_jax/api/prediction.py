@@ -15,6 +15,7 @@ from tpv_jax.data.recipes import Recipe
 from tpv_jax.data.tasks import Task
 from tpv_jax.evaluation import predicting, prediction_files
 from tpv_jax.evaluation.predicting import Asked
+from tpv_jax.formats import sources
 from tpv_jax.runs import subject
 from tpv_jax.runs.subject import Subject
 from tpv_jax.vectors.loaded import Loaded
@@ -33,7 +34,8 @@ def predict(
 
   Args:
     backbone: of `load_backbone`; None reads the one that the run states.
-    prompt: a run (its best prompt), its folder, a prompt's file, or a prompt in memory.
+    prompt: a run or its folder, for its best prompt, or the last if it keeps no best; a
+      prompt's file, or a prompt in memory.
     rows: dictionaries by column, a data frame, or texts, where the task has one column; or
       the path of a CSV, TSV or JSON-lines file.
     task: says how sources are written; None for the task of the run. A prompt in memory,
@@ -45,7 +47,7 @@ def predict(
     UserError: a column is missing, or what is given does not belong together.
   """
   refuse_vector(prompt)
-  asked = Asked(_source(prompt))
+  asked = _asked(prompt)
   if task is not None:
     asked = dataclasses.replace(asked, subject=_subject(backbone, asked, task))
   elif isinstance(prompt, Loaded):
@@ -64,10 +66,13 @@ def predict(
   return Table(found)
 
 
-def _source(prompt: Run | Loaded | files.PathLike) -> Loaded | str:
+def _asked(prompt: Run | Loaded | files.PathLike) -> Asked:
+  """Returns the prompt; of a run the best one, or the last one if it keeps no best."""
   if isinstance(prompt, Loaded):
-    return prompt
-  return os.fspath(prompt.path if isinstance(prompt, Run) else prompt)
+    return Asked(prompt)
+  path = os.fspath(prompt.path if isinstance(prompt, Run) else prompt)
+  last = sources.is_run_folder(path) and not Run(path).keeps_best
+  return Asked(path, which="last" if last else "best")
 
 
 def _subject(backbone: Backbone | None, asked: Asked, task: Task) -> Subject:

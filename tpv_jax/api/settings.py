@@ -7,7 +7,8 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ def call(
   own: Mapping[str, Any],
   arguments: Mapping[str, Any],
   gin_file: PathLike | Sequence[PathLike] = (),
+  defaults: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> tuple[Any, Settings]:
   """Returns what a gin-configured function returns, and the settings in force.
 
@@ -49,22 +51,26 @@ def call(
   Args:
     function: what a command runs.
     settings: the user's, by name in lower case.
-    own: further ones, by macro.
+    own: what the call's arguments stand for, by macro; a file of the user's may not set it.
     arguments: passed to the function in addition to what gin binds.
     gin_file: one or several files of the user's.
+    defaults: by macro, for what neither `settings` nor a file of the user's sets.
 
   Raises:
     UserError: a setting is not known, not read or wrong; what the function raises.
   """
+  given = [gin_file] if isinstance(gin_file, str | os.PathLike) else gin_file
+  files = [os.fspath(path) for path in given]
+  in_files = gin_files.bound_by_user(files)
+  _refuse_own(in_files, own)
+  unset = {name: value for name, value in defaults.items() if name not in in_files}
   bindings, objects = [], {}
-  for name, value in {**_macros(settings), **own}.items():
+  for name, value in {**unset, **_macros(settings), **own}.items():
     text = _literal(value)
     if text is None:
       objects[name] = value
     else:
       bindings.append(f"{name}={text}")
-  given = [gin_file] if isinstance(gin_file, str | os.PathLike) else gin_file
-  files = [os.fspath(path) for path in given]
   with calling.kept():
     try:
       ready = calling.prepare(
@@ -76,6 +82,12 @@ def call(
       return ready.run(), ready.settings
     except UserError as error:
       raise UserError(spelled(str(error))) from None
+
+
+def as_list(value: Any) -> Any:
+  """Returns several values as a list; a text and what is no list are left to gin's checks."""
+  several = isinstance(value, Iterable) and not isinstance(value, str | Mapping)
+  return list(value) if several else value
 
 
 def value_of(settings: Settings, macro: str) -> Any:
@@ -97,6 +109,21 @@ def _macros(settings: Mapping[str, Any]) -> dict[str, Any]:
     if name != name.lower():
       raise UserError(f"Settings are in lower case: '{name.lower()}', not '{name}'.")
   return {name.upper(): value for name, value in settings.items()}
+
+
+def _refuse_own(
+  in_files: Mapping[str, tuple[Any, str]], own: Mapping[str, Any]
+) -> None:
+  """Raises `UserError` if a file of the user's sets what an argument of the call says."""
+  for name, (value, place) in in_files.items():
+    if name.lower() not in ARGUMENTS and name not in own:
+      continue
+    if isinstance(value, str) and own.get(name) == value:
+      continue
+    what = ARGUMENTS.get(name.lower(), "is an argument of the call")
+    raise UserError(
+      f"{place} sets {name.lower()}, which {what}. Leave it out of the file."
+    )
 
 
 def _literal(value: Any) -> str | None:

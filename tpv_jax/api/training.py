@@ -100,11 +100,10 @@ def train(
   from tpv_jax.training import training
 
   lists = {"initial_seeds": initial_seeds, "rates": rates}
-  grids = {name: list(one) for name, one in lists.items() if one is not None}
+  grids = {n: of_gin.as_list(one) for n, one in lists.items() if one is not None}
   alone = isinstance(tasks, Task) and not grids
   several = [tasks] if isinstance(tasks, Task) else list(tasks)
-  own = {**backbone.macros, **lengths_of(several, settings)}
-  own |= (
+  own = backbone.macros | (
     {"RUN_DIR": folder, "TASK": several[0]}
     if alone
     else {"OUTPUT_DIR": folder, "TASKS": several}
@@ -115,7 +114,9 @@ def train(
     "config": calling.record,
   }
   function = training.train if alone else bank.train_bank
-  _, used = of_gin.call(function, {**settings, **grids}, own, arguments, gin_file)
+  _, used = of_gin.call(
+    function, {**settings, **grids}, own, arguments, gin_file, lengths_of(several)
+  )
   if alone:
     return Run(folder)
   seeds, rates = (of_gin.value_of(used, name) for name in ("INITIAL_SEEDS", "RATES"))
@@ -125,9 +126,9 @@ def train(
   )
 
 
-def lengths_of(tasks: Sequence[Task], settings: Any) -> dict[str, Any]:
+def lengths_of(tasks: Sequence[Task]) -> dict[str, Any]:
   """Returns LENGTHS for tasks together, the largest of each feature, where they state any."""
   stated = [one.lengths for one in tasks if one.lengths is not None]
-  if "lengths" in settings or len(stated) < len(tasks):
+  if len(stated) < len(tasks):
     return {}
   return {"LENGTHS": {key: max(one[key] for one in stated) for key in stated[0]}}

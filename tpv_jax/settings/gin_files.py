@@ -12,10 +12,12 @@ import dataclasses
 import functools
 import importlib.util
 import inspect
+import json
 import os
 import pathlib
 import pkgutil
 import re
+import shlex
 import sys
 import tokenize
 import types
@@ -144,33 +146,57 @@ def bound(
   Raises:
     UserError: there is no such file.
   """
-  found: dict[str, Any] = {}
-  read: set[str] = set()
-
-  def visit(statements: Iterator[tuple[int, Any]]) -> None:
-    with contextlib.suppress(SyntaxError):
-      for _, statement in statements:
-        if isinstance(statement, config_parser.IncludeStatement):
-          open_file(statement.filename)
-        elif isinstance(statement, config_parser.BindingStatement):
-          parts = (statement.selector, statement.arg_name)
-          found[".".join(filter(None, parts))] = statement.value
-
-  def open_file(name: str) -> None:
-    with contextlib.suppress(UserError, OSError):
-      path = find(name, search_paths)
-      if str(path) not in read:
-        read.add(str(path))
-        visit(_statements(_text(path, name), _Unresolved()))
-
-  for name in files:
-    find(name, search_paths)
-    open_file(name)
+  found = {name: value for name, value, _ in _bound(files, search_paths)}
   for binding in bindings:
     name, _, value = (part.strip() for part in binding.partition("="))
     with contextlib.suppress(SyntaxError, UserError):
-      visit(iter([(0, _binding(name, value, unquoted=True))]))
+      statement = _binding(name, value, unquoted=True)
+      found[_parameter(statement)] = statement.value
   return found
+
+
+def bound_by_user(files: Sequence[str]) -> dict[str, tuple[Any, str]]:
+  """Returns what the user's own files bind: name -> the last value, and 'FILE:LINE'.
+
+  What files of this package bind is left out; see `bound` for names, values and errors.
+  """
+  return {
+    name: (value, place) for name, value, place in _bound(files) if place is not None
+  }
+
+
+def _bound(
+  files: Sequence[str], search_paths: Sequence[str] = ()
+) -> Iterator[tuple[str, Any, str | None]]:
+  """Yields the bindings of files and of what they include: name, value, 'FILE:LINE'.
+
+  The place is None in a file of this package.
+  """
+  read: set[str] = set()
+
+  def visit(name: str) -> Iterator[tuple[str, Any, str | None]]:
+    with contextlib.suppress(UserError, OSError, SyntaxError):
+      path = find(name, search_paths)
+      if str(path) in read:
+        return
+      read.add(str(path))
+      text = _text(path, name)
+      ours = _is_shipped(os.path.realpath(path), text)
+      for line, statement in _statements(text, _Unresolved()):
+        if isinstance(statement, config_parser.IncludeStatement):
+          yield from visit(statement.filename)
+        elif isinstance(statement, config_parser.BindingStatement):
+          place = None if ours else f"{name}:{line}"
+          yield _parameter(statement), statement.value, place
+
+  for name in files:
+    find(name, search_paths)
+    yield from visit(name)
+
+
+def _parameter(statement: config_parser.BindingStatement) -> str:
+  """Returns what a statement binds, without its scope: 'RUN_DIR', 'training.train.model'."""
+  return ".".join(filter(None, (statement.selector, statement.arg_name)))
 
 
 @functools.cache
@@ -463,10 +489,23 @@ def _binding(name: str, value: str, unquoted: bool) -> config_parser.BindingStat
     quoted = _quoted(value) if unquoted else None
     if quoted is not None:
       return _one_binding(name, quoted)
-    hint = f" ({explain(error)})."
-    if _quoted(value) is not None:
-      hint = f" A string needs quotes: '\"{value}\"'."
-    raise UserError(f"Cannot read the value of --gin.{name}={value}.{hint}") from error
+    hint = _hint(name, value) or f"({explain(error)})"
+    raise UserError(f"Cannot read the value of --gin.{name}={value}. {hint}") from error
+
+
+def _hint(name: str, value: str) -> str | None:
+  """Returns what makes a value of the command line one that can be read, None if unknown."""
+  if _quoted(value) is None and value[0] in "[({'\"@%":
+    return None
+  text = json.dumps(value, ensure_ascii=False)
+  for what, meant in (
+    ("list needs brackets", f"[{value}]"),
+    ("string needs quotes", text),
+  ):
+    with contextlib.suppress(SyntaxError):
+      _one_binding(name, meant)
+      return f"A {what}: {shlex.quote(meant)}."
+  return None
 
 
 def _one_binding(name: str, value: str) -> config_parser.BindingStatement:
@@ -499,6 +538,10 @@ def explain(error: BaseException) -> str:
     return "the text ends within a statement."
   if isinstance(error, RecursionError):
     return "brackets are nested too deeply."
+  if malformed := re.match(
+    "malformed node or string.*Failed to parse token '(.*)'", text
+  ):
+    return f"'{malformed[1]}' is no value: a string needs quotes."
   if isinstance(error, SyntaxError):
     return f"{text}."
   if isinstance(error, ImportError):
