@@ -16,7 +16,7 @@ from tpv_jax import cli
 from tpv_jax.banks import bank, bank_steps
 from tpv_jax.core.errors import UserError
 from tpv_jax.devices import partitioning
-from tpv_jax.runs import summary
+from tpv_jax.runs import curves, summary
 from tpv_jax.runs.run_folder import RunFolder
 from tpv_jax.training import initial, steps
 from tpv_jax.vectors import store
@@ -147,6 +147,24 @@ def test_a_run_without_matplotlib_says_so_and_ends(tiny, tmp_path, monkeypatch, 
   assert tiny.train(tmp_path / "run", total_steps=5)["status"] == "finished"
   assert "matplotlib is not installed" in capsys.readouterr().out
   assert not (tmp_path / "run" / "curves.png").exists()
+
+
+def test_a_picture_that_cannot_be_written_ends_no_run(
+  tiny, tmp_path, monkeypatch, capsys
+):
+  def broken(*_):
+    raise ValueError("bogus is no backend")
+
+  monkeypatch.setattr(curves, "one", broken)
+  assert tiny.train(tmp_path / "run", total_steps=5)["status"] == "finished"
+  picture = tmp_path / "run" / "curves.png"
+  assert (
+    f"'{picture}', the picture of the curves, is not written: ValueError: bogus"
+    in capsys.readouterr().out
+  )
+  picture.mkdir()
+  assert not curves.write(picture, curves.many, {})
+  assert "IsADirectoryError" in capsys.readouterr().out
 
 
 START = functools.partial(initial.sampled_vocabulary, length=4)

@@ -78,6 +78,13 @@ def test_schedules_pass_through_these_points(schedule, expected):
     np.testing.assert_allclose(schedule(step), rate, atol=1e-7)
 
 
+@pytest.mark.parametrize("warmup", [400, 500])
+def test_a_linear_decay_needs_steps_after_the_warm_up(warmup):
+  with pytest.raises(UserError, match=rf"WARMUP_STEPS is {warmup} of 400 TRAIN_STEPS"):
+    optimizers.linear(0.3, 400, warmup)
+  optimizers.linear(0.3, 400, 399)
+
+
 def ept_leaves(seed):
   rng = np.random.default_rng(seed)
   forms = equations.parameters(3, 6, 5, rank=2, fusion_width=2, spaces=2)

@@ -28,7 +28,7 @@ _NAMED = 20
 def write(path: files.Path, sheet_of: Any, *arguments: Any) -> bool:
   """Writes the picture that a function of this module draws; returns whether it could.
 
-  Without matplotlib a line says so. A picture that cannot be written ends no run.
+  If it could not, a line says why: a picture that cannot be written ends no run.
 
   Args:
     path: of the PNG.
@@ -39,6 +39,12 @@ def write(path: files.Path, sheet_of: Any, *arguments: Any) -> bool:
     files.write_bytes(path, sheet_of(*arguments).png())
   except ImportError:
     screen.say("matplotlib is not installed: no picture of the curves is drawn.")
+    return False
+  except Exception as error:  # Of matplotlib, its settings or the file.
+    screen.say(
+      f"'{path}', the picture of the curves, is not written: "
+      f"{printable(f'{type(error).__name__}: {error}'):.200}"
+    )
     return False
   return True
 

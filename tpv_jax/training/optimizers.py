@@ -142,7 +142,17 @@ def constant(learning_rate: NotNegative, warmup_steps: StepsOrNone = 0) -> Learn
 def linear(
   learning_rate: NotNegative, total_steps: Steps, warmup_steps: StepsOrNone = 0
 ) -> LearningRate:
-  """Returns a linear decay to 0 at `total_steps`, after a linear warm-up from 0: (6.8)."""
+  """Returns a linear decay to 0 at `total_steps`, after a linear warm-up from 0: (6.8).
+
+  Raises:
+    UserError: the warm-up leaves no step in which the rate could decay.
+  """
+  if warmup_steps >= total_steps:
+    raise UserError(
+      f"optimizers.linear decays after the warm-up, and WARMUP_STEPS is {warmup_steps} of "
+      f"{total_steps} TRAIN_STEPS, so the rate would never decay. Give fewer WARMUP_STEPS "
+      "or more TRAIN_STEPS."
+    )
   decay = optax.schedules.linear_schedule(
     learning_rate, 0.0, total_steps - warmup_steps
   )
