@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -412,44 +410,3 @@ def test_loading_holds_about_one_leaf_above_the_result(larger):
   assert total < peak < total + 2 * largest + (2 << 20)
   _, peak = peak_of(lambda: loading.load_backbone(larger, place=lambda path, leaf: 0))
   assert peak < 3 * largest + (2 << 20)  # Nothing is kept: no whole copy exists.
-
-
-SHARDED = """
-import sys, jax, numpy as np
-from tpv_jax.core import identity
-from tpv_jax.devices import partitioning
-from tpv_jax.backbones import loading
-from tpv_jax.backbones.t5 import network
-import hf_references as references
-assert jax.device_count() == 2
-net = network.Transformer(**references.numbers("t5_1_1"))
-mesh = partitioning.make_mesh(model_parallel=2)
-place = partitioning.placer(net, mesh)
-loaded = loading.load_backbone(sys.argv[1], net, place=place)
-whole = identity.flatten(loading.load_backbone(sys.argv[1], net).params)
-cut = 0
-for path, leaf in identity.flatten(loaded.params).items():
-  assert isinstance(leaf, jax.Array), path
-  assert np.array_equal(leaf, whole[path]), path
-  cut += leaf.addressable_shards[0].data.shape != leaf.shape
-print(cut, loaded.fingerprint)
-"""
-
-
-def test_leaves_go_straight_into_shards(folders):
-  environment = {
-    **os.environ,
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    "JAX_PLATFORMS": "cpu",
-    "PYTHONPATH": str(pathlib.Path(references.__file__).parent),
-  }
-  done = subprocess.run(
-    [sys.executable, "-c", SHARDED, folders / "t5_1_1"],
-    env=environment,
-    capture_output=True,
-    text=True,
-  )
-  assert done.returncode == 0, done.stderr
-  cut, fingerprint = done.stdout.split()
-  assert int(cut) > 20
-  assert fingerprint == loading.load_backbone(folders / "t5_1_1").fingerprint

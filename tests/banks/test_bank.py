@@ -317,6 +317,19 @@ def test_another_bank_is_not_begun_beside_an_unfinished_one(tiny, stopped, tmp_p
   train(tiny, folder, others, total_steps=5)
 
 
+def test_a_bank_that_went_on_says_from_which_step_its_seconds_count(
+  tiny, stopped, finished, tmp_path
+):
+  folder = pathlib.Path(shutil.copytree(stopped, tmp_path / "bank"))
+  train(tiny, folder, patience=3)
+  for number in range(COUNT):
+    manifest = RunFolder(folder / f"run-{number}").manifest()
+    assert manifest["status"] == "finished"
+    assert manifest["seconds_from_step"] == 10
+    unbroken = RunFolder(finished[0] / f"run-{number}").manifest()
+    assert "seconds_from_step" not in unbroken
+
+
 def test_a_bank_that_has_ended_takes_more_prompts_and_fewer(tiny, finished, tmp_path):
   folder = pathlib.Path(shutil.copytree(finished[0], tmp_path / "bank"))
   before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}

@@ -407,7 +407,7 @@ def test_a_run_in_a_bucket_stops_and_resumes_to_the_same_bits(
 def test_a_run_in_a_bucket_needs_what_orbax_deletes_with(bucket, tiny, monkeypatch):
   monkeypatch.setitem(sys.modules, "google.cloud", types.ModuleType("google.cloud"))
   with pytest.raises(
-    UserError, match="RUN_DIR is 'gs://bucket/run', where Orbax delet"
+    UserError, match="The run folder is 'gs://bucket/run', where Orbax delet"
   ):
     tiny.train(f"{bucket}/run")
   assert not ObjectStore.objects

@@ -289,6 +289,18 @@ def test_a_run_that_ended_too_early_was_still_improving(embedded, tmp_path):
   assert "TRAIN_STEPS, such as 40" in found["still_improving"].change
 
 
+def test_prompts_of_a_bank_are_not_advised_to_go_on_where_they_are(tiny):
+  losses = [{"loss": 2.0}, {"loss": 1.0}]
+  alone, of_bank = (
+    of_training.still_improving(made(losses, **manifest)).change
+    for manifest in ({}, {"bank": {"prompts": 2}})
+  )
+  assert "TRAIN_STEPS, such as 200: the same command continues" in alone
+  assert "TRAIN_STEPS, such as 200: " in of_bank
+  assert "in another OUTPUT_DIR" in of_bank
+  assert "same command" not in of_bank
+
+
 def made(validation=(), train=(), **manifest):
   """Returns the evidence of a run with these losses, every 10 steps."""
   lines = [

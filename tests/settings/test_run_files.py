@@ -10,6 +10,7 @@ from tpv_jax.evaluation.merging.merge_by_data import merge_by_data
 from tpv_jax.settings import calling, gin_files, refusals, run_files
 from tpv_jax.studies import ablation, few_shot, moving, study
 from tpv_jax.training import training
+from tpv_jax.training.task_data import VALIDATION_EXAMPLES
 
 ENTRIES = (
   *(training.train, bank.train_bank, evaluation.evaluate, evaluation.infer),
@@ -105,3 +106,22 @@ def test_own_tasks_bring_the_file_that_reads_them(tmp_path):
 def test_without_a_backbone_no_run_file_is_chosen(bindings, message):
   with pytest.raises(UserError, match=message):
     run_files.complete(bank.train_bank, [], bindings)
+
+
+def test_both_runners_bind_their_optimizers_alike():
+  """A prompt of one should be what the other would have trained."""
+  parts = ("optimizers.adamw.", "optimizers.adafactor.", "optimizers.by_group.")
+  names = ("TRANSFORMATION", "WEIGHT_DECAY")
+  ours, theirs = (
+    {n: value for n, value in gin_files.bound([file]).items() if n.startswith(parts)}
+    | {n: gin_files.bound([file])[n] for n in names}
+    for file in ("gin_configs/runs/tuning.gin", "gin_configs/t5x/common.gin")
+  )
+  assert ours == theirs
+
+
+@pytest.mark.parametrize("kind", ["train", "train_embedded", "train_llm"])
+def test_t5x_chooses_the_best_prompt_on_as_many_rows(kind):
+  bound = gin_files.bound([f"gin_configs/t5x/{kind}.gin"])
+  rows = bound["EVAL_STEPS"] * bound["BATCH_SIZE"]
+  assert abs(rows - VALIDATION_EXAMPLES) < bound["BATCH_SIZE"]

@@ -12,7 +12,7 @@ import contextlib
 import contextvars
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -371,30 +371,3 @@ def that_fits(sharding: NamedSharding, shape: Sequence[int]) -> NamedSharding:
       )
     ),
   )
-
-
-def placer(network: Any, mesh: Mesh) -> Callable[[str, Any], Any]:
-  """Returns a function that shards a leaf of `network`, for `load_backbone`.
-
-  Each device gets its part of the host's leaf, which can then be freed: the host never
-  holds the whole backbone.
-  """
-  variables = jax.eval_shape(network.init, jax.random.key(0), *network.init_inputs())
-  shardings = identity.flatten(
-    param_shardings(
-      variables["params_axes"],
-      mesh,
-      variables["params"],
-      getattr(network, "AXIS_UNITS", None),
-    )
-  )
-
-  def place(path: str, leaf: Any) -> Any:
-    return jax.tree.map(
-      lambda part: jax.make_array_from_callback(
-        part.shape, that_fits(shardings[path], part.shape), lambda index: part[index]
-      ),
-      leaf,
-    )
-
-  return place

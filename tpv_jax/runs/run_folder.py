@@ -161,7 +161,7 @@ class RunFolder:
     if other and not overwrite:
       raise UserError(
         f"'{self.path}' holds a run with another {other}. Continue it with its original "
-        "settings, choose another RUN_DIR, or start again with --gin.OVERWRITE=True."
+        "settings, choose another folder, or start again with --gin.OVERWRITE=True."
       )
     return manifest, other
 
@@ -181,7 +181,7 @@ class RunFolder:
       return {}
     raise UserError(
       f"'{self.path}' is not empty and holds no run of tpv_jax, so nothing was written "
-      "there. Choose another RUN_DIR."
+      "there. Choose another folder."
     )
 
   def _own(self) -> list[files.Path]:
@@ -311,9 +311,9 @@ def _refuse_without_google_cloud_storage(path: files.Path) -> None:
     from google.cloud import storage  # noqa: F401
   except ImportError as error:
     raise UserError(
-      f"RUN_DIR is '{path}', where Orbax deletes old checkpoints with google-cloud-storage"
-      f", which is not installed ({error}): pip install gcsfs, which brings it. Or give "
-      "a folder of this machine or of a file system that all hosts share."
+      f"The run folder is '{path}', where Orbax deletes old checkpoints with "
+      f"google-cloud-storage, which is not installed ({error}): pip install gcsfs, which "
+      "brings it. Or give a folder of this machine or of a file system that all hosts share."
     ) from None
 
 

@@ -130,9 +130,6 @@ class Run:
     started = time.time()
     self.rewind_to_whole_checkpoint()
     state, best = self.begin(frozen, self.fresh_state(), config)
-    self.manifest.pop("seconds_from_step", None)
-    if first := int(state.step):
-      self.manifest["seconds_from_step"] = first
     try:
       if self.lacks_untuned(int(state.step)):
         self.note_untuned(self._validation(state, frozen))
@@ -226,6 +223,8 @@ class Run:
       "devices": [str(device.device_kind) for device in self.mesh.devices.flat],
       "mesh": dict(self.mesh.shape),
     }
+    if resumed:
+      self.manifest["seconds_from_step"] = resumed
     if self.backbone is not None:
       self.manifest[subject.KEY] = subject.of_run(
         self.folder.path, self.model, self.backbone, self.data
@@ -452,7 +451,7 @@ class Run:
       raise UserError(
         f"{why} The last good "
         f"state is checkpoint {self.checkpoints.latest_step()} in '{self.folder.path}'. "
-        "Lower the learning rate or clip gradients, and start in another RUN_DIR; 'tpv "
+        "Lower the learning rate or clip gradients, and start in another folder; 'tpv "
         f"diagnose {shlex.quote(str(self.folder.path))}' tells more."
       )
     return {

@@ -62,7 +62,7 @@ def diverged(evidence: Evidence) -> Finding | None:
     "the run diverged",
     f"{printable(str(why))}{last}",
     f"{lower_rate(evidence)}, or clip gradients (optimizers.adamw."
-    "clip_norm = 1.0), and start in another RUN_DIR. With DTYPE = 'bfloat16' also try "
+    "clip_norm = 1.0), and start in another folder. With DTYPE = 'bfloat16' also try "
     "'float32'.",
   )
 
@@ -262,13 +262,15 @@ def still_improving(evidence: Evidence) -> Finding | None:
   last = lines[-1]["loss"]
   if before - last < max(CONVERGED, 0.05 * before):
     return None
+  how = "the same command continues the run unless its learning rate depends on where it ends"
+  if "bank" in evidence.manifest:
+    how = "the prompts of a bank end together, so in another OUTPUT_DIR"
   return Finding(
     "still_improving",
     "it was still improving when it ended",
     f"The last validation loss, {last:.4g} after step {lines[-1]['step']}, is the best; "
     f"the best before it was {before:.4g}.",
-    f"Give more TRAIN_STEPS, such as {2 * evidence.total_steps}: the same command continues "
-    "the run unless its learning rate depends on where it ends.",
+    f"Give more TRAIN_STEPS, such as {2 * evidence.total_steps}: {how}.",
   )
 
 
