@@ -176,3 +176,16 @@ def test_where_process_0_cannot_lock_a_folder_no_other_goes_on(monkeypatch, tmp_
     run_folder.alone(RunFolder(tmp_path / "run")),
   ):
     pass
+
+
+def test_a_folder_of_something_else_is_refused_by_no_setting_that_a_bank_lacks(
+  tmp_path,
+):
+  """A bank's folders follow from its OUTPUT_DIR."""
+  (tmp_path / "notes.txt").write_text("mine")
+  with pytest.raises(UserError, match=r"Choose another folder\.$"):
+    RunFolder(tmp_path).manifest()
+  run = RunFolder(tmp_path / "run")
+  run.open(Settings({"seed": 0}, {}), overwrite=False)
+  with pytest.raises(UserError, match="choose another folder, or start again"):
+    run.open(Settings({"seed": 1}, {}), overwrite=False)

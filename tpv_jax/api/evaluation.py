@@ -19,7 +19,8 @@ from tpv_jax.formats import sources
 from tpv_jax.vectors.loaded import Loaded
 
 Prompt = Run | Loaded | files.PathLike | None
-"""A run (its best prompt), a prompt in memory or its path; None for the backbone alone."""
+"""A run (its best prompt, or the last if it keeps no best), a prompt in memory, the path of
+either; None for the backbone alone."""
 
 
 @of_subjects
