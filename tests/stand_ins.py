@@ -581,6 +581,13 @@ REVIEWS = [
   for word in [("dull", "fine")[i % 2]]
 ]
 
+
+def study(name):
+  """Returns what copies a finished study of docs/results."""
+  source = REPOSITORY / "docs" / "results" / name
+  return lambda path: shutil.copytree(source, path)
+
+
 FILES = {
   "models/t5-base": t5_with_vocabulary("t5"),
   "models/t5_1_1_base": t5_with_vocabulary("t5_1_1"),
@@ -621,6 +628,9 @@ FILES = {
   **{f"{name}.csv": own_table(name) for name in ("reviews", "news")},
   **{f"{name}.toml": own_toml(name) for name in ("reviews", "news")},
   "sentences.txt": lines("review: a fine film", "review: a dull film"),
+  "compare plain": study("small"),
+  "compare plain ept": study("small_ept"),
+  "compare plain ept dept": study("small_ept"),
   "runs/ept_*": lambda path: run(path.with_name("ept_sst2")),
   "runs/mine": own_run,
   "runs/llm/sentiment": own_run,
