@@ -201,7 +201,7 @@ def make(folder: pathlib.Path, text: str, left_out: set[str]) -> None:
   """Makes what a document's text names, under the names that it has there."""
   if "..." in text:  # See `complete`.
     text += " models/t5-base models/t5_1_1_base my_task.gin"
-  if re.search(r"smollm2|llm\.gin", text):
+  if re.search(r"smollm2|llm\.gin|_small\.gin", text):
     fetched(folder / CACHE)
   for name, write in FILES.items():
     if name not in left_out and re.search(

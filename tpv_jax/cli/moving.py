@@ -16,7 +16,7 @@ EXAMPLES = """\
     ... --gin.VARIANTS="[{'scale': 0.01}, {'scale': 1.0}]"
   SmolLM2, three hours on two cores:
     tpv moving --gin_file=gin_configs/studies/moving_small.gin \\
-      --gin.TASK_FILES='[sst2.toml, ag_news.toml]' --gin.OUTPUT_DIR=moving_out
+      --gin.TASK_FILES='[reviews.toml, news.toml]' --gin.OUTPUT_DIR=moving_out
 """
 ON_CPU = False
 add_arguments = gin_verb.add_arguments
