@@ -1,19 +1,23 @@
 """What quantising SmolLM2 changes: its bytes, its perplexity and its logits.
 
-    python benchmarks/quantised.py
+    python benchmarks/quantised.py --out benchmarks/results/quantised-<date>.json
 
 Needs `tpv fetch smollm2` and qwix. The texts are test rows of the two English tasks. Prints
 the table of docs/decoder_only.md.
 """
 
+import argparse
 import functools
+import shlex
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import record
 
 from tpv_jax.backbones import loading, networks, quantization
-from tpv_jax.core import identity
+from tpv_jax.core import files, identity
 from tpv_jax.data import english, vocabularies
 from tpv_jax.model import token_losses
 
@@ -24,6 +28,12 @@ FORMS = {
   "bf16, multiplied in bf16": ("bfloat16", None),
 }
 """Name -> dtype of the computation, and mode. The file's weights are bf16."""
+
+PACKAGES = ("tpv_jax", "jax", "jaxlib", "flax", "qwix", "numpy")
+
+HEADER = """\
+| kernels | bytes | perplexity | change of logits | same token |
+| --- | --- | --- | --- | --- |"""
 
 
 def size_of(mode):
@@ -66,22 +76,46 @@ def read(network, params, tokens):
   return logits[seen], losses[seen]
 
 
-def main():
-  """Prints the table."""
+def measured():
+  """Yields the numbers of each form."""
   tokens, reference = texts(vocabularies.of_backbone(NAME)), None
-  print("| kernels | bytes | perplexity | change of logits | same token |")
-  print("| --- | --- | --- | --- | --- |")
   for form, (dtype, mode) in FORMS.items():
     network = networks.network(NAME, dtype=dtype, quantize=mode)
     logits, losses = read(network, loading.load_backbone(NAME, network).params, tokens)
     reference = logits if reference is None else reference
     distance = np.sqrt(np.mean((logits - reference) ** 2)) / reference.std()
-    same = np.mean(logits.argmax(-1) == reference.argmax(-1))
-    print(
-      f"| {form} | {size_of(mode) / 1e6:.0f} MB | {np.exp(losses.mean()):.2f} | "
-      f"{distance:.4f} | {same:.1%} |",
-      flush=True,
-    )
+    yield {
+      "kernels": form,
+      "bytes": size_of(mode),
+      "perplexity": float(np.exp(losses.mean())),
+      "change_of_logits": float(distance),
+      "same_token": float(np.mean(logits.argmax(-1) == reference.argmax(-1))),
+    }
+
+
+def line(one):
+  """Returns a form's line of the table."""
+  return (
+    f"| {one['kernels']} | {one['bytes'] / 1e6:.0f} MB | {one['perplexity']:.2f} | "
+    f"{one['change_of_logits']:.4f} | {one['same_token']:.1%} |"
+  )
+
+
+def main():
+  """Prints the table, and writes its numbers."""
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--out", metavar="FILE", help="a new JSON file for the numbers")
+  options = parser.parse_args()
+  if options.out is not None:
+    files.check_output(options.out)
+  made, results = record.made(shlex.join(["python", *sys.argv])), []
+  print(HEADER)
+  for one in measured():
+    print(line(one), flush=True)
+    results.append(one)
+  if options.out is not None:
+    content = {**made, "versions": record.versions(PACKAGES), "results": results}
+    files.write_json(options.out, content)
 
 
 if __name__ == "__main__":
