@@ -403,6 +403,18 @@ def test_the_command_shows_evidence_change_and_the_nearest_tokens(
     assert f"'{word}' (1.00)" in line
 
 
+def test_the_nearest_tokens_are_looked_for_in_the_whole_table(embedded, monkeypatch):
+  table = np.asarray(embedded.backbone.table, np.float32)
+  known = tokens.Embeddings(table, 1.0, embedded.vocabulary)
+  chosen = table[[0, len(table) // 2, len(table) - 1]]
+  whole = tokens.nearest(known, chosen, chosen)
+  monkeypatch.setattr(tokens, "_BLOCK", len(table) // 3)
+  parts = tokens.nearest(known, chosen, chosen)
+  for one, other in zip(parts, whole, strict=True):
+    assert [word for word, _ in one.nearest] == [word for word, _ in other.nearest]
+    assert one.nearest[0][1] == pytest.approx(1.0, abs=1e-5)
+
+
 def test_the_findings_are_json_as_well(slow, capsys):
   assert cli.main(["diagnose", str(slow), "--json"]) == 0
   content = json.loads(capsys.readouterr().out)

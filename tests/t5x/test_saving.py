@@ -201,10 +201,10 @@ def test_a_run_of_t5x_is_a_run_folder_to_tpv(run):
   np.testing.assert_array_equal(sources.load(run, "last").leaves["prompt"], START + 1)
 
 
-def evaluate(action, step, prompt, loss):
+def evaluate(action, step, prompt, value):
   params = tree(step, prompt)["target"]
   state = types.SimpleNamespace(step=jnp.float32(step), params=params)
-  metrics = {"task": {"loss": types.SimpleNamespace(value=jnp.float32(loss))}}
+  metrics = {"task": {action.metric: types.SimpleNamespace(value=jnp.float32(value))}}
   evaluated = saving.Evaluated(metrics, {"prompt": np.asarray(prompt)})
   assert action.run(state, metrics_by_task=evaluated) is False
 
@@ -234,10 +234,16 @@ def test_a_resumed_run_forgets_a_best_prompt_of_steps_it_trains_again(run):
   assert store.read(run / saving.BEST)[1].steps == 20
 
 
-def test_a_metric_other_than_a_loss_is_better_when_higher(run):
-  action = saving.BestPrompt(
-    str(run), "sentiment", metric="loss", higher_is_better=True
-  )
+@pytest.mark.parametrize("metric", ["accuracy", "exact_match"])
+def test_a_metric_other_than_a_loss_is_better_when_higher(run, metric):
+  action = saving.BestPrompt(str(run), "sentiment", metric)
+  for step, value in ((10, 0.5), (20, 0.75), (30, 0.25)):
+    evaluate(action, step, START + step, value)
+  assert store.read(run / saving.BEST)[1].steps == 20
+
+
+def test_a_user_may_say_that_a_higher_value_is_better(run):
+  action = saving.BestPrompt(str(run), "sentiment", higher_is_better=True)
   evaluate(action, 10, START, 0.5)
   evaluate(action, 20, START + 1, 0.25)
   assert store.read(run / saving.BEST)[1].steps == 10

@@ -43,25 +43,49 @@ def problem():
   return gradients, start
 
 
-def test_adamw_takes_the_steps_of_optax_with_decay_clipping_and_warm_up(problem):
+@pytest.mark.parametrize(
+  "setting",
+  [{}, {"b1": 0.5}, {"b2": 0.9}, {"eps": 0.1}, {"weight_decay": 0.1}],
+  ids=str,
+)
+def test_adamw_takes_the_steps_of_optax_with_clipping_and_warm_up(problem, setting):
   schedule = optimizers.constant(0.3, warmup_steps=3)
-  ours = follow(optimizers.adamw(weight_decay=0.1, clip_norm=1.0), schedule, *problem)
+  ours = follow(optimizers.adamw(**setting, clip_norm=1.0), schedule, *problem)
   theirs = optax.chain(
-    optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.1)
+    optax.clip_by_global_norm(1.0),
+    optax.adamw(schedule, **{"weight_decay": 0.0, **setting}),
   )
   # The same fp32 operations, the rate multiplied in at another place.
   np.testing.assert_allclose(ours, follow_optax(theirs, *problem), rtol=1e-5, atol=1e-6)
   assert np.array_equal(ours[0], problem[1]["p"])  # The warm-up starts at 0.
 
 
-def test_adafactor_takes_the_steps_of_optax_and_ignores_the_parameter_scale(problem):
-  theirs = optax.adafactor(0.05, multiply_by_parameter_scale=False)
-  ours = follow(optimizers.adafactor(), optimizers.constant(0.05), *problem)
+@pytest.mark.parametrize(
+  ("setting", "of_optax"),
+  [
+    ({}, {}),
+    ({"decay_rate": 0.5}, {"decay_rate": 0.5}),
+    # optax does not multiply the decay by the learning rate.
+    ({"weight_decay": 0.1}, {"weight_decay_rate": 0.005}),
+    ({"multiply_by_parameter_scale": True}, {"multiply_by_parameter_scale": True}),
+    ({"clip_norm": 1.0}, {}),
+  ],
+  ids=str,
+)
+def test_adafactor_takes_the_steps_of_optax(problem, setting, of_optax):
+  ours = follow(optimizers.adafactor(**setting), optimizers.constant(0.05), *problem)
+  theirs = optax.chain(
+    optax.clip_by_global_norm(setting.get("clip_norm", np.inf)),
+    optax.adafactor(0.05, **{"multiply_by_parameter_scale": False, **of_optax}),
+  )
   np.testing.assert_allclose(ours, follow_optax(theirs, *problem), rtol=1e-5, atol=1e-6)
+
+
+def test_adafactor_moves_leaves_that_start_at_zero(problem):
   gradients, start = problem
   tiny = {"p": start["p"] * 0}
   moved = follow(optimizers.adafactor(), optimizers.constant(0.05), gradients, tiny)
-  assert np.abs(moved[-1]).mean() > 0.05  # Leaves that start at zero move, too.
+  assert np.abs(moved[-1]).mean() > 0.05
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,21 @@ def test_the_best_prompt_is_the_one_of_the_best_validation(finished):
   assert provenance.steps == best_step
 
 
+@pytest.mark.parametrize(("metric", "step"), [("loss", 10), ("exact_match", 15)])
+def test_the_best_prompt_has_the_lowest_loss_or_the_highest_of_another_metric(
+  tiny, tmp_path, monkeypatch, metric, step
+):
+  values = {0: 0.5, 5: 0.4, 10: 0.2, 15: 0.9, 20: 0.3}
+  monkeypatch.setattr(
+    loop.Run, "_validation", lambda run, state, _: {metric: values[int(state.step)]}
+  )
+  manifest = tiny.train(tmp_path / "run", best_metric=metric, eval_period=5)
+  assert manifest["best_step"] == step
+  assert manifest["best_metric"] == {metric: values[step]}
+  _, provenance = store.read(tmp_path / "run" / "best_prompt.safetensors")
+  assert provenance.steps == step
+
+
 def test_a_finished_run_is_left_as_it_is(tiny, finished):
   run, manifest = finished
   before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}

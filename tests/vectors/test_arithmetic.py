@@ -209,3 +209,30 @@ def test_other_leaves_or_shapes_are_refused(first, second, expected):
 def test_nothing_is_no_sum():
   with pytest.raises(UserError, match="nothing to add"):
     arithmetic.linear([], [])
+
+
+def test_arithmetic_in_chunks_gives_what_it_gives_at_once(monkeypatch):
+  """In chunks of 3 values, or of one where there are two addends."""
+  rng = np.random.default_rng(0)
+  one, other = (
+    {
+      "prompt": rng.normal(size=(5, 4)).astype(np.float32),
+      "delta": rng.normal(size=7).astype(np.float32),
+    }
+    for _ in range(2)
+  )
+
+  def results():
+    total = arithmetic.linear([one, other], [0.3, -2.0])
+    scaled = arithmetic.scale(one, 0.7)
+    return total, scaled, arithmetic.gram([one, other]), arithmetic.norm(one)
+
+  whole = results()
+  monkeypatch.setattr(arithmetic, "_AT_ONCE", 3)
+  parts = results()
+  for index in (0, 1):
+    for name, leaf in whole[index].items():
+      assert parts[index][name].tobytes() == leaf.tobytes()
+  # Products of fp32 values, added up in fp64 in another order.
+  np.testing.assert_allclose(parts[2], whole[2], rtol=1e-13)
+  assert parts[3] == pytest.approx(whole[3], rel=1e-13)
