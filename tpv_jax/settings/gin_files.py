@@ -495,7 +495,7 @@ def _binding(name: str, value: str, unquoted: bool) -> config_parser.BindingStat
 
 def _hint(name: str, value: str) -> str | None:
   """Returns what makes a value of the command line one that can be read, None if unknown."""
-  if _quoted(value) is None and value[0] in "[({'\"@%":
+  if not value or (_quoted(value) is None and value[0] in "[({'\"@%"):
     return None
   text = json.dumps(value, ensure_ascii=False)
   for what, meant in (
