@@ -24,13 +24,16 @@ WRITTEN_BY_COMMANDS = (
   "docs/few_shot.md",
   "docs/results/merging_embedded/report.md",
   "docs/results/merging_embedded_more/report.md",
+  "docs/results/merging_small/report.md",
   "docs/results/moving-embedded.md",
   "docs/results/moving_small/report.md",
   "docs/results/small/report.md",
+  "docs/results/small_dept/report.md",
   "docs/results/small_ept/report.md",
   "docs/results/small_few_shot/report.md",
+  "docs/results/small_short/report.md",
 )
-"""Without marks, but for one of SmolLM2; docs/t5x-check.md is what `make t5x-check` wrote
+"""Without marks, but for those of SmolLM2; docs/t5x-check.md is what `make t5x-check` wrote
 (see t5x_check.py)."""
 
 ROADS = (

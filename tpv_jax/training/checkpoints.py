@@ -25,9 +25,6 @@ from tpv_jax.devices import processes
 from tpv_jax.io import orbax
 from tpv_jax.training.steps import TrainState
 
-# Orbax's threads also log the tracebacks of the errors that Orbax raises.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
-
 
 class Best(NamedTuple):
   """The best trainable leaves so far, by the run's chosen metric."""
@@ -42,6 +39,8 @@ class Checkpoints:
 
   def __init__(self, folder: files.Path, run: str | None = None, keep: int = 2):
     """Opens or makes the folder; `run` is the run that its checkpoints state."""
+    # Orbax's threads also log the tracebacks of the errors that Orbax raises.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     self.run = run
     self.folder = files.absolute(folder)
     self._manager = ocp.CheckpointManager(
