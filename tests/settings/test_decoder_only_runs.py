@@ -32,7 +32,7 @@ def included(name):
 @pytest.mark.parametrize("name", TUNING)
 def test_a_run_and_a_bank_have_the_same_settings_in_both_runners(name):
   assert "runs/tuning_llm" in included(name)
-  assert not macros(name)
+  assert macros(name).keys() <= {"EVAL_STEPS"}  # Of T5X alone, which counts batches.
   assert macros("runs/tuning_llm")["INITIAL_PROMPT"] == "@initial.small_normal"
 
 
