@@ -1,5 +1,6 @@
 """Runs that differ in their seeds only: their mean and deviation."""
 
+import dataclasses
 import json
 import statistics
 
@@ -86,6 +87,21 @@ def test_a_table_that_could_not_be_written_is_refused_first(
   error = capsys.readouterr().err
   assert ".md or .csv" in error if name == "all.txt" else "exists" in error
   assert (tmp_path / "there.md").read_text() == "mine"
+
+
+def test_a_users_file_comes_before_what_the_run_says(
+  runs, capsys, tmp_path, monkeypatch
+):
+  of_run = subject.read(f"{runs}/topic-0")
+  in_bf16 = dataclasses.replace(of_run, dtype="bfloat16")
+  monkeypatch.setattr(subject, "read", lambda _: in_bf16)
+  own = ["eval", f"{runs}/topic-0", "--gin.TASK_NAMES=[topic]", "--show-config"]
+  assert cli.main(own) == 0
+  assert "DTYPE = 'bfloat16'" in capsys.readouterr().out
+  mine = tmp_path / "mine.gin"
+  mine.write_text("DTYPE = 'float32'\n")
+  assert cli.main([*own, f"--gin_file={mine}"]) == 0
+  assert "DTYPE = 'float32'" in capsys.readouterr().out
 
 
 def test_the_backbone_of_the_first_run_is_taken_if_none_is_set(runs, capsys):

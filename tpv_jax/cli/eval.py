@@ -59,7 +59,10 @@ def run(options: argparse.Namespace) -> int | None:
 
 
 def _backbone_of(options: argparse.Namespace, given: Sequence[str]) -> list[str]:
-  """Returns the settings of the first run's backbone, if none is set."""
+  """Returns the settings of the first run's backbone, if none is set.
+
+  Those that a file of the user's has are left to it.
+  """
   from tpv_jax.evaluation import candidates
   from tpv_jax.runs import subject
   from tpv_jax.settings import gin_files
@@ -80,4 +83,9 @@ def _backbone_of(options: argparse.Namespace, given: Sequence[str]) -> list[str]
     "DTYPE": None if known.dtype == "float32" else known.dtype,
     "QUANTIZE": known.quantize,
   }
-  return [f"{name}={value!r}" for name, value in found.items() if value is not None]
+  mine = gin_files.bound_by_user(options.gin_file)
+  return [
+    f"{name}={value!r}"
+    for name, value in found.items()
+    if value is not None and name not in mine
+  ]
