@@ -1,6 +1,7 @@
 """Decoder-only models: rows of any layout get the numbers of `[prompt][source][target]`."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -357,7 +358,7 @@ def test_packed_rows_without_places_are_refused(network, params, folded):
     model.target_logits(folded, params, batch)
 
 
-def test_remat_and_training_give_equal_gradients(network, params):
+def test_remat_recomputes_each_layer_and_changes_no_gradient(network, params):
   prompt = plain.Prompt(P, D)
   start = {"prompt": {"prompt": jnp.ones((P, D))}}
   gradients = []
@@ -368,7 +369,10 @@ def test_remat_and_training_give_equal_gradients(network, params):
         lambda own, m=model: m.loss_fn({**params, **own}, batch_of(examples()), None)[0]
       )
     )
-    gradients.append(gradient(start)["prompt"]["prompt"])
+    traced = gradient.trace(start)
+    remats = re.findall(r"\bremat\d*\[", str(traced.jaxpr))
+    assert len(remats) == (network.num_layers if remat else 0)
+    gradients.append(traced.lower().compile()(start)["prompt"]["prompt"])
     assert np.isfinite(gradients[-1]).all()
   np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)
   assert np.abs(gradients[0]).min() > 0

@@ -109,7 +109,7 @@ def test_debug_shows_the_trace(capsys):
 @pytest.mark.parametrize(
   "verb", ["train", "bank", "eval", "infer", "study", "few-shot", "merging", "ablation"]
 )
-def test_help_shows_examples_that_parse(capsys, verb):
+def test_help_shows_examples_whose_gin_files_are_there(capsys, verb):
   code, text, _ = run(capsys, verb, "--help")
   assert code == 0
   files = re.findall(r"--gin_file=(gin_configs/\S+)", text)

@@ -2,12 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from tpv_jax.core import identity
 from tpv_jax.devices import partitioning
+from tpv_jax.model import SoftPromptModel
 from tpv_jax.training import optimizers, steps
+
+STILL = optimizers.constant(0.0)
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
@@ -56,6 +60,34 @@ def test_a_call_writes_the_state_where_the_old_one_was(tiny, length):
   step = built.train.lower(state, frozen, batches, jax.random.key(0)).compile()
   size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
   assert step.memory_analysis().alias_size_in_bytes == size
+
+
+def test_each_step_and_each_microbatch_drops_out_by_itself(tiny):
+  model = SoftPromptModel(
+    tiny.network.clone(dropout_rate=0.5),
+    tiny.plain_model.prompt,
+    tiny.vocabulary,
+    tiny.vocabulary,
+    optimizers.adamw(),
+  )
+  prompt = np.random.default_rng(0).normal(size=(4, 16)).astype(np.float32)
+  trainable, frozen = model.split(
+    {**tiny.backbone.params, "prompt": {"prompt": prompt}}
+  )
+
+  def losses(batches, parts):
+    built = steps.build(model, STILL, parts, partitioning.make_mesh())
+    state = built.initialise(jax.tree.map(jnp.asarray, trainable))
+    placed = steps.put_batches(built, batches)
+    return built.train(state, frozen, placed, jax.random.key(0))[1]["loss"]
+
+  batch = tiny.data().batch_at(0)
+  one, next_one = losses([batch, batch], 1)
+  assert abs(one - next_one) > 1e-3
+  # Microbatches take rows in turn, so both are the batch above.
+  twice = {name: np.repeat(value, 2, axis=0) for name, value in batch.items()}
+  (both,) = losses([twice], 2)
+  assert abs(both - one) > 1e-3
 
 
 def test_compilations_are_counted_while_one_listens():

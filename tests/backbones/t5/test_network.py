@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -392,16 +393,18 @@ def test_logits_have_the_gradient_of_the_plain_product(factors_of_attention):
     np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-5)  # Values to 40.
 
 
-def test_rematerialisation_changes_no_gradient(model):
+def test_rematerialisation_recomputes_each_layer_and_changes_no_gradient(model):
   net, params, _ = model
 
-  def gradient(net):
+  def gradient(net, remats):
     def loss(p):
       return net.apply({"params": p}, SOURCE, INPUTS, TARGETS).var()
 
-    return identity.flatten(jax.jit(jax.grad(loss))(params))
+    traced = jax.jit(jax.grad(loss)).trace(params)
+    assert len(re.findall(r"\bremat\d*\[", str(traced.jaxpr))) == remats
+    return identity.flatten(traced.lower().compile()(params))
 
-  plain, again = gradient(net), gradient(net.copy(remat=True))
+  plain, again = gradient(net, 0), gradient(net.copy(remat=True), 2)
   assert plain.keys() == again.keys()
   for path, leaf in plain.items():
     assert np.abs(leaf).max() > 0, path
