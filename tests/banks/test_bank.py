@@ -299,6 +299,18 @@ def test_an_unfinished_bank_goes_on_as_it_was_begun_only(
   assert {p for p in after if not p.name.startswith(".")} == set(before)
 
 
+def test_no_checkpoint_is_deleted_if_a_prompt_of_the_bank_cannot_go_on(
+  tiny, stopped, tmp_path
+):
+  folder = pathlib.Path(shutil.copytree(stopped, tmp_path / "bank"))
+  saved = [sorted((folder / f"run-{i}/checkpoints").iterdir()) for i in (0, 1)]
+  for path in [saved[0][-1], *saved[1]]:  # The newest of one, all of another.
+    (path / "state" / "manifest.ocdbt").write_bytes(b"")
+  with pytest.raises(UserError, match=r"run-1' cannot be continued"):
+    train(tiny, folder, patience=3)
+  assert sorted((folder / "run-0/checkpoints").iterdir()) == saved[0]
+
+
 def test_another_bank_is_not_begun_beside_an_unfinished_one(tiny, stopped, tmp_path):
   """As with other INITIAL_SEEDS, whose folders have other names."""
   folder = pathlib.Path(shutil.copytree(stopped, tmp_path / "bank"))

@@ -186,7 +186,7 @@ def json_file(content: bytes, rng: random.Random) -> bytes:
 
 def json_lines(content: bytes, rng: random.Random) -> bytes:
   """Returns the file with the object of a line changed."""
-  lines = content.splitlines()
+  lines = content.splitlines() or [b"{}"]  # A bank that stopped early has none.
   at = rng.randrange(len(lines))
   lines[at] = changed_json(json.loads(lines[at]), rng).encode("utf-8", "surrogatepass")
   return b"\n".join(lines) + b"\n"

@@ -719,6 +719,18 @@ def test_damaged_checkpoints_are_one_clear_line(tiny, tmp_path):
     tiny.train(run)
 
 
+@pytest.mark.parametrize(
+  "changed", [{"custom_metadata": []}, {"commit_timestamp_nsecs": 1.5}]
+)
+def test_damaged_notes_of_orbax_are_one_clear_line(tiny, tmp_path, changed):
+  run = tmp_path / "run"
+  stopped(tiny, run)
+  notes = run / "checkpoints" / "checkpoint_20" / "_CHECKPOINT_METADATA"
+  notes.write_text(json.dumps(json.loads(notes.read_text()) | changed))
+  with pytest.raises(UserError, match="_CHECKPOINT_METADATA there is damaged"):
+    tiny.train(run)
+
+
 def test_lines_of_metrics_that_are_lost_are_trained_again_or_said(
   tiny, finished, tmp_path
 ):

@@ -63,8 +63,11 @@ class BankRun:
     """Runs all remaining steps."""
     began = time.time()
     self._end_diverged()
-    for index in sorted(self.active):
-      self.runs[index].rewind_to_whole_checkpoint()
+    going = [self.runs[index] for index in sorted(self.active)]
+    # Nothing is deleted if one of them cannot go on.
+    whole_steps = [run.newest_whole_checkpoint() for run in going]
+    for run, step in zip(going, whole_steps, strict=True):
+      run.rewind_to(step)
     self._rewind_to_common_step()
     with contextlib.ExitStack() as stack:
       self.compilations = stack.enter_context(compilations())

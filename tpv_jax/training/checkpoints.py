@@ -38,22 +38,37 @@ class Checkpoints:
   """The checkpoints of one run folder; the newest `keep` are kept."""
 
   def __init__(self, folder: files.Path, run: str | None = None, keep: int = 2):
-    """Opens or makes the folder; `run` is the run that its checkpoints state."""
-    # Orbax's threads also log the tracebacks of the errors that Orbax raises.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    """Opens or makes the folder; `run` is the run that its checkpoints state.
+
+    Raises:
+      UserError: what Orbax notes of a checkpoint is damaged.
+    """
+    # Orbax's threads also log the tracebacks of the errors that Orbax raises, and its event
+    # loops those of tasks that nobody waits for.
+    for name in ("absl", "asyncio"):
+      logging.getLogger(name).setLevel(logging.CRITICAL)
     self.run = run
     self.folder = files.absolute(folder)
-    self._manager = ocp.CheckpointManager(
-      self.folder,
-      item_names=("state",),
-      item_handlers={"state": ocp.PyTreeCheckpointHandler()},
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep,
-        step_prefix="checkpoint",
-        cleanup_tmp_directories=True,
-        enable_async_checkpointing=False,
-      ),
-    )
+    try:
+      self._manager = ocp.CheckpointManager(
+        self.folder,
+        item_names=("state",),
+        item_handlers={"state": ocp.PyTreeCheckpointHandler()},
+        options=ocp.CheckpointManagerOptions(
+          max_to_keep=keep,
+          step_prefix="checkpoint",
+          cleanup_tmp_directories=True,
+          enable_async_checkpointing=False,
+        ),
+      )
+    except (ValueError, TypeError, KeyError) as error:
+      text = " ".join(str(error).split())[:200]
+      raise UserError(
+        f"What Orbax notes of the checkpoints in '{self.folder}' cannot be read ({text}): "
+        "a file _CHECKPOINT_METADATA there is damaged. Delete the folder checkpoint_N that "
+        "it is in, to continue from the other one, or start again with "
+        "--gin.OVERWRITE=True."
+      ) from error
 
   def latest_step(self) -> int | None:
     """Returns the newest finished checkpoint's step, None without any."""

@@ -128,7 +128,7 @@ class Run:
     """Runs all remaining steps and returns the manifest."""
     frozen = self.place_frozen()
     started = time.time()
-    self.rewind_to_whole_checkpoint()
+    self.rewind_to(self.newest_whole_checkpoint())
     state, best = self.begin(frozen, self.fresh_state(), config)
     try:
       if self.lacks_untuned(int(state.step)):
@@ -141,10 +141,11 @@ class Run:
       curves.write(path, curves.one, self.manifest, self.folder.metrics())
     return self.finish("finished", state, best, seconds=time.time() - started)
 
-  def rewind_to_whole_checkpoint(self) -> None:
-    """Deletes the checkpoints that are newer than the newest whole one.
+  def newest_whole_checkpoint(self) -> int | None:
+    """Returns the step of the newest whole checkpoint, None if there is no checkpoint.
 
     A checkpoint is whole if it can be read and metrics.jsonl has all lines up to its step.
+    Says why a newer one is none; nothing is deleted.
 
     Raises:
       UserError: no checkpoint is whole, or one is of another run.
@@ -159,15 +160,20 @@ class Run:
       if problem is None:
         if why is not None and processes.is_writer():
           screen.say(f"{self.folder.path}: {why}; continuing from step {step}")
-        processes.wait_for_all("the checkpoints are read")
-        self.checkpoints.drop_after(step)
-        return
+        return step
       why = why or problem
     if why is not None:
       raise UserError(
         f"The run in '{self.folder.path}' cannot be continued: {why}. Bring the folder "
         "back from a copy, or remove it to start again."
       )
+    return None
+
+  def rewind_to(self, step: int | None) -> None:
+    """Deletes the checkpoints of later steps, of which none is whole."""
+    processes.wait_for_all("the checkpoints are read")
+    if step is not None:
+      self.checkpoints.drop_after(step)
 
   def _expected_metrics(self, step: int) -> list[tuple[int, str]]:
     """Returns the (step, kind) of the lines of metrics up to a step."""

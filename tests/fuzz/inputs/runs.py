@@ -146,6 +146,9 @@ def _make_bank() -> None:
   }
   bank.Plan.__str__ = lambda _: "a bank"  # type: ignore[method-assign]
   loops.BankRun._loop = loop  # type: ignore[method-assign,assignment]
+  loops.BankRun._measure_untuned = (  # type: ignore[method-assign]
+    lambda self, state, at: None
+  )
   pathlib.Path("gin_configs").symlink_to(ROOT / "gin_configs")
   save = loops.BankRun._save
 
@@ -202,7 +205,7 @@ def _answer_without_computing() -> None:
       for rows, n in counts
     ]
 
-  def decode(self, requests):
+  def decode(self, requests, numbers=None):
     return [
       np.zeros((len(one), self.lengths["targets"]), np.int32) for _, one in requests
     ]
