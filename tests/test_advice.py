@@ -316,12 +316,12 @@ GIN_CASES = {
   ),
   "a rank over the budget": (
     f"{EPT} --gin.RANK=20",
-    r"largest rank found \((RANK) = (@budget\.rank\(\)),",
+    r"largest rank found \((RANK) = (@budget\.rank\(\))\)",
     "{call} --gin.{0}={1}",
   ),
   "a budget without a rank": (
     f"{EPT} --gin.PROMPT_LENGTH=23",
-    r"set (RANK) = 0 and (FUSION_WIDTH) = 0",
+    r"set (RANK) and (FUSION_WIDTH) to 0",
     "{call} --gin.{0}=0 --gin.{1}=0",
   ),
   "sources longer than the update": (
@@ -336,8 +336,8 @@ GIN_CASES = {
   ),
   "a folder that holds something else": (
     TRAIN.replace("new", "runs"),
-    r"another (RUN_DIR)",
-    "{call} --gin.{0}='\"new\"'",
+    "Choose another folder",
+    "{call} --gin.RUN_DIR='\"new\"'",
   ),
   "a group without a rate": (
     f'{EPT} --gin.GROUP_RATES=\'{{"prompt": 1.0, "low_rank": 1.0, "spaces": 1.0}}\'',
