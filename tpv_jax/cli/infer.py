@@ -130,8 +130,9 @@ def _predict(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
   errors.raise_on_interrupt()
   asked = Asked(**{name: given[name] for name in _ASKED if name in given})
   load = {name: given[name] for name in _LOAD if name in given}
-  for name in load.keys() & {"batch_size", "model_parallel"}:
-    errors.at_least(f"--{name.replace('_', '-')}", load[name], 1)
+  for name in ("batch_size", "model_parallel"):
+    if name in load:
+      errors.at_least(f"--{name.replace('_', '-')}", load[name], 1)
   table = {name: given[name] for name in _TABLE if name in given}
   with processes.one_clear_line_if_memory_is_short(
     "Lower --batch-size, or split the backbone over devices: --model-parallel."

@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
+MOST_BYTES = 1 << 28
+"""The largest results that are read: a study of ten tasks and five starts has a few MB."""
+
 LOCK = ".lock"
 """The lock file of a folder; see `locks`."""
 
@@ -407,10 +410,10 @@ def _work_of(folder: pathlib.Path) -> str | None:
   """Returns which work the results in a folder are of; None if there are none that say so."""
   path = folder / "results.json"
   try:
-    results = files.parse_json(files.read_bytes(path)) if path.exists() else None
-  except ValueError:
+    results = files.read_json(path, MOST_BYTES) if path.exists() else {}
+  except UserError:  # It is damaged.
     return None
-  return results.get("work") if isinstance(results, dict) else None
+  return results.get("work")
 
 
 def write_results(

@@ -17,13 +17,11 @@ import numpy as np
 from tpv_jax.core import files
 from tpv_jax.core.errors import UserError
 from tpv_jax.core.figures import Sheet
+from tpv_jax.runs.run_folder import MOST_BYTES
 from tpv_jax.studies import hits, measured
 from tpv_jax.studies.report import charts
 from tpv_jax.studies.report.charts import Score
 from tpv_jax.studies.report.tables import METRICS, Rows, interval, mean_and_deviation
-
-MOST_BYTES = 1 << 28
-"""The largest measured.json that is read: ten tasks and five starts take a few MB."""
 
 KINDS = {
   "own": "own prompt",

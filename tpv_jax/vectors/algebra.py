@@ -452,14 +452,15 @@ def _notes_by_task(known: Sequence[Provenance]) -> list[list[str]]:
     shared = {note for note in shared if not note.startswith(MERGED_BY)}
 
   def named(one: Provenance) -> Iterator[str]:
-    terms, parts = one.terms, tuple(f"{task}: " for task in tasks_of(one.terms))
+    terms, parts = one.terms, list[str]()
     if len(terms) == 1 and terms[0].task is not None:
-      owner, parts = terms[0].task, ()
+      owner = terms[0].task
     else:
       owner = describe_terms(terms) if terms else "a vector of zeros"
+      parts = [f"{task}: " for task in tasks_of(terms)]
     for note in one.notes:
       # What is said of a part of a sum says so already.
-      plain = note in shared or note.startswith(parts)
+      plain = note in shared or note.startswith(tuple(parts))
       yield note if plain else f"{owner}: {note}"
 
   return [list(named(one)) for one in known]

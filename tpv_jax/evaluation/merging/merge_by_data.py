@@ -25,9 +25,6 @@ from tpv_jax.vectors.loaded import Loaded
 from tpv_jax.vectors.merging import merge, registry
 from tpv_jax.vectors.merging.by_data import CoefficientSearch, DataRule
 
-SEARCH = "coefficient_search"
-"""The rule that only scores prompts, and so takes vectors of parameters too."""
-
 
 @checked
 @processes.one_clear_line_if_memory_is_short(
@@ -183,12 +180,17 @@ def _loaded(
 
 
 def _check_vectors(merging: DataRule, rule: str, vectors: Sequence[Loaded]) -> None:
-  """Raises `UserError` for vectors of parameters, where the rule cannot take them."""
-  if vectors[0].provenance.space == "factor" and rule != SEARCH:
+  """Raises `UserError` for vectors of parameters, where the rule cannot take them.
+
+  A search only scores prompts, and so takes such vectors, too.
+  """
+  if vectors[0].provenance.space == "factor" and not isinstance(
+    merging, CoefficientSearch
+  ):
     raise UserError(
       f"The merge rule '{rule}' reads gradients of what prompts do, and these are vectors "
       "of parameters. Give vectors of the effective space (tpv diff without --space "
-      f"factor), or use the rule {SEARCH}."
+      "factor), or use the rule coefficient_search."
     )
 
 
